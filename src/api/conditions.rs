@@ -1,0 +1,159 @@
+//! The conditions: Progressing, Staged, Complete and Failed, from the first save to the end.
+//!
+//! `Staged` is the safe point for whoever owns the sources: they may go away. One of `Complete` and `Failed` is True at every
+//! end. A condition's time changes only when its status does.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+use super::PromotionRequestStatus;
+use super::status::{Scenery, cut};
+use crate::machine::{Kind, Phase, Reason, Request};
+
+/// The longest message of a condition, in characters.
+const MESSAGE_MAX: usize = 1024;
+
+/// What the conditions say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Summary {
+    /// The phase of the whole.
+    pub phase: Phase,
+    /// Whether the sources may go away.
+    pub staged: bool,
+    /// Why the request is where it is: waiting, working or final.
+    pub reason: Reason,
+    /// One line for a person.
+    pub message: String,
+}
+
+impl Summary {
+    /// What is to be said of a record.
+    #[must_use]
+    pub fn of(request: &Request, waiting: Option<&(Reason, String)>) -> Self {
+        let phase = request.phase();
+        let staged = request.is_staged();
+        if phase.is_finished() {
+            let (reason, message) = verdict(request, phase);
+            return Self::ended(phase, staged, reason, message);
+        }
+        let (reason, message) = match waiting {
+            Some((reason, message)) => (*reason, message.clone()),
+            None => (working(phase), progress(request)),
+        };
+        Self { phase, staged, reason, message }
+    }
+
+    /// What is to be said of an end.
+    #[must_use]
+    pub fn ended(phase: Phase, staged: bool, reason: Reason, message: String) -> Self {
+        Self { phase, staged, reason, message }
+    }
+}
+
+/// The reason that stands for a phase that is being left.
+#[must_use]
+pub fn working(phase: Phase) -> Reason {
+    match phase {
+        Phase::Pending => Reason::Pending,
+        Phase::Incoming => Reason::Incoming,
+        Phase::BackedUp => Reason::BackedUp,
+        Phase::Latched => Reason::Latched,
+        Phase::Posted => Reason::Posted,
+        Phase::Planned => Reason::Planned,
+        Phase::Failed => Reason::RegistryError,
+        Phase::Cancelled => Reason::Cancelled,
+    }
+}
+
+/// The final reason and message: the first image that failed of itself speaks for the request.
+fn verdict(request: &Request, phase: Phase) -> (Reason, String) {
+    let images = || request.status.images.iter().zip(&request.spec.images);
+    let all = request.status.images.len();
+    let unchanged = request.status.images.iter().filter(|i| i.unchanged).count();
+    match phase {
+        Phase::Planned => (Reason::Planned, format!("{all} images looked at, nothing written")),
+        Phase::Cancelled => (Reason::Cancelled, "cancelled before any float moved".into()),
+        Phase::Failed => {
+            let failed = || images().filter(|(image, _)| image.phase == Phase::Failed);
+            let own = failed().find(|(image, _)| image.reason != Some(Reason::Held));
+            let Some((image, spec)) = own.or_else(|| failed().next()) else {
+                return (Reason::RegistryError, String::new());
+            };
+            let reason = image.reason.unwrap_or(Reason::RegistryError);
+            let count = failed().count();
+            (reason, format!("{count} of {all} images failed; {}: {}", spec.float, image.message))
+        }
+        _ if unchanged == all => (Reason::Unchanged, format!("{all} floats were at their source already")),
+        _ => (Reason::Promoted, format!("{all} floats are at their source, {unchanged} of them were before")),
+    }
+}
+
+fn progress(request: &Request) -> String {
+    let retried = |i: &&crate::machine::Image| {
+        !i.phase.is_finished() && i.reason.is_some_and(|r| r.kind() == Kind::Retried)
+    };
+    let images = &request.status.images;
+    let count = |phase: Phase| images.iter().filter(|i| i.phase == phase).count();
+    let mut parts: Vec<String> = Vec::new();
+    for phase in Phase::ALL {
+        let n = count(phase);
+        if n > 0 {
+            parts.push(format!("{n} {}", phase.as_str()));
+        }
+    }
+    let mut text = parts.join(", ");
+    if let Some(image) = images.iter().find(retried) {
+        text.push_str("; to be tried again: ");
+        text.push_str(&image.message);
+    }
+    text
+}
+
+/// Puts what is to be said of a record into the conditions.
+pub(super) fn write(
+    status: &mut PromotionRequestStatus,
+    request: &Request,
+    scenery: &Scenery,
+    generation: Option<i64>,
+) {
+    let summary = Summary::of(request, scenery.waiting.as_ref());
+    set(&mut status.conditions, &summary, scenery.now, generation);
+}
+
+/// Sets the four conditions; others are left.
+pub(super) fn set(
+    conditions: &mut Vec<Condition>,
+    summary: &Summary,
+    now: Timestamp,
+    generation: Option<i64>,
+) {
+    let finished = summary.phase.is_finished();
+    let complete = matches!(summary.phase, Phase::Posted | Phase::Planned);
+    let truths = [
+        ("Progressing", !finished),
+        ("Staged", summary.staged),
+        ("Complete", complete),
+        ("Failed", finished && !complete),
+    ];
+    for (kind, truth) in truths {
+        let status = if truth { "True" } else { "False" };
+        let old = conditions.iter_mut().find(|c| c.type_ == kind);
+        let same = old.as_ref().filter(|c| c.status == status);
+        let since = same.map_or_else(
+            || Time(Timestamp::from_second(now.as_second()).unwrap_or(now)),
+            |c| c.last_transition_time.clone(),
+        );
+        let new = Condition {
+            type_: kind.into(),
+            status: status.into(),
+            reason: summary.reason.as_str().into(),
+            message: cut(&summary.message, MESSAGE_MAX),
+            last_transition_time: since,
+            observed_generation: generation,
+        };
+        match old {
+            Some(old) => *old = new,
+            None => conditions.push(new),
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! The custom resource `promotionrequests.ci.openshift.io`, v1alpha1: what people write, and what they read back.
+//!
+//! The doc comments below are the descriptions in the CRD, so they speak to its readers. [`status`](self::status) turns the
+//! object into the machine's terms and back; [`conditions`](self::conditions) says the same in conditions.
+//!
+//! Status fields that this version does not know are kept as they are: a newer controller's notes survive an older one's save.
+
+pub mod conditions;
+mod crd;
+pub mod status;
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use crd::crd;
+
+/// Fields of a newer version, carried through untouched.
+pub type Unknown = BTreeMap<String, serde_json::Value>;
+
+/// What is to be promoted, and how.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq)]
+#[kube(
+    group = "ci.openshift.io",
+    version = "v1alpha1",
+    kind = "PromotionRequest",
+    plural = "promotionrequests",
+    singular = "promotionrequest",
+    shortname = "preq",
+    category = "ci",
+    namespaced,
+    doc = "Promotes images to floating tags without ever leaving one dangling.",
+    status = "PromotionRequestStatus",
+    derive = "PartialEq",
+    selectable = ".status.phase",
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Posted", type_ = "string", json_path = ".status.progress"),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Progressing")].reason"#
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Started", type_ = "date", json_path = ".status.startTime", priority = 1),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Progressing")].message"#,
+        priority = 1
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct PromotionRequestSpec {
+    /// The images, each with the float it goes to. Cannot change.
+    pub images: Vec<ImageSpec>,
+    /// Whether all floats move together, once everything is staged and backed up, or each when it is ready.
+    #[serde(default)]
+    pub latch: Latch,
+    /// What becomes of floats already moved when another image of the request fails.
+    #[serde(default)]
+    pub on_failure: OnFailure,
+    /// Whether signatures, attestations and other referrers are copied too.
+    #[serde(default)]
+    pub referrers: Referrers,
+    /// Promote, or only Plan: look at everything, write nothing.
+    #[serde(default)]
+    pub mode: Mode,
+    /// The Secret, in this namespace, that sources are read with. Without it pushSecret serves, else no credential.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull_secret: Option<SecretRef>,
+    /// The Secret, in this namespace, that the floats' repositories are read and written with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub push_secret: Option<SecretRef>,
+    /// How often a step of an image may fail over its life; waiting for a registry does not count.
+    #[serde(default = "default_attempts")]
+    #[schemars(range(min = 1, max = 20))]
+    pub attempts: i32,
+    /// How long the request may take, queueing included, before it fails; it is not cut off once it is committed.
+    #[serde(default = "default_deadline_seconds")]
+    #[schemars(range(min = 60, max = 86_400))]
+    pub deadline_seconds: i32,
+    /// How long the finished request is kept.
+    #[serde(default = "default_ttl_seconds")]
+    #[schemars(range(min = 0, max = 7_776_000))]
+    pub ttl_seconds_after_finished: i32,
+    /// Holds the request back as long as it is not committed; the deadline starts anew afterwards.
+    #[serde(default)]
+    pub suspend: bool,
+    /// Ends the request unless it is committed already. Cannot be taken back.
+    #[serde(default)]
+    pub cancel: bool,
+}
+
+fn default_attempts() -> i32 {
+    5
+}
+
+fn default_deadline_seconds() -> i32 {
+    7200
+}
+
+fn default_ttl_seconds() -> i32 {
+    604_800
+}
+
+/// One image and its float.
+#[derive(KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageSpec {
+    /// Where the image is read: HOST[:PORT]/REPOSITORY@sha256:DIGEST, or :TAG, which is resolved once.
+    #[schemars(length(min = 1, max = 512))]
+    pub source: String,
+    /// The moving tag it goes to: HOST[:PORT]/REPOSITORY:TAG, the tag at most 107 characters.
+    #[schemars(length(min = 1, max = 363))]
+    pub float: String,
+}
+
+/// A Secret of type kubernetes.io/dockerconfigjson in the request's namespace.
+#[derive(KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq)]
+pub struct SecretRef {
+    /// The Secret's name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+/// When the floats of a request move.
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Latch {
+    /// None before every image is staged and backed up.
+    #[default]
+    Together,
+    /// Each as soon as it is staged and backed up.
+    Independently,
+}
+
+/// What becomes of floats already moved when another image fails.
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnFailure {
+    /// They stay.
+    #[default]
+    Hold,
+    /// They are taken back.
+    Rollback,
+}
+
+/// What is done about referrers.
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Referrers {
+    /// Nothing.
+    #[default]
+    Ignore,
+    /// Copied where possible.
+    BestEffort,
+    /// Copied, or the image fails.
+    Require,
+}
+
+/// Whether anything is written.
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// Yes.
+    #[default]
+    Promote,
+    /// No: the request ends as Planned.
+    Plan,
+}
+
+/// Where a request stands.
+#[derive(KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct PromotionRequestStatus {
+    /// The generation of the spec that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// The place in the order of requests: the resourceVersion at which a controller first saw this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub order: Option<i64>,
+    /// Set once and for all when the floats may move: from here on the request runs to its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub committed: Option<bool>,
+    /// Set when the floats already moved are being taken back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback: Option<bool>,
+    /// The least advanced phase of the unfinished images; then Failed, Cancelled, Posted or Planned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub phase: Option<String>,
+    /// Finished images of all, as in 2/3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    pub progress: Option<String>,
+    /// When the request got its floats to itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_time: Option<Time>,
+    /// When it fails unless it is committed by then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_time: Option<Time>,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completion_time: Option<Time>,
+    /// Progressing, Staged, Complete and Failed; Expiring where it applies.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+    /// Each image, in the order of the spec.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<ImageStatus>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
+}
+
+/// Where one image stands.
+#[derive(KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageStatus {
+    /// The float, as in the spec.
+    #[schemars(length(max = 363))]
+    pub float: String,
+    /// What is true of it now.
+    #[schemars(length(max = 32))]
+    pub phase: String,
+    /// Why it waits or ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub reason: Option<String>,
+    /// The same for a person.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub message: Option<String>,
+    /// What the source named when it was resolved; never changes again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<SourceStatus>,
+    /// The float had the source digest already; nothing was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unchanged: Option<bool>,
+    /// There was no float before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_promotion: Option<bool>,
+    /// Set once and for all when this float may move, with latch Independently.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub committed: Option<bool>,
+    /// The tag that pins the promoted image while it is taken back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub rollback_tag: Option<String>,
+    /// What the float showed before it moved, newest last, each with the tag that pins it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub displaced: Vec<PinStatus>,
+    /// What other tags of the float held alone, with the tag that pins it now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rescued: Vec<PinStatus>,
+    /// The promoted image, by digest: HOST/REPOSITORY@sha256:DIGEST.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 330))]
+    pub promoted: Option<String>,
+    /// Bytes written to the float's repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub bytes_copied: Option<i64>,
+    /// Launches that failed or were cut off, over the image's life; the running one counts until it succeeds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub attempts: Option<i32>,
+    /// Not before then is it tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_attempt_time: Option<Time>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
+}
+
+/// A source, resolved.
+#[derive(KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceStatus {
+    /// Its digest.
+    #[schemars(length(max = 71), regex(pattern = "^sha256:[a-f0-9]{64}$"))]
+    pub digest: String,
+    /// Its media type.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub media_type: Option<String>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
+}
+
+/// A digest and the tag that pins it.
+#[derive(KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct PinStatus {
+    /// The digest.
+    #[schemars(length(max = 71), regex(pattern = "^sha256:[a-f0-9]{64}$"))]
+    pub digest: String,
+    /// The prune tag that pins it, in the float's repository.
+    #[schemars(length(max = 128))]
+    pub prune_tag: String,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
+}

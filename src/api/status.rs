@@ -1,0 +1,277 @@
+//! The object in the machine's terms, and the machine's record in the object's status.
+//!
+//! [`read`] parses what is there, once; [`write`] puts a record back without touching what this version does not know. Read
+//! after write gives the same record.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::{
+    ImageStatus, Latch, Mode, OnFailure, PinStatus, PromotionRequest, PromotionRequestStatus,
+    Referrers, SourceStatus, conditions,
+};
+use crate::machine::{self, Image, ImageSpec, Phase, Pin, Reason, Request, SourceFacts, Spec, Status};
+
+/// The longest message of an image, in characters.
+const MESSAGE_MAX: usize = 256;
+
+/// Why an object cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// The spec cannot be carried out: the request ends as `InvalidSpec`.
+    #[error("{field}: {message}")]
+    Spec {
+        /// The field's path.
+        field: String,
+        /// What is wrong and what to do.
+        message: String,
+    },
+    /// The status was written by a newer version, or by hand: the request is left alone.
+    #[error("status.{field}: {message}; the request is left alone")]
+    Status {
+        /// The field's path below status.
+        field: String,
+        /// What is wrong.
+        message: String,
+    },
+}
+
+/// The object in the machine's terms.
+///
+/// # Errors
+/// [`ReadError::Spec`] names the field that cannot be carried out, [`ReadError::Status`] the one that cannot be understood.
+pub fn read(object: &PromotionRequest) -> Result<Request, ReadError> {
+    let status = object.status.clone().unwrap_or_default();
+    for (index, image) in status.images.iter().enumerate() {
+        read_phase(&format!("images[{index}].phase"), &image.phase)?;
+    }
+    if let Some(phase) = &status.phase {
+        read_phase("phase", phase)?;
+    }
+    let spec = read_spec(object)?;
+    let status = read_status(object, &status, spec.images.len())?;
+    Ok(Request { spec, status })
+}
+
+fn read_spec(object: &PromotionRequest) -> Result<Spec, ReadError> {
+    let spec = &object.spec;
+    let invalid = |field: String, message: String| ReadError::Spec { field, message };
+    if spec.images.is_empty() {
+        return Err(invalid("spec.images".into(), "is empty; name at least one image".into()));
+    }
+    if spec.referrers != Referrers::Ignore {
+        let message = "this version copies no referrers; use Ignore".into();
+        return Err(invalid("spec.referrers".into(), message));
+    }
+    if spec.on_failure != OnFailure::Hold {
+        let message = "this version does not roll back; use Hold".into();
+        return Err(invalid("spec.onFailure".into(), message));
+    }
+    let mut images: Vec<ImageSpec> = Vec::with_capacity(spec.images.len());
+    for (index, image) in spec.images.iter().enumerate() {
+        let at = |name: &str| format!("spec.images[{index}].{name}");
+        let parsed = ImageSpec {
+            source: image.source.parse().map_err(|e| invalid(at("source"), format!("{e}")))?,
+            float: image.float.parse().map_err(|e| invalid(at("float"), format!("{e}")))?,
+        };
+        if let Some(same) = images.iter().position(|i| i.float == parsed.float) {
+            let message = format!("is the same float as spec.images[{same}]; name each float once");
+            return Err(invalid(at("float"), message));
+        }
+        images.push(parsed);
+    }
+    let number = |field: &str, value: i32| {
+        u32::try_from(value).ok().filter(|&n| n > 0).ok_or_else(|| {
+            invalid(format!("spec.{field}"), format!("is {value}; it must be at least 1"))
+        })
+    };
+    Ok(Spec {
+        images,
+        latch: match spec.latch {
+            Latch::Together => machine::Latch::Together,
+            Latch::Independently => machine::Latch::Independently,
+        },
+        mode: match spec.mode {
+            Mode::Promote => machine::Mode::Promote,
+            Mode::Plan => machine::Mode::Plan,
+        },
+        attempts: number("attempts", spec.attempts)?,
+        deadline_seconds: number("deadlineSeconds", spec.deadline_seconds)?.into(),
+        suspend: spec.suspend,
+        cancel: spec.cancel,
+    })
+}
+
+fn read_status(
+    object: &PromotionRequest,
+    status: &PromotionRequestStatus,
+    images: usize,
+) -> Result<Status, ReadError> {
+    let odd = |field: String, message: &str| ReadError::Status { field, message: message.into() };
+    if !status.images.is_empty() && status.images.len() != images {
+        return Err(odd("images".into(), "has not one entry for each image of the spec"));
+    }
+    let mut record = Status::new(images);
+    for (index, (read, from)) in record.images.iter_mut().zip(&status.images).enumerate() {
+        if object.spec.images.get(index).is_none_or(|spec| spec.float != from.float) {
+            return Err(odd(format!("images[{index}].float"), "is not the spec's"));
+        }
+        *read = read_image(from).map_err(|(field, message)| {
+            odd(format!("images[{index}].{field}"), &message)
+        })?;
+    }
+    let order = status.order.map(u64::try_from).transpose();
+    record.order = order.map_err(|_| odd("order".into(), "is negative"))?;
+    record.committed = status.committed.unwrap_or_default();
+    record.started = status.start_time.as_ref().map(|t| t.0);
+    record.deadline = status.deadline_time.as_ref().map(|t| t.0);
+    record.completed = status.completion_time.as_ref().map(|t| t.0);
+    Ok(record)
+}
+
+fn read_phase(field: &str, name: &str) -> Result<Phase, ReadError> {
+    Phase::parse(name).ok_or_else(|| ReadError::Status {
+        field: field.into(),
+        message: format!("'{}' is a phase of a newer version", cut(name, 64)),
+    })
+}
+
+fn read_image(from: &ImageStatus) -> Result<Image, (&'static str, String)> {
+    let source = from.source.as_ref().map(|source| {
+        let digest = source.digest.parse().map_err(|e| ("source.digest", format!("{e}")))?;
+        Ok::<_, (&'static str, String)>(SourceFacts { digest, media_type: source.media_type.clone() })
+    });
+    Ok(Image {
+        phase: Phase::parse(&from.phase).ok_or(("phase", "is unknown".to_owned()))?,
+        reason: from.reason.as_deref().and_then(Reason::parse),
+        message: from.message.clone().unwrap_or_default(),
+        source: source.transpose()?,
+        unchanged: from.unchanged.unwrap_or_default(),
+        committed: from.committed.unwrap_or_default(),
+        displaced: read_pins(&from.displaced).map_err(|e| ("displaced", e))?,
+        rescued: read_pins(&from.rescued).map_err(|e| ("rescued", e))?,
+        bytes: from.bytes_copied.and_then(|n| u64::try_from(n).ok()).unwrap_or_default(),
+        attempts: from.attempts.and_then(|n| u32::try_from(n).ok()).unwrap_or_default(),
+        next_attempt: from.next_attempt_time.as_ref().map(|t| t.0),
+    })
+}
+
+fn read_pins(from: &[PinStatus]) -> Result<Vec<Pin>, String> {
+    let pin = |pin: &PinStatus| {
+        let digest = pin.digest.parse().map_err(|e| format!("{e}"))?;
+        let tag = pin.prune_tag.parse().map_err(|e| format!("{e}"))?;
+        Ok(Pin { digest, tag })
+    };
+    from.iter().map(pin).collect()
+}
+
+/// What beside the record a status shows.
+#[derive(Debug, Clone)]
+pub struct Scenery {
+    /// Now: when a condition changes, it changed now.
+    pub now: Timestamp,
+    /// What the request as a whole waits for.
+    pub waiting: Option<(Reason, String)>,
+}
+
+/// Puts a record into the object's status.
+pub fn write(object: &mut PromotionRequest, request: &Request, scenery: &Scenery) {
+    let mut status = object.status.take().unwrap_or_default();
+    let record = &request.status;
+    status.observed_generation = object.metadata.generation;
+    status.order = record.order.and_then(|order| i64::try_from(order).ok());
+    status.committed = record.committed.then_some(true);
+    status.phase = Some(request.phase().as_str().into());
+    let done = record.images.iter().filter(|i| matches!(i.phase, Phase::Posted | Phase::Planned));
+    status.progress = Some(format!("{}/{}", done.count(), record.images.len()));
+    status.start_time = record.started.map(time);
+    status.deadline_time = record.deadline.map(time);
+    status.completion_time = record.completed.map(time);
+    status.images.resize_with(record.images.len(), ImageStatus::default);
+    for (index, (to, image)) in status.images.iter_mut().zip(&record.images).enumerate() {
+        if let Some(spec) = object.spec.images.get(index) {
+            to.float.clone_from(&spec.float);
+        }
+        let repository = request.spec.images.get(index).map(|i| i.float.repository());
+        let promoted = repository.zip(image.source.as_ref()).filter(|_| image.phase == Phase::Posted);
+        to.promoted = promoted.map(|(repository, source)| format!("{repository}@{}", source.digest));
+        write_image(to, image);
+    }
+    conditions::write(&mut status, request, scenery, object.metadata.generation);
+    object.status = Some(status);
+}
+
+fn write_image(to: &mut ImageStatus, image: &Image) {
+    to.phase = image.phase.as_str().into();
+    to.reason = image.reason.map(|reason| reason.as_str().into());
+    to.message = (!image.message.is_empty()).then(|| cut(&image.message, MESSAGE_MAX));
+    to.source = image.source.as_ref().map(|source| SourceStatus {
+        digest: source.digest.to_string(),
+        media_type: source.media_type.clone(),
+        unknown: to.source.take().map(|old| old.unknown).unwrap_or_default(),
+    });
+    to.unchanged = image.unchanged.then_some(true);
+    let first = image.source.is_some() && image.displaced.is_empty() && !image.unchanged;
+    to.first_promotion = first.then_some(true);
+    to.committed = image.committed.then_some(true);
+    write_pins(&mut to.displaced, &image.displaced);
+    write_pins(&mut to.rescued, &image.rescued);
+    to.bytes_copied = i64::try_from(image.bytes).ok().filter(|&n| n > 0);
+    to.attempts = i32::try_from(image.attempts).ok().filter(|&n| n > 0);
+    to.next_attempt_time = image.next_attempt.map(time);
+}
+
+fn write_pins(to: &mut Vec<PinStatus>, pins: &[Pin]) {
+    let old = std::mem::take(to);
+    *to = pins
+        .iter()
+        .map(|pin| {
+            let digest = pin.digest.to_string();
+            let known = old.iter().find(|o| o.digest == digest);
+            PinStatus {
+                unknown: known.map(|o| o.unknown.clone()).unwrap_or_default(),
+                digest,
+                prune_tag: pin.tag.to_string(),
+            }
+        })
+        .collect();
+}
+
+/// Ends a request whose spec cannot be read: every image is Failed, nothing else is recorded.
+pub fn refuse(object: &mut PromotionRequest, error: &ReadError, now: Timestamp) {
+    let mut status = object.status.take().unwrap_or_default();
+    status.observed_generation = object.metadata.generation;
+    status.phase = Some(Phase::Failed.as_str().into());
+    status.progress = Some(format!("0/{}", object.spec.images.len()));
+    status.completion_time = Some(time(now));
+    let message = cut(&error.to_string(), MESSAGE_MAX);
+    status.images = object
+        .spec
+        .images
+        .iter()
+        .map(|image| ImageStatus {
+            float: image.float.clone(),
+            phase: Phase::Failed.as_str().into(),
+            reason: Some(Reason::InvalidSpec.as_str().into()),
+            message: Some(message.clone()),
+            ..ImageStatus::default()
+        })
+        .collect();
+    let end = conditions::Summary::ended(Phase::Failed, false, Reason::InvalidSpec, message);
+    conditions::set(&mut status.conditions, &end, now, object.metadata.generation);
+    object.status = Some(status);
+}
+
+fn time(at: Timestamp) -> Time {
+    Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
+}
+
+/// The first `max` characters, with a mark where something was cut.
+pub(super) fn cut(text: &str, max: usize) -> String {
+    if text.chars().count() <= max {
+        return text.into();
+    }
+    let mut short: String = text.chars().take(max - 1).collect();
+    short.push('…');
+    short
+}

@@ -1,0 +1,531 @@
+//! Names of images: parsed once at the edge, then trusted.
+//!
+//! In come the strings of a spec; out come [`Source`] and [`Float`], whose parts need no further check. The grammar is the one
+//! of the OCI distribution specification ("Pulling manifests": repository names, tags, digests), narrowed to what the custom
+//! resource admits: a host is always written out, there is no default tag, and digests are sha256.
+//!
+//! A float is normalised (the default port is dropped), so that two spellings of one tag are one float.
+
+use std::fmt;
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+/// The longest tag the OCI specification allows, in bytes.
+pub const TAG_MAX: usize = 128;
+/// The longest tag of a float: its prune tag is 21 bytes longer and must fit [`TAG_MAX`].
+pub const FLOAT_TAG_MAX: usize = 107;
+
+const PRUNE: &str = "_prune_";
+const STAMP_LEN: usize = 14;
+const RESERVED_PREFIXES: [&str; 4] = [
+    "rc_payload__",
+    "preserved__rc_payload__",
+    "remove__rc_payload__",
+    "art__",
+];
+const RESERVED_SUFFIXES: [&str; 3] = ["_incoming", "__pre", "__post1"];
+
+/// Why a string is not the name it should be. The text says what to change.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ParseError {
+    /// Not `HOST[:PORT]/REPOSITORY…`.
+    #[error("'{0}' is not HOST[:PORT]/REPOSITORY; write the registry's host in full, in lower case")]
+    Repository(String),
+    /// Not a tag of the OCI grammar.
+    #[error("'{0}' is not a tag: 1 to 128 of letters, digits, '_', '.' and '-', not beginning with '.' or '-'")]
+    Tag(String),
+    /// Not `sha256:` and 64 lower-case hexadecimal digits.
+    #[error("'{0}' is not a digest: write sha256: and 64 lower-case hexadecimal digits")]
+    Digest(String),
+    /// A source with neither tag nor digest.
+    #[error("'{0}' names no image: append :TAG or @sha256:DIGEST, there is no default tag")]
+    Unnamed(String),
+    /// A float without a tag, or with a digest.
+    #[error("'{0}' is not a float: write HOST[:PORT]/REPOSITORY:TAG, without a digest")]
+    NotAFloat(String),
+    /// A float whose prune tag would be too long.
+    #[error("the tag of '{0}' is longer than 107 characters, so that its prune tag would not fit 128; choose a shorter tag")]
+    FloatTooLong(String),
+    /// A float that collides with tags this program or the release tooling makes.
+    #[error("the tag of '{0}' is reserved for pins and release payloads; choose another float")]
+    Reserved(String),
+}
+
+/// A sha256 digest of a manifest or blob.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    /// The digest whose raw bytes these are.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The digest of `content`, computed here.
+    #[must_use]
+    pub fn of(content: &[u8]) -> Self {
+        use sha2::Digest as _;
+        Self(sha2::Sha256::digest(content).into())
+    }
+
+    /// The 64 hexadecimal digits, without the algorithm.
+    #[must_use]
+    pub fn hex(&self) -> String {
+        use fmt::Write as _;
+        self.0.iter().fold(String::with_capacity(64), |mut s, b| {
+            let _ = write!(s, "{b:02x}");
+            s
+        })
+    }
+
+    /// `sha256:` and the first twelve digits, for logs and messages.
+    #[must_use]
+    pub fn short(&self) -> String {
+        format!("sha256:{}", &self.hex()[..12])
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sha256:{}", self.hex())
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Digest {
+    type Err = ParseError;
+
+    fn from_str(s: &str) -> Result<Self, ParseError> {
+        let err = || ParseError::Digest(s.into());
+        let hex = s.strip_prefix("sha256:").ok_or_else(err)?.as_bytes();
+        if hex.len() != 64 {
+            return Err(err());
+        }
+        let nibble = |c: u8| match c {
+            b'0'..=b'9' => Ok(c - b'0'),
+            b'a'..=b'f' => Ok(c - b'a' + 10),
+            _ => Err(err()),
+        };
+        let mut bytes = [0; 32];
+        for (byte, pair) in bytes.iter_mut().zip(hex.chunks_exact(2)) {
+            *byte = nibble(pair[0])? << 4 | nibble(pair[1])?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+/// A tag of the OCI grammar, at most [`TAG_MAX`] bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tag(String);
+
+impl Tag {
+    /// The tag as written.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for Tag {
+    type Err = ParseError;
+
+    fn from_str(s: &str) -> Result<Self, ParseError> {
+        let word = |c: u8| c.is_ascii_alphanumeric() || c == b'_';
+        let mut bytes = s.bytes();
+        let valid = s.len() <= TAG_MAX
+            && bytes.next().is_some_and(word)
+            && bytes.all(|c| word(c) || c == b'.' || c == b'-');
+        if valid {
+            Ok(Self(s.into()))
+        } else {
+            Err(ParseError::Tag(s.into()))
+        }
+    }
+}
+
+/// A repository on a registry: `HOST[:PORT]/PATH`, normalised.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Repository {
+    host: String,
+    path: String,
+}
+
+impl Repository {
+    /// The registry, `HOST` or `HOST:PORT`, in lower case, without the port 443.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The repository's path on its registry, at least one segment.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+}
+
+impl fmt::Display for Repository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.host, self.path)
+    }
+}
+
+impl FromStr for Repository {
+    type Err = ParseError;
+
+    fn from_str(s: &str) -> Result<Self, ParseError> {
+        let err = || ParseError::Repository(s.into());
+        let (host, path) = s.split_once('/').ok_or_else(err)?;
+        let host = parse_host(host).ok_or_else(err)?;
+        if s.len() > 255 || !path.split('/').all(is_path_segment) {
+            return Err(err());
+        }
+        Ok(Self {
+            host,
+            path: path.into(),
+        })
+    }
+}
+
+/// `HOST[:PORT]`, normalised; none where it is not one.
+fn parse_host(s: &str) -> Option<String> {
+    let (name, port) = match s.split_once(':') {
+        Some((name, port)) => (name, Some(port)),
+        None => (s, None),
+    };
+    let alnum = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let bytes = name.as_bytes();
+    let edges = alnum(*bytes.first()?) && alnum(*bytes.last()?);
+    if !edges || !bytes.iter().all(|&c| alnum(c) || c == b'.' || c == b'-') {
+        return None;
+    }
+    match port {
+        None => Some(name.into()),
+        Some(port) if port.len() <= 5 && port.bytes().all(|c| c.is_ascii_digit()) => {
+            match port.parse::<u16>().ok()? {
+                0 => None,
+                443 => Some(name.into()),
+                port => Some(format!("{name}:{port}")),
+            }
+        }
+        Some(_) => None,
+    }
+}
+
+/// One segment of a repository's path: runs of lower-case letters and digits, joined by `.`, `_`, `__` or dashes.
+fn is_path_segment(s: &str) -> bool {
+    let alnum = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let separator = |run: &str| {
+        matches!(run, "." | "_" | "__") || (!run.is_empty() && run.bytes().all(|c| c == b'-'))
+    };
+    let mut rest = s;
+    loop {
+        let word = rest.trim_start_matches(alnum);
+        if word.len() == rest.len() {
+            return false;
+        }
+        if word.is_empty() {
+            return true;
+        }
+        let next = word.find(alnum).unwrap_or(word.len());
+        if !separator(&word[..next]) {
+            return false;
+        }
+        rest = &word[next..];
+    }
+}
+
+/// Where an image is read from: by digest where one is given (then the tag is only a remark), else by tag.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Source {
+    /// The repository that is read.
+    pub repository: Repository,
+    /// How the image is named in it.
+    pub reference: Reference,
+}
+
+/// A manifest within a repository, as a registry's URL names it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Reference {
+    /// By tag: what it answers can change.
+    Tag(Tag),
+    /// By digest: what it answers cannot change.
+    Digest(Digest),
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tag(tag) => tag.fmt(f),
+            Self::Digest(digest) => digest.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.reference {
+            Reference::Tag(tag) => write!(f, "{}:{tag}", self.repository),
+            Reference::Digest(digest) => write!(f, "{}@{digest}", self.repository),
+        }
+    }
+}
+
+impl FromStr for Source {
+    type Err = ParseError;
+
+    fn from_str(s: &str) -> Result<Self, ParseError> {
+        let (named, digest) = match s.split_once('@') {
+            Some((named, digest)) => (named, Some(digest.parse()?)),
+            None => (s, None),
+        };
+        let (repository, tag) = split_tag(named);
+        let repository = repository.parse()?;
+        let tag = tag.map(str::parse).transpose()?;
+        let reference = match (digest, tag) {
+            (Some(digest), _) => Reference::Digest(digest),
+            (None, Some(tag)) => Reference::Tag(tag),
+            (None, None) => return Err(ParseError::Unnamed(s.into())),
+        };
+        Ok(Self {
+            repository,
+            reference,
+        })
+    }
+}
+
+/// Splits `HOST:PORT/PATH:TAG` before its tag, if it has one: the last colon after the last slash.
+fn split_tag(s: &str) -> (&str, Option<&str>) {
+    let path = s.rfind('/').unwrap_or(0);
+    match s[path..].rfind(':') {
+        Some(colon) => (&s[..path + colon], Some(&s[path + colon + 1..])),
+        None => (s, None),
+    }
+}
+
+/// A moving tag that this program writes, with the names of the pins derived from it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Float {
+    repository: Repository,
+    tag: Tag,
+}
+
+impl Float {
+    /// The repository the float and all its pins lie in.
+    #[must_use]
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// The moving tag itself.
+    #[must_use]
+    pub fn tag(&self) -> &Tag {
+        &self.tag
+    }
+
+    /// Pins the staged image: `<float>_incoming`.
+    #[must_use]
+    pub fn incoming(&self) -> Tag {
+        Tag(format!("{}_incoming", self.tag))
+    }
+
+    /// Pins the newest displaced image: `<float>__pre`.
+    #[must_use]
+    pub fn pre(&self) -> Tag {
+        Tag(format!("{}__pre", self.tag))
+    }
+
+    /// Pins the promoted image a second time, against foreign overwrites of the float: `<float>__post1`.
+    #[must_use]
+    pub fn post1(&self) -> Tag {
+        Tag(format!("{}__post1", self.tag))
+    }
+
+    /// Pins one displaced image for good: `<YYYYMMDDHHMMSS>_prune_<float>`, in UTC.
+    #[must_use]
+    pub fn prune(&self, stamp: Stamp) -> Tag {
+        Tag(format!("{stamp}{PRUNE}{}", self.tag))
+    }
+}
+
+impl fmt::Display for Float {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.repository, self.tag)
+    }
+}
+
+impl FromStr for Float {
+    type Err = ParseError;
+
+    fn from_str(s: &str) -> Result<Self, ParseError> {
+        let (repository, tag) = split_tag(s);
+        let Some(tag) = tag.filter(|_| !s.contains('@')) else {
+            return Err(ParseError::NotAFloat(s.into()));
+        };
+        let repository = repository.parse()?;
+        let tag: Tag = tag.parse()?;
+        let name = tag.as_str();
+        if name.len() > FLOAT_TAG_MAX {
+            return Err(ParseError::FloatTooLong(s.into()));
+        }
+        if RESERVED_PREFIXES.iter().any(|p| name.starts_with(p))
+            || RESERVED_SUFFIXES.iter().any(|s| name.ends_with(s))
+            || prune_stamp(name).is_some()
+        {
+            return Err(ParseError::Reserved(s.into()));
+        }
+        Ok(Self { repository, tag })
+    }
+}
+
+/// The 14 digits before `_prune_`, where a tag begins with them.
+fn prune_stamp(tag: &str) -> Option<&str> {
+    let (stamp, _) = tag.split_once(PRUNE)?;
+    (stamp.len() == STAMP_LEN && stamp.bytes().all(|c| c.is_ascii_digit())).then_some(stamp)
+}
+
+/// The second in a prune tag's name, UTC. An external pruner deletes such tags by this age.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Stamp(i64);
+
+impl Stamp {
+    /// The second that `time` lies in.
+    #[must_use]
+    pub fn at(time: Timestamp) -> Self {
+        Self(time.as_second())
+    }
+
+    /// The second after this one.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+
+    /// The stamp of a prune tag; none where the tag is no prune tag or its digits are no date.
+    #[must_use]
+    pub fn of(tag: &Tag) -> Option<Self> {
+        let text = prune_stamp(tag.as_str())?;
+        let civil = jiff::civil::DateTime::strptime("%Y%m%d%H%M%S", text).ok()?;
+        let time = civil.to_zoned(TimeZone::UTC).ok()?.timestamp();
+        Some(Self(time.as_second()))
+    }
+}
+
+impl fmt::Display for Stamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let time = Timestamp::from_second(self.0).unwrap_or(Timestamp::UNIX_EPOCH);
+        write!(f, "{}", time.strftime("%Y%m%d%H%M%S"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use proptest::prelude::*;
+
+    const HEX: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    #[test]
+    fn a_source_by_tag_and_digest_is_read_by_digest() {
+        let s: Source = format!("quay.io/openshift/ci:x@sha256:{HEX}").parse().unwrap();
+        assert_eq!(
+            s.reference,
+            Reference::Digest(format!("sha256:{HEX}").parse().unwrap())
+        );
+        assert_eq!(s.to_string(), format!("quay.io/openshift/ci@sha256:{HEX}"));
+    }
+
+    #[test]
+    fn a_port_is_not_a_tag() {
+        assert!(matches!(
+            "localhost:5000/a/b".parse::<Source>(),
+            Err(ParseError::Unnamed(_))
+        ));
+        let s: Source = "localhost:5000/a/b:c".parse().unwrap();
+        assert_eq!(s.repository.host(), "localhost:5000");
+    }
+
+    #[test]
+    fn the_default_port_is_dropped_so_that_one_float_has_one_name() {
+        let a: Float = "quay.io:443/o/r:t".parse().unwrap();
+        let b: Float = "quay.io/o/r:t".parse().unwrap();
+        assert_eq!(a, b);
+    }
+
+    #[test]
+    fn bad_names_are_refused_with_what_to_change() {
+        for bad in [
+            "", "quay.io", "quay.io/", "quay.io/a//b:t", "Quay.io/a:t", "quay.io/A:t", "quay.io/a:",
+            "quay.io/a:.t", "quay.io/a:ü", "quay.io/a__-b:t", "quay.io/a___b:t", "quay.io:0/a:t",
+            "quay.io:99999/a:t", "-quay.io/a:t", "quay.io/a:t@sha256:00", "quay.io/../v2/_catalog:t",
+        ] {
+            assert!(bad.parse::<Source>().is_err(), "{bad}");
+            assert!(bad.parse::<Float>().is_err(), "{bad}");
+        }
+        let long = format!("quay.io/a:{}", "t".repeat(108));
+        assert!(matches!(long.parse::<Float>(), Err(ParseError::FloatTooLong(_))));
+        for reserved in [
+            "x_incoming", "x__pre", "x__post1", "rc_payload__1", "preserved__rc_payload__1",
+            "remove__rc_payload__1", "art__x", "20260101000000_prune_x",
+        ] {
+            let float = format!("quay.io/a:{reserved}");
+            assert!(matches!(float.parse::<Float>(), Err(ParseError::Reserved(_))), "{float}");
+        }
+    }
+
+    #[test]
+    fn derived_tags_are_those_of_the_script_and_fit() {
+        let tag = "t".repeat(FLOAT_TAG_MAX);
+        let float: Float = format!("quay.io/a:{tag}").parse().unwrap();
+        let stamp = Stamp::at("2026-03-04T05:06:07Z".parse().unwrap());
+        let prune = float.prune(stamp);
+        assert_eq!(prune.as_str(), format!("20260304050607_prune_{tag}"));
+        assert_eq!(prune.as_str().len(), TAG_MAX);
+        assert_eq!(Stamp::of(&prune), Some(stamp));
+        assert_eq!(stamp.next().to_string(), "20260304050608");
+        assert_eq!(float.incoming().as_str(), format!("{tag}_incoming"));
+        assert_eq!(float.pre().as_str(), format!("{tag}__pre"));
+        assert_eq!(float.post1().as_str(), format!("{tag}__post1"));
+    }
+
+    #[test]
+    fn a_digest_is_what_sha256_says() {
+        assert_eq!(
+            Digest::of(b"").to_string(),
+            "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_refused_or_reads_back_as_itself(s in "\\PC{0,80}") {
+            if let Ok(source) = s.parse::<Source>() {
+                prop_assert_eq!(source.to_string().parse::<Source>().unwrap(), source);
+            }
+            if let Ok(float) = s.parse::<Float>() {
+                prop_assert_eq!(float.to_string().parse::<Float>().unwrap(), float);
+            }
+        }
+
+        #[test]
+        fn names_of_the_grammar_read_back(s in "[a-z0-9]([a-z0-9.-]{0,9}[a-z0-9])?(:[1-9][0-9]{0,3})?(/[a-z0-9]{1,4}((\\.|_|__|-{1,3})[a-z0-9]{1,4}){0,2}){1,3}:[a-z0-9_][a-zA-Z0-9.-]{0,9}") {
+            let float: Float = s.parse().unwrap();
+            prop_assert_eq!(float.to_string().parse::<Float>().unwrap(), float);
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! What an outcome changes.
+//!
+//! In come a request, the index of an image, the step that ran and what it found; the image's record is changed in place and
+//! what deserves an event comes out. Every (phase, outcome) has its place here; those that cannot follow from each other leave
+//! the record alone, because the record may have been changed by somebody else while the step ran (an end, most often).
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::{
+    Class, DISPLACED_MAX, Fault, Foreign, Image, Mode, Notice, Outcome, Phase, Pin, RESCUED_MAX,
+    Reason, Request, SourceFacts,
+};
+use crate::image::{Digest, Float, Stamp};
+
+/// The longest backoff, in seconds.
+const BACKOFF_MAX: i64 = 120;
+
+/// What of the world an outcome's record depends on.
+#[derive(Debug, Clone, Copy)]
+pub struct Context {
+    /// Now.
+    pub now: Timestamp,
+    /// The newest prune stamp known on this float, of whatever request.
+    pub newest_stamp: Option<Stamp>,
+    /// Where in its range the backoff falls, 0 to 1.
+    pub jitter: f64,
+}
+
+/// What became of an outcome.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// It is recorded; these deserve an event.
+    Recorded(Vec<Notice>),
+    /// It cannot follow from the recorded phase; nothing changed.
+    Ignored,
+}
+
+/// Records what a finished step of image `index` found.
+///
+/// The launch added one to the image's attempts; an outcome that is no failure takes it back here.
+pub fn advance(request: &mut Request, index: usize, outcome: Outcome, context: &Context) -> Effect {
+    let limit = request.spec.attempts;
+    let plan_only = request.spec.mode == Mode::Plan;
+    let committed = request.is_committed(index);
+    let group = request.failed_float().map(ToString::to_string);
+    let (Some(spec), Some(image)) = (
+        request.spec.images.get(index),
+        request.status.images.get_mut(index),
+    ) else {
+        return Effect::Ignored;
+    };
+    let mut record = Record {
+        float: &spec.float,
+        image,
+        context,
+        limit,
+        committed,
+        notices: Vec::new(),
+    };
+    if record.image.phase.is_finished() {
+        return Effect::Ignored;
+    }
+    match (record.image.phase, outcome) {
+        (_, Outcome::Dropped) => record.succeed(),
+        (phase, Outcome::Faulted(fault)) => record.fault(phase, fault),
+        (Phase::Pending, Outcome::Resolved { source, media_type, float }) => {
+            record.succeed();
+            record.resolve(source, media_type, float, plan_only);
+        }
+        (Phase::Pending, Outcome::Staged { media_type, bytes }) => {
+            record.succeed();
+            if let Some(source) = &mut record.image.source {
+                source.media_type.get_or_insert(media_type);
+            }
+            record.image.bytes += bytes;
+            record.image.phase = Phase::Incoming;
+        }
+        (Phase::Pending | Phase::Latched, Outcome::Unpinned { digest }) => {
+            record.succeed();
+            record.rescue(digest);
+        }
+        (Phase::Pending | Phase::Incoming | Phase::Latched, Outcome::StampTaken { tag }) => {
+            record.succeed();
+            let next = record.next_stamp();
+            let image = &mut *record.image;
+            let pins = image.displaced.iter_mut().chain(&mut image.rescued);
+            for pin in pins.filter(|pin| pin.tag == tag) {
+                pin.tag = record.float.prune(next);
+            }
+        }
+        (Phase::Incoming, Outcome::BackedUp) => {
+            record.succeed();
+            record.image.phase = Phase::BackedUp;
+        }
+        (Phase::Incoming, Outcome::DisplacedGone { float }) => {
+            let source = record.image.source.as_ref().map(|s| s.digest);
+            match float {
+                Some(digest) if Some(digest) != source => record.moved(digest),
+                _ => {
+                    record.succeed();
+                    record.image.phase = Phase::BackedUp;
+                }
+            }
+        }
+        (Phase::BackedUp, Outcome::Latched) => {
+            record.succeed();
+            record.image.phase = Phase::Latched;
+        }
+        (Phase::BackedUp, Outcome::NotLatched) => {
+            record.succeed();
+            let message = group.map_or_else(String::new, |float| held(&float));
+            record.image.end(Phase::Failed, Reason::Held, message);
+        }
+        (Phase::BackedUp, Outcome::Moved { to }) => record.moved(to),
+        (Phase::BackedUp, Outcome::StagedGone) => {
+            record.image.phase = Phase::Pending;
+            record.retry(Fault {
+                reason: Reason::RegistryError,
+                message: "what was staged is gone from the float's repository; staging it again".into(),
+                class: Class::Attempt,
+            });
+        }
+        (Phase::Latched, Outcome::Posted { foreign }) => {
+            record.succeed();
+            record.image.end(Phase::Posted, Reason::Promoted, "");
+            if let Some(foreign) = foreign {
+                record.tell_foreign(&foreign);
+            }
+        }
+        _ => return Effect::Ignored,
+    }
+    Effect::Recorded(record.notices)
+}
+
+/// The message of an image that was held back because `float` failed.
+pub(super) fn held(float: &str) -> String {
+    format!("not moved, because {float} failed; see there, then create another request")
+}
+
+/// One image while an outcome is recorded.
+struct Record<'a> {
+    float: &'a Float,
+    image: &'a mut Image,
+    context: &'a Context,
+    limit: u32,
+    committed: bool,
+    notices: Vec<Notice>,
+}
+
+impl Record<'_> {
+    /// Takes back the attempt that the launch added.
+    fn succeed(&mut self) {
+        self.image.attempts = self.image.attempts.saturating_sub(1);
+        self.image.reason = None;
+        self.image.message.clear();
+        self.image.next_attempt = None;
+    }
+
+    /// Records where source and float are, and what will be displaced.
+    fn resolve(
+        &mut self,
+        digest: Digest,
+        media_type: Option<String>,
+        float: Option<Digest>,
+        plan_only: bool,
+    ) {
+        let source = self.image.source.get_or_insert(SourceFacts { digest, media_type });
+        let digest = source.digest;
+        if float == Some(digest) {
+            self.image.unchanged = true;
+        } else if let Some(old) = float {
+            self.displace(old);
+        }
+        if plan_only {
+            self.image.end(Phase::Planned, Reason::Planned, "");
+        } else if self.image.unchanged {
+            self.image.end(Phase::Posted, Reason::Unchanged, "");
+        }
+    }
+
+    /// Makes `digest` the newest displaced one: an entry that is listed already keeps its prune tag.
+    fn displace(&mut self, digest: Digest) {
+        let displaced = self.image.displaced.iter().position(|p| p.digest == digest);
+        let rescued = self.image.rescued.iter().position(|p| p.digest == digest);
+        let pin = match (displaced, rescued) {
+            (Some(at), _) => self.image.displaced.remove(at),
+            (None, Some(at)) => self.image.rescued.remove(at),
+            (None, None) => Pin {
+                digest,
+                tag: self.float.prune(self.next_stamp()),
+            },
+        };
+        self.image.displaced.push(pin);
+    }
+
+    /// The float shows a digest that it should not: back it up first. Keeps the attempt.
+    fn moved(&mut self, to: Digest) {
+        self.notices.push(Notice {
+            reason: Reason::FloatMoved,
+            message: format!(
+                "{} was moved to {to} by somebody else; backing that up first",
+                self.float
+            ),
+        });
+        self.image.phase = Phase::Incoming;
+        self.image.reason = Some(Reason::FloatMoved);
+        self.image.message = format!("the float was moved to {to} by somebody else");
+        self.image.next_attempt = None;
+        let listed = self.image.pin(to).is_some();
+        if listed || self.image.displaced.len() < DISPLACED_MAX {
+            self.displace(to);
+        }
+        if self.image.attempts >= self.limit || self.image.displaced.len() >= DISPLACED_MAX {
+            let message = format!(
+                "somebody else keeps moving {} (last to {to}); stop the other writer, then create another request",
+                self.float
+            );
+            self.image.end(Phase::Failed, Reason::FloatMoved, message);
+        }
+    }
+
+    /// Gives `digest` a prune tag of its own, to be written before the tag that holds it alone is overwritten.
+    fn rescue(&mut self, digest: Digest) {
+        if self.image.pin(digest).is_some() {
+            return;
+        }
+        if self.image.rescued.len() >= RESCUED_MAX {
+            let message = format!(
+                "somebody else keeps writing the pins of {} (last {digest}); stop the other writer, then create another request",
+                self.float
+            );
+            self.image.end(Phase::Failed, Reason::BackupFailed, message);
+            return;
+        }
+        let tag = self.float.prune(self.next_stamp());
+        self.image.rescued.push(Pin { digest, tag });
+    }
+
+    /// A stamp above every one known on this float, and not in the past.
+    fn next_stamp(&self) -> Stamp {
+        let known = self.image.newest_stamp().max(self.context.newest_stamp);
+        let now = Stamp::at(self.context.now);
+        known.map_or(now, |known| now.max(known.next()))
+    }
+
+    fn fault(&mut self, phase: Phase, mut fault: Fault) {
+        if fault.reason == Reason::SourceGone && phase == Phase::Pending && self.committed {
+            fault.reason = Reason::StagedLost;
+        }
+        if phase == Phase::Incoming
+            && matches!(fault.reason, Reason::ManifestRejected | Reason::RegistryError)
+        {
+            fault.reason = Reason::BackupFailed;
+        }
+        match fault.class {
+            Class::Terminal => self.image.end(Phase::Failed, fault.reason, fault.message),
+            Class::Attempt => self.retry(fault),
+            Class::Wait { seconds } => {
+                self.succeed();
+                self.image.reason = Some(fault.reason);
+                self.image.message = fault.message;
+                self.image.next_attempt = Some(self.context.now + SignedDuration::from_secs(seconds));
+            }
+        }
+    }
+
+    /// Keeps the attempt and sets the time of the next one, or ends the image if that was the last.
+    fn retry(&mut self, fault: Fault) {
+        if self.image.attempts >= self.limit {
+            self.image.end(Phase::Failed, fault.reason, fault.message);
+            return;
+        }
+        self.image.reason = Some(fault.reason);
+        self.image.message = fault.message;
+        let delay = backoff(self.image.attempts, self.context.jitter);
+        self.image.next_attempt = Some(self.context.now + delay);
+    }
+
+    fn tell_foreign(&mut self, foreign: &Foreign) {
+        let place = match foreign {
+            Foreign::To(digest) => format!("is on {digest}"),
+            Foreign::Gone => "is gone".into(),
+        };
+        self.notices.push(Notice {
+            reason: Reason::FloatMoved,
+            message: format!(
+                "{} {place}: somebody else wrote it after it was promoted; it is left as it is",
+                self.float
+            ),
+        });
+    }
+}
+
+/// Exponential with full jitter, whole seconds, 1 to 120.
+fn backoff(attempts: u32, jitter: f64) -> SignedDuration {
+    let ceiling = BACKOFF_MAX.min(1 << attempts.min(7));
+    #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)]
+    let seconds = (ceiling as f64 * jitter.clamp(0.0, 1.0)).ceil() as i64;
+    SignedDuration::from_secs(seconds.clamp(1, BACKOFF_MAX))
+}

@@ -1,0 +1,350 @@
+//! What may run.
+//!
+//! In come a request and the state of the world around it; the record is changed in place (order, deadline, start, commit,
+//! ends, the attempt that each launch uses) and out comes what to do once that record is saved: launch, drop, wake up.
+//!
+//! The rules run in a fixed order, each a function of its own: what ends the request before it is committed, what a failure
+//! does to its group, whose attempts are used up, whether the floats may move, what is launched.
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::advance::held;
+use super::{GRACE_SECONDS, Kind, Latch, Phase, Reason, Request, Step};
+
+/// The world around a request, as far as a plan depends on it.
+#[derive(Debug, Clone)]
+pub struct World {
+    /// Now.
+    pub now: Timestamp,
+    /// The resourceVersion of the object: its order, if none is recorded yet.
+    pub resource_version: u64,
+    /// Whether the request has its floats to itself.
+    pub admission: Admission,
+    /// Whether anything may be launched at all (not while shutting down, nor without the lease).
+    pub launching: bool,
+    /// Each image's surroundings, in the order of the spec.
+    pub scenes: Vec<Scene>,
+}
+
+/// The surroundings of one image.
+#[derive(Debug, Clone, Default)]
+pub struct Scene {
+    /// The step that runs.
+    pub running: Option<Step>,
+    /// What that step waits for.
+    pub waiting: Option<Waiting>,
+    /// Nothing may be launched on the float before then: a write of ours may still land.
+    pub quiet_until: Option<Timestamp>,
+}
+
+/// What a running step waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    /// A waiting reason.
+    pub reason: Reason,
+    /// One line.
+    pub message: String,
+    /// Until when, at least.
+    pub until: Timestamp,
+}
+
+/// What the claims say of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Admission {
+    /// It holds every float of its unfinished images (or plans only, and needs none).
+    Holds,
+    /// It has to wait, for a waiting reason.
+    Waits(Reason, String),
+    /// It cannot ever be carried out, for a terminal reason.
+    Refused(Reason, String),
+    /// A newer request took these images' floats; the message names it.
+    Superseded(Vec<usize>, String),
+}
+
+/// What to do once the record is saved.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Launch these.
+    pub launches: Vec<Launch>,
+    /// Give these images' running steps up: reads and copies at once, tag writes after their answer.
+    pub drops: Vec<usize>,
+    /// Look again then.
+    pub wake: Option<Timestamp>,
+    /// What the request as a whole waits for, if it does.
+    pub waiting: Option<(Reason, String)>,
+    /// `spec.cancel` came too late.
+    pub cancel_ignored: bool,
+}
+
+/// A step to run on one image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Launch {
+    /// The image's index.
+    pub image: usize,
+    /// The step.
+    pub step: Step,
+    /// It may have run before: what it would write is looked at first.
+    pub again: bool,
+}
+
+/// Records what is due and says what may run.
+pub fn plan(request: &mut Request, world: &World) -> Plan {
+    let mut plan = Plan::default();
+    if request.is_finished() {
+        return plan;
+    }
+    note_order_and_deadline(request, world);
+    show_waiting(request, world);
+    end_by_cause(request, world, &mut plan);
+    hold_group(request, world, &mut plan);
+    end_exhausted(request, world);
+    commit(request, world);
+    launch(request, world, &mut plan);
+    plan.waiting = what_it_waits_for(request, world);
+    if request.is_finished() {
+        request.status.completed = Some(world.now);
+        plan.wake = None;
+        plan.waiting = None;
+    }
+    plan
+}
+
+/// The first save records the order; the deadline starts then, and anew after a suspension.
+fn note_order_and_deadline(request: &mut Request, world: &World) {
+    let status = &mut request.status;
+    status.order.get_or_insert(world.resource_version);
+    let suspended = request.spec.suspend && !any_committed(request);
+    let status = &mut request.status;
+    if suspended {
+        status.deadline = None;
+    } else if status.deadline.is_none() {
+        let after = SignedDuration::from_secs(request.spec.deadline_seconds);
+        status.deadline = Some(world.now + after);
+    }
+    if world.admission == Admission::Holds && !suspended {
+        status.started.get_or_insert(world.now);
+    }
+}
+
+/// An image whose step waits inside says so.
+fn show_waiting(request: &mut Request, world: &World) {
+    for (image, scene) in request.status.images.iter_mut().zip(&world.scenes) {
+        if image.phase.is_finished() || scene.running.is_none() {
+            continue;
+        }
+        if let Some(waiting) = &scene.waiting {
+            image.reason = Some(waiting.reason);
+            image.message.clone_from(&waiting.message);
+            image.next_attempt = Some(waiting.until);
+        } else if image.reason.is_some_and(|r| r.kind() == Kind::Waiting) {
+            image.reason = None;
+            image.message.clear();
+            image.next_attempt = None;
+        }
+    }
+}
+
+/// Cancel, refusal, a newer request and the deadline end what is not committed; the deadline's grace ends the rest.
+fn end_by_cause(request: &mut Request, world: &World, plan: &mut Plan) {
+    let all: Vec<usize> = (0..request.status.images.len()).collect();
+    let late = request.status.deadline.filter(|&deadline| deadline <= world.now);
+    let overrun = late.is_some_and(|d| d + SignedDuration::from_secs(GRACE_SECONDS) <= world.now);
+    let deadline = || {
+        let seconds = request.spec.deadline_seconds;
+        format!("not finished within deadlineSeconds ({seconds}); create another request")
+    };
+    if overrun {
+        let message = deadline();
+        end(request, world, plan, &all, Phase::Failed, Reason::DeadlineExceeded, &message);
+        return;
+    }
+    if request.spec.cancel && all.iter().any(|&i| request.is_committed(i)) {
+        plan.cancel_ignored = true;
+    }
+    let uncommitted: Vec<usize> = all.into_iter().filter(|&i| !request.is_committed(i)).collect();
+    if request.spec.cancel {
+        end(request, world, plan, &uncommitted, Phase::Cancelled, Reason::Cancelled, "");
+    } else if let Admission::Refused(reason, message) = &world.admission {
+        end(request, world, plan, &uncommitted, Phase::Failed, *reason, message);
+    } else if late.is_some() {
+        let message = deadline();
+        end(request, world, plan, &uncommitted, Phase::Failed, Reason::DeadlineExceeded, &message);
+    } else if let Admission::Superseded(images, message) = &world.admission {
+        let images: Vec<usize> = uncommitted.into_iter().filter(|i| images.contains(i)).collect();
+        end(request, world, plan, &images, Phase::Failed, Reason::Superseded, message);
+    } else if request.spec.suspend {
+        plan.drops.extend(uncommitted.into_iter().filter(|&i| running(world, i).is_some()));
+    }
+}
+
+/// Ends these images, each as soon as nothing of it runs.
+fn end(
+    request: &mut Request,
+    world: &World,
+    plan: &mut Plan,
+    images: &[usize],
+    phase: Phase,
+    reason: Reason,
+    message: &str,
+) {
+    for &index in images {
+        let Some(image) = request.status.images.get_mut(index) else { continue };
+        if image.phase.is_finished() {
+            continue;
+        }
+        if running(world, index).is_some() {
+            plan.drops.push(index);
+        } else {
+            image.end(phase, reason, message);
+        }
+    }
+}
+
+/// After a failure in a group no float of it moves any more: what is not latched is held back. A latch that may have been sent
+/// is looked for first, so that the record says where the float is.
+fn hold_group(request: &mut Request, world: &World, plan: &mut Plan) {
+    let Some(failed) = request.failed_float().map(ToString::to_string) else {
+        return;
+    };
+    for index in 0..request.status.images.len() {
+        let committed = request.status.committed;
+        let image = &mut request.status.images[index];
+        if image.phase.is_finished() || image.phase == Phase::Latched {
+            continue;
+        }
+        match running(world, index) {
+            Some(Step::Verify) => {}
+            Some(_) => plan.drops.push(index),
+            None if committed && image.phase == Phase::BackedUp => {}
+            None => image.end(Phase::Failed, Reason::Held, held(&failed)),
+        }
+    }
+}
+
+/// An image whose launches are used up ends with its last reason.
+fn end_exhausted(request: &mut Request, world: &World) {
+    let limit = request.spec.attempts;
+    for (index, image) in request.status.images.iter_mut().enumerate() {
+        if image.phase.is_finished() || running(world, index).is_some() || image.attempts < limit {
+            continue;
+        }
+        let last = image.reason.filter(|r| r.kind() == Kind::Retried);
+        let message = if last.is_some() {
+            std::mem::take(&mut image.message)
+        } else {
+            format!("cut off {} times; see the controller's log, then create another request", image.attempts)
+        };
+        image.end(Phase::Failed, last.unwrap_or(Reason::RegistryError), message);
+    }
+}
+
+/// The floats may move: all images of a group are backed up, or this one is.
+fn commit(request: &mut Request, world: &World) {
+    let late = request.status.deadline.is_none_or(|deadline| deadline <= world.now);
+    if request.spec.cancel || request.spec.suspend || late || world.admission != Admission::Holds {
+        return;
+    }
+    match request.spec.latch {
+        Latch::Together => {
+            let phases = || request.status.images.iter().map(|i| i.phase);
+            let ready = phases().all(|p| matches!(p, Phase::BackedUp | Phase::Latched | Phase::Posted));
+            if ready && phases().any(|p| p == Phase::BackedUp) {
+                request.status.committed = true;
+            }
+        }
+        Latch::Independently => {
+            for image in &mut request.status.images {
+                image.committed |= image.phase == Phase::BackedUp;
+            }
+        }
+    }
+}
+
+/// Launches the next step of every image that nothing keeps back, and counts it.
+fn launch(request: &mut Request, world: &World, plan: &mut Plan) {
+    if world.admission != Admission::Holds {
+        plan.wake = earliest(plan.wake, request.status.deadline);
+        return;
+    }
+    let failed = request.failed_float().is_some();
+    for index in 0..request.status.images.len() {
+        let committed = request.is_committed(index);
+        let suspended = request.spec.suspend && !committed;
+        let image = &mut request.status.images[index];
+        let scene = world.scenes.get(index).cloned().unwrap_or_default();
+        if image.phase.is_finished() || scene.running.is_some() || suspended {
+            continue;
+        }
+        let Some(step) = next_step(image.phase, image.source.is_some(), committed, failed) else {
+            continue;
+        };
+        let not_before = image.next_attempt.max(scene.quiet_until);
+        if let Some(later) = not_before.filter(|&t| t > world.now) {
+            plan.wake = earliest(plan.wake, Some(later));
+        } else if world.launching {
+            plan.launches.push(Launch { image: index, step, again: image.attempts > 0 });
+            image.attempts += 1;
+            image.reason = None;
+            image.message.clear();
+            image.next_attempt = None;
+        }
+    }
+    plan.wake = earliest(plan.wake, next_end(request));
+}
+
+/// The step that leads on from a phase; none where the image has to wait for others.
+fn next_step(phase: Phase, resolved: bool, committed: bool, group_failed: bool) -> Option<Step> {
+    match phase {
+        Phase::Pending if resolved => Some(Step::Stage),
+        Phase::Pending => Some(Step::Resolve),
+        Phase::Incoming => Some(Step::BackUp),
+        Phase::BackedUp if group_failed => committed.then_some(Step::Verify),
+        Phase::BackedUp => committed.then_some(Step::Latch),
+        Phase::Latched => Some(Step::Post),
+        Phase::Posted | Phase::Planned | Phase::Failed | Phase::Cancelled => None,
+    }
+}
+
+/// When the deadline, or its grace, ends something.
+fn next_end(request: &Request) -> Option<Timestamp> {
+    let deadline = request.status.deadline?;
+    let unfinished = |i: &usize| !request.status.images[*i].phase.is_finished();
+    let mut open = (0..request.status.images.len()).filter(unfinished);
+    if open.any(|i| !request.is_committed(i)) {
+        Some(deadline)
+    } else {
+        Some(deadline + SignedDuration::from_secs(GRACE_SECONDS))
+    }
+}
+
+/// The reason why nothing goes on, if nothing does.
+fn what_it_waits_for(request: &Request, world: &World) -> Option<(Reason, String)> {
+    if request.spec.suspend && !any_committed(request) {
+        let message = "spec.suspend is set; set it to false to go on".into();
+        return Some((Reason::Suspended, message));
+    }
+    if let Admission::Waits(reason, message) = &world.admission {
+        return Some((*reason, message.clone()));
+    }
+    let waits = |i: &&super::Image| {
+        !i.phase.is_finished() && i.reason.is_some_and(|r| r.kind() == Kind::Waiting)
+    };
+    let image = request.status.images.iter().find(waits)?;
+    image.reason.map(|reason| (reason, image.message.clone()))
+}
+
+/// Whether any float of the request may move.
+fn any_committed(request: &Request) -> bool {
+    (0..request.status.images.len()).any(|i| request.is_committed(i))
+}
+
+fn running(world: &World, index: usize) -> Option<Step> {
+    world.scenes.get(index).and_then(|scene| scene.running)
+}
+
+fn earliest(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}

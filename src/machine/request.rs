@@ -1,0 +1,238 @@
+//! A request as the machine sees it: the spec, parsed, and what is durably recorded of its promotion.
+
+use jiff::Timestamp;
+
+use super::{Phase, Reason};
+use crate::image::{Digest, Float, Source, Stamp, Tag};
+
+/// A promotion request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// What was asked for.
+    pub spec: Spec,
+    /// What is recorded.
+    pub status: Status,
+}
+
+/// What was asked for, valid.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spec {
+    /// At least one, each float once.
+    pub images: Vec<ImageSpec>,
+    /// Whether the floats move together.
+    pub latch: Latch,
+    /// Whether anything is written.
+    pub mode: Mode,
+    /// Launches of one image that may fail.
+    pub attempts: u32,
+    /// Seconds from the first save to the deadline.
+    pub deadline_seconds: i64,
+    /// Held back.
+    pub suspend: bool,
+    /// To be ended.
+    pub cancel: bool,
+}
+
+/// One image and its float.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageSpec {
+    /// Where it is read.
+    pub source: Source,
+    /// Where it goes.
+    pub float: Float,
+}
+
+/// When floats move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Latch {
+    /// Not before every image is staged and backed up.
+    Together,
+    /// Each when it is ready.
+    Independently,
+}
+
+/// Whether anything is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Yes.
+    Promote,
+    /// No.
+    Plan,
+}
+
+/// What is recorded of a request.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Status {
+    /// The place among all requests.
+    pub order: Option<u64>,
+    /// The floats may move: durable, never taken back.
+    pub committed: bool,
+    /// When it claimed its floats.
+    pub started: Option<Timestamp>,
+    /// When it fails unless committed.
+    pub deadline: Option<Timestamp>,
+    /// When it ended.
+    pub completed: Option<Timestamp>,
+    /// In the order of the spec.
+    pub images: Vec<Image>,
+}
+
+/// What is recorded of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// What is true now.
+    pub phase: Phase,
+    /// Why it waits, was tried again, or ended.
+    pub reason: Option<Reason>,
+    /// The same for a person.
+    pub message: String,
+    /// The source, once resolved; its digest never changes again.
+    pub source: Option<SourceFacts>,
+    /// The float had the source digest already.
+    pub unchanged: bool,
+    /// This float may move (latch Independently).
+    pub committed: bool,
+    /// What the float showed before it moved, newest last.
+    pub displaced: Vec<Pin>,
+    /// What other tags of the float held alone.
+    pub rescued: Vec<Pin>,
+    /// Bytes written.
+    pub bytes: u64,
+    /// Launches that failed or were cut off, with the one that runs.
+    pub attempts: u32,
+    /// Not before then is it launched again.
+    pub next_attempt: Option<Timestamp>,
+}
+
+/// A resolved source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceFacts {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its media type, once its manifest was read.
+    pub media_type: Option<String>,
+}
+
+/// A digest with the prune tag that pins it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pin {
+    /// The digest.
+    pub digest: Digest,
+    /// Its prune tag.
+    pub tag: Tag,
+}
+
+// === impl Request ===
+
+impl Request {
+    /// Whether nothing more will happen.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.status.images.iter().all(|i| i.phase.is_finished())
+    }
+
+    /// Whether the float of image `index` may move: from here on only its end stops it.
+    #[must_use]
+    pub fn is_committed(&self, index: usize) -> bool {
+        match self.spec.latch {
+            Latch::Together => self.status.committed,
+            Latch::Independently => {
+                self.status.images.get(index).is_some_and(|image| image.committed)
+            }
+        }
+    }
+
+    /// The float that failed first in the order of the spec, if the images latch together and one failed.
+    #[must_use]
+    pub fn failed_float(&self) -> Option<&Float> {
+        if self.spec.latch != Latch::Together {
+            return None;
+        }
+        let failed = |i: &&Image| i.phase == Phase::Failed && i.reason != Some(Reason::Held);
+        let index = self.status.images.iter().position(|i| failed(&i))?;
+        self.spec.images.get(index).map(|image| &image.float)
+    }
+
+    /// The phase of the whole: the least advanced unfinished image's; then Failed, Cancelled, Planned or Posted.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        let phases = || self.status.images.iter().map(|i| i.phase);
+        if let Some(phase) = phases().filter(|p| !p.is_finished()).min() {
+            return phase;
+        }
+        [Phase::Failed, Phase::Cancelled, Phase::Planned]
+            .into_iter()
+            .find(|&end| phases().any(|p| p == end))
+            .unwrap_or(Phase::Posted)
+    }
+
+    /// Whether every source may go away: each image is held in the float's repository, or needed nothing.
+    #[must_use]
+    pub fn is_staged(&self) -> bool {
+        self.status.images.iter().all(|i| {
+            matches!(
+                i.phase,
+                Phase::Incoming | Phase::BackedUp | Phase::Latched | Phase::Posted
+            )
+        })
+    }
+}
+
+// === impl Status ===
+
+impl Status {
+    /// A status with nothing recorded, for `images` images.
+    #[must_use]
+    pub fn new(images: usize) -> Self {
+        Self {
+            images: vec![Image::default(); images],
+            ..Self::default()
+        }
+    }
+}
+
+// === impl Image ===
+
+impl Default for Image {
+    fn default() -> Self {
+        Self {
+            phase: Phase::Pending,
+            reason: None,
+            message: String::new(),
+            source: None,
+            unchanged: false,
+            committed: false,
+            displaced: Vec::new(),
+            rescued: Vec::new(),
+            bytes: 0,
+            attempts: 0,
+            next_attempt: None,
+        }
+    }
+}
+
+impl Image {
+    /// The pin of `digest`, if this request has one.
+    #[must_use]
+    pub fn pin(&self, digest: Digest) -> Option<&Pin> {
+        self.displaced
+            .iter()
+            .chain(&self.rescued)
+            .find(|pin| pin.digest == digest)
+    }
+
+    /// The newest stamp among this image's prune tags.
+    #[must_use]
+    pub fn newest_stamp(&self) -> Option<Stamp> {
+        let pins = self.displaced.iter().chain(&self.rescued);
+        pins.filter_map(|pin| Stamp::of(&pin.tag)).max()
+    }
+
+    /// Ends the image.
+    pub(super) fn end(&mut self, phase: Phase, reason: Reason, message: impl Into<String>) {
+        self.phase = phase;
+        self.reason = Some(reason);
+        self.message = message.into();
+        self.next_attempt = None;
+    }
+}

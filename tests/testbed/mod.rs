@@ -1,0 +1,44 @@
+//! The real components the integration tests and benchmarks run against: kube-apiserver with etcd,
+//! kubectl, and CNCF distribution registries with token authentication.
+//!
+//! Enters: nothing but the machine. Binaries come from `KUBEBUILDER_ASSETS`, from `target/testbed/bin`, or
+//! are built once from the Go modules beside this file. Leaves: running parts on 127.0.0.1, on ports that
+//! were free. Guaranteed: whatever a test binary started ends with it, also when it is killed, and no part
+//! is bound to one test's runtime.
+//!
+//! This module is compiled into each binary that needs it (`#[path = "…/testbed/mod.rs"] mod testbed;`).
+
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "each binary that includes the testbed uses a part of it"
+)]
+
+mod access_log;
+mod binaries;
+mod cluster;
+mod control_plane;
+mod credentials;
+mod distribution;
+mod error;
+mod image_kinds;
+mod images;
+mod kubeconfig;
+mod net;
+mod registry_client;
+mod run_dir;
+mod supervised;
+mod tokens;
+
+pub use access_log::{AccessLog, LoggedRequest};
+pub use binaries::{Binary, binary};
+pub use control_plane::{ControlPlane, shared};
+pub use distribution::{Distribution, DistributionOptions, RegistryAuth};
+pub use error::Error;
+pub use image_kinds::ImageKind;
+pub use images::{Image, digest_of};
+pub use net::free_port;
+pub use registry_client::{PulledManifest, RegistryClient};
+pub use run_dir::RunDir;
+pub use supervised::{Signal, Supervised};
+pub use tokens::{Grant, IssuedToken, Right, TokenServer};
