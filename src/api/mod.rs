@@ -16,7 +16,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use crd::crd;
+pub use crd::{crd, crd_yaml};
 
 /// Fields of a newer version, carried through untouched.
 pub type Unknown = BTreeMap<String, serde_json::Value>;
@@ -53,20 +53,34 @@ pub type Unknown = BTreeMap<String, serde_json::Value>;
     )
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = crd::unchanged("self.pullSecret").field_path(".pullSecret"),
+    validation = crd::unchanged("self.pushSecret").field_path(".pushSecret"),
+    validation = (
+        "self.onFailure != 'Rollback' || self.latch == 'Together'",
+        "onFailure Rollback needs latch Together; set latch to Together, or onFailure to Hold"
+    )
+)]
 pub struct PromotionRequestSpec {
-    /// The images, each with the float it goes to. Cannot change.
+    /// The images, 1 to 256, each with the float it goes to; no float twice. Cannot change.
+    #[schemars(length(min = 1, max = 256))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["float".into()]), validation = crd::unchanging())]
     pub images: Vec<ImageSpec>,
     /// Whether all floats move together, once everything is staged and backed up, or each when it is ready.
     #[serde(default)]
+    #[x_kube(validation = crd::unchanging())]
     pub latch: Latch,
     /// What becomes of floats already moved when another image of the request fails.
     #[serde(default)]
+    #[x_kube(validation = crd::unchanging())]
     pub on_failure: OnFailure,
     /// Whether signatures, attestations and other referrers are copied too.
     #[serde(default)]
+    #[x_kube(validation = crd::unchanging())]
     pub referrers: Referrers,
     /// Promote, or only Plan: look at everything, write nothing.
     #[serde(default)]
+    #[x_kube(validation = crd::unchanging())]
     pub mode: Mode,
     /// The Secret, in this namespace, that sources are read with. Without it pushSecret serves, else no credential.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -77,10 +91,12 @@ pub struct PromotionRequestSpec {
     /// How often a step of an image may fail over its life; waiting for a registry does not count.
     #[serde(default = "default_attempts")]
     #[schemars(range(min = 1, max = 20))]
+    #[x_kube(validation = crd::unchanging())]
     pub attempts: i32,
     /// How long the request may take, queueing included, before it fails; it is not cut off once it is committed.
     #[serde(default = "default_deadline_seconds")]
     #[schemars(range(min = 60, max = 86_400))]
+    #[x_kube(validation = crd::unchanging())]
     pub deadline_seconds: i32,
     /// How long the finished request is kept.
     #[serde(default = "default_ttl_seconds")]
@@ -91,6 +107,10 @@ pub struct PromotionRequestSpec {
     pub suspend: bool,
     /// Ends the request unless it is committed already. Cannot be taken back.
     #[serde(default)]
+    #[x_kube(validation = crd::forbidden(
+        "self || !oldSelf",
+        "cancel cannot be taken back; create another request instead"
+    ))]
     pub cancel: bool,
 }
 
@@ -112,9 +132,15 @@ fn default_ttl_seconds() -> i32 {
 pub struct ImageSpec {
     /// Where the image is read: HOST[:PORT]/REPOSITORY@sha256:DIGEST, or :TAG, which is resolved once.
     #[schemars(length(min = 1, max = 512))]
+    #[x_kube(validation = (crd::SOURCE, crd::SOURCE_MESSAGE))]
     pub source: String,
     /// The moving tag it goes to: HOST[:PORT]/REPOSITORY:TAG, the tag at most 107 characters.
     #[schemars(length(min = 1, max = 363))]
+    #[x_kube(
+        validation = (crd::FLOAT, crd::FLOAT_MESSAGE),
+        validation = (crd::FLOAT_NOT_RESERVED, crd::FLOAT_NOT_RESERVED_MESSAGE),
+        validation = (crd::FLOAT_NOT_DERIVED, crd::FLOAT_NOT_DERIVED_MESSAGE)
+    )]
     pub float: String,
 }
 
@@ -204,9 +230,13 @@ pub struct PromotionRequestStatus {
     pub completion_time: Option<Time>,
     /// Progressing, Staged, Complete and Failed; Expiring where it applies.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crd::conditions")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
     /// Each image, in the order of the spec.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub images: Vec<ImageStatus>,
     /// Fields of a newer version.
     #[serde(flatten)]
@@ -250,9 +280,13 @@ pub struct ImageStatus {
     pub rollback_tag: Option<String>,
     /// What the float showed before it moved, newest last, each with the tag that pins it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub displaced: Vec<PinStatus>,
     /// What other tags of the float held alone, with the tag that pins it now.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 3))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub rescued: Vec<PinStatus>,
     /// The promoted image, by digest: HOST/REPOSITORY@sha256:DIGEST.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -262,6 +262,51 @@ pub fn refuse(object: &mut PromotionRequest, error: &ReadError, now: Timestamp) 
     object.status = Some(status);
 }
 
+/// Makes an object ready for another run without a cluster: the deadline starts anew; images that failed or were cancelled
+/// begin again from what is recorded of them, or are superseded for good by `superseded_by`, which has begun on their floats.
+///
+/// # Errors
+/// As [`read`].
+pub fn reset(
+    object: &mut PromotionRequest,
+    superseded_by: Option<&str>,
+    now: Timestamp,
+) -> Result<(), ReadError> {
+    let mut request = read(object)?;
+    let order = request.status.order;
+    if order.is_none() || object.status.as_ref().is_none_or(|s| s.phase.is_none()) {
+        return Ok(());
+    }
+    let ended = |image: &Image| matches!(image.phase, Phase::Failed | Phase::Cancelled);
+    if request.is_finished() && !request.status.images.iter().any(ended) {
+        return Ok(());
+    }
+    request.status.completed = None;
+    request.status.deadline = None;
+    let again = request.status.images.iter().any(ended);
+    if again {
+        request.status.committed = false;
+    }
+    for image in request.status.images.iter_mut().filter(|image| ended(image)) {
+        image.attempts = 0;
+        image.next_attempt = None;
+        image.committed = false;
+        image.message.clear();
+        image.reason = None;
+        image.phase = Phase::Pending;
+        if let Some(by) = superseded_by {
+            image.phase = Phase::Failed;
+            image.reason = Some(Reason::Superseded);
+            image.message = format!("superseded by {by}, a later document that has begun on its floats");
+        }
+    }
+    if request.is_finished() {
+        request.status.completed = Some(now);
+    }
+    write(object, &request, &Scenery { now, waiting: None });
+    Ok(())
+}
+
 fn time(at: Timestamp) -> Time {
     Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
 }

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Latch, Request};
+use super::{Latch, Mode, Request};
 use crate::image::Float;
 
 /// How long a newer request waits for an older one of which it is not known whether it may begin, in seconds.
@@ -232,10 +232,12 @@ impl Contender {
         .collect()
     }
 
-    /// What a request's record says of it as a contender.
+    /// What a request's record says of it as a contender. One that only plans contends for nothing.
     #[must_use]
     pub fn of(uid: &str, name: &str, order: u64, request: &Request, standing: Standing) -> Self {
-        let shares = request.spec.images.iter().zip(&request.status.images).enumerate();
+        let promotes = request.spec.mode == Mode::Promote;
+        let images = request.spec.images.iter().zip(&request.status.images);
+        let shares = images.enumerate().filter(|_| promotes);
         let share = |(index, (spec, image)): (usize, (&super::ImageSpec, &super::Image))| Share {
             float: spec.float.clone(),
             finished: image.phase.is_finished(),

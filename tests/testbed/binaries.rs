@@ -41,16 +41,40 @@ struct Recipe {
     /// The Go module whose version is the binary's.
     versioned: &'static str,
     package: &'static str,
-    /// Variables of the linker's `-X` that are to hold the version.
-    version_variables: &'static [&'static str],
+    /// Variables for the linker's `-X`, and what of the version each is to hold.
+    version_variables: &'static [(&'static str, Part)],
     /// About how long a build without a cache takes on two cores.
     minutes: u8,
 }
 
+/// Something of a version `1.35.4`.
+#[derive(Debug, Clone, Copy)]
+enum Part {
+    /// `v1.35.4`
+    Whole,
+    /// `1`
+    Major,
+    /// `35`
+    Minor,
+}
+
+impl Part {
+    fn of(self, version: &str) -> String {
+        let mut numbers = version.split('.');
+        match self {
+            Self::Whole => format!("v{version}"),
+            Self::Major => numbers.next().unwrap_or_default().to_owned(),
+            Self::Minor => numbers.nth(1).unwrap_or_default().to_owned(),
+        }
+    }
+}
+
 const KUBERNETES: &str = include_str!("go/kubernetes/go.mod");
-const KUBERNETES_VARIABLES: &[&str] = &[
-    "k8s.io/component-base/version.gitVersion",
-    "k8s.io/client-go/pkg/version.gitVersion",
+const KUBERNETES_VARIABLES: &[(&str, Part)] = &[
+    ("k8s.io/component-base/version.gitVersion", Part::Whole),
+    ("k8s.io/component-base/version.gitMajor", Part::Major),
+    ("k8s.io/component-base/version.gitMinor", Part::Minor),
+    ("k8s.io/client-go/pkg/version.gitVersion", Part::Whole),
 ];
 
 impl Binary {
@@ -89,7 +113,10 @@ impl Binary {
                 go_mod: include_str!("go/registry/go.mod"),
                 versioned: "github.com/distribution/distribution/v3",
                 package: "github.com/distribution/distribution/v3/cmd/registry",
-                version_variables: &["github.com/distribution/distribution/v3/version.version"],
+                version_variables: &[(
+                    "github.com/distribution/distribution/v3/version.version",
+                    Part::Whole,
+                )],
                 minutes: 4,
             },
             Self::Helm => Recipe {
@@ -98,7 +125,7 @@ impl Binary {
                 go_mod: include_str!("go/helm/go.mod"),
                 versioned: "helm.sh/helm/v3",
                 package: "helm.sh/helm/v3/cmd/helm",
-                version_variables: &["helm.sh/helm/v3/internal/version.version"],
+                version_variables: &[("helm.sh/helm/v3/internal/version.version", Part::Whole)],
                 minutes: 3,
             },
         }
@@ -138,9 +165,15 @@ fn locate_or_build(wanted: Binary) -> Result<PathBuf, Error> {
     // One lock for all: two builds at once would only take turns at the cores.
     let _turn = lock(&cache.join(".lock"))?;
     if !is_executable(&cached) {
-        recipe.build(&version, &cached)?;
+        recipe.build(Path::new("go"), &version, &cached)?;
     }
     Ok(cached)
+}
+
+/// Builds `wanted` with the Go toolchain at `toolchain` and moves it to `into` when it is whole.
+pub fn build(wanted: Binary, toolchain: &Path, into: &Path) -> Result<(), Error> {
+    let recipe = wanted.recipe();
+    recipe.build(toolchain, &recipe.version()?, into)
 }
 
 impl Recipe {
@@ -162,12 +195,12 @@ impl Recipe {
             })
     }
 
-    fn build(&self, version: &str, cached: &Path) -> Result<(), Error> {
+    fn build(&self, toolchain: &Path, version: &str, cached: &Path) -> Result<(), Error> {
         let module = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("tests/testbed/go")
             .join(self.module);
         let go = || {
-            let mut go = Command::new("go");
+            let mut go = Command::new(toolchain);
             // No C compiler is needed, and the result does not depend on whether there is one.
             go.current_dir(&module).env("CGO_ENABLED", "0");
             go
@@ -188,7 +221,7 @@ impl Recipe {
                 let reason = String::from_utf8_lossy(&answer.stderr).trim().to_owned();
                 return Err(missing(reason)?);
             }
-            Err(error) => return Err(missing(format!("`go`: {error}"))?),
+            Err(error) => return Err(missing(format!("`{}`: {error}", toolchain.display()))?),
         }
 
         tell(&format!(
@@ -198,11 +231,13 @@ impl Recipe {
             cached.display()
         ));
         let began = std::time::Instant::now();
-        let unfinished = cached.with_extension(format!("{}.unfinished", std::process::id()));
-        let mut ldflags = "-s -w".to_owned();
-        for variable in self.version_variables {
-            ldflags.push_str(&format!(" -X {variable}=v{version}"));
-        }
+        let unfinished = cached.with_file_name(format!(".{}.unfinished", self.name));
+        let ldflags = self
+            .version_variables
+            .iter()
+            .fold("-s -w".to_owned(), |flags, (variable, part)| {
+                format!("{flags} -X {variable}={}", part.of(version))
+            });
         let status = go()
             .args(["build", "-mod=readonly", "-trimpath", "-ldflags", &ldflags])
             .arg("-o")
@@ -210,7 +245,7 @@ impl Recipe {
             .arg(self.package)
             .stdout(std::process::Stdio::null())
             .status()
-            .map_err(Error::file("run", Path::new("go")))?;
+            .map_err(Error::file("run", toolchain))?;
         if !status.success() {
             let _ = fs::remove_file(&unfinished);
             return Err(Error::Build {

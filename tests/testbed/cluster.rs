@@ -1,4 +1,4 @@
-//! What tests do with a control plane: clients, namespaces, definitions, ServiceAccounts, kubectl.
+//! What tests do with a control plane: clients, namespaces, definitions, service accounts, kubectl.
 //!
 //! A client belongs to the runtime it was made under, so each test makes its own; that costs no request.
 
@@ -85,7 +85,7 @@ impl ControlPlane {
         })
     }
 
-    /// Applies every CustomResourceDefinition of `yaml` (one or more documents) and waits until all are served.
+    /// Applies every custom resource definition of `yaml` (one or more documents) and waits until all are served.
     pub async fn apply_crds(&self, yaml: &str) -> Result<(), Error> {
         let definitions: Vec<CustomResourceDefinition> = serde_saphyr::from_multiple(yaml)
             .map_err(|error| Error::Cluster {
@@ -113,7 +113,7 @@ impl ControlPlane {
         Ok(())
     }
 
-    /// A token of one hour for a ServiceAccount, which is made if it is not there. It has the rights that
+    /// A token of one hour for a service account, which is made if it is not there. It has the rights that
     /// RBAC objects give it and no others.
     pub async fn service_account_token(
         &self,
@@ -133,20 +133,20 @@ impl ControlPlane {
             .patch(name, &parameters, &Patch::Apply(&account))
             .await?;
         let wanted = TokenRequest {
-            spec: TokenRequestSpec {
+            spec: Some(TokenRequestSpec {
                 expiration_seconds: Some(3600),
                 ..TokenRequestSpec::default()
-            },
+            }),
             ..TokenRequest::default()
         };
         let made = accounts
             .create_token_request(name, &PostParams::default(), &wanted)
             .await?;
         made.status
-            .map(|status| status.token)
+            .and_then(|status| status.token)
             .ok_or_else(|| Error::Cluster {
                 what: "TokenRequest",
-                reason: "the answer has no status".to_owned(),
+                reason: "the answer has no token".to_owned(),
             })
     }
 

@@ -1,6 +1,6 @@
 //! Keys and certificates of one control plane, made at its start and trusted by nothing else.
 //!
-//! Leaves: a certificate authority, a certificate for 127.0.0.1, the key pair that signs ServiceAccount tokens,
+//! Leaves: a certificate authority, a certificate for 127.0.0.1, the key pair that signs service account tokens,
 //! and the administrator's token. All keys are P-256, which takes no time where RSA would take a second.
 
 use std::path::PathBuf;

@@ -9,15 +9,16 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use super::access_log::USER_AGENT;
-use super::net::{http_client, locked, wait_ready};
+use super::net::{LOOK, http_client, locked, wait_ready};
 use super::tokens::{ISSUER, SERVICE};
 use super::{
-    AccessLog, Binary, Error, RegistryClient, RunDir, Supervised, TokenServer, binary, free_port,
+    AccessLog, Binary, Error, RegistryClient, RunDir, Signal, Supervised, TokenServer, binary,
+    free_port,
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -72,6 +73,11 @@ impl Distribution {
         if let RegistryAuth::Token(server) = &options.auth {
             directory.write("jwks.json", &server.jwks().to_string())?;
         }
+        // The collector refuses a store in which nothing was pushed yet.
+        for part in ["blobs", "repositories"] {
+            let path = directory.join("store/docker/registry/v2").join(part);
+            std::fs::create_dir_all(&path).map_err(Error::file("create", &path))?;
+        }
         // JSON is YAML.
         directory.write("config.yml", &configuration(port, options).to_string())?;
         let registry = Self {
@@ -110,9 +116,14 @@ impl Distribution {
         RegistryClient::new(&self.url(), Some((user, password)))
     }
 
-    /// Stops the registry: its port answers nobody until [`Self::resume`].
-    pub fn halt(&self) {
-        locked(&self.process).stop(GRACE);
+    /// Ends the registry: its port answers nobody until [`Self::resume`].
+    pub async fn halt(&self) {
+        locked(&self.process).signal(Signal::Terminate);
+        let asked = Instant::now();
+        while !locked(&self.process).has_ended() && asked.elapsed() < GRACE {
+            tokio::time::sleep(LOOK).await;
+        }
+        locked(&self.process).kill();
     }
 
     /// Starts a halted registry again on its port.
@@ -124,7 +135,7 @@ impl Distribution {
     /// Halts the registry, collects every manifest without a tag and every blob without a manifest, and starts
     /// it again. Returns the collector's report.
     pub async fn garbage_collect(&self) -> Result<String, Error> {
-        self.halt();
+        self.halt().await;
         let arguments = ["garbage-collect", "--delete-untagged", "config.yml"];
         let output = tokio::process::Command::new(&self.program)
             .args(arguments)

@@ -31,7 +31,7 @@ mod supervised;
 mod tokens;
 
 pub use access_log::{AccessLog, LoggedRequest};
-pub use binaries::{Binary, binary};
+pub use binaries::{Binary, binary, build};
 pub use control_plane::{ControlPlane, shared};
 pub use distribution::{Distribution, DistributionOptions, RegistryAuth};
 pub use error::Error;

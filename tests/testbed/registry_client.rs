@@ -300,8 +300,8 @@ impl RegistryClient {
     }
 
     /// The token a challenge asks for; `None` when the answer has no challenge for bearer tokens.
-    async fn token(&self, challenged: &Response) -> Result<Option<String>, Error> {
-        let header = challenged
+    async fn token(&self, refusal: &Response) -> Result<Option<String>, Error> {
+        let header = refusal
             .headers()
             .get(header::WWW_AUTHENTICATE)
             .and_then(|challenge| challenge.to_str().ok())

@@ -10,7 +10,7 @@ use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::Error;
 
@@ -114,16 +114,6 @@ impl Supervised {
     /// Whether the part is gone.
     pub fn has_ended(&mut self) -> bool {
         !matches!(self.shell.try_wait(), Ok(None))
-    }
-
-    /// Asks the part to end, and kills it when it has not after `grace`. Blocks until it is gone.
-    pub fn stop(&mut self, grace: Duration) {
-        self.signal(Signal::Terminate);
-        let asked = Instant::now();
-        while !self.has_ended() && asked.elapsed() < grace {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        self.kill();
     }
 
     /// Kills the part and blocks until it is gone.

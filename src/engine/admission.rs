@@ -1,0 +1,321 @@
+//! Whether a request has its floats to itself: eligibility, the claim, and the end of those it supersedes.
+//!
+//! Everything a claim ends is saved on the loser before the winner's claim is saved, and both before the first registry
+//! request under the claim: the record outlives the winner.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::operation::{credential, fault};
+use super::state::{Asked, State};
+use super::{Engine, is_finished};
+use crate::api::{self, PromotionRequest};
+use crate::image::{Float, Repository};
+use crate::machine::claims::{Rival, Standing, Verdict};
+use crate::machine::{Admission, Class, Fault, Latch, Mode, Phase, Reason, Request};
+use crate::registry::{Activity, Registry};
+use crate::store::{Access, AccessError, Key, Store, StoreError};
+
+/// A Secret that is missing is looked for again after this.
+const SECRET_AGAIN: Duration = Duration::from_secs(10);
+/// The longest pause before asking again whether a request may push.
+const ASK_AGAIN_MAX: Duration = Duration::from_secs(60);
+
+/// What the engine found out about a request's admission.
+pub(super) struct Entry {
+    pub admission: Admission,
+    pub access: Option<Access>,
+    /// Look again then.
+    pub again: Option<Instant>,
+}
+
+impl Entry {
+    fn of(admission: Admission) -> Self {
+        Self { admission, access: None, again: None }
+    }
+
+    fn waits(reason: Reason, message: impl Into<String>, after: Option<Duration>) -> Self {
+        let again = after.map(|after| Instant::now() + after);
+        Self { admission: Admission::Waits(reason, message.into()), access: None, again }
+    }
+}
+
+impl<S: Store> Engine<S> {
+    /// Finds out whether a request may run, and claims its floats if it may begin.
+    pub(super) async fn admit(
+        &self,
+        key: &Key,
+        uid: &str,
+        object: &PromotionRequest,
+        request: &Request,
+    ) -> Result<Entry, StoreError> {
+        if let Err(message) = self.inner.policy.check(request) {
+            return Ok(self.decide(uid, Reason::NotAllowed, message));
+        }
+        let committed = (0..request.spec.images.len()).any(|i| request.is_committed(i));
+        if request.spec.suspend && !committed {
+            self.stand(uid, Standing::Ineligible);
+            return Ok(Entry::waits(Reason::Suspended, "spec.suspend is set", None));
+        }
+        let access = match self.inner.store.access(object).await {
+            Ok(access) => access,
+            Err(AccessError::NotFound(message)) => {
+                self.stand(uid, Standing::Ineligible);
+                return Ok(Entry::waits(Reason::SecretNotFound, message, Some(SECRET_AGAIN)));
+            }
+            Err(AccessError::Invalid(message)) => {
+                return Ok(self.decide(uid, Reason::SecretInvalid, message));
+            }
+            Err(AccessError::Unavailable(message)) => {
+                return Ok(Entry::waits(Reason::Queued, message, Some(Duration::from_secs(1))));
+            }
+        };
+        let mut entry = if request.spec.mode == Mode::Plan {
+            Entry::of(Admission::Holds)
+        } else {
+            self.claim(key, uid, request, &access).await?
+        };
+        entry.access = Some(access);
+        Ok(entry)
+    }
+
+    /// The floats of the unfinished images, for this request alone.
+    async fn claim(
+        &self,
+        key: &Key,
+        uid: &str,
+        request: &Request,
+        access: &Access,
+    ) -> Result<Entry, StoreError> {
+        let floats = unfinished(request);
+        if self.lock().claims.holds(uid, floats.iter()) {
+            return Ok(Entry::of(Admission::Holds));
+        }
+        if let Some(entry) = self.ask(key, uid, request, access) {
+            return Ok(entry);
+        }
+        self.stand(uid, Standing::Eligible);
+        let now = super::now();
+        let verdict = {
+            let mut state = self.lock();
+            let state: &mut State = &mut state;
+            let Some(known) = state.known.get(uid) else {
+                return Ok(Entry::waits(Reason::Queued, "not known yet", Some(Duration::from_secs(1))));
+            };
+            let me = known.contender.clone();
+            let sharers = state.sharers(&me);
+            let verdict = state.claims.judge(&me, sharers.into_iter(), now);
+            // Taken under the same lock as judged, so that two requests cannot both claim.
+            if matches!(verdict, Verdict::Claim(_)) && !state.claims.take(uid, &floats) {
+                return Ok(Entry::waits(Reason::Queued, "another request holds a float", Some(Duration::from_secs(1))));
+            }
+            verdict
+        };
+        match verdict {
+            Verdict::Wait { behind, until } => {
+                let after = until.map(|t| Duration::try_from(now.duration_until(t)).unwrap_or_default());
+                Ok(Entry::waits(Reason::Queued, format!("waits for {behind}, which shares a float"), after))
+            }
+            Verdict::Superseded { by, floats } => {
+                let images = indices(request, &floats);
+                Ok(Entry::of(Admission::Superseded(images, superseded_by(&by))))
+            }
+            Verdict::Claim(rivals) => {
+                for rival in rivals {
+                    if let Err(entry) = self.supersede(key, &rival).await? {
+                        self.settle_claims(uid);
+                        return Ok(entry);
+                    }
+                }
+                Ok(Entry::of(Admission::Holds))
+            }
+        }
+    }
+
+    /// Ends an older request on the floats that `winner` claims. Err: it cannot be ended, the winner waits.
+    async fn supersede(&self, winner: &Key, rival: &Rival) -> Result<Result<(), Entry>, StoreError> {
+        let key = match self.lock().known.get(&rival.uid) {
+            Some(known) => known.key.clone(),
+            None => return Ok(Ok(())),
+        };
+        let Some(mut object) = self.inner.store.load(&key).await? else { return Ok(Ok(())) };
+        if object.metadata.uid.as_deref() != Some(&rival.uid) || is_finished(&object) {
+            return Ok(Ok(()));
+        }
+        let waits = |message: String| Entry::waits(Reason::Queued, message, Some(Duration::from_secs(1)));
+        let mut request = match api::status::read(&object) {
+            Ok(request) => request,
+            Err(api::status::ReadError::Spec { .. }) => return Ok(Ok(())),
+            Err(error) => return Ok(Err(waits(format!("waits for {key}: {error}")))),
+        };
+        let before = object.clone();
+        let images = indices(&request, &rival.floats);
+        if images.iter().any(|&i| request.is_committed(i) && !request.status.images[i].phase.is_finished()) {
+            return Ok(Err(waits(format!("waits for {key}, which is committed"))));
+        }
+        let version = object.metadata.resource_version.as_ref().and_then(|v| v.parse().ok()).unwrap_or(1);
+        request.status.supersede(&images, version, &superseded_by(&winner.to_string()), super::now());
+        let scenery = api::status::Scenery { now: super::now(), waiting: None };
+        api::status::write(&mut object, &request, &scenery);
+        match self.inner.store.save(&object).await {
+            Ok(saved) => {
+                self.saved(&key, &before, &saved, &request, &[]).await;
+                Ok(Ok(()))
+            }
+            Err(StoreError::Gone(_)) => Ok(Ok(())),
+            Err(StoreError::Conflict(_)) => Ok(Err(waits(format!("waits for {key}, which is being changed")))),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the request's own credential may push everywhere; none: it may.
+    fn ask(&self, key: &Key, uid: &str, request: &Request, access: &Access) -> Option<Entry> {
+        let now = Instant::now();
+        let mut state = self.lock();
+        let known = state.known.get_mut(uid)?;
+        let tries = match &known.asked {
+            Asked::Yes => return None,
+            Asked::No(reason, message) => {
+                return Some(Entry::of(Admission::Refused(*reason, message.clone())));
+            }
+            Asked::Running(_, activity) => {
+                let entry = match activity.waiting() {
+                    Some(waiting) => Entry::waits(waiting.reason, waiting.message, None),
+                    None => Entry::waits(Reason::Queued, "asking whether it may push", None),
+                };
+                return Some(entry);
+            }
+            Asked::NotNow { reason, message, again, .. } if *again > now => {
+                return Some(Entry::waits(*reason, message.clone(), Some(*again - now)));
+            }
+            Asked::NotNow { tries, .. } => *tries,
+            Asked::Not => 0,
+        };
+        let cancel = CancellationToken::new();
+        let activity = Arc::new(Activity::default());
+        known.asked = Asked::Running(cancel.clone(), Arc::clone(&activity));
+        drop(state);
+        let mut repositories: Vec<Repository> =
+            request.spec.images.iter().map(|i| i.float.repository().clone()).collect();
+        repositories.sort();
+        repositories.dedup();
+        let question = question(self.inner.tools.registry.clone(), access.clone(), repositories, Arc::clone(&activity));
+        let (engine, key, uid) = (self.clone(), key.clone(), uid.to_owned());
+        tokio::spawn(async move {
+            let question = question;
+            tokio::pin!(question);
+            let answer = loop {
+                tokio::select! {
+                    answer = &mut question => break answer,
+                    () = activity.changed() => engine.trigger(key.clone()),
+                    () = cancel.cancelled() => return,
+                }
+            };
+            engine.answer(&key, &uid, tries, answer);
+        });
+        Some(Entry::waits(Reason::Queued, "asking whether it may push", None))
+    }
+
+    /// Keeps the answer to [`Self::ask`], and wakes those whom it lets go ahead.
+    fn answer(&self, key: &Key, uid: &str, tries: u32, answer: Result<(), Fault>) {
+        let (asked, standing) = match answer {
+            Ok(()) => (Asked::Yes, Standing::Eligible),
+            Err(Fault { reason, message, class: Class::Terminal }) => {
+                (Asked::No(reason, message), Standing::Ineligible)
+            }
+            Err(Fault { reason, message, class }) => {
+                let pause = Duration::from_secs(1 << tries.min(6)).min(ASK_AGAIN_MAX);
+                let again = Instant::now() + pause;
+                let reason = if matches!(class, Class::Wait { .. }) { reason } else { Reason::Queued };
+                (Asked::NotNow { reason, message, tries: tries + 1, again }, self.standing(uid))
+            }
+        };
+        if let Some(known) = self.lock().known.get_mut(uid) {
+            known.asked = asked;
+        }
+        self.stand(uid, standing);
+        self.trigger(key.clone());
+    }
+
+    /// The request cannot be carried out, for good.
+    fn decide(&self, uid: &str, reason: Reason, message: String) -> Entry {
+        self.stand(uid, Standing::Ineligible);
+        Entry::of(Admission::Refused(reason, message))
+    }
+
+    fn standing(&self, uid: &str) -> Standing {
+        let state = self.lock();
+        state.known.get(uid).map_or(Standing::Ineligible, |known| known.contender.standing)
+    }
+
+    /// Notes whether a request may begin; one that may not delays nobody any more.
+    fn stand(&self, uid: &str, standing: Standing) {
+        let mut state = self.lock();
+        let Some(known) = state.known.get_mut(uid) else { return };
+        if known.contender.standing == standing {
+            return;
+        }
+        known.contender.standing = standing;
+        if standing == Standing::Ineligible {
+            let floats: Vec<_> = known.contender.shares.iter().map(|s| s.float.clone()).collect();
+            let waiting = state.keys_on(floats.iter(), uid);
+            drop(state);
+            self.wake(waiting);
+        }
+    }
+}
+
+/// Asks the registries, one after the other, whether the credential may push.
+async fn question(
+    registry: Registry,
+    access: Access,
+    repositories: Vec<Repository>,
+    activity: Arc<Activity>,
+) -> Result<(), Fault> {
+    for repository in &repositories {
+        let credential = credential(&access.push, repository)?;
+        let answer = registry.may_push(repository, &credential, &activity).await;
+        answer.map_err(|error| fault(&error))?;
+    }
+    Ok(())
+}
+
+fn unfinished(request: &Request) -> Vec<Float> {
+    let images = request.spec.images.iter().zip(&request.status.images);
+    let open = images.filter(|(_, image)| !image.phase.is_finished());
+    open.map(|(spec, _)| spec.float.clone()).collect()
+}
+
+/// The images that lose these floats: all of a group.
+fn indices(request: &Request, floats: &[Float]) -> Vec<usize> {
+    let images = request.spec.images.iter().enumerate();
+    let together = request.spec.latch == Latch::Together;
+    let lost = images.filter(|(_, image)| together || floats.contains(&image.float));
+    lost.map(|(index, _)| index).collect()
+}
+
+fn superseded_by(name: &str) -> String {
+    format!("superseded by {name}, which was created later and has begun on this float")
+}
+
+impl crate::machine::Status {
+    /// Ends these images, and the whole if nothing else is left.
+    fn supersede(&mut self, images: &[usize], version: u64, message: &str, now: Timestamp) {
+        self.order.get_or_insert(version);
+        for &index in images {
+            if let Some(image) = self.images.get_mut(index).filter(|i| !i.phase.is_finished()) {
+                image.phase = Phase::Failed;
+                image.reason = Some(Reason::Superseded);
+                image.message = message.into();
+                image.next_attempt = None;
+            }
+        }
+        if self.images.iter().all(|image| image.phase.is_finished()) {
+            self.completed = Some(now);
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Operations in flight: launched after a save, landed with an outcome, reported at most once per status interval.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::Engine;
+use super::operation::Operation;
+use super::state::InFlight;
+use crate::machine::{Class, Fault, Launch, Outcome, Reason, Request};
+use crate::registry::Activity;
+use crate::store::{Access, Key, Store};
+
+impl<S: Store> Engine<S> {
+    /// Launches a step that was just saved.
+    pub(super) fn launch(&self, key: &Key, uid: &str, request: &Request, launch: Launch, access: &Access) {
+        let Launch { image: index, step, again } = launch;
+        let (Some(spec), Some(image)) =
+            (request.spec.images.get(index), request.status.images.get(index))
+        else {
+            return;
+        };
+        let cancel = CancellationToken::new();
+        let activity = Arc::new(Activity::default());
+        let float = spec.float.clone();
+        let (id, tried) = {
+            let mut state = self.lock();
+            let id = state.next_flight();
+            let flight = state.flights.entry(uid.to_owned()).or_default();
+            let tried = !flight.tried.insert((index, step));
+            let operation = InFlight {
+                id,
+                step,
+                float: float.clone(),
+                cancel: cancel.clone(),
+                activity: Arc::clone(&activity),
+                started: Instant::now(),
+                outcome: None,
+            };
+            flight.operations.insert(index, operation);
+            (id, tried)
+        };
+        let operation = Operation {
+            tools: self.inner.tools.clone(),
+            access: access.clone(),
+            spec: spec.clone(),
+            image: image.clone(),
+            mode: request.spec.mode,
+            step,
+            again: again || tried,
+            cancel,
+            activity: Arc::clone(&activity),
+        };
+        tracing::debug!(request = %key, %float, step = step.as_str(), again = operation.again, "launched");
+        let (engine, key, uid) = (self.clone(), key.clone(), uid.to_owned());
+        tokio::spawn(async move {
+            // A task of its own, so that a defect in a step ends in an outcome and not in a float that waits for ever.
+            let mut work = tokio::spawn(operation.run());
+            let outcome = loop {
+                tokio::select! {
+                    ended = &mut work => break ended,
+                    () = activity.changed() => engine.report(&key, &uid),
+                }
+            };
+            let outcome = outcome.unwrap_or_else(|error| {
+                Outcome::Faulted(Fault {
+                    reason: Reason::RegistryError,
+                    message: format!("the step broke off: {error}"),
+                    class: Class::Attempt,
+                })
+            });
+            engine.land(&key, &uid, index, id, outcome);
+        });
+    }
+
+    /// Keeps what an operation found until it is recorded.
+    fn land(&self, key: &Key, uid: &str, index: usize, id: u64, outcome: Outcome) {
+        let known = {
+            let mut state = self.lock();
+            let known = state.known.contains_key(uid);
+            let Some(flight) = state.flights.get_mut(uid) else { return };
+            let Some(operation) = flight.operations.get_mut(&index).filter(|o| o.id == id) else {
+                return;
+            };
+            let (float, step) = (operation.float.clone(), operation.step);
+            log(key, &float, step, operation.started, &outcome);
+            if succeeded(&outcome) {
+                flight.tried.remove(&(index, step));
+            }
+            if known {
+                operation.outcome = Some(outcome);
+            } else {
+                flight.operations.remove(&index);
+            }
+            known
+        };
+        if known {
+            self.report(key, uid);
+        } else {
+            self.settle_claims(uid);
+        }
+    }
+
+    /// Asks for a reconcile: at once if nothing else of the request runs, else once per status interval.
+    pub(super) fn report(&self, key: &Key, uid: &str) {
+        let now = Instant::now();
+        let due = {
+            let mut state = self.lock();
+            let idle = state.running(uid).next().is_none();
+            let Some(known) = state.known.get_mut(uid) else { return };
+            let due = known.saved_at.map_or(now, |at| at + self.inner.settings.status_interval);
+            if idle || due <= now {
+                now
+            } else if known.triggered {
+                return;
+            } else {
+                known.triggered = true;
+                due
+            }
+        };
+        if due <= now {
+            self.trigger(key.clone());
+            return;
+        }
+        let (engine, key, uid) = (self.clone(), key.clone(), uid.to_owned());
+        tokio::spawn(async move {
+            tokio::time::sleep_until(due).await;
+            if let Some(known) = engine.lock().known.get_mut(&uid) {
+                known.triggered = false;
+            }
+            engine.trigger(key);
+        });
+    }
+}
+
+/// Whether an outcome means that the step has run to its aim, so that its next launch is a first one.
+fn succeeded(outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Resolved { .. }
+        | Outcome::Staged { .. }
+        | Outcome::BackedUp
+        | Outcome::Latched
+        | Outcome::NotLatched
+        | Outcome::Moved { .. }
+        | Outcome::Posted { .. } => true,
+        Outcome::Unpinned { .. }
+        | Outcome::StampTaken { .. }
+        | Outcome::DisplacedGone { .. }
+        | Outcome::StagedGone
+        | Outcome::Faulted(_)
+        | Outcome::Dropped => false,
+    }
+}
+
+/// One line per ended step.
+fn log(key: &Key, float: &crate::image::Float, step: crate::machine::Step, started: Instant, outcome: &Outcome) {
+    let took = started.elapsed();
+    let step = step.as_str();
+    match outcome {
+        Outcome::Faulted(fault) => tracing::warn!(
+            request = %key, %float, step, ?took, reason = %fault.reason, "{}", fault.message
+        ),
+        outcome => tracing::info!(request = %key, %float, step, ?took, ?outcome, "step ended"),
+    }
+}

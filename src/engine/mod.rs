@@ -1,0 +1,256 @@
+//! The corridor: one request at a time from what is stored to what runs, and back.
+//!
+//! ```text
+//! load fresh ─▶ harvest ─▶ advance (pure) ─▶ admit (claims) ─▶ plan (pure) ─▶ save, checked
+//!      ─▶ drop what was harvested ─▶ tell ─▶ launch exactly what was saved ─▶ come back when something is due
+//! ```
+//!
+//! # Guarantees
+//! - Nothing is launched that was not saved just before, on a freshly read object, by this reconcile.
+//! - A save that would change nothing is not made.
+//! - Operations are tasks of their own, keyed by UID: a long copy blocks nothing. What they found is dropped from memory only
+//!   after it was saved.
+//! - Losing the memory of the engine loses nothing: the next reconcile launches again what status says.
+
+mod admission;
+mod flight;
+pub mod leadership;
+pub mod memory;
+mod operation;
+mod reconcile;
+mod state;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::api::{self, PromotionRequest};
+use crate::machine::claims::{Contender, Standing};
+use crate::policy::Policy;
+use crate::registry::Registry;
+use crate::store::{Key, Store};
+use leadership::Leadership;
+use memory::Memory;
+use operation::Tools;
+use state::State;
+
+pub use reconcile::{Next, ReconcileError};
+
+/// How the engine is set.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How long a tag write may take to show or to land.
+    pub settle: Duration,
+    /// A request whose operations still run is saved at most this often.
+    pub status_interval: Duration,
+}
+
+impl Settings {
+    /// The total timeout of a tag write: it leaves two seconds of the settle time.
+    #[must_use]
+    pub fn put_timeout(&self) -> Duration {
+        self.settle.saturating_sub(Duration::from_secs(2))
+    }
+}
+
+/// Runs requests. Cheap to clone; clones share everything.
+pub struct Engine<S> {
+    inner: Arc<Inner<S>>,
+}
+
+struct Inner<S> {
+    store: S,
+    tools: Tools,
+    policy: Policy,
+    settings: Settings,
+    triggers: mpsc::UnboundedSender<Key>,
+    state: Mutex<State>,
+}
+
+impl<S> Clone for Engine<S> {
+    fn clone(&self) -> Self {
+        Self { inner: Arc::clone(&self.inner) }
+    }
+}
+
+impl<S: Store> Engine<S> {
+    /// An engine, and the stream of keys that it wants reconciled.
+    pub fn new(
+        store: S,
+        registry: Registry,
+        policy: Policy,
+        leadership: Leadership,
+        settings: Settings,
+    ) -> (Self, mpsc::UnboundedReceiver<Key>) {
+        let (triggers, queue) = mpsc::unbounded_channel();
+        let tools = Tools {
+            registry,
+            memory: Arc::new(Memory::new(settings.settle)),
+            leadership,
+            put_timeout: settings.put_timeout(),
+        };
+        let state = Mutex::default();
+        let inner = Inner { store, tools, policy, settings, triggers, state };
+        (Self { inner: Arc::new(inner) }, queue)
+    }
+
+    /// The store behind it.
+    pub fn store(&self) -> &S {
+        &self.inner.store
+    }
+
+    /// What this process knows of its own tag writes.
+    #[must_use]
+    pub fn memory(&self) -> &Memory {
+        &self.inner.tools.memory
+    }
+
+    /// Asks for a reconcile of an object.
+    pub fn trigger(&self, key: Key) {
+        // The receiver is gone only when the process ends.
+        let _ = self.inner.triggers.send(key);
+    }
+
+    /// Takes note of an unfinished object, as read from a list, a watch or a load: it contends for its floats from now on.
+    /// True where a reconcile is due: not for our own save coming back, nor for what is known already.
+    pub fn observe(&self, object: &PromotionRequest) -> bool {
+        let Some((uid, version)) = identity(object) else { return false };
+        if is_finished(object) {
+            return false;
+        }
+        let Ok(request) = api::status::read(object) else { return true };
+        let key = Key::of(object);
+        let now = now();
+        let order = request.status.order.unwrap_or(version);
+        let standing = Standing::Undecided { since: now };
+        let contender = Contender::of(&uid, &key.to_string(), order, &request, standing);
+        let mut state = self.lock();
+        let own = state.known.get(&uid).is_some_and(|k| k.saved == Some(version));
+        state.note(&key, version, contender, now) && !own
+    }
+
+    /// Takes over from an earlier leader: whoever began and has not ended owns its floats, before anything is launched.
+    pub fn rebuild<'a>(&self, objects: impl Iterator<Item = &'a PromotionRequest>) {
+        for object in objects {
+            self.observe(object);
+        }
+        let mut state = self.lock();
+        let state = &mut *state;
+        for known in state.known.values() {
+            let owned = known.contender.owned();
+            if !owned.is_empty() && !state.claims.take(&known.contender.uid, &owned) {
+                tracing::error!(request = %known.key, "two requests have begun on one float; this one waits");
+            }
+        }
+        tracing::info!(requests = state.known.len(), floats = state.claims.len(), "claims rebuilt from status");
+    }
+
+    /// An object left the unfinished ones: it ended, or was deleted. What runs of it is given up, tag writes after their answer.
+    pub fn gone(&self, uid: &str) {
+        let mut state = self.lock();
+        let Some(known) = state.forget(uid) else { return };
+        if let state::Asked::Running(cancel, _) = &known.asked {
+            cancel.cancel();
+        }
+        for (_, operation) in state.running(uid) {
+            operation.cancel.cancel();
+        }
+        let floats = known.contender.shares.iter().map(|share| &share.float);
+        let waiting = state.keys_on(floats, uid);
+        drop(state);
+        self.wake(waiting);
+        self.settle_claims(uid);
+    }
+
+    /// Launches nothing more, gives up reads and copies, and lets tag writes end.
+    pub fn drain(&self) {
+        let mut state = self.lock();
+        state.draining = true;
+        let uids: Vec<_> = state.flights.keys().cloned().collect();
+        for uid in uids {
+            for (_, operation) in state.running(&uid) {
+                operation.cancel.cancel();
+            }
+        }
+    }
+
+    /// How many operations have not been recorded yet, whether they run or have ended.
+    #[must_use]
+    pub fn unrecorded(&self) -> usize {
+        let state = self.lock();
+        let known = state.flights.iter().filter(|(uid, _)| state.known.contains_key(*uid));
+        let ended = known.flat_map(|(_, flight)| flight.operations.values());
+        let ended = ended.filter(|o| o.outcome.is_some()).count();
+        ended + state.running_in_all()
+    }
+
+    /// Bytes written so far by the running operations of an object, by image.
+    #[must_use]
+    pub fn bytes(&self, uid: &str) -> Vec<(usize, u64)> {
+        let state = self.lock();
+        state.running(uid).map(|(index, o)| (index, o.activity.bytes())).collect()
+    }
+
+    /// Gives back the floats that a request owns no longer: its image has ended (or is suspended before its commit), nothing of
+    /// it runs, and the float has settled.
+    fn settle_claims(&self, uid: &str) {
+        let now = Instant::now();
+        let mut state = self.lock();
+        let state = &mut *state;
+        let owned = state.known.get(uid).map(|k| k.contender.owned()).unwrap_or_default();
+        let running: Vec<_> = state.running(uid).map(|(_, o)| o.float.clone()).collect();
+        let mut again: Option<Instant> = None;
+        let freed = state.claims.release(uid, |float| {
+            if owned.contains(float) || running.contains(float) {
+                return true;
+            }
+            let quiet = self.inner.tools.memory.quiet_until(float, now);
+            again = [again, quiet].into_iter().flatten().min();
+            quiet.is_some()
+        });
+        if running.is_empty() && !state.known.contains_key(uid) {
+            state.flights.remove(uid);
+        }
+        let waiting = state.keys_on(freed.iter(), uid);
+        self.wake(waiting);
+        if let Some(again) = again {
+            let (engine, uid) = (self.clone(), uid.to_owned());
+            tokio::spawn(async move {
+                tokio::time::sleep_until(again).await;
+                engine.settle_claims(&uid);
+            });
+        }
+    }
+
+    fn wake(&self, keys: Vec<Key>) {
+        for key in keys {
+            self.trigger(key);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Now, in whole seconds, as times in status are.
+fn now() -> Timestamp {
+    let now = Timestamp::now();
+    Timestamp::from_second(now.as_second()).unwrap_or(now)
+}
+
+/// The UID and resourceVersion of an object that has both.
+fn identity(object: &PromotionRequest) -> Option<(String, u64)> {
+    let uid = object.metadata.uid.clone()?;
+    let version = object.metadata.resource_version.as_ref()?.parse().ok()?;
+    Some((uid, version))
+}
+
+/// Whether an object's status says that nothing more will happen.
+fn is_finished(object: &PromotionRequest) -> bool {
+    let phase = object.status.as_ref().and_then(|s| s.phase.as_deref());
+    phase.and_then(crate::machine::Phase::parse).is_some_and(crate::machine::Phase::is_finished)
+}

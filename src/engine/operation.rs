@@ -1,0 +1,422 @@
+//! One operation: a step of one image, carried out on the registry.
+//!
+//! In come the image's spec and record as they were saved; out comes an [`Outcome`]. Every step can be run again from the
+//! start: what it would write is looked at first where it may have run before. Reads and copies are given up at once when the
+//! operation is dropped; a tag write that was sent is always waited for.
+//!
+//! The order of requests within each step is what the promises rest on; the comments say which.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::leadership::Leadership;
+use super::memory::Memory;
+use crate::image::{Digest, Reference, Repository, Tag};
+use crate::machine::{Class, Fault, Foreign, Image, ImageSpec, Mode, Outcome, Pin, Reason, Step};
+use crate::registry::{self, Activity, Credential, Manifest, Put, Registry};
+use crate::store::Access;
+
+/// A read that contradicts our own write is repeated after this.
+const READ_AGAIN: Duration = Duration::from_secs(1);
+/// A float that left its source is looked at twice, this far apart.
+const LOOK_TWICE: Duration = Duration::from_secs(2);
+/// The pauses before the second and third look at a source that is not there.
+const SOURCE_LOOKS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
+
+/// What an operation works with, beside its image.
+#[derive(Clone)]
+pub(super) struct Tools {
+    pub registry: Registry,
+    pub memory: Arc<Memory>,
+    pub leadership: Leadership,
+    /// The total timeout of a tag write.
+    pub put_timeout: Duration,
+}
+
+/// One step of one image.
+pub(super) struct Operation {
+    pub tools: Tools,
+    pub access: Access,
+    pub spec: ImageSpec,
+    pub image: Image,
+    pub mode: Mode,
+    pub step: Step,
+    /// It may have run before.
+    pub again: bool,
+    pub cancel: CancellationToken,
+    pub activity: Arc<Activity>,
+}
+
+/// What an answered tag write found.
+enum Written {
+    Done,
+    /// The registry does not have what the manifest refers to.
+    ContentMissing(registry::Error),
+}
+
+/// Goes on with a value, or ends the operation with an outcome.
+type Flow<T> = Result<T, Outcome>;
+
+impl Operation {
+    /// Runs the step to its outcome.
+    pub async fn run(self) -> Outcome {
+        let flow = match self.step {
+            Step::Resolve => self.resolve().await,
+            Step::Stage => self.stage().await,
+            Step::BackUp => self.back_up().await,
+            Step::Latch => self.latch().await,
+            Step::Post => self.post().await,
+            Step::Verify => self.verify().await,
+        };
+        flow.unwrap_or_else(|outcome| outcome)
+    }
+
+    async fn resolve(&self) -> Flow<Outcome> {
+        let float = match self.mode {
+            Mode::Promote => self.look(self.spec.float.tag()).await?,
+            Mode::Plan => {
+                let tag = Reference::Tag(self.spec.float.tag().clone());
+                let credential = self.push()?;
+                let repository = self.repository();
+                self.read(self.tools.registry.fetch(repository, &tag, &credential, &self.activity))
+                    .await?
+            }
+        };
+        let (source, media_type) = match (&self.image.source, &self.spec.source.reference) {
+            (Some(known), _) => (known.digest, known.media_type.clone()),
+            (None, Reference::Digest(digest)) => (*digest, None),
+            (None, Reference::Tag(_)) => {
+                let manifest = self.source_manifest(&self.spec.source.reference).await?;
+                (manifest.digest, Some(manifest.media_type))
+            }
+        };
+        Ok(Outcome::Resolved { source, media_type, float: float.map(|m| m.digest) })
+    }
+
+    async fn stage(&self) -> Flow<Outcome> {
+        let source = self.source()?;
+        let incoming = self.spec.float.incoming();
+        let repository = self.repository();
+        if self.again {
+            if let Some(manifest) = self.look(&incoming).await?.filter(|m| m.digest == source) {
+                return Ok(Outcome::Staged { media_type: manifest.media_type, bytes: self.activity.bytes() });
+            }
+        }
+        let manifest = self.source_manifest(&Reference::Digest(source)).await?;
+        let (pull, push) = (self.pull()?, self.push()?);
+        let from = &self.spec.source.repository;
+        let copy = self.tools.registry.copy(from, &manifest, repository, &pull, &push, &self.activity);
+        self.read(copy).await?;
+        // The last thing before the PUT: what `_incoming` holds may be held by nothing else.
+        self.clear(&incoming, source, None).await?;
+        match self.put(&incoming, &manifest).await? {
+            Written::Done => Ok(Outcome::Staged {
+                media_type: manifest.media_type,
+                bytes: self.activity.bytes(),
+            }),
+            Written::ContentMissing(error) => {
+                self.tools.registry.forget(repository);
+                Err(Outcome::Faulted(fault(&error)))
+            }
+        }
+    }
+
+    async fn back_up(&self) -> Flow<Outcome> {
+        let Some(Pin { digest, tag: prune }) = self.image.displaced.last() else {
+            return Ok(Outcome::BackedUp);
+        };
+        let Some(manifest) = self.held(*digest).await? else {
+            return self.displaced_gone().await;
+        };
+        if !self.pin(prune, &manifest).await? {
+            return self.displaced_gone().await;
+        }
+        let pre = self.spec.float.pre();
+        if self.again && self.look(&pre).await?.is_some_and(|m| m.digest == *digest) {
+            return Ok(Outcome::BackedUp);
+        }
+        match self.put(&pre, &manifest).await? {
+            Written::Done => Ok(Outcome::BackedUp),
+            Written::ContentMissing(_) => self.displaced_gone().await,
+        }
+    }
+
+    /// The displaced digest is gone from the repository: where is the float now?
+    async fn displaced_gone(&self) -> Flow<Outcome> {
+        let float = self.look(self.spec.float.tag()).await?;
+        Ok(Outcome::DisplacedGone { float: float.map(|m| m.digest) })
+    }
+
+    async fn latch(&self) -> Flow<Outcome> {
+        let source = self.source()?;
+        let float = self.spec.float.tag();
+        let displaced = self.image.displaced.last().map(|pin| pin.digest);
+        let Some(manifest) = self.held(source).await? else {
+            return Ok(self.staged_gone());
+        };
+        // The look and the PUT follow each other directly: only a foreign write within this one request goes unseen.
+        match self.look(float).await?.map(|m| m.digest) {
+            Some(digest) if digest == source => return Ok(Outcome::Latched),
+            Some(digest) if Some(digest) != displaced => return Ok(Outcome::Moved { to: digest }),
+            _ => {}
+        }
+        match self.put(float, &manifest).await? {
+            Written::Done => Ok(Outcome::Latched),
+            Written::ContentMissing(_) => Ok(self.staged_gone()),
+        }
+    }
+
+    fn staged_gone(&self) -> Outcome {
+        self.tools.registry.forget(self.repository());
+        Outcome::StagedGone
+    }
+
+    async fn post(&self) -> Flow<Outcome> {
+        let source = self.source()?;
+        let gone = Outcome::Posted { foreign: Some(Foreign::Gone) };
+        if !self.image.displaced.is_empty() {
+            let post1 = self.spec.float.post1();
+            let Some(manifest) = self.held(source).await? else {
+                return Ok(gone);
+            };
+            // Backed up: the newest displaced digest, which `__post1` holds most often, has its prune tag.
+            let backed_up = self.image.displaced.last().map(|pin| pin.digest);
+            let there = self.clear(&post1, source, backed_up).await?;
+            if !(there && self.again) {
+                if let Written::ContentMissing(_) = self.put(&post1, &manifest).await? {
+                    return Ok(gone);
+                }
+            }
+        }
+        let foreign = self.foreign(source).await?;
+        Ok(Outcome::Posted { foreign })
+    }
+
+    /// Where somebody else moved the float, if two looks agree that it is not at the source.
+    async fn foreign(&self, source: Digest) -> Flow<Option<Foreign>> {
+        let float = self.spec.float.tag();
+        let at_source = |found: &Option<Manifest>| found.as_ref().is_some_and(|m| m.digest == source);
+        if at_source(&self.look(float).await?) {
+            return Ok(None);
+        }
+        self.pause(LOOK_TWICE).await?;
+        let found = self.look(float).await?;
+        if at_source(&found) {
+            return Ok(None);
+        }
+        Ok(Some(found.map_or(Foreign::Gone, |m| Foreign::To(m.digest))))
+    }
+
+    async fn verify(&self) -> Flow<Outcome> {
+        let source = self.source()?;
+        let float = self.look(self.spec.float.tag()).await?;
+        if float.is_some_and(|m| m.digest == source) {
+            Ok(Outcome::Latched)
+        } else {
+            Ok(Outcome::NotLatched)
+        }
+    }
+
+    // === what the steps are made of ===
+
+    /// Looks at a tag that is about to be overwritten with `source`, and pins what it holds if nothing else may hold it
+    /// (`pinned` is held for certain). Whether it holds `source` already.
+    async fn clear(&self, tag: &Tag, source: Digest, pinned: Option<Digest>) -> Flow<bool> {
+        let Some(found) = self.look(tag).await? else { return Ok(false) };
+        if found.digest == source {
+            return Ok(true);
+        }
+        if Some(found.digest) == pinned {
+            return Ok(false);
+        }
+        match self.image.pin(found.digest) {
+            Some(pin) => self.pin(&pin.tag, &found).await.map(|_| false),
+            None => Err(Outcome::Unpinned { digest: found.digest }),
+        }
+    }
+
+    /// Puts a prune tag to a manifest's digest. A prune tag is never overwritten with another digest. False where the content
+    /// is gone.
+    async fn pin(&self, prune: &Tag, manifest: &Manifest) -> Flow<bool> {
+        if self.tools.memory.wrote(self.repository(), prune, manifest.digest, Instant::now()) {
+            return Ok(true);
+        }
+        match self.look(prune).await? {
+            Some(found) if found.digest == manifest.digest => Ok(true),
+            Some(_) => Err(Outcome::StampTaken { tag: prune.clone() }),
+            None => {
+                let written = self.put(prune, manifest).await?;
+                Ok(matches!(written, Written::Done))
+            }
+        }
+    }
+
+    /// Where a tag of the float's repository is, read again while it contradicts our own last write.
+    async fn look(&self, tag: &Tag) -> Flow<Option<Manifest>> {
+        let credential = self.push()?;
+        loop {
+            let look = self.tools.registry.look(self.repository(), tag, &credential, &self.activity);
+            let found = self.read(look).await?;
+            if self.believes(self.repository(), tag, found.as_ref()) {
+                return Ok(found);
+            }
+            self.pause(READ_AGAIN).await?;
+        }
+    }
+
+    fn believes(&self, repository: &Repository, tag: &Tag, found: Option<&Manifest>) -> bool {
+        let digest = found.map(|m| m.digest);
+        !self.tools.memory.contradicts(repository, tag, digest, Instant::now())
+    }
+
+    /// The source's manifest. Absent means gone only after three looks.
+    async fn source_manifest(&self, reference: &Reference) -> Flow<Manifest> {
+        let repository = &self.spec.source.repository;
+        let credential = self.pull()?;
+        let mut pauses = SOURCE_LOOKS.iter();
+        loop {
+            let fetch = self.tools.registry.fetch(repository, reference, &credential, &self.activity);
+            let found = self.read(fetch).await?;
+            if let Reference::Tag(tag) = reference
+                && !self.believes(repository, tag, found.as_ref())
+            {
+                self.pause(READ_AGAIN).await?;
+                continue;
+            }
+            if let Some(manifest) = found {
+                return Ok(manifest);
+            }
+            let Some(pause) = pauses.next() else {
+                return Err(Outcome::Faulted(Fault {
+                    reason: Reason::SourceGone,
+                    message: format!("source {} is gone (3 looks); build it again, or promote another", self.spec.source),
+                    class: Class::Terminal,
+                }));
+            };
+            self.pause(*pause).await?;
+        }
+    }
+
+    /// A manifest of the float's repository.
+    async fn held(&self, digest: Digest) -> Flow<Option<Manifest>> {
+        let credential = self.push()?;
+        let held = self.tools.registry.held(self.repository(), digest, &credential, &self.activity);
+        self.read(held).await
+    }
+
+    /// Writes a tag. Whatever was sent is waited for; an answer that was lost keeps the float quiet until it must have landed.
+    async fn put(&self, tag: &Tag, manifest: &Manifest) -> Flow<Written> {
+        let repository = self.repository();
+        let credential = self.push()?;
+        let sent = Mutex::new(None);
+        let sent_at = || *sent.lock().unwrap_or_else(PoisonError::into_inner);
+        let gate = || {
+            let open = !self.cancel.is_cancelled() && self.tools.leadership.covers(self.tools.put_timeout);
+            if open {
+                let now = Instant::now();
+                *sent.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+                self.tools.memory.sending(now);
+            }
+            open
+        };
+        let put = self.tools.registry.put_tag(repository, tag, manifest, &credential, gate, &self.activity);
+        tokio::pin!(put);
+        let started = Instant::now();
+        let answer = tokio::select! {
+            biased;
+            answer = &mut put => answer,
+            () = self.cancel.cancelled() => {
+                if sent_at().is_none() {
+                    return Err(Outcome::Dropped);
+                }
+                put.await
+            }
+        };
+        match answer {
+            Put::Written => {
+                self.tools.memory.written(repository, tag, manifest.digest, Instant::now());
+                tracing::debug!(%repository, %tag, digest = %manifest.digest, took = ?started.elapsed(), "wrote tag");
+                Ok(Written::Done)
+            }
+            Put::ContentMissing(error) => Ok(Written::ContentMissing(error)),
+            Put::Refused(error) => {
+                if error.reason == Reason::ManifestRejected {
+                    self.tools.registry.forget(repository);
+                }
+                Err(Outcome::Faulted(fault(&error)))
+            }
+            Put::Immutable(error) => match self.look(tag).await? {
+                Some(found) if found.digest == manifest.digest => Ok(Written::Done),
+                _ => Err(Outcome::Faulted(fault(&error))),
+            },
+            Put::Unknown(error) => {
+                let sent = sent_at().unwrap_or_else(Instant::now);
+                self.tools.memory.unanswered(&self.spec.float, repository, tag, sent);
+                let seconds = i64::try_from(self.tools.memory.settle().as_secs()).unwrap_or(i64::MAX);
+                Err(Outcome::Faulted(Fault {
+                    reason: Reason::RegistryUnavailable,
+                    message: error.message,
+                    class: Class::Wait { seconds },
+                }))
+            }
+            Put::NotSent => Err(Outcome::Dropped),
+        }
+    }
+
+    /// Waits for a read or a copy, unless the operation is dropped.
+    async fn read<T>(&self, work: impl Future<Output = Result<T, registry::Error>>) -> Flow<T> {
+        tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => Err(Outcome::Dropped),
+            result = work => result.map_err(|error| Outcome::Faulted(fault(&error))),
+        }
+    }
+
+    async fn pause(&self, duration: Duration) -> Flow<()> {
+        tokio::select! {
+            () = self.cancel.cancelled() => Err(Outcome::Dropped),
+            () = sleep(duration) => Ok(()),
+        }
+    }
+
+    fn repository(&self) -> &Repository {
+        self.spec.float.repository()
+    }
+
+    /// The recorded source digest; a step that needs it is never launched before it is recorded.
+    fn source(&self) -> Flow<Digest> {
+        self.image.source.as_ref().map(|source| source.digest).ok_or(Outcome::Dropped)
+    }
+
+    fn pull(&self) -> Flow<Credential> {
+        credential(&self.access.pull, &self.spec.source.repository).map_err(Outcome::Faulted)
+    }
+
+    fn push(&self) -> Flow<Credential> {
+        credential(&self.access.push, self.repository()).map_err(Outcome::Faulted)
+    }
+}
+
+/// The credential for a repository, or why the Secret cannot be used for it.
+pub(super) fn credential(keyring: &registry::Keyring, repository: &Repository) -> Result<Credential, Fault> {
+    keyring.credential(repository).map_err(|error| Fault {
+        reason: Reason::SecretInvalid,
+        message: error.to_string(),
+        class: Class::Terminal,
+    })
+}
+
+/// A registry's error as the machine counts it.
+pub(super) fn fault(error: &registry::Error) -> Fault {
+    let class = match error.class {
+        registry::Class::Attempt => Class::Attempt,
+        registry::Class::Terminal => Class::Terminal,
+        registry::Class::Wait { after } => Class::Wait {
+            seconds: after.map_or(1, |after| i64::try_from(after.as_secs()).unwrap_or(i64::MAX).max(1)),
+        },
+    };
+    Fault { reason: error.reason, message: error.message.clone(), class }
+}

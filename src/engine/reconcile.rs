@@ -1,0 +1,322 @@
+//! The corridor itself: one reconcile of one request.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::admission::Entry;
+use super::{Engine, identity, is_finished};
+use crate::api::status::{ReadError, Scenery};
+use crate::api::{self, PromotionRequest, conditions};
+use crate::image::Stamp;
+use crate::machine::claims::{Contender, Standing};
+use crate::machine::{
+    self, Context, Effect, Notice, Outcome, Plan, Reason, Request, Scene, Waiting, World,
+};
+use crate::store::{Event, Key, Store, StoreError};
+
+/// A conflict is looked at again at once, this often in one reconcile.
+const CONFLICTS: usize = 5;
+/// The most events a request tells in its life; the last is for its end.
+const EVENTS_MAX: u32 = 10;
+
+/// When to come back to a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// When something triggers it.
+    Triggered,
+    /// After so long, or when something triggers it.
+    After(Duration),
+}
+
+/// Why a reconcile did not come to its end. What operations found is kept.
+#[derive(Debug, thiserror::Error)]
+pub enum ReconcileError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// An outcome that was read and not yet recorded.
+struct Harvest {
+    index: usize,
+    id: u64,
+    outcome: Outcome,
+}
+
+impl<S: Store> Engine<S> {
+    /// Takes one request one step on.
+    ///
+    /// # Errors
+    /// Where the store cannot be reached; nothing is lost, try again.
+    pub async fn reconcile(&self, key: &Key) -> Result<Next, ReconcileError> {
+        for _ in 0..CONFLICTS {
+            let Some(object) = self.inner.store.load(key).await? else {
+                self.gone_by_key(key);
+                return Ok(Next::Triggered);
+            };
+            match self.reconcile_once(key, object).await {
+                Err(ReconcileError::Store(StoreError::Conflict(_))) => {}
+                Err(ReconcileError::Store(StoreError::Gone(_))) => {
+                    self.gone_by_key(key);
+                    return Ok(Next::Triggered);
+                }
+                result => return result,
+            }
+        }
+        Err(StoreError::Conflict(key.clone()).into())
+    }
+
+    async fn reconcile_once(&self, key: &Key, mut object: PromotionRequest) -> Result<Next, ReconcileError> {
+        let Some((uid, version)) = identity(&object) else { return Ok(Next::Triggered) };
+        if is_finished(&object) {
+            self.gone(&uid);
+            return Ok(Next::Triggered);
+        }
+        let before = object.clone();
+        let mut request = match api::status::read(&object) {
+            Ok(request) => request,
+            Err(error @ ReadError::Status { .. }) => {
+                tracing::error!(request = %key, "{error}");
+                return Ok(Next::Triggered);
+            }
+            Err(error @ ReadError::Spec { .. }) => return self.refuse(key, object, &error).await,
+        };
+        self.observe(&object);
+        let was = request.clone();
+        let now = super::now();
+        let (harvest, scenes) = self.harvest(&uid, &request, now);
+        let draining = self.lock().draining;
+        if draining && harvest.is_empty() {
+            return Ok(Next::Triggered);
+        }
+        let mut notices = Vec::new();
+        for ended in &harvest {
+            notices.extend(self.advance(key, &mut request, ended, now));
+        }
+        let Entry { admission, access, again } = self.admit(key, &uid, &object, &request).await?;
+        let launching = access.is_some() && !draining;
+        let world = World { now, resource_version: version, admission, launching, scenes };
+        let plan = machine::plan(&mut request, &world);
+        if let Some(notice) = self.cancel_ignored(key, &uid, &plan) {
+            notices.push(notice);
+        }
+        let scenery = Scenery { now, waiting: plan.waiting.clone() };
+        api::status::write(&mut object, &request, &scenery);
+        let saved = if object.status == before.status {
+            None
+        } else {
+            self.note_stamps(&request, &was, now);
+            Some(self.inner.store.save(&object).await?)
+        };
+        // Recorded: only now may the evidence be forgotten, and what was planned begin.
+        self.drop_harvest(&uid, &harvest);
+        for &index in &plan.drops {
+            self.give_up(&uid, index);
+        }
+        if let Some(access) = access {
+            for &launch in &plan.launches {
+                self.launch(key, &uid, &request, launch, &access);
+            }
+        }
+        match saved {
+            Some(saved) => self.saved(key, &before, &saved, &request, &notices).await,
+            None => self.settle_claims(&uid),
+        }
+        Ok(next(plan.wake, again))
+    }
+
+    /// What operations of a request have found, and the surroundings of its images apart from that: read under one lock, so
+    /// that an operation is either harvested or running.
+    fn harvest(&self, uid: &str, request: &Request, now: Timestamp) -> (Vec<Harvest>, Vec<Scene>) {
+        let instant = Instant::now();
+        let state = self.lock();
+        let flight = state.flights.get(uid);
+        let mut harvest = Vec::new();
+        let mut scenes = Vec::with_capacity(request.spec.images.len());
+        for (index, spec) in request.spec.images.iter().enumerate() {
+            let quiet = self.inner.tools.memory.quiet_until(&spec.float, instant);
+            let mut scene = Scene {
+                quiet_until: quiet.map(|until| later(now, until.saturating_duration_since(instant))),
+                ..Scene::default()
+            };
+            if let Some(operation) = flight.and_then(|f| f.operations.get(&index)) {
+                if let Some(outcome) = &operation.outcome {
+                    harvest.push(Harvest { index, id: operation.id, outcome: outcome.clone() });
+                } else {
+                    scene.running = Some(operation.step);
+                    scene.waiting = operation.activity.waiting().map(|waiting| Waiting {
+                        reason: waiting.reason,
+                        until: later(now, Instant::from_std(waiting.until).saturating_duration_since(instant)),
+                        message: waiting.message,
+                    });
+                }
+            }
+            scenes.push(scene);
+        }
+        (harvest, scenes)
+    }
+
+    fn advance(&self, key: &Key, request: &mut Request, ended: &Harvest, now: Timestamp) -> Vec<Notice> {
+        let float = request.spec.images.get(ended.index).map(|spec| &spec.float);
+        let context = Context {
+            now,
+            newest_stamp: float.and_then(|float| self.inner.tools.memory.newest_stamp(float)),
+            jitter: rand::random(),
+        };
+        match machine::advance(request, ended.index, ended.outcome.clone(), &context) {
+            Effect::Recorded(notices) => notices,
+            Effect::Ignored => {
+                tracing::debug!(request = %key, image = ended.index, outcome = ?ended.outcome, "outcome came too late");
+                Vec::new()
+            }
+        }
+    }
+
+    /// Prune stamps are remembered before they are saved: another request on the float must not choose them too.
+    fn note_stamps(&self, request: &Request, was: &Request, now: Timestamp) {
+        for ((image, old), spec) in
+            request.status.images.iter().zip(&was.status.images).zip(&request.spec.images)
+        {
+            if let Some(stamp) = image.newest_stamp().filter(|_| image != old) {
+                self.inner.tools.memory.note_stamp(&spec.float, stamp, Stamp::at(now));
+            }
+        }
+    }
+
+    fn drop_harvest(&self, uid: &str, harvest: &[Harvest]) {
+        let mut state = self.lock();
+        let Some(flight) = state.flights.get_mut(uid) else { return };
+        for ended in harvest {
+            if flight.operations.get(&ended.index).is_some_and(|o| o.id == ended.id) {
+                flight.operations.remove(&ended.index);
+            }
+        }
+    }
+
+    fn give_up(&self, uid: &str, index: usize) {
+        let state = self.lock();
+        if let Some(operation) = state.flights.get(uid).and_then(|f| f.operations.get(&index)) {
+            operation.cancel.cancel();
+        }
+    }
+
+    fn cancel_ignored(&self, key: &Key, uid: &str, plan: &Plan) -> Option<Notice> {
+        let mut state = self.lock();
+        let known = state.known.get_mut(uid)?;
+        if !plan.cancel_ignored || known.told_cancel {
+            return None;
+        }
+        known.told_cancel = true;
+        Some(Notice {
+            reason: Reason::CancelIgnored,
+            message: format!("{key} is committed: what has begun runs to its end"),
+        })
+    }
+
+    /// Takes note of what was saved: for the order of others, for our own save coming back, for whoever watches.
+    pub(super) async fn saved(
+        &self,
+        key: &Key,
+        before: &PromotionRequest,
+        saved: &PromotionRequest,
+        request: &Request,
+        notices: &[Notice],
+    ) {
+        let Some((uid, version)) = identity(saved) else { return };
+        let events = {
+            let mut state = self.lock();
+            let now = Timestamp::now();
+            let order = request.status.order.unwrap_or(version);
+            let standing = Standing::Undecided { since: now };
+            let contender = Contender::of(&uid, &key.to_string(), order, request, standing);
+            state.note(key, version, contender, now);
+            match state.known.get_mut(&uid) {
+                Some(known) => {
+                    known.saved = Some(version);
+                    known.saved_at = Some(Instant::now());
+                    let events = events(before, request, notices, known.told);
+                    known.told += u32::try_from(events.len()).unwrap_or(u32::MAX);
+                    events
+                }
+                None => Vec::new(),
+            }
+        };
+        if request.is_finished() {
+            self.gone(&uid);
+        } else {
+            self.settle_claims(&uid);
+        }
+        for event in events {
+            tracing::info!(request = %key, reason = %event.reason, "{}", event.note);
+            self.inner.store.tell(saved, event).await;
+        }
+    }
+
+    /// Ends a request whose spec cannot be carried out.
+    async fn refuse(
+        &self,
+        key: &Key,
+        mut object: PromotionRequest,
+        error: &ReadError,
+    ) -> Result<Next, ReconcileError> {
+        api::status::refuse(&mut object, error, super::now());
+        let saved = self.inner.store.save(&object).await?;
+        tracing::warn!(request = %key, "{error}");
+        let note = error.to_string();
+        let event = Event { reason: Reason::InvalidSpec, note, warning: true };
+        self.inner.store.tell(&saved, event).await;
+        if let Some(uid) = &saved.metadata.uid {
+            self.gone(uid);
+        }
+        Ok(Next::Triggered)
+    }
+
+    fn gone_by_key(&self, key: &Key) {
+        let uid = {
+            let state = self.lock();
+            let known = state.known.iter().find(|(_, known)| known.key == *key);
+            known.map(|(uid, _)| uid.clone())
+        };
+        if let Some(uid) = uid {
+            self.gone(&uid);
+        }
+    }
+}
+
+/// One event for each change of phase and each notice, within the bound; the last one is always told.
+fn events(before: &PromotionRequest, request: &Request, notices: &[Notice], told: u32) -> Vec<Event> {
+    let mut events: Vec<Event> = notices
+        .iter()
+        .map(|notice| Event { reason: notice.reason, note: notice.message.clone(), warning: true })
+        .collect();
+    let old = before.status.as_ref().and_then(|status| status.phase.as_deref());
+    let phase = request.phase();
+    if old != Some(phase.as_str()) {
+        let summary = conditions::Summary::of(request, None);
+        let warning = phase == machine::Phase::Failed;
+        events.push(Event { reason: summary.reason, note: summary.message, warning });
+    }
+    let left = EVENTS_MAX.saturating_sub(told) as usize;
+    let left = if phase.is_finished() { left.max(1) } else { left.saturating_sub(1) };
+    let skip = events.len().saturating_sub(left);
+    events.split_off(skip)
+}
+
+fn later(now: Timestamp, duration: Duration) -> Timestamp {
+    // A whole second more, because times in status are whole seconds.
+    let seconds = i64::try_from(duration.as_secs()).unwrap_or(i64::MAX / 4);
+    let rounded = i64::from(duration.subsec_nanos() > 0);
+    now.checked_add(jiff::SignedDuration::from_secs(seconds + rounded)).unwrap_or(Timestamp::MAX)
+}
+
+fn next(wake: Option<Timestamp>, again: Option<Instant>) -> Next {
+    let now = Timestamp::now();
+    let wake = wake.map(|at| Duration::try_from(now.duration_until(at)).unwrap_or_default());
+    let again = again.map(|at| at.saturating_duration_since(Instant::now()));
+    match [wake, again].into_iter().flatten().min() {
+        Some(after) => Next::After(after.max(Duration::from_millis(10))),
+        None => Next::Triggered,
+    }
+}

@@ -1,0 +1,166 @@
+//! What the engine knows beside the objects: requests in work, their operations, who contends for which float, who owns it.
+//!
+//! Plain data behind one lock that is never held over an await. Losing all of it loses nothing: status has what matters.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::image::Float;
+use crate::machine::claims::{Claims, Contender, Standing, Uid};
+use crate::machine::{Outcome, Reason, Step};
+use crate::registry::Activity;
+use crate::store::Key;
+
+/// Everything in memory.
+#[derive(Default)]
+pub(super) struct State {
+    pub claims: Claims,
+    /// The unfinished requests that are known.
+    pub known: HashMap<Uid, Known>,
+    /// Which of them name a float.
+    by_float: HashMap<Float, HashSet<Uid>>,
+    /// What runs, also of requests that are gone meanwhile.
+    pub flights: HashMap<Uid, Flight>,
+    /// Nothing more is launched.
+    pub draining: bool,
+    next_flight: u64,
+}
+
+/// An unfinished request.
+pub(super) struct Known {
+    pub key: Key,
+    /// The resourceVersion this was read at: older readings do not replace it.
+    pub version: u64,
+    pub contender: Contender,
+    /// Whether it may begin, as far as it was asked.
+    pub asked: Asked,
+    /// The resourceVersion of our own last save.
+    pub saved: Option<u64>,
+    /// When it was saved last.
+    pub saved_at: Option<Instant>,
+    /// A trigger is set for later.
+    pub triggered: bool,
+    /// Events told.
+    pub told: u32,
+    /// Told once that the cancel came too late.
+    pub told_cancel: bool,
+}
+
+/// The answer to whether a request may begin.
+#[derive(Default)]
+pub(super) enum Asked {
+    /// Not asked yet.
+    #[default]
+    Not,
+    /// Being asked.
+    Running(CancellationToken, Arc<Activity>),
+    /// It may.
+    Yes,
+    /// It may not, for good.
+    No(Reason, String),
+    /// It may not, or it is not known, for now: ask again then.
+    NotNow { reason: Reason, message: String, tries: u32, again: Instant },
+}
+
+/// The operations of a request.
+#[derive(Default)]
+pub(super) struct Flight {
+    pub operations: BTreeMap<usize, InFlight>,
+    /// Steps that were launched and did not come back with success: they may have run.
+    pub tried: HashSet<(usize, Step)>,
+}
+
+/// An operation, running or ended and not yet recorded.
+pub(super) struct InFlight {
+    pub id: u64,
+    pub step: Step,
+    pub float: Float,
+    pub cancel: CancellationToken,
+    pub activity: Arc<Activity>,
+    pub started: Instant,
+    pub outcome: Option<Outcome>,
+}
+
+impl State {
+    /// A number no other operation of this process has.
+    pub fn next_flight(&mut self) -> u64 {
+        self.next_flight += 1;
+        self.next_flight
+    }
+
+    /// Takes note of a request as it was read at `version`. False where it is known as newer already.
+    pub fn note(&mut self, key: &Key, version: u64, mut contender: Contender, now: Timestamp) -> bool {
+        let uid = contender.uid.clone();
+        if let Some(known) = self.known.get_mut(&uid) {
+            if known.version > version {
+                return false;
+            }
+            contender.standing = known.contender.standing;
+            known.version = version;
+            known.contender = contender;
+            return true;
+        }
+        contender.standing = Standing::Undecided { since: now };
+        for share in &contender.shares {
+            self.by_float.entry(share.float.clone()).or_default().insert(uid.clone());
+        }
+        let known = Known {
+            key: key.clone(),
+            version,
+            contender,
+            asked: Asked::Not,
+            saved: None,
+            saved_at: None,
+            triggered: false,
+            told: 0,
+            told_cancel: false,
+        };
+        self.known.insert(uid, known);
+        true
+    }
+
+    /// Forgets a request that has ended or is gone.
+    pub fn forget(&mut self, uid: &str) -> Option<Known> {
+        let known = self.known.remove(uid)?;
+        for share in &known.contender.shares {
+            if let Some(uids) = self.by_float.get_mut(&share.float) {
+                uids.remove(uid);
+                if uids.is_empty() {
+                    self.by_float.remove(&share.float);
+                }
+            }
+        }
+        Some(known)
+    }
+
+    /// The requests that share a float with `contender`, itself included.
+    pub fn sharers<'a>(&'a self, contender: &Contender) -> Vec<&'a Contender> {
+        let floats = contender.shares.iter().map(|share| &share.float);
+        let uids: HashSet<&Uid> = floats.filter_map(|f| self.by_float.get(f)).flatten().collect();
+        uids.into_iter().filter_map(|uid| self.known.get(uid)).map(|k| &k.contender).collect()
+    }
+
+    /// The keys of the requests that name one of `floats`, except `uid`.
+    pub fn keys_on<'a>(&self, floats: impl Iterator<Item = &'a Float>, uid: &str) -> Vec<Key> {
+        let uids: HashSet<&Uid> = floats.filter_map(|f| self.by_float.get(f)).flatten().collect();
+        let others = uids.into_iter().filter(|other| *other != uid);
+        others.filter_map(|other| self.known.get(other)).map(|k| k.key.clone()).collect()
+    }
+
+    /// The operations of a request that still run.
+    pub fn running(&self, uid: &str) -> impl Iterator<Item = (usize, &InFlight)> {
+        let operations = self.flights.get(uid).map(|flight| &flight.operations);
+        let all = operations.into_iter().flatten();
+        all.filter(|(_, o)| o.outcome.is_none()).map(|(index, o)| (*index, o))
+    }
+
+    /// How many operations run in all.
+    pub fn running_in_all(&self) -> usize {
+        let operations = self.flights.values().flat_map(|flight| flight.operations.values());
+        operations.filter(|o| o.outcome.is_none()).count()
+    }
+}

@@ -1,0 +1,101 @@
+//! Who may promote what: the registries that may be contacted.
+//!
+//! Pure: patterns and parsed names in, a refusal or nothing out.
+
+use crate::machine::Request;
+
+/// A host, where `*` stands for any run of letters, digits and dashes within one label, and `**` also for dots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostPattern(String);
+
+/// A pattern that is none.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' is not a host pattern: write HOST[:PORT] in lower case, with * for one label's part or ** for several labels")]
+pub struct PatternError(String);
+
+impl std::str::FromStr for HostPattern {
+    type Err = PatternError;
+
+    fn from_str(s: &str) -> Result<Self, PatternError> {
+        let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || ".-:*".contains(c);
+        if s.is_empty() || !s.chars().all(fits) {
+            return Err(PatternError(s.into()));
+        }
+        Ok(Self(s.strip_suffix(":443").unwrap_or(s).into()))
+    }
+}
+
+impl HostPattern {
+    /// Whether a host, as parsed, is meant.
+    #[must_use]
+    pub fn matches(&self, host: &str) -> bool {
+        matches(self.0.as_bytes(), host.as_bytes())
+    }
+}
+
+/// Glob on bytes. Patterns are short and come from the operator, so the plain recursion does.
+fn matches(pattern: &[u8], text: &[u8]) -> bool {
+    match pattern {
+        [] => text.is_empty(),
+        [b'*', b'*', rest @ ..] => (0..=text.len()).any(|n| matches(rest, &text[n..])),
+        [b'*', rest @ ..] => {
+            let label = text.iter().take_while(|c| !matches!(c, b'.' | b':')).count();
+            (0..=label).any(|n| matches(rest, &text[n..]))
+        }
+        [c, rest @ ..] => text.first() == Some(c) && matches(rest, &text[1..]),
+    }
+}
+
+/// What is allowed.
+#[derive(Debug, Clone, Default)]
+pub struct Policy {
+    /// The registries that may be contacted; none: every one (`promote` has no list).
+    pub registries: Option<Vec<HostPattern>>,
+}
+
+impl Policy {
+    /// Whether a request may be carried out; the refusal names the field and the remedy.
+    ///
+    /// # Errors
+    /// The message of a `NotAllowed`.
+    pub fn check(&self, request: &Request) -> Result<(), String> {
+        let Some(allowed) = &self.registries else { return Ok(()) };
+        let allows = |host: &str| allowed.iter().any(|pattern| pattern.matches(host));
+        for (index, image) in request.spec.images.iter().enumerate() {
+            let hosts = [
+                ("source", image.source.repository.host()),
+                ("float", image.float.repository().host()),
+            ];
+            for (field, host) in hosts {
+                if !allows(host) {
+                    return Err(format!(
+                        "spec.images[{index}].{field}: the registry {host} is not on the controller's list; \
+                         have --allow-registry {host} added, or use one that is"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_star_stays_within_a_label_and_two_cross_dots() {
+        let pattern = |s: &str| s.parse::<HostPattern>().unwrap();
+        assert!(pattern("quay.io").matches("quay.io"));
+        assert!(!pattern("quay.io").matches("quay.io.evil.example"));
+        assert!(!pattern("quay.io").matches("quay.io:5000"));
+        assert!(pattern("registry.*.ci.openshift.org").matches("registry.build02.ci.openshift.org"));
+        assert!(!pattern("registry.*.ci.openshift.org").matches("registry.a.b.ci.openshift.org"));
+        assert!(pattern("**.openshift.org").matches("registry.a.b.ci.openshift.org"));
+        assert!(pattern("127.0.0.1:*").matches("127.0.0.1:5000"));
+        assert!(pattern("quay.io:443").matches("quay.io"));
+        assert!("Quay.io".parse::<HostPattern>().is_err());
+        assert!("".parse::<HostPattern>().is_err());
+    }
+}

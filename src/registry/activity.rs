@@ -1,0 +1,120 @@
+//! What an operation tells about itself while it runs.
+//!
+//! The registry layer writes, the engine reads: bytes that reached the target, and whether the operation waits for a host that
+//! is unwell. An operation may wait in several places at once (eight blobs of one image); what is shown is the wait that ends
+//! last.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::Notify;
+
+use crate::machine::Reason;
+
+/// The progress of one operation, shared between it and its observer.
+#[derive(Debug, Default, Clone)]
+pub struct Activity(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    bytes: AtomicU64,
+    tickets: AtomicU64,
+    waits: Mutex<Vec<(u64, Waiting)>>,
+    changed: Notify,
+}
+
+/// Why an operation does not go on, and when it tries again.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Waiting {
+    /// `RateLimited`, `RegistryUnavailable` or `RegistryReadOnly`.
+    pub reason: Reason,
+    /// One line that names the host.
+    pub message: String,
+    /// When the host is asked again.
+    pub until: Instant,
+}
+
+impl Activity {
+    /// Bytes of blobs written to the target so far; what has to be sent again is taken off.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.0.bytes.load(Ordering::Relaxed)
+    }
+
+    /// The wait that ends last, while there is one.
+    #[must_use]
+    pub fn waiting(&self) -> Option<Waiting> {
+        let waits = self.0.lock();
+        waits.iter().map(|(_, wait)| wait).max_by_key(|wait| wait.until).cloned()
+    }
+
+    /// Resolves when [`Activity::waiting`] has changed since the last call resolved. For one observer.
+    pub async fn changed(&self) {
+        self.0.changed.notified().await;
+    }
+
+    pub(super) fn wrote(&self, bytes: u64) {
+        self.0.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn take_back(&self, bytes: u64) {
+        self.0.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Shows a wait until the guard is dropped.
+    pub(super) fn wait(&self, waiting: Waiting) -> WaitGuard {
+        let ticket = self.0.tickets.fetch_add(1, Ordering::Relaxed);
+        self.0.lock().push((ticket, waiting));
+        self.0.changed.notify_one();
+        WaitGuard { shared: Arc::clone(&self.0), ticket }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Vec<(u64, Waiting)>> {
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// While it lives, the wait is shown.
+#[derive(Debug)]
+pub(super) struct WaitGuard {
+    shared: Arc<Shared>,
+    ticket: u64,
+}
+
+impl Drop for WaitGuard {
+    fn drop(&mut self) {
+        self.shared.lock().retain(|(ticket, _)| *ticket != self.ticket);
+        self.shared.changed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn the_longest_wait_is_shown_and_every_end_is_told() {
+        let activity = Activity::default();
+        let now = Instant::now();
+        let wait = |secs, message: &str| Waiting {
+            reason: Reason::RateLimited,
+            message: message.into(),
+            until: now + Duration::from_secs(secs),
+        };
+        let short = activity.wait(wait(1, "short"));
+        let long = activity.wait(wait(9, "long"));
+        activity.changed().await;
+        assert_eq!(activity.waiting().unwrap().message, "long");
+        drop(long);
+        activity.changed().await;
+        assert_eq!(activity.waiting().unwrap().message, "short");
+        drop(short);
+        activity.changed().await;
+        assert_eq!(activity.waiting(), None);
+    }
+}

@@ -1,0 +1,182 @@
+//! Copying an image: everything a manifest references, from one repository to another.
+//!
+//! In comes a manifest of the source; when it returns, the target has its blobs and child manifests, so that a PUT of the
+//! manifest itself can succeed. Guaranteed: blobs come before the manifest that needs them and children before their parents;
+//! an index is at most four levels deep, lists at most 1000 manifests and 64 MiB of them.
+
+use std::collections::HashSet;
+use std::sync::atomic::AtomicBool;
+
+use futures::{StreamExt, TryStreamExt, stream};
+
+use super::activity::Activity;
+use super::blob::Job;
+use super::error::Error;
+use super::keyring::Credential;
+use super::manifest::{Blob, Manifest, named};
+use super::put::Put;
+use super::{Kind, Registry};
+use crate::image::{Digest, Reference, Repository};
+use crate::machine::Reason;
+
+/// Levels of manifests below the top one.
+const DEPTH_MAX: usize = 4;
+/// Manifests below the top one.
+const CHILDREN_MAX: usize = 1000;
+/// Their bytes.
+const CHILDREN_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Blobs, and manifests, of one copy on their way at once.
+const AT_ONCE: usize = 8;
+/// How often a child's PUT is repeated when nothing certain is known of it.
+const REPEATS_MAX: u32 = 3;
+
+/// What a copy has to bring.
+#[derive(Default)]
+struct Plan {
+    blobs: Vec<Blob>,
+    /// Children that the target does not have, by level.
+    levels: Vec<Vec<Manifest>>,
+}
+
+impl Registry {
+    /// Brings everything `manifest` references (config, layers but foreign ones, child manifests) from `from` to `to`. The
+    /// manifest itself is not put. Within one repository there is nothing to do; on one host blobs are mounted where the push
+    /// credential may pull the source; otherwise what the target does not have is streamed.
+    ///
+    /// # Errors
+    /// `SourceIncomplete` where the source misses a part; else as its requests fail.
+    pub async fn copy(
+        &self,
+        from: &Repository,
+        manifest: &Manifest,
+        to: &Repository,
+        pull: &Credential,
+        push: &Credential,
+        activity: &Activity,
+    ) -> Result<(), Error> {
+        if from == to {
+            return Ok(());
+        }
+        let job = Job {
+            from,
+            to,
+            from_at: self.endpoint(from)?,
+            to_at: self.endpoint(to)?,
+            pull,
+            push,
+            activity,
+            mounts: AtomicBool::new(from.host() == to.host()),
+        };
+        let plan = self.plan(&job, manifest).await?;
+        stream::iter(plan.blobs)
+            .map(|blob| self.bring(&job, blob))
+            .buffer_unordered(AT_ONCE)
+            .try_collect::<()>()
+            .await?;
+        for level in plan.levels.into_iter().rev() {
+            stream::iter(level)
+                .map(|child| self.place(&job, child))
+                .buffer_unordered(AT_ONCE)
+                .try_collect::<()>()
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Finds out what is to be brought: level by level, leaving out what the target has.
+    async fn plan(&self, job: &Job<'_>, top: &Manifest) -> Result<Plan, Error> {
+        let mut plan = Plan::default();
+        let (mut blobs, mut children) = (HashSet::new(), HashSet::new());
+        let mut bytes = 0;
+        let mut level = vec![top.clone()];
+        loop {
+            let mut next = Vec::new();
+            for manifest in &level {
+                let what = named(job.from, &Reference::Digest(manifest.digest));
+                let parts = manifest.parts(&what)?;
+                plan.blobs.extend(parts.blobs.into_iter().filter(|blob| blobs.insert(blob.digest)));
+                next.extend(parts.children.into_iter().filter(|child| children.insert(*child)));
+            }
+            if next.is_empty() {
+                return Ok(plan);
+            }
+            if plan.levels.len() == DEPTH_MAX || children.len() > CHILDREN_MAX {
+                let message = format!("{}@{}: its index is too deep or too long", job.from, top.digest.short());
+                return Err(Error::terminal(Reason::UnsupportedManifest, message));
+            }
+            let found: Vec<Option<Manifest>> = stream::iter(next)
+                .map(|digest| self.missing(job, digest))
+                .buffer_unordered(AT_ONCE)
+                .try_collect()
+                .await?;
+            level = found.into_iter().flatten().collect();
+            bytes += level.iter().map(|child| child.bytes.len()).sum::<usize>();
+            if bytes > CHILDREN_BYTES_MAX {
+                let message = format!("{}@{}: its manifests are larger than 64 MiB", job.from, top.digest.short());
+                return Err(Error::terminal(Reason::TooLarge, message));
+            }
+            plan.levels.push(level.clone());
+        }
+    }
+
+    /// The child as the source has it; nothing where the target has it already.
+    async fn missing(&self, job: &Job<'_>, digest: Digest) -> Result<Option<Manifest>, Error> {
+        let key = job.present(digest, Kind::Manifest);
+        if self.0.present.contains_key(&key) {
+            return Ok(None);
+        }
+        if self.has_manifest(&job.target(), digest, job.activity).await? {
+            self.0.present.insert(key, ());
+            return Ok(None);
+        }
+        let reference = Reference::Digest(digest);
+        let child = self.fetch(job.from, &reference, job.pull, job.activity).await?;
+        child.map(Some).ok_or_else(|| {
+            let message = format!("{}: the source image misses this manifest; rebuild it", named(job.from, &reference));
+            Error::attempt(Reason::SourceIncomplete, message)
+        })
+    }
+
+    /// Puts a child manifest by digest.
+    async fn place(&self, job: &Job<'_>, child: Manifest) -> Result<(), Error> {
+        let reference = Reference::Digest(child.digest);
+        let target = job.target();
+        let timeout = self.transport().settings.request_timeout;
+        let mut repeats = 0;
+        loop {
+            let error = match self.put(&target, &reference, &child, timeout, || true, job.activity).await {
+                Put::Written => break,
+                Put::ContentMissing(error) => {
+                    self.doubt(job, &child);
+                    return Err(error);
+                }
+                Put::Refused(error) | Put::Immutable(error) => return Err(error),
+                Put::NotSent => continue,
+                Put::Unknown(error) => error,
+            };
+            if self.has_manifest(&target, child.digest, job.activity).await? {
+                break;
+            }
+            repeats += 1;
+            if repeats > REPEATS_MAX {
+                let message = format!("{} (repeated {REPEATS_MAX} times)", error.message);
+                return Err(Error::attempt(Reason::RegistryError, message));
+            }
+        }
+        self.0.present.insert(job.present(child.digest, Kind::Manifest), ());
+        Ok(())
+    }
+
+    /// Forgets that the parts of a manifest are present: the registry says that one of them is not.
+    fn doubt(&self, job: &Job<'_>, manifest: &Manifest) {
+        let Ok(parts) = manifest.parts("") else {
+            return;
+        };
+        for blob in parts.blobs {
+            self.0.present.invalidate(&job.present(blob.digest, Kind::Blob));
+        }
+        for child in parts.children {
+            self.0.present.invalidate(&job.present(child, Kind::Manifest));
+        }
+    }
+}

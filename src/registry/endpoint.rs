@@ -1,0 +1,203 @@
+//! Which address a registry's name stands for, and which other addresses may be trusted on its word.
+//!
+//! In comes the host of a repository; out comes the base URL of its API. Plain HTTP is spoken only where the configuration
+//! names the address. Guaranteed: credentials go to a token realm only over TLS (unless the registry itself is plain by
+//! configuration) and only on the registry's own host or its neighbours.
+
+use std::collections::{HashMap, HashSet};
+
+use reqwest::Url;
+
+use super::Settings;
+use super::error::BuildError;
+use crate::image::Repository;
+
+/// Names and the addresses they stand for.
+#[derive(Debug)]
+pub(super) struct Endpoints {
+    plain: HashSet<String>,
+    rewrite: HashMap<String, Url>,
+}
+
+/// Where a registry is spoken to.
+#[derive(Debug, Clone)]
+pub(super) struct Endpoint {
+    /// The host as a repository names it.
+    pub(super) name: String,
+    /// Scheme and authority of its API.
+    pub(super) base: Url,
+}
+
+impl Endpoints {
+    pub(super) fn new(settings: &Settings) -> Result<Self, BuildError> {
+        let mut plain = HashSet::new();
+        for host in &settings.plain_http {
+            plain.insert(address(&plain_url(host)?));
+        }
+        let mut rewrite = HashMap::new();
+        for (name, host) in &settings.rewrite {
+            let url = plain_url(host)?;
+            plain.insert(address(&url));
+            rewrite.insert(name.clone(), url);
+        }
+        Ok(Self { plain, rewrite })
+    }
+
+    /// Where `repository`'s registry is spoken to.
+    pub(super) fn of(&self, repository: &Repository) -> Option<Endpoint> {
+        let name = repository.host();
+        let base = match self.rewrite.get(name) {
+            Some(url) => url.clone(),
+            None => {
+                let host = match name {
+                    "docker.io" | "index.docker.io" => "registry-1.docker.io",
+                    _ => name,
+                };
+                let plain = plain_url(host).ok()?;
+                if self.plain.contains(&address(&plain)) {
+                    plain
+                } else {
+                    Url::parse(&format!("https://{host}/")).ok()?
+                }
+            }
+        };
+        Some(Endpoint { name: name.to_owned(), base })
+    }
+
+    /// Whether a redirect or an upload location from `from` to `to` keeps TLS where there was TLS.
+    pub(super) fn may_follow(&self, from: Option<&Url>, to: &Url) -> bool {
+        match to.scheme() {
+            "https" => true,
+            "http" => {
+                from.is_some_and(|from| from.scheme() == "http") || self.plain.contains(&address(to))
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Endpoint {
+    /// The URL of `path` below `/v2/`.
+    pub(super) fn url(&self, path: &str) -> Url {
+        let mut url = self.base.clone();
+        url.set_path(&format!("/v2/{path}"));
+        url
+    }
+
+    /// Whether `url` is at this registry itself, so that its credentials may go there.
+    pub(super) fn is_at(&self, url: &Url) -> bool {
+        url.scheme() == self.base.scheme() && address(url) == address(&self.base)
+    }
+
+    /// Whether a token may be asked for at `realm` at all: TLS, unless the registry has none itself.
+    pub(super) fn may_ask(&self, realm: &Url) -> bool {
+        realm.host_str().is_some()
+            && (realm.scheme() == "https" || (realm.scheme() == "http" && self.base.scheme() == "http"))
+    }
+
+    /// Whether the registry's credentials may be sent to `realm`: its own host, or one below its parent domain.
+    pub(super) fn trusts(&self, realm: &Url) -> bool {
+        let (Some(own), Some(other)) = (self.base.host_str(), realm.host_str()) else {
+            return false;
+        };
+        let local = |host: &str| matches!(host, "localhost" | "127.0.0.1" | "[::1]");
+        if own == other || (local(own) && local(other)) {
+            return true;
+        }
+        if own.parse::<std::net::IpAddr>().is_ok() || own.starts_with('[') {
+            return false;
+        }
+        let domain = domain(own);
+        other == domain || other.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'))
+    }
+}
+
+/// The domain whose hosts belong together: the parent, unless that is where anybody may register.
+fn domain(host: &str) -> &str {
+    let Some((_, parent)) = host.split_once('.') else {
+        return host;
+    };
+    match parent.split_once('.') {
+        None => host,
+        // Such as co.uk and com.au: a country below which names are given to anybody.
+        Some((second, top)) if !top.contains('.') && top.len() == 2 && second.len() <= 3 => host,
+        Some(_) => parent,
+    }
+}
+
+/// `HOST:PORT` of a URL, the port always written out.
+pub(super) fn address(url: &Url) -> String {
+    let port = url.port_or_known_default().unwrap_or_default();
+    format!("{}:{port}", url.host_str().unwrap_or_default())
+}
+
+fn plain_url(host: &str) -> Result<Url, BuildError> {
+    let bad = || BuildError::Address(host.to_owned());
+    let url = Url::parse(&format!("http://{host}/")).map_err(|_| bad())?;
+    if url.path() == "/" && url.query().is_none() && url.username().is_empty() {
+        Ok(url)
+    } else {
+        Err(bad())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn endpoint(host: &str, settings: &Settings) -> Endpoint {
+        let repository = format!("{host}/a/b").parse().unwrap();
+        Endpoints::new(settings).unwrap().of(&repository).unwrap()
+    }
+
+    #[test]
+    fn plain_http_is_spoken_only_where_it_is_configured() {
+        let settings = Settings {
+            plain_http: vec!["localhost:5000".into(), "reg.test".into()],
+            rewrite: HashMap::from([("quay.io".into(), "127.0.0.1:7000".into())]),
+            ..Settings::default()
+        };
+        for (host, base) in [
+            ("localhost:5000", "http://localhost:5000/"),
+            ("localhost:5001", "https://localhost:5001/"),
+            ("reg.test", "http://reg.test/"),
+            ("quay.io", "http://127.0.0.1:7000/"),
+            ("docker.io", "https://registry-1.docker.io/"),
+            ("x.io", "https://x.io/"),
+        ] {
+            assert_eq!(endpoint(host, &settings).base.as_str(), base, "{host}");
+        }
+    }
+
+    #[test]
+    fn credentials_stay_with_the_registry_and_its_neighbours() {
+        let settings = Settings::default();
+        for (host, realm, trusted) in [
+            ("quay.io", "https://quay.io/v2/auth", true),
+            ("quay.io", "https://auth.quay.io/token", true),
+            ("quay.io", "https://evilquay.io/token", false),
+            ("quay.io", "https://other.io/token", false),
+            ("docker.io", "https://auth.docker.io/token", true),
+            ("registry.build02.ci.openshift.org", "https://auth.build02.ci.openshift.org/t", true),
+            ("registry.build02.ci.openshift.org", "https://ci.openshift.org/t", false),
+            ("registry.example.com", "https://auth.example.com/t", true),
+            ("example.co.uk", "https://evil.co.uk/t", false),
+            ("localhost:5000", "http://127.0.0.1:9/t", true),
+            ("quay.io", "http://127.0.0.1:9/t", false),
+            ("10.0.0.1", "https://10.0.0.2/t", false),
+        ] {
+            let realm = Url::parse(realm).unwrap();
+            assert_eq!(endpoint(host, &settings).trusts(&realm), trusted, "{host} {realm}");
+        }
+    }
+
+    #[test]
+    fn a_realm_without_tls_is_for_registries_without_tls() {
+        let plain = Settings { plain_http: vec!["localhost:5000".into()], ..Settings::default() };
+        let realm = Url::parse("http://localhost:6000/token").unwrap();
+        assert!(endpoint("localhost:5000", &plain).may_ask(&realm));
+        assert!(!endpoint("localhost:5000", &Settings::default()).may_ask(&realm));
+        assert!(!endpoint("quay.io", &plain).may_ask(&Url::parse("ftp://quay.io/").unwrap()));
+    }
+}

@@ -1,0 +1,395 @@
+//! Credentials: a dockerconfigjson comes in, the credential of one repository comes out.
+//!
+//! Keys may be `host`, `host:port`, `host/namespace` or `host/namespace/repo`, with or without scheme or `/v1/`; the longest
+//! matching path wins, as in `oc` and the kubelet. What this program cannot use (credential helpers, identity tokens) is an
+//! error only where it would be used. Guaranteed: no secret in `Debug` or in an error.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::{Arc, LazyLock};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use hmac::{Hmac, KeyInit, Mac};
+use serde::Deserialize;
+use sha2::Sha256;
+
+use crate::image::Repository;
+
+/// Why a dockerconfigjson, or one entry of it, cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KeyringError {
+    /// Not a dockerconfigjson at all.
+    #[error("{origin} is not a dockerconfigjson: {problem}; write {{\"auths\": {{HOST: {{\"auth\": …}}}}}}")]
+    Malformed {
+        /// Where it was read.
+        origin: String,
+        /// What is wrong, and where; never the content.
+        problem: String,
+    },
+    /// An entry that does not decode to `user:password`.
+    #[error("{origin}, entry {entry}: {problem}; write auth as base64 of USER:PASSWORD")]
+    Entry {
+        /// Where it was read.
+        origin: String,
+        /// The entry's key as written.
+        entry: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// An entry that would be used, of a kind that is not supported.
+    #[error("{origin}, {entry}: {problem} is not supported; write auth, or username and password")]
+    Unsupported {
+        /// Where it was read.
+        origin: String,
+        /// The entry's key as written.
+        entry: String,
+        /// What it holds.
+        problem: &'static str,
+    },
+}
+
+/// A parsed dockerconfigjson.
+#[derive(Clone)]
+pub struct Keyring(Arc<Ring>);
+
+struct Ring {
+    origin: Arc<str>,
+    entries: BTreeMap<String, Entry>,
+    creds_store: bool,
+}
+
+/// The value of one key, after normalisation.
+enum Entry {
+    Usable(Credential),
+    Unusable { key: String, problem: &'static str },
+}
+
+/// What is sent to a registry to prove who asks: nothing, or a user and a password. Two are equal where the same is sent.
+#[derive(Clone)]
+pub struct Credential {
+    basic: Option<Arc<Basic>>,
+    /// The keyring it was looked up in, for messages.
+    origin: Option<Arc<str>>,
+}
+
+struct Basic {
+    user: String,
+    password: String,
+    key: [u8; 32],
+    entry: String,
+}
+
+/// A keyed hash of what a credential sends, under a key that this process made for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct CredentialKey([u8; 32]);
+
+static PROCESS_KEY: LazyLock<[u8; 64]> = LazyLock::new(rand::random);
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct DockerConfig {
+    #[serde(default)]
+    auths: BTreeMap<String, DockerEntry>,
+    #[serde(default)]
+    creds_store: Option<String>,
+    #[serde(default)]
+    cred_helpers: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+struct DockerEntry {
+    auth: Option<String>,
+    username: Option<String>,
+    password: Option<String>,
+    identitytoken: Option<String>,
+    registrytoken: Option<String>,
+}
+
+impl Keyring {
+    /// No credentials at all: everything is asked anonymously.
+    #[must_use]
+    pub fn anonymous() -> Self {
+        Self(Arc::new(Ring { origin: "no Secret".into(), entries: BTreeMap::new(), creds_store: false }))
+    }
+
+    /// Parses a dockerconfigjson. `origin` is how messages name it: `Secret ns/name`, `file X`.
+    ///
+    /// # Errors
+    /// Not JSON of that shape, or an entry whose `auth` does not decode.
+    pub fn parse(json: &[u8], origin: &str) -> Result<Self, KeyringError> {
+        let config: DockerConfig = serde_json::from_slice(json).map_err(|error| KeyringError::Malformed {
+            origin: origin.into(),
+            // serde_json's own text may quote a value; where it stands is enough.
+            problem: format!("{:?} error at line {}, column {}", error.classify(), error.line(), error.column()),
+        })?;
+        let mut entries = BTreeMap::new();
+        for (key, entry) in config.auths {
+            let parsed = parse_entry(&key, entry, origin)?;
+            let normal = normal_key(&key);
+            // Of two spellings of one key, the normal one is meant.
+            if normal == key || !entries.contains_key(&normal) {
+                entries.insert(normal, parsed);
+            }
+        }
+        for key in config.cred_helpers.into_keys() {
+            entries.insert(normal_key(&key), Entry::Unusable { key, problem: "a credential helper (credHelpers)" });
+        }
+        Ok(Self(Arc::new(Ring {
+            origin: origin.into(),
+            entries,
+            creds_store: config.creds_store.is_some_and(|store| !store.is_empty()),
+        })))
+    }
+
+    /// The credential for `repository`: of the longest matching key, anonymous where none matches.
+    ///
+    /// # Errors
+    /// The entry that matches is of a kind this program does not support.
+    pub fn credential(&self, repository: &Repository) -> Result<Credential, KeyringError> {
+        let unsupported = |entry: &str, problem| KeyringError::Unsupported {
+            origin: self.0.origin.to_string(),
+            entry: entry.into(),
+            problem,
+        };
+        let full = format!("{}/{}", normal_host(repository.host()), repository.path());
+        let mut path = full.as_str();
+        loop {
+            match self.0.entries.get(path) {
+                Some(Entry::Usable(credential)) => return Ok(credential.clone()),
+                Some(Entry::Unusable { key, problem }) => {
+                    return Err(unsupported(&format!("entry {key}"), problem));
+                }
+                None => {}
+            }
+            match path.rfind('/') {
+                Some(slash) => path = &path[..slash],
+                None if self.0.creds_store => return Err(unsupported("credsStore", "a credential store")),
+                None => {
+                    return Ok(Credential { basic: None, origin: Some(Arc::clone(&self.0.origin)) });
+                }
+            }
+        }
+    }
+
+    /// How messages name this keyring.
+    #[must_use]
+    pub fn origin(&self) -> &str {
+        &self.0.origin
+    }
+}
+
+impl fmt::Debug for Keyring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keyring")
+            .field("origin", &self.0.origin)
+            .field("entries", &self.0.entries.keys().collect::<Vec<_>>())
+            .finish()
+    }
+}
+
+impl Credential {
+    /// Nothing is sent.
+    #[must_use]
+    pub fn anonymous() -> Self {
+        Self { basic: None, origin: None }
+    }
+
+    /// Whether nothing is sent.
+    #[must_use]
+    pub fn is_anonymous(&self) -> bool {
+        self.basic.is_none()
+    }
+
+    fn new(user: String, password: String, origin: &str, entry: &str) -> Self {
+        let mut mac = Hmac::<Sha256>::new(&(*PROCESS_KEY).into());
+        mac.update(&(user.len() as u64).to_be_bytes());
+        mac.update(user.as_bytes());
+        mac.update(password.as_bytes());
+        let key = mac.finalize().into_bytes().into();
+        let basic = Basic { user, password, key, entry: entry.into() };
+        Self { basic: Some(Arc::new(basic)), origin: Some(origin.into()) }
+    }
+
+    /// What tells this credential from others without telling anything about it.
+    pub(super) fn key(&self) -> CredentialKey {
+        CredentialKey(self.basic.as_ref().map_or([0; 32], |basic| basic.key))
+    }
+
+    /// User and password, where there are any.
+    pub(super) fn secret(&self) -> Option<(&str, &str)> {
+        self.basic.as_ref().map(|basic| (basic.user.as_str(), basic.password.as_str()))
+    }
+
+    /// How messages name it: `the credential of Secret ns/name, entry quay.io`.
+    pub(super) fn named(&self) -> String {
+        let origin = self.origin.as_deref().unwrap_or("no Secret");
+        match &self.basic {
+            None => format!("anonymous (no entry in {origin})"),
+            Some(basic) => format!("the credential of {origin}, entry {}", basic.entry),
+        }
+    }
+}
+
+impl PartialEq for Credential {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for Credential {}
+
+impl Hash for Credential {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.key().hash(state);
+    }
+}
+
+impl fmt::Debug for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Credential({})", self.named())
+    }
+}
+
+fn parse_entry(key: &str, entry: DockerEntry, origin: &str) -> Result<Entry, KeyringError> {
+    let bad = |problem: &str| KeyringError::Entry {
+        origin: origin.into(),
+        entry: key.into(),
+        problem: problem.into(),
+    };
+    let filled = |text: Option<String>| text.filter(|t| !t.is_empty());
+    let unusable = |problem| Entry::Unusable { key: key.into(), problem };
+    if filled(entry.identitytoken).is_some() {
+        return Ok(unusable("an identity token"));
+    }
+    if filled(entry.registrytoken).is_some() {
+        return Ok(unusable("a registry token"));
+    }
+    let (user, password) = match (filled(entry.auth), filled(entry.username), filled(entry.password)) {
+        (Some(auth), _, _) => {
+            let bytes = STANDARD.decode(auth.trim()).map_err(|_| bad("auth is not base64"))?;
+            let text = String::from_utf8(bytes).map_err(|_| bad("auth is not text"))?;
+            let (user, password) = text.split_once(':').ok_or_else(|| bad("auth has no ':'"))?;
+            // Docker pads with NULs; it strips them itself.
+            (user.to_owned(), password.trim_end_matches('\0').to_owned())
+        }
+        (None, Some(user), Some(password)) => (user, password),
+        (None, None, None) => return Ok(unusable("an entry without auth")),
+        _ => return Err(bad("username or password is missing")),
+    };
+    if user.is_empty() || user.contains(':') {
+        return Err(bad("the user name is empty or holds a ':'"));
+    }
+    Ok(Entry::Usable(Credential::new(user, password, origin, key)))
+}
+
+/// `key` without scheme, trailing `/v1/` or `/v2/` and default port, the host in lower case.
+fn normal_key(key: &str) -> String {
+    let rest = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
+    let bare = rest.strip_suffix("/v1/").or_else(|| rest.strip_suffix("/v2/")).unwrap_or(rest);
+    let bare = match bare.strip_suffix("/v1").or_else(|| bare.strip_suffix("/v2")) {
+        Some(host) if rest.len() < key.len() => host,
+        _ => bare,
+    };
+    let bare = bare.trim_end_matches('/');
+    match bare.split_once('/') {
+        Some((host, path)) => format!("{}/{path}", normal_host(host)),
+        None => normal_host(bare),
+    }
+}
+
+/// One name for one registry: Docker Hub has three.
+fn normal_host(host: &str) -> String {
+    let host = host.to_ascii_lowercase();
+    let host = host.strip_suffix(":443").unwrap_or(&host);
+    match host {
+        "index.docker.io" | "registry-1.docker.io" => "docker.io".into(),
+        _ => host.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn auth(user: &str) -> String {
+        format!(r#"{{"auth":"{}"}}"#, STANDARD.encode(format!("{user}:s3cret-{user}")))
+    }
+
+    fn ring(entries: &[(&str, &str)]) -> Keyring {
+        let body: Vec<_> = entries.iter().map(|(k, u)| format!("\"{k}\":{}", auth(u))).collect();
+        Keyring::parse(format!(r#"{{"auths":{{{}}}}}"#, body.join(",")).as_bytes(), "Secret a/b").unwrap()
+    }
+
+    fn user(ring: &Keyring, repository: &str) -> Option<String> {
+        let credential = ring.credential(&repository.parse().unwrap()).unwrap();
+        credential.secret().map(|(user, _)| user.to_owned())
+    }
+
+    #[test]
+    fn the_longest_matching_path_wins() {
+        let ring = ring(&[("quay.io", "host"), ("quay.io/openshift", "ns"), ("quay.io/openshift/ci", "repo")]);
+        assert_eq!(user(&ring, "quay.io/openshift/ci").as_deref(), Some("repo"));
+        assert_eq!(user(&ring, "quay.io/openshift/ci-extra").as_deref(), Some("ns"));
+        assert_eq!(user(&ring, "quay.io/openshift-x/ci").as_deref(), Some("host"));
+        assert_eq!(user(&ring, "other.io/openshift/ci"), None);
+    }
+
+    #[test]
+    fn every_spelling_of_a_host_is_that_host() {
+        for key in ["https://quay.io/v1/", "https://quay.io/v2", "http://quay.io", "quay.io:443", "Quay.io", "quay.io/"] {
+            assert_eq!(user(&ring(&[(key, "u")]), "quay.io/a/b").as_deref(), Some("u"), "{key}");
+        }
+        assert_eq!(user(&ring(&[("https://index.docker.io/v1/", "u")]), "docker.io/library/x").as_deref(), Some("u"));
+        assert_eq!(user(&ring(&[("reg.io:5000", "u")]), "reg.io/a"), None);
+        assert_eq!(user(&ring(&[("reg.io:5000/a", "u")]), "reg.io:5000/a").as_deref(), Some("u"));
+    }
+
+    #[test]
+    fn what_is_not_supported_is_an_error_only_where_it_would_be_used() {
+        let json = format!(
+            r#"{{"auths":{{"quay.io":{},"tok.io":{{"identitytoken":"t0ken"}}}},"credHelpers":{{"gcr.io":"gcloud"}},"credsStore":"desktop"}}"#,
+            auth("u")
+        );
+        let ring = Keyring::parse(json.as_bytes(), "Secret a/b").unwrap();
+        assert_eq!(user(&ring, "quay.io/a").as_deref(), Some("u"));
+        for (repository, named) in [("tok.io/a", "entry tok.io"), ("gcr.io/a", "entry gcr.io"), ("x.io/a", "credsStore")] {
+            let error = ring.credential(&repository.parse().unwrap()).unwrap_err().to_string();
+            assert!(error.contains(named) && error.contains("Secret a/b"), "{error}");
+            assert!(!error.contains("t0ken"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_bad_entry_is_named_and_not_quoted() {
+        for auth in ["%%%", "bm9jb2xvbg==", "Og=="] {
+            let json = format!(r#"{{"auths":{{"quay.io/x":{{"auth":"{auth}"}}}}}}"#);
+            let error = Keyring::parse(json.as_bytes(), "Secret a/b").unwrap_err().to_string();
+            assert!(error.contains("quay.io/x") && !error.contains(auth), "{error}");
+        }
+        let error = Keyring::parse(br#"{"auths":{"quay.io":"s3cret"}}"#, "Secret a/b").unwrap_err().to_string();
+        assert!(error.contains("Secret a/b") && !error.contains("s3cret"), "{error}");
+    }
+
+    #[test]
+    fn debug_shows_keys_only() {
+        let ring = ring(&[("quay.io", "robot")]);
+        let credential = ring.credential(&"quay.io/a".parse().unwrap()).unwrap();
+        let shown = format!("{ring:?} {credential:?} {:?}", credential.key());
+        assert!(shown.contains("quay.io"), "{shown}");
+        assert!(!shown.contains("robot") && !shown.contains("s3cret"), "{shown}");
+    }
+
+    #[test]
+    fn a_credential_is_what_is_sent_not_where_it_is_from() {
+        let a = Credential::new("u".into(), "p".into(), "Secret a/a", "quay.io");
+        let b = Credential::new("u".into(), "p".into(), "Secret b/b", "quay.io/x");
+        let c = Credential::new("u".into(), "q".into(), "Secret a/a", "quay.io");
+        assert_eq!(a, b);
+        assert_ne!(a, c);
+        assert_ne!(a, Credential::anonymous());
+        assert_ne!(Credential::new("up".into(), "x".into(), "", ""), Credential::new("u".into(), "px".into(), "", ""));
+    }
+}

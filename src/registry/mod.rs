@@ -1,0 +1,177 @@
+//! The only place that speaks to registries.
+//!
+//! Operations of the OCI distribution protocol come in, as the engine thinks of them (look at a float, copy an image, set a
+//! tag); manifests and classed errors come out. An operation waits inside while its host is unwell and says so in its
+//! [`Activity`]; a caller that drops the future ends the wait.
+//!
+//! Guaranteed: manifests are never re-serialised and every digest is computed here; absence is believed only where the registry
+//! says so with a typed 404 to a credential that may push there; a tag that may have been written is never written again from
+//! here; what one credential was granted or shown never serves another; memory does not grow with the size of images.
+//!
+//! In reading order: `error` (how answers count), `keyring` (credentials), `endpoint` (addresses), `budget` (what a host is asked
+//! to bear), `token` (rights), `transport` (the one way out), `manifest`, `put`, `blob`, `copy`.
+
+mod activity;
+mod blob;
+mod budget;
+mod copy;
+mod endpoint;
+mod error;
+mod flight;
+mod keyring;
+mod manifest;
+mod put;
+mod token;
+mod transport;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use activity::{Activity, Waiting};
+pub use error::{BuildError, Class, Error};
+pub use keyring::{Credential, Keyring, KeyringError};
+pub use manifest::Manifest;
+pub use put::Put;
+
+use crate::image::{Digest, Repository};
+use crate::machine::Reason;
+use endpoint::Endpoint;
+use flight::Flights;
+use keyring::CredentialKey;
+use transport::Transport;
+
+/// The manifests kept, in bytes.
+const MANIFESTS_MAX: u64 = 64 * 1024 * 1024;
+/// How long a blob or child manifest is remembered as present: registries hold what no tag holds for about an hour.
+const PRESENT_FOR: Duration = Duration::from_mins(50);
+/// How many of them are remembered.
+const PRESENT_MAX: u64 = 200_000;
+/// How long it is remembered that a credential may push, where only trying tells.
+const PUSHABLE_FOR: Duration = Duration::from_hours(1);
+/// How many such answers are remembered.
+const PUSHABLE_MAX: u64 = 10_000;
+
+/// How registries are spoken to.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `HOST` or `HOST:PORT` spoken to over plain HTTP.
+    pub plain_http: Vec<String>,
+    /// Manifest requests a second, and blob requests a second, per host; 0: no pacing.
+    pub qps: u32,
+    /// Requests in flight per host, at least 3; a quarter of them is kept free of blobs on their way.
+    pub concurrency: usize,
+    /// Time to make a connection.
+    pub connect_timeout: Duration,
+    /// How long a read may stand still.
+    pub read_timeout: Duration,
+    /// Total time of one try of a request for a manifest, a token or a mount.
+    pub request_timeout: Duration,
+    /// Total time of a tag PUT.
+    pub put_timeout: Duration,
+    /// Host as a spec names it -> address spoken to instead, over plain HTTP.
+    pub rewrite: HashMap<String, String>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            plain_http: Vec::new(),
+            qps: 40,
+            concurrency: 16,
+            connect_timeout: Duration::from_secs(10),
+            read_timeout: Duration::from_mins(1),
+            request_timeout: Duration::from_mins(1),
+            put_timeout: Duration::from_secs(8),
+            rewrite: HashMap::new(),
+        }
+    }
+}
+
+/// All registries, as this process sees them: one budget, one memory. Clones share both.
+#[derive(Debug, Clone)]
+pub struct Registry(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    transport: Transport,
+    manifests: moka::sync::Cache<Held, Manifest>,
+    present: moka::sync::Cache<Present, ()>,
+    pushable: moka::sync::Cache<(CredentialKey, Repository), ()>,
+    flights: Flights<Present>,
+}
+
+/// A manifest as one credential was shown it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Held {
+    credential: CredentialKey,
+    repository: Repository,
+    digest: Digest,
+}
+
+/// Content of a repository, as one credential knows it to be there.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Present {
+    credential: CredentialKey,
+    repository: Repository,
+    digest: Digest,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Kind {
+    Blob,
+    Manifest,
+}
+
+impl Registry {
+    /// Nothing is contacted yet. A default rustls crypto provider must be installed.
+    ///
+    /// # Errors
+    /// The TLS backend cannot be set up, or an address of the settings is none.
+    pub fn new(settings: Settings) -> Result<Self, BuildError> {
+        Self::with_rests(settings, Duration::from_secs(1), Duration::from_mins(1))
+    }
+
+    /// As [`Registry::new`], with the first and the longest rest of an unwell host.
+    ///
+    /// # Errors
+    /// As [`Registry::new`].
+    #[doc(hidden)]
+    pub fn with_rests(settings: Settings, first: Duration, longest: Duration) -> Result<Self, BuildError> {
+        let manifests = moka::sync::Cache::builder()
+            .weigher(|_, manifest: &Manifest| u32::try_from(manifest.bytes.len() + 512).unwrap_or(u32::MAX))
+            .max_capacity(MANIFESTS_MAX)
+            .build();
+        let present = moka::sync::Cache::builder()
+            .max_capacity(PRESENT_MAX)
+            .time_to_live(PRESENT_FOR)
+            .support_invalidation_closures()
+            .build();
+        let pushable = moka::sync::Cache::builder().max_capacity(PUSHABLE_MAX).time_to_live(PUSHABLE_FOR).build();
+        Ok(Self(Arc::new(Shared {
+            transport: Transport::new(settings, first, longest)?,
+            manifests,
+            present,
+            pushable,
+            flights: Flights::new(),
+        })))
+    }
+
+    /// Forgets what was remembered as present in a repository (blobs, children), so that the next copy looks again.
+    pub fn forget(&self, repository: &Repository) {
+        let repository = repository.clone();
+        // Fails only without `support_invalidation_closures`.
+        let _ = self.0.present.invalidate_entries_if(move |present, ()| present.repository == repository);
+    }
+
+    fn transport(&self) -> &Transport {
+        &self.0.transport
+    }
+
+    fn endpoint(&self, repository: &Repository) -> Result<Endpoint, Error> {
+        self.transport().endpoints.of(repository).ok_or_else(|| {
+            Error::terminal(Reason::InvalidSpec, format!("{repository}: its host is no address; correct it"))
+        })
+    }
+}

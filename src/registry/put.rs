@@ -1,0 +1,110 @@
+//! Setting tags, and what became of it.
+//!
+//! The exact bytes of a manifest go in, [`Put`] comes out. Guaranteed: directly before every sending the caller's gate is asked,
+//! with no await between; a PUT that may have landed is not repeated; only 201 with our digest counts as written.
+
+use reqwest::header::{CONTENT_TYPE, HeaderValue};
+use reqwest::{Method, StatusCode};
+use std::time::Duration;
+
+use super::Registry;
+use super::activity::Activity;
+use super::error::Error;
+use super::keyring::Credential;
+use super::manifest::{Manifest, named};
+use super::token::Access;
+use super::transport::{Content, Failure, Reply};
+use crate::image::{Reference, Repository, Tag};
+use crate::machine::Reason;
+
+/// What became of a PUT of a manifest.
+#[derive(Debug)]
+pub enum Put {
+    /// 201, and our digest back.
+    Written,
+    /// A definite no: nothing was written.
+    Refused(Error),
+    /// Refused because a blob or child manifest is unknown there.
+    ContentMissing(Error),
+    /// Refused because the tag is immutable.
+    Immutable(Error),
+    /// Timed out, reset, 408, any 5xx, another digest answered: it may land at any time.
+    Unknown(Error),
+    /// The gate was closed.
+    NotSent,
+}
+
+impl Registry {
+    /// PUT of the exact bytes to a tag. Waits for token, budget and pacing, then asks `gate` and sends, with no await between;
+    /// total time `put_timeout`. 429, maintenance, a connection that cannot be made and a 401 (fresh token once) are waited out
+    /// inside, the gate being asked again each time. Never repeated after [`Put::Unknown`].
+    pub async fn put_tag(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        manifest: &Manifest,
+        credential: &Credential,
+        gate: impl Fn() -> bool + Send,
+        activity: &Activity,
+    ) -> Put {
+        let endpoint = match self.endpoint(repository) {
+            Ok(endpoint) => endpoint,
+            Err(error) => return Put::Refused(error),
+        };
+        let access = Access { endpoint: &endpoint, credential, repository, push: true, also: None };
+        let timeout = self.transport().settings.put_timeout;
+        self.put(&access, &Reference::Tag(tag.clone()), manifest, timeout, gate, activity).await
+    }
+
+    /// PUT of a manifest by tag or by its digest.
+    pub(super) async fn put(
+        &self,
+        access: &Access<'_>,
+        reference: &Reference,
+        manifest: &Manifest,
+        timeout: Duration,
+        gate: impl Fn() -> bool + Send,
+        activity: &Activity,
+    ) -> Put {
+        let what = named(access.repository, reference);
+        let mut ask = self.manifest_ask(Method::PUT, &what, reference, access, activity);
+        let Ok(media_type) = HeaderValue::from_str(&manifest.media_type) else {
+            let message = format!("{what}: its media type is no header");
+            return Put::Refused(Error::terminal(Reason::UnsupportedManifest, message));
+        };
+        ask.headers.insert(CONTENT_TYPE, media_type);
+        ask.content = Content::Bytes(manifest.bytes.clone());
+        ask.timeout = Some(timeout);
+        match self.transport().send_through(&mut ask, gate).await {
+            Ok(reply) => outcome(&what, manifest, reply).await,
+            Err(Failure::Refused(error) | Failure::Restart(error)) => Put::Refused(error),
+            Err(Failure::Unsettled(error)) => Put::Unknown(error),
+            Err(Failure::NotSent) => Put::NotSent,
+        }
+    }
+}
+
+async fn outcome(what: &str, manifest: &Manifest, reply: Reply) -> Put {
+    let status = reply.status();
+    if status == StatusCode::CREATED {
+        let stated = reply.header("docker-content-digest").filter(|stated| stated.starts_with("sha256:"));
+        return match stated {
+            Some(stated) if stated != manifest.digest.to_string() => {
+                let message = format!("{what}: written, and the registry answered another digest");
+                Put::Unknown(Error::attempt(Reason::DigestMismatch, message))
+            }
+            _ => Put::Written,
+        };
+    }
+    let answer = reply.answer().await;
+    let error = answer.error(what, true);
+    if !status.is_client_error() {
+        Put::Unknown(error)
+    } else if answer.says_immutable() {
+        Put::Immutable(error)
+    } else if answer.says_content_missing() {
+        Put::ContentMissing(error)
+    } else {
+        Put::Refused(error)
+    }
+}

@@ -1,0 +1,564 @@
+//! Rights: what a registry wants to see before it serves, and the tokens that show it.
+//!
+//! In comes whose rights are used on which repository ([`Access`]); out comes a [`Grant`]: the `Authorization` to send. The
+//! challenge of a registry is learnt once (`GET /v2/`) and again whenever a 401 names another one. Tokens are kept by address,
+//! credential and scopes, fetched by one at a time, and renewed at 80 % of their life.
+//!
+//! Guaranteed: what one credential was granted never serves another; a right that the token itself says is missing (quay and
+//! distribution answer 200 with fewer actions) is an error before anything is sent; a token endpoint that is unwell is waited
+//! for and never reads as "unauthorized".
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use http_auth::parser::ChallengeParser;
+use reqwest::header::{HeaderMap, HeaderValue};
+use reqwest::{Method, StatusCode, Url};
+use serde::Deserialize;
+use tokio::time::Instant;
+
+use super::activity::Activity;
+use super::budget::Lane;
+use super::endpoint::{Endpoint, address};
+use super::error::{Answer, Error};
+use super::keyring::{Credential, CredentialKey};
+use super::transport::{Ask, Content, Failure, Refusal, Transport, challenge_of};
+use crate::image::Repository;
+use crate::machine::Reason;
+
+/// The life of a token that names none (the specification's default).
+const LIFE_DEFAULT: Duration = Duration::from_mins(1);
+/// No token is kept longer.
+const LIFE_MAX: Duration = Duration::from_hours(24);
+/// The most of a token endpoint's answer that is read.
+const TOKEN_MAX: usize = 1024 * 1024;
+/// Tokens kept.
+const TOKENS_MAX: u64 = 10_000;
+
+/// Whose rights are used, for what.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Access<'a> {
+    pub(super) endpoint: &'a Endpoint,
+    pub(super) credential: &'a Credential,
+    pub(super) repository: &'a Repository,
+    /// Whether it is written to, or absence there is to be believed.
+    pub(super) push: bool,
+    /// Another repository of the same registry that is read as well, if the credential may: for mounts.
+    pub(super) also: Option<&'a Repository>,
+}
+
+/// What a registry wants to see.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Challenge {
+    /// Nothing.
+    Open,
+    /// User and password with every request.
+    Basic,
+    /// A token from `realm`.
+    Bearer { realm: String, service: Option<String> },
+}
+
+/// What is sent with a request, and what is known about it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Grant {
+    header: Option<HeaderValue>,
+    token: Option<Arc<Token>>,
+}
+
+#[derive(Debug)]
+struct Token {
+    issued: Instant,
+    renew: Instant,
+    rights: Option<Vec<Right>>,
+    header: HeaderValue,
+}
+
+/// One entry of a token's `access` claim.
+#[derive(Debug, Deserialize)]
+struct Right {
+    #[serde(default)]
+    r#type: String,
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    actions: Vec<String>,
+}
+
+/// What is known of the registries' challenges, and the tokens.
+#[derive(Debug)]
+pub(super) struct Tokens {
+    challenges: Mutex<HashMap<String, Arc<Learnt>>>,
+    cells: moka::sync::Cache<TokenKey, Arc<tokio::sync::Mutex<Cell>>>,
+}
+
+#[derive(Debug, Default)]
+struct Learnt {
+    challenge: Mutex<Option<Challenge>>,
+    /// Held by the one that pings.
+    ping: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct TokenKey {
+    address: String,
+    credential: CredentialKey,
+    scopes: String,
+}
+
+#[derive(Debug, Default)]
+struct Cell {
+    token: Option<Arc<Token>>,
+    /// The last refusal: who waited for it takes it, instead of asking again.
+    refused: Option<(Instant, Error)>,
+}
+
+#[derive(Deserialize)]
+struct TokenAnswer {
+    token: Option<String>,
+    access_token: Option<String>,
+    expires_in: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Claims {
+    exp: Option<u64>,
+    iat: Option<u64>,
+    access: Option<Vec<Right>>,
+}
+
+impl Access<'_> {
+    /// The scopes a token needs, one string each.
+    fn scopes(&self) -> Vec<String> {
+        let actions = if self.push { "pull,push" } else { "pull" };
+        let mut scopes = vec![format!("repository:{}:{actions}", self.repository.path())];
+        scopes.extend(self.also.map(|also| format!("repository:{}:pull", also.path())));
+        scopes
+    }
+
+    /// Why a 401 with this grant is final.
+    pub(super) fn refused(&self, answer: &Answer, grant: &Grant, insufficient: bool) -> Error {
+        let lacks = insufficient || grant.token.as_ref().is_some_and(|t| self.lacking(&t.rights).is_some());
+        let error = if self.credential.is_anonymous() {
+            self.no_entry()
+        } else if lacks {
+            self.denied(if self.push { "push" } else { "pull" })
+        } else {
+            self.rejected()
+        };
+        error.with_status(answer.status)
+    }
+
+    /// The action this access needs and the token says is missing.
+    fn lacking(&self, rights: &Option<Vec<Right>>) -> Option<&'static str> {
+        let needed: &[&'static str] = if self.push { &["push", "pull"] } else { &["pull"] };
+        let rights = rights.as_ref()?;
+        needed.iter().copied().find(|action| !may(rights, self.repository, action))
+    }
+
+    fn rejected(&self) -> Error {
+        let (host, named) = (&self.endpoint.name, self.credential.named());
+        Error::terminal(Reason::Unauthorized, format!("{host} rejected {named}; renew it"))
+    }
+
+    fn denied(&self, action: &str) -> Error {
+        let (repository, named) = (self.repository, self.credential.named());
+        let message = format!("{named} may not {action} {repository}; grant it {action} there");
+        Error::terminal(Reason::PermissionDenied, message)
+    }
+
+    fn no_entry(&self) -> Error {
+        let (repository, named) = (self.repository, self.credential.named());
+        let message = format!("{repository} wants a credential and was asked as {named}; add an entry for it");
+        Error::terminal(Reason::Unauthorized, message)
+    }
+}
+
+impl Challenge {
+    /// The best challenge of a `WWW-Authenticate` value, and whether it says that a right is missing.
+    pub(super) fn parse(value: &str) -> Option<(Self, bool)> {
+        let mut best = None;
+        for challenge in ChallengeParser::new(value) {
+            let challenge = challenge.ok()?;
+            let param = |name: &str| {
+                let found = challenge.params.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+                found.map(|(_, value)| value.to_unescaped())
+            };
+            let parsed = if challenge.scheme.eq_ignore_ascii_case("bearer") {
+                let insufficient = param("error").is_some_and(|error| error == "insufficient_scope");
+                (Self::Bearer { realm: param("realm")?, service: param("service") }, insufficient)
+            } else if challenge.scheme.eq_ignore_ascii_case("basic") {
+                (Self::Basic, false)
+            } else {
+                continue;
+            };
+            best = best.max(Some(parsed));
+        }
+        best
+    }
+}
+
+impl Grant {
+    pub(super) fn header(&self) -> Option<&HeaderValue> {
+        self.header.as_ref()
+    }
+
+    pub(super) fn is_token(&self) -> bool {
+        self.token.is_some()
+    }
+
+    pub(super) fn is_issued_since(&self, time: Instant) -> bool {
+        self.token.as_ref().is_some_and(|token| token.issued >= time)
+    }
+
+    /// Whether it is far from its end.
+    pub(super) fn is_young(&self) -> bool {
+        self.token.as_ref().is_some_and(|token| Instant::now() < token.renew)
+    }
+
+    /// Whether the token says what it allows.
+    pub(super) fn tells_rights(&self) -> bool {
+        self.token.as_ref().is_some_and(|token| token.rights.is_some())
+    }
+
+    /// Whether `repository` may be read with it; true where that cannot be known but by trying.
+    pub(super) fn may_pull(&self, repository: &Repository) -> bool {
+        let rights = self.token.as_ref().and_then(|token| token.rights.as_ref());
+        rights.is_none_or(|rights| may(rights, repository, "pull"))
+    }
+
+    fn is(&self, token: &Arc<Token>) -> bool {
+        self.token.as_ref().is_some_and(|own| Arc::ptr_eq(own, token))
+    }
+}
+
+fn may(rights: &[Right], repository: &Repository, action: &str) -> bool {
+    rights.iter().any(|right| {
+        right.r#type == "repository"
+            && right.name == repository.path()
+            && right.actions.iter().any(|allowed| allowed == action || allowed == "*")
+    })
+}
+
+impl Tokens {
+    pub(super) fn new() -> Self {
+        let cells = moka::sync::Cache::builder().max_capacity(TOKENS_MAX).time_to_idle(LIFE_MAX).build();
+        Self { challenges: Mutex::new(HashMap::new()), cells }
+    }
+
+    /// Remembers what a 401 told. Whether it was news.
+    pub(super) fn learn(&self, endpoint: &Endpoint, challenge: &Challenge) -> bool {
+        let learnt = self.learnt(endpoint);
+        let mut known = learnt.challenge.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = known.as_ref() != Some(challenge);
+        *known = Some(challenge.clone());
+        news
+    }
+
+    fn learnt(&self, endpoint: &Endpoint) -> Arc<Learnt> {
+        let mut challenges = self.challenges.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(challenges.entry(address(&endpoint.base)).or_default())
+    }
+}
+
+impl Learnt {
+    fn known(&self) -> Option<Challenge> {
+        self.challenge.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Transport {
+    /// What to send for `access`. `spent` is a grant that was refused and must not be given again.
+    pub(super) async fn authorise(
+        &self,
+        access: &Access<'_>,
+        spent: Option<&Grant>,
+        patience: Option<Duration>,
+        activity: &Activity,
+    ) -> Result<Grant, Failure> {
+        match self.challenge(access, patience, activity).await? {
+            Challenge::Open => Ok(Grant::default()),
+            Challenge::Basic => Ok(Grant { header: access.credential.secret().map(basic), token: None }),
+            Challenge::Bearer { realm, service } => {
+                let ask = TokenAsk { access, realm: &realm, service: service.as_deref(), patience, activity };
+                let token = self.token(&ask, spent).await?;
+                if let Some(action) = access.lacking(&token.rights) {
+                    let anonymous = access.credential.is_anonymous();
+                    let error = if anonymous { access.no_entry() } else { access.denied(action) };
+                    return Err(Failure::Refused(error));
+                }
+                Ok(Grant { header: Some(token.header.clone()), token: Some(token) })
+            }
+        }
+    }
+
+    /// The registry's challenge: as remembered, else by the one ping.
+    async fn challenge(
+        &self,
+        access: &Access<'_>,
+        patience: Option<Duration>,
+        activity: &Activity,
+    ) -> Result<Challenge, Failure> {
+        let endpoint = access.endpoint;
+        let learnt = self.tokens.learnt(endpoint);
+        if let Some(challenge) = learnt.known() {
+            return Ok(challenge);
+        }
+        let _ping = within(patience, learnt.ping.lock(), endpoint).await?;
+        if let Some(challenge) = learnt.known() {
+            return Ok(challenge);
+        }
+        let what = format!("{}/v2/", endpoint.name);
+        let mut ask = self.plain_ask(&what, endpoint.url(""), patience, activity);
+        let reply = self.exchange(&mut ask, None, || true).await?;
+        let status = reply.status();
+        let challenge = if status.is_success() {
+            Challenge::Open
+        } else if status == StatusCode::UNAUTHORIZED && !reply.elsewhere {
+            let Some((challenge, _)) = challenge_of(reply.response.headers()) else {
+                let message = format!("{what}: the registry asks for a credential and does not say which kind");
+                return Err(Failure::Refused(Error::attempt(Reason::RegistryError, message)));
+            };
+            challenge
+        } else {
+            let message = format!("{what}: answered {status}; is this a registry?");
+            return Err(Failure::Refused(Error::attempt(Reason::RegistryError, message)));
+        };
+        self.tokens.learn(endpoint, &challenge);
+        Ok(challenge)
+    }
+
+    async fn token(&self, ask: &TokenAsk<'_>, spent: Option<&Grant>) -> Result<Arc<Token>, Failure> {
+        let access = ask.access;
+        let key = TokenKey {
+            address: address(&access.endpoint.base),
+            credential: access.credential.key(),
+            scopes: access.scopes().join(" "),
+        };
+        let cell = self.tokens.cells.get_with(key, Arc::default);
+        let asked = Instant::now();
+        let mut cell = within(ask.patience, cell.lock(), access.endpoint).await?;
+        if let Some(token) = &cell.token
+            && Instant::now() < token.renew
+            && !spent.is_some_and(|spent| spent.is(token))
+        {
+            return Ok(Arc::clone(token));
+        }
+        if let Some((at, error)) = &cell.refused
+            && *at >= asked
+        {
+            return Err(Failure::Refused(error.clone()));
+        }
+        match self.fetch_token(ask).await {
+            Ok(token) => {
+                let token = Arc::new(token);
+                cell.token = Some(Arc::clone(&token));
+                cell.refused = None;
+                Ok(token)
+            }
+            Err(failure) => {
+                if let Failure::Refused(error) = &failure {
+                    cell.refused = Some((Instant::now(), error.clone()));
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    async fn fetch_token(&self, ask: &TokenAsk<'_>) -> Result<Token, Failure> {
+        let access = ask.access;
+        let refuse = |error| Err(Failure::Refused(error));
+        let url = match realm_url(access, ask.realm, ask.service) {
+            Ok(url) => url,
+            Err(error) => return refuse(error),
+        };
+        let what = format!("the token for {}", access.repository);
+        let mut request = self.plain_ask(&what, url, ask.patience, ask.activity);
+        let authorization = access.credential.secret().map(basic);
+        let reply = self.exchange(&mut request, authorization.as_ref(), || true).await?;
+        let issued = Instant::now();
+        match reply.status() {
+            status if status.is_success() => {}
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if access.credential.is_anonymous() => {
+                return refuse(access.no_entry());
+            }
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return refuse(access.rejected()),
+            _ => return refuse(reply.refusal(&what, Refusal::OfRead).await),
+        }
+        let body = reply.body(&what, TOKEN_MAX).await.map_err(Failure::Refused)?;
+        let token = body.and_then(|body| read_token(&body, issued, now_unix()));
+        token.ok_or_else(|| {
+            let message = format!("{what}: the token endpoint answered something that is no token");
+            Failure::Refused(Error::attempt(Reason::RegistryError, message))
+        })
+    }
+
+    fn plain_ask<'a>(
+        &self,
+        what: &'a str,
+        url: Url,
+        patience: Option<Duration>,
+        activity: &'a Activity,
+    ) -> Ask<'a> {
+        Ask {
+            method: Method::GET,
+            url,
+            what,
+            lane: Lane::Tokens,
+            headers: HeaderMap::new(),
+            content: Content::Nothing,
+            access: None,
+            timeout: Some(self.settings.request_timeout),
+            patience,
+            placed: false,
+            activity,
+        }
+    }
+}
+
+/// What a token is asked for with.
+struct TokenAsk<'a> {
+    access: &'a Access<'a>,
+    realm: &'a str,
+    service: Option<&'a str>,
+    patience: Option<Duration>,
+    activity: &'a Activity,
+}
+
+/// The URL to ask for a token at, if it may be asked.
+fn realm_url(access: &Access<'_>, realm: &str, service: Option<&str>) -> Result<Url, Error> {
+    let host = &access.endpoint.name;
+    let Ok(mut url) = Url::parse(realm) else {
+        let message = format!("{host} names a token realm that is no URL");
+        return Err(Error::attempt(Reason::RegistryError, message));
+    };
+    let other = address(&url);
+    if !access.endpoint.may_ask(&url) {
+        let message = format!("{host} names a token realm without TLS ({other}); not asked");
+        return Err(Error::terminal(Reason::NotAllowed, message));
+    }
+    if !access.credential.is_anonymous() && !access.endpoint.trusts(&url) {
+        let message = format!("{host} wants its credential sent to {other}, which is not its own; not sent");
+        return Err(Error::terminal(Reason::NotAllowed, message));
+    }
+    let mut query = url.query_pairs_mut();
+    if let Some(service) = service {
+        query.append_pair("service", service);
+    }
+    for scope in access.scopes() {
+        query.append_pair("scope", &scope);
+    }
+    drop(query);
+    Ok(url)
+}
+
+/// Reads a token endpoint's answer; none where it holds no token.
+fn read_token(body: &[u8], issued: Instant, unix: u64) -> Option<Token> {
+    let answer: TokenAnswer = serde_json::from_slice(body).ok()?;
+    let text = answer.token.or(answer.access_token).filter(|token| !token.is_empty())?;
+    let claims = claims(&text);
+    let stated = claims.exp.map(|exp| exp.saturating_sub(claims.iat.unwrap_or(unix)));
+    let life = answer.expires_in.or(stated).map_or(LIFE_DEFAULT, Duration::from_secs).min(LIFE_MAX);
+    let mut header = HeaderValue::from_str(&format!("Bearer {text}")).ok()?;
+    header.set_sensitive(true);
+    Some(Token { issued, renew: issued + life * 4 / 5, rights: claims.access, header })
+}
+
+/// The claims of a JWT; nothing where the token is opaque.
+fn claims(token: &str) -> Claims {
+    let mut parts = token.split('.');
+    let (Some(_), Some(payload), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+        return Claims::default();
+    };
+    let decoded = URL_SAFE_NO_PAD.decode(payload.trim_end_matches('='));
+    decoded.ok().and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default()
+}
+
+/// The `Authorization` of user and password.
+fn basic((user, password): (&str, &str)) -> HeaderValue {
+    let text = format!("Basic {}", STANDARD.encode(format!("{user}:{password}")));
+    // Base64 is visible ASCII, which every header may hold.
+    let mut header = HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("Basic"));
+    header.set_sensitive(true);
+    header
+}
+
+fn now_unix() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
+/// Waits for a lock that another task holds while it asks, but no longer than there is patience.
+async fn within<T>(
+    patience: Option<Duration>,
+    lock: impl Future<Output = T>,
+    endpoint: &Endpoint,
+) -> Result<T, Failure> {
+    let Some(patience) = patience else {
+        return Ok(lock.await);
+    };
+    tokio::time::timeout(patience, lock).await.map_err(|_| {
+        let message = format!("a token of {} is being waited for", endpoint.name);
+        Failure::Restart(Error::wait(Reason::RegistryUnavailable, None, message))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn jwt(claims: &str) -> String {
+        format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims))
+    }
+
+    fn read(body: &str) -> Token {
+        read_token(body.as_bytes(), Instant::now(), 1000).unwrap()
+    }
+
+    fn life(token: &Token) -> u64 {
+        (token.renew - token.issued).as_secs() * 5 / 4
+    }
+
+    #[test]
+    fn challenges_are_read_whatever_their_order() {
+        let bearer = r#"Bearer realm="https://quay.io/v2/auth",service="quay.io",scope="repository:a:pull""#;
+        let (challenge, insufficient) = Challenge::parse(bearer).unwrap();
+        let wanted = Challenge::Bearer { realm: "https://quay.io/v2/auth".into(), service: Some("quay.io".into()) };
+        assert_eq!((challenge, insufficient), (wanted.clone(), false));
+        assert_eq!(Challenge::parse(&format!("Basic realm=\"x\", {bearer}")).unwrap().0, wanted);
+        assert!(Challenge::parse(&format!("{bearer},error=\"insufficient_scope\"")).unwrap().1);
+        assert_eq!(Challenge::parse("basic realm=x").unwrap().0, Challenge::Basic);
+        assert_eq!(Challenge::parse("Negotiate"), None);
+    }
+
+    #[test]
+    fn a_tokens_life_is_what_the_answer_says_else_the_claim_else_a_minute() {
+        let token = jwt(r#"{"exp":5000,"iat":2000}"#);
+        assert_eq!(life(&read(&format!(r#"{{"token":"{token}","expires_in":100}}"#))), 100);
+        assert_eq!(life(&read(&format!(r#"{{"token":"{token}"}}"#))), 3000);
+        assert_eq!(life(&read(&format!(r#"{{"token":"{}"}}"#, jwt(r#"{"exp":1500}"#)))), 500);
+        assert_eq!(life(&read(r#"{"access_token":"opaque"}"#)), 60);
+        assert!(read_token(b"{}", Instant::now(), 0).is_none());
+        assert!(read_token(br#"{"token":""}"#, Instant::now(), 0).is_none());
+    }
+
+    #[test]
+    fn rights_are_those_of_the_claim_and_unknown_where_there_is_none() {
+        let claims = r#"{"access":[{"type":"repository","name":"a/b","actions":["pull"]}]}"#;
+        let token = read(&format!(r#"{{"token":"{}"}}"#, jwt(claims)));
+        let rights = token.rights.as_ref().unwrap();
+        let (own, other) = ("x.io/a/b".parse().unwrap(), "x.io/a/c".parse().unwrap());
+        assert!(may(rights, &own, "pull"));
+        assert!(!may(rights, &own, "push"));
+        assert!(!may(rights, &other, "pull"));
+        assert!(read(r#"{"token":"a.b.c"}"#).rights.is_none());
+    }
+
+    #[test]
+    fn a_token_never_shows() {
+        let token = read(r#"{"token":"s3cret"}"#);
+        assert!(!format!("{token:?}").contains("s3cret"));
+    }
+}

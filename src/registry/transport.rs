@@ -1,0 +1,484 @@
+//! The one way out: every request to every host passes [`Transport::send`].
+//!
+//! In goes an [`Ask`]; out comes a [`Reply`] whose status the caller has to judge, or a [`Failure`]. What is waited out inside:
+//! 429 in any form, read-only maintenance (405), connections that cannot be made, and, for requests that are safe to repeat,
+//! 5xx, 408, resets and timeouts as well. A 401 is answered with a fresh token, once.
+//!
+//! Guaranteed: a request that may have changed something is never repeated here; the registry's credentials and tokens go to
+//! the registry's own address only (reqwest strips them on a redirect to another one); no URL of a redirect gets into an error.
+
+use std::error::Error as StdError;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use reqwest::redirect::Policy;
+use reqwest::{Body, Client, Method, Request, Response, StatusCode, Url};
+use tokio::time::Instant;
+
+use super::Settings;
+use super::activity::Activity;
+use super::budget::{Admission, Host, Hosts, Lane, Limits, Places};
+use super::endpoint::{Endpoints, address};
+use super::error::{Answer, BuildError, Error};
+use super::token::{Access, Challenge, Tokens};
+use crate::machine::Reason;
+
+/// Redirects followed for one GET or HEAD.
+const REDIRECTS_MAX: usize = 5;
+/// The same bad answer so often from one URL, while the host serves others, is not the host's illness.
+const BAD_ANSWERS_MAX: u32 = 20;
+/// How often one request is sent with another token or challenge.
+const ROUNDS_MAX: u32 = 3;
+/// The most of a refusal's body that is read.
+const REFUSAL_MAX: usize = 64 * 1024;
+/// The longest pause between two bad answers to one request.
+const OWN_REST_MAX: u32 = 16;
+
+/// The clients and what they share.
+#[derive(Debug)]
+pub(super) struct Transport {
+    pub(super) settings: Settings,
+    pub(super) endpoints: Arc<Endpoints>,
+    pub(super) tokens: Tokens,
+    hosts: Hosts,
+    rest_first: Duration,
+    /// GET and HEAD: follows redirects, ends a read that stands still.
+    reads: Client,
+    /// Everything else: follows nothing.
+    writes: Client,
+}
+
+/// What is sent with a request.
+#[derive(Debug)]
+pub(super) enum Content {
+    /// Nothing; `Content-Length: 0` where the method has a body.
+    Nothing,
+    /// Bytes that can be sent again.
+    Bytes(Bytes),
+    /// A stream, which can be sent once.
+    Once(Body),
+    /// A stream that was sent.
+    Spent,
+}
+
+/// One request.
+pub(super) struct Ask<'a> {
+    pub(super) method: Method,
+    pub(super) url: Url,
+    /// How messages name the object: `quay.io/openshift/ci:tag`.
+    pub(super) what: &'a str,
+    pub(super) lane: Lane,
+    pub(super) headers: HeaderMap,
+    pub(super) content: Content,
+    /// Whose rights are used; none where nothing is to be sent.
+    pub(super) access: Option<&'a Access<'a>>,
+    /// Total time of one try.
+    pub(super) timeout: Option<Duration>,
+    /// How long a try may wait for the host in all; none: as long as it takes.
+    pub(super) patience: Option<Duration>,
+    /// Whether the caller holds a place on that host already.
+    pub(super) placed: bool,
+    pub(super) activity: &'a Activity,
+}
+
+/// An answer to be judged by the caller: neither a wait nor a 401.
+#[derive(Debug)]
+pub(super) struct Reply {
+    pub(super) response: Response,
+    /// Whether a redirect led to another address than the one asked.
+    pub(super) elsewhere: bool,
+    _places: Option<Places>,
+}
+
+/// What was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refusal {
+    OfRead,
+    OfWrite,
+}
+
+/// Why there is no reply.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// A definite no, or nothing was sent: nothing has changed.
+    Refused(Error),
+    /// The registry may or may not have done it: reset, timed out, 408, 5xx.
+    Unsettled(Error),
+    /// Nothing was accepted, and the content cannot be sent again from here, or patience ran out: start anew. Not a failure.
+    Restart(Error),
+    /// The caller's gate was closed.
+    NotSent,
+}
+
+impl Failure {
+    /// The error, for callers to which the difference is none.
+    pub(super) fn into_error(self) -> Error {
+        match self {
+            Self::Refused(error) | Self::Unsettled(error) | Self::Restart(error) => error,
+            Self::NotSent => Error::attempt(Reason::RegistryError, "the request was not sent"),
+        }
+    }
+}
+
+impl Transport {
+    pub(super) fn new(settings: Settings, rest_first: Duration, rest_max: Duration) -> Result<Self, BuildError> {
+        let endpoints = Arc::new(Endpoints::new(&settings)?);
+        let build = |builder: reqwest::ClientBuilder| {
+            builder
+                .user_agent(concat!("promotion-controller/", env!("CARGO_PKG_VERSION")))
+                .connect_timeout(settings.connect_timeout)
+                .referer(false)
+                .build()
+                .map_err(|error| BuildError::Client(describe(&error)))
+        };
+        let reads = Client::builder()
+            .redirect(redirects(Arc::clone(&endpoints)))
+            .read_timeout(settings.read_timeout);
+        let limits = Limits { qps: settings.qps, concurrency: settings.concurrency, rest_first, rest_max };
+        Ok(Self {
+            reads: build(reads)?,
+            writes: build(Client::builder().redirect(Policy::none()))?,
+            endpoints,
+            tokens: Tokens::new(),
+            hosts: Hosts::new(limits),
+            rest_first,
+            settings,
+        })
+    }
+
+    /// The state of the host that `url` is at.
+    pub(super) fn host(&self, url: &Url) -> Arc<Host> {
+        self.hosts.get(&address(url))
+    }
+
+    /// Sends with the rights of `ask.access`.
+    pub(super) async fn send(&self, ask: &mut Ask<'_>) -> Result<Reply, Failure> {
+        self.send_through(ask, || true).await
+    }
+
+    /// As [`Transport::send`]; `gate` is asked directly before every sending, with no await between.
+    pub(super) async fn send_through(
+        &self,
+        ask: &mut Ask<'_>,
+        mut gate: impl FnMut() -> bool + Send,
+    ) -> Result<Reply, Failure> {
+        let Some(access) = ask.access else {
+            return self.exchange(ask, None, gate).await;
+        };
+        let began = Instant::now();
+        let mut spent = None;
+        let mut renewed = false;
+        for round in 1.. {
+            let grant = self.authorise(access, spent.as_ref(), ask.patience, ask.activity).await?;
+            renewed |= grant.is_issued_since(began);
+            let reply = self.exchange(ask, grant.header(), &mut gate).await?;
+            if reply.elsewhere || reply.response.status() != StatusCode::UNAUTHORIZED {
+                return Ok(reply);
+            }
+            let challenge = challenge_of(reply.response.headers());
+            let answer = reply.answer().await;
+            let (learnt, insufficient) = match &challenge {
+                Some((challenge, insufficient)) => (self.tokens.learn(access.endpoint, challenge), *insufficient),
+                None => (false, false),
+            };
+            // A fresh token that was refused says no for good, unless it aged while the host was waited for.
+            let fresh = challenge.is_none() || !grant.is_token() || (renewed && grant.is_young());
+            if round >= ROUNDS_MAX || (!learnt && fresh) {
+                return Err(Failure::Refused(access.refused(&answer, &grant, insufficient)));
+            }
+            if matches!(ask.content, Content::Spent) {
+                // The next try is given another one.
+                let _ = self.authorise(access, Some(&grant), ask.patience, ask.activity).await?;
+                let message = format!("{}: the token was refused", ask.what);
+                return Err(Failure::Unsettled(Error::attempt(Reason::RegistryError, message)));
+            }
+            spent = Some(grant);
+        }
+        Err(Failure::NotSent)
+    }
+
+    /// Sends until there is an answer that is not waited out. `authorization` is what `ask.access` came to.
+    pub(super) async fn exchange(
+        &self,
+        ask: &mut Ask<'_>,
+        authorization: Option<&HeaderValue>,
+        mut gate: impl FnMut() -> bool + Send,
+    ) -> Result<Reply, Failure> {
+        let host = self.host(&ask.url);
+        let safe = matches!(ask.method, Method::GET | Method::HEAD);
+        let deadline = ask.patience.map(|patience| Instant::now() + patience);
+        let (mut bad, mut served) = (0, host.served());
+        loop {
+            let admission = host.admit(!safe, deadline, ask.activity).await.map_err(Failure::Restart)?;
+            let places = if ask.placed { None } else { Some(host.place(ask.lane).await) };
+            host.turn(ask.lane).await;
+            if admission.is_stale() {
+                continue;
+            }
+            let request = build(ask, authorization)?;
+            if !gate() {
+                return Err(Failure::NotSent);
+            }
+            let client = if safe { &self.reads } else { &self.writes };
+            let result = client.execute(request).await;
+            let error = match self.judge(ask, &host, admission, result).await {
+                Judged::Reply(response) => {
+                    let elsewhere = address(response.url()) != host.name;
+                    return Ok(Reply { response, elsewhere, _places: places });
+                }
+                Judged::Final(error) => return Err(Failure::Refused(error)),
+                Judged::Again(error) => error,
+                Judged::Unsettled(error) if !safe => return Err(Failure::Unsettled(error)),
+                Judged::Unsettled(error) => {
+                    bad += 1;
+                    let serves = host.served() > served;
+                    if bad >= BAD_ANSWERS_MAX && serves {
+                        let message = format!("{} (twenty times, while {} serves others)", error.message, host.name);
+                        return Err(Failure::Refused(Error::attempt(Reason::RegistryError, message)));
+                    }
+                    drop(places);
+                    if !self.rest(bad, serves, deadline).await {
+                        return Err(Failure::Restart(error));
+                    }
+                    continue;
+                }
+            };
+            (bad, served) = (0, host.served());
+            if matches!(ask.content, Content::Spent) || deadline.is_some_and(|deadline| Instant::now() > deadline) {
+                return Err(Failure::Restart(error));
+            }
+        }
+    }
+
+    /// The rest of one request of which the host serves others: it must not be the one that probes each time.
+    async fn rest(&self, bad: u32, serves: bool, deadline: Option<Instant>) -> bool {
+        let pause = self.rest_first * bad.min(OWN_REST_MAX);
+        let pause = if serves { pause } else { Duration::ZERO };
+        if deadline.is_some_and(|deadline| Instant::now() + pause > deadline) {
+            return false;
+        }
+        tokio::time::sleep(pause).await;
+        true
+    }
+
+    /// Reads an outcome, and tells the host's breakers and pacing.
+    async fn judge(
+        &self,
+        ask: &Ask<'_>,
+        host: &Host,
+        admission: Admission,
+        result: reqwest::Result<Response>,
+    ) -> Judged {
+        let response = match result {
+            Ok(response) => response,
+            Err(error) => return failed(ask, host, admission, &error.without_url()),
+        };
+        let status = response.status();
+        let elsewhere = address(response.url()) != host.name;
+        match status.as_u16() {
+            429 => {
+                host.limits(ask.lane, admission, retry_after(response.headers()));
+                Judged::Again(Answer::read(status, b"").error(ask.what, false))
+            }
+            408 | 500 | 502..=504 | 506..=599 => {
+                if elsewhere {
+                    host.serves(ask.lane, admission);
+                } else {
+                    host.unwell(admission, format!("{} answered {}", host.name, status.as_u16()));
+                }
+                let verb = format!("{}: {}", ask.what, ask.method);
+                Judged::Unsettled(Answer::read(status, b"").error(&verb, false))
+            }
+            405 if !matches!(ask.method, Method::GET | Method::HEAD) => {
+                let answer = read_refusal(response).await;
+                if answer.says_read_only() {
+                    host.read_only(admission);
+                    return Judged::Again(answer.error(ask.what, true));
+                }
+                host.serves(ask.lane, admission);
+                Judged::Final(answer.error(ask.what, true))
+            }
+            _ => {
+                host.serves(ask.lane, admission);
+                Judged::Reply(response)
+            }
+        }
+    }
+}
+
+/// What became of one sending.
+enum Judged {
+    Reply(Response),
+    /// Not sent, or definitely refused for now: may be sent again.
+    Again(Error),
+    Unsettled(Error),
+    Final(Error),
+}
+
+impl Reply {
+    pub(super) fn status(&self) -> StatusCode {
+        self.response.status()
+    }
+
+    /// A header as text.
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        self.response.headers().get(name)?.to_str().ok()
+    }
+
+    /// The refusal this reply is.
+    pub(super) async fn answer(self) -> Answer {
+        read_refusal(self.response).await
+    }
+
+    /// The refusal this reply is, classed. What a redirect's target refuses says nothing about rights at the registry.
+    pub(super) async fn refusal(self, what: &str, of: Refusal) -> Error {
+        if self.elsewhere {
+            let status = self.status().as_u16();
+            let message = format!("{what}: the storage the registry redirects to answered {status}");
+            return Error::attempt(Reason::RegistryError, message);
+        }
+        self.answer().await.error(what, of == Refusal::OfWrite)
+    }
+
+    /// The body, at most `max` bytes of it: none where it is longer, an error where it was cut off.
+    pub(super) async fn body(mut self, what: &str, max: usize) -> Result<Option<Bytes>, Error> {
+        let mut body = BytesMut::new();
+        loop {
+            match self.response.chunk().await {
+                Ok(Some(chunk)) if body.len() + chunk.len() > max => return Ok(None),
+                Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+                Ok(None) => return Ok(Some(body.freeze())),
+                Err(error) => {
+                    let cause = describe(&error.without_url());
+                    let message = format!("{what}: cut off after {} bytes ({cause})", body.len());
+                    return Err(Error::attempt(Reason::RegistryError, message));
+                }
+            }
+        }
+    }
+}
+
+fn build(ask: &mut Ask<'_>, authorization: Option<&HeaderValue>) -> Result<Request, Failure> {
+    let mut request = Request::new(ask.method.clone(), ask.url.clone());
+    request.headers_mut().extend(ask.headers.clone());
+    if let Some(value) = authorization {
+        request.headers_mut().insert(AUTHORIZATION, value.clone());
+    }
+    *request.timeout_mut() = ask.timeout;
+    match std::mem::replace(&mut ask.content, Content::Spent) {
+        Content::Nothing => {
+            if matches!(ask.method, Method::POST | Method::PUT | Method::PATCH) {
+                request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+            }
+            ask.content = Content::Nothing;
+        }
+        Content::Bytes(bytes) => {
+            *request.body_mut() = Some(bytes.clone().into());
+            ask.content = Content::Bytes(bytes);
+        }
+        Content::Once(body) => *request.body_mut() = Some(body),
+        Content::Spent => {
+            let message = format!("{}: the content was sent already", ask.what);
+            return Err(Failure::Unsettled(Error::attempt(Reason::RegistryError, message)));
+        }
+    }
+    Ok(request)
+}
+
+/// Reads a sending that had no answer. `error` is without its URL: a redirect's target carries a signature.
+fn failed(ask: &Ask<'_>, host: &Host, admission: Admission, error: &reqwest::Error) -> Judged {
+    if is_untrusted(error) {
+        host.serves(ask.lane, admission);
+        let message = format!(
+            "the certificate of {} is not trusted ({}); add its CA to the trusted certificates",
+            host.name,
+            describe(error)
+        );
+        return Judged::Final(Error::terminal(Reason::CertificateUntrusted, message));
+    }
+    if error.is_redirect() || error.is_builder() {
+        host.serves(ask.lane, admission);
+        let message = format!("{}: {}", ask.what, describe(error));
+        return Judged::Final(Error::attempt(Reason::RegistryError, message));
+    }
+    let message = format!("{} is not reachable ({})", host.name, describe(error));
+    let cause = Error::wait(Reason::RegistryUnavailable, None, format!("{}: {message}", ask.what));
+    host.unwell(admission, message);
+    // No connection: nothing was sent.
+    if error.is_connect() { Judged::Again(cause) } else { Judged::Unsettled(cause) }
+}
+
+/// Follows at most five redirects, and none from TLS to plain HTTP unless that address is configured so.
+fn redirects(endpoints: Arc<Endpoints>) -> Policy {
+    Policy::custom(move |attempt| {
+        if attempt.previous().len() > REDIRECTS_MAX {
+            attempt.error("too many redirects")
+        } else if !endpoints.may_follow(attempt.previous().last(), attempt.url()) {
+            attempt.error("a redirect leaves TLS")
+        } else {
+            attempt.follow()
+        }
+    })
+}
+
+async fn read_refusal(mut response: Response) -> Answer {
+    let status = response.status();
+    let mut body = BytesMut::new();
+    while let Ok(Some(chunk)) = response.chunk().await {
+        let room = REFUSAL_MAX - body.len();
+        body.extend_from_slice(chunk.get(..room).unwrap_or(&chunk));
+        if body.len() >= REFUSAL_MAX {
+            break;
+        }
+    }
+    Answer::read(status, &body)
+}
+
+/// The challenge of a 401: Bearer where there is one, else Basic.
+pub(super) fn challenge_of(headers: &HeaderMap) -> Option<(Challenge, bool)> {
+    headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| Challenge::parse(value.to_str().ok()?)).max()
+}
+
+/// `Retry-After` in both forms: seconds or a date.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(value).ok()?;
+    Some(date.duration_since(std::time::SystemTime::now()).unwrap_or_default())
+}
+
+/// Whether a certificate was not accepted, wherever in the chain of causes it says so.
+fn is_untrusted(error: &reqwest::Error) -> bool {
+    let mut cause: Option<&(dyn StdError + 'static)> = error.source();
+    while let Some(error) = cause {
+        // An io::Error hides the error it wraps from `source`.
+        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        let tls = error
+            .downcast_ref::<rustls::Error>()
+            .or_else(|| inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()));
+        if let Some(tls) = tls {
+            return matches!(tls, rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented);
+        }
+        cause = match inner {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    false
+}
+
+/// The innermost cause of an error, which is the one that helps.
+pub(super) fn describe(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return "timed out".into();
+    }
+    let mut cause: &dyn StdError = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}

@@ -1,0 +1,148 @@
+//! Requests in the Kubernetes API.
+//!
+//! Loads are quorum reads (no resourceVersion is asked for), saves replace the status under the resourceVersion that was
+//! loaded, and every call has one timeout around all its retries. Secrets are read one by one, by name, at most once a minute.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{Api, PostParams};
+use kube::runtime::events::{Event as KubeEvent, EventType, Recorder, Reporter};
+use kube::{Client, Resource as _};
+use tokio::time::{Instant, timeout};
+
+use super::{Access, AccessError, Event, Key, Store, StoreError};
+use crate::api::PromotionRequest;
+use crate::registry::Keyring;
+
+/// The longest a call may take, its retries included.
+const CALL: Duration = Duration::from_secs(15);
+/// A Secret that was read serves this long.
+const SECRET_FRESH: Duration = Duration::from_secs(60);
+/// A Secret that was missing is looked for again after this.
+const SECRET_MISSING: Duration = Duration::from_secs(5);
+/// The type and key of the Secrets that are understood.
+const SECRET_TYPE: &str = "kubernetes.io/dockerconfigjson";
+const SECRET_KEY: &str = ".dockerconfigjson";
+
+type SecretName = (String, String);
+
+/// Requests in the Kubernetes API.
+pub struct Cluster {
+    client: Client,
+    recorder: Recorder,
+    secrets: Mutex<HashMap<SecretName, (Result<Keyring, AccessError>, Instant)>>,
+}
+
+impl Cluster {
+    /// The cluster behind `client`; events are told as `reporter`.
+    #[must_use]
+    pub fn new(client: Client, reporter: Reporter) -> Self {
+        let recorder = Recorder::new(client.clone(), reporter);
+        Self { client, recorder, secrets: Mutex::default() }
+    }
+
+    fn api(&self, key: &Key) -> Api<PromotionRequest> {
+        Api::namespaced(self.client.clone(), &key.namespace)
+    }
+
+    /// A Secret's credentials, from memory if they were read within the last minute.
+    async fn keyring(&self, namespace: &str, name: &str) -> Result<Keyring, AccessError> {
+        let id = (namespace.to_owned(), name.to_owned());
+        let now = Instant::now();
+        if let Some((known, until)) = self.secrets().get(&id)
+            && *until > now
+        {
+            return known.clone();
+        }
+        let read = self.read_secret(namespace, name).await;
+        let fresh = match &read {
+            Ok(_) => SECRET_FRESH,
+            Err(AccessError::NotFound(_) | AccessError::Invalid(_)) => SECRET_MISSING,
+            Err(AccessError::Unavailable(_)) => return read,
+        };
+        let mut secrets = self.secrets();
+        secrets.retain(|_, (_, until)| *until > now);
+        secrets.insert(id, (read.clone(), now + fresh));
+        read
+    }
+
+    fn secrets(&self) -> std::sync::MutexGuard<'_, HashMap<SecretName, (Result<Keyring, AccessError>, Instant)>> {
+        self.secrets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn read_secret(&self, namespace: &str, name: &str) -> Result<Keyring, AccessError> {
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
+        let origin = format!("Secret {namespace}/{name}");
+        let unavailable = |why: String| AccessError::Unavailable(format!("cannot read {origin}: {why}"));
+        let secret = timeout(CALL, api.get_opt(name)).await;
+        let secret = secret.map_err(|_| unavailable("timed out".into()))?;
+        let secret = secret.map_err(|error| match &error {
+            kube::Error::Api(status) if status.is_forbidden() => AccessError::NotFound(format!(
+                "the controller may not read {origin}; have the namespace added to the controller's"
+            )),
+            _ => unavailable(error.to_string()),
+        })?;
+        let secret = secret
+            .ok_or_else(|| AccessError::NotFound(format!("{origin} does not exist; create it")))?;
+        if secret.type_.as_deref() != Some(SECRET_TYPE) {
+            return Err(AccessError::Invalid(format!("{origin} is not of type {SECRET_TYPE}; create it anew with that type")));
+        }
+        let data = secret.data.as_ref().and_then(|data| data.get(SECRET_KEY));
+        let data = data.ok_or_else(|| AccessError::Invalid(format!("{origin} has no key {SECRET_KEY}")))?;
+        Keyring::parse(&data.0, &origin).map_err(|error| AccessError::Invalid(error.to_string()))
+    }
+}
+
+impl Store for Cluster {
+    async fn load(&self, key: &Key) -> Result<Option<PromotionRequest>, StoreError> {
+        let call = timeout(CALL, self.api(key).get_opt(&key.name)).await;
+        let failed = |message: String| StoreError::Failed { verb: "load", key: key.clone(), message };
+        call.map_err(|_| failed("timed out".into()))?.map_err(|error| failed(error.to_string()))
+    }
+
+    async fn save(&self, object: &PromotionRequest) -> Result<PromotionRequest, StoreError> {
+        let key = Key::of(object);
+        let api = self.api(&key);
+        let params = PostParams::default();
+        let call = timeout(CALL, api.replace_status(&key.name, &params, object)).await;
+        let failed = |message: String| StoreError::Failed { verb: "save", key: key.clone(), message };
+        let saved = call.map_err(|_| failed("timed out".into()))?;
+        saved.map_err(|error| match &error {
+            kube::Error::Api(status) if status.is_conflict() => StoreError::Conflict(key.clone()),
+            kube::Error::Api(status) if status.is_not_found() => StoreError::Gone(key.clone()),
+            _ => failed(error.to_string()),
+        })
+    }
+
+    async fn access(&self, object: &PromotionRequest) -> Result<Access, AccessError> {
+        let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
+        let push = match &object.spec.push_secret {
+            Some(secret) => self.keyring(namespace, &secret.name).await?,
+            None => Keyring::anonymous(),
+        };
+        let pull = match &object.spec.pull_secret {
+            Some(secret) => self.keyring(namespace, &secret.name).await?,
+            None => push.clone(),
+        };
+        Ok(Access { pull, push })
+    }
+
+    async fn tell(&self, object: &PromotionRequest, event: Event) {
+        let reference = object.object_ref(&());
+        let event = KubeEvent {
+            type_: if event.warning { EventType::Warning } else { EventType::Normal },
+            reason: event.reason.as_str().into(),
+            note: Some(event.note.chars().take(1000).collect()).filter(|note: &String| !note.is_empty()),
+            action: "Promote".into(),
+            secondary: None,
+        };
+        match timeout(CALL, self.recorder.publish(&event, &reference)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(request = %Key::of(object), "cannot tell an event: {error}"),
+            Err(_) => tracing::warn!(request = %Key::of(object), "cannot tell an event: timed out"),
+        }
+    }
+}

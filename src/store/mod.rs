@@ -1,0 +1,121 @@
+//! Where requests live: the Kubernetes API ([`cluster`]) or a file ([`file`]).
+//!
+//! The engine knows only this trait: read an object freshly, save its status if nobody changed it meanwhile, find its
+//! credentials, tell what happened.
+
+pub mod cluster;
+pub mod file;
+
+use std::fmt;
+
+use crate::api::PromotionRequest;
+use crate::machine::Reason;
+use crate::registry::Keyring;
+
+/// Names an object: its namespace and its name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    /// The namespace; empty in a file that names none.
+    pub namespace: String,
+    /// The name.
+    pub name: String,
+}
+
+impl Key {
+    /// The key of an object.
+    #[must_use]
+    pub fn of(object: &PromotionRequest) -> Self {
+        Self {
+            namespace: object.metadata.namespace.clone().unwrap_or_default(),
+            name: object.metadata.name.clone().unwrap_or_default(),
+        }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            return f.write_str(&self.name);
+        }
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Where requests live.
+pub trait Store: Send + Sync + 'static {
+    /// The object as it is now, read from the source of truth and not from a cache; none where it is gone.
+    fn load(
+        &self,
+        key: &Key,
+    ) -> impl Future<Output = Result<Option<PromotionRequest>, StoreError>> + Send;
+
+    /// Saves the object's status, provided that nobody changed the object since it was loaded; gives what is stored now.
+    fn save(
+        &self,
+        object: &PromotionRequest,
+    ) -> impl Future<Output = Result<PromotionRequest, StoreError>> + Send;
+
+    /// The credentials the object may use.
+    fn access(
+        &self,
+        object: &PromotionRequest,
+    ) -> impl Future<Output = Result<Access, AccessError>> + Send;
+
+    /// Tells what happened, to whoever watches the object. Never fails: an event is not worth a promotion.
+    fn tell(&self, object: &PromotionRequest, event: Event) -> impl Future<Output = ()> + Send;
+}
+
+/// Why an object could not be loaded or saved.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// Somebody changed it since it was loaded: load it again.
+    #[error("{0} was changed meanwhile")]
+    Conflict(Key),
+    /// It is gone.
+    #[error("{0} is gone")]
+    Gone(Key),
+    /// It could not be reached, or refused; try again.
+    #[error("cannot {verb} {key}: {message}")]
+    Failed {
+        /// What was tried.
+        verb: &'static str,
+        /// On which object.
+        key: Key,
+        /// What came back.
+        message: String,
+    },
+}
+
+/// What an object may use.
+#[derive(Debug, Clone)]
+pub struct Access {
+    /// Sources are read with this.
+    pub pull: Keyring,
+    /// Everything in the floats' repositories is done with this.
+    pub push: Keyring,
+}
+
+/// Why an object's credentials cannot be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AccessError {
+    /// The Secret is not there (yet).
+    #[error("{0}")]
+    NotFound(String),
+    /// The Secret is there and cannot be used.
+    #[error("{0}")]
+    Invalid(String),
+    /// Not known now; ask again.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+/// What happened to an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// From the closed set.
+    pub reason: Reason,
+    /// One line.
+    pub note: String,
+    /// Whether a person should look.
+    pub warning: bool,
+}
