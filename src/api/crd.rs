@@ -71,6 +71,12 @@ pub(super) fn unchanging() -> Rule {
     forbidden("self == oldSelf", IMMUTABLE)
 }
 
+/// For the images: to CEL, lists with a key are equal in any order, but status speaks of images by their place.
+pub(super) fn unchanging_in_order() -> Rule {
+    let rule = "self == oldSelf && self.map(i, i.float) == oldSelf.map(i, i.float)";
+    forbidden(rule, IMMUTABLE)
+}
+
 /// For a field that can be absent, from its parent: it neither comes, goes nor changes.
 pub(super) fn unchanged(field: &str) -> Rule {
     let old = field.replacen("self", "oldSelf", 1);

@@ -22,6 +22,10 @@ pub use crd::{crd, crd_yaml};
 pub type Unknown = BTreeMap<String, serde_json::Value>;
 
 /// What is to be promoted, and how.
+#[expect(
+    clippy::duplicated_attributes,
+    reason = "columns of one type are no duplicates"
+)]
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq)]
 #[kube(
     group = "ci.openshift.io",
@@ -64,7 +68,7 @@ pub type Unknown = BTreeMap<String, serde_json::Value>;
 pub struct PromotionRequestSpec {
     /// The images, 1 to 256, each with the float it goes to; no float twice. Cannot change.
     #[schemars(length(min = 1, max = 256))]
-    #[x_kube(merge_strategy = ListMerge::Map(vec!["float".into()]), validation = crd::unchanging())]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["float".into()]), validation = crd::unchanging_in_order())]
     pub images: Vec<ImageSpec>,
     /// Whether all floats move together, once everything is staged and backed up, or each when it is ready.
     #[serde(default)]

@@ -46,7 +46,11 @@ impl Activity {
     #[must_use]
     pub fn waiting(&self) -> Option<Waiting> {
         let waits = self.0.lock();
-        waits.iter().map(|(_, wait)| wait).max_by_key(|wait| wait.until).cloned()
+        waits
+            .iter()
+            .map(|(_, wait)| wait)
+            .max_by_key(|wait| wait.until)
+            .cloned()
     }
 
     /// Resolves when [`Activity::waiting`] has changed since the last call resolved. For one observer.
@@ -67,7 +71,10 @@ impl Activity {
         let ticket = self.0.tickets.fetch_add(1, Ordering::Relaxed);
         self.0.lock().push((ticket, waiting));
         self.0.changed.notify_one();
-        WaitGuard { shared: Arc::clone(&self.0), ticket }
+        WaitGuard {
+            shared: Arc::clone(&self.0),
+            ticket,
+        }
     }
 }
 
@@ -86,7 +93,9 @@ pub(super) struct WaitGuard {
 
 impl Drop for WaitGuard {
     fn drop(&mut self) {
-        self.shared.lock().retain(|(ticket, _)| *ticket != self.ticket);
+        self.shared
+            .lock()
+            .retain(|(ticket, _)| *ticket != self.ticket);
         self.shared.changed.notify_one();
     }
 }

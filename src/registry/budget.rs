@@ -13,11 +13,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, sleep};
 
-use super::activity::{Activity, Waiting};
+use super::activity::Activity;
+use super::breaker::{Breaker, Ticket};
 use super::error::Error;
+use super::pace::Pace;
 use crate::machine::Reason;
 
 /// Fewer places than this could not hold a stream within one host and a request beside it.
@@ -26,9 +28,6 @@ const CONCURRENCY_MIN: usize = 3;
 const TOKENS: usize = 2;
 /// How many hosts are remembered before those nobody uses are forgotten.
 const HOSTS_MAX: usize = 1024;
-/// The longest `Retry-After` that is believed.
-const AFTER_MAX: Duration = Duration::from_mins(10);
-
 /// What kind of request it is, for pacing: quay limits manifests and blobs apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lane {
@@ -81,7 +80,10 @@ pub(super) struct Places {
 
 impl Hosts {
     pub(super) fn new(limits: Limits) -> Self {
-        Self { limits, hosts: Mutex::new(HashMap::new()) }
+        Self {
+            limits,
+            hosts: Mutex::new(HashMap::new()),
+        }
     }
 
     /// The state of the host of this name, made where there is none.
@@ -90,7 +92,9 @@ impl Hosts {
         if hosts.len() >= HOSTS_MAX {
             hosts.retain(|_, host| Arc::strong_count(host) > 1);
         }
-        let host = hosts.entry(name.to_owned()).or_insert_with(|| Arc::new(Host::new(name, self.limits)));
+        let host = hosts
+            .entry(name.to_owned())
+            .or_insert_with(|| Arc::new(Host::new(name, self.limits)));
         Arc::clone(host)
     }
 }
@@ -120,7 +124,11 @@ impl Host {
         deadline: Option<Instant>,
         activity: &Activity,
     ) -> Result<Admission, Error> {
-        let writes = if write { Some(self.writes.pass(deadline, activity).await?) } else { None };
+        let writes = if write {
+            Some(self.writes.pass(deadline, activity).await?)
+        } else {
+            None
+        };
         let all = self.all.pass(deadline, activity).await?;
         Ok(Admission { all, writes })
     }
@@ -133,8 +141,14 @@ impl Host {
 
     /// Waits for a place for one request.
     pub(super) async fn place(&self, lane: Lane) -> Places {
-        let places = if lane == Lane::Tokens { &self.tokens } else { &self.requests };
-        Places { _held: acquire(places, 1).await }
+        let places = if lane == Lane::Tokens {
+            &self.tokens
+        } else {
+            &self.requests
+        };
+        Places {
+            _held: acquire(places, 1).await,
+        }
     }
 
     /// Waits for its turn in the lane.
@@ -155,11 +169,6 @@ impl Host {
         }
     }
 
-    /// The host is unwell.
-    pub(super) fn unwell(&self, admission: Admission, message: String) {
-        admission.all.bad(Reason::RegistryUnavailable, message, None);
-    }
-
     /// The host limits the rate: it rests, and the lane is slower afterwards.
     pub(super) fn limits(&self, lane: Lane, admission: Admission, after: Option<Duration>) {
         let message = format!("{} limits the rate", self.name);
@@ -172,7 +181,11 @@ impl Host {
     pub(super) fn read_only(&self, admission: Admission) {
         admission.all.good();
         if let Some(writes) = admission.writes {
-            writes.bad(Reason::RegistryReadOnly, format!("{} is read-only", self.name), None);
+            writes.bad(
+                Reason::RegistryReadOnly,
+                format!("{} is read-only", self.name),
+                None,
+            );
         }
     }
 
@@ -196,7 +209,11 @@ pub(super) async fn stream_places(from: &Arc<Host>, to: &Arc<Host>) -> Places {
         held.extend(acquire(&to.streams, 2).await);
         held.extend(acquire(&to.requests, 2).await);
     } else {
-        let (first, second) = if from.name < to.name { (from, to) } else { (to, from) };
+        let (first, second) = if from.name < to.name {
+            (from, to)
+        } else {
+            (to, from)
+        };
         for host in [first, second] {
             held.extend(acquire(&host.streams, 1).await);
             held.extend(acquire(&host.requests, 1).await);
@@ -207,7 +224,11 @@ pub(super) async fn stream_places(from: &Arc<Host>, to: &Arc<Host>) -> Places {
 
 /// None only if the semaphore were closed, which nobody does.
 async fn acquire(places: &Arc<Semaphore>, n: u32) -> Vec<OwnedSemaphorePermit> {
-    Arc::clone(places).acquire_many_owned(n).await.into_iter().collect()
+    Arc::clone(places)
+        .acquire_many_owned(n)
+        .await
+        .into_iter()
+        .collect()
 }
 
 /// Leave to send one request; what became of it is told to the breakers through it.
@@ -218,198 +239,18 @@ pub(super) struct Admission {
 }
 
 impl Admission {
+    /// The host is unwell, and may have said for how long.
+    pub(super) fn unwell(self, message: String, after: Option<Duration>) {
+        self.all.bad(Reason::RegistryUnavailable, message, after);
+    }
+
     /// Whether the host became unwell since: waiting for a place can take long.
     pub(super) fn is_stale(&self) -> bool {
         self.all.is_stale() || self.writes.as_ref().is_some_and(Ticket::is_stale)
     }
 }
 
-/// Lets requests pass while all is well; otherwise one at a time, after rests that double.
-#[derive(Debug)]
-struct Breaker {
-    state: Mutex<Rest>,
-    changed: Notify,
-}
-
-/// The breaker's state, with time as an argument.
-#[derive(Debug)]
-struct Rest {
-    first: Duration,
-    max: Duration,
-    /// Counts openings, so that ten failures of requests sent together count as one.
-    generation: u64,
-    open: Option<Open>,
-}
-
-#[derive(Debug)]
-struct Open {
-    until: Instant,
-    length: Duration,
-    probing: bool,
-    reason: Reason,
-    message: String,
-}
-
-#[derive(Debug)]
-struct Ticket {
-    breaker: Arc<Breaker>,
-    generation: u64,
-    probe: bool,
-}
-
-enum Verdict {
-    Go { probe: bool },
-    Wait { until: Instant, reason: Reason, message: String },
-}
-
-impl Rest {
-    fn ask(&mut self, now: Instant) -> Verdict {
-        let Some(open) = &mut self.open else {
-            return Verdict::Go { probe: false };
-        };
-        let (reason, message) = (open.reason, open.message.clone());
-        if now < open.until {
-            return Verdict::Wait { until: open.until, reason, message };
-        }
-        if open.probing {
-            return Verdict::Wait { until: now + Duration::from_secs(1), reason, message };
-        }
-        open.probing = true;
-        Verdict::Go { probe: true }
-    }
-
-    fn good(&mut self, generation: u64) {
-        if generation == self.generation {
-            self.open = None;
-        }
-    }
-
-    /// Whether this failure was news.
-    fn bad(&mut self, generation: u64, now: Instant, reason: Reason, message: String, after: Option<Duration>) -> bool {
-        if generation != self.generation {
-            return false;
-        }
-        self.generation += 1;
-        let length = self.open.as_ref().map_or(self.first, |open| (open.length * 2).min(self.max));
-        let rest = after.unwrap_or(length).clamp(length.min(self.first), AFTER_MAX);
-        self.open = Some(Open { until: now + rest, length, probing: false, reason, message });
-        true
-    }
-}
-
-impl Breaker {
-    fn new(first: Duration, max: Duration) -> Self {
-        Self { state: Mutex::new(Rest { first, max, generation: 0, open: None }), changed: Notify::new() }
-    }
-
-    async fn pass(self: &Arc<Self>, deadline: Option<Instant>, activity: &Activity) -> Result<Ticket, Error> {
-        loop {
-            let mut changed = std::pin::pin!(self.changed.notified());
-            changed.as_mut().enable();
-            let now = Instant::now();
-            let (verdict, generation) = {
-                let mut state = lock(&self.state);
-                (state.ask(now), state.generation)
-            };
-            let (until, reason, message) = match verdict {
-                Verdict::Go { probe } => return Ok(Ticket { breaker: Arc::clone(self), generation, probe }),
-                Verdict::Wait { until, reason, message } => (until, reason, message),
-            };
-            if deadline.is_some_and(|deadline| until > deadline) {
-                return Err(Error::wait(reason, Some(until - now), message));
-            }
-            let _shown = activity.wait(Waiting { reason, message, until: until.into_std() });
-            tokio::select! {
-                () = sleep_until(until) => {}
-                () = changed => {}
-            }
-        }
-    }
-}
-
-impl Ticket {
-    fn is_stale(&self) -> bool {
-        lock(&self.breaker.state).generation != self.generation
-    }
-
-    fn good(mut self) {
-        self.probe = false;
-        lock(&self.breaker.state).good(self.generation);
-        self.breaker.changed.notify_waiters();
-    }
-
-    fn bad(mut self, reason: Reason, message: String, after: Option<Duration>) -> bool {
-        self.probe = false;
-        let news = lock(&self.breaker.state).bad(self.generation, Instant::now(), reason, message, after);
-        self.breaker.changed.notify_waiters();
-        news
-    }
-}
-
-impl Drop for Ticket {
-    /// A probe that was dropped without an answer leaves its turn to the next.
-    fn drop(&mut self) {
-        if !self.probe {
-            return;
-        }
-        let mut state = lock(&self.breaker.state);
-        if state.generation == self.generation
-            && let Some(open) = &mut state.open
-        {
-            open.probing = false;
-        }
-        drop(state);
-        self.breaker.changed.notify_waiters();
-    }
-}
-
-/// A token bucket that gives turns in advance: the wait grows with the queue.
-#[derive(Debug)]
-struct Pace {
-    nominal: f64,
-    rate: f64,
-    tokens: f64,
-    last: Instant,
-}
-
-impl Pace {
-    fn new(qps: u32, now: Instant) -> Self {
-        let nominal = f64::from(qps);
-        Self { nominal, rate: nominal, tokens: Self::burst(nominal), last: now }
-    }
-
-    /// A quarter of a second's requests may come at once.
-    fn burst(rate: f64) -> f64 {
-        (rate / 4.0).max(1.0)
-    }
-
-    /// How long to wait for the next turn.
-    fn take(&mut self, now: Instant) -> Duration {
-        if self.nominal == 0.0 {
-            return Duration::ZERO;
-        }
-        let gained = now.saturating_duration_since(self.last).as_secs_f64() * self.rate;
-        self.last = now;
-        self.tokens = (self.tokens + gained).min(Self::burst(self.rate)) - 1.0;
-        if self.tokens >= 0.0 {
-            return Duration::ZERO;
-        }
-        Duration::from_secs_f64(-self.tokens / self.rate)
-    }
-
-    fn slow(&mut self) {
-        if self.nominal > 0.0 {
-            self.rate = (self.rate / 2.0).max(1.0);
-            self.tokens = self.tokens.min(0.0);
-        }
-    }
-
-    fn recover(&mut self) {
-        self.rate = (self.rate + self.nominal / 50.0).min(self.nominal);
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -423,54 +264,8 @@ mod tests {
             qps: 40,
             concurrency: 4,
             rest_first: Duration::from_secs(1),
-            rest_max: Duration::from_mins(1),
+            rest_max: Duration::from_secs(60),
         }
-    }
-
-    fn rest() -> Rest {
-        Rest { first: Duration::from_secs(1), max: Duration::from_mins(1), generation: 0, open: None }
-    }
-
-    fn fail(rest: &mut Rest, now: Instant) -> Duration {
-        let generation = rest.generation;
-        assert!(rest.bad(generation, now, Reason::RegistryUnavailable, "x".into(), None));
-        rest.open.as_ref().unwrap().until - now
-    }
-
-    #[test]
-    fn rests_double_from_one_second_to_sixty_and_a_good_answer_ends_them() {
-        let (mut rest, now) = (rest(), Instant::now());
-        let lengths: Vec<u64> = (0..8).map(|_| fail(&mut rest, now).as_secs()).collect();
-        assert_eq!(lengths, [1, 2, 4, 8, 16, 32, 60, 60]);
-        rest.good(rest.generation);
-        assert_eq!(fail(&mut rest, now).as_secs(), 1);
-    }
-
-    #[test]
-    fn failures_of_requests_sent_together_count_once() {
-        let (mut rest, now) = (rest(), Instant::now());
-        assert!(rest.bad(0, now, Reason::RegistryUnavailable, "x".into(), None));
-        for _ in 0..9 {
-            assert!(!rest.bad(0, now, Reason::RegistryUnavailable, "x".into(), None));
-        }
-        assert_eq!(rest.open.as_ref().unwrap().length.as_secs(), 1);
-    }
-
-    #[test]
-    fn a_late_good_answer_of_before_does_not_end_a_rest() {
-        let (mut rest, now) = (rest(), Instant::now());
-        fail(&mut rest, now);
-        rest.good(0);
-        assert!(rest.open.is_some());
-    }
-
-    #[test]
-    fn retry_after_is_honoured_and_capped() {
-        let (mut rest, now) = (rest(), Instant::now());
-        rest.bad(0, now, Reason::RateLimited, "x".into(), Some(Duration::from_secs(7)));
-        assert_eq!(rest.open.as_ref().unwrap().until - now, Duration::from_secs(7));
-        rest.bad(1, now, Reason::RateLimited, "x".into(), Some(Duration::from_hours(9)));
-        assert_eq!(rest.open.as_ref().unwrap().until - now, AFTER_MAX);
     }
 
     #[tokio::test(start_paused = true)]
@@ -478,19 +273,29 @@ mod tests {
         let host = Arc::new(Host::new("h", limits()));
         let activity = Activity::default();
         let first = host.admit(false, None, &activity).await.unwrap();
-        host.unwell(first, "h answered 503".into());
+        first.unwell("h answered 503".into(), None);
         let start = Instant::now();
         let probe = host.admit(false, None, &activity).await.unwrap();
         assert_eq!(start.elapsed(), Duration::from_secs(1));
         let other = tokio::spawn({
             let (host, activity) = (Arc::clone(&host), activity.clone());
-            async move { host.admit(false, None, &activity).await.map(|_| Instant::now()) }
+            async move {
+                host.admit(false, None, &activity)
+                    .await
+                    .map(|_| Instant::now())
+            }
         });
         sleep(Duration::from_millis(300)).await;
         assert!(!other.is_finished());
-        assert_eq!(activity.waiting().unwrap().reason, Reason::RegistryUnavailable);
+        assert_eq!(
+            activity.waiting().unwrap().reason,
+            Reason::RegistryUnavailable
+        );
         host.serves(Lane::Manifests, probe);
-        assert_eq!(other.await.unwrap().unwrap() - start, Duration::from_millis(1300));
+        assert_eq!(
+            other.await.unwrap().unwrap() - start,
+            Duration::from_millis(1300)
+        );
         assert_eq!(activity.waiting(), None);
     }
 
@@ -499,7 +304,7 @@ mod tests {
         let host = Host::new("h", limits());
         let activity = Activity::default();
         let first = host.admit(false, None, &activity).await.unwrap();
-        host.unwell(first, "x".into());
+        first.unwell("x".into(), None);
         drop(host.admit(false, None, &activity).await.unwrap());
         let start = Instant::now();
         assert!(host.admit(false, None, &activity).await.is_ok());
@@ -521,35 +326,12 @@ mod tests {
         assert_eq!(start.elapsed(), Duration::from_secs(1));
     }
 
-    #[test]
-    fn pacing_lets_a_burst_pass_and_then_keeps_the_rate() {
-        let now = Instant::now();
-        let mut pace = Pace::new(40, now);
-        let waits: Vec<_> = (0..50).map(|_| pace.take(now)).collect();
-        assert!(waits[..10].iter().all(Duration::is_zero));
-        assert_eq!(waits[49], Duration::from_secs(1));
-        assert!(Pace::new(0, now).take(now).is_zero());
-    }
-
-    #[test]
-    fn a_limited_lane_is_slower_and_recovers() {
-        let now = Instant::now();
-        let mut pace = Pace::new(40, now);
-        pace.slow();
-        assert_eq!(pace.take(now), Duration::from_millis(50));
-        for _ in 0..25 {
-            pace.recover();
-        }
-        assert!((pace.rate - 40.0).abs() < 0.001);
-        for _ in 0..20 {
-            pace.slow();
-        }
-        assert!((pace.rate - 1.0).abs() < 0.001);
-    }
-
     #[tokio::test(start_paused = true)]
     async fn streams_both_ways_between_two_hosts_never_wait_for_each_other() {
-        let (a, b) = (Arc::new(Host::new("a", limits())), Arc::new(Host::new("b", limits())));
+        let (a, b) = (
+            Arc::new(Host::new("a", limits())),
+            Arc::new(Host::new("b", limits())),
+        );
         let mut tasks = Vec::new();
         for n in 0..60 {
             let (a, b) = (Arc::clone(&a), Arc::clone(&b));
@@ -565,17 +347,30 @@ mod tests {
             }));
         }
         let all = futures::future::join_all(tasks);
-        assert!(tokio::time::timeout(Duration::from_mins(1), all).await.is_ok());
+        assert!(
+            tokio::time::timeout(Duration::from_secs(60), all)
+                .await
+                .is_ok()
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn streams_leave_room_for_a_request() {
-        let (a, b) = (Arc::new(Host::new("a", limits())), Arc::new(Host::new("b", limits())));
+        let (a, b) = (
+            Arc::new(Host::new("a", limits())),
+            Arc::new(Host::new("b", limits())),
+        );
         let mut held = Vec::new();
-        while let Ok(places) = tokio::time::timeout(Duration::from_secs(1), stream_places(&a, &b)).await {
+        while let Ok(places) =
+            tokio::time::timeout(Duration::from_secs(1), stream_places(&a, &b)).await
+        {
             held.push(places);
         }
         assert_eq!(held.len(), 3);
-        assert!(tokio::time::timeout(Duration::from_secs(1), b.place(Lane::Manifests)).await.is_ok());
+        assert!(
+            tokio::time::timeout(Duration::from_secs(1), b.place(Lane::Manifests))
+                .await
+                .is_ok()
+        );
     }
 }

@@ -13,7 +13,8 @@ use super::activity::Activity;
 use super::blob::Job;
 use super::error::Error;
 use super::keyring::Credential;
-use super::manifest::{Blob, Manifest, named};
+use super::look::named;
+use super::manifest::{Blob, Manifest};
 use super::put::Put;
 use super::{Kind, Registry};
 use crate::image::{Digest, Reference, Repository};
@@ -94,14 +95,28 @@ impl Registry {
             for manifest in &level {
                 let what = named(job.from, &Reference::Digest(manifest.digest));
                 let parts = manifest.parts(&what)?;
-                plan.blobs.extend(parts.blobs.into_iter().filter(|blob| blobs.insert(blob.digest)));
-                next.extend(parts.children.into_iter().filter(|child| children.insert(*child)));
+                plan.blobs.extend(
+                    parts
+                        .blobs
+                        .into_iter()
+                        .filter(|blob| blobs.insert(blob.digest)),
+                );
+                next.extend(
+                    parts
+                        .children
+                        .into_iter()
+                        .filter(|child| children.insert(*child)),
+                );
             }
             if next.is_empty() {
                 return Ok(plan);
             }
             if plan.levels.len() == DEPTH_MAX || children.len() > CHILDREN_MAX {
-                let message = format!("{}@{}: its index is too deep or too long", job.from, top.digest.short());
+                let message = format!(
+                    "{}@{}: its index is too deep or too long",
+                    job.from,
+                    top.digest.short()
+                );
                 return Err(Error::terminal(Reason::UnsupportedManifest, message));
             }
             let found: Vec<Option<Manifest>> = stream::iter(next)
@@ -112,7 +127,11 @@ impl Registry {
             level = found.into_iter().flatten().collect();
             bytes += level.iter().map(|child| child.bytes.len()).sum::<usize>();
             if bytes > CHILDREN_BYTES_MAX {
-                let message = format!("{}@{}: its manifests are larger than 64 MiB", job.from, top.digest.short());
+                let message = format!(
+                    "{}@{}: its manifests are larger than 64 MiB",
+                    job.from,
+                    top.digest.short()
+                );
                 return Err(Error::terminal(Reason::TooLarge, message));
             }
             plan.levels.push(level.clone());
@@ -125,14 +144,22 @@ impl Registry {
         if self.0.present.contains_key(&key) {
             return Ok(None);
         }
-        if self.has_manifest(&job.target(), digest, job.activity).await? {
+        if self
+            .has_manifest(&job.target(), digest, job.activity)
+            .await?
+        {
             self.0.present.insert(key, ());
             return Ok(None);
         }
         let reference = Reference::Digest(digest);
-        let child = self.fetch(job.from, &reference, job.pull, job.activity).await?;
+        let child = self
+            .fetch(job.from, &reference, job.pull, job.activity)
+            .await?;
         child.map(Some).ok_or_else(|| {
-            let message = format!("{}: the source image misses this manifest; rebuild it", named(job.from, &reference));
+            let message = format!(
+                "{}: the source image misses this manifest; rebuild it",
+                named(job.from, &reference)
+            );
             Error::attempt(Reason::SourceIncomplete, message)
         })
     }
@@ -144,7 +171,10 @@ impl Registry {
         let timeout = self.transport().settings.request_timeout;
         let mut repeats = 0;
         loop {
-            let error = match self.put(&target, &reference, &child, timeout, || true, job.activity).await {
+            let error = match self
+                .put(&target, &reference, &child, timeout, || true, job.activity)
+                .await
+            {
                 Put::Written => break,
                 Put::ContentMissing(error) => {
                     self.doubt(job, &child);
@@ -154,7 +184,10 @@ impl Registry {
                 Put::NotSent => continue,
                 Put::Unknown(error) => error,
             };
-            if self.has_manifest(&target, child.digest, job.activity).await? {
+            if self
+                .has_manifest(&target, child.digest, job.activity)
+                .await?
+            {
                 break;
             }
             repeats += 1;
@@ -163,7 +196,9 @@ impl Registry {
                 return Err(Error::attempt(Reason::RegistryError, message));
             }
         }
-        self.0.present.insert(job.present(child.digest, Kind::Manifest), ());
+        self.0
+            .present
+            .insert(job.present(child.digest, Kind::Manifest), ());
         Ok(())
     }
 
@@ -173,10 +208,14 @@ impl Registry {
             return;
         };
         for blob in parts.blobs {
-            self.0.present.invalidate(&job.present(blob.digest, Kind::Blob));
+            self.0
+                .present
+                .invalidate(&job.present(blob.digest, Kind::Blob));
         }
         for child in parts.children {
-            self.0.present.invalidate(&job.present(child, Kind::Manifest));
+            self.0
+                .present
+                .invalidate(&job.present(child, Kind::Manifest));
         }
     }
 }

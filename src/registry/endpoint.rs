@@ -48,20 +48,25 @@ impl Endpoints {
         let name = repository.host();
         let base = match self.rewrite.get(name) {
             Some(url) => url.clone(),
-            None => {
-                let host = match name {
-                    "docker.io" | "index.docker.io" => "registry-1.docker.io",
-                    _ => name,
-                };
-                let plain = plain_url(host).ok()?;
-                if self.plain.contains(&address(&plain)) {
-                    plain
-                } else {
-                    Url::parse(&format!("https://{host}/")).ok()?
-                }
-            }
+            None => self.own(name)?,
         };
-        Some(Endpoint { name: name.to_owned(), base })
+        Some(Endpoint {
+            name: name.to_owned(),
+            base,
+        })
+    }
+
+    /// The address that a host's own name says.
+    fn own(&self, name: &str) -> Option<Url> {
+        let host = match name {
+            "docker.io" | "index.docker.io" => "registry-1.docker.io",
+            _ => name,
+        };
+        let plain = plain_url(host).ok()?;
+        if self.plain.contains(&address(&plain)) {
+            return Some(plain);
+        }
+        Url::parse(&format!("https://{host}/")).ok()
     }
 
     /// Whether a redirect or an upload location from `from` to `to` keeps TLS where there was TLS.
@@ -69,7 +74,8 @@ impl Endpoints {
         match to.scheme() {
             "https" => true,
             "http" => {
-                from.is_some_and(|from| from.scheme() == "http") || self.plain.contains(&address(to))
+                from.is_some_and(|from| from.scheme() == "http")
+                    || self.plain.contains(&address(to))
             }
             _ => false,
         }
@@ -92,7 +98,8 @@ impl Endpoint {
     /// Whether a token may be asked for at `realm` at all: TLS, unless the registry has none itself.
     pub(super) fn may_ask(&self, realm: &Url) -> bool {
         realm.host_str().is_some()
-            && (realm.scheme() == "https" || (realm.scheme() == "http" && self.base.scheme() == "http"))
+            && (realm.scheme() == "https"
+                || (realm.scheme() == "http" && self.base.scheme() == "http"))
     }
 
     /// Whether the registry's credentials may be sent to `realm`: its own host, or one below its parent domain.
@@ -108,7 +115,10 @@ impl Endpoint {
             return false;
         }
         let domain = domain(own);
-        other == domain || other.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'))
+        other == domain
+            || other
+                .strip_suffix(domain)
+                .is_some_and(|rest| rest.ends_with('.'))
     }
 }
 
@@ -179,8 +189,16 @@ mod tests {
             ("quay.io", "https://evilquay.io/token", false),
             ("quay.io", "https://other.io/token", false),
             ("docker.io", "https://auth.docker.io/token", true),
-            ("registry.build02.ci.openshift.org", "https://auth.build02.ci.openshift.org/t", true),
-            ("registry.build02.ci.openshift.org", "https://ci.openshift.org/t", false),
+            (
+                "registry.build02.ci.openshift.org",
+                "https://auth.build02.ci.openshift.org/t",
+                true,
+            ),
+            (
+                "registry.build02.ci.openshift.org",
+                "https://ci.openshift.org/t",
+                false,
+            ),
             ("registry.example.com", "https://auth.example.com/t", true),
             ("example.co.uk", "https://evil.co.uk/t", false),
             ("localhost:5000", "http://127.0.0.1:9/t", true),
@@ -188,13 +206,20 @@ mod tests {
             ("10.0.0.1", "https://10.0.0.2/t", false),
         ] {
             let realm = Url::parse(realm).unwrap();
-            assert_eq!(endpoint(host, &settings).trusts(&realm), trusted, "{host} {realm}");
+            assert_eq!(
+                endpoint(host, &settings).trusts(&realm),
+                trusted,
+                "{host} {realm}"
+            );
         }
     }
 
     #[test]
     fn a_realm_without_tls_is_for_registries_without_tls() {
-        let plain = Settings { plain_http: vec!["localhost:5000".into()], ..Settings::default() };
+        let plain = Settings {
+            plain_http: vec!["localhost:5000".into()],
+            ..Settings::default()
+        };
         let realm = Url::parse("http://localhost:6000/token").unwrap();
         assert!(endpoint("localhost:5000", &plain).may_ask(&realm));
         assert!(!endpoint("localhost:5000", &Settings::default()).may_ask(&realm));

@@ -52,15 +52,13 @@ impl Error {
         Self::new(reason, Class::Terminal, message)
     }
 
-    pub(super) fn wait(
-        reason: Reason,
-        after: Option<Duration>,
-        message: impl AsRef<str>,
-    ) -> Self {
+    pub(super) fn wait(reason: Reason, after: Option<Duration>, message: impl AsRef<str>) -> Self {
         Self::new(reason, Class::Wait { after }, message)
     }
 
-    fn new(reason: Reason, class: Class, message: impl AsRef<str>) -> Self {
+    /// An error of this reason and class; the message is cut to one line of 256 characters.
+    #[must_use]
+    pub fn new(reason: Reason, class: Class, message: impl AsRef<str>) -> Self {
         Self {
             reason,
             class,
@@ -85,7 +83,9 @@ impl Error {
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     /// reqwest or its TLS backend refused the configuration.
-    #[error("cannot set up the HTTP client: {0}; check the system's CA certificates and proxy variables")]
+    #[error(
+        "cannot set up the HTTP client: {0}; check the system's CA certificates and proxy variables"
+    )]
     Client(String),
     /// `rewrite` or `plain_http` holds something that is no address.
     #[error("'{0}' is not HOST or HOST:PORT")]
@@ -108,7 +108,12 @@ impl Answer {
     pub(super) fn read(status: StatusCode, body: &[u8]) -> Self {
         let Ok(envelope) = serde_json::from_slice::<OciEnvelope>(body) else {
             let words = String::from_utf8_lossy(body.get(..2048).unwrap_or(body)).to_lowercase();
-            return Self { status, code: None, words, quote: String::new() };
+            return Self {
+                status,
+                code: None,
+                words,
+                quote: String::new(),
+            };
         };
         let mut words = String::new();
         for error in &envelope.errors {
@@ -126,7 +131,12 @@ impl Answer {
                 format!("{code}: {}", one_line(&error.message, QUOTE_MAX))
             }
         });
-        Self { status, code: first.map(|e| e.code), words, quote }
+        Self {
+            status,
+            code: first.map(|e| e.code),
+            words,
+            quote,
+        }
     }
 
     fn is(&self, code: &OciErrorCode) -> bool {
@@ -209,7 +219,9 @@ impl Answer {
             ),
             404 if write && self.is(&OciErrorCode::NameUnknown) => Error::terminal(
                 Reason::PermissionDenied,
-                format!("{what}: the repository does not exist and the account may not create it; create it"),
+                format!(
+                    "{what}: the repository does not exist and the account may not create it; create it"
+                ),
             ),
             400 | 404 if self.says_content_missing() && write => Error::attempt(
                 Reason::ManifestRejected,
@@ -243,7 +255,9 @@ impl Answer {
             ),
             409 if self.says_immutable() => Error::terminal(
                 Reason::TagImmutable,
-                format!("{what}: the registry holds this tag immutable; lift that or choose another float"),
+                format!(
+                    "{what}: the registry holds this tag immutable; lift that or choose another float"
+                ),
             ),
             413 => Error::terminal(
                 Reason::TooLarge,
@@ -295,7 +309,8 @@ mod tests {
     use super::*;
 
     fn answer(status: u16, code: &str, message: &str) -> Answer {
-        let body = format!(r#"{{"errors":[{{"code":"{code}","message":"{message}","detail":{{}}}}]}}"#);
+        let body =
+            format!(r#"{{"errors":[{{"code":"{code}","message":"{message}","detail":{{}}}}]}}"#);
         Answer::read(StatusCode::from_u16(status).unwrap(), body.as_bytes())
     }
 
@@ -313,7 +328,14 @@ mod tests {
 
     #[test]
     fn quays_manifest_invalid_is_told_apart_by_its_text() {
-        assert!(answer(400, "MANIFEST_INVALID", "manifest invalid: Unknown blob `x`").says_content_missing());
+        assert!(
+            answer(
+                400,
+                "MANIFEST_INVALID",
+                "manifest invalid: Unknown blob `x`"
+            )
+            .says_content_missing()
+        );
         assert!(!answer(400, "MANIFEST_INVALID", "manifest invalid").says_content_missing());
         assert!(answer(404, "MANIFEST_BLOB_UNKNOWN", "").says_content_missing());
     }
@@ -321,7 +343,9 @@ mod tests {
     #[test]
     fn maintenance_is_told_from_a_disabled_namespace() {
         assert!(answer(405, "DENIED", "System is currently read-only").says_read_only());
-        assert!(Answer::read(StatusCode::METHOD_NOT_ALLOWED, b"METHOD NOT ALLOWED").says_read_only());
+        assert!(
+            Answer::read(StatusCode::METHOD_NOT_ALLOWED, b"METHOD NOT ALLOWED").says_read_only()
+        );
         assert!(!answer(405, "DENIED", "namespace 'x' has been disabled").says_read_only());
         assert!(!answer(405, "UNSUPPORTED", "unsupported").says_read_only());
         assert!(!answer(403, "DENIED", "read-only").says_read_only());
@@ -331,15 +355,57 @@ mod tests {
     fn every_status_has_the_class_of_the_rules() {
         let wait = Class::Wait { after: None };
         for (status, code, message, reason, class) in [
-            (401, "UNAUTHORIZED", "", Reason::Unauthorized, Class::Terminal),
+            (
+                401,
+                "UNAUTHORIZED",
+                "",
+                Reason::Unauthorized,
+                Class::Terminal,
+            ),
             (403, "DENIED", "", Reason::PermissionDenied, Class::Terminal),
-            (403, "DENIED", "Quota has been exceeded", Reason::QuotaExceeded, Class::Terminal),
-            (404, "NAME_UNKNOWN", "", Reason::PermissionDenied, Class::Terminal),
-            (400, "MANIFEST_INVALID", "x", Reason::ManifestRejected, Class::Attempt),
-            (400, "DIGEST_INVALID", "", Reason::DigestMismatch, Class::Attempt),
+            (
+                403,
+                "DENIED",
+                "Quota has been exceeded",
+                Reason::QuotaExceeded,
+                Class::Terminal,
+            ),
+            (
+                404,
+                "NAME_UNKNOWN",
+                "",
+                Reason::PermissionDenied,
+                Class::Terminal,
+            ),
+            (
+                400,
+                "MANIFEST_INVALID",
+                "x",
+                Reason::ManifestRejected,
+                Class::Attempt,
+            ),
+            (
+                400,
+                "DIGEST_INVALID",
+                "",
+                Reason::DigestMismatch,
+                Class::Attempt,
+            ),
             (405, "DENIED", "read-only", Reason::RegistryReadOnly, wait),
-            (405, "UNSUPPORTED", "", Reason::RegistryError, Class::Attempt),
-            (409, "TAG_IMMUTABLE", "", Reason::TagImmutable, Class::Terminal),
+            (
+                405,
+                "UNSUPPORTED",
+                "",
+                Reason::RegistryError,
+                Class::Attempt,
+            ),
+            (
+                409,
+                "TAG_IMMUTABLE",
+                "",
+                Reason::TagImmutable,
+                Class::Terminal,
+            ),
             (413, "", "", Reason::TooLarge, Class::Terminal),
             (415, "", "", Reason::UnsupportedManifest, Class::Terminal),
             (429, "", "", Reason::RateLimited, wait),
@@ -350,7 +416,11 @@ mod tests {
             (418, "", "", Reason::RegistryError, Class::Attempt),
         ] {
             let error = answer(status, code, message).error("x", true);
-            assert_eq!((error.reason, error.class), (reason, class), "{status} {code} {message}");
+            assert_eq!(
+                (error.reason, error.class),
+                (reason, class),
+                "{status} {code} {message}"
+            );
         }
     }
 
@@ -358,7 +428,11 @@ mod tests {
     fn a_message_is_one_short_line_whatever_the_registry_says() {
         let long = "a\\nb".repeat(300);
         let error = answer(418, "X", &long).error("quay.io/a:b", false);
-        assert!(error.message.chars().count() <= MESSAGE_MAX, "{}", error.message);
+        assert!(
+            error.message.chars().count() <= MESSAGE_MAX,
+            "{}",
+            error.message
+        );
         assert!(!error.message.contains('\n'));
         assert!(error.message.starts_with("quay.io/a:b"));
     }

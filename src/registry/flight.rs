@@ -29,7 +29,11 @@ impl<K: Hash + Eq + Clone> Flights<K> {
 
     /// Waits until nobody else works on `key`.
     pub(super) async fn enter(&self, key: &K) -> Flight<K> {
-        let mut flight = Flight { map: Arc::clone(&self.0), key: key.clone(), lock: None };
+        let mut flight = Flight {
+            map: Arc::clone(&self.0),
+            key: key.clone(),
+            lock: None,
+        };
         let lock = {
             let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(map.entry(key.clone()).or_default())
@@ -44,7 +48,10 @@ impl<K: Hash + Eq> Drop for Flight<K> {
         self.lock = None;
         let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
         // Clones are made under the map's lock only, so one left means nobody waits.
-        if map.get(&self.key).is_some_and(|lock| Arc::strong_count(lock) == 1) {
+        if map
+            .get(&self.key)
+            .is_some_and(|lock| Arc::strong_count(lock) == 1)
+        {
             map.remove(&self.key);
         }
     }

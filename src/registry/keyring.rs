@@ -21,7 +21,9 @@ use crate::image::Repository;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyringError {
     /// Not a dockerconfigjson at all.
-    #[error("{origin} is not a dockerconfigjson: {problem}; write {{\"auths\": {{HOST: {{\"auth\": …}}}}}}")]
+    #[error(
+        "{origin} is not a dockerconfigjson: {problem}; write {{\"auths\": {{HOST: {{\"auth\": …}}}}}}"
+    )]
     Malformed {
         /// Where it was read.
         origin: String,
@@ -111,7 +113,11 @@ impl Keyring {
     /// No credentials at all: everything is asked anonymously.
     #[must_use]
     pub fn anonymous() -> Self {
-        Self(Arc::new(Ring { origin: "no Secret".into(), entries: BTreeMap::new(), creds_store: false }))
+        Self(Arc::new(Ring {
+            origin: "no Secret".into(),
+            entries: BTreeMap::new(),
+            creds_store: false,
+        }))
     }
 
     /// Parses a dockerconfigjson. `origin` is how messages name it: `Secret ns/name`, `file X`.
@@ -119,11 +125,17 @@ impl Keyring {
     /// # Errors
     /// Not JSON of that shape, or an entry whose `auth` does not decode.
     pub fn parse(json: &[u8], origin: &str) -> Result<Self, KeyringError> {
-        let config: DockerConfig = serde_json::from_slice(json).map_err(|error| KeyringError::Malformed {
-            origin: origin.into(),
-            // serde_json's own text may quote a value; where it stands is enough.
-            problem: format!("{:?} error at line {}, column {}", error.classify(), error.line(), error.column()),
-        })?;
+        let config: DockerConfig =
+            serde_json::from_slice(json).map_err(|error| KeyringError::Malformed {
+                origin: origin.into(),
+                // serde_json's own text may quote a value; where it stands is enough.
+                problem: format!(
+                    "{:?} error at line {}, column {}",
+                    error.classify(),
+                    error.line(),
+                    error.column()
+                ),
+            })?;
         let mut entries = BTreeMap::new();
         for (key, entry) in config.auths {
             let parsed = parse_entry(&key, entry, origin)?;
@@ -134,7 +146,13 @@ impl Keyring {
             }
         }
         for key in config.cred_helpers.into_keys() {
-            entries.insert(normal_key(&key), Entry::Unusable { key, problem: "a credential helper (credHelpers)" });
+            entries.insert(
+                normal_key(&key),
+                Entry::Unusable {
+                    key,
+                    problem: "a credential helper (credHelpers)",
+                },
+            );
         }
         Ok(Self(Arc::new(Ring {
             origin: origin.into(),
@@ -165,9 +183,14 @@ impl Keyring {
             }
             match path.rfind('/') {
                 Some(slash) => path = &path[..slash],
-                None if self.0.creds_store => return Err(unsupported("credsStore", "a credential store")),
+                None if self.0.creds_store => {
+                    return Err(unsupported("credsStore", "a credential store"));
+                }
                 None => {
-                    return Ok(Credential { basic: None, origin: Some(Arc::clone(&self.0.origin)) });
+                    return Ok(Credential {
+                        basic: None,
+                        origin: Some(Arc::clone(&self.0.origin)),
+                    });
                 }
             }
         }
@@ -193,7 +216,10 @@ impl Credential {
     /// Nothing is sent.
     #[must_use]
     pub fn anonymous() -> Self {
-        Self { basic: None, origin: None }
+        Self {
+            basic: None,
+            origin: None,
+        }
     }
 
     /// Whether nothing is sent.
@@ -208,8 +234,16 @@ impl Credential {
         mac.update(user.as_bytes());
         mac.update(password.as_bytes());
         let key = mac.finalize().into_bytes().into();
-        let basic = Basic { user, password, key, entry: entry.into() };
-        Self { basic: Some(Arc::new(basic)), origin: Some(origin.into()) }
+        let basic = Basic {
+            user,
+            password,
+            key,
+            entry: entry.into(),
+        };
+        Self {
+            basic: Some(Arc::new(basic)),
+            origin: Some(origin.into()),
+        }
     }
 
     /// What tells this credential from others without telling anything about it.
@@ -219,7 +253,9 @@ impl Credential {
 
     /// User and password, where there are any.
     pub(super) fn secret(&self) -> Option<(&str, &str)> {
-        self.basic.as_ref().map(|basic| (basic.user.as_str(), basic.password.as_str()))
+        self.basic
+            .as_ref()
+            .map(|basic| (basic.user.as_str(), basic.password.as_str()))
     }
 
     /// How messages name it: `the credential of Secret ns/name, entry quay.io`.
@@ -259,16 +295,25 @@ fn parse_entry(key: &str, entry: DockerEntry, origin: &str) -> Result<Entry, Key
         problem: problem.into(),
     };
     let filled = |text: Option<String>| text.filter(|t| !t.is_empty());
-    let unusable = |problem| Entry::Unusable { key: key.into(), problem };
+    let unusable = |problem| Entry::Unusable {
+        key: key.into(),
+        problem,
+    };
     if filled(entry.identitytoken).is_some() {
         return Ok(unusable("an identity token"));
     }
     if filled(entry.registrytoken).is_some() {
         return Ok(unusable("a registry token"));
     }
-    let (user, password) = match (filled(entry.auth), filled(entry.username), filled(entry.password)) {
+    let (user, password) = match (
+        filled(entry.auth),
+        filled(entry.username),
+        filled(entry.password),
+    ) {
         (Some(auth), _, _) => {
-            let bytes = STANDARD.decode(auth.trim()).map_err(|_| bad("auth is not base64"))?;
+            let bytes = STANDARD
+                .decode(auth.trim())
+                .map_err(|_| bad("auth is not base64"))?;
             let text = String::from_utf8(bytes).map_err(|_| bad("auth is not text"))?;
             let (user, password) = text.split_once(':').ok_or_else(|| bad("auth has no ':'"))?;
             // Docker pads with NULs; it strips them itself.
@@ -286,9 +331,18 @@ fn parse_entry(key: &str, entry: DockerEntry, origin: &str) -> Result<Entry, Key
 
 /// `key` without scheme, trailing `/v1/` or `/v2/` and default port, the host in lower case.
 fn normal_key(key: &str) -> String {
-    let rest = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
-    let bare = rest.strip_suffix("/v1/").or_else(|| rest.strip_suffix("/v2/")).unwrap_or(rest);
-    let bare = match bare.strip_suffix("/v1").or_else(|| bare.strip_suffix("/v2")) {
+    let rest = key
+        .strip_prefix("https://")
+        .or_else(|| key.strip_prefix("http://"))
+        .unwrap_or(key);
+    let bare = rest
+        .strip_suffix("/v1/")
+        .or_else(|| rest.strip_suffix("/v2/"))
+        .unwrap_or(rest);
+    let bare = match bare
+        .strip_suffix("/v1")
+        .or_else(|| bare.strip_suffix("/v2"))
+    {
         Some(host) if rest.len() < key.len() => host,
         _ => bare,
     };
@@ -315,12 +369,22 @@ mod tests {
     use super::*;
 
     fn auth(user: &str) -> String {
-        format!(r#"{{"auth":"{}"}}"#, STANDARD.encode(format!("{user}:s3cret-{user}")))
+        format!(
+            r#"{{"auth":"{}"}}"#,
+            STANDARD.encode(format!("{user}:s3cret-{user}"))
+        )
     }
 
     fn ring(entries: &[(&str, &str)]) -> Keyring {
-        let body: Vec<_> = entries.iter().map(|(k, u)| format!("\"{k}\":{}", auth(u))).collect();
-        Keyring::parse(format!(r#"{{"auths":{{{}}}}}"#, body.join(",")).as_bytes(), "Secret a/b").unwrap()
+        let body: Vec<_> = entries
+            .iter()
+            .map(|(k, u)| format!("\"{k}\":{}", auth(u)))
+            .collect();
+        Keyring::parse(
+            format!(r#"{{"auths":{{{}}}}}"#, body.join(",")).as_bytes(),
+            "Secret a/b",
+        )
+        .unwrap()
     }
 
     fn user(ring: &Keyring, repository: &str) -> Option<String> {
@@ -330,21 +394,52 @@ mod tests {
 
     #[test]
     fn the_longest_matching_path_wins() {
-        let ring = ring(&[("quay.io", "host"), ("quay.io/openshift", "ns"), ("quay.io/openshift/ci", "repo")]);
+        let ring = ring(&[
+            ("quay.io", "host"),
+            ("quay.io/openshift", "ns"),
+            ("quay.io/openshift/ci", "repo"),
+        ]);
         assert_eq!(user(&ring, "quay.io/openshift/ci").as_deref(), Some("repo"));
-        assert_eq!(user(&ring, "quay.io/openshift/ci-extra").as_deref(), Some("ns"));
-        assert_eq!(user(&ring, "quay.io/openshift-x/ci").as_deref(), Some("host"));
+        assert_eq!(
+            user(&ring, "quay.io/openshift/ci-extra").as_deref(),
+            Some("ns")
+        );
+        assert_eq!(
+            user(&ring, "quay.io/openshift-x/ci").as_deref(),
+            Some("host")
+        );
         assert_eq!(user(&ring, "other.io/openshift/ci"), None);
     }
 
     #[test]
     fn every_spelling_of_a_host_is_that_host() {
-        for key in ["https://quay.io/v1/", "https://quay.io/v2", "http://quay.io", "quay.io:443", "Quay.io", "quay.io/"] {
-            assert_eq!(user(&ring(&[(key, "u")]), "quay.io/a/b").as_deref(), Some("u"), "{key}");
+        for key in [
+            "https://quay.io/v1/",
+            "https://quay.io/v2",
+            "http://quay.io",
+            "quay.io:443",
+            "Quay.io",
+            "quay.io/",
+        ] {
+            assert_eq!(
+                user(&ring(&[(key, "u")]), "quay.io/a/b").as_deref(),
+                Some("u"),
+                "{key}"
+            );
         }
-        assert_eq!(user(&ring(&[("https://index.docker.io/v1/", "u")]), "docker.io/library/x").as_deref(), Some("u"));
+        assert_eq!(
+            user(
+                &ring(&[("https://index.docker.io/v1/", "u")]),
+                "docker.io/library/x"
+            )
+            .as_deref(),
+            Some("u")
+        );
         assert_eq!(user(&ring(&[("reg.io:5000", "u")]), "reg.io/a"), None);
-        assert_eq!(user(&ring(&[("reg.io:5000/a", "u")]), "reg.io:5000/a").as_deref(), Some("u"));
+        assert_eq!(
+            user(&ring(&[("reg.io:5000/a", "u")]), "reg.io:5000/a").as_deref(),
+            Some("u")
+        );
     }
 
     #[test]
@@ -355,9 +450,19 @@ mod tests {
         );
         let ring = Keyring::parse(json.as_bytes(), "Secret a/b").unwrap();
         assert_eq!(user(&ring, "quay.io/a").as_deref(), Some("u"));
-        for (repository, named) in [("tok.io/a", "entry tok.io"), ("gcr.io/a", "entry gcr.io"), ("x.io/a", "credsStore")] {
-            let error = ring.credential(&repository.parse().unwrap()).unwrap_err().to_string();
-            assert!(error.contains(named) && error.contains("Secret a/b"), "{error}");
+        for (repository, named) in [
+            ("tok.io/a", "entry tok.io"),
+            ("gcr.io/a", "entry gcr.io"),
+            ("x.io/a", "credsStore"),
+        ] {
+            let error = ring
+                .credential(&repository.parse().unwrap())
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.contains(named) && error.contains("Secret a/b"),
+                "{error}"
+            );
             assert!(!error.contains("t0ken"), "{error}");
         }
     }
@@ -366,11 +471,21 @@ mod tests {
     fn a_bad_entry_is_named_and_not_quoted() {
         for auth in ["%%%", "bm9jb2xvbg==", "Og=="] {
             let json = format!(r#"{{"auths":{{"quay.io/x":{{"auth":"{auth}"}}}}}}"#);
-            let error = Keyring::parse(json.as_bytes(), "Secret a/b").unwrap_err().to_string();
-            assert!(error.contains("quay.io/x") && !error.contains(auth), "{error}");
+            let error = Keyring::parse(json.as_bytes(), "Secret a/b")
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.contains("quay.io/x") && !error.contains(auth),
+                "{error}"
+            );
         }
-        let error = Keyring::parse(br#"{"auths":{"quay.io":"s3cret"}}"#, "Secret a/b").unwrap_err().to_string();
-        assert!(error.contains("Secret a/b") && !error.contains("s3cret"), "{error}");
+        let error = Keyring::parse(br#"{"auths":{"quay.io":"s3cret"}}"#, "Secret a/b")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("Secret a/b") && !error.contains("s3cret"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -379,7 +494,10 @@ mod tests {
         let credential = ring.credential(&"quay.io/a".parse().unwrap()).unwrap();
         let shown = format!("{ring:?} {credential:?} {:?}", credential.key());
         assert!(shown.contains("quay.io"), "{shown}");
-        assert!(!shown.contains("robot") && !shown.contains("s3cret"), "{shown}");
+        assert!(
+            !shown.contains("robot") && !shown.contains("s3cret"),
+            "{shown}"
+        );
     }
 
     #[test]
@@ -390,6 +508,9 @@ mod tests {
         assert_eq!(a, b);
         assert_ne!(a, c);
         assert_ne!(a, Credential::anonymous());
-        assert_ne!(Credential::new("up".into(), "x".into(), "", ""), Credential::new("u".into(), "px".into(), "", ""));
+        assert_ne!(
+            Credential::new("up".into(), "x".into(), "", ""),
+            Credential::new("u".into(), "px".into(), "", "")
+        );
     }
 }

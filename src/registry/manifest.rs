@@ -1,37 +1,23 @@
-//! Manifests: read byte for byte, checked, remembered; and what they reference.
+//! Manifests: checked, and what they reference.
 //!
-//! In comes a repository and a tag or digest; out comes a [`Manifest`] whose digest was computed here and whose media type is
-//! one of the four that can be promoted. Guaranteed: at most 4 MiB are read, whatever the registry announces; the media type of
-//! the header and the one in the body agree; an index is not an image at the same time.
+//! In come bytes and what came with them; out comes a [`Manifest`] whose digest was computed here and whose media type is one of
+//! the four that can be promoted. Guaranteed: the media type of the header and the one in the body agree; an index is not an image
+//! at the same time.
 
 use std::collections::HashSet;
 
 use bytes::Bytes;
 use oci_client::manifest::{
-    IMAGE_LAYER_NONDISTRIBUTABLE_MEDIA_TYPE, IMAGE_MANIFEST_LIST_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE,
-    OCI_IMAGE_INDEX_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE, OciDescriptor, OciImageIndex, OciImageManifest,
+    IMAGE_LAYER_NONDISTRIBUTABLE_MEDIA_TYPE, IMAGE_MANIFEST_LIST_MEDIA_TYPE,
+    IMAGE_MANIFEST_MEDIA_TYPE, OCI_IMAGE_INDEX_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE, OciDescriptor,
+    OciImageIndex, OciImageManifest,
 };
-use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
-use reqwest::{Method, StatusCode};
 use serde::Deserialize;
 
-use super::activity::Activity;
-use super::budget::Lane;
-use super::error::{Answer, Error, one_line};
-use super::keyring::Credential;
-use super::token::Access;
-use super::transport::{Ask, Content, Failure, Refusal};
-use super::{Held, Registry};
-use crate::image::{Digest, Reference, Repository, Tag};
+use super::error::{Error, one_line};
+use crate::image::Digest;
 use crate::machine::Reason;
 
-/// The most of a manifest that is read: the specification's floor for what registries take.
-const MANIFEST_MAX: usize = 4 * 1024 * 1024;
-/// Always all four: without the stored one, quay converts and answers another digest.
-const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, \
-    application/vnd.docker.distribution.manifest.list.v2+json, \
-    application/vnd.oci.image.manifest.v1+json, \
-    application/vnd.docker.distribution.manifest.v2+json";
 /// Docker's name for a layer that is fetched from elsewhere.
 const FOREIGN_LAYER: &str = "application/vnd.docker.image.rootfs.foreign.diff.tar";
 
@@ -60,13 +46,6 @@ pub(super) struct Parts {
     pub(super) children: Vec<Digest>,
 }
 
-/// What a GET of a manifest came to.
-enum Got {
-    Manifest(Manifest),
-    /// A 404, of whatever kind.
-    Absent(Answer),
-}
-
 /// The fields that tell what a manifest is.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -85,11 +64,14 @@ impl Manifest {
     /// Whether it lists other manifests.
     #[must_use]
     pub fn is_index(&self) -> bool {
-        matches!(self.media_type.as_str(), OCI_IMAGE_INDEX_MEDIA_TYPE | IMAGE_MANIFEST_LIST_MEDIA_TYPE)
+        matches!(
+            self.media_type.as_str(),
+            OCI_IMAGE_INDEX_MEDIA_TYPE | IMAGE_MANIFEST_LIST_MEDIA_TYPE
+        )
     }
 
     /// Checks `bytes` and what came with them. `named`: the digest it was asked by; `stated`: the one in the header.
-    fn read(
+    pub(super) fn read(
         what: &str,
         bytes: Bytes,
         content_type: Option<&str>,
@@ -101,16 +83,24 @@ impl Manifest {
         let wrong = named.is_some_and(|named| named != digest)
             || stated.is_some_and(|stated| stated != digest.to_string());
         if wrong {
-            let message = format!("{what}: what was received has the digest {}, not the one named", digest.short());
+            let message = format!(
+                "{what}: what was received has the digest {}, not the one named",
+                digest.short()
+            );
             return Err(Error::attempt(Reason::DigestMismatch, message));
         }
         let media_type = media_type(what, &bytes, content_type)?;
-        Ok(Self { digest, media_type, bytes })
+        Ok(Self {
+            digest,
+            media_type,
+            bytes,
+        })
     }
 
     /// The blobs and children it references, each once, in order. Layers that are not to be distributed are left out.
     pub(super) fn parts(&self, what: &str) -> Result<Parts, Error> {
-        let bad = |error: serde_json::Error| unsupported(what, &format!("it cannot be read ({error})"));
+        let bad =
+            |error: serde_json::Error| unsupported(what, &format!("it cannot be read ({error})"));
         let mut parts = Parts::default();
         let mut seen = HashSet::new();
         if self.is_index() {
@@ -118,7 +108,10 @@ impl Manifest {
             for child in &index.manifests {
                 if !is_supported(&child.media_type) {
                     let named = one_line(&child.media_type, 80);
-                    return Err(unsupported(what, &format!("it lists a manifest of type '{named}'")));
+                    return Err(unsupported(
+                        what,
+                        &format!("it lists a manifest of type '{named}'"),
+                    ));
                 }
                 let digest = digest_of(what, &child.digest)?;
                 if seen.insert(digest) {
@@ -141,184 +134,15 @@ impl Manifest {
     }
 }
 
-impl Registry {
-    /// A look: GET by tag with a pull and push token of `credential`. None: the registry says that the tag is not there.
-    ///
-    /// # Errors
-    /// Anything else, a 404 without a registry's error code among it.
-    pub async fn look(
-        &self,
-        repository: &Repository,
-        tag: &Tag,
-        credential: &Credential,
-        activity: &Activity,
-    ) -> Result<Option<Manifest>, Error> {
-        let reference = Reference::Tag(tag.clone());
-        self.believe(repository, &reference, credential, activity).await
-    }
-
-    /// GET by tag or digest with a pull token, for sources and plans. None: any 404. By digest, the cache answers where it can.
-    ///
-    /// # Errors
-    /// Anything but a manifest or a 404.
-    pub async fn fetch(
-        &self,
-        repository: &Repository,
-        reference: &Reference,
-        credential: &Credential,
-        activity: &Activity,
-    ) -> Result<Option<Manifest>, Error> {
-        if let Some(manifest) = self.cached(repository, reference, credential) {
-            return Ok(Some(manifest));
-        }
-        match self.get(repository, reference, credential, false, activity).await? {
-            Got::Manifest(manifest) => Ok(Some(manifest)),
-            Got::Absent(_) => Ok(None),
-        }
-    }
-
-    /// The manifest of this digest in a repository that is written to: from the cache, else GET with the push credential.
-    /// None: the registry says that it is not there.
-    ///
-    /// # Errors
-    /// Anything else, a 404 without a registry's error code among it.
-    pub async fn held(
-        &self,
-        repository: &Repository,
-        digest: Digest,
-        credential: &Credential,
-        activity: &Activity,
-    ) -> Result<Option<Manifest>, Error> {
-        let reference = Reference::Digest(digest);
-        if let Some(manifest) = self.cached(repository, &reference, credential) {
-            return Ok(Some(manifest));
-        }
-        self.believe(repository, &reference, credential, activity).await
-    }
-
-    /// GET with a push token, of which only a typed 404 is absence.
-    async fn believe(
-        &self,
-        repository: &Repository,
-        reference: &Reference,
-        credential: &Credential,
-        activity: &Activity,
-    ) -> Result<Option<Manifest>, Error> {
-        match self.get(repository, reference, credential, true, activity).await? {
-            Got::Manifest(manifest) => Ok(Some(manifest)),
-            Got::Absent(answer) if answer.says_absent() => Ok(None),
-            Got::Absent(answer) => {
-                let what = named(repository, reference);
-                let message = format!("{what}: a 404 that does not say what is missing; not taken as absent");
-                Err(Error::attempt(Reason::RegistryError, message).with_status(answer.status))
-            }
-        }
-    }
-
-    fn cached(&self, repository: &Repository, reference: &Reference, credential: &Credential) -> Option<Manifest> {
-        let Reference::Digest(digest) = reference else {
-            return None;
-        };
-        self.0.manifests.get(&held(repository, *digest, credential))
-    }
-
-    async fn get(
-        &self,
-        repository: &Repository,
-        reference: &Reference,
-        credential: &Credential,
-        push: bool,
-        activity: &Activity,
-    ) -> Result<Got, Error> {
-        let what = named(repository, reference);
-        let endpoint = self.endpoint(repository)?;
-        let access = Access { endpoint: &endpoint, credential, repository, push, also: None };
-        let mut ask = self.manifest_ask(Method::GET, &what, reference, &access, activity);
-        let reply = self.transport().send(&mut ask).await.map_err(Failure::into_error)?;
-        match reply.status() {
-            StatusCode::OK => {}
-            StatusCode::NOT_FOUND if !reply.elsewhere => return Ok(Got::Absent(reply.answer().await)),
-            _ => return Err(reply.refusal(&what, Refusal::OfRead).await),
-        }
-        let content_type = reply.header(CONTENT_TYPE.as_str()).map(str::to_owned);
-        let stated = reply.header("docker-content-digest").map(str::to_owned);
-        let Some(bytes) = reply.body(&what, MANIFEST_MAX).await? else {
-            let message = format!("{what}: the manifest is larger than 4 MiB; make the image smaller");
-            return Err(Error::terminal(Reason::TooLarge, message));
-        };
-        let named = match reference {
-            Reference::Digest(digest) => Some(*digest),
-            Reference::Tag(_) => None,
-        };
-        let manifest = Manifest::read(&what, bytes, content_type.as_deref(), named, stated.as_deref())?;
-        self.0.manifests.insert(held(repository, manifest.digest, credential), manifest.clone());
-        Ok(Got::Manifest(manifest))
-    }
-
-    /// Whether a repository has the manifest of this digest, asked by HEAD.
-    pub(super) async fn has_manifest(
-        &self,
-        access: &Access<'_>,
-        digest: Digest,
-        activity: &Activity,
-    ) -> Result<bool, Error> {
-        let reference = Reference::Digest(digest);
-        let what = named(access.repository, &reference);
-        let mut ask = self.manifest_ask(Method::HEAD, &what, &reference, access, activity);
-        let reply = self.transport().send(&mut ask).await.map_err(Failure::into_error)?;
-        match reply.status() {
-            StatusCode::OK => Ok(true),
-            StatusCode::NOT_FOUND => Ok(false),
-            _ => Err(reply.refusal(&what, Refusal::OfRead).await),
-        }
-    }
-
-    /// A request for one manifest, without content.
-    pub(super) fn manifest_ask<'a>(
-        &self,
-        method: Method,
-        what: &'a str,
-        reference: &Reference,
-        access: &'a Access<'a>,
-        activity: &'a Activity,
-    ) -> Ask<'a> {
-        let mut headers = HeaderMap::new();
-        headers.insert(ACCEPT, HeaderValue::from_static(ACCEPTED));
-        Ask {
-            method,
-            url: access.endpoint.url(&format!("{}/manifests/{reference}", access.repository.path())),
-            what,
-            lane: Lane::Manifests,
-            headers,
-            content: Content::Nothing,
-            access: Some(access),
-            timeout: Some(self.transport().settings.request_timeout),
-            patience: None,
-            placed: false,
-            activity,
-        }
-    }
-}
-
-fn held(repository: &Repository, digest: Digest, credential: &Credential) -> Held {
-    Held { credential: credential.key(), repository: repository.clone(), digest }
-}
-
-/// How messages name a manifest.
-pub(super) fn named(repository: &Repository, reference: &Reference) -> String {
-    match reference {
-        Reference::Tag(tag) => format!("{repository}:{tag}"),
-        Reference::Digest(digest) => format!("{repository}@{}", digest.short()),
-    }
-}
-
 fn unsupported(what: &str, why: &str) -> Error {
-    let message = format!("{what} cannot be promoted: {why}; rebuild it as an OCI or docker schema 2 image");
+    let message =
+        format!("{what} cannot be promoted: {why}; rebuild it as an OCI or docker schema 2 image");
     Error::terminal(Reason::UnsupportedManifest, message)
 }
 
 fn digest_of(what: &str, text: &str) -> Result<Digest, Error> {
-    text.parse().map_err(|_| unsupported(what, "it names a digest that is not sha256"))
+    text.parse()
+        .map_err(|_| unsupported(what, "it names a digest that is not sha256"))
 }
 
 fn is_supported(media_type: &str) -> bool {
@@ -332,33 +156,53 @@ fn is_supported(media_type: &str) -> bool {
 }
 
 fn is_distributed(layer: &OciDescriptor) -> bool {
-    !layer.media_type.starts_with(IMAGE_LAYER_NONDISTRIBUTABLE_MEDIA_TYPE)
+    !layer
+        .media_type
+        .starts_with(IMAGE_LAYER_NONDISTRIBUTABLE_MEDIA_TYPE)
         && !layer.media_type.starts_with(FOREIGN_LAYER)
 }
 
 /// The media type that header and body agree on.
 fn media_type(what: &str, bytes: &[u8], content_type: Option<&str>) -> Result<String, Error> {
-    let shape: Shape = serde_json::from_slice(bytes).map_err(|_| unsupported(what, "it is not a JSON manifest"))?;
+    let shape: Shape = serde_json::from_slice(bytes)
+        .map_err(|_| unsupported(what, "it is not a JSON manifest"))?;
     if shape.schema_version == Some(1) {
         return Err(unsupported(what, "it is of docker schema 1"));
     }
     let header = content_type
         .and_then(|value| value.split(';').next())
         .map(|value| value.trim().to_ascii_lowercase())
-        .filter(|value| !matches!(value.as_str(), "" | "application/json" | "application/octet-stream" | "text/plain"));
+        .filter(|value| {
+            !matches!(
+                value.as_str(),
+                "" | "application/json" | "application/octet-stream" | "text/plain"
+            )
+        });
     let media_type = match (header, shape.media_type) {
         (Some(header), Some(body)) if header != body => {
             let (header, body) = (one_line(&header, 60), one_line(&body, 60));
-            return Err(unsupported(what, &format!("it is sent as '{header}' and says it is '{body}'")));
+            return Err(unsupported(
+                what,
+                &format!("it is sent as '{header}' and says it is '{body}'"),
+            ));
         }
         (Some(media_type), _) | (None, Some(media_type)) => media_type,
         (None, None) => return Err(unsupported(what, "its media type is not told")),
     };
     if !is_supported(&media_type) {
-        return Err(unsupported(what, &format!("its media type is '{}'", one_line(&media_type, 80))));
+        return Err(unsupported(
+            what,
+            &format!("its media type is '{}'", one_line(&media_type, 80)),
+        ));
     }
-    let index = matches!(media_type.as_str(), OCI_IMAGE_INDEX_MEDIA_TYPE | IMAGE_MANIFEST_LIST_MEDIA_TYPE);
-    let (lists, holds) = (shape.manifests.is_some(), shape.config.is_some() || shape.layers.is_some());
+    let index = matches!(
+        media_type.as_str(),
+        OCI_IMAGE_INDEX_MEDIA_TYPE | IMAGE_MANIFEST_LIST_MEDIA_TYPE
+    );
+    let (lists, holds) = (
+        shape.manifests.is_some(),
+        shape.config.is_some() || shape.layers.is_some(),
+    );
     if lists != index || holds == index {
         return Err(unsupported(what, "its content is not of its media type"));
     }
@@ -373,7 +217,13 @@ mod tests {
     const HEX: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
     fn read(body: &str, content_type: Option<&str>) -> Result<Manifest, Error> {
-        Manifest::read("x", Bytes::copy_from_slice(body.as_bytes()), content_type, None, None)
+        Manifest::read(
+            "x",
+            Bytes::copy_from_slice(body.as_bytes()),
+            content_type,
+            None,
+            None,
+        )
     }
 
     fn image(media_type: &str, layers: &str) -> String {
@@ -385,14 +235,36 @@ mod tests {
     #[test]
     fn header_and_body_must_agree_on_the_media_type() {
         let docker = image(IMAGE_MANIFEST_MEDIA_TYPE, "");
-        assert_eq!(read(&docker, Some(IMAGE_MANIFEST_MEDIA_TYPE)).unwrap().media_type, IMAGE_MANIFEST_MEDIA_TYPE);
-        assert_eq!(read(&docker, None).unwrap().media_type, IMAGE_MANIFEST_MEDIA_TYPE);
-        assert_eq!(read(&docker, Some("application/json; charset=utf-8")).unwrap().media_type, IMAGE_MANIFEST_MEDIA_TYPE);
+        assert_eq!(
+            read(&docker, Some(IMAGE_MANIFEST_MEDIA_TYPE))
+                .unwrap()
+                .media_type,
+            IMAGE_MANIFEST_MEDIA_TYPE
+        );
+        assert_eq!(
+            read(&docker, None).unwrap().media_type,
+            IMAGE_MANIFEST_MEDIA_TYPE
+        );
+        assert_eq!(
+            read(&docker, Some("application/json; charset=utf-8"))
+                .unwrap()
+                .media_type,
+            IMAGE_MANIFEST_MEDIA_TYPE
+        );
         for (body, header) in [
             (docker.as_str(), OCI_IMAGE_MEDIA_TYPE),
-            (r#"{"schemaVersion":1,"name":"x"}"#, "application/vnd.docker.distribution.manifest.v1+prettyjws"),
-            (r#"{"schemaVersion":2,"manifests":[],"layers":[],"config":{}}"#, OCI_IMAGE_INDEX_MEDIA_TYPE),
-            (r#"{"schemaVersion":2,"manifests":[]}"#, OCI_IMAGE_MEDIA_TYPE),
+            (
+                r#"{"schemaVersion":1,"name":"x"}"#,
+                "application/vnd.docker.distribution.manifest.v1+prettyjws",
+            ),
+            (
+                r#"{"schemaVersion":2,"manifests":[],"layers":[],"config":{}}"#,
+                OCI_IMAGE_INDEX_MEDIA_TYPE,
+            ),
+            (
+                r#"{"schemaVersion":2,"manifests":[]}"#,
+                OCI_IMAGE_MEDIA_TYPE,
+            ),
             (r#"{"schemaVersion":2}"#, "text/html"),
             ("<html>", "text/html"),
         ] {
@@ -412,8 +284,14 @@ mod tests {
         };
         assert!(read(Some(&own), Some(&own)).is_ok());
         assert!(read(None, Some("sha512:ab")).is_ok());
-        assert_eq!(read(Some(&other), None).unwrap_err().reason, Reason::DigestMismatch);
-        assert_eq!(read(None, Some(&other)).unwrap_err().reason, Reason::DigestMismatch);
+        assert_eq!(
+            read(Some(&other), None).unwrap_err().reason,
+            Reason::DigestMismatch
+        );
+        assert_eq!(
+            read(None, Some(&other)).unwrap_err().reason,
+            Reason::DigestMismatch
+        );
     }
 
     #[test]
@@ -423,19 +301,31 @@ mod tests {
             r#"{{"mediaType":"l","digest":"sha256:{a}","size":7}},{{"mediaType":"l","digest":"sha256:{a}","size":7}},
             {{"mediaType":"{FOREIGN_LAYER}.gzip","digest":"sha256:{HEX}","size":9,"urls":["http://x/"]}}"#
         );
-        let parts = read(&image(IMAGE_MANIFEST_MEDIA_TYPE, &layers), None).unwrap().parts("x").unwrap();
+        let parts = read(&image(IMAGE_MANIFEST_MEDIA_TYPE, &layers), None)
+            .unwrap()
+            .parts("x")
+            .unwrap();
         let sizes: Vec<_> = parts.blobs.iter().map(|blob| blob.size).collect();
         assert_eq!((sizes, parts.children.len()), (vec![2, 7], 0));
     }
 
     #[test]
     fn a_digest_or_child_of_another_kind_is_refused() {
-        let bad = image(IMAGE_MANIFEST_MEDIA_TYPE, r#"{"mediaType":"l","digest":"sha512:00","size":7}"#);
-        assert_eq!(read(&bad, None).unwrap().parts("x").unwrap_err().reason, Reason::UnsupportedManifest);
+        let bad = image(
+            IMAGE_MANIFEST_MEDIA_TYPE,
+            r#"{"mediaType":"l","digest":"sha512:00","size":7}"#,
+        );
+        assert_eq!(
+            read(&bad, None).unwrap().parts("x").unwrap_err().reason,
+            Reason::UnsupportedManifest
+        );
         let index = format!(
             r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"application/x","digest":"sha256:{HEX}","size":1}}]}}"#
         );
         let index = read(&index, Some(OCI_IMAGE_INDEX_MEDIA_TYPE)).unwrap();
-        assert_eq!(index.parts("x").unwrap_err().reason, Reason::UnsupportedManifest);
+        assert_eq!(
+            index.parts("x").unwrap_err().reason,
+            Reason::UnsupportedManifest
+        );
     }
 }

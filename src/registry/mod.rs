@@ -8,21 +8,29 @@
 //! says so with a typed 404 to a credential that may push there; a tag that may have been written is never written again from
 //! here; what one credential was granted or shown never serves another; memory does not grow with the size of images.
 //!
-//! In reading order: `error` (how answers count), `keyring` (credentials), `endpoint` (addresses), `budget` (what a host is asked
-//! to bear), `token` (rights), `transport` (the one way out), `manifest`, `put`, `blob`, `copy`.
+//! In reading order: `error` (how answers count), `keyring` (credentials), `endpoint` (addresses), `access` (rights), `budget` (what
+//! a host is asked to bear; `breaker`, `pace`), `transport` (the one way out; `token`, `reply`), `manifest`, `look` and `put` (tags),
+//! `copy` (`blob`, `upload`, `download`).
 
+mod access;
 mod activity;
 mod blob;
+mod breaker;
 mod budget;
 mod copy;
+mod download;
 mod endpoint;
 mod error;
 mod flight;
 mod keyring;
+mod look;
 mod manifest;
+mod pace;
 mod put;
+mod reply;
 mod token;
 mod transport;
+mod upload;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -44,11 +52,11 @@ use transport::Transport;
 /// The manifests kept, in bytes.
 const MANIFESTS_MAX: u64 = 64 * 1024 * 1024;
 /// How long a blob or child manifest is remembered as present: registries hold what no tag holds for about an hour.
-const PRESENT_FOR: Duration = Duration::from_mins(50);
+const PRESENT_FOR: Duration = Duration::from_secs(3000);
 /// How many of them are remembered.
 const PRESENT_MAX: u64 = 200_000;
 /// How long it is remembered that a credential may push, where only trying tells.
-const PUSHABLE_FOR: Duration = Duration::from_hours(1);
+const PUSHABLE_FOR: Duration = Duration::from_secs(3600);
 /// How many such answers are remembered.
 const PUSHABLE_MAX: u64 = 10_000;
 
@@ -80,8 +88,8 @@ impl Default for Settings {
             qps: 40,
             concurrency: 16,
             connect_timeout: Duration::from_secs(10),
-            read_timeout: Duration::from_mins(1),
-            request_timeout: Duration::from_mins(1),
+            read_timeout: Duration::from_secs(60),
+            request_timeout: Duration::from_secs(60),
             put_timeout: Duration::from_secs(8),
             rewrite: HashMap::new(),
         }
@@ -130,7 +138,7 @@ impl Registry {
     /// # Errors
     /// The TLS backend cannot be set up, or an address of the settings is none.
     pub fn new(settings: Settings) -> Result<Self, BuildError> {
-        Self::with_rests(settings, Duration::from_secs(1), Duration::from_mins(1))
+        Self::with_rests(settings, Duration::from_secs(1), Duration::from_secs(60))
     }
 
     /// As [`Registry::new`], with the first and the longest rest of an unwell host.
@@ -138,9 +146,15 @@ impl Registry {
     /// # Errors
     /// As [`Registry::new`].
     #[doc(hidden)]
-    pub fn with_rests(settings: Settings, first: Duration, longest: Duration) -> Result<Self, BuildError> {
+    pub fn with_rests(
+        settings: Settings,
+        first: Duration,
+        longest: Duration,
+    ) -> Result<Self, BuildError> {
         let manifests = moka::sync::Cache::builder()
-            .weigher(|_, manifest: &Manifest| u32::try_from(manifest.bytes.len() + 512).unwrap_or(u32::MAX))
+            .weigher(|_, manifest: &Manifest| {
+                u32::try_from(manifest.bytes.len() + 512).unwrap_or(u32::MAX)
+            })
             .max_capacity(MANIFESTS_MAX)
             .build();
         let present = moka::sync::Cache::builder()
@@ -148,7 +162,10 @@ impl Registry {
             .time_to_live(PRESENT_FOR)
             .support_invalidation_closures()
             .build();
-        let pushable = moka::sync::Cache::builder().max_capacity(PUSHABLE_MAX).time_to_live(PUSHABLE_FOR).build();
+        let pushable = moka::sync::Cache::builder()
+            .max_capacity(PUSHABLE_MAX)
+            .time_to_live(PUSHABLE_FOR)
+            .build();
         Ok(Self(Arc::new(Shared {
             transport: Transport::new(settings, first, longest)?,
             manifests,
@@ -162,7 +179,10 @@ impl Registry {
     pub fn forget(&self, repository: &Repository) {
         let repository = repository.clone();
         // Fails only without `support_invalidation_closures`.
-        let _ = self.0.present.invalidate_entries_if(move |present, ()| present.repository == repository);
+        let _ = self
+            .0
+            .present
+            .invalidate_entries_if(move |present, ()| present.repository == repository);
     }
 
     fn transport(&self) -> &Transport {
@@ -171,7 +191,10 @@ impl Registry {
 
     fn endpoint(&self, repository: &Repository) -> Result<Endpoint, Error> {
         self.transport().endpoints.of(repository).ok_or_else(|| {
-            Error::terminal(Reason::InvalidSpec, format!("{repository}: its host is no address; correct it"))
+            Error::terminal(
+                Reason::InvalidSpec,
+                format!("{repository}: its host is no address; correct it"),
+            )
         })
     }
 }

@@ -8,12 +8,14 @@ use reqwest::{Method, StatusCode};
 use std::time::Duration;
 
 use super::Registry;
+use super::access::Access;
 use super::activity::Activity;
 use super::error::Error;
 use super::keyring::Credential;
-use super::manifest::{Manifest, named};
-use super::token::Access;
-use super::transport::{Content, Failure, Reply};
+use super::look::named;
+use super::manifest::Manifest;
+use super::reply::Reply;
+use super::transport::{Content, Failure};
 use crate::image::{Reference, Repository, Tag};
 use crate::machine::Reason;
 
@@ -51,9 +53,23 @@ impl Registry {
             Ok(endpoint) => endpoint,
             Err(error) => return Put::Refused(error),
         };
-        let access = Access { endpoint: &endpoint, credential, repository, push: true, also: None };
+        let access = Access {
+            endpoint: &endpoint,
+            credential,
+            repository,
+            push: true,
+            also: None,
+        };
         let timeout = self.transport().settings.put_timeout;
-        self.put(&access, &Reference::Tag(tag.clone()), manifest, timeout, gate, activity).await
+        self.put(
+            &access,
+            &Reference::Tag(tag.clone()),
+            manifest,
+            timeout,
+            gate,
+            activity,
+        )
+        .await
     }
 
     /// PUT of a manifest by tag or by its digest.
@@ -87,7 +103,9 @@ impl Registry {
 async fn outcome(what: &str, manifest: &Manifest, reply: Reply) -> Put {
     let status = reply.status();
     if status == StatusCode::CREATED {
-        let stated = reply.header("docker-content-digest").filter(|stated| stated.starts_with("sha256:"));
+        let stated = reply
+            .header("docker-content-digest")
+            .filter(|stated| stated.starts_with("sha256:"));
         return match stated {
             Some(stated) if stated != manifest.digest.to_string() => {
                 let message = format!("{what}: written, and the registry answered another digest");

@@ -1,4 +1,4 @@
-//! Rights: what a registry wants to see before it serves, and the tokens that show it.
+//! Tokens: what is sent to show a right.
 //!
 //! In comes whose rights are used on which repository ([`Access`]); out comes a [`Grant`]: the `Authorization` to send. The
 //! challenge of a registry is learnt once (`GET /v2/`) and again whenever a 401 names another one. Tokens are kept by address,
@@ -14,78 +14,29 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use http_auth::parser::ChallengeParser;
 use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest::{Method, StatusCode, Url};
 use serde::Deserialize;
 use tokio::time::Instant;
 
+use super::access::{Access, Challenge, Grant, Right, Token};
 use super::activity::Activity;
 use super::budget::Lane;
 use super::endpoint::{Endpoint, address};
-use super::error::{Answer, Error};
-use super::keyring::{Credential, CredentialKey};
-use super::transport::{Ask, Content, Failure, Refusal, Transport, challenge_of};
-use crate::image::Repository;
+use super::error::Error;
+use super::keyring::CredentialKey;
+use super::reply::{Refusal, challenge_of};
+use super::transport::{Ask, Content, Failure, Transport};
 use crate::machine::Reason;
 
 /// The life of a token that names none (the specification's default).
-const LIFE_DEFAULT: Duration = Duration::from_mins(1);
+const LIFE_DEFAULT: Duration = Duration::from_secs(60);
 /// No token is kept longer.
-const LIFE_MAX: Duration = Duration::from_hours(24);
+const LIFE_MAX: Duration = Duration::from_secs(86400);
 /// The most of a token endpoint's answer that is read.
 const TOKEN_MAX: usize = 1024 * 1024;
 /// Tokens kept.
 const TOKENS_MAX: u64 = 10_000;
-
-/// Whose rights are used, for what.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Access<'a> {
-    pub(super) endpoint: &'a Endpoint,
-    pub(super) credential: &'a Credential,
-    pub(super) repository: &'a Repository,
-    /// Whether it is written to, or absence there is to be believed.
-    pub(super) push: bool,
-    /// Another repository of the same registry that is read as well, if the credential may: for mounts.
-    pub(super) also: Option<&'a Repository>,
-}
-
-/// What a registry wants to see.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Challenge {
-    /// Nothing.
-    Open,
-    /// User and password with every request.
-    Basic,
-    /// A token from `realm`.
-    Bearer { realm: String, service: Option<String> },
-}
-
-/// What is sent with a request, and what is known about it.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Grant {
-    header: Option<HeaderValue>,
-    token: Option<Arc<Token>>,
-}
-
-#[derive(Debug)]
-struct Token {
-    issued: Instant,
-    renew: Instant,
-    rights: Option<Vec<Right>>,
-    header: HeaderValue,
-}
-
-/// One entry of a token's `access` claim.
-#[derive(Debug, Deserialize)]
-struct Right {
-    #[serde(default)]
-    r#type: String,
-    #[serde(default)]
-    name: String,
-    #[serde(default)]
-    actions: Vec<String>,
-}
 
 /// What is known of the registries' challenges, and the tokens.
 #[derive(Debug)]
@@ -129,143 +80,45 @@ struct Claims {
     access: Option<Vec<Right>>,
 }
 
-impl Access<'_> {
-    /// The scopes a token needs, one string each.
-    fn scopes(&self) -> Vec<String> {
-        let actions = if self.push { "pull,push" } else { "pull" };
-        let mut scopes = vec![format!("repository:{}:{actions}", self.repository.path())];
-        scopes.extend(self.also.map(|also| format!("repository:{}:pull", also.path())));
-        scopes
-    }
-
-    /// Why a 401 with this grant is final.
-    pub(super) fn refused(&self, answer: &Answer, grant: &Grant, insufficient: bool) -> Error {
-        let lacks = insufficient || grant.token.as_ref().is_some_and(|t| self.lacking(&t.rights).is_some());
-        let error = if self.credential.is_anonymous() {
-            self.no_entry()
-        } else if lacks {
-            self.denied(if self.push { "push" } else { "pull" })
-        } else {
-            self.rejected()
-        };
-        error.with_status(answer.status)
-    }
-
-    /// The action this access needs and the token says is missing.
-    fn lacking(&self, rights: &Option<Vec<Right>>) -> Option<&'static str> {
-        let needed: &[&'static str] = if self.push { &["push", "pull"] } else { &["pull"] };
-        let rights = rights.as_ref()?;
-        needed.iter().copied().find(|action| !may(rights, self.repository, action))
-    }
-
-    fn rejected(&self) -> Error {
-        let (host, named) = (&self.endpoint.name, self.credential.named());
-        Error::terminal(Reason::Unauthorized, format!("{host} rejected {named}; renew it"))
-    }
-
-    fn denied(&self, action: &str) -> Error {
-        let (repository, named) = (self.repository, self.credential.named());
-        let message = format!("{named} may not {action} {repository}; grant it {action} there");
-        Error::terminal(Reason::PermissionDenied, message)
-    }
-
-    fn no_entry(&self) -> Error {
-        let (repository, named) = (self.repository, self.credential.named());
-        let message = format!("{repository} wants a credential and was asked as {named}; add an entry for it");
-        Error::terminal(Reason::Unauthorized, message)
-    }
-}
-
-impl Challenge {
-    /// The best challenge of a `WWW-Authenticate` value, and whether it says that a right is missing.
-    pub(super) fn parse(value: &str) -> Option<(Self, bool)> {
-        let mut best = None;
-        for challenge in ChallengeParser::new(value) {
-            let challenge = challenge.ok()?;
-            let param = |name: &str| {
-                let found = challenge.params.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
-                found.map(|(_, value)| value.to_unescaped())
-            };
-            let parsed = if challenge.scheme.eq_ignore_ascii_case("bearer") {
-                let insufficient = param("error").is_some_and(|error| error == "insufficient_scope");
-                (Self::Bearer { realm: param("realm")?, service: param("service") }, insufficient)
-            } else if challenge.scheme.eq_ignore_ascii_case("basic") {
-                (Self::Basic, false)
-            } else {
-                continue;
-            };
-            best = best.max(Some(parsed));
-        }
-        best
-    }
-}
-
-impl Grant {
-    pub(super) fn header(&self) -> Option<&HeaderValue> {
-        self.header.as_ref()
-    }
-
-    pub(super) fn is_token(&self) -> bool {
-        self.token.is_some()
-    }
-
-    pub(super) fn is_issued_since(&self, time: Instant) -> bool {
-        self.token.as_ref().is_some_and(|token| token.issued >= time)
-    }
-
-    /// Whether it is far from its end.
-    pub(super) fn is_young(&self) -> bool {
-        self.token.as_ref().is_some_and(|token| Instant::now() < token.renew)
-    }
-
-    /// Whether the token says what it allows.
-    pub(super) fn tells_rights(&self) -> bool {
-        self.token.as_ref().is_some_and(|token| token.rights.is_some())
-    }
-
-    /// Whether `repository` may be read with it; true where that cannot be known but by trying.
-    pub(super) fn may_pull(&self, repository: &Repository) -> bool {
-        let rights = self.token.as_ref().and_then(|token| token.rights.as_ref());
-        rights.is_none_or(|rights| may(rights, repository, "pull"))
-    }
-
-    fn is(&self, token: &Arc<Token>) -> bool {
-        self.token.as_ref().is_some_and(|own| Arc::ptr_eq(own, token))
-    }
-}
-
-fn may(rights: &[Right], repository: &Repository, action: &str) -> bool {
-    rights.iter().any(|right| {
-        right.r#type == "repository"
-            && right.name == repository.path()
-            && right.actions.iter().any(|allowed| allowed == action || allowed == "*")
-    })
-}
-
 impl Tokens {
     pub(super) fn new() -> Self {
-        let cells = moka::sync::Cache::builder().max_capacity(TOKENS_MAX).time_to_idle(LIFE_MAX).build();
-        Self { challenges: Mutex::new(HashMap::new()), cells }
+        let cells = moka::sync::Cache::builder()
+            .max_capacity(TOKENS_MAX)
+            .time_to_idle(LIFE_MAX)
+            .build();
+        Self {
+            challenges: Mutex::new(HashMap::new()),
+            cells,
+        }
     }
 
     /// Remembers what a 401 told. Whether it was news.
     pub(super) fn learn(&self, endpoint: &Endpoint, challenge: &Challenge) -> bool {
         let learnt = self.learnt(endpoint);
-        let mut known = learnt.challenge.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = learnt
+            .challenge
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let news = known.as_ref() != Some(challenge);
         *known = Some(challenge.clone());
         news
     }
 
     fn learnt(&self, endpoint: &Endpoint) -> Arc<Learnt> {
-        let mut challenges = self.challenges.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut challenges = self
+            .challenges
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         Arc::clone(challenges.entry(address(&endpoint.base)).or_default())
     }
 }
 
 impl Learnt {
     fn known(&self) -> Option<Challenge> {
-        self.challenge.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.challenge
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -280,16 +133,32 @@ impl Transport {
     ) -> Result<Grant, Failure> {
         match self.challenge(access, patience, activity).await? {
             Challenge::Open => Ok(Grant::default()),
-            Challenge::Basic => Ok(Grant { header: access.credential.secret().map(basic), token: None }),
+            Challenge::Basic => Ok(Grant {
+                header: access.credential.secret().map(basic),
+                token: None,
+            }),
             Challenge::Bearer { realm, service } => {
-                let ask = TokenAsk { access, realm: &realm, service: service.as_deref(), patience, activity };
+                let ask = TokenAsk {
+                    access,
+                    realm: &realm,
+                    service: service.as_deref(),
+                    patience,
+                    activity,
+                };
                 let token = self.token(&ask, spent).await?;
-                if let Some(action) = access.lacking(&token.rights) {
+                if let Some(action) = access.lacking(token.rights.as_ref()) {
                     let anonymous = access.credential.is_anonymous();
-                    let error = if anonymous { access.no_entry() } else { access.denied(action) };
+                    let error = if anonymous {
+                        access.no_entry()
+                    } else {
+                        access.denied(action)
+                    };
                     return Err(Failure::Refused(error));
                 }
-                Ok(Grant { header: Some(token.header.clone()), token: Some(token) })
+                Ok(Grant {
+                    header: Some(token.header.clone()),
+                    token: Some(token),
+                })
             }
         }
     }
@@ -318,19 +187,31 @@ impl Transport {
             Challenge::Open
         } else if status == StatusCode::UNAUTHORIZED && !reply.elsewhere {
             let Some((challenge, _)) = challenge_of(reply.response.headers()) else {
-                let message = format!("{what}: the registry asks for a credential and does not say which kind");
-                return Err(Failure::Refused(Error::attempt(Reason::RegistryError, message)));
+                let message = format!(
+                    "{what}: the registry asks for a credential and does not say which kind"
+                );
+                return Err(Failure::Refused(Error::attempt(
+                    Reason::RegistryError,
+                    message,
+                )));
             };
             challenge
         } else {
             let message = format!("{what}: answered {status}; is this a registry?");
-            return Err(Failure::Refused(Error::attempt(Reason::RegistryError, message)));
+            return Err(Failure::Refused(Error::attempt(
+                Reason::RegistryError,
+                message,
+            )));
         };
         self.tokens.learn(endpoint, &challenge);
         Ok(challenge)
     }
 
-    async fn token(&self, ask: &TokenAsk<'_>, spent: Option<&Grant>) -> Result<Arc<Token>, Failure> {
+    async fn token(
+        &self,
+        ask: &TokenAsk<'_>,
+        spent: Option<&Grant>,
+    ) -> Result<Arc<Token>, Failure> {
         let access = ask.access;
         let key = TokenKey {
             address: address(&access.endpoint.base),
@@ -377,17 +258,24 @@ impl Transport {
         let what = format!("the token for {}", access.repository);
         let mut request = self.plain_ask(&what, url, ask.patience, ask.activity);
         let authorization = access.credential.secret().map(basic);
-        let reply = self.exchange(&mut request, authorization.as_ref(), || true).await?;
+        let reply = self
+            .exchange(&mut request, authorization.as_ref(), || true)
+            .await?;
         let issued = Instant::now();
         match reply.status() {
             status if status.is_success() => {}
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if access.credential.is_anonymous() => {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
+                if access.credential.is_anonymous() =>
+            {
                 return refuse(access.no_entry());
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return refuse(access.rejected()),
             _ => return refuse(reply.refusal(&what, Refusal::OfRead).await),
         }
-        let body = reply.body(&what, TOKEN_MAX).await.map_err(Failure::Refused)?;
+        let body = reply
+            .body(&what, TOKEN_MAX)
+            .await
+            .map_err(Failure::Refused)?;
         let token = body.and_then(|body| read_token(&body, issued, now_unix()));
         token.ok_or_else(|| {
             let message = format!("{what}: the token endpoint answered something that is no token");
@@ -440,7 +328,8 @@ fn realm_url(access: &Access<'_>, realm: &str, service: Option<&str>) -> Result<
         return Err(Error::terminal(Reason::NotAllowed, message));
     }
     if !access.credential.is_anonymous() && !access.endpoint.trusts(&url) {
-        let message = format!("{host} wants its credential sent to {other}, which is not its own; not sent");
+        let message =
+            format!("{host} wants its credential sent to {other}, which is not its own; not sent");
         return Err(Error::terminal(Reason::NotAllowed, message));
     }
     let mut query = url.query_pairs_mut();
@@ -457,36 +346,58 @@ fn realm_url(access: &Access<'_>, realm: &str, service: Option<&str>) -> Result<
 /// Reads a token endpoint's answer; none where it holds no token.
 fn read_token(body: &[u8], issued: Instant, unix: u64) -> Option<Token> {
     let answer: TokenAnswer = serde_json::from_slice(body).ok()?;
-    let text = answer.token.or(answer.access_token).filter(|token| !token.is_empty())?;
+    let text = answer
+        .token
+        .or(answer.access_token)
+        .filter(|token| !token.is_empty())?;
     let claims = claims(&text);
-    let stated = claims.exp.map(|exp| exp.saturating_sub(claims.iat.unwrap_or(unix)));
-    let life = answer.expires_in.or(stated).map_or(LIFE_DEFAULT, Duration::from_secs).min(LIFE_MAX);
+    let stated = claims
+        .exp
+        .map(|exp| exp.saturating_sub(claims.iat.unwrap_or(unix)));
+    let life = answer
+        .expires_in
+        .or(stated)
+        .map_or(LIFE_DEFAULT, Duration::from_secs)
+        .min(LIFE_MAX);
     let mut header = HeaderValue::from_str(&format!("Bearer {text}")).ok()?;
     header.set_sensitive(true);
-    Some(Token { issued, renew: issued + life * 4 / 5, rights: claims.access, header })
+    Some(Token {
+        issued,
+        renew: issued + life * 4 / 5,
+        rights: claims.access,
+        header,
+    })
 }
 
 /// The claims of a JWT; nothing where the token is opaque.
 fn claims(token: &str) -> Claims {
     let mut parts = token.split('.');
-    let (Some(_), Some(payload), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+    let (Some(_), Some(payload), Some(_), None) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
         return Claims::default();
     };
     let decoded = URL_SAFE_NO_PAD.decode(payload.trim_end_matches('='));
-    decoded.ok().and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default()
+    decoded
+        .ok()
+        .and_then(|json| serde_json::from_slice(&json).ok())
+        .unwrap_or_default()
 }
 
 /// The `Authorization` of user and password.
 fn basic((user, password): (&str, &str)) -> HeaderValue {
     let text = format!("Basic {}", STANDARD.encode(format!("{user}:{password}")));
     // Base64 is visible ASCII, which every header may hold.
-    let mut header = HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("Basic"));
+    let mut header =
+        HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("Basic"));
     header.set_sensitive(true);
     header
 }
 
 fn now_unix() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| time.as_secs())
 }
 
 /// Waits for a lock that another task holds while it asks, but no longer than there is patience.
@@ -507,6 +418,7 @@ async fn within<T>(
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use super::super::access::may;
     use super::*;
 
     fn jwt(claims: &str) -> String {
@@ -522,23 +434,20 @@ mod tests {
     }
 
     #[test]
-    fn challenges_are_read_whatever_their_order() {
-        let bearer = r#"Bearer realm="https://quay.io/v2/auth",service="quay.io",scope="repository:a:pull""#;
-        let (challenge, insufficient) = Challenge::parse(bearer).unwrap();
-        let wanted = Challenge::Bearer { realm: "https://quay.io/v2/auth".into(), service: Some("quay.io".into()) };
-        assert_eq!((challenge, insufficient), (wanted.clone(), false));
-        assert_eq!(Challenge::parse(&format!("Basic realm=\"x\", {bearer}")).unwrap().0, wanted);
-        assert!(Challenge::parse(&format!("{bearer},error=\"insufficient_scope\"")).unwrap().1);
-        assert_eq!(Challenge::parse("basic realm=x").unwrap().0, Challenge::Basic);
-        assert_eq!(Challenge::parse("Negotiate"), None);
-    }
-
-    #[test]
     fn a_tokens_life_is_what_the_answer_says_else_the_claim_else_a_minute() {
         let token = jwt(r#"{"exp":5000,"iat":2000}"#);
-        assert_eq!(life(&read(&format!(r#"{{"token":"{token}","expires_in":100}}"#))), 100);
+        assert_eq!(
+            life(&read(&format!(r#"{{"token":"{token}","expires_in":100}}"#))),
+            100
+        );
         assert_eq!(life(&read(&format!(r#"{{"token":"{token}"}}"#))), 3000);
-        assert_eq!(life(&read(&format!(r#"{{"token":"{}"}}"#, jwt(r#"{"exp":1500}"#)))), 500);
+        assert_eq!(
+            life(&read(&format!(
+                r#"{{"token":"{}"}}"#,
+                jwt(r#"{"exp":1500}"#)
+            ))),
+            500
+        );
         assert_eq!(life(&read(r#"{"access_token":"opaque"}"#)), 60);
         assert!(read_token(b"{}", Instant::now(), 0).is_none());
         assert!(read_token(br#"{"token":""}"#, Instant::now(), 0).is_none());

@@ -7,22 +7,23 @@
 //! Guaranteed: a request that may have changed something is never repeated here; the registry's credentials and tokens go to
 //! the registry's own address only (reqwest strips them on a redirect to another one); no URL of a redirect gets into an error.
 
-use std::error::Error as StdError;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use bytes::Bytes;
+use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderValue};
 use reqwest::redirect::Policy;
 use reqwest::{Body, Client, Method, Request, Response, StatusCode, Url};
 use tokio::time::Instant;
 
 use super::Settings;
+use super::access::Access;
 use super::activity::Activity;
-use super::budget::{Admission, Host, Hosts, Lane, Limits, Places};
+use super::budget::{Admission, Host, Hosts, Lane, Limits};
 use super::endpoint::{Endpoints, address};
 use super::error::{Answer, BuildError, Error};
-use super::token::{Access, Challenge, Tokens};
+use super::reply::{Reply, challenge_of, describe, is_untrusted, read_refusal, retry_after};
+use super::token::Tokens;
 use crate::machine::Reason;
 
 /// Redirects followed for one GET or HEAD.
@@ -31,8 +32,8 @@ const REDIRECTS_MAX: usize = 5;
 const BAD_ANSWERS_MAX: u32 = 20;
 /// How often one request is sent with another token or challenge.
 const ROUNDS_MAX: u32 = 3;
-/// The most of a refusal's body that is read.
-const REFUSAL_MAX: usize = 64 * 1024;
+/// How long a stream's places are held while its hosts are unwell: others need them.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// The longest pause between two bad answers to one request.
 const OWN_REST_MAX: u32 = 16;
 
@@ -83,22 +84,6 @@ pub(super) struct Ask<'a> {
     pub(super) activity: &'a Activity,
 }
 
-/// An answer to be judged by the caller: neither a wait nor a 401.
-#[derive(Debug)]
-pub(super) struct Reply {
-    pub(super) response: Response,
-    /// Whether a redirect led to another address than the one asked.
-    pub(super) elsewhere: bool,
-    _places: Option<Places>,
-}
-
-/// What was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Refusal {
-    OfRead,
-    OfWrite,
-}
-
 /// Why there is no reply.
 #[derive(Debug)]
 pub(super) enum Failure {
@@ -123,20 +108,31 @@ impl Failure {
 }
 
 impl Transport {
-    pub(super) fn new(settings: Settings, rest_first: Duration, rest_max: Duration) -> Result<Self, BuildError> {
+    pub(super) fn new(
+        settings: Settings,
+        rest_first: Duration,
+        rest_max: Duration,
+    ) -> Result<Self, BuildError> {
         let endpoints = Arc::new(Endpoints::new(&settings)?);
         let build = |builder: reqwest::ClientBuilder| {
             builder
                 .user_agent(concat!("promotion-controller/", env!("CARGO_PKG_VERSION")))
                 .connect_timeout(settings.connect_timeout)
                 .referer(false)
+                // What is sent again, and when, is decided here alone.
+                .retry(reqwest::retry::never())
                 .build()
                 .map_err(|error| BuildError::Client(describe(&error)))
         };
         let reads = Client::builder()
             .redirect(redirects(Arc::clone(&endpoints)))
             .read_timeout(settings.read_timeout);
-        let limits = Limits { qps: settings.qps, concurrency: settings.concurrency, rest_first, rest_max };
+        let limits = Limits {
+            qps: settings.qps,
+            concurrency: settings.concurrency,
+            rest_first,
+            rest_max,
+        };
         Ok(Self {
             reads: build(reads)?,
             writes: build(Client::builder().redirect(Policy::none()))?,
@@ -171,7 +167,9 @@ impl Transport {
         let mut spent = None;
         let mut renewed = false;
         for round in 1.. {
-            let grant = self.authorise(access, spent.as_ref(), ask.patience, ask.activity).await?;
+            let grant = self
+                .authorise(access, spent.as_ref(), ask.patience, ask.activity)
+                .await?;
             renewed |= grant.is_issued_since(began);
             let reply = self.exchange(ask, grant.header(), &mut gate).await?;
             if reply.elsewhere || reply.response.status() != StatusCode::UNAUTHORIZED {
@@ -180,19 +178,30 @@ impl Transport {
             let challenge = challenge_of(reply.response.headers());
             let answer = reply.answer().await;
             let (learnt, insufficient) = match &challenge {
-                Some((challenge, insufficient)) => (self.tokens.learn(access.endpoint, challenge), *insufficient),
+                Some((challenge, insufficient)) => {
+                    (self.tokens.learn(access.endpoint, challenge), *insufficient)
+                }
                 None => (false, false),
             };
             // A fresh token that was refused says no for good, unless it aged while the host was waited for.
             let fresh = challenge.is_none() || !grant.is_token() || (renewed && grant.is_young());
             if round >= ROUNDS_MAX || (!learnt && fresh) {
-                return Err(Failure::Refused(access.refused(&answer, &grant, insufficient)));
+                return Err(Failure::Refused(access.refused(
+                    &answer,
+                    &grant,
+                    insufficient,
+                )));
             }
             if matches!(ask.content, Content::Spent) {
                 // The next try is given another one.
-                let _ = self.authorise(access, Some(&grant), ask.patience, ask.activity).await?;
+                let _ = self
+                    .authorise(access, Some(&grant), ask.patience, ask.activity)
+                    .await?;
                 let message = format!("{}: the token was refused", ask.what);
-                return Err(Failure::Unsettled(Error::attempt(Reason::RegistryError, message)));
+                return Err(Failure::Unsettled(Error::attempt(
+                    Reason::RegistryError,
+                    message,
+                )));
             }
             spent = Some(grant);
         }
@@ -211,8 +220,15 @@ impl Transport {
         let deadline = ask.patience.map(|patience| Instant::now() + patience);
         let (mut bad, mut served) = (0, host.served());
         loop {
-            let admission = host.admit(!safe, deadline, ask.activity).await.map_err(Failure::Restart)?;
-            let places = if ask.placed { None } else { Some(host.place(ask.lane).await) };
+            let admission = host
+                .admit(!safe, deadline, ask.activity)
+                .await
+                .map_err(Failure::Restart)?;
+            let places = if ask.placed {
+                None
+            } else {
+                Some(host.place(ask.lane).await)
+            };
             host.turn(ask.lane).await;
             if admission.is_stale() {
                 continue;
@@ -226,36 +242,48 @@ impl Transport {
             let error = match self.judge(ask, &host, admission, result).await {
                 Judged::Reply(response) => {
                     let elsewhere = address(response.url()) != host.name;
-                    return Ok(Reply { response, elsewhere, _places: places });
+                    return Ok(Reply {
+                        response,
+                        elsewhere,
+                        _places: places,
+                    });
                 }
                 Judged::Final(error) => return Err(Failure::Refused(error)),
                 Judged::Again(error) => error,
                 Judged::Unsettled(error) if !safe => return Err(Failure::Unsettled(error)),
                 Judged::Unsettled(error) => {
                     bad += 1;
-                    let serves = host.served() > served;
-                    if bad >= BAD_ANSWERS_MAX && serves {
-                        let message = format!("{} (twenty times, while {} serves others)", error.message, host.name);
-                        return Err(Failure::Refused(Error::attempt(Reason::RegistryError, message)));
+                    let others = host.served() > served;
+                    if bad >= BAD_ANSWERS_MAX && others {
+                        let message = format!(
+                            "{} (twenty times, while {} serves others)",
+                            error.message, host.name
+                        );
+                        return Err(Failure::Refused(Error::attempt(
+                            Reason::RegistryError,
+                            message,
+                        )));
                     }
                     drop(places);
-                    if !self.rest(bad, serves, deadline).await {
+                    if !self.rest(bad, others, deadline).await {
                         return Err(Failure::Restart(error));
                     }
                     continue;
                 }
             };
             (bad, served) = (0, host.served());
-            if matches!(ask.content, Content::Spent) || deadline.is_some_and(|deadline| Instant::now() > deadline) {
+            if matches!(ask.content, Content::Spent)
+                || deadline.is_some_and(|deadline| Instant::now() > deadline)
+            {
                 return Err(Failure::Restart(error));
             }
         }
     }
 
     /// The rest of one request of which the host serves others: it must not be the one that probes each time.
-    async fn rest(&self, bad: u32, serves: bool, deadline: Option<Instant>) -> bool {
+    async fn rest(&self, bad: u32, others: bool, deadline: Option<Instant>) -> bool {
         let pause = self.rest_first * bad.min(OWN_REST_MAX);
-        let pause = if serves { pause } else { Duration::ZERO };
+        let pause = if others { pause } else { Duration::ZERO };
         if deadline.is_some_and(|deadline| Instant::now() + pause > deadline) {
             return false;
         }
@@ -286,7 +314,8 @@ impl Transport {
                 if elsewhere {
                     host.serves(ask.lane, admission);
                 } else {
-                    host.unwell(admission, format!("{} answered {}", host.name, status.as_u16()));
+                    let message = format!("{} answered {}", host.name, status.as_u16());
+                    admission.unwell(message, retry_after(response.headers()));
                 }
                 let verb = format!("{}: {}", ask.what, ask.method);
                 Judged::Unsettled(Answer::read(status, b"").error(&verb, false))
@@ -317,49 +346,6 @@ enum Judged {
     Final(Error),
 }
 
-impl Reply {
-    pub(super) fn status(&self) -> StatusCode {
-        self.response.status()
-    }
-
-    /// A header as text.
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
-        self.response.headers().get(name)?.to_str().ok()
-    }
-
-    /// The refusal this reply is.
-    pub(super) async fn answer(self) -> Answer {
-        read_refusal(self.response).await
-    }
-
-    /// The refusal this reply is, classed. What a redirect's target refuses says nothing about rights at the registry.
-    pub(super) async fn refusal(self, what: &str, of: Refusal) -> Error {
-        if self.elsewhere {
-            let status = self.status().as_u16();
-            let message = format!("{what}: the storage the registry redirects to answered {status}");
-            return Error::attempt(Reason::RegistryError, message);
-        }
-        self.answer().await.error(what, of == Refusal::OfWrite)
-    }
-
-    /// The body, at most `max` bytes of it: none where it is longer, an error where it was cut off.
-    pub(super) async fn body(mut self, what: &str, max: usize) -> Result<Option<Bytes>, Error> {
-        let mut body = BytesMut::new();
-        loop {
-            match self.response.chunk().await {
-                Ok(Some(chunk)) if body.len() + chunk.len() > max => return Ok(None),
-                Ok(Some(chunk)) => body.extend_from_slice(&chunk),
-                Ok(None) => return Ok(Some(body.freeze())),
-                Err(error) => {
-                    let cause = describe(&error.without_url());
-                    let message = format!("{what}: cut off after {} bytes ({cause})", body.len());
-                    return Err(Error::attempt(Reason::RegistryError, message));
-                }
-            }
-        }
-    }
-}
-
 fn build(ask: &mut Ask<'_>, authorization: Option<&HeaderValue>) -> Result<Request, Failure> {
     let mut request = Request::new(ask.method.clone(), ask.url.clone());
     request.headers_mut().extend(ask.headers.clone());
@@ -370,7 +356,9 @@ fn build(ask: &mut Ask<'_>, authorization: Option<&HeaderValue>) -> Result<Reque
     match std::mem::replace(&mut ask.content, Content::Spent) {
         Content::Nothing => {
             if matches!(ask.method, Method::POST | Method::PUT | Method::PATCH) {
-                request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+                request
+                    .headers_mut()
+                    .insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
             }
             ask.content = Content::Nothing;
         }
@@ -381,7 +369,10 @@ fn build(ask: &mut Ask<'_>, authorization: Option<&HeaderValue>) -> Result<Reque
         Content::Once(body) => *request.body_mut() = Some(body),
         Content::Spent => {
             let message = format!("{}: the content was sent already", ask.what);
-            return Err(Failure::Unsettled(Error::attempt(Reason::RegistryError, message)));
+            return Err(Failure::Unsettled(Error::attempt(
+                Reason::RegistryError,
+                message,
+            )));
         }
     }
     Ok(request)
@@ -404,10 +395,18 @@ fn failed(ask: &Ask<'_>, host: &Host, admission: Admission, error: &reqwest::Err
         return Judged::Final(Error::attempt(Reason::RegistryError, message));
     }
     let message = format!("{} is not reachable ({})", host.name, describe(error));
-    let cause = Error::wait(Reason::RegistryUnavailable, None, format!("{}: {message}", ask.what));
-    host.unwell(admission, message);
+    let cause = Error::wait(
+        Reason::RegistryUnavailable,
+        None,
+        format!("{}: {message}", ask.what),
+    );
+    admission.unwell(message, None);
     // No connection: nothing was sent.
-    if error.is_connect() { Judged::Again(cause) } else { Judged::Unsettled(cause) }
+    if error.is_connect() {
+        Judged::Again(cause)
+    } else {
+        Judged::Unsettled(cause)
+    }
 }
 
 /// Follows at most five redirects, and none from TLS to plain HTTP unless that address is configured so.
@@ -421,64 +420,4 @@ fn redirects(endpoints: Arc<Endpoints>) -> Policy {
             attempt.follow()
         }
     })
-}
-
-async fn read_refusal(mut response: Response) -> Answer {
-    let status = response.status();
-    let mut body = BytesMut::new();
-    while let Ok(Some(chunk)) = response.chunk().await {
-        let room = REFUSAL_MAX - body.len();
-        body.extend_from_slice(chunk.get(..room).unwrap_or(&chunk));
-        if body.len() >= REFUSAL_MAX {
-            break;
-        }
-    }
-    Answer::read(status, &body)
-}
-
-/// The challenge of a 401: Bearer where there is one, else Basic.
-pub(super) fn challenge_of(headers: &HeaderMap) -> Option<(Challenge, bool)> {
-    headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| Challenge::parse(value.to_str().ok()?)).max()
-}
-
-/// `Retry-After` in both forms: seconds or a date.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = value.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let date = httpdate::parse_http_date(value).ok()?;
-    Some(date.duration_since(std::time::SystemTime::now()).unwrap_or_default())
-}
-
-/// Whether a certificate was not accepted, wherever in the chain of causes it says so.
-fn is_untrusted(error: &reqwest::Error) -> bool {
-    let mut cause: Option<&(dyn StdError + 'static)> = error.source();
-    while let Some(error) = cause {
-        // An io::Error hides the error it wraps from `source`.
-        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        let tls = error
-            .downcast_ref::<rustls::Error>()
-            .or_else(|| inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()));
-        if let Some(tls) = tls {
-            return matches!(tls, rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented);
-        }
-        cause = match inner {
-            Some(inner) => Some(inner),
-            None => error.source(),
-        };
-    }
-    false
-}
-
-/// The innermost cause of an error, which is the one that helps.
-pub(super) fn describe(error: &reqwest::Error) -> String {
-    if error.is_timeout() {
-        return "timed out".into();
-    }
-    let mut cause: &dyn StdError = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }

@@ -1,0 +1,59 @@
+//! `promotion-controller controller`.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{ArgAction, Args};
+use kube::Client;
+
+use super::{RegistryArgs, bad_input, fail, signalled, telemetry};
+use crate::controller::{Config, run as run_controller};
+use crate::registry::Registry;
+
+/// Reconcile the `PromotionRequests` of a cluster.
+#[derive(Debug, Args)]
+pub(super) struct ControllerArgs {
+    /// Only the requests of this namespace [default: all].
+    #[arg(long, value_name = "NAMESPACE")]
+    namespace: Option<String>,
+    /// Lead only while holding the Lease; false is for a single process.
+    #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, require_equals = true)]
+    leader_elect: bool,
+    /// Where the Lease is [default: the pod's namespace, else the kubeconfig context's].
+    #[arg(long, value_name = "NAMESPACE")]
+    lease_namespace: Option<String>,
+    #[command(flatten)]
+    registry: RegistryArgs,
+}
+
+pub(super) async fn run(args: ControllerArgs) -> ExitCode {
+    telemetry::start("info,kube_client=error");
+    let ControllerArgs { namespace, leader_elect, lease_namespace, registry } = args;
+    if registry.allow_registry.is_empty() {
+        tracing::warn!("no --allow-registry: no registry may be contacted, every request will be NotAllowed");
+    }
+    let mut config = match kube::Config::infer().await {
+        Ok(config) => config,
+        Err(error) => return bad_input(&format!("no cluster: {error}; set KUBECONFIG, or run in a pod")),
+    };
+    config.connect_timeout = Some(Duration::from_secs(5));
+    let lease_namespace = leader_elect.then(|| lease_namespace.unwrap_or_else(|| config.default_namespace.clone()));
+    let client = match Client::try_from(config) {
+        Ok(client) => client,
+        Err(error) => return bad_input(&format!("the cluster's configuration cannot be used: {error}")),
+    };
+    let settings = registry.engine();
+    let policy = registry.listed();
+    let registry = match Registry::new(registry.registry()) {
+        Ok(registry) => registry,
+        Err(error) => return bad_input(&error.to_string()),
+    };
+    let host = std::env::var("HOSTNAME").ok().filter(|name| !name.is_empty());
+    let host = host.unwrap_or_else(|| "promotion-controller".into());
+    let identity = format!("{host}_{}", uuid::Uuid::new_v4());
+    let config = Config { client, namespace, lease_namespace, identity, registry, policy, engine: settings };
+    match run_controller(config, signalled()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error.to_string()),
+    }
+}

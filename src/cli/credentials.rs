@@ -1,0 +1,45 @@
+//! Credentials without a cluster: the file that is named, or the usual ones of podman and docker.
+
+use std::path::{Path, PathBuf};
+
+use crate::registry::Keyring;
+
+/// The credentials of `named`, else of `$REGISTRY_AUTH_FILE`, else of the first usual file there is, else none.
+///
+/// # Errors
+/// Where a file that was named, or that is there, cannot be used.
+pub(super) fn find(named: Option<&Path>) -> Result<Keyring, String> {
+    if let Some(path) = named {
+        return read(path, "--registry-config");
+    }
+    if let Some(path) = variable("REGISTRY_AUTH_FILE") {
+        return read(&path, "REGISTRY_AUTH_FILE");
+    }
+    match usual().into_iter().find(|path| path.is_file()) {
+        Some(path) => read(&path, "the usual file"),
+        None => Ok(Keyring::anonymous()),
+    }
+}
+
+fn read(path: &Path, named_by: &str) -> Result<Keyring, String> {
+    let json = std::fs::read(path)
+        .map_err(|error| format!("{named_by}: cannot read {}: {error}; name a readable file", path.display()))?;
+    Keyring::parse(&json, &format!("file {}", path.display())).map_err(|error| format!("{named_by}: {error}"))
+}
+
+/// Where podman and docker keep credentials, in the order in which podman looks.
+fn usual() -> Vec<PathBuf> {
+    let home = variable("HOME");
+    let config = variable("XDG_CONFIG_HOME").or_else(|| home.as_ref().map(|home| home.join(".config")));
+    let docker = variable("DOCKER_CONFIG").or_else(|| home.map(|home| home.join(".docker")));
+    let places = [
+        variable("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json")),
+        config.map(|dir| dir.join("containers/auth.json")),
+        docker.map(|dir| dir.join("config.json")),
+    ];
+    places.into_iter().flatten().collect()
+}
+
+fn variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}

@@ -1,0 +1,168 @@
+//! The command line: parses, sets up, and hands over.
+
+mod controller;
+mod credentials;
+#[cfg(feature = "embedded-registry")]
+mod embedded;
+mod progress;
+mod promote;
+#[cfg(feature = "embedded-registry")]
+mod registry;
+mod telemetry;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::engine;
+use crate::policy::{HostPattern, Policy};
+use crate::registry::Settings;
+
+/// Something is wrong with what was given: nothing was done.
+const BAD_INPUT: u8 = 2;
+
+/// Promotes container images to floating tags without ever leaving one dangling.
+#[derive(Debug, Parser)]
+#[command(name = "promotion-controller", version, about, max_term_width = 120)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Reconcile the PromotionRequests of a cluster.
+    Controller(controller::ControllerArgs),
+    /// Carry out the PromotionRequests of a file, without a cluster.
+    Promote(promote::PromoteArgs),
+    /// Print the CRD.
+    Crd,
+    /// Serve the embedded registry: quay-like, in memory, collecting what no tag holds at once.
+    #[cfg(feature = "embedded-registry")]
+    Registry(registry::RegistryServeArgs),
+}
+
+/// How registries are spoken to.
+#[derive(Debug, Clone, Args)]
+struct RegistryArgs {
+    /// Speak plain HTTP to this registry (repeatable).
+    #[arg(long, value_name = "HOST[:PORT]")]
+    plain_http: Vec<String>,
+    /// A registry that may be contacted; * stands within a label, ** across dots (repeatable). The controller contacts no
+    /// other; promote has no list unless one is given.
+    #[arg(long, value_name = "PATTERN")]
+    allow_registry: Vec<HostPattern>,
+    /// Manifest requests a second, and blob requests a second, per registry; 0: no pacing.
+    #[arg(long, value_name = "N", default_value_t = 40)]
+    registry_qps: u32,
+    /// Requests in flight per registry.
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(3..=256))]
+    registry_concurrency: u16,
+    /// How long a tag write may take to show or to land; a tag write's timeout is two seconds less.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u8).range(3..=12))]
+    settle_seconds: u8,
+    /// A request that works is saved at most this often.
+    #[arg(long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=60))]
+    status_interval: u8,
+}
+
+impl RegistryArgs {
+    fn engine(&self) -> engine::Settings {
+        engine::Settings {
+            settle: Duration::from_secs(self.settle_seconds.into()),
+            status_interval: Duration::from_secs(self.status_interval.into()),
+        }
+    }
+
+    fn registry(&self) -> Settings {
+        Settings {
+            plain_http: self.plain_http.clone(),
+            qps: self.registry_qps,
+            concurrency: self.registry_concurrency.into(),
+            put_timeout: self.engine().put_timeout(),
+            ..Settings::default()
+        }
+    }
+
+    /// Only the registries of the list.
+    fn listed(&self) -> Policy {
+        Policy { registries: Some(self.allow_registry.clone()) }
+    }
+
+    /// The registries of the list, or all where there is none.
+    fn listed_or_all(&self) -> Policy {
+        if self.allow_registry.is_empty() { Policy::default() } else { self.listed() }
+    }
+}
+
+/// Parses the command line and runs it.
+#[must_use]
+pub fn main() -> ExitCode {
+    let Cli { command } = Cli::parse();
+    // Both kube and the registries' client take the provider that is installed; without one rustls would panic.
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        return fail("a TLS provider is installed already");
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("cannot start: {error}")),
+    };
+    let code = runtime.block_on(async {
+        match command {
+            Command::Controller(args) => controller::run(args).await,
+            Command::Promote(args) => promote::run(args).await,
+            Command::Crd => {
+                print!("{}", crate::api::crd_yaml());
+                ExitCode::SUCCESS
+            }
+            #[cfg(feature = "embedded-registry")]
+            Command::Registry(args) => registry::run(args).await,
+        }
+    });
+    // Operations that a lost lease forbids to go on must not: nothing is waited for.
+    runtime.shutdown_background();
+    code
+}
+
+/// Says what is wrong with what was given.
+fn bad_input(message: &str) -> ExitCode {
+    eprintln!("error: {message}");
+    ExitCode::from(BAD_INPUT)
+}
+
+fn fail(message: &str) -> ExitCode {
+    eprintln!("error: {message}");
+    ExitCode::FAILURE
+}
+
+/// Resolves at the first SIGTERM or SIGINT; the second ends the process.
+async fn signalled() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut term), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        return std::future::pending().await;
+    };
+    let mut next = async move || {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    next().await;
+    tokio::spawn(async move {
+        next().await;
+        eprintln!("ended at once; what was in flight is taken up by the next run");
+        std::process::exit(1);
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,43 @@
+//! `promotion-controller registry`: the embedded registry as a process of its own.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::{bad_input, fail, signalled, telemetry};
+use crate::embedded::{Options, built_in, serve};
+
+/// Serve the embedded registry.
+#[derive(Debug, Args)]
+pub(super) struct RegistryServeArgs {
+    /// Where to listen; port 0 is a free one.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:5000")]
+    listen: SocketAddr,
+}
+
+pub(super) async fn run(args: RegistryServeArgs) -> ExitCode {
+    telemetry::start("info");
+    let RegistryServeArgs { listen } = args;
+    let listener = match tokio::net::TcpListener::bind(listen).await {
+        Ok(listener) => listener,
+        Err(error) => return bad_input(&format!("--listen: cannot listen on {listen}: {error}; choose another address")),
+    };
+    let images = match built_in() {
+        Ok(images) => images,
+        Err(error) => return fail(&error.to_string()),
+    };
+    let address = listener.local_addr().unwrap_or(listen);
+    let seed = |control: &crate::embedded::Control| {
+        for (repository, tag, image) in &images {
+            if let Err(error) = control.seed_image(repository, tag, image) {
+                tracing::warn!("cannot seed {repository}:{tag}: {error}");
+            }
+        }
+        println!("listening on {address}");
+    };
+    match serve(listener, Options::default(), seed, signalled()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error.to_string()),
+    }
+}

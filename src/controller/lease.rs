@@ -1,0 +1,210 @@
+//! One leader: a Lease that is renewed, trusted for a while, and released only when all writes have settled.
+//!
+//! The lease lasts 15 s and is renewed every 2 s by a replace under its resourceVersion, so that a leader that wakes up late
+//! cannot extend another's. It is trusted for 10 s after the last renewal that succeeded was *sent*. Whether somebody else's
+//! lease has run out is judged by the local monotonic clock, since the record last changed: clocks need not agree.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kube::api::{Api, ObjectMeta, PostParams};
+use kube::Client;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::engine::leadership::Leadership;
+
+/// The Lease's name: all controllers that can write the same floats share it.
+pub const NAME: &str = "promotion-controller";
+/// How long a lease lasts without renewal, in seconds.
+const DURATION_SECONDS: i32 = 15;
+const DURATION: Duration = Duration::from_secs(15);
+/// How often it is renewed, and looked at by those who wait.
+const RENEW_EVERY: Duration = Duration::from_secs(2);
+/// How long it is trusted after a renewal was sent.
+const TRUST: Duration = Duration::from_secs(10);
+/// How long one call may take.
+const CALL: Duration = Duration::from_secs(3);
+
+/// How the lease was come by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Acquired {
+    /// Nobody has ever held it, as far as it shows: an earlier process may have written all the same.
+    New,
+    /// Its holder released it, with all its writes settled.
+    Released,
+    /// Its holder let it run out: its last write was sent more than the settle time ago.
+    Expired,
+}
+
+/// The lease was lost: this process must not go on.
+#[derive(Debug, thiserror::Error)]
+#[error("the lease {namespace}/{NAME} is lost ({why}); ending, so that the next leader goes on alone")]
+pub struct Lost {
+    namespace: String,
+    why: String,
+}
+
+/// The lease as this process sees it.
+pub struct Elector {
+    api: Api<Lease>,
+    namespace: String,
+    identity: String,
+    leadership: Leadership,
+    /// What was read or written last.
+    record: Option<Lease>,
+}
+
+impl Elector {
+    /// An elector in `namespace`; `identity` must be new for every process.
+    #[must_use]
+    pub fn new(client: Client, namespace: &str, identity: String, leadership: Leadership) -> Self {
+        Self {
+            api: Api::namespaced(client, namespace),
+            namespace: namespace.into(),
+            identity,
+            leadership,
+            record: None,
+        }
+    }
+
+    /// Waits until the lease is ours.
+    pub async fn acquire(&mut self) -> Acquired {
+        let mut seen: Option<(Option<String>, Instant)> = None;
+        let mut told: Option<String> = None;
+        loop {
+            match self.look().await {
+                Ok(None) => {
+                    if self.write(None).await.is_ok() {
+                        return Acquired::New;
+                    }
+                }
+                Ok(Some(lease)) => {
+                    let holder = holder(&lease);
+                    let version = lease.metadata.resource_version.clone();
+                    let changed = seen.as_ref().is_none_or(|(known, _)| *known != version);
+                    if changed {
+                        seen = Some((version, Instant::now()));
+                    }
+                    let since = seen.as_ref().map_or_else(Instant::now, |(_, since)| *since);
+                    let expired = since.elapsed() >= lasts(&lease);
+                    if holder.is_none() || expired {
+                        let how = if holder.is_none() { Acquired::Released } else { Acquired::Expired };
+                        if self.write(Some(lease)).await.is_ok() {
+                            return how;
+                        }
+                    } else if told != holder {
+                        tracing::info!(holder = holder.as_deref().unwrap_or_default(), "waiting for the lease");
+                        told = holder;
+                    }
+                }
+                Err(error) => tracing::warn!("cannot read the lease {}/{NAME}: {error}", self.namespace),
+            }
+            sleep(RENEW_EVERY).await;
+        }
+    }
+
+    /// Renews the lease until it is lost.
+    pub async fn keep(&mut self) -> Lost {
+        let mut renewed = Instant::now();
+        loop {
+            sleep(RENEW_EVERY).await;
+            match self.write(self.record.clone()).await {
+                Ok(()) => renewed = Instant::now(),
+                Err(Refused::Conflict) => match self.look().await {
+                    // Our own renewal whose answer was lost.
+                    Ok(Some(lease)) if holder(&lease).as_ref() == Some(&self.identity) => {
+                        self.record = Some(lease);
+                    }
+                    Ok(_) => return self.lost("another process holds it"),
+                    Err(error) => tracing::warn!("cannot read the lease: {error}"),
+                },
+                Err(Refused::Failed(error)) => tracing::warn!("cannot renew the lease: {error}"),
+            }
+            if renewed.elapsed() >= DURATION {
+                return self.lost("it could not be renewed");
+            }
+        }
+    }
+
+    /// Gives the lease back. Only to be called when the newest tag write of this process has settled.
+    pub async fn release(mut self) {
+        self.leadership.lose();
+        let Some(mut lease) = self.record.take() else { return };
+        if let Some(spec) = &mut lease.spec {
+            spec.holder_identity = None;
+            spec.renew_time = Some(MicroTime(Timestamp::now()));
+        }
+        let params = PostParams::default();
+        match timeout(CALL, self.api.replace(NAME, &params, &lease)).await {
+            Ok(Ok(_)) => tracing::info!("released the lease"),
+            Ok(Err(error)) => tracing::warn!("cannot release the lease: {error}"),
+            Err(_) => tracing::warn!("cannot release the lease: timed out"),
+        }
+    }
+
+    fn lost(&self, why: &str) -> Lost {
+        self.leadership.lose();
+        Lost { namespace: self.namespace.clone(), why: why.into() }
+    }
+
+    async fn look(&self) -> Result<Option<Lease>, String> {
+        let read = timeout(CALL, self.api.get_opt(NAME)).await;
+        read.map_err(|_| "timed out".to_owned())?.map_err(|error| error.to_string())
+    }
+
+    /// Makes the lease ours, or renews it, under the resourceVersion it was read at.
+    async fn write(&mut self, old: Option<Lease>) -> Result<(), Refused> {
+        let sent = Instant::now();
+        let now = MicroTime(Timestamp::now());
+        let params = PostParams::default();
+        let before = old.as_ref().and_then(|lease| lease.spec.clone()).unwrap_or_default();
+        let ours = before.holder_identity.as_ref() == Some(&self.identity);
+        let spec = LeaseSpec {
+            holder_identity: Some(self.identity.clone()),
+            lease_duration_seconds: Some(DURATION_SECONDS),
+            renew_time: Some(now.clone()),
+            acquire_time: if ours { before.acquire_time } else { Some(now) },
+            lease_transitions: Some(before.lease_transitions.unwrap_or(0) + i32::from(!ours)),
+            ..LeaseSpec::default()
+        };
+        let written = match old {
+            Some(mut lease) => {
+                lease.spec = Some(spec);
+                timeout(CALL, self.api.replace(NAME, &params, &lease)).await
+            }
+            None => {
+                let metadata = ObjectMeta { name: Some(NAME.into()), ..ObjectMeta::default() };
+                let lease = Lease { metadata, spec: Some(spec) };
+                timeout(CALL, self.api.create(&params, &lease)).await
+            }
+        };
+        match written {
+            Ok(Ok(lease)) => {
+                self.record = Some(lease);
+                self.leadership.trust(sent + TRUST);
+                Ok(())
+            }
+            Ok(Err(kube::Error::Api(status))) if status.is_conflict() || status.code == 409 => Err(Refused::Conflict),
+            Ok(Err(error)) => Err(Refused::Failed(error.to_string())),
+            Err(_) => Err(Refused::Failed("timed out".into())),
+        }
+    }
+}
+
+enum Refused {
+    Conflict,
+    Failed(String),
+}
+
+fn holder(lease: &Lease) -> Option<String> {
+    let spec = lease.spec.as_ref()?;
+    spec.holder_identity.clone().filter(|holder| !holder.is_empty())
+}
+
+fn lasts(lease: &Lease) -> Duration {
+    let seconds = lease.spec.as_ref().and_then(|spec| spec.lease_duration_seconds);
+    let seconds = seconds.and_then(|s| u64::try_from(s).ok());
+    seconds.map_or(DURATION, Duration::from_secs).max(DURATION)
+}

@@ -1,0 +1,145 @@
+//! The controller: the engine on a cluster.
+//!
+//! ```text
+//! lease ─▶ list and watch ─▶ claims rebuilt ─▶ queue ─▶ engine::reconcile
+//! ```
+//!
+//! Ends in one of two ways: asked to (drain, settle, release), or because the lease was lost (at once; the next leader goes
+//! on from status).
+
+pub mod lease;
+pub mod queue;
+mod watch;
+
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::future::{Either, select};
+use kube::runtime::events::Reporter;
+use kube::runtime::reflector;
+use kube::Client;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::engine::leadership::Leadership;
+use crate::engine::{Engine, Settings};
+use crate::policy::Policy;
+use crate::registry::Registry;
+use crate::store::Key;
+use crate::store::cluster::Cluster;
+use lease::{Acquired, Elector, Lost};
+
+/// How long operations may take to end after the first signal: a tag write's timeout, and the save of what it found.
+const DRAIN: Duration = Duration::from_secs(30);
+
+/// How the controller is set.
+pub struct Config {
+    /// Where the requests are.
+    pub client: Client,
+    /// Only this namespace's requests; none: all.
+    pub namespace: Option<String>,
+    /// Where the lease is; none: no election, a single process.
+    pub lease_namespace: Option<String>,
+    /// How this process is named in the lease and in events.
+    pub identity: String,
+    /// The registries.
+    pub registry: Registry,
+    /// Who may promote what.
+    pub policy: Policy,
+    /// The engine's.
+    pub engine: Settings,
+}
+
+/// Runs until `stop` resolves or the lease is lost.
+///
+/// # Errors
+/// The lease was lost.
+pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), Lost> {
+    let Config { client, namespace, lease_namespace, identity, registry, policy, engine: settings } = config;
+    let leadership = match lease_namespace {
+        Some(_) => Leadership::elected(),
+        None => Leadership::alone(),
+    };
+    let reporter = Reporter { controller: "promotion-controller".into(), instance: Some(identity.clone()) };
+    let store = Cluster::new(client.clone(), reporter);
+    let settle = settings.settle;
+    let (engine, keys) = Engine::new(store, registry, policy, leadership.clone(), settings);
+    let stop = std::pin::pin!(stop);
+    let elector = lease_namespace.map(|ns| Elector::new(client.clone(), &ns, identity, leadership));
+    let (stop, elector) = match elector {
+        Some(mut elector) => match select(stop, Box::pin(async { (elector.acquire().await, elector) })).await {
+            Either::Left(_) => return Ok(()),
+            Either::Right(((how, elector), stop)) => {
+                tracing::info!(?how, "leading");
+                if how == Acquired::New {
+                    engine.memory().keep_quiet(Instant::now() + settle);
+                }
+                (stop, Some(elector))
+            }
+        },
+        None => {
+            tracing::info!(seconds = settle.as_secs(), "no election: waiting for earlier writes to settle");
+            engine.memory().keep_quiet(Instant::now() + settle);
+            (stop, None)
+        }
+    };
+    lead(&engine, keys, client, namespace.as_deref(), elector, stop).await
+}
+
+/// Leads until `stop` resolves or the lease is lost.
+async fn lead(
+    engine: &Engine<Cluster>,
+    mut keys: mpsc::UnboundedReceiver<Key>,
+    client: Client,
+    namespace: Option<&str>,
+    mut elector: Option<Elector>,
+    stop: impl Future<Output = ()>,
+) -> Result<(), Lost> {
+    let (names, writer) = reflector::store();
+    let (ready, is_ready) = oneshot::channel();
+    let events = watch::events(client, namespace);
+    let follow = watch::follow(engine.clone(), writer, events, || {
+        let _ = ready.send(());
+    });
+    let work = async {
+        // Nothing is reconciled before the claims are rebuilt.
+        if is_ready.await.is_ok() {
+            tracing::info!("ready");
+            let keys = futures::stream::poll_fn(move |context| keys.poll_recv(context));
+            queue::drive(engine.clone(), names, keys.boxed()).await;
+        }
+    };
+    let keep = async {
+        match &mut elector {
+            Some(elector) => elector.keep().await,
+            None => std::future::pending().await,
+        }
+    };
+    let end = async {
+        stop.await;
+        drain(engine).await;
+    };
+    tokio::select! {
+        lost = keep => return Err(lost),
+        () = follow => tracing::error!("the watch has ended"),
+        () = work => tracing::error!("the queue has ended"),
+        () = end => {}
+    }
+    if let Some(elector) = elector {
+        elector.release().await;
+    }
+    Ok(())
+}
+
+/// Lets tag writes end, records what they found, and waits until the newest one has settled.
+async fn drain(engine: &Engine<Cluster>) {
+    tracing::info!(operations = engine.unrecorded(), "stopping: launching nothing more");
+    engine.drain();
+    let deadline = Instant::now() + DRAIN;
+    while engine.unrecorded() > 0 && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    if let Some(settled) = engine.memory().settled_at() {
+        tokio::time::sleep_until(settled).await;
+    }
+}

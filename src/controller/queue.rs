@@ -1,0 +1,92 @@
+//! From triggers to reconciles: kube's applier, with a queue of our own.
+//!
+//! Keys come in, one reconcile per key runs at a time, and what a reconcile asks for (come back then) is kept. The same queue
+//! serves the cluster and the file.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{Stream, StreamExt as _};
+use kube::core::{ObjectMeta, PartialObjectMeta, PartialObjectMetaExt as _};
+use kube::runtime::controller::{Action, Config, Error, applier};
+use kube::runtime::reflector::{self, ObjectRef};
+use kube::runtime::watcher;
+
+use crate::api::PromotionRequest;
+use crate::engine::{Engine, Next, ReconcileError};
+use crate::store::{Key, Store};
+
+/// What the queue keeps of an object: its name is enough, because a reconcile loads it freshly.
+pub type Named = PartialObjectMeta<PromotionRequest>;
+
+/// Reconciles run at once, at most: each holds one object of at most 1.5 MB.
+const CONCURRENCY: u16 = 16;
+
+/// Reconciles every key of `keys` whose object `names` knows, until `keys` ends.
+pub async fn drive<S: Store>(
+    engine: Engine<S>,
+    names: reflector::Store<Named>,
+    keys: impl Stream<Item = Key> + Send + 'static,
+) {
+    let requests = keys.map(|key| Ok::<_, Infallible>(object_ref(&key)));
+    let config = Config::default().concurrency(CONCURRENCY);
+    applier(
+        |object: Arc<Named>, engine: Arc<Engine<S>>| Box::pin(reconcile(object, engine)),
+        |_: Arc<Named>, _: &ReconcileError, _: Arc<Engine<S>>| {
+            Action::requeue(Duration::from_millis(rand::random_range(1_000..5_000)))
+        },
+        Arc::new(engine),
+        names,
+        requests,
+        config,
+    )
+    .for_each(|result| async move {
+        match result {
+            // It ended, or was deleted, between the trigger and its turn.
+            Ok(_) | Err(Error::ObjectNotFound(_)) => {}
+            Err(error) => tracing::warn!("{error}"),
+        }
+    })
+    .await;
+}
+
+async fn reconcile<S: Store>(object: Arc<Named>, engine: Arc<Engine<S>>) -> Result<Action, ReconcileError> {
+    let key = Key {
+        namespace: object.metadata.namespace.clone().unwrap_or_default(),
+        name: object.metadata.name.clone().unwrap_or_default(),
+    };
+    Ok(match engine.reconcile(&key).await? {
+        Next::Triggered => Action::await_change(),
+        Next::After(after) => Action::requeue(after),
+    })
+}
+
+fn object_ref(key: &Key) -> ObjectRef<Named> {
+    let named = ObjectRef::new(&key.name);
+    if key.namespace.is_empty() { named } else { named.within(&key.namespace) }
+}
+
+/// The little that [`Named`] keeps of an object's metadata.
+#[must_use]
+pub fn named(metadata: &ObjectMeta) -> Named {
+    let kept = ObjectMeta {
+        name: metadata.name.clone(),
+        namespace: metadata.namespace.clone(),
+        uid: metadata.uid.clone(),
+        ..ObjectMeta::default()
+    };
+    kept.into_response_partial()
+}
+
+/// A reader that knows these objects and no others, for a store without a watch.
+#[must_use]
+pub fn names_of(objects: &[PromotionRequest]) -> reflector::Store<Named> {
+    let (reader, mut writer) = reflector::store();
+    writer.apply_watcher_event(&watcher::Event::Init);
+    for object in objects {
+        writer.apply_watcher_event(&watcher::Event::InitApply(named(&object.metadata)));
+    }
+    writer.apply_watcher_event(&watcher::Event::InitDone);
+    reader
+}

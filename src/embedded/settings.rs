@@ -1,0 +1,144 @@
+//! What kind of registry this is: everything that a test or an operator may switch, at the start or at run time.
+//!
+//! In and out as JSON under `/_control/settings`, durations in milliseconds. An unknown field is an error.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::auth::Auth;
+use super::store::Policy;
+
+/// How a registry is set up.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What may be switched at run time.
+    pub settings: Settings,
+    /// Who may do what.
+    pub auth: Auth,
+    /// Whether `/_control/` answers. Whoever reaches the listener may use it.
+    pub control: bool,
+    /// Requests kept in the log.
+    pub log_entries: usize,
+}
+
+/// Whose ways the registry follows where registries differ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Dialect {
+    /// quay: `MANIFEST_INVALID` names the first unknown blob, a GET by tag converts to schema 1, tag pages of at most 100.
+    #[default]
+    Quay,
+    /// CNCF distribution: `MANIFEST_BLOB_UNKNOWN` for each unknown blob, 400 without a fitting `Accept`.
+    Distribution,
+}
+
+/// What may be switched at run time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(clippy::struct_excessive_bools)]
+pub struct Settings {
+    /// Whose ways it follows.
+    pub dialect: Dialect,
+    /// Drop content the moment nothing holds it.
+    pub collect: bool,
+    /// How long content pushed without a tag is held.
+    #[serde(rename = "hold_ms", with = "millis")]
+    pub hold: Duration,
+    /// Refuse manifests whose blobs or children are missing.
+    pub check: bool,
+    /// Whether the referrers API answers.
+    pub referrers: bool,
+    /// Keep only digest and length of pushed blobs over 64 KiB; reading one back is a 500.
+    pub discard_blobs: bool,
+    /// Redirect every blob GET to the second listener, as quay.io does to its object storage.
+    pub redirect_blobs: bool,
+    /// Look for dangling tags after every change. Costs a walk over the repository for each.
+    pub audit: bool,
+    /// Waited before every request.
+    #[serde(rename = "latency_ms", with = "millis")]
+    pub latency: Duration,
+    /// Life of a bearer token.
+    #[serde(rename = "token_life_ms", with = "millis")]
+    pub token_life: Duration,
+}
+
+// === impl Options ===
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            settings: Settings::default(),
+            auth: Auth::default(),
+            control: true,
+            log_entries: 200_000,
+        }
+    }
+}
+
+impl Options {
+    /// With this authentication.
+    #[must_use]
+    pub fn auth(mut self, auth: Auth) -> Self {
+        self.auth = auth;
+        self
+    }
+
+    /// With these settings.
+    #[must_use]
+    pub fn settings(mut self, settings: Settings) -> Self {
+        self.settings = settings;
+        self
+    }
+}
+
+// === impl Settings ===
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            dialect: Dialect::Quay,
+            collect: true,
+            hold: Duration::from_hours(1),
+            check: true,
+            referrers: true,
+            discard_blobs: false,
+            redirect_blobs: false,
+            audit: false,
+            latency: Duration::ZERO,
+            token_life: Duration::from_hours(1),
+        }
+    }
+}
+
+impl Settings {
+    pub(super) fn policy(&self) -> Policy {
+        Policy {
+            collect: self.collect,
+            hold: self.hold,
+            check: self.check,
+            audit: self.audit,
+        }
+    }
+}
+
+mod millis {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(
+        duration: &Duration,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Duration, D::Error> {
+        // Bounded so that adding it to a clock cannot overflow.
+        let bounded = u64::deserialize(deserializer)?.min(100 * 365 * 86_400_000);
+        Ok(Duration::from_millis(bounded))
+    }
+}

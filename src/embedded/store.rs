@@ -1,0 +1,519 @@
+//! The state of the registry: repositories, tags, manifests, blobs, and the collection of what nothing holds.
+//!
+//! In: pushes, tag moves, deletions, and the time they happen at. Out: what resolves now.
+//!
+//! # Guarantees
+//!
+//! With [`Policy::collect`] a repository holds exactly what is reachable from its tags and from its grace holds:
+//!
+//! - a tag holds its manifest, a manifest its children and its blobs, a subject the manifests that refer to it;
+//! - content pushed without a tag (a manifest by digest, an uploaded or mounted blob) is held by itself for [`Policy::hold`].
+//!   That grace ends early when a tag first holds the content after the push, directly or through an index; from then on it
+//!   lives no longer than its holders. Quay keeps its temporary tag the full hour; ending it early is the stricter judge.
+//! - the moment the last holder goes, the content goes, and so on down, in the same call.
+//!
+//! Holders are counted for each digest, so a call costs the size of the images it touches, never that of the repository.
+
+mod repository;
+#[cfg(test)]
+mod tests;
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::audit::Trail;
+use super::content::{Blob, Digest};
+use super::manifest::Manifest;
+
+/// Changes kept for each tag: enough for any test, bounded for long runs.
+const TAG_HISTORY: usize = 256;
+/// How many of the newest changes keep the manifest itself, so that a stale read can be answered after its collection.
+const STALE_DEPTH: usize = 4;
+
+const CENTURY: Duration = Duration::from_hours(100 * 365 * 24);
+
+/// How content is kept and checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Drop content the moment nothing holds it.
+    pub collect: bool,
+    /// How long content pushed without a tag is held.
+    pub hold: Duration,
+    /// Refuse manifests whose blobs or children are not in the repository.
+    pub check: bool,
+    /// Look for dangling tags after every change.
+    pub audit: bool,
+}
+
+/// Everything the registry stores. Pure: it asks no clock and does no I/O.
+#[derive(Debug)]
+pub struct Store {
+    pub(super) policy: Policy,
+    pub(super) repositories: BTreeMap<String, Repository>,
+    pub(super) trail: Trail,
+    /// When graces end. Entries may be outdated: the content's own `grace` decides.
+    graces: BinaryHeap<Reverse<(Instant, String, Held)>>,
+    /// Number of the newest tag change.
+    seq: u64,
+}
+
+/// One repository. Blobs belong to a repository, as on quay.
+#[derive(Debug, Default)]
+pub(super) struct Repository {
+    pub(super) public: bool,
+    pub(super) tags: BTreeMap<String, Digest>,
+    pub(super) manifests: HashMap<Digest, Kept<Arc<Manifest>>>,
+    pub(super) blobs: HashMap<Digest, Kept<Blob>>,
+    changes: HashMap<String, VecDeque<Change>>,
+    tagged: HashMap<Digest, BTreeSet<String>>,
+    /// How many stored manifests name this digest as a child, or as a blob.
+    parents: HashMap<Digest, usize>,
+    users: HashMap<Digest, usize>,
+    referrers: HashMap<Digest, BTreeSet<Digest>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Kept<T> {
+    pub(super) content: T,
+    grace: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Held {
+    Manifest(Digest),
+    Blob(Digest),
+}
+
+/// One change of a tag.
+#[derive(Clone, Debug, Serialize)]
+pub struct TagChange {
+    /// Its number, counted over all tags of the registry.
+    pub seq: u64,
+    /// The digest the tag had from then on; none for a deletion.
+    pub digest: Option<Digest>,
+}
+
+#[derive(Debug)]
+struct Change {
+    seq: u64,
+    at: Instant,
+    digest: Option<Digest>,
+    manifest: Option<Arc<Manifest>>,
+}
+
+/// What a lagging replica says of a tag.
+#[derive(Debug)]
+pub enum Stale {
+    /// The tag has not changed lately: the present answer stands.
+    Current,
+    /// The tag was not there.
+    Absent,
+    /// The tag had this manifest.
+    Was(Arc<Manifest>),
+}
+
+/// Why the store refuses.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum StoreError {
+    /// No such repository.
+    #[error("repository `{0}` does not exist: push to it first")]
+    RepositoryUnknown(String),
+    /// The tag or digest does not resolve.
+    #[error("manifest `{0}` is unknown")]
+    ManifestUnknown(String),
+    /// The blob is not in the repository.
+    #[error("blob `{0}` is unknown")]
+    BlobUnknown(Digest),
+    /// A manifest names content that the repository does not have.
+    #[error(
+        "manifest names unknown content: blobs {blobs:?}, manifests {children:?}: push them first"
+    )]
+    ContentUnknown {
+        /// Missing config and layers, in the manifest's order.
+        blobs: Vec<Digest>,
+        /// Missing children, in the index's order.
+        children: Vec<Digest>,
+    },
+}
+
+// === impl Store ===
+
+impl Store {
+    /// An empty registry.
+    #[must_use]
+    pub fn new(policy: Policy) -> Self {
+        Self {
+            policy,
+            repositories: BTreeMap::new(),
+            trail: Trail::default(),
+            graces: BinaryHeap::new(),
+            seq: 0,
+        }
+    }
+
+    /// Changes the policy. Turning `collect` on drops at once what nothing holds.
+    pub fn set_policy(&mut self, policy: Policy, now: Instant) {
+        let sweep = policy.collect && !self.policy.collect;
+        self.policy = policy;
+        self.expire(now);
+        if sweep {
+            self.repositories.values_mut().for_each(Repository::sweep);
+        }
+        let names: Vec<String> = self.repositories.keys().cloned().collect();
+        for name in names {
+            self.examine(&name);
+        }
+    }
+
+    /// Makes sure that the repository exists.
+    pub fn create(&mut self, repository: &str) {
+        self.repository_mut(repository);
+    }
+
+    /// Whether the repository exists.
+    #[must_use]
+    pub fn exists(&self, repository: &str) -> bool {
+        self.repositories.contains_key(repository)
+    }
+
+    /// Lets everybody pull from a repository, or no longer. Creates it.
+    pub fn set_public(&mut self, repository: &str, public: bool) {
+        self.repository_mut(repository).public = public;
+    }
+
+    /// Whether everybody may pull from it.
+    #[must_use]
+    pub fn is_public(&self, repository: &str) -> bool {
+        self.repositories
+            .get(repository)
+            .is_some_and(|found| found.public)
+    }
+
+    /// Ends graces that are over at `now`. Every other call does this first.
+    pub fn expire(&mut self, now: Instant) {
+        while let Some(Reverse((due, ..))) = self.graces.peek()
+            && *due <= now
+        {
+            let Some(Reverse((_, name, held))) = self.graces.pop() else {
+                return;
+            };
+            let Some(repository) = self.repositories.get_mut(&name) else {
+                continue;
+            };
+            if repository.end_grace(held, now) && self.policy.collect {
+                match held {
+                    Held::Manifest(digest) => repository.collect_manifest(digest),
+                    Held::Blob(digest) => repository.collect_blob(digest),
+                }
+                self.examine(&name);
+            }
+        }
+    }
+
+    /// The manifest a digest names.
+    ///
+    /// # Errors
+    /// The repository or the digest does not resolve.
+    pub fn manifest(
+        &mut self,
+        repository: &str,
+        digest: Digest,
+        now: Instant,
+    ) -> Result<Arc<Manifest>, StoreError> {
+        self.expire(now);
+        self.repository(repository)?.manifest(digest)
+    }
+
+    /// The manifest a tag names.
+    ///
+    /// # Errors
+    /// The repository, the tag, or the tag's digest does not resolve.
+    pub fn tagged(
+        &mut self,
+        repository: &str,
+        tag: &str,
+        now: Instant,
+    ) -> Result<Arc<Manifest>, StoreError> {
+        self.expire(now);
+        let found = self.repository(repository)?;
+        let digest = found.tags.get(tag);
+        found.manifest(*digest.ok_or_else(|| StoreError::ManifestUnknown(tag.to_owned()))?)
+    }
+
+    /// What a replica that lags by `lag` says of a tag.
+    #[must_use]
+    pub fn stale(&self, repository: &str, tag: &str, lag: Duration, now: Instant) -> Stale {
+        let changes = self
+            .repositories
+            .get(repository)
+            .and_then(|found| found.changes.get(tag));
+        let Some(changes) = changes else {
+            return Stale::Current;
+        };
+        let seen = |change: &&Change| now.saturating_duration_since(change.at) >= lag;
+        match changes.iter().rev().position(|change| seen(&change)) {
+            Some(0) => Stale::Current,
+            Some(back) => match changes.iter().rev().nth(back) {
+                Some(Change {
+                    manifest: Some(manifest),
+                    ..
+                }) => Stale::Was(manifest.clone()),
+                Some(Change { digest: None, .. }) => Stale::Absent,
+                _ => Stale::Current,
+            },
+            None => Stale::Absent,
+        }
+    }
+
+    /// Stores a manifest and points `tag` at it; without a tag it is held for the grace.
+    ///
+    /// # Errors
+    /// [`StoreError::ContentUnknown`] where the policy checks and content is missing; nothing has changed then, but that the
+    /// repository exists.
+    pub fn put_manifest(
+        &mut self,
+        repository: &str,
+        tag: Option<&str>,
+        manifest: &Arc<Manifest>,
+        now: Instant,
+    ) -> Result<(), StoreError> {
+        self.expire(now);
+        let check = self.policy.check;
+        let found = self.repository_mut(repository);
+        if check {
+            found.check(manifest)?;
+        }
+        let digest = manifest.digest;
+        found.insert(manifest);
+        match tag {
+            Some(tag) => self.move_tag(repository, tag, Some(digest), now),
+            None => self.grant(repository, Held::Manifest(digest), now),
+        }
+        Ok(())
+    }
+
+    /// Points a tag at a digest that the repository has.
+    ///
+    /// # Errors
+    /// The repository or the digest does not resolve.
+    pub fn set_tag(
+        &mut self,
+        repository: &str,
+        tag: &str,
+        digest: Digest,
+        now: Instant,
+    ) -> Result<(), StoreError> {
+        self.manifest(repository, digest, now)?;
+        self.move_tag(repository, tag, Some(digest), now);
+        Ok(())
+    }
+
+    /// Removes one tag.
+    ///
+    /// # Errors
+    /// The repository or the tag does not exist.
+    pub fn delete_tag(
+        &mut self,
+        repository: &str,
+        tag: &str,
+        now: Instant,
+    ) -> Result<(), StoreError> {
+        self.expire(now);
+        if !self.repository(repository)?.tags.contains_key(tag) {
+            return Err(StoreError::ManifestUnknown(tag.to_owned()));
+        }
+        self.move_tag(repository, tag, None, now);
+        Ok(())
+    }
+
+    /// Removes all tags of a digest and its grace, as quay does for a `DELETE` by digest. An index that is held keeps it.
+    ///
+    /// # Errors
+    /// The repository or the digest does not resolve.
+    pub fn delete_manifest(
+        &mut self,
+        repository: &str,
+        digest: Digest,
+        now: Instant,
+    ) -> Result<Vec<String>, StoreError> {
+        self.manifest(repository, digest, now)?;
+        let found = self.repository_mut(repository);
+        let tags: Vec<String> = found
+            .tagged
+            .get(&digest)
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect();
+        if let Some(kept) = found.manifests.get_mut(&digest) {
+            kept.grace = None;
+        }
+        for tag in &tags {
+            self.move_tag(repository, tag, None, now);
+        }
+        // Also where nothing else is collected: the caller asked for this one.
+        self.repository_mut(repository).collect_manifest(digest);
+        self.examine(repository);
+        Ok(tags)
+    }
+
+    /// Takes a blob out of a repository, whatever holds it: what a broken storage does.
+    pub fn lose_blob(&mut self, repository: &str, digest: Digest) -> bool {
+        let lost = self
+            .repository_mut(repository)
+            .blobs
+            .remove(&digest)
+            .is_some();
+        self.examine(repository);
+        lost
+    }
+
+    /// Takes a manifest out of a repository, whatever holds it, and whatever it alone held with it.
+    pub fn lose_manifest(&mut self, repository: &str, digest: Digest) -> bool {
+        let lost = self.repository_mut(repository).remove_manifest(digest);
+        self.examine(repository);
+        lost
+    }
+
+    /// The blob a digest names.
+    ///
+    /// # Errors
+    /// The repository or the blob does not exist.
+    pub fn blob(
+        &mut self,
+        repository: &str,
+        digest: Digest,
+        now: Instant,
+    ) -> Result<Blob, StoreError> {
+        self.expire(now);
+        let found = self.repository(repository)?.blobs.get(&digest);
+        Ok(found
+            .ok_or(StoreError::BlobUnknown(digest))?
+            .content
+            .clone())
+    }
+
+    /// Stores a blob, held for the grace. One that is there already keeps its content.
+    pub fn put_blob(&mut self, repository: &str, digest: Digest, blob: Blob, now: Instant) {
+        self.expire(now);
+        self.repository_mut(repository)
+            .blobs
+            .entry(digest)
+            .or_insert(Kept {
+                content: blob,
+                grace: None,
+            });
+        self.grant(repository, Held::Blob(digest), now);
+    }
+
+    /// Copies a blob from another repository, held for the grace.
+    ///
+    /// # Errors
+    /// The source repository or the blob in it does not exist.
+    pub fn mount_blob(
+        &mut self,
+        from: &str,
+        to: &str,
+        digest: Digest,
+        now: Instant,
+    ) -> Result<(), StoreError> {
+        let blob = self.blob(from, digest, now)?;
+        self.put_blob(to, digest, blob, now);
+        Ok(())
+    }
+
+    /// The tags of a repository with their digests, in order.
+    ///
+    /// # Errors
+    /// The repository does not exist.
+    pub fn tags(
+        &mut self,
+        repository: &str,
+        now: Instant,
+    ) -> Result<&BTreeMap<String, Digest>, StoreError> {
+        self.expire(now);
+        Ok(&self.repository(repository)?.tags)
+    }
+
+    /// Every change of a tag, oldest first, at most the newest 256.
+    #[must_use]
+    pub fn history(&self, repository: &str, tag: &str) -> Vec<TagChange> {
+        self.repositories
+            .get(repository)
+            .and_then(|found| found.changes.get(tag))
+            .into_iter()
+            .flatten()
+            .map(|change| TagChange {
+                seq: change.seq,
+                digest: change.digest,
+            })
+            .collect()
+    }
+
+    /// The stored manifests whose subject is `digest`.
+    #[must_use]
+    pub fn referrers(
+        &mut self,
+        repository: &str,
+        digest: Digest,
+        now: Instant,
+    ) -> Vec<Arc<Manifest>> {
+        self.expire(now);
+        let Some(found) = self.repositories.get(repository) else {
+            return Vec::new();
+        };
+        let referrers = found.referrers.get(&digest).into_iter().flatten();
+        referrers
+            .filter_map(|referrer| found.manifest(*referrer).ok())
+            .collect()
+    }
+
+    /// Repository, tag, digest: the whole of what tags say.
+    #[must_use]
+    pub fn snapshot(&self) -> BTreeMap<String, BTreeMap<String, Digest>> {
+        self.repositories
+            .iter()
+            .map(|(name, found)| (name.clone(), found.tags.clone()))
+            .collect()
+    }
+
+    fn repository(&self, name: &str) -> Result<&Repository, StoreError> {
+        self.repositories
+            .get(name)
+            .ok_or_else(|| StoreError::RepositoryUnknown(name.to_owned()))
+    }
+
+    fn repository_mut(&mut self, name: &str) -> &mut Repository {
+        if !self.repositories.contains_key(name) {
+            self.repositories
+                .insert(name.to_owned(), Repository::default());
+        }
+        self.repositories.entry(name.to_owned()).or_default()
+    }
+
+    fn move_tag(&mut self, repository: &str, tag: &str, digest: Option<Digest>, now: Instant) {
+        self.seq += 1;
+        let (seq, collect) = (self.seq, self.policy.collect);
+        let found = self.repository_mut(repository);
+        let before = found.retag(tag, digest, seq, now);
+        if let Some(before) = before
+            && collect
+        {
+            found.collect_manifest(before);
+        }
+        self.examine(repository);
+    }
+
+    fn grant(&mut self, repository: &str, held: Held, now: Instant) {
+        // A hold beyond what the clock can tell lasts for a century.
+        let until = now.checked_add(self.policy.hold).unwrap_or(now + CENTURY);
+        self.repository_mut(repository).set_grace(held, Some(until));
+        self.graces
+            .push(Reverse((until, repository.to_owned(), held)));
+        self.examine(repository);
+    }
+}

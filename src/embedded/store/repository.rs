@@ -1,0 +1,251 @@
+//! One repository: who holds what, counted.
+//!
+//! In: manifests stored, tags moved, graces given and ended. Out: content that is there exactly as long as something holds it. A
+//! count is kept for each digest of the stored manifests that name it, so that letting go costs what is let go, and no more.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::super::content::Digest;
+use super::super::manifest::Manifest;
+use super::{Change, Held, Kept, Repository, STALE_DEPTH, StoreError, TAG_HISTORY};
+
+// === impl Repository ===
+
+impl Repository {
+    pub(super) fn manifest(&self, digest: Digest) -> Result<Arc<Manifest>, StoreError> {
+        let found = self.manifests.get(&digest);
+        let found = found.ok_or_else(|| StoreError::ManifestUnknown(digest.to_string()))?;
+        Ok(found.content.clone())
+    }
+
+    pub(super) fn check(&self, manifest: &Manifest) -> Result<(), StoreError> {
+        let blobs: Vec<_> = manifest
+            .blobs
+            .iter()
+            .filter(|digest| !self.blobs.contains_key(digest))
+            .copied()
+            .collect();
+        let children: Vec<_> = manifest
+            .children
+            .iter()
+            .filter(|digest| !self.manifests.contains_key(digest))
+            .copied()
+            .collect();
+        if blobs.is_empty() && children.is_empty() {
+            Ok(())
+        } else {
+            Err(StoreError::ContentUnknown { blobs, children })
+        }
+    }
+
+    /// Stores a manifest that is new here and counts it as a holder of what it names.
+    pub(super) fn insert(&mut self, manifest: &Arc<Manifest>) {
+        if self.manifests.contains_key(&manifest.digest) {
+            return;
+        }
+        for child in &manifest.children {
+            *self.parents.entry(*child).or_default() += 1;
+        }
+        for blob in &manifest.blobs {
+            *self.users.entry(*blob).or_default() += 1;
+        }
+        if let Some(subject) = manifest.subject {
+            self.referrers
+                .entry(subject)
+                .or_default()
+                .insert(manifest.digest);
+        }
+        let kept = Kept {
+            content: manifest.clone(),
+            grace: None,
+        };
+        self.manifests.insert(manifest.digest, kept);
+    }
+
+    /// Moves or removes a tag and returns the digest it leaves.
+    pub(super) fn retag(
+        &mut self,
+        tag: &str,
+        digest: Option<Digest>,
+        seq: u64,
+        now: Instant,
+    ) -> Option<Digest> {
+        let before = match digest {
+            Some(digest) => {
+                self.tagged
+                    .entry(digest)
+                    .or_default()
+                    .insert(tag.to_owned());
+                self.tags.insert(tag.to_owned(), digest)
+            }
+            None => self.tags.remove(tag),
+        };
+        let before = before.filter(|before| Some(*before) != digest);
+        if let Some(before) = before
+            && let Some(tags) = self.tagged.get_mut(&before)
+        {
+            tags.remove(tag);
+            if tags.is_empty() {
+                self.tagged.remove(&before);
+            }
+        }
+        if let Some(digest) = digest {
+            self.end_graces_below(digest);
+        }
+        let manifest = digest.and_then(|digest| self.manifest(digest).ok());
+        let changes = self.changes.entry(tag.to_owned()).or_default();
+        changes.push_back(Change {
+            seq,
+            at: now,
+            digest,
+            manifest,
+        });
+        if changes.len() > TAG_HISTORY {
+            changes.pop_front();
+        }
+        if let Some(old) = changes.len().checked_sub(STALE_DEPTH + 1)
+            && let Some(old) = changes.get_mut(old)
+        {
+            old.manifest = None;
+        }
+        before
+    }
+
+    /// What a tag holds now needs no grace of its own.
+    pub(super) fn end_graces_below(&mut self, digest: Digest) {
+        let (mut work, mut seen) = (vec![digest], HashSet::new());
+        while let Some(digest) = work.pop() {
+            if !seen.insert(digest) {
+                continue;
+            }
+            let Some(kept) = self.manifests.get_mut(&digest) else {
+                continue;
+            };
+            kept.grace = None;
+            work.extend(&kept.content.children);
+            for blob in &kept.content.blobs {
+                if let Some(blob) = self.blobs.get_mut(blob) {
+                    blob.grace = None;
+                }
+            }
+        }
+    }
+
+    pub(super) fn set_grace(&mut self, held: Held, until: Option<Instant>) {
+        match held {
+            Held::Manifest(digest) => {
+                if let Some(kept) = self.manifests.get_mut(&digest) {
+                    kept.grace = until;
+                }
+            }
+            Held::Blob(digest) => {
+                if let Some(kept) = self.blobs.get_mut(&digest) {
+                    kept.grace = until;
+                }
+            }
+        }
+    }
+
+    /// Whether a grace was there and is over now.
+    pub(super) fn end_grace(&mut self, held: Held, now: Instant) -> bool {
+        let grace = match held {
+            Held::Manifest(digest) => self.manifests.get(&digest).and_then(|kept| kept.grace),
+            Held::Blob(digest) => self.blobs.get(&digest).and_then(|kept| kept.grace),
+        };
+        let over = grace.is_some_and(|until| until <= now);
+        if over {
+            self.set_grace(held, None);
+        }
+        over
+    }
+
+    pub(super) fn is_held(&self, digest: Digest) -> bool {
+        let Some(kept) = self.manifests.get(&digest) else {
+            return false;
+        };
+        kept.grace.is_some()
+            || self.tagged.contains_key(&digest)
+            || self.parents.contains_key(&digest)
+            || kept
+                .content
+                .subject
+                .is_some_and(|subject| self.manifests.contains_key(&subject))
+    }
+
+    /// Drops a manifest that nothing holds, and with it whatever it alone held.
+    pub(super) fn collect_manifest(&mut self, digest: Digest) {
+        let mut work = vec![digest];
+        while let Some(digest) = work.pop() {
+            if !self.is_held(digest) {
+                work.extend(self.detach(digest));
+            }
+        }
+    }
+
+    pub(super) fn remove_manifest(&mut self, digest: Digest) -> bool {
+        let present = self.manifests.contains_key(&digest);
+        for released in self.detach(digest) {
+            self.collect_manifest(released);
+        }
+        present
+    }
+
+    /// Takes a manifest away and returns the manifests that it was a holder of.
+    pub(super) fn detach(&mut self, digest: Digest) -> Vec<Digest> {
+        let Some(kept) = self.manifests.remove(&digest) else {
+            return Vec::new();
+        };
+        let manifest = kept.content;
+        for blob in &manifest.blobs {
+            release(&mut self.users, *blob);
+            self.collect_blob(*blob);
+        }
+        if let Some(subject) = manifest.subject
+            && let Some(referrers) = self.referrers.get_mut(&subject)
+        {
+            referrers.remove(&digest);
+            if referrers.is_empty() {
+                self.referrers.remove(&subject);
+            }
+        }
+        for child in &manifest.children {
+            release(&mut self.parents, *child);
+        }
+        let mut released = manifest.children.clone();
+        released.extend(self.referrers.get(&digest).into_iter().flatten());
+        released
+    }
+
+    pub(super) fn collect_blob(&mut self, digest: Digest) {
+        let graced = self
+            .blobs
+            .get(&digest)
+            .is_some_and(|kept| kept.grace.is_some());
+        if !graced && !self.users.contains_key(&digest) {
+            self.blobs.remove(&digest);
+        }
+    }
+
+    pub(super) fn sweep(&mut self) {
+        let manifests: Vec<Digest> = self.manifests.keys().copied().collect();
+        for digest in manifests {
+            self.collect_manifest(digest);
+        }
+        let blobs: Vec<Digest> = self.blobs.keys().copied().collect();
+        for digest in blobs {
+            self.collect_blob(digest);
+        }
+    }
+}
+
+/// Takes one holder off; a digest with none left has no entry.
+fn release(holders: &mut HashMap<Digest, usize>, digest: Digest) {
+    if let Some(count) = holders.get_mut(&digest) {
+        *count = count.saturating_sub(1);
+        if *count == 0 {
+            holders.remove(&digest);
+        }
+    }
+}

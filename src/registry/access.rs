@@ -1,0 +1,256 @@
+//! Rights as data: whose they are, what a registry wants to see, and what a token says it allows.
+//!
+//! In comes the text of a challenge or the claims of a token; out come answers: is a right missing, is a refusal final, and what
+//! is a person to do about it.
+
+use std::sync::Arc;
+
+use http_auth::parser::ChallengeParser;
+use reqwest::header::HeaderValue;
+use serde::Deserialize;
+use tokio::time::Instant;
+
+use super::endpoint::Endpoint;
+use super::error::{Answer, Error};
+use super::keyring::Credential;
+use crate::image::Repository;
+use crate::machine::Reason;
+
+/// Whose rights are used, for what.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Access<'a> {
+    pub(super) endpoint: &'a Endpoint,
+    pub(super) credential: &'a Credential,
+    pub(super) repository: &'a Repository,
+    /// Whether it is written to, or absence there is to be believed.
+    pub(super) push: bool,
+    /// Another repository of the same registry that is read as well, if the credential may: for mounts.
+    pub(super) also: Option<&'a Repository>,
+}
+
+/// What a registry wants to see.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Challenge {
+    /// Nothing.
+    Open,
+    /// User and password with every request.
+    Basic,
+    /// A token from `realm`.
+    Bearer {
+        realm: String,
+        service: Option<String>,
+    },
+}
+
+/// What is sent with a request, and what is known about it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Grant {
+    pub(super) header: Option<HeaderValue>,
+    pub(super) token: Option<Arc<Token>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Token {
+    pub(super) issued: Instant,
+    pub(super) renew: Instant,
+    pub(super) rights: Option<Vec<Right>>,
+    pub(super) header: HeaderValue,
+}
+
+/// One entry of a token's `access` claim.
+#[derive(Debug, Deserialize)]
+pub(super) struct Right {
+    #[serde(default)]
+    r#type: String,
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    actions: Vec<String>,
+}
+
+impl Access<'_> {
+    /// The scopes a token needs, one string each.
+    pub(super) fn scopes(&self) -> Vec<String> {
+        let actions = if self.push { "pull,push" } else { "pull" };
+        let mut scopes = vec![format!("repository:{}:{actions}", self.repository.path())];
+        scopes.extend(
+            self.also
+                .map(|also| format!("repository:{}:pull", also.path())),
+        );
+        scopes
+    }
+
+    /// Why a 401 with this grant is final.
+    pub(super) fn refused(&self, answer: &Answer, grant: &Grant, insufficient: bool) -> Error {
+        let lacks = insufficient
+            || grant
+                .token
+                .as_ref()
+                .is_some_and(|t| self.lacking(t.rights.as_ref()).is_some());
+        let error = if self.credential.is_anonymous() {
+            self.no_entry()
+        } else if lacks {
+            self.denied(if self.push { "push" } else { "pull" })
+        } else {
+            self.rejected()
+        };
+        error.with_status(answer.status)
+    }
+
+    /// The action this access needs and the token says is missing.
+    pub(super) fn lacking(&self, rights: Option<&Vec<Right>>) -> Option<&'static str> {
+        let needed: &[&'static str] = if self.push {
+            &["push", "pull"]
+        } else {
+            &["pull"]
+        };
+        let rights = rights?;
+        needed
+            .iter()
+            .copied()
+            .find(|action| !may(rights, self.repository, action))
+    }
+
+    pub(super) fn rejected(&self) -> Error {
+        let (host, named) = (&self.endpoint.name, self.credential.named());
+        Error::terminal(
+            Reason::Unauthorized,
+            format!("{host} rejected {named}; renew it"),
+        )
+    }
+
+    pub(super) fn denied(&self, action: &str) -> Error {
+        let (repository, named) = (self.repository, self.credential.named());
+        let message = format!("{named} may not {action} {repository}; grant it {action} there");
+        Error::terminal(Reason::PermissionDenied, message)
+    }
+
+    pub(super) fn no_entry(&self) -> Error {
+        let (repository, named) = (self.repository, self.credential.named());
+        let message = format!(
+            "{repository} wants a credential and was asked as {named}; add an entry for it"
+        );
+        Error::terminal(Reason::Unauthorized, message)
+    }
+}
+
+impl Challenge {
+    /// The best challenge of a `WWW-Authenticate` value, and whether it says that a right is missing.
+    pub(super) fn parse(value: &str) -> Option<(Self, bool)> {
+        let mut best = None;
+        for challenge in ChallengeParser::new(value) {
+            let challenge = challenge.ok()?;
+            let param = |name: &str| {
+                let found = challenge
+                    .params
+                    .iter()
+                    .find(|(key, _)| key.eq_ignore_ascii_case(name));
+                found.map(|(_, value)| value.to_unescaped())
+            };
+            let parsed = if challenge.scheme.eq_ignore_ascii_case("bearer") {
+                let insufficient =
+                    param("error").is_some_and(|error| error == "insufficient_scope");
+                (
+                    Self::Bearer {
+                        realm: param("realm")?,
+                        service: param("service"),
+                    },
+                    insufficient,
+                )
+            } else if challenge.scheme.eq_ignore_ascii_case("basic") {
+                (Self::Basic, false)
+            } else {
+                continue;
+            };
+            best = best.max(Some(parsed));
+        }
+        best
+    }
+}
+
+impl Grant {
+    pub(super) fn header(&self) -> Option<&HeaderValue> {
+        self.header.as_ref()
+    }
+
+    pub(super) fn is_token(&self) -> bool {
+        self.token.is_some()
+    }
+
+    pub(super) fn is_issued_since(&self, time: Instant) -> bool {
+        self.token
+            .as_ref()
+            .is_some_and(|token| token.issued >= time)
+    }
+
+    /// Whether it is far from its end.
+    pub(super) fn is_young(&self) -> bool {
+        self.token
+            .as_ref()
+            .is_some_and(|token| Instant::now() < token.renew)
+    }
+
+    /// Whether the token says what it allows.
+    pub(super) fn tells_rights(&self) -> bool {
+        self.token
+            .as_ref()
+            .is_some_and(|token| token.rights.is_some())
+    }
+
+    /// Whether `repository` may be read with it; true where that cannot be known but by trying.
+    pub(super) fn may_pull(&self, repository: &Repository) -> bool {
+        let rights = self.token.as_ref().and_then(|token| token.rights.as_ref());
+        rights.is_none_or(|rights| may(rights, repository, "pull"))
+    }
+
+    pub(super) fn is(&self, token: &Arc<Token>) -> bool {
+        self.token
+            .as_ref()
+            .is_some_and(|own| Arc::ptr_eq(own, token))
+    }
+}
+
+pub(super) fn may(rights: &[Right], repository: &Repository, action: &str) -> bool {
+    rights.iter().any(|right| {
+        right.r#type == "repository"
+            && right.name == repository.path()
+            && right
+                .actions
+                .iter()
+                .any(|allowed| allowed == action || allowed == "*")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn challenges_are_read_whatever_their_order() {
+        let bearer =
+            r#"Bearer realm="https://quay.io/v2/auth",service="quay.io",scope="repository:a:pull""#;
+        let (challenge, insufficient) = Challenge::parse(bearer).unwrap();
+        let wanted = Challenge::Bearer {
+            realm: "https://quay.io/v2/auth".into(),
+            service: Some("quay.io".into()),
+        };
+        assert_eq!((challenge, insufficient), (wanted.clone(), false));
+        assert_eq!(
+            Challenge::parse(&format!("Basic realm=\"x\", {bearer}"))
+                .unwrap()
+                .0,
+            wanted
+        );
+        assert!(
+            Challenge::parse(&format!("{bearer},error=\"insufficient_scope\""))
+                .unwrap()
+                .1
+        );
+        assert_eq!(
+            Challenge::parse("basic realm=x").unwrap().0,
+            Challenge::Basic
+        );
+        assert_eq!(Challenge::parse("Negotiate"), None);
+    }
+}

@@ -1,0 +1,294 @@
+//! Rest for a host that is unwell: requests pass while all is well, otherwise one at a time, after rests that double.
+//!
+//! In comes what became of each request; out comes leave to send, or a wait that the operation's observer is told of.
+//! Guaranteed: failures of requests sent together count once, and a probe that nobody waits for any more does not stop the others.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+
+use super::activity::{Activity, Waiting};
+use super::budget::lock;
+use super::error::Error;
+use crate::machine::Reason;
+
+/// The longest `Retry-After` that is believed.
+const AFTER_MAX: Duration = Duration::from_secs(600);
+
+/// Lets requests pass while all is well; otherwise one at a time, after rests that double.
+#[derive(Debug)]
+pub(super) struct Breaker {
+    state: Mutex<Rest>,
+    changed: Notify,
+}
+
+/// The breaker's state, with time as an argument.
+#[derive(Debug)]
+struct Rest {
+    first: Duration,
+    max: Duration,
+    /// Counts openings, so that ten failures of requests sent together count as one.
+    generation: u64,
+    open: Option<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    until: Instant,
+    length: Duration,
+    probing: bool,
+    reason: Reason,
+    message: String,
+}
+
+#[derive(Debug)]
+pub(super) struct Ticket {
+    breaker: Arc<Breaker>,
+    generation: u64,
+    probe: bool,
+}
+
+enum Verdict {
+    Go {
+        probe: bool,
+    },
+    Wait {
+        until: Instant,
+        reason: Reason,
+        message: String,
+    },
+}
+
+impl Rest {
+    fn ask(&mut self, now: Instant) -> Verdict {
+        let Some(open) = &mut self.open else {
+            return Verdict::Go { probe: false };
+        };
+        let (reason, message) = (open.reason, open.message.clone());
+        if now < open.until {
+            return Verdict::Wait {
+                until: open.until,
+                reason,
+                message,
+            };
+        }
+        if open.probing {
+            return Verdict::Wait {
+                until: now + Duration::from_secs(1),
+                reason,
+                message,
+            };
+        }
+        open.probing = true;
+        Verdict::Go { probe: true }
+    }
+
+    fn good(&mut self, generation: u64) {
+        if generation == self.generation {
+            self.open = None;
+        }
+    }
+
+    /// Whether this failure was news.
+    fn bad(
+        &mut self,
+        generation: u64,
+        now: Instant,
+        reason: Reason,
+        message: String,
+        after: Option<Duration>,
+    ) -> bool {
+        if generation != self.generation {
+            return false;
+        }
+        self.generation += 1;
+        let length = self
+            .open
+            .as_ref()
+            .map_or(self.first, |open| (open.length * 2).min(self.max));
+        let rest = after
+            .unwrap_or(length)
+            .clamp(length.min(self.first), AFTER_MAX);
+        self.open = Some(Open {
+            until: now + rest,
+            length,
+            probing: false,
+            reason,
+            message,
+        });
+        true
+    }
+}
+
+impl Breaker {
+    pub(super) fn new(first: Duration, max: Duration) -> Self {
+        Self {
+            state: Mutex::new(Rest {
+                first,
+                max,
+                generation: 0,
+                open: None,
+            }),
+            changed: Notify::new(),
+        }
+    }
+
+    pub(super) async fn pass(
+        self: &Arc<Self>,
+        deadline: Option<Instant>,
+        activity: &Activity,
+    ) -> Result<Ticket, Error> {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            let now = Instant::now();
+            let (verdict, generation) = {
+                let mut state = lock(&self.state);
+                (state.ask(now), state.generation)
+            };
+            let (until, reason, message) = match verdict {
+                Verdict::Go { probe } => {
+                    return Ok(Ticket {
+                        breaker: Arc::clone(self),
+                        generation,
+                        probe,
+                    });
+                }
+                Verdict::Wait {
+                    until,
+                    reason,
+                    message,
+                } => (until, reason, message),
+            };
+            if deadline.is_some_and(|deadline| until > deadline) {
+                return Err(Error::wait(reason, Some(until - now), message));
+            }
+            let _shown = activity.wait(Waiting {
+                reason,
+                message,
+                until: until.into_std(),
+            });
+            tokio::select! {
+                () = sleep_until(until) => {}
+                () = changed => {}
+            }
+        }
+    }
+}
+
+impl Ticket {
+    pub(super) fn is_stale(&self) -> bool {
+        lock(&self.breaker.state).generation != self.generation
+    }
+
+    pub(super) fn good(mut self) {
+        self.probe = false;
+        lock(&self.breaker.state).good(self.generation);
+        self.breaker.changed.notify_waiters();
+    }
+
+    pub(super) fn bad(mut self, reason: Reason, message: String, after: Option<Duration>) -> bool {
+        self.probe = false;
+        let news =
+            lock(&self.breaker.state).bad(self.generation, Instant::now(), reason, message, after);
+        self.breaker.changed.notify_waiters();
+        news
+    }
+}
+
+impl Drop for Ticket {
+    /// A probe that was dropped without an answer leaves its turn to the next.
+    fn drop(&mut self) {
+        if !self.probe {
+            return;
+        }
+        let mut state = lock(&self.breaker.state);
+        if state.generation == self.generation
+            && let Some(open) = &mut state.open
+        {
+            open.probing = false;
+        }
+        drop(state);
+        self.breaker.changed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn rest() -> Rest {
+        Rest {
+            first: Duration::from_secs(1),
+            max: Duration::from_secs(60),
+            generation: 0,
+            open: None,
+        }
+    }
+
+    fn fail(rest: &mut Rest, now: Instant) -> Duration {
+        let generation = rest.generation;
+        assert!(rest.bad(
+            generation,
+            now,
+            Reason::RegistryUnavailable,
+            "x".into(),
+            None
+        ));
+        rest.open.as_ref().unwrap().until - now
+    }
+
+    #[test]
+    fn rests_double_from_one_second_to_sixty_and_a_good_answer_ends_them() {
+        let (mut rest, now) = (rest(), Instant::now());
+        let lengths: Vec<u64> = (0..8).map(|_| fail(&mut rest, now).as_secs()).collect();
+        assert_eq!(lengths, [1, 2, 4, 8, 16, 32, 60, 60]);
+        rest.good(rest.generation);
+        assert_eq!(fail(&mut rest, now).as_secs(), 1);
+    }
+
+    #[test]
+    fn failures_of_requests_sent_together_count_once() {
+        let (mut rest, now) = (rest(), Instant::now());
+        assert!(rest.bad(0, now, Reason::RegistryUnavailable, "x".into(), None));
+        for _ in 0..9 {
+            assert!(!rest.bad(0, now, Reason::RegistryUnavailable, "x".into(), None));
+        }
+        assert_eq!(rest.open.as_ref().unwrap().length.as_secs(), 1);
+    }
+
+    #[test]
+    fn a_late_good_answer_of_before_does_not_end_a_rest() {
+        let (mut rest, now) = (rest(), Instant::now());
+        fail(&mut rest, now);
+        rest.good(0);
+        assert!(rest.open.is_some());
+    }
+
+    #[test]
+    fn retry_after_is_honoured_and_capped() {
+        let (mut rest, now) = (rest(), Instant::now());
+        rest.bad(
+            0,
+            now,
+            Reason::RateLimited,
+            "x".into(),
+            Some(Duration::from_secs(7)),
+        );
+        assert_eq!(
+            rest.open.as_ref().unwrap().until - now,
+            Duration::from_secs(7)
+        );
+        rest.bad(
+            1,
+            now,
+            Reason::RateLimited,
+            "x".into(),
+            Some(Duration::from_secs(32400)),
+        );
+        assert_eq!(rest.open.as_ref().unwrap().until - now, AFTER_MAX);
+    }
+}

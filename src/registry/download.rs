@@ -1,0 +1,243 @@
+//! Downloads: the bytes of one blob as a stream that can break and go on.
+//!
+//! Out come chunks, as they arrive. Guaranteed: they are hashed on the way, and the last is given only when all together have the
+//! right digest and length, so that an upload fed by it cannot complete with anything else.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::header::{CONTENT_RANGE, HeaderValue, RANGE};
+use reqwest::{Method, Response, StatusCode};
+use sha2::{Digest as _, Sha256};
+
+use super::Registry;
+use super::access::Access;
+use super::activity::Activity;
+use super::blob::{blob_url, mismatch, named};
+use super::endpoint::Endpoint;
+use super::error::Error;
+use super::keyring::Credential;
+use super::manifest::Blob;
+use super::reply::Refusal;
+use super::transport::Failure;
+use super::transport::PATIENCE;
+use crate::image::{Digest, Repository};
+use crate::machine::Reason;
+
+/// How often a download goes on within one upload.
+const RESUMES_MAX: u32 = 5;
+/// An upload that takes nothing for so long is given up.
+const STALL: Duration = Duration::from_secs(300);
+
+/// A download on its way into an upload.
+pub(super) struct Download {
+    pub(super) registry: Registry,
+    pub(super) from: Repository,
+    pub(super) at: Endpoint,
+    pub(super) pull: Credential,
+    pub(super) blob: Blob,
+    pub(super) response: Option<Response>,
+    /// Bytes to pass over: the registry began again at the start.
+    pub(super) skip: u64,
+    pub(super) offset: u64,
+    pub(super) hash: Sha256,
+    pub(super) resumes: u32,
+    pub(super) activity: Activity,
+    pub(super) meter: Arc<Meter>,
+}
+
+/// What the stream tells the one who waits for the upload.
+#[derive(Debug, Default)]
+pub(super) struct Meter {
+    pub(super) bytes: AtomicU64,
+    pub(super) fault: Mutex<Option<Failure>>,
+}
+
+impl Meter {
+    pub(super) fn fault(&self) -> Option<Failure> {
+        self.fault
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+
+    /// Resolves when nothing was taken for [`STALL`].
+    pub(super) async fn stands_still(&self) {
+        let mut last = None;
+        loop {
+            let bytes = self.bytes.load(Ordering::Relaxed);
+            if last == Some(bytes) {
+                return;
+            }
+            last = Some(bytes);
+            tokio::time::sleep(STALL).await;
+        }
+    }
+}
+
+impl Download {
+    /// The next bytes; nothing after the last of them, which is given only when all together have the right digest.
+    pub(super) async fn next(mut self) -> Result<Option<(Bytes, Self)>, Error> {
+        if self.offset == self.blob.size {
+            return Ok(None);
+        }
+        loop {
+            let read = match &mut self.response {
+                Some(response) => response.chunk().await.ok().flatten(),
+                None => None,
+            };
+            let step = match read {
+                Some(chunk) => self.accept(chunk),
+                None => self.resume().await.map(|()| None),
+            };
+            match step {
+                Ok(Some(chunk)) => return Ok(Some((chunk, self))),
+                Ok(None) => {}
+                Err(failure) => {
+                    let shown = Error::attempt(Reason::RegistryError, "the download ended");
+                    *self
+                        .meter
+                        .fault
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner) = Some(failure);
+                    return Err(shown);
+                }
+            }
+        }
+    }
+
+    fn accept(&mut self, mut chunk: Bytes) -> Result<Option<Bytes>, Failure> {
+        let over = usize::try_from(self.skip)
+            .unwrap_or(usize::MAX)
+            .min(chunk.len());
+        let _ = chunk.split_to(over);
+        self.skip -= over as u64;
+        if chunk.is_empty() {
+            return Ok(None);
+        }
+        let length = chunk.len() as u64;
+        if self.offset + length > self.blob.size {
+            return Err(Failure::Refused(mismatch(&self.from, self.blob.digest)));
+        }
+        self.hash.update(&chunk);
+        self.offset += length;
+        if self.offset == self.blob.size {
+            let found = Digest::from_bytes(self.hash.clone().finalize().into());
+            if found != self.blob.digest {
+                return Err(Failure::Refused(mismatch(&self.from, self.blob.digest)));
+            }
+        }
+        self.meter.bytes.fetch_add(length, Ordering::Relaxed);
+        self.activity.wrote(length);
+        Ok(Some(chunk))
+    }
+
+    /// Opens the download again where it broke.
+    async fn resume(&mut self) -> Result<(), Failure> {
+        self.response = None;
+        self.resumes += 1;
+        if self.resumes > RESUMES_MAX {
+            let (what, offset) = (named(&self.from, self.blob.digest), self.offset);
+            let message = format!("{what}: cut off {RESUMES_MAX} times, last after {offset} bytes");
+            return Err(Failure::Refused(Error::attempt(
+                Reason::RegistryError,
+                message,
+            )));
+        }
+        tokio::time::sleep(Duration::from_millis(50) * self.resumes * self.resumes).await;
+        let (registry, activity) = (self.registry.clone(), self.activity.clone());
+        let response = registry
+            .open(
+                &self.from,
+                &self.at,
+                &self.pull,
+                self.blob,
+                self.offset,
+                &activity,
+            )
+            .await?;
+        self.skip = match response.status() {
+            StatusCode::PARTIAL_CONTENT if starts_at(&response, self.offset) => 0,
+            StatusCode::PARTIAL_CONTENT => {
+                let message = format!(
+                    "{}: another range was sent than asked",
+                    named(&self.from, self.blob.digest)
+                );
+                return Err(Failure::Refused(Error::attempt(
+                    Reason::RegistryError,
+                    message,
+                )));
+            }
+            _ => self.offset,
+        };
+        self.response = Some(response);
+        Ok(())
+    }
+}
+
+impl Registry {
+    /// GET of a blob's content from `offset`.
+    pub(super) async fn open(
+        &self,
+        from: &Repository,
+        at: &Endpoint,
+        pull: &Credential,
+        blob: Blob,
+        offset: u64,
+        activity: &Activity,
+    ) -> Result<Response, Failure> {
+        let what = named(from, blob.digest);
+        let access = Access {
+            endpoint: at,
+            credential: pull,
+            repository: from,
+            push: false,
+            also: None,
+        };
+        let url = blob_url(&access, blob.digest);
+        let mut ask = self.blob_ask(Method::GET, url, &what, Some(&access), activity);
+        ask.placed = true;
+        ask.patience = Some(PATIENCE);
+        ask.timeout = None;
+        if offset > 0 {
+            ask.headers.insert(RANGE, range(offset));
+        }
+        let reply = self.transport().send(&mut ask).await?;
+        match reply.status() {
+            StatusCode::OK => {
+                let length = reply.response.content_length();
+                if length.is_some_and(|length| length != blob.size) {
+                    return Err(Failure::Refused(mismatch(from, blob.digest)));
+                }
+                Ok(reply.response)
+            }
+            StatusCode::PARTIAL_CONTENT if offset > 0 => Ok(reply.response),
+            StatusCode::NOT_FOUND if !reply.elsewhere => {
+                let message = format!("{what}: the source image misses this blob; rebuild it");
+                Err(Failure::Refused(Error::attempt(
+                    Reason::SourceIncomplete,
+                    message,
+                )))
+            }
+            _ => Err(Failure::Refused(
+                reply.refusal(&what, Refusal::OfRead).await,
+            )),
+        }
+    }
+}
+
+fn range(offset: u64) -> HeaderValue {
+    // Digits and dashes are always a header.
+    HeaderValue::from_str(&format!("bytes={offset}-"))
+        .unwrap_or_else(|_| HeaderValue::from_static("bytes=0-"))
+}
+
+fn starts_at(response: &Response, offset: u64) -> bool {
+    let value = response
+        .headers()
+        .get(CONTENT_RANGE)
+        .and_then(|value| value.to_str().ok());
+    value.is_some_and(|value| value.starts_with(&format!("bytes {offset}-")))
+}

@@ -1,0 +1,252 @@
+//! Reading manifests: a look at a float, a source, a pin.
+//!
+//! In comes a repository and a tag or digest; out comes a manifest or its absence. Guaranteed: at most 4 MiB are read, whatever the
+//! registry announces; where absence decides something, only a typed 404 to a push credential is absence.
+
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{Method, StatusCode};
+
+use super::access::Access;
+use super::activity::Activity;
+use super::budget::Lane;
+use super::error::{Answer, Error};
+use super::keyring::Credential;
+use super::manifest::Manifest;
+use super::reply::Refusal;
+use super::transport::{Ask, Content, Failure};
+use super::{Held, Registry};
+use crate::image::{Digest, Reference, Repository, Tag};
+use crate::machine::Reason;
+
+/// The most of a manifest that is read: the specification's floor for what registries take.
+const MANIFEST_MAX: usize = 4 * 1024 * 1024;
+/// Always all four: without the stored one, quay converts and answers another digest.
+const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, \
+    application/vnd.docker.distribution.manifest.list.v2+json, \
+    application/vnd.oci.image.manifest.v1+json, \
+    application/vnd.docker.distribution.manifest.v2+json";
+
+/// What a GET of a manifest came to.
+enum Got {
+    Manifest(Manifest),
+    /// A 404, of whatever kind.
+    Absent(Answer),
+}
+
+impl Registry {
+    /// A look: GET by tag with a pull and push token of `credential`. None: the registry says that the tag is not there.
+    ///
+    /// # Errors
+    /// Anything else, a 404 without a registry's error code among it.
+    pub async fn look(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        credential: &Credential,
+        activity: &Activity,
+    ) -> Result<Option<Manifest>, Error> {
+        let reference = Reference::Tag(tag.clone());
+        self.believe(repository, &reference, credential, activity)
+            .await
+    }
+
+    /// GET by tag or digest with a pull token, for sources and plans. None: any 404. By digest, the cache answers where it can.
+    ///
+    /// # Errors
+    /// Anything but a manifest or a 404.
+    pub async fn fetch(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+        credential: &Credential,
+        activity: &Activity,
+    ) -> Result<Option<Manifest>, Error> {
+        if let Some(manifest) = self.cached(repository, reference, credential) {
+            return Ok(Some(manifest));
+        }
+        match self
+            .get(repository, reference, credential, false, activity)
+            .await?
+        {
+            Got::Manifest(manifest) => Ok(Some(manifest)),
+            Got::Absent(_) => Ok(None),
+        }
+    }
+
+    /// The manifest of this digest in a repository that is written to: from the cache, else GET with the push credential.
+    /// None: the registry says that it is not there.
+    ///
+    /// # Errors
+    /// Anything else, a 404 without a registry's error code among it.
+    pub async fn held(
+        &self,
+        repository: &Repository,
+        digest: Digest,
+        credential: &Credential,
+        activity: &Activity,
+    ) -> Result<Option<Manifest>, Error> {
+        let reference = Reference::Digest(digest);
+        if let Some(manifest) = self.cached(repository, &reference, credential) {
+            return Ok(Some(manifest));
+        }
+        self.believe(repository, &reference, credential, activity)
+            .await
+    }
+
+    /// GET with a push token, of which only a typed 404 is absence.
+    async fn believe(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+        credential: &Credential,
+        activity: &Activity,
+    ) -> Result<Option<Manifest>, Error> {
+        match self
+            .get(repository, reference, credential, true, activity)
+            .await?
+        {
+            Got::Manifest(manifest) => Ok(Some(manifest)),
+            Got::Absent(answer) if answer.says_absent() => Ok(None),
+            Got::Absent(answer) => {
+                let what = named(repository, reference);
+                let message =
+                    format!("{what}: a 404 that does not say what is missing; not taken as absent");
+                Err(Error::attempt(Reason::RegistryError, message).with_status(answer.status))
+            }
+        }
+    }
+
+    fn cached(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+        credential: &Credential,
+    ) -> Option<Manifest> {
+        let Reference::Digest(digest) = reference else {
+            return None;
+        };
+        self.0.manifests.get(&held(repository, *digest, credential))
+    }
+
+    async fn get(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+        credential: &Credential,
+        push: bool,
+        activity: &Activity,
+    ) -> Result<Got, Error> {
+        let what = named(repository, reference);
+        let endpoint = self.endpoint(repository)?;
+        let access = Access {
+            endpoint: &endpoint,
+            credential,
+            repository,
+            push,
+            also: None,
+        };
+        let mut ask = self.manifest_ask(Method::GET, &what, reference, &access, activity);
+        let reply = self
+            .transport()
+            .send(&mut ask)
+            .await
+            .map_err(Failure::into_error)?;
+        match reply.status() {
+            StatusCode::OK => {}
+            StatusCode::NOT_FOUND if !reply.elsewhere => {
+                return Ok(Got::Absent(reply.answer().await));
+            }
+            _ => return Err(reply.refusal(&what, Refusal::OfRead).await),
+        }
+        let content_type = reply.header(CONTENT_TYPE.as_str()).map(str::to_owned);
+        let stated = reply.header("docker-content-digest").map(str::to_owned);
+        let Some(bytes) = reply.body(&what, MANIFEST_MAX).await? else {
+            let message =
+                format!("{what}: the manifest is larger than 4 MiB; make the image smaller");
+            return Err(Error::terminal(Reason::TooLarge, message));
+        };
+        let named = match reference {
+            Reference::Digest(digest) => Some(*digest),
+            Reference::Tag(_) => None,
+        };
+        let manifest = Manifest::read(
+            &what,
+            bytes,
+            content_type.as_deref(),
+            named,
+            stated.as_deref(),
+        )?;
+        self.0.manifests.insert(
+            held(repository, manifest.digest, credential),
+            manifest.clone(),
+        );
+        Ok(Got::Manifest(manifest))
+    }
+
+    /// Whether a repository has the manifest of this digest, asked by HEAD.
+    pub(super) async fn has_manifest(
+        &self,
+        access: &Access<'_>,
+        digest: Digest,
+        activity: &Activity,
+    ) -> Result<bool, Error> {
+        let reference = Reference::Digest(digest);
+        let what = named(access.repository, &reference);
+        let mut ask = self.manifest_ask(Method::HEAD, &what, &reference, access, activity);
+        let reply = self
+            .transport()
+            .send(&mut ask)
+            .await
+            .map_err(Failure::into_error)?;
+        match reply.status() {
+            StatusCode::OK => Ok(true),
+            StatusCode::NOT_FOUND => Ok(false),
+            _ => Err(reply.refusal(&what, Refusal::OfRead).await),
+        }
+    }
+
+    /// A request for one manifest, without content.
+    pub(super) fn manifest_ask<'a>(
+        &self,
+        method: Method,
+        what: &'a str,
+        reference: &Reference,
+        access: &'a Access<'a>,
+        activity: &'a Activity,
+    ) -> Ask<'a> {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static(ACCEPTED));
+        Ask {
+            method,
+            url: access.endpoint.url(&format!(
+                "{}/manifests/{reference}",
+                access.repository.path()
+            )),
+            what,
+            lane: Lane::Manifests,
+            headers,
+            content: Content::Nothing,
+            access: Some(access),
+            timeout: Some(self.transport().settings.request_timeout),
+            patience: None,
+            placed: false,
+            activity,
+        }
+    }
+}
+
+fn held(repository: &Repository, digest: Digest, credential: &Credential) -> Held {
+    Held {
+        credential: credential.key(),
+        repository: repository.clone(),
+        digest,
+    }
+}
+
+/// How messages name a manifest.
+pub(super) fn named(repository: &Repository, reference: &Reference) -> String {
+    match reference {
+        Reference::Tag(tag) => format!("{repository}:{tag}"),
+        Reference::Digest(digest) => format!("{repository}@{}", digest.short()),
+    }
+}

@@ -1,0 +1,150 @@
+//! What comes back: answers as they are read off the wire, and failures of a connection.
+//!
+//! Guaranteed: no more of a body is read than the reader names; no error shows a URL.
+
+use std::error::Error as StdError;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use reqwest::header::{HeaderMap, RETRY_AFTER, WWW_AUTHENTICATE};
+use reqwest::{Response, StatusCode};
+
+use super::access::Challenge;
+use super::budget::Places;
+use super::error::{Answer, Error};
+use crate::machine::Reason;
+
+/// The most of a refusal's body that is read.
+const REFUSAL_MAX: usize = 64 * 1024;
+
+/// An answer to be judged by the caller: neither a wait nor a 401.
+#[derive(Debug)]
+pub(super) struct Reply {
+    pub(super) response: Response,
+    /// Whether a redirect led to another address than the one asked.
+    pub(super) elsewhere: bool,
+    pub(super) _places: Option<Places>,
+}
+
+/// What was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refusal {
+    OfRead,
+    OfWrite,
+}
+
+impl Reply {
+    pub(super) fn status(&self) -> StatusCode {
+        self.response.status()
+    }
+
+    /// A header as text.
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        self.response.headers().get(name)?.to_str().ok()
+    }
+
+    /// The refusal this reply is.
+    pub(super) async fn answer(self) -> Answer {
+        read_refusal(self.response).await
+    }
+
+    /// The refusal this reply is, classed. What a redirect's target refuses says nothing about rights at the registry.
+    pub(super) async fn refusal(self, what: &str, of: Refusal) -> Error {
+        if self.elsewhere {
+            let status = self.status().as_u16();
+            let message =
+                format!("{what}: the storage the registry redirects to answered {status}");
+            return Error::attempt(Reason::RegistryError, message);
+        }
+        self.answer().await.error(what, of == Refusal::OfWrite)
+    }
+
+    /// The body, at most `max` bytes of it: none where it is longer, an error where it was cut off.
+    pub(super) async fn body(mut self, what: &str, max: usize) -> Result<Option<Bytes>, Error> {
+        let mut body = BytesMut::new();
+        loop {
+            match self.response.chunk().await {
+                Ok(Some(chunk)) if body.len() + chunk.len() > max => return Ok(None),
+                Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+                Ok(None) => return Ok(Some(body.freeze())),
+                Err(error) => {
+                    let cause = describe(&error.without_url());
+                    let message = format!("{what}: cut off after {} bytes ({cause})", body.len());
+                    return Err(Error::attempt(Reason::RegistryError, message));
+                }
+            }
+        }
+    }
+}
+
+pub(super) async fn read_refusal(mut response: Response) -> Answer {
+    let status = response.status();
+    let mut body = BytesMut::new();
+    while let Ok(Some(chunk)) = response.chunk().await {
+        let room = REFUSAL_MAX - body.len();
+        body.extend_from_slice(chunk.get(..room).unwrap_or(&chunk));
+        if body.len() >= REFUSAL_MAX {
+            break;
+        }
+    }
+    Answer::read(status, &body)
+}
+
+/// The challenge of a 401: Bearer where there is one, else Basic.
+pub(super) fn challenge_of(headers: &HeaderMap) -> Option<(Challenge, bool)> {
+    headers
+        .get_all(WWW_AUTHENTICATE)
+        .iter()
+        .filter_map(|value| Challenge::parse(value.to_str().ok()?))
+        .max()
+}
+
+/// `Retry-After` in both forms: seconds or a date.
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(value).ok()?;
+    Some(
+        date.duration_since(std::time::SystemTime::now())
+            .unwrap_or_default(),
+    )
+}
+
+/// Whether a certificate was not accepted, wherever in the chain of causes it says so.
+pub(super) fn is_untrusted(error: &reqwest::Error) -> bool {
+    let mut cause: Option<&(dyn StdError + 'static)> = error.source();
+    while let Some(error) = cause {
+        // An io::Error hides the error it wraps from `source`.
+        let inner = error
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::get_ref);
+        let tls = error
+            .downcast_ref::<rustls::Error>()
+            .or_else(|| inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()));
+        if let Some(tls) = tls {
+            return matches!(
+                tls,
+                rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented
+            );
+        }
+        cause = match inner {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    false
+}
+
+/// The innermost cause of an error, which is the one that helps.
+pub(super) fn describe(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return "timed out".into();
+    }
+    let mut cause: &dyn StdError = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}

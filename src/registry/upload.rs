@@ -1,0 +1,318 @@
+//! Uploads: one blob streamed into the target, fed by a download.
+//!
+//! In comes a blob that the target does not have; when it returns, it has. Guaranteed: places are held only while both hosts are
+//! well; an upload of which nothing certain is known is looked for before it is started anew, three times at most; a session that
+//! is not used is cancelled.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures::stream;
+use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION};
+use reqwest::{Body, Method, Response, StatusCode, Url};
+use sha2::{Digest as _, Sha256};
+
+use super::Registry;
+use super::access::Access;
+use super::activity::Activity;
+use super::blob::{Job, mismatch, named, uploads_url};
+use super::budget::stream_places;
+use super::download::{Download, Meter};
+use super::error::Error;
+use super::keyring::Credential;
+use super::manifest::Blob;
+use super::reply::{Refusal, Reply};
+use super::transport::Failure;
+use super::transport::{Content, PATIENCE};
+use crate::image::{Digest, Repository};
+use crate::machine::Reason;
+
+/// How often a blob is started anew after an upload of which nothing certain is known.
+pub(super) const RESTARTS_MAX: u32 = 3;
+/// How often a source may be unwell for one blob while it serves others.
+const UNWELL_MAX: u32 = 20;
+
+impl Registry {
+    /// Streams one blob from source to target, however often that takes.
+    pub(super) async fn transfer(
+        &self,
+        job: &Job<'_>,
+        blob: Blob,
+        mut session: Option<Url>,
+    ) -> Result<(), Error> {
+        let source = self.transport().host(&job.from_at.base);
+        let target = self.transport().host(&job.to_at.base);
+        let (mut restarts, mut unwell, served) = (0, 0, source.served());
+        loop {
+            source.well(false, job.activity).await;
+            target.well(true, job.activity).await;
+            let places = stream_places(&source, &target).await;
+            let outcome = self.stream(job, blob, session.take()).await;
+            drop(places);
+            let error = match outcome {
+                Ok(()) => return Ok(()),
+                Err(Failure::Unsettled(error)) if restarts < RESTARTS_MAX => {
+                    restarts += 1;
+                    if self.has_blob(job, blob).await? {
+                        return Ok(());
+                    }
+                    tracing::debug!(%error, "blob is started anew");
+                    continue;
+                }
+                Err(Failure::Restart(error)) => error,
+                Err(Failure::Unsettled(error)) => {
+                    let message = format!("{} (started anew {RESTARTS_MAX} times)", error.message);
+                    return Err(Error::attempt(Reason::RegistryError, message));
+                }
+                Err(failure) => return Err(failure.into_error()),
+            };
+            if error.status().is_some_and(|status| status >= 500) {
+                unwell += 1;
+            }
+            if unwell >= UNWELL_MAX && source.served() > served {
+                let message = format!(
+                    "{} (twenty times, while the host serves others)",
+                    error.message
+                );
+                return Err(Error::attempt(Reason::RegistryError, message));
+            }
+        }
+    }
+
+    /// One upload, fed by a download.
+    async fn stream(&self, job: &Job<'_>, blob: Blob, session: Option<Url>) -> Result<(), Failure> {
+        let what = named(job.to, blob.digest);
+        let access = job.target();
+        let opened = self
+            .open(job.from, &job.from_at, job.pull, blob, 0, job.activity)
+            .await;
+        let response = match (opened, &session) {
+            (Ok(response), _) => response,
+            (Err(failure), session) => {
+                self.cancel(session.as_ref(), &access, &what, job.activity)
+                    .await;
+                return Err(failure);
+            }
+        };
+        let location = match session {
+            Some(location) => location,
+            None => self.begin(&access, &what, true, job.activity).await?,
+        };
+        let outcome = self
+            .upload(job, blob, &what, &access, location.clone(), response)
+            .await;
+        if outcome.is_err() {
+            self.cancel(Some(&location), &access, &what, job.activity)
+                .await;
+        }
+        outcome
+    }
+
+    /// The closing PUT of an upload, with the whole content.
+    async fn upload(
+        &self,
+        job: &Job<'_>,
+        blob: Blob,
+        what: &str,
+        access: &Access<'_>,
+        mut location: Url,
+        response: Response,
+    ) -> Result<(), Failure> {
+        let own = access.endpoint.is_at(&location);
+        location
+            .query_pairs_mut()
+            .append_pair("digest", &blob.digest.to_string());
+        let mut ask = self.blob_ask(
+            Method::PUT,
+            location,
+            what,
+            own.then_some(access),
+            job.activity,
+        );
+        ask.headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("application/octet-stream"),
+        );
+        // Also where the location is another host: waiting for a place there could close a circle.
+        ask.placed = true;
+        ask.patience = Some(PATIENCE);
+        ask.timeout = None;
+        let meter = Arc::new(Meter::default());
+        if blob.size == 0 {
+            if blob.digest != Digest::of(b"") {
+                return Err(Failure::Refused(mismatch(job.from, blob.digest)));
+            }
+        } else {
+            ask.headers
+                .insert(CONTENT_LENGTH, HeaderValue::from(blob.size));
+            let download = Download {
+                registry: self.clone(),
+                from: job.from.clone(),
+                at: job.from_at.clone(),
+                pull: job.pull.clone(),
+                blob,
+                response: Some(response),
+                skip: 0,
+                offset: 0,
+                hash: Sha256::new(),
+                resumes: 0,
+                activity: job.activity.clone(),
+                meter: Arc::clone(&meter),
+            };
+            ask.content = Content::Once(Body::wrap_stream(stream::try_unfold(
+                download,
+                Download::next,
+            )));
+        }
+        let result = tokio::select! {
+            result = self.transport().send(&mut ask) => result,
+            () = meter.stands_still() => {
+                let message = format!("{what}: the upload stands still");
+                Err(Failure::Unsettled(Error::attempt(Reason::RegistryError, message)))
+            }
+        };
+        let outcome = match result {
+            Ok(reply) => landed(what, blob, reply).await,
+            Err(failure) => Err(failure),
+        };
+        if outcome.is_err() {
+            job.activity.take_back(meter.bytes.load(Ordering::Relaxed));
+        }
+        match (outcome, meter.fault()) {
+            (Ok(()), _) => Ok(()),
+            // What broke the stream is why the upload ended.
+            (Err(_), Some(fault)) => Err(fault),
+            (Err(failure), None) => Err(failure),
+        }
+    }
+
+    /// Opens an upload session. `placed`: whether a place on that host is held.
+    pub(super) async fn begin(
+        &self,
+        access: &Access<'_>,
+        what: &str,
+        placed: bool,
+        activity: &Activity,
+    ) -> Result<Url, Failure> {
+        let mut ask = self.blob_ask(
+            Method::POST,
+            uploads_url(access),
+            what,
+            Some(access),
+            activity,
+        );
+        ask.placed = placed;
+        ask.patience = placed.then_some(PATIENCE);
+        let reply = self.transport().send(&mut ask).await?;
+        if reply.status() == StatusCode::ACCEPTED {
+            return self
+                .location(&reply, access, what)
+                .map_err(Failure::Refused);
+        }
+        Err(Failure::Refused(
+            reply.refusal(what, Refusal::OfWrite).await,
+        ))
+    }
+
+    /// Where an upload goes on: relative or absolute, its query kept.
+    pub(super) fn location(
+        &self,
+        reply: &Reply,
+        access: &Access<'_>,
+        what: &str,
+    ) -> Result<Url, Error> {
+        let location = reply
+            .header(LOCATION.as_str())
+            .and_then(|location| reply.response.url().join(location).ok())
+            .filter(|url| {
+                self.transport()
+                    .endpoints
+                    .may_follow(Some(&access.endpoint.base), url)
+            });
+        location.ok_or_else(|| {
+            let message = format!("{what}: the registry opened an upload and does not say where");
+            Error::attempt(Reason::RegistryError, message)
+        })
+    }
+
+    /// Cancels an upload session, as far as the registry takes part.
+    pub(super) async fn cancel(
+        &self,
+        session: Option<&Url>,
+        access: &Access<'_>,
+        what: &str,
+        activity: &Activity,
+    ) {
+        let Some(session) = session else {
+            return;
+        };
+        let own = access.endpoint.is_at(session).then_some(access);
+        let mut ask = self.blob_ask(Method::DELETE, session.clone(), what, own, activity);
+        ask.placed = true;
+        ask.patience = Some(Duration::from_secs(1));
+        ask.timeout = Some(PATIENCE);
+        let _ = self.transport().send(&mut ask).await;
+    }
+
+    /// Whether `credential` may push there: what its token says, else an upload session opened and cancelled, remembered for an
+    /// hour.
+    ///
+    /// # Errors
+    /// `PermissionDenied` and `Unauthorized` are the definite no; a waiting error is "not known now".
+    pub async fn may_push(
+        &self,
+        repository: &Repository,
+        credential: &Credential,
+        activity: &Activity,
+    ) -> Result<(), Error> {
+        let endpoint = self.endpoint(repository)?;
+        let access = Access {
+            endpoint: &endpoint,
+            credential,
+            repository,
+            push: true,
+            also: None,
+        };
+        let grant = self
+            .transport()
+            .authorise(&access, None, None, activity)
+            .await;
+        let key = (credential.key(), repository.clone());
+        if grant.map_err(Failure::into_error)?.tells_rights() || self.0.pushable.contains_key(&key)
+        {
+            return Ok(());
+        }
+        let what = repository.to_string();
+        let session = self
+            .begin(&access, &what, false, activity)
+            .await
+            .map_err(Failure::into_error)?;
+        self.0.pushable.insert(key, ());
+        self.cancel(Some(&session), &access, &what, activity).await;
+        Ok(())
+    }
+}
+
+/// Reads the answer to the closing PUT of an upload.
+async fn landed(what: &str, blob: Blob, reply: Reply) -> Result<(), Failure> {
+    if reply.status() == StatusCode::CREATED {
+        let stated = reply
+            .header("docker-content-digest")
+            .filter(|stated| stated.starts_with("sha256:"));
+        if stated.is_none_or(|stated| stated == blob.digest.to_string()) {
+            return Ok(());
+        }
+        let message = format!("{what}: the registry stored it under another digest");
+        return Err(Failure::Refused(Error::attempt(
+            Reason::DigestMismatch,
+            message,
+        )));
+    }
+    let answer = reply.answer().await;
+    let error = answer.error(what, true);
+    if answer.says_session_lost() || !answer.status.is_client_error() {
+        return Err(Failure::Unsettled(error));
+    }
+    Err(Failure::Refused(error))
+}
