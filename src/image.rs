@@ -31,10 +31,14 @@ const RESERVED_SUFFIXES: [&str; 3] = ["_incoming", "__pre", "__post1"];
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
     /// Not `HOST[:PORT]/REPOSITORY…`.
-    #[error("'{0}' is not HOST[:PORT]/REPOSITORY; write the registry's host in full, in lower case")]
+    #[error(
+        "'{0}' is not HOST[:PORT]/REPOSITORY; write the registry's host in full, in lower case"
+    )]
     Repository(String),
     /// Not a tag of the OCI grammar.
-    #[error("'{0}' is not a tag: 1 to 128 of letters, digits, '_', '.' and '-', not beginning with '.' or '-'")]
+    #[error(
+        "'{0}' is not a tag: 1 to 128 of letters, digits, '_', '.' and '-', not beginning with '.' or '-'"
+    )]
     Tag(String),
     /// Not `sha256:` and 64 lower-case hexadecimal digits.
     #[error("'{0}' is not a digest: write sha256: and 64 lower-case hexadecimal digits")]
@@ -46,7 +50,9 @@ pub enum ParseError {
     #[error("'{0}' is not a float: write HOST[:PORT]/REPOSITORY:TAG, without a digest")]
     NotAFloat(String),
     /// A float whose prune tag would be too long.
-    #[error("the tag of '{0}' is longer than 107 characters, so that its prune tag would not fit 128; choose a shorter tag")]
+    #[error(
+        "the tag of '{0}' is longer than 107 characters, so that its prune tag would not fit 128; choose a shorter tag"
+    )]
     FloatTooLong(String),
     /// A float that collides with tags this program or the release tooling makes.
     #[error("the tag of '{0}' is reserved for pins and release payloads; choose another float")]
@@ -442,7 +448,9 @@ mod tests {
 
     #[test]
     fn a_source_by_tag_and_digest_is_read_by_digest() {
-        let s: Source = format!("quay.io/openshift/ci:x@sha256:{HEX}").parse().unwrap();
+        let s: Source = format!("quay.io/openshift/ci:x@sha256:{HEX}")
+            .parse()
+            .unwrap();
         assert_eq!(
             s.reference,
             Reference::Digest(format!("sha256:{HEX}").parse().unwrap())
@@ -470,21 +478,46 @@ mod tests {
     #[test]
     fn bad_names_are_refused_with_what_to_change() {
         for bad in [
-            "", "quay.io", "quay.io/", "quay.io/a//b:t", "Quay.io/a:t", "quay.io/A:t", "quay.io/a:",
-            "quay.io/a:.t", "quay.io/a:ü", "quay.io/a__-b:t", "quay.io/a___b:t", "quay.io:0/a:t",
-            "quay.io:99999/a:t", "-quay.io/a:t", "quay.io/a:t@sha256:00", "quay.io/../v2/_catalog:t",
+            "",
+            "quay.io",
+            "quay.io/",
+            "quay.io/a//b:t",
+            "Quay.io/a:t",
+            "quay.io/A:t",
+            "quay.io/a:",
+            "quay.io/a:.t",
+            "quay.io/a:ü",
+            "quay.io/a__-b:t",
+            "quay.io/a___b:t",
+            "quay.io:0/a:t",
+            "quay.io:99999/a:t",
+            "-quay.io/a:t",
+            "quay.io/a:t@sha256:00",
+            "quay.io/../v2/_catalog:t",
         ] {
             assert!(bad.parse::<Source>().is_err(), "{bad}");
             assert!(bad.parse::<Float>().is_err(), "{bad}");
         }
         let long = format!("quay.io/a:{}", "t".repeat(108));
-        assert!(matches!(long.parse::<Float>(), Err(ParseError::FloatTooLong(_))));
+        assert!(matches!(
+            long.parse::<Float>(),
+            Err(ParseError::FloatTooLong(_))
+        ));
         for reserved in [
-            "x_incoming", "x__pre", "x__post1", "rc_payload__1", "preserved__rc_payload__1",
-            "remove__rc_payload__1", "art__x", "20260101000000_prune_x",
+            "x_incoming",
+            "x__pre",
+            "x__post1",
+            "rc_payload__1",
+            "preserved__rc_payload__1",
+            "remove__rc_payload__1",
+            "art__x",
+            "20260101000000_prune_x",
         ] {
             let float = format!("quay.io/a:{reserved}");
-            assert!(matches!(float.parse::<Float>(), Err(ParseError::Reserved(_))), "{float}");
+            assert!(
+                matches!(float.parse::<Float>(), Err(ParseError::Reserved(_))),
+                "{float}"
+            );
         }
     }
 

@@ -10,7 +10,9 @@ pub struct HostPattern(String);
 
 /// A pattern that is none.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}' is not a host pattern: write HOST[:PORT] in lower case, with * for one label's part or ** for several labels")]
+#[error(
+    "'{0}' is not a host pattern: write HOST[:PORT] in lower case, with * for one label's part or ** for several labels"
+)]
 pub struct PatternError(String);
 
 impl std::str::FromStr for HostPattern {
@@ -39,7 +41,10 @@ fn matches(pattern: &[u8], text: &[u8]) -> bool {
         [] => text.is_empty(),
         [b'*', b'*', rest @ ..] => (0..=text.len()).any(|n| matches(rest, &text[n..])),
         [b'*', rest @ ..] => {
-            let label = text.iter().take_while(|c| !matches!(c, b'.' | b':')).count();
+            let label = text
+                .iter()
+                .take_while(|c| !matches!(c, b'.' | b':'))
+                .count();
             (0..=label).any(|n| matches(rest, &text[n..]))
         }
         [c, rest @ ..] => text.first() == Some(c) && matches(rest, &text[1..]),
@@ -59,7 +64,9 @@ impl Policy {
     /// # Errors
     /// The message of a `NotAllowed`.
     pub fn check(&self, request: &Request) -> Result<(), String> {
-        let Some(allowed) = &self.registries else { return Ok(()) };
+        let Some(allowed) = &self.registries else {
+            return Ok(());
+        };
         let allows = |host: &str| allowed.iter().any(|pattern| pattern.matches(host));
         for (index, image) in request.spec.images.iter().enumerate() {
             let hosts = [
@@ -90,7 +97,9 @@ mod tests {
         assert!(pattern("quay.io").matches("quay.io"));
         assert!(!pattern("quay.io").matches("quay.io.evil.example"));
         assert!(!pattern("quay.io").matches("quay.io:5000"));
-        assert!(pattern("registry.*.ci.openshift.org").matches("registry.build02.ci.openshift.org"));
+        assert!(
+            pattern("registry.*.ci.openshift.org").matches("registry.build02.ci.openshift.org")
+        );
         assert!(!pattern("registry.*.ci.openshift.org").matches("registry.a.b.ci.openshift.org"));
         assert!(pattern("**.openshift.org").matches("registry.a.b.ci.openshift.org"));
         assert!(pattern("127.0.0.1:*").matches("127.0.0.1:5000"));

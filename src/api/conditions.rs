@@ -10,7 +10,7 @@ use super::PromotionRequestStatus;
 use super::status::{Scenery, cut};
 use crate::machine::{Kind, Phase, Reason, Request};
 
-/// The longest message of a condition, in characters.
+/// The longest message of a condition, in bytes.
 const MESSAGE_MAX: usize = 1024;
 
 /// What the conditions say.
@@ -40,13 +40,23 @@ impl Summary {
             Some((reason, message)) => (*reason, message.clone()),
             None => (working(phase), progress(request)),
         };
-        Self { phase, staged, reason, message }
+        Self {
+            phase,
+            staged,
+            reason,
+            message,
+        }
     }
 
     /// What is to be said of an end.
     #[must_use]
     pub fn ended(phase: Phase, staged: bool, reason: Reason, message: String) -> Self {
-        Self { phase, staged, reason, message }
+        Self {
+            phase,
+            staged,
+            reason,
+            message,
+        }
     }
 }
 
@@ -71,7 +81,10 @@ fn verdict(request: &Request, phase: Phase) -> (Reason, String) {
     let all = request.status.images.len();
     let unchanged = request.status.images.iter().filter(|i| i.unchanged).count();
     match phase {
-        Phase::Planned => (Reason::Planned, format!("{all} images looked at, nothing written")),
+        Phase::Planned => (
+            Reason::Planned,
+            format!("{all} images looked at, nothing written"),
+        ),
         Phase::Cancelled => (Reason::Cancelled, "cancelled before any float moved".into()),
         Phase::Failed => {
             let failed = || images().filter(|(image, _)| image.phase == Phase::Failed);
@@ -81,10 +94,22 @@ fn verdict(request: &Request, phase: Phase) -> (Reason, String) {
             };
             let reason = image.reason.unwrap_or(Reason::RegistryError);
             let count = failed().count();
-            (reason, format!("{count} of {all} images failed; {}: {}", spec.float, image.message))
+            (
+                reason,
+                format!(
+                    "{count} of {all} images failed; {}: {}",
+                    spec.float, image.message
+                ),
+            )
         }
-        _ if unchanged == all => (Reason::Unchanged, format!("{all} floats were at their source already")),
-        _ => (Reason::Promoted, format!("{all} floats are at their source, {unchanged} of them were before")),
+        _ if unchanged == all => (
+            Reason::Unchanged,
+            format!("{all} floats were at their source already"),
+        ),
+        _ => (
+            Reason::Promoted,
+            format!("{all} floats are at their source, {unchanged} of them were before"),
+        ),
     }
 }
 

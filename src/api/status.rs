@@ -10,9 +10,11 @@ use super::{
     ImageStatus, Latch, Mode, OnFailure, PinStatus, PromotionRequest, PromotionRequestStatus,
     Referrers, SourceStatus, conditions,
 };
-use crate::machine::{self, Image, ImageSpec, Phase, Pin, Reason, Request, SourceFacts, Spec, Status};
+use crate::machine::{
+    self, Image, ImageSpec, Phase, Pin, Reason, Request, SourceFacts, Spec, Status,
+};
 
-/// The longest message of an image, in characters.
+/// The longest message of an image, in bytes.
 const MESSAGE_MAX: usize = 256;
 
 /// Why an object cannot be read.
@@ -57,7 +59,10 @@ fn read_spec(object: &PromotionRequest) -> Result<Spec, ReadError> {
     let spec = &object.spec;
     let invalid = |field: String, message: String| ReadError::Spec { field, message };
     if spec.images.is_empty() {
-        return Err(invalid("spec.images".into(), "is empty; name at least one image".into()));
+        return Err(invalid(
+            "spec.images".into(),
+            "is empty; name at least one image".into(),
+        ));
     }
     if spec.referrers != Referrers::Ignore {
         let message = "this version copies no referrers; use Ignore".into();
@@ -71,8 +76,14 @@ fn read_spec(object: &PromotionRequest) -> Result<Spec, ReadError> {
     for (index, image) in spec.images.iter().enumerate() {
         let at = |name: &str| format!("spec.images[{index}].{name}");
         let parsed = ImageSpec {
-            source: image.source.parse().map_err(|e| invalid(at("source"), format!("{e}")))?,
-            float: image.float.parse().map_err(|e| invalid(at("float"), format!("{e}")))?,
+            source: image
+                .source
+                .parse()
+                .map_err(|e| invalid(at("source"), format!("{e}")))?,
+            float: image
+                .float
+                .parse()
+                .map_err(|e| invalid(at("float"), format!("{e}")))?,
         };
         if let Some(same) = images.iter().position(|i| i.float == parsed.float) {
             let message = format!("is the same float as spec.images[{same}]; name each float once");
@@ -82,7 +93,10 @@ fn read_spec(object: &PromotionRequest) -> Result<Spec, ReadError> {
     }
     let number = |field: &str, value: i32| {
         u32::try_from(value).ok().filter(|&n| n > 0).ok_or_else(|| {
-            invalid(format!("spec.{field}"), format!("is {value}; it must be at least 1"))
+            invalid(
+                format!("spec.{field}"),
+                format!("is {value}; it must be at least 1"),
+            )
         })
     };
     Ok(Spec {
@@ -107,18 +121,28 @@ fn read_status(
     status: &PromotionRequestStatus,
     images: usize,
 ) -> Result<Status, ReadError> {
-    let odd = |field: String, message: &str| ReadError::Status { field, message: message.into() };
+    let odd = |field: String, message: &str| ReadError::Status {
+        field,
+        message: message.into(),
+    };
     if !status.images.is_empty() && status.images.len() != images {
-        return Err(odd("images".into(), "has not one entry for each image of the spec"));
+        return Err(odd(
+            "images".into(),
+            "has not one entry for each image of the spec",
+        ));
     }
     let mut record = Status::new(images);
     for (index, (read, from)) in record.images.iter_mut().zip(&status.images).enumerate() {
-        if object.spec.images.get(index).is_none_or(|spec| spec.float != from.float) {
+        if object
+            .spec
+            .images
+            .get(index)
+            .is_none_or(|spec| spec.float != from.float)
+        {
             return Err(odd(format!("images[{index}].float"), "is not the spec's"));
         }
-        *read = read_image(from).map_err(|(field, message)| {
-            odd(format!("images[{index}].{field}"), &message)
-        })?;
+        *read = read_image(from)
+            .map_err(|(field, message)| odd(format!("images[{index}].{field}"), &message))?;
     }
     let order = status.order.map(u64::try_from).transpose();
     record.order = order.map_err(|_| odd("order".into(), "is negative"))?;
@@ -138,8 +162,14 @@ fn read_phase(field: &str, name: &str) -> Result<Phase, ReadError> {
 
 fn read_image(from: &ImageStatus) -> Result<Image, (&'static str, String)> {
     let source = from.source.as_ref().map(|source| {
-        let digest = source.digest.parse().map_err(|e| ("source.digest", format!("{e}")))?;
-        Ok::<_, (&'static str, String)>(SourceFacts { digest, media_type: source.media_type.clone() })
+        let digest = source
+            .digest
+            .parse()
+            .map_err(|e| ("source.digest", format!("{e}")))?;
+        Ok::<_, (&'static str, String)>(SourceFacts {
+            digest,
+            media_type: source.media_type.clone(),
+        })
     });
     Ok(Image {
         phase: Phase::parse(&from.phase).ok_or(("phase", "is unknown".to_owned()))?,
@@ -150,8 +180,14 @@ fn read_image(from: &ImageStatus) -> Result<Image, (&'static str, String)> {
         committed: from.committed.unwrap_or_default(),
         displaced: read_pins(&from.displaced).map_err(|e| ("displaced", e))?,
         rescued: read_pins(&from.rescued).map_err(|e| ("rescued", e))?,
-        bytes: from.bytes_copied.and_then(|n| u64::try_from(n).ok()).unwrap_or_default(),
-        attempts: from.attempts.and_then(|n| u32::try_from(n).ok()).unwrap_or_default(),
+        bytes: from
+            .bytes_copied
+            .and_then(|n| u64::try_from(n).ok())
+            .unwrap_or_default(),
+        attempts: from
+            .attempts
+            .and_then(|n| u32::try_from(n).ok())
+            .unwrap_or_default(),
         next_attempt: from.next_attempt_time.as_ref().map(|t| t.0),
     })
 }
@@ -182,19 +218,27 @@ pub fn write(object: &mut PromotionRequest, request: &Request, scenery: &Scenery
     status.order = record.order.and_then(|order| i64::try_from(order).ok());
     status.committed = record.committed.then_some(true);
     status.phase = Some(request.phase().as_str().into());
-    let done = record.images.iter().filter(|i| matches!(i.phase, Phase::Posted | Phase::Planned));
+    let done = record
+        .images
+        .iter()
+        .filter(|i| matches!(i.phase, Phase::Posted | Phase::Planned));
     status.progress = Some(format!("{}/{}", done.count(), record.images.len()));
     status.start_time = record.started.map(time);
     status.deadline_time = record.deadline.map(time);
     status.completion_time = record.completed.map(time);
-    status.images.resize_with(record.images.len(), ImageStatus::default);
+    status
+        .images
+        .resize_with(record.images.len(), ImageStatus::default);
     for (index, (to, image)) in status.images.iter_mut().zip(&record.images).enumerate() {
         if let Some(spec) = object.spec.images.get(index) {
             to.float.clone_from(&spec.float);
         }
         let repository = request.spec.images.get(index).map(|i| i.float.repository());
-        let promoted = repository.zip(image.source.as_ref()).filter(|_| image.phase == Phase::Posted);
-        to.promoted = promoted.map(|(repository, source)| format!("{repository}@{}", source.digest));
+        let promoted = repository
+            .zip(image.source.as_ref())
+            .filter(|_| image.phase == Phase::Posted);
+        to.promoted =
+            promoted.map(|(repository, source)| format!("{repository}@{}", source.digest));
         write_image(to, image);
     }
     conditions::write(&mut status, request, scenery, object.metadata.generation);
@@ -258,7 +302,12 @@ pub fn refuse(object: &mut PromotionRequest, error: &ReadError, now: Timestamp) 
         })
         .collect();
     let end = conditions::Summary::ended(Phase::Failed, false, Reason::InvalidSpec, message);
-    conditions::set(&mut status.conditions, &end, now, object.metadata.generation);
+    conditions::set(
+        &mut status.conditions,
+        &end,
+        now,
+        object.metadata.generation,
+    );
     object.status = Some(status);
 }
 
@@ -287,7 +336,12 @@ pub fn reset(
     if again {
         request.status.committed = false;
     }
-    for image in request.status.images.iter_mut().filter(|image| ended(image)) {
+    for image in request
+        .status
+        .images
+        .iter_mut()
+        .filter(|image| ended(image))
+    {
         image.attempts = 0;
         image.next_attempt = None;
         image.committed = false;
@@ -297,7 +351,8 @@ pub fn reset(
         if let Some(by) = superseded_by {
             image.phase = Phase::Failed;
             image.reason = Some(Reason::Superseded);
-            image.message = format!("superseded by {by}, a later document that has begun on its floats");
+            image.message =
+                format!("superseded by {by}, a later document that has begun on its floats");
         }
     }
     if request.is_finished() {
@@ -311,12 +366,13 @@ fn time(at: Timestamp) -> Time {
     Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
 }
 
-/// The first `max` characters, with a mark where something was cut.
+/// The beginning of a text, at most `max` bytes, with a mark where something was cut. The schema bounds characters; bytes are
+/// what must fit etcd.
 pub(super) fn cut(text: &str, max: usize) -> String {
-    if text.chars().count() <= max {
+    if text.len() <= max {
         return text.into();
     }
-    let mut short: String = text.chars().take(max - 1).collect();
-    short.push('…');
-    short
+    let mark = '…';
+    let end = text.floor_char_boundary(max - mark.len_utf8());
+    format!("{}{mark}", &text[..end])
 }

@@ -27,20 +27,36 @@ pub(super) struct ControllerArgs {
 }
 
 pub(super) async fn run(args: ControllerArgs) -> ExitCode {
-    telemetry::start("info,kube_client=error");
-    let ControllerArgs { namespace, leader_elect, lease_namespace, registry } = args;
+    telemetry::start("info");
+    let ControllerArgs {
+        namespace,
+        leader_elect,
+        lease_namespace,
+        registry,
+    } = args;
     if registry.allow_registry.is_empty() {
-        tracing::warn!("no --allow-registry: no registry may be contacted, every request will be NotAllowed");
+        tracing::warn!(
+            "no --allow-registry: no registry may be contacted, every request will be NotAllowed"
+        );
     }
     let mut config = match kube::Config::infer().await {
         Ok(config) => config,
-        Err(error) => return bad_input(&format!("no cluster: {error}; set KUBECONFIG, or run in a pod")),
+        Err(error) => {
+            return bad_input(&format!(
+                "no cluster: {error}; set KUBECONFIG, or run in a pod"
+            ));
+        }
     };
     config.connect_timeout = Some(Duration::from_secs(5));
-    let lease_namespace = leader_elect.then(|| lease_namespace.unwrap_or_else(|| config.default_namespace.clone()));
+    let lease_namespace =
+        leader_elect.then(|| lease_namespace.unwrap_or_else(|| config.default_namespace.clone()));
     let client = match Client::try_from(config) {
         Ok(client) => client,
-        Err(error) => return bad_input(&format!("the cluster's configuration cannot be used: {error}")),
+        Err(error) => {
+            return bad_input(&format!(
+                "the cluster's configuration cannot be used: {error}"
+            ));
+        }
     };
     let settings = registry.engine();
     let policy = registry.listed();
@@ -48,10 +64,20 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
         Ok(registry) => registry,
         Err(error) => return bad_input(&error.to_string()),
     };
-    let host = std::env::var("HOSTNAME").ok().filter(|name| !name.is_empty());
+    let host = std::env::var("HOSTNAME")
+        .ok()
+        .filter(|name| !name.is_empty());
     let host = host.unwrap_or_else(|| "promotion-controller".into());
     let identity = format!("{host}_{}", uuid::Uuid::new_v4());
-    let config = Config { client, namespace, lease_namespace, identity, registry, policy, engine: settings };
+    let config = Config {
+        client,
+        namespace,
+        lease_namespace,
+        identity,
+        registry,
+        policy,
+        engine: settings,
+    };
     match run_controller(config, signalled()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error.to_string()),

@@ -22,15 +22,21 @@ pub(super) fn find(named: Option<&Path>) -> Result<Keyring, String> {
 }
 
 fn read(path: &Path, named_by: &str) -> Result<Keyring, String> {
-    let json = std::fs::read(path)
-        .map_err(|error| format!("{named_by}: cannot read {}: {error}; name a readable file", path.display()))?;
-    Keyring::parse(&json, &format!("file {}", path.display())).map_err(|error| format!("{named_by}: {error}"))
+    let json = std::fs::read(path).map_err(|error| {
+        format!(
+            "{named_by}: cannot read {}: {error}; name a readable file",
+            path.display()
+        )
+    })?;
+    Keyring::parse(&json, &format!("file {}", path.display()))
+        .map_err(|error| format!("{named_by}: {error}"))
 }
 
 /// Where podman and docker keep credentials, in the order in which podman looks.
 fn usual() -> Vec<PathBuf> {
     let home = variable("HOME");
-    let config = variable("XDG_CONFIG_HOME").or_else(|| home.as_ref().map(|home| home.join(".config")));
+    let config =
+        variable("XDG_CONFIG_HOME").or_else(|| home.as_ref().map(|home| home.join(".config")));
     let docker = variable("DOCKER_CONFIG").or_else(|| home.map(|home| home.join(".docker")));
     let places = [
         variable("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json")),
@@ -41,5 +47,7 @@ fn usual() -> Vec<PathBuf> {
 }
 
 fn variable(name: &str) -> Option<PathBuf> {
-    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+    std::env::var_os(name)
+        .filter(|value| !value.is_empty())
+        .map(PathBuf::from)
 }

@@ -87,12 +87,18 @@ impl RegistryArgs {
 
     /// Only the registries of the list.
     fn listed(&self) -> Policy {
-        Policy { registries: Some(self.allow_registry.clone()) }
+        Policy {
+            registries: Some(self.allow_registry.clone()),
+        }
     }
 
     /// The registries of the list, or all where there is none.
     fn listed_or_all(&self) -> Policy {
-        if self.allow_registry.is_empty() { Policy::default() } else { self.listed() }
+        if self.allow_registry.is_empty() {
+            Policy::default()
+        } else {
+            self.listed()
+        }
     }
 }
 
@@ -101,10 +107,16 @@ impl RegistryArgs {
 pub fn main() -> ExitCode {
     let Cli { command } = Cli::parse();
     // Both kube and the registries' client take the provider that is installed; without one rustls would panic.
-    if rustls::crypto::ring::default_provider().install_default().is_err() {
+    if rustls::crypto::ring::default_provider()
+        .install_default()
+        .is_err()
+    {
         return fail("a TLS provider is installed already");
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("cannot start: {error}")),
     };
@@ -139,7 +151,10 @@ fn fail(message: &str) -> ExitCode {
 /// Resolves at the first SIGTERM or SIGINT; the second ends the process.
 async fn signalled() {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut term), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut term), Ok(mut interrupt)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
         return std::future::pending().await;
     };
     let mut next = async move || {

@@ -24,7 +24,10 @@ struct Shown {
 impl Display {
     pub(super) fn new() -> Self {
         let bars = std::io::stderr().is_terminal().then(MultiProgress::new);
-        Self { bars, requests: HashMap::new() }
+        Self {
+            bars,
+            requests: HashMap::new(),
+        }
     }
 
     /// A line of its own.
@@ -47,19 +50,28 @@ impl Display {
             reason: String::new(),
         });
         let mut lines = Vec::new();
-        shown.phases.resize(status.images.len(), (String::new(), None));
+        shown
+            .phases
+            .resize(status.images.len(), (String::new(), None));
         for (old, image) in shown.phases.iter_mut().zip(&status.images) {
             let new = (image.phase.clone(), image.reason.clone());
             if *old == new || (image.phase == "Pending" && image.reason.is_none()) {
                 continue;
             }
             *old = new;
-            let digest = image.source.as_ref().map(|s| s.digest.chars().take(19).collect::<String>());
+            let digest = image
+                .source
+                .as_ref()
+                .map(|s| s.digest.chars().take(19).collect::<String>());
             let mut line = format!("{key}  {:<9} {}", image.phase, image.float);
             if let Some(digest) = digest {
                 line.push_str(&format!("  {digest}"));
             }
-            if let Some(note) = image.message.as_ref().or(image.reason.as_ref().filter(|r| *r != "Promoted")) {
+            if let Some(note) = image
+                .message
+                .as_ref()
+                .or(image.reason.as_ref().filter(|r| *r != "Promoted"))
+            {
                 line.push_str(&format!("  ({note})"));
             }
             lines.push(line);
@@ -67,16 +79,25 @@ impl Display {
         let progressing = status.conditions.iter().find(|c| c.type_ == "Progressing");
         let reason = progressing.map(|c| c.reason.clone()).unwrap_or_default();
         if reason != shown.reason {
-            let waits = crate::machine::Reason::parse(&reason).is_some_and(|r| r.kind() == crate::machine::Kind::Waiting);
+            let waits = crate::machine::Reason::parse(&reason)
+                .is_some_and(|r| r.kind() == crate::machine::Kind::Waiting);
             if let Some(condition) = progressing.filter(|_| waits) {
                 lines.push(format!("{key}  waits: {}", condition.message));
             }
             shown.reason.clone_from(&reason);
         }
         if let Some(bar) = &shown.bar {
-            let posted = status.images.iter().filter(|i| i.phase == "Posted" || i.phase == "Planned").count() as u64;
+            let posted = status
+                .images
+                .iter()
+                .filter(|i| i.phase == "Posted" || i.phase == "Planned")
+                .count() as u64;
             bar.set_position(posted);
-            let copied = status.images.iter().filter_map(|i| i.bytes_copied).sum::<i64>();
+            let copied = status
+                .images
+                .iter()
+                .filter_map(|i| i.bytes_copied)
+                .sum::<i64>();
             let copied = bytes + u64::try_from(copied).unwrap_or_default();
             bar.set_message(format!("{reason}  {}", indicatif::HumanBytes(copied)));
             if status.completion_time.is_some() {
@@ -90,7 +111,11 @@ impl Display {
 }
 
 fn bar(key: &Key, images: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} {msg}")
-        .map_or_else(|_| ProgressStyle::default_bar(), |style| style.progress_chars("=> "));
-    ProgressBar::new(images).with_prefix(key.to_string()).with_style(style)
+    let style = ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} {msg}").map_or_else(
+        |_| ProgressStyle::default_bar(),
+        |style| style.progress_chars("=> "),
+    );
+    ProgressBar::new(images)
+        .with_prefix(key.to_string())
+        .with_style(style)
 }

@@ -74,7 +74,13 @@ pub(super) async fn run(args: PromoteArgs) -> ExitCode {
         Ok(run) => run,
         Err(message) => return bad_input(&message),
     };
-    look_again(&run.registry, &run.keyring, &run.engine.store().objects(), &display).await;
+    look_again(
+        &run.registry,
+        &run.keyring,
+        &run.engine.store().objects(),
+        &display,
+    )
+    .await;
     let interrupted = carry_out(&run.engine, run.keys, &mut display).await;
     let objects = run.engine.store().objects();
     for object in &objects {
@@ -96,13 +102,20 @@ pub(super) async fn run(args: PromoteArgs) -> ExitCode {
         return fail("interrupted; call it again to go on from here");
     }
     let done = |o: &PromotionRequest| matches!(phase(o), Some(Phase::Posted | Phase::Planned));
-    if objects.iter().all(done) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if objects.iter().all(done) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 /// Reads and checks everything; nothing is contacted before all of it is right.
 async fn set_up(args: PromoteArgs, display: &Display) -> Result<Run, String> {
     let objects = read_requests(&args.file).map_err(|error| error.to_string())?;
-    if objects.iter().any(|o| o.spec.pull_secret.is_some() || o.spec.push_secret.is_some()) {
+    if objects
+        .iter()
+        .any(|o| o.spec.pull_secret.is_some() || o.spec.push_secret.is_some())
+    {
         display.line("pullSecret and pushSecret are ignored without a cluster; credentials come from --registry-config or the usual files");
     }
     let keyring = credentials::find(args.registry_config.as_deref())?;
@@ -117,10 +130,15 @@ async fn set_up(args: PromoteArgs, display: &Display) -> Result<Run, String> {
         let mut hosts: Vec<_> = registry.rewrite.iter().collect();
         hosts.sort();
         for (host, address) in hosts {
-            display.line(&format!("embedded registry: {address} stands in for {host}"));
+            display.line(&format!(
+                "embedded registry: {address} stands in for {host}"
+            ));
         }
         if args.state.is_none() {
-            temporary = Some(tempfile::tempdir().map_err(|error| format!("cannot make a temporary folder: {error}"))?);
+            temporary = Some(
+                tempfile::tempdir()
+                    .map_err(|error| format!("cannot make a temporary folder: {error}"))?,
+            );
         }
         Some(stand_ins)
     } else {
@@ -132,12 +150,22 @@ async fn set_up(args: PromoteArgs, display: &Display) -> Result<Run, String> {
         (None, None) => state_beside(&args.file),
     };
     let registry = Registry::new(registry).map_err(|error| error.to_string())?;
-    let store = FileStore::open(objects, state, keyring.clone(), settings.settle).map_err(|error| error.to_string())?;
+    let store = FileStore::open(objects, state, keyring.clone(), settings.settle)
+        .map_err(|error| error.to_string())?;
     let quiet = store.quiet();
     let policy = args.registry.listed_or_all();
-    let (engine, keys) = Engine::new(store, registry.clone(), policy, Leadership::alone(), settings);
+    let (engine, keys) = Engine::new(
+        store,
+        registry.clone(),
+        policy,
+        Leadership::alone(),
+        settings,
+    );
     if !quiet.is_zero() {
-        display.line(&format!("waiting {:.0} s for tag writes of the earlier run to settle", quiet.as_secs_f64().ceil()));
+        display.line(&format!(
+            "waiting {:.0} s for tag writes of the earlier run to settle",
+            quiet.as_secs_f64().ceil()
+        ));
         engine.memory().keep_quiet(Instant::now() + quiet);
     }
     Ok(Run {
@@ -197,7 +225,9 @@ fn summarise(object: &PromotionRequest, display: &Display) {
     let Some(status) = &object.status else { return };
     let key = Key::of(object);
     let condition = status.conditions.iter().find(|c| c.type_ == "Progressing");
-    let (reason, message) = condition.map(|c| (c.reason.as_str(), c.message.as_str())).unwrap_or_default();
+    let (reason, message) = condition
+        .map(|c| (c.reason.as_str(), c.message.as_str()))
+        .unwrap_or_default();
     let phase = status.phase.as_deref().unwrap_or("Pending");
     display.line(&format!("{key}  {phase} ({reason}): {message}"));
     for image in &status.images {
@@ -214,10 +244,16 @@ fn print(objects: &[PromotionRequest], output: Output) -> Result<(), String> {
     let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": objects});
     match output {
         Output::Json => {
-            println!("{}", serde_json::to_string_pretty(&list).map_err(|error| error.to_string())?);
+            println!(
+                "{}",
+                serde_json::to_string_pretty(&list).map_err(|error| error.to_string())?
+            );
         }
         Output::Yaml => {
-            print!("{}", serde_saphyr::to_string(&list).map_err(|error| error.to_string())?);
+            print!(
+                "{}",
+                serde_saphyr::to_string(&list).map_err(|error| error.to_string())?
+            );
         }
     }
     Ok(())
@@ -236,14 +272,32 @@ fn is_finished(object: &PromotionRequest) -> bool {
 }
 
 /// Looks once at each float of the requests that were Posted before this run; one on another digest is worth a warning.
-async fn look_again(registry: &Registry, keyring: &Keyring, objects: &[PromotionRequest], display: &Display) {
+async fn look_again(
+    registry: &Registry,
+    keyring: &Keyring,
+    objects: &[PromotionRequest],
+    display: &Display,
+) {
     for object in objects.iter().filter(|o| phase(o) == Some(Phase::Posted)) {
-        let images = object.status.as_ref().map(|s| s.images.as_slice()).unwrap_or_default();
+        let images = object
+            .status
+            .as_ref()
+            .map(|s| s.images.as_slice())
+            .unwrap_or_default();
         for image in images {
-            let (Ok(float), Some(source)) = (image.float.parse::<Float>(), &image.source) else { continue };
+            let (Ok(float), Some(source)) = (image.float.parse::<Float>(), &image.source) else {
+                continue;
+            };
             let found = match keyring.credential(float.repository()) {
                 Ok(credential) => {
-                    registry.look(float.repository(), float.tag(), &credential, &Activity::default()).await
+                    registry
+                        .look(
+                            float.repository(),
+                            float.tag(),
+                            &credential,
+                            &Activity::default(),
+                        )
+                        .await
                 }
                 Err(error) => {
                     display.line(&format!("warning: cannot look at {float}: {error}"));

@@ -21,7 +21,11 @@ pub(super) async fn run(args: RegistryServeArgs) -> ExitCode {
     let RegistryServeArgs { listen } = args;
     let listener = match tokio::net::TcpListener::bind(listen).await {
         Ok(listener) => listener,
-        Err(error) => return bad_input(&format!("--listen: cannot listen on {listen}: {error}; choose another address")),
+        Err(error) => {
+            return bad_input(&format!(
+                "--listen: cannot listen on {listen}: {error}; choose another address"
+            ));
+        }
     };
     let images = match built_in() {
         Ok(images) => images,

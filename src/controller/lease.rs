@@ -9,8 +9,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-use kube::api::{Api, ObjectMeta, PostParams};
 use kube::Client;
+use kube::api::{Api, ObjectMeta, PostParams};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::engine::leadership::Leadership;
@@ -40,7 +40,9 @@ pub enum Acquired {
 
 /// The lease was lost: this process must not go on.
 #[derive(Debug, thiserror::Error)]
-#[error("the lease {namespace}/{NAME} is lost ({why}); ending, so that the next leader goes on alone")]
+#[error(
+    "the lease {namespace}/{NAME} is lost ({why}); ending, so that the next leader goes on alone"
+)]
 pub struct Lost {
     namespace: String,
     why: String,
@@ -90,16 +92,25 @@ impl Elector {
                     let since = seen.as_ref().map_or_else(Instant::now, |(_, since)| *since);
                     let expired = since.elapsed() >= lasts(&lease);
                     if holder.is_none() || expired {
-                        let how = if holder.is_none() { Acquired::Released } else { Acquired::Expired };
+                        let how = if holder.is_none() {
+                            Acquired::Released
+                        } else {
+                            Acquired::Expired
+                        };
                         if self.write(Some(lease)).await.is_ok() {
                             return how;
                         }
                     } else if told != holder {
-                        tracing::info!(holder = holder.as_deref().unwrap_or_default(), "waiting for the lease");
+                        tracing::info!(
+                            holder = holder.as_deref().unwrap_or_default(),
+                            "waiting for the lease"
+                        );
                         told = holder;
                     }
                 }
-                Err(error) => tracing::warn!("cannot read the lease {}/{NAME}: {error}", self.namespace),
+                Err(error) => {
+                    tracing::warn!("cannot read the lease {}/{NAME}: {error}", self.namespace)
+                }
             }
             sleep(RENEW_EVERY).await;
         }
@@ -131,7 +142,9 @@ impl Elector {
     /// Gives the lease back. Only to be called when the newest tag write of this process has settled.
     pub async fn release(mut self) {
         self.leadership.lose();
-        let Some(mut lease) = self.record.take() else { return };
+        let Some(mut lease) = self.record.take() else {
+            return;
+        };
         if let Some(spec) = &mut lease.spec {
             spec.holder_identity = None;
             spec.renew_time = Some(MicroTime(Timestamp::now()));
@@ -146,12 +159,16 @@ impl Elector {
 
     fn lost(&self, why: &str) -> Lost {
         self.leadership.lose();
-        Lost { namespace: self.namespace.clone(), why: why.into() }
+        Lost {
+            namespace: self.namespace.clone(),
+            why: why.into(),
+        }
     }
 
     async fn look(&self) -> Result<Option<Lease>, String> {
         let read = timeout(CALL, self.api.get_opt(NAME)).await;
-        read.map_err(|_| "timed out".to_owned())?.map_err(|error| error.to_string())
+        read.map_err(|_| "timed out".to_owned())?
+            .map_err(|error| error.to_string())
     }
 
     /// Makes the lease ours, or renews it, under the resourceVersion it was read at.
@@ -159,7 +176,10 @@ impl Elector {
         let sent = Instant::now();
         let now = MicroTime(Timestamp::now());
         let params = PostParams::default();
-        let before = old.as_ref().and_then(|lease| lease.spec.clone()).unwrap_or_default();
+        let before = old
+            .as_ref()
+            .and_then(|lease| lease.spec.clone())
+            .unwrap_or_default();
         let ours = before.holder_identity.as_ref() == Some(&self.identity);
         let spec = LeaseSpec {
             holder_identity: Some(self.identity.clone()),
@@ -175,8 +195,14 @@ impl Elector {
                 timeout(CALL, self.api.replace(NAME, &params, &lease)).await
             }
             None => {
-                let metadata = ObjectMeta { name: Some(NAME.into()), ..ObjectMeta::default() };
-                let lease = Lease { metadata, spec: Some(spec) };
+                let metadata = ObjectMeta {
+                    name: Some(NAME.into()),
+                    ..ObjectMeta::default()
+                };
+                let lease = Lease {
+                    metadata,
+                    spec: Some(spec),
+                };
                 timeout(CALL, self.api.create(&params, &lease)).await
             }
         };
@@ -186,7 +212,9 @@ impl Elector {
                 self.leadership.trust(sent + TRUST);
                 Ok(())
             }
-            Ok(Err(kube::Error::Api(status))) if status.is_conflict() || status.code == 409 => Err(Refused::Conflict),
+            Ok(Err(kube::Error::Api(status))) if status.is_conflict() || status.code == 409 => {
+                Err(Refused::Conflict)
+            }
             Ok(Err(error)) => Err(Refused::Failed(error.to_string())),
             Err(_) => Err(Refused::Failed("timed out".into())),
         }
@@ -200,11 +228,16 @@ enum Refused {
 
 fn holder(lease: &Lease) -> Option<String> {
     let spec = lease.spec.as_ref()?;
-    spec.holder_identity.clone().filter(|holder| !holder.is_empty())
+    spec.holder_identity
+        .clone()
+        .filter(|holder| !holder.is_empty())
 }
 
 fn lasts(lease: &Lease) -> Duration {
-    let seconds = lease.spec.as_ref().and_then(|spec| spec.lease_duration_seconds);
+    let seconds = lease
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.lease_duration_seconds);
     let seconds = seconds.and_then(|s| u64::try_from(s).ok());
     seconds.map_or(DURATION, Duration::from_secs).max(DURATION)
 }

@@ -15,9 +15,9 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::future::{Either, select};
+use kube::Client;
 use kube::runtime::events::Reporter;
 use kube::runtime::reflector;
-use kube::Client;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -55,30 +55,46 @@ pub struct Config {
 /// # Errors
 /// The lease was lost.
 pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), Lost> {
-    let Config { client, namespace, lease_namespace, identity, registry, policy, engine: settings } = config;
+    let Config {
+        client,
+        namespace,
+        lease_namespace,
+        identity,
+        registry,
+        policy,
+        engine: settings,
+    } = config;
     let leadership = match lease_namespace {
         Some(_) => Leadership::elected(),
         None => Leadership::alone(),
     };
-    let reporter = Reporter { controller: "promotion-controller".into(), instance: Some(identity.clone()) };
+    let reporter = Reporter {
+        controller: "promotion-controller".into(),
+        instance: Some(identity.clone()),
+    };
     let store = Cluster::new(client.clone(), reporter);
     let settle = settings.settle;
     let (engine, keys) = Engine::new(store, registry, policy, leadership.clone(), settings);
     let stop = std::pin::pin!(stop);
     let elector = lease_namespace.map(|ns| Elector::new(client.clone(), &ns, identity, leadership));
     let (stop, elector) = match elector {
-        Some(mut elector) => match select(stop, Box::pin(async { (elector.acquire().await, elector) })).await {
-            Either::Left(_) => return Ok(()),
-            Either::Right(((how, elector), stop)) => {
-                tracing::info!(?how, "leading");
-                if how == Acquired::New {
-                    engine.memory().keep_quiet(Instant::now() + settle);
+        Some(mut elector) => {
+            match select(stop, Box::pin(async { (elector.acquire().await, elector) })).await {
+                Either::Left(_) => return Ok(()),
+                Either::Right(((how, elector), stop)) => {
+                    tracing::info!(?how, "leading");
+                    if how == Acquired::New {
+                        engine.memory().keep_quiet(Instant::now() + settle);
+                    }
+                    (stop, Some(elector))
                 }
-                (stop, Some(elector))
             }
-        },
+        }
         None => {
-            tracing::info!(seconds = settle.as_secs(), "no election: waiting for earlier writes to settle");
+            tracing::info!(
+                seconds = settle.as_secs(),
+                "no election: waiting for earlier writes to settle"
+            );
             engine.memory().keep_quiet(Instant::now() + settle);
             (stop, None)
         }
@@ -133,7 +149,10 @@ async fn lead(
 
 /// Lets tag writes end, records what they found, and waits until the newest one has settled.
 async fn drain(engine: &Engine<Cluster>) {
-    tracing::info!(operations = engine.unrecorded(), "stopping: launching nothing more");
+    tracing::info!(
+        operations = engine.unrecorded(),
+        "stopping: launching nothing more"
+    );
     engine.drain();
     let deadline = Instant::now() + DRAIN;
     while engine.unrecorded() > 0 && Instant::now() < deadline {

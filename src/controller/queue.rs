@@ -51,7 +51,10 @@ pub async fn drive<S: Store>(
     .await;
 }
 
-async fn reconcile<S: Store>(object: Arc<Named>, engine: Arc<Engine<S>>) -> Result<Action, ReconcileError> {
+async fn reconcile<S: Store>(
+    object: Arc<Named>,
+    engine: Arc<Engine<S>>,
+) -> Result<Action, ReconcileError> {
     let key = Key {
         namespace: object.metadata.namespace.clone().unwrap_or_default(),
         name: object.metadata.name.clone().unwrap_or_default(),
@@ -64,7 +67,11 @@ async fn reconcile<S: Store>(object: Arc<Named>, engine: Arc<Engine<S>>) -> Resu
 
 fn object_ref(key: &Key) -> ObjectRef<Named> {
     let named = ObjectRef::new(&key.name);
-    if key.namespace.is_empty() { named } else { named.within(&key.namespace) }
+    if key.namespace.is_empty() {
+        named
+    } else {
+        named.within(&key.namespace)
+    }
 }
 
 /// The little that [`Named`] keeps of an object's metadata.

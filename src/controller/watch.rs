@@ -29,14 +29,21 @@ struct Listing {
 }
 
 /// The watch's events, of one namespace or of all.
-pub fn events(client: Client, namespace: Option<&str>) -> impl Stream<Item = watcher::Result<Event<Guarded>>> {
+pub fn events(
+    client: Client,
+    namespace: Option<&str>,
+) -> impl Stream<Item = watcher::Result<Event<Guarded>>> {
     let api: Api<Guarded> = match namespace {
         Some(namespace) => Api::namespaced(client, namespace),
         None => Api::all(client),
     };
     let finished = Phase::ALL.into_iter().filter(|phase| phase.is_finished());
-    let selector: Vec<String> = finished.map(|phase| format!("status.phase!={}", phase.as_str())).collect();
-    let config = watcher::Config::default().fields(&selector.join(",")).page_size(200);
+    let selector: Vec<String> = finished
+        .map(|phase| format!("status.phase!={}", phase.as_str()))
+        .collect();
+    let config = watcher::Config::default()
+        .fields(&selector.join(","))
+        .page_size(200);
     watch(api, config).default_backoff()
 }
 
@@ -84,7 +91,9 @@ pub async fn follow<S: Store>(
                 }
             }
             Event::Apply(object) => {
-                let Some(object) = decoded(object) else { continue };
+                let Some(object) = decoded(object) else {
+                    continue;
+                };
                 known.extend(object.metadata.uid.clone());
                 if engine.observe(&object) {
                     engine.trigger(Key::of(&object));

@@ -35,12 +35,20 @@ pub(super) struct Entry {
 
 impl Entry {
     fn of(admission: Admission) -> Self {
-        Self { admission, access: None, again: None }
+        Self {
+            admission,
+            access: None,
+            again: None,
+        }
     }
 
     fn waits(reason: Reason, message: impl Into<String>, after: Option<Duration>) -> Self {
         let again = after.map(|after| Instant::now() + after);
-        Self { admission: Admission::Waits(reason, message.into()), access: None, again }
+        Self {
+            admission: Admission::Waits(reason, message.into()),
+            access: None,
+            again,
+        }
     }
 }
 
@@ -65,13 +73,21 @@ impl<S: Store> Engine<S> {
             Ok(access) => access,
             Err(AccessError::NotFound(message)) => {
                 self.stand(uid, Standing::Ineligible);
-                return Ok(Entry::waits(Reason::SecretNotFound, message, Some(SECRET_AGAIN)));
+                return Ok(Entry::waits(
+                    Reason::SecretNotFound,
+                    message,
+                    Some(SECRET_AGAIN),
+                ));
             }
             Err(AccessError::Invalid(message)) => {
                 return Ok(self.decide(uid, Reason::SecretInvalid, message));
             }
             Err(AccessError::Unavailable(message)) => {
-                return Ok(Entry::waits(Reason::Queued, message, Some(Duration::from_secs(1))));
+                return Ok(Entry::waits(
+                    Reason::Queued,
+                    message,
+                    Some(Duration::from_secs(1)),
+                ));
             }
         };
         let mut entry = if request.spec.mode == Mode::Plan {
@@ -104,21 +120,34 @@ impl<S: Store> Engine<S> {
             let mut state = self.lock();
             let state: &mut State = &mut state;
             let Some(known) = state.known.get(uid) else {
-                return Ok(Entry::waits(Reason::Queued, "not known yet", Some(Duration::from_secs(1))));
+                return Ok(Entry::waits(
+                    Reason::Queued,
+                    "not known yet",
+                    Some(Duration::from_secs(1)),
+                ));
             };
             let me = known.contender.clone();
             let sharers = state.sharers(&me);
             let verdict = state.claims.judge(&me, sharers.into_iter(), now);
             // Taken under the same lock as judged, so that two requests cannot both claim.
             if matches!(verdict, Verdict::Claim(_)) && !state.claims.take(uid, &floats) {
-                return Ok(Entry::waits(Reason::Queued, "another request holds a float", Some(Duration::from_secs(1))));
+                return Ok(Entry::waits(
+                    Reason::Queued,
+                    "another request holds a float",
+                    Some(Duration::from_secs(1)),
+                ));
             }
             verdict
         };
         match verdict {
             Verdict::Wait { behind, until } => {
-                let after = until.map(|t| Duration::try_from(now.duration_until(t)).unwrap_or_default());
-                Ok(Entry::waits(Reason::Queued, format!("waits for {behind}, which shares a float"), after))
+                let after =
+                    until.map(|t| Duration::try_from(now.duration_until(t)).unwrap_or_default());
+                Ok(Entry::waits(
+                    Reason::Queued,
+                    format!("waits for {behind}, which shares a float"),
+                    after,
+                ))
             }
             Verdict::Superseded { by, floats } => {
                 let images = indices(request, &floats);
@@ -137,16 +166,23 @@ impl<S: Store> Engine<S> {
     }
 
     /// Ends an older request on the floats that `winner` claims. Err: it cannot be ended, the winner waits.
-    async fn supersede(&self, winner: &Key, rival: &Rival) -> Result<Result<(), Entry>, StoreError> {
+    async fn supersede(
+        &self,
+        winner: &Key,
+        rival: &Rival,
+    ) -> Result<Result<(), Entry>, StoreError> {
         let key = match self.lock().known.get(&rival.uid) {
             Some(known) => known.key.clone(),
             None => return Ok(Ok(())),
         };
-        let Some(mut object) = self.inner.store.load(&key).await? else { return Ok(Ok(())) };
+        let Some(mut object) = self.inner.store.load(&key).await? else {
+            return Ok(Ok(()));
+        };
         if object.metadata.uid.as_deref() != Some(&rival.uid) || is_finished(&object) {
             return Ok(Ok(()));
         }
-        let waits = |message: String| Entry::waits(Reason::Queued, message, Some(Duration::from_secs(1)));
+        let waits =
+            |message: String| Entry::waits(Reason::Queued, message, Some(Duration::from_secs(1)));
         let mut request = match api::status::read(&object) {
             Ok(request) => request,
             Err(api::status::ReadError::Spec { .. }) => return Ok(Ok(())),
@@ -154,12 +190,28 @@ impl<S: Store> Engine<S> {
         };
         let before = object.clone();
         let images = indices(&request, &rival.floats);
-        if images.iter().any(|&i| request.is_committed(i) && !request.status.images[i].phase.is_finished()) {
+        if images
+            .iter()
+            .any(|&i| request.is_committed(i) && !request.status.images[i].phase.is_finished())
+        {
             return Ok(Err(waits(format!("waits for {key}, which is committed"))));
         }
-        let version = object.metadata.resource_version.as_ref().and_then(|v| v.parse().ok()).unwrap_or(1);
-        request.status.supersede(&images, version, &superseded_by(&winner.to_string()), super::now());
-        let scenery = api::status::Scenery { now: super::now(), waiting: None };
+        let version = object
+            .metadata
+            .resource_version
+            .as_ref()
+            .and_then(|v| v.parse().ok())
+            .unwrap_or(1);
+        request.status.supersede(
+            &images,
+            version,
+            &superseded_by(&winner.to_string()),
+            super::now(),
+        );
+        let scenery = api::status::Scenery {
+            now: super::now(),
+            waiting: None,
+        };
         api::status::write(&mut object, &request, &scenery);
         match self.inner.store.save(&object).await {
             Ok(saved) => {
@@ -167,7 +219,9 @@ impl<S: Store> Engine<S> {
                 Ok(Ok(()))
             }
             Err(StoreError::Gone(_)) => Ok(Ok(())),
-            Err(StoreError::Conflict(_)) => Ok(Err(waits(format!("waits for {key}, which is being changed")))),
+            Err(StoreError::Conflict(_)) => Ok(Err(waits(format!(
+                "waits for {key}, which is being changed"
+            )))),
             Err(error) => Err(error),
         }
     }
@@ -189,7 +243,12 @@ impl<S: Store> Engine<S> {
                 };
                 return Some(entry);
             }
-            Asked::NotNow { reason, message, again, .. } if *again > now => {
+            Asked::NotNow {
+                reason,
+                message,
+                again,
+                ..
+            } if *again > now => {
                 return Some(Entry::waits(*reason, message.clone(), Some(*again - now)));
             }
             Asked::NotNow { tries, .. } => *tries,
@@ -199,11 +258,20 @@ impl<S: Store> Engine<S> {
         let activity = Arc::new(Activity::default());
         known.asked = Asked::Running(cancel.clone(), Arc::clone(&activity));
         drop(state);
-        let mut repositories: Vec<Repository> =
-            request.spec.images.iter().map(|i| i.float.repository().clone()).collect();
+        let mut repositories: Vec<Repository> = request
+            .spec
+            .images
+            .iter()
+            .map(|i| i.float.repository().clone())
+            .collect();
         repositories.sort();
         repositories.dedup();
-        let question = question(self.inner.tools.registry.clone(), access.clone(), repositories, Arc::clone(&activity));
+        let question = question(
+            self.inner.tools.registry.clone(),
+            access.clone(),
+            repositories,
+            Arc::clone(&activity),
+        );
         let (engine, key, uid) = (self.clone(), key.clone(), uid.to_owned());
         tokio::spawn(async move {
             let question = question;
@@ -217,21 +285,43 @@ impl<S: Store> Engine<S> {
             };
             engine.answer(&key, &uid, tries, answer);
         });
-        Some(Entry::waits(Reason::Queued, "asking whether it may push", None))
+        Some(Entry::waits(
+            Reason::Queued,
+            "asking whether it may push",
+            None,
+        ))
     }
 
     /// Keeps the answer to [`Self::ask`], and wakes those whom it lets go ahead.
     fn answer(&self, key: &Key, uid: &str, tries: u32, answer: Result<(), Fault>) {
         let (asked, standing) = match answer {
             Ok(()) => (Asked::Yes, Standing::Eligible),
-            Err(Fault { reason, message, class: Class::Terminal }) => {
-                (Asked::No(reason, message), Standing::Ineligible)
-            }
-            Err(Fault { reason, message, class }) => {
+            Err(Fault {
+                reason,
+                message,
+                class: Class::Terminal,
+            }) => (Asked::No(reason, message), Standing::Ineligible),
+            Err(Fault {
+                reason,
+                message,
+                class,
+            }) => {
                 let pause = Duration::from_secs(1 << tries.min(6)).min(ASK_AGAIN_MAX);
                 let again = Instant::now() + pause;
-                let reason = if matches!(class, Class::Wait { .. }) { reason } else { Reason::Queued };
-                (Asked::NotNow { reason, message, tries: tries + 1, again }, self.standing(uid))
+                let reason = if matches!(class, Class::Wait { .. }) {
+                    reason
+                } else {
+                    Reason::Queued
+                };
+                (
+                    Asked::NotNow {
+                        reason,
+                        message,
+                        tries: tries + 1,
+                        again,
+                    },
+                    self.standing(uid),
+                )
             }
         };
         if let Some(known) = self.lock().known.get_mut(uid) {
@@ -249,19 +339,29 @@ impl<S: Store> Engine<S> {
 
     fn standing(&self, uid: &str) -> Standing {
         let state = self.lock();
-        state.known.get(uid).map_or(Standing::Ineligible, |known| known.contender.standing)
+        state
+            .known
+            .get(uid)
+            .map_or(Standing::Ineligible, |known| known.contender.standing)
     }
 
     /// Notes whether a request may begin; one that may not delays nobody any more.
     fn stand(&self, uid: &str, standing: Standing) {
         let mut state = self.lock();
-        let Some(known) = state.known.get_mut(uid) else { return };
+        let Some(known) = state.known.get_mut(uid) else {
+            return;
+        };
         if known.contender.standing == standing {
             return;
         }
         known.contender.standing = standing;
         if standing == Standing::Ineligible {
-            let floats: Vec<_> = known.contender.shares.iter().map(|s| s.float.clone()).collect();
+            let floats: Vec<_> = known
+                .contender
+                .shares
+                .iter()
+                .map(|s| s.float.clone())
+                .collect();
             let waiting = state.keys_on(floats.iter(), uid);
             drop(state);
             self.wake(waiting);
@@ -307,7 +407,11 @@ impl crate::machine::Status {
     fn supersede(&mut self, images: &[usize], version: u64, message: &str, now: Timestamp) {
         self.order.get_or_insert(version);
         for &index in images {
-            if let Some(image) = self.images.get_mut(index).filter(|i| !i.phase.is_finished()) {
+            if let Some(image) = self
+                .images
+                .get_mut(index)
+                .filter(|i| !i.phase.is_finished())
+            {
                 image.phase = Phase::Failed;
                 image.reason = Some(Reason::Superseded);
                 image.message = message.into();

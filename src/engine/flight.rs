@@ -14,11 +14,23 @@ use crate::store::{Access, Key, Store};
 
 impl<S: Store> Engine<S> {
     /// Launches a step that was just saved.
-    pub(super) fn launch(&self, key: &Key, uid: &str, request: &Request, launch: Launch, access: &Access) {
-        let Launch { image: index, step, again } = launch;
-        let (Some(spec), Some(image)) =
-            (request.spec.images.get(index), request.status.images.get(index))
-        else {
+    pub(super) fn launch(
+        &self,
+        key: &Key,
+        uid: &str,
+        request: &Request,
+        launch: Launch,
+        access: &Access,
+    ) {
+        let Launch {
+            image: index,
+            step,
+            again,
+        } = launch;
+        let (Some(spec), Some(image)) = (
+            request.spec.images.get(index),
+            request.status.images.get(index),
+        ) else {
             return;
         };
         let cancel = CancellationToken::new();
@@ -79,7 +91,9 @@ impl<S: Store> Engine<S> {
         let known = {
             let mut state = self.lock();
             let known = state.known.contains_key(uid);
-            let Some(flight) = state.flights.get_mut(uid) else { return };
+            let Some(flight) = state.flights.get_mut(uid) else {
+                return;
+            };
             let Some(operation) = flight.operations.get_mut(&index).filter(|o| o.id == id) else {
                 return;
             };
@@ -108,8 +122,12 @@ impl<S: Store> Engine<S> {
         let due = {
             let mut state = self.lock();
             let idle = state.running(uid).next().is_none();
-            let Some(known) = state.known.get_mut(uid) else { return };
-            let due = known.saved_at.map_or(now, |at| at + self.inner.settings.status_interval);
+            let Some(known) = state.known.get_mut(uid) else {
+                return;
+            };
+            let due = known
+                .saved_at
+                .map_or(now, |at| at + self.inner.settings.status_interval);
             if idle || due <= now {
                 now
             } else if known.triggered {
@@ -154,7 +172,13 @@ fn succeeded(outcome: &Outcome) -> bool {
 }
 
 /// One line per ended step.
-fn log(key: &Key, float: &crate::image::Float, step: crate::machine::Step, started: Instant, outcome: &Outcome) {
+fn log(
+    key: &Key,
+    float: &crate::image::Float,
+    step: crate::machine::Step,
+    started: Instant,
+    outcome: &Outcome,
+) {
     let took = started.elapsed();
     let step = step.as_str();
     match outcome {

@@ -18,13 +18,17 @@ impl Leadership {
     /// For a single process without an election: it always leads.
     #[must_use]
     pub fn alone() -> Self {
-        Self { trusted_until: None }
+        Self {
+            trusted_until: None,
+        }
     }
 
     /// For an election: nothing is trusted before the first renewal.
     #[must_use]
     pub fn elected() -> Self {
-        Self { trusted_until: Some(Arc::default()) }
+        Self {
+            trusted_until: Some(Arc::default()),
+        }
     }
 
     /// The lease was renewed: it is trusted until then.
@@ -44,7 +48,9 @@ impl Leadership {
     /// Whether something that takes at most `timeout` ends while the lease is trusted.
     #[must_use]
     pub fn covers(&self, timeout: Duration) -> bool {
-        let Some(cell) = &self.trusted_until else { return true };
+        let Some(cell) = &self.trusted_until else {
+            return true;
+        };
         let until = *cell.lock().unwrap_or_else(PoisonError::into_inner);
         until.is_some_and(|until| Instant::now() + timeout <= until)
     }

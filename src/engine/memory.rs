@@ -32,7 +32,10 @@ impl Memory {
     /// An empty memory. `settle` is how long a write may take to show, or to land.
     #[must_use]
     pub fn new(settle: Duration) -> Self {
-        Self { settle, inner: Mutex::default() }
+        Self {
+            settle,
+            inner: Mutex::default(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -62,7 +65,9 @@ impl Memory {
         let mut inner = self.lock();
         let settle = self.settle;
         inner.written.retain(|_, (_, at)| *at + settle > now);
-        inner.written.insert((repository.clone(), tag.clone()), (digest, now));
+        inner
+            .written
+            .insert((repository.clone(), tag.clone()), (digest, now));
         inner.newest_write = inner.newest_write.max(Some(now));
     }
 

@@ -72,7 +72,9 @@ struct Inner<S> {
 
 impl<S> Clone for Engine<S> {
     fn clone(&self) -> Self {
-        Self { inner: Arc::clone(&self.inner) }
+        Self {
+            inner: Arc::clone(&self.inner),
+        }
     }
 }
 
@@ -93,8 +95,20 @@ impl<S: Store> Engine<S> {
             put_timeout: settings.put_timeout(),
         };
         let state = Mutex::default();
-        let inner = Inner { store, tools, policy, settings, triggers, state };
-        (Self { inner: Arc::new(inner) }, queue)
+        let inner = Inner {
+            store,
+            tools,
+            policy,
+            settings,
+            triggers,
+            state,
+        };
+        (
+            Self {
+                inner: Arc::new(inner),
+            },
+            queue,
+        )
     }
 
     /// The store behind it.
@@ -117,18 +131,25 @@ impl<S: Store> Engine<S> {
     /// Takes note of an unfinished object, as read from a list, a watch or a load: it contends for its floats from now on.
     /// True where a reconcile is due: not for our own save coming back, nor for what is known already.
     pub fn observe(&self, object: &PromotionRequest) -> bool {
-        let Some((uid, version)) = identity(object) else { return false };
+        let Some((uid, version)) = identity(object) else {
+            return false;
+        };
         if is_finished(object) {
             return false;
         }
-        let Ok(request) = api::status::read(object) else { return true };
+        let Ok(request) = api::status::read(object) else {
+            return true;
+        };
         let key = Key::of(object);
         let now = now();
         let order = request.status.order.unwrap_or(version);
         let standing = Standing::Undecided { since: now };
         let contender = Contender::of(&uid, &key.to_string(), order, &request, standing);
         let mut state = self.lock();
-        let own = state.known.get(&uid).is_some_and(|k| k.saved == Some(version));
+        let own = state
+            .known
+            .get(&uid)
+            .is_some_and(|k| k.saved == Some(version));
         state.note(&key, version, contender, now) && !own
     }
 
@@ -145,13 +166,19 @@ impl<S: Store> Engine<S> {
                 tracing::error!(request = %known.key, "two requests have begun on one float; this one waits");
             }
         }
-        tracing::info!(requests = state.known.len(), floats = state.claims.len(), "claims rebuilt from status");
+        tracing::info!(
+            requests = state.known.len(),
+            floats = state.claims.len(),
+            "claims rebuilt from status"
+        );
     }
 
     /// An object left the unfinished ones: it ended, or was deleted. What runs of it is given up, tag writes after their answer.
     pub fn gone(&self, uid: &str) {
         let mut state = self.lock();
-        let Some(known) = state.forget(uid) else { return };
+        let Some(known) = state.forget(uid) else {
+            return;
+        };
         if let state::Asked::Running(cancel, _) = &known.asked {
             cancel.cancel();
         }
@@ -181,7 +208,10 @@ impl<S: Store> Engine<S> {
     #[must_use]
     pub fn unrecorded(&self) -> usize {
         let state = self.lock();
-        let known = state.flights.iter().filter(|(uid, _)| state.known.contains_key(*uid));
+        let known = state
+            .flights
+            .iter()
+            .filter(|(uid, _)| state.known.contains_key(*uid));
         let ended = known.flat_map(|(_, flight)| flight.operations.values());
         let ended = ended.filter(|o| o.outcome.is_some()).count();
         ended + state.running_in_all()
@@ -191,7 +221,10 @@ impl<S: Store> Engine<S> {
     #[must_use]
     pub fn bytes(&self, uid: &str) -> Vec<(usize, u64)> {
         let state = self.lock();
-        state.running(uid).map(|(index, o)| (index, o.activity.bytes())).collect()
+        state
+            .running(uid)
+            .map(|(index, o)| (index, o.activity.bytes()))
+            .collect()
     }
 
     /// Gives back the floats that a request owns no longer: its image has ended (or is suspended before its commit), nothing of
@@ -200,7 +233,11 @@ impl<S: Store> Engine<S> {
         let now = Instant::now();
         let mut state = self.lock();
         let state = &mut *state;
-        let owned = state.known.get(uid).map(|k| k.contender.owned()).unwrap_or_default();
+        let owned = state
+            .known
+            .get(uid)
+            .map(|k| k.contender.owned())
+            .unwrap_or_default();
         let running: Vec<_> = state.running(uid).map(|(_, o)| o.float.clone()).collect();
         let mut again: Option<Instant> = None;
         let freed = state.claims.release(uid, |float| {
@@ -232,7 +269,10 @@ impl<S: Store> Engine<S> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -252,5 +292,7 @@ fn identity(object: &PromotionRequest) -> Option<(String, u64)> {
 /// Whether an object's status says that nothing more will happen.
 fn is_finished(object: &PromotionRequest) -> bool {
     let phase = object.status.as_ref().and_then(|s| s.phase.as_deref());
-    phase.and_then(crate::machine::Phase::parse).is_some_and(crate::machine::Phase::is_finished)
+    phase
+        .and_then(crate::machine::Phase::parse)
+        .is_some_and(crate::machine::Phase::is_finished)
 }

@@ -81,8 +81,12 @@ impl Operation {
                 let tag = Reference::Tag(self.spec.float.tag().clone());
                 let credential = self.push()?;
                 let repository = self.repository();
-                self.read(self.tools.registry.fetch(repository, &tag, &credential, &self.activity))
-                    .await?
+                self.read(
+                    self.tools
+                        .registry
+                        .fetch(repository, &tag, &credential, &self.activity),
+                )
+                .await?
             }
         };
         let (source, media_type) = match (&self.image.source, &self.spec.source.reference) {
@@ -93,7 +97,11 @@ impl Operation {
                 (manifest.digest, Some(manifest.media_type))
             }
         };
-        Ok(Outcome::Resolved { source, media_type, float: float.map(|m| m.digest) })
+        Ok(Outcome::Resolved {
+            source,
+            media_type,
+            float: float.map(|m| m.digest),
+        })
     }
 
     async fn stage(&self) -> Flow<Outcome> {
@@ -102,13 +110,19 @@ impl Operation {
         let repository = self.repository();
         if self.again {
             if let Some(manifest) = self.look(&incoming).await?.filter(|m| m.digest == source) {
-                return Ok(Outcome::Staged { media_type: manifest.media_type, bytes: self.activity.bytes() });
+                return Ok(Outcome::Staged {
+                    media_type: manifest.media_type,
+                    bytes: self.activity.bytes(),
+                });
             }
         }
         let manifest = self.source_manifest(&Reference::Digest(source)).await?;
         let (pull, push) = (self.pull()?, self.push()?);
         let from = &self.spec.source.repository;
-        let copy = self.tools.registry.copy(from, &manifest, repository, &pull, &push, &self.activity);
+        let copy =
+            self.tools
+                .registry
+                .copy(from, &manifest, repository, &pull, &push, &self.activity);
         self.read(copy).await?;
         // The last thing before the PUT: what `_incoming` holds may be held by nothing else.
         self.clear(&incoming, source, None).await?;
@@ -147,7 +161,9 @@ impl Operation {
     /// The displaced digest is gone from the repository: where is the float now?
     async fn displaced_gone(&self) -> Flow<Outcome> {
         let float = self.look(self.spec.float.tag()).await?;
-        Ok(Outcome::DisplacedGone { float: float.map(|m| m.digest) })
+        Ok(Outcome::DisplacedGone {
+            float: float.map(|m| m.digest),
+        })
     }
 
     async fn latch(&self) -> Flow<Outcome> {
@@ -176,7 +192,9 @@ impl Operation {
 
     async fn post(&self) -> Flow<Outcome> {
         let source = self.source()?;
-        let gone = Outcome::Posted { foreign: Some(Foreign::Gone) };
+        let gone = Outcome::Posted {
+            foreign: Some(Foreign::Gone),
+        };
         if !self.image.displaced.is_empty() {
             let post1 = self.spec.float.post1();
             let Some(manifest) = self.held(source).await? else {
@@ -198,7 +216,8 @@ impl Operation {
     /// Where somebody else moved the float, if two looks agree that it is not at the source.
     async fn foreign(&self, source: Digest) -> Flow<Option<Foreign>> {
         let float = self.spec.float.tag();
-        let at_source = |found: &Option<Manifest>| found.as_ref().is_some_and(|m| m.digest == source);
+        let at_source =
+            |found: &Option<Manifest>| found.as_ref().is_some_and(|m| m.digest == source);
         if at_source(&self.look(float).await?) {
             return Ok(None);
         }
@@ -225,7 +244,9 @@ impl Operation {
     /// Looks at a tag that is about to be overwritten with `source`, and pins what it holds if nothing else may hold it
     /// (`pinned` is held for certain). Whether it holds `source` already.
     async fn clear(&self, tag: &Tag, source: Digest, pinned: Option<Digest>) -> Flow<bool> {
-        let Some(found) = self.look(tag).await? else { return Ok(false) };
+        let Some(found) = self.look(tag).await? else {
+            return Ok(false);
+        };
         if found.digest == source {
             return Ok(true);
         }
@@ -234,14 +255,20 @@ impl Operation {
         }
         match self.image.pin(found.digest) {
             Some(pin) => self.pin(&pin.tag, &found).await.map(|_| false),
-            None => Err(Outcome::Unpinned { digest: found.digest }),
+            None => Err(Outcome::Unpinned {
+                digest: found.digest,
+            }),
         }
     }
 
     /// Puts a prune tag to a manifest's digest. A prune tag is never overwritten with another digest. False where the content
     /// is gone.
     async fn pin(&self, prune: &Tag, manifest: &Manifest) -> Flow<bool> {
-        if self.tools.memory.wrote(self.repository(), prune, manifest.digest, Instant::now()) {
+        if self
+            .tools
+            .memory
+            .wrote(self.repository(), prune, manifest.digest, Instant::now())
+        {
             return Ok(true);
         }
         match self.look(prune).await? {
@@ -258,7 +285,10 @@ impl Operation {
     async fn look(&self, tag: &Tag) -> Flow<Option<Manifest>> {
         let credential = self.push()?;
         loop {
-            let look = self.tools.registry.look(self.repository(), tag, &credential, &self.activity);
+            let look =
+                self.tools
+                    .registry
+                    .look(self.repository(), tag, &credential, &self.activity);
             let found = self.read(look).await?;
             if self.believes(self.repository(), tag, found.as_ref()) {
                 return Ok(found);
@@ -269,7 +299,10 @@ impl Operation {
 
     fn believes(&self, repository: &Repository, tag: &Tag, found: Option<&Manifest>) -> bool {
         let digest = found.map(|m| m.digest);
-        !self.tools.memory.contradicts(repository, tag, digest, Instant::now())
+        !self
+            .tools
+            .memory
+            .contradicts(repository, tag, digest, Instant::now())
     }
 
     /// The source's manifest. Absent means gone only after three looks.
@@ -278,7 +311,10 @@ impl Operation {
         let credential = self.pull()?;
         let mut pauses = SOURCE_LOOKS.iter();
         loop {
-            let fetch = self.tools.registry.fetch(repository, reference, &credential, &self.activity);
+            let fetch =
+                self.tools
+                    .registry
+                    .fetch(repository, reference, &credential, &self.activity);
             let found = self.read(fetch).await?;
             if let Reference::Tag(tag) = reference
                 && !self.believes(repository, tag, found.as_ref())
@@ -292,7 +328,10 @@ impl Operation {
             let Some(pause) = pauses.next() else {
                 return Err(Outcome::Faulted(Fault {
                     reason: Reason::SourceGone,
-                    message: format!("source {} is gone (3 looks); build it again, or promote another", self.spec.source),
+                    message: format!(
+                        "source {} is gone (3 looks); build it again, or promote another",
+                        self.spec.source
+                    ),
                     class: Class::Terminal,
                 }));
             };
@@ -303,7 +342,10 @@ impl Operation {
     /// A manifest of the float's repository.
     async fn held(&self, digest: Digest) -> Flow<Option<Manifest>> {
         let credential = self.push()?;
-        let held = self.tools.registry.held(self.repository(), digest, &credential, &self.activity);
+        let held = self
+            .tools
+            .registry
+            .held(self.repository(), digest, &credential, &self.activity);
         self.read(held).await
     }
 
@@ -314,7 +356,8 @@ impl Operation {
         let sent = Mutex::new(None);
         let sent_at = || *sent.lock().unwrap_or_else(PoisonError::into_inner);
         let gate = || {
-            let open = !self.cancel.is_cancelled() && self.tools.leadership.covers(self.tools.put_timeout);
+            let open =
+                !self.cancel.is_cancelled() && self.tools.leadership.covers(self.tools.put_timeout);
             if open {
                 let now = Instant::now();
                 *sent.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
@@ -322,7 +365,14 @@ impl Operation {
             }
             open
         };
-        let put = self.tools.registry.put_tag(repository, tag, manifest, &credential, gate, &self.activity);
+        let put = self.tools.registry.put_tag(
+            repository,
+            tag,
+            manifest,
+            &credential,
+            gate,
+            &self.activity,
+        );
         tokio::pin!(put);
         let started = Instant::now();
         let answer = tokio::select! {
@@ -337,7 +387,9 @@ impl Operation {
         };
         match answer {
             Put::Written => {
-                self.tools.memory.written(repository, tag, manifest.digest, Instant::now());
+                self.tools
+                    .memory
+                    .written(repository, tag, manifest.digest, Instant::now());
                 tracing::debug!(%repository, %tag, digest = %manifest.digest, took = ?started.elapsed(), "wrote tag");
                 Ok(Written::Done)
             }
@@ -354,8 +406,11 @@ impl Operation {
             },
             Put::Unknown(error) => {
                 let sent = sent_at().unwrap_or_else(Instant::now);
-                self.tools.memory.unanswered(&self.spec.float, repository, tag, sent);
-                let seconds = i64::try_from(self.tools.memory.settle().as_secs()).unwrap_or(i64::MAX);
+                self.tools
+                    .memory
+                    .unanswered(&self.spec.float, repository, tag, sent);
+                let seconds =
+                    i64::try_from(self.tools.memory.settle().as_secs()).unwrap_or(i64::MAX);
                 Err(Outcome::Faulted(Fault {
                     reason: Reason::RegistryUnavailable,
                     message: error.message,
@@ -388,7 +443,11 @@ impl Operation {
 
     /// The recorded source digest; a step that needs it is never launched before it is recorded.
     fn source(&self) -> Flow<Digest> {
-        self.image.source.as_ref().map(|source| source.digest).ok_or(Outcome::Dropped)
+        self.image
+            .source
+            .as_ref()
+            .map(|source| source.digest)
+            .ok_or(Outcome::Dropped)
     }
 
     fn pull(&self) -> Flow<Credential> {
@@ -401,7 +460,10 @@ impl Operation {
 }
 
 /// The credential for a repository, or why the Secret cannot be used for it.
-pub(super) fn credential(keyring: &registry::Keyring, repository: &Repository) -> Result<Credential, Fault> {
+pub(super) fn credential(
+    keyring: &registry::Keyring,
+    repository: &Repository,
+) -> Result<Credential, Fault> {
     keyring.credential(repository).map_err(|error| Fault {
         reason: Reason::SecretInvalid,
         message: error.to_string(),
@@ -415,8 +477,14 @@ pub(super) fn fault(error: &registry::Error) -> Fault {
         registry::Class::Attempt => Class::Attempt,
         registry::Class::Terminal => Class::Terminal,
         registry::Class::Wait { after } => Class::Wait {
-            seconds: after.map_or(1, |after| i64::try_from(after.as_secs()).unwrap_or(i64::MAX).max(1)),
+            seconds: after.map_or(1, |after| {
+                i64::try_from(after.as_secs()).unwrap_or(i64::MAX).max(1)
+            }),
         },
     };
-    Fault { reason: error.reason, message: error.message.clone(), class }
+    Fault {
+        reason: error.reason,
+        message: error.message.clone(),
+        class,
+    }
 }

@@ -68,8 +68,14 @@ impl<S: Store> Engine<S> {
         Err(StoreError::Conflict(key.clone()).into())
     }
 
-    async fn reconcile_once(&self, key: &Key, mut object: PromotionRequest) -> Result<Next, ReconcileError> {
-        let Some((uid, version)) = identity(&object) else { return Ok(Next::Triggered) };
+    async fn reconcile_once(
+        &self,
+        key: &Key,
+        mut object: PromotionRequest,
+    ) -> Result<Next, ReconcileError> {
+        let Some((uid, version)) = identity(&object) else {
+            return Ok(Next::Triggered);
+        };
         if is_finished(&object) {
             self.gone(&uid);
             return Ok(Next::Triggered);
@@ -95,14 +101,27 @@ impl<S: Store> Engine<S> {
         for ended in &harvest {
             notices.extend(self.advance(key, &mut request, ended, now));
         }
-        let Entry { admission, access, again } = self.admit(key, &uid, &object, &request).await?;
+        let Entry {
+            admission,
+            access,
+            again,
+        } = self.admit(key, &uid, &object, &request).await?;
         let launching = access.is_some() && !draining;
-        let world = World { now, resource_version: version, admission, launching, scenes };
+        let world = World {
+            now,
+            resource_version: version,
+            admission,
+            launching,
+            scenes,
+        };
         let plan = machine::plan(&mut request, &world);
         if let Some(notice) = self.cancel_ignored(key, &uid, &plan) {
             notices.push(notice);
         }
-        let scenery = Scenery { now, waiting: plan.waiting.clone() };
+        let scenery = Scenery {
+            now,
+            waiting: plan.waiting.clone(),
+        };
         api::status::write(&mut object, &request, &scenery);
         let saved = if object.status == before.status {
             None
@@ -138,17 +157,25 @@ impl<S: Store> Engine<S> {
         for (index, spec) in request.spec.images.iter().enumerate() {
             let quiet = self.inner.tools.memory.quiet_until(&spec.float, instant);
             let mut scene = Scene {
-                quiet_until: quiet.map(|until| later(now, until.saturating_duration_since(instant))),
+                quiet_until: quiet
+                    .map(|until| later(now, until.saturating_duration_since(instant))),
                 ..Scene::default()
             };
             if let Some(operation) = flight.and_then(|f| f.operations.get(&index)) {
                 if let Some(outcome) = &operation.outcome {
-                    harvest.push(Harvest { index, id: operation.id, outcome: outcome.clone() });
+                    harvest.push(Harvest {
+                        index,
+                        id: operation.id,
+                        outcome: outcome.clone(),
+                    });
                 } else {
                     scene.running = Some(operation.step);
                     scene.waiting = operation.activity.waiting().map(|waiting| Waiting {
                         reason: waiting.reason,
-                        until: later(now, Instant::from_std(waiting.until).saturating_duration_since(instant)),
+                        until: later(
+                            now,
+                            Instant::from_std(waiting.until).saturating_duration_since(instant),
+                        ),
                         message: waiting.message,
                     });
                 }
@@ -158,7 +185,13 @@ impl<S: Store> Engine<S> {
         (harvest, scenes)
     }
 
-    fn advance(&self, key: &Key, request: &mut Request, ended: &Harvest, now: Timestamp) -> Vec<Notice> {
+    fn advance(
+        &self,
+        key: &Key,
+        request: &mut Request,
+        ended: &Harvest,
+        now: Timestamp,
+    ) -> Vec<Notice> {
         let float = request.spec.images.get(ended.index).map(|spec| &spec.float);
         let context = Context {
             now,
@@ -176,20 +209,33 @@ impl<S: Store> Engine<S> {
 
     /// Prune stamps are remembered before they are saved: another request on the float must not choose them too.
     fn note_stamps(&self, request: &Request, was: &Request, now: Timestamp) {
-        for ((image, old), spec) in
-            request.status.images.iter().zip(&was.status.images).zip(&request.spec.images)
+        for ((image, old), spec) in request
+            .status
+            .images
+            .iter()
+            .zip(&was.status.images)
+            .zip(&request.spec.images)
         {
             if let Some(stamp) = image.newest_stamp().filter(|_| image != old) {
-                self.inner.tools.memory.note_stamp(&spec.float, stamp, Stamp::at(now));
+                self.inner
+                    .tools
+                    .memory
+                    .note_stamp(&spec.float, stamp, Stamp::at(now));
             }
         }
     }
 
     fn drop_harvest(&self, uid: &str, harvest: &[Harvest]) {
         let mut state = self.lock();
-        let Some(flight) = state.flights.get_mut(uid) else { return };
+        let Some(flight) = state.flights.get_mut(uid) else {
+            return;
+        };
         for ended in harvest {
-            if flight.operations.get(&ended.index).is_some_and(|o| o.id == ended.id) {
+            if flight
+                .operations
+                .get(&ended.index)
+                .is_some_and(|o| o.id == ended.id)
+            {
                 flight.operations.remove(&ended.index);
             }
         }
@@ -197,7 +243,11 @@ impl<S: Store> Engine<S> {
 
     fn give_up(&self, uid: &str, index: usize) {
         let state = self.lock();
-        if let Some(operation) = state.flights.get(uid).and_then(|f| f.operations.get(&index)) {
+        if let Some(operation) = state
+            .flights
+            .get(uid)
+            .and_then(|f| f.operations.get(&index))
+        {
             operation.cancel.cancel();
         }
     }
@@ -224,7 +274,9 @@ impl<S: Store> Engine<S> {
         request: &Request,
         notices: &[Notice],
     ) {
-        let Some((uid, version)) = identity(saved) else { return };
+        let Some((uid, version)) = identity(saved) else {
+            return;
+        };
         let events = {
             let mut state = self.lock();
             let now = Timestamp::now();
@@ -265,7 +317,11 @@ impl<S: Store> Engine<S> {
         let saved = self.inner.store.save(&object).await?;
         tracing::warn!(request = %key, "{error}");
         let note = error.to_string();
-        let event = Event { reason: Reason::InvalidSpec, note, warning: true };
+        let event = Event {
+            reason: Reason::InvalidSpec,
+            note,
+            warning: true,
+        };
         self.inner.store.tell(&saved, event).await;
         if let Some(uid) = &saved.metadata.uid {
             self.gone(uid);
@@ -286,20 +342,40 @@ impl<S: Store> Engine<S> {
 }
 
 /// One event for each change of phase and each notice, within the bound; the last one is always told.
-fn events(before: &PromotionRequest, request: &Request, notices: &[Notice], told: u32) -> Vec<Event> {
+fn events(
+    before: &PromotionRequest,
+    request: &Request,
+    notices: &[Notice],
+    told: u32,
+) -> Vec<Event> {
     let mut events: Vec<Event> = notices
         .iter()
-        .map(|notice| Event { reason: notice.reason, note: notice.message.clone(), warning: true })
+        .map(|notice| Event {
+            reason: notice.reason,
+            note: notice.message.clone(),
+            warning: true,
+        })
         .collect();
-    let old = before.status.as_ref().and_then(|status| status.phase.as_deref());
+    let old = before
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref());
     let phase = request.phase();
     if old != Some(phase.as_str()) {
         let summary = conditions::Summary::of(request, None);
         let warning = phase == machine::Phase::Failed;
-        events.push(Event { reason: summary.reason, note: summary.message, warning });
+        events.push(Event {
+            reason: summary.reason,
+            note: summary.message,
+            warning,
+        });
     }
     let left = EVENTS_MAX.saturating_sub(told) as usize;
-    let left = if phase.is_finished() { left.max(1) } else { left.saturating_sub(1) };
+    let left = if phase.is_finished() {
+        left.max(1)
+    } else {
+        left.saturating_sub(1)
+    };
     let skip = events.len().saturating_sub(left);
     events.split_off(skip)
 }
@@ -308,7 +384,8 @@ fn later(now: Timestamp, duration: Duration) -> Timestamp {
     // A whole second more, because times in status are whole seconds.
     let seconds = i64::try_from(duration.as_secs()).unwrap_or(i64::MAX / 4);
     let rounded = i64::from(duration.subsec_nanos() > 0);
-    now.checked_add(jiff::SignedDuration::from_secs(seconds + rounded)).unwrap_or(Timestamp::MAX)
+    now.checked_add(jiff::SignedDuration::from_secs(seconds + rounded))
+        .unwrap_or(Timestamp::MAX)
 }
 
 fn next(wake: Option<Timestamp>, again: Option<Instant>) -> Next {

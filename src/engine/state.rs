@@ -63,7 +63,12 @@ pub(super) enum Asked {
     /// It may not, for good.
     No(Reason, String),
     /// It may not, or it is not known, for now: ask again then.
-    NotNow { reason: Reason, message: String, tries: u32, again: Instant },
+    NotNow {
+        reason: Reason,
+        message: String,
+        tries: u32,
+        again: Instant,
+    },
 }
 
 /// The operations of a request.
@@ -93,7 +98,13 @@ impl State {
     }
 
     /// Takes note of a request as it was read at `version`. False where it is known as newer already.
-    pub fn note(&mut self, key: &Key, version: u64, mut contender: Contender, now: Timestamp) -> bool {
+    pub fn note(
+        &mut self,
+        key: &Key,
+        version: u64,
+        mut contender: Contender,
+        now: Timestamp,
+    ) -> bool {
         let uid = contender.uid.clone();
         if let Some(known) = self.known.get_mut(&uid) {
             if known.version > version {
@@ -106,7 +117,10 @@ impl State {
         }
         contender.standing = Standing::Undecided { since: now };
         for share in &contender.shares {
-            self.by_float.entry(share.float.clone()).or_default().insert(uid.clone());
+            self.by_float
+                .entry(share.float.clone())
+                .or_default()
+                .insert(uid.clone());
         }
         let known = Known {
             key: key.clone(),
@@ -140,27 +154,43 @@ impl State {
     /// The requests that share a float with `contender`, itself included.
     pub fn sharers<'a>(&'a self, contender: &Contender) -> Vec<&'a Contender> {
         let floats = contender.shares.iter().map(|share| &share.float);
-        let uids: HashSet<&Uid> = floats.filter_map(|f| self.by_float.get(f)).flatten().collect();
-        uids.into_iter().filter_map(|uid| self.known.get(uid)).map(|k| &k.contender).collect()
+        let uids: HashSet<&Uid> = floats
+            .filter_map(|f| self.by_float.get(f))
+            .flatten()
+            .collect();
+        uids.into_iter()
+            .filter_map(|uid| self.known.get(uid))
+            .map(|k| &k.contender)
+            .collect()
     }
 
     /// The keys of the requests that name one of `floats`, except `uid`.
     pub fn keys_on<'a>(&self, floats: impl Iterator<Item = &'a Float>, uid: &str) -> Vec<Key> {
-        let uids: HashSet<&Uid> = floats.filter_map(|f| self.by_float.get(f)).flatten().collect();
+        let uids: HashSet<&Uid> = floats
+            .filter_map(|f| self.by_float.get(f))
+            .flatten()
+            .collect();
         let others = uids.into_iter().filter(|other| *other != uid);
-        others.filter_map(|other| self.known.get(other)).map(|k| k.key.clone()).collect()
+        others
+            .filter_map(|other| self.known.get(other))
+            .map(|k| k.key.clone())
+            .collect()
     }
 
     /// The operations of a request that still run.
     pub fn running(&self, uid: &str) -> impl Iterator<Item = (usize, &InFlight)> {
         let operations = self.flights.get(uid).map(|flight| &flight.operations);
         let all = operations.into_iter().flatten();
-        all.filter(|(_, o)| o.outcome.is_none()).map(|(index, o)| (*index, o))
+        all.filter(|(_, o)| o.outcome.is_none())
+            .map(|(index, o)| (*index, o))
     }
 
     /// How many operations run in all.
     pub fn running_in_all(&self) -> usize {
-        let operations = self.flights.values().flat_map(|flight| flight.operations.values());
+        let operations = self
+            .flights
+            .values()
+            .flat_map(|flight| flight.operations.values());
         operations.filter(|o| o.outcome.is_none()).count()
     }
 }

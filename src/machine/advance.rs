@@ -63,7 +63,14 @@ pub fn advance(request: &mut Request, index: usize, outcome: Outcome, context: &
     match (record.image.phase, outcome) {
         (_, Outcome::Dropped) => record.succeed(),
         (phase, Outcome::Faulted(fault)) => record.fault(phase, fault),
-        (Phase::Pending, Outcome::Resolved { source, media_type, float }) => {
+        (
+            Phase::Pending,
+            Outcome::Resolved {
+                source,
+                media_type,
+                float,
+            },
+        ) => {
             record.succeed();
             record.resolve(source, media_type, float, plan_only);
         }
@@ -116,7 +123,8 @@ pub fn advance(request: &mut Request, index: usize, outcome: Outcome, context: &
             record.image.phase = Phase::Pending;
             record.retry(Fault {
                 reason: Reason::RegistryError,
-                message: "what was staged is gone from the float's repository; staging it again".into(),
+                message: "what was staged is gone from the float's repository; staging it again"
+                    .into(),
                 class: Class::Attempt,
             });
         }
@@ -164,7 +172,10 @@ impl Record<'_> {
         float: Option<Digest>,
         plan_only: bool,
     ) {
-        let source = self.image.source.get_or_insert(SourceFacts { digest, media_type });
+        let source = self
+            .image
+            .source
+            .get_or_insert(SourceFacts { digest, media_type });
         let digest = source.digest;
         if float == Some(digest) {
             self.image.unchanged = true;
@@ -248,7 +259,10 @@ impl Record<'_> {
             fault.reason = Reason::StagedLost;
         }
         if phase == Phase::Incoming
-            && matches!(fault.reason, Reason::ManifestRejected | Reason::RegistryError)
+            && matches!(
+                fault.reason,
+                Reason::ManifestRejected | Reason::RegistryError
+            )
         {
             fault.reason = Reason::BackupFailed;
         }
@@ -259,7 +273,8 @@ impl Record<'_> {
                 self.succeed();
                 self.image.reason = Some(fault.reason);
                 self.image.message = fault.message;
-                self.image.next_attempt = Some(self.context.now + SignedDuration::from_secs(seconds));
+                self.image.next_attempt =
+                    Some(self.context.now + SignedDuration::from_secs(seconds));
             }
         }
     }

@@ -123,14 +123,18 @@ impl Claims {
         if !floats.iter().all(free) {
             return false;
         }
-        self.owners.extend(floats.iter().map(|float| (float.clone(), uid.to_owned())));
+        self.owners
+            .extend(floats.iter().map(|float| (float.clone(), uid.to_owned())));
         true
     }
 
     /// Takes every float from `uid` that `keep` does not keep; gives those that are free now.
     pub fn release(&mut self, uid: &str, mut keep: impl FnMut(&Float) -> bool) -> Vec<Float> {
         let gone = |float: &Float, owner: &mut Uid| owner == uid && !keep(float);
-        self.owners.extract_if(gone).map(|(float, _)| float).collect()
+        self.owners
+            .extract_if(gone)
+            .map(|(float, _)| float)
+            .collect()
     }
 
     /// How many floats are owned.
@@ -175,11 +179,19 @@ impl Claims {
         others: impl Iterator<Item = &'a Contender> + Clone,
         now: Timestamp,
     ) -> Option<Verdict> {
-        let wait = |behind: &str, until| Some(Verdict::Wait { behind: behind.into(), until });
+        let wait = |behind: &str, until| {
+            Some(Verdict::Wait {
+                behind: behind.into(),
+                until,
+            })
+        };
         for share in me.shares.iter().filter(|share| !share.finished) {
             if let Some(owner) = self.owner(&share.float).filter(|owner| **owner != me.uid) {
                 let other = others.clone().find(|other| other.uid == *owner);
-                return wait(other.map_or("a request that has just ended", |o| &o.name), None);
+                return wait(
+                    other.map_or("a request that has just ended", |o| &o.name),
+                    None,
+                );
             }
         }
         for other in others.filter(|other| other.order < me.order) {
@@ -205,14 +217,14 @@ impl Claims {
 }
 
 /// The floats of `me` on which a newer request has begun.
-fn overtaken<'a>(
-    me: &Contender,
-    others: impl Iterator<Item = &'a Contender>,
-) -> Option<Verdict> {
+fn overtaken<'a>(me: &Contender, others: impl Iterator<Item = &'a Contender>) -> Option<Verdict> {
     for other in others.filter(|other| other.order > me.order && other.started) {
         let floats = me.shared(other, |_| true);
         if !floats.is_empty() {
-            return Some(Verdict::Superseded { by: other.name.clone(), floats });
+            return Some(Verdict::Superseded {
+                by: other.name.clone(),
+                floats,
+            });
         }
     }
     None
@@ -259,8 +271,10 @@ impl Contender {
     #[must_use]
     pub fn owned(&self) -> Vec<Float> {
         let owned = |share: &&Share| !share.finished && (share.committed || !self.suspended);
-        let shares = self.shares.iter().filter(|share| self.started && owned(share));
+        let shares = self
+            .shares
+            .iter()
+            .filter(|share| self.started && owned(share));
         shares.map(|share| share.float.clone()).collect()
     }
 }
-

@@ -101,7 +101,10 @@ impl Phase {
     /// Whether nothing more will happen.
     #[must_use]
     pub const fn is_finished(self) -> bool {
-        matches!(self, Self::Posted | Self::Planned | Self::Failed | Self::Cancelled)
+        matches!(
+            self,
+            Self::Posted | Self::Planned | Self::Failed | Self::Cancelled
+        )
     }
 }
 

@@ -91,6 +91,7 @@ pub struct Launch {
 pub fn plan(request: &mut Request, world: &World) -> Plan {
     let mut plan = Plan::default();
     if request.is_finished() {
+        request.status.completed.get_or_insert(world.now);
         return plan;
     }
     note_order_and_deadline(request, world);
@@ -147,7 +148,10 @@ fn show_waiting(request: &mut Request, world: &World) {
 /// Cancel, refusal, a newer request and the deadline end what is not committed; the deadline's grace ends the rest.
 fn end_by_cause(request: &mut Request, world: &World, plan: &mut Plan) {
     let all: Vec<usize> = (0..request.status.images.len()).collect();
-    let late = request.status.deadline.filter(|&deadline| deadline <= world.now);
+    let late = request
+        .status
+        .deadline
+        .filter(|&deadline| deadline <= world.now);
     let overrun = late.is_some_and(|d| d + SignedDuration::from_secs(GRACE_SECONDS) <= world.now);
     let deadline = || {
         let seconds = request.spec.deadline_seconds;
@@ -155,25 +159,75 @@ fn end_by_cause(request: &mut Request, world: &World, plan: &mut Plan) {
     };
     if overrun {
         let message = deadline();
-        end(request, world, plan, &all, Phase::Failed, Reason::DeadlineExceeded, &message);
+        end(
+            request,
+            world,
+            plan,
+            &all,
+            Phase::Failed,
+            Reason::DeadlineExceeded,
+            &message,
+        );
         return;
     }
     if request.spec.cancel && all.iter().any(|&i| request.is_committed(i)) {
         plan.cancel_ignored = true;
     }
-    let uncommitted: Vec<usize> = all.into_iter().filter(|&i| !request.is_committed(i)).collect();
+    let uncommitted: Vec<usize> = all
+        .into_iter()
+        .filter(|&i| !request.is_committed(i))
+        .collect();
     if request.spec.cancel {
-        end(request, world, plan, &uncommitted, Phase::Cancelled, Reason::Cancelled, "");
+        end(
+            request,
+            world,
+            plan,
+            &uncommitted,
+            Phase::Cancelled,
+            Reason::Cancelled,
+            "",
+        );
     } else if let Admission::Refused(reason, message) = &world.admission {
-        end(request, world, plan, &uncommitted, Phase::Failed, *reason, message);
+        end(
+            request,
+            world,
+            plan,
+            &uncommitted,
+            Phase::Failed,
+            *reason,
+            message,
+        );
     } else if late.is_some() {
         let message = deadline();
-        end(request, world, plan, &uncommitted, Phase::Failed, Reason::DeadlineExceeded, &message);
+        end(
+            request,
+            world,
+            plan,
+            &uncommitted,
+            Phase::Failed,
+            Reason::DeadlineExceeded,
+            &message,
+        );
     } else if let Admission::Superseded(images, message) = &world.admission {
-        let images: Vec<usize> = uncommitted.into_iter().filter(|i| images.contains(i)).collect();
-        end(request, world, plan, &images, Phase::Failed, Reason::Superseded, message);
+        let images: Vec<usize> = uncommitted
+            .into_iter()
+            .filter(|i| images.contains(i))
+            .collect();
+        end(
+            request,
+            world,
+            plan,
+            &images,
+            Phase::Failed,
+            Reason::Superseded,
+            message,
+        );
     } else if request.spec.suspend {
-        plan.drops.extend(uncommitted.into_iter().filter(|&i| running(world, i).is_some()));
+        plan.drops.extend(
+            uncommitted
+                .into_iter()
+                .filter(|&i| running(world, i).is_some()),
+        );
     }
 }
 
@@ -188,7 +242,9 @@ fn end(
     message: &str,
 ) {
     for &index in images {
-        let Some(image) = request.status.images.get_mut(index) else { continue };
+        let Some(image) = request.status.images.get_mut(index) else {
+            continue;
+        };
         if image.phase.is_finished() {
             continue;
         }
@@ -232,22 +288,33 @@ fn end_exhausted(request: &mut Request, world: &World) {
         let message = if last.is_some() {
             std::mem::take(&mut image.message)
         } else {
-            format!("cut off {} times; see the controller's log, then create another request", image.attempts)
+            format!(
+                "cut off {} times; see the controller's log, then create another request",
+                image.attempts
+            )
         };
-        image.end(Phase::Failed, last.unwrap_or(Reason::RegistryError), message);
+        image.end(
+            Phase::Failed,
+            last.unwrap_or(Reason::RegistryError),
+            message,
+        );
     }
 }
 
 /// The floats may move: all images of a group are backed up, or this one is.
 fn commit(request: &mut Request, world: &World) {
-    let late = request.status.deadline.is_none_or(|deadline| deadline <= world.now);
+    let late = request
+        .status
+        .deadline
+        .is_none_or(|deadline| deadline <= world.now);
     if request.spec.cancel || request.spec.suspend || late || world.admission != Admission::Holds {
         return;
     }
     match request.spec.latch {
         Latch::Together => {
             let phases = || request.status.images.iter().map(|i| i.phase);
-            let ready = phases().all(|p| matches!(p, Phase::BackedUp | Phase::Latched | Phase::Posted));
+            let ready =
+                phases().all(|p| matches!(p, Phase::BackedUp | Phase::Latched | Phase::Posted));
             if ready && phases().any(|p| p == Phase::BackedUp) {
                 request.status.committed = true;
             }
@@ -282,7 +349,11 @@ fn launch(request: &mut Request, world: &World, plan: &mut Plan) {
         if let Some(later) = not_before.filter(|&t| t > world.now) {
             plan.wake = earliest(plan.wake, Some(later));
         } else if world.launching {
-            plan.launches.push(Launch { image: index, step, again: image.attempts > 0 });
+            plan.launches.push(Launch {
+                image: index,
+                step,
+                again: image.attempts > 0,
+            });
             image.attempts += 1;
             image.reason = None;
             image.message.clear();

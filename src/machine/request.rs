@@ -136,9 +136,11 @@ impl Request {
     pub fn is_committed(&self, index: usize) -> bool {
         match self.spec.latch {
             Latch::Together => self.status.committed,
-            Latch::Independently => {
-                self.status.images.get(index).is_some_and(|image| image.committed)
-            }
+            Latch::Independently => self
+                .status
+                .images
+                .get(index)
+                .is_some_and(|image| image.committed),
         }
     }
 

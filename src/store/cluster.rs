@@ -41,7 +41,11 @@ impl Cluster {
     #[must_use]
     pub fn new(client: Client, reporter: Reporter) -> Self {
         let recorder = Recorder::new(client.clone(), reporter);
-        Self { client, recorder, secrets: Mutex::default() }
+        Self {
+            client,
+            recorder,
+            secrets: Mutex::default(),
+        }
     }
 
     fn api(&self, key: &Key) -> Api<PromotionRequest> {
@@ -69,14 +73,18 @@ impl Cluster {
         read
     }
 
-    fn secrets(&self) -> std::sync::MutexGuard<'_, HashMap<SecretName, (Result<Keyring, AccessError>, Instant)>> {
+    fn secrets(
+        &self,
+    ) -> std::sync::MutexGuard<'_, HashMap<SecretName, (Result<Keyring, AccessError>, Instant)>>
+    {
         self.secrets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn read_secret(&self, namespace: &str, name: &str) -> Result<Keyring, AccessError> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
         let origin = format!("Secret {namespace}/{name}");
-        let unavailable = |why: String| AccessError::Unavailable(format!("cannot read {origin}: {why}"));
+        let unavailable =
+            |why: String| AccessError::Unavailable(format!("cannot read {origin}: {why}"));
         let secret = timeout(CALL, api.get_opt(name)).await;
         let secret = secret.map_err(|_| unavailable("timed out".into()))?;
         let secret = secret.map_err(|error| match &error {
@@ -88,10 +96,13 @@ impl Cluster {
         let secret = secret
             .ok_or_else(|| AccessError::NotFound(format!("{origin} does not exist; create it")))?;
         if secret.type_.as_deref() != Some(SECRET_TYPE) {
-            return Err(AccessError::Invalid(format!("{origin} is not of type {SECRET_TYPE}; create it anew with that type")));
+            return Err(AccessError::Invalid(format!(
+                "{origin} is not of type {SECRET_TYPE}; create it anew with that type"
+            )));
         }
         let data = secret.data.as_ref().and_then(|data| data.get(SECRET_KEY));
-        let data = data.ok_or_else(|| AccessError::Invalid(format!("{origin} has no key {SECRET_KEY}")))?;
+        let data =
+            data.ok_or_else(|| AccessError::Invalid(format!("{origin} has no key {SECRET_KEY}")))?;
         Keyring::parse(&data.0, &origin).map_err(|error| AccessError::Invalid(error.to_string()))
     }
 }
@@ -99,8 +110,13 @@ impl Cluster {
 impl Store for Cluster {
     async fn load(&self, key: &Key) -> Result<Option<PromotionRequest>, StoreError> {
         let call = timeout(CALL, self.api(key).get_opt(&key.name)).await;
-        let failed = |message: String| StoreError::Failed { verb: "load", key: key.clone(), message };
-        call.map_err(|_| failed("timed out".into()))?.map_err(|error| failed(error.to_string()))
+        let failed = |message: String| StoreError::Failed {
+            verb: "load",
+            key: key.clone(),
+            message,
+        };
+        call.map_err(|_| failed("timed out".into()))?
+            .map_err(|error| failed(error.to_string()))
     }
 
     async fn save(&self, object: &PromotionRequest) -> Result<PromotionRequest, StoreError> {
@@ -108,7 +124,11 @@ impl Store for Cluster {
         let api = self.api(&key);
         let params = PostParams::default();
         let call = timeout(CALL, api.replace_status(&key.name, &params, object)).await;
-        let failed = |message: String| StoreError::Failed { verb: "save", key: key.clone(), message };
+        let failed = |message: String| StoreError::Failed {
+            verb: "save",
+            key: key.clone(),
+            message,
+        };
         let saved = call.map_err(|_| failed("timed out".into()))?;
         saved.map_err(|error| match &error {
             kube::Error::Api(status) if status.is_conflict() => StoreError::Conflict(key.clone()),
@@ -133,15 +153,22 @@ impl Store for Cluster {
     async fn tell(&self, object: &PromotionRequest, event: Event) {
         let reference = object.object_ref(&());
         let event = KubeEvent {
-            type_: if event.warning { EventType::Warning } else { EventType::Normal },
+            type_: if event.warning {
+                EventType::Warning
+            } else {
+                EventType::Normal
+            },
             reason: event.reason.as_str().into(),
-            note: Some(event.note.chars().take(1000).collect()).filter(|note: &String| !note.is_empty()),
+            note: Some(event.note.chars().take(1000).collect())
+                .filter(|note: &String| !note.is_empty()),
             action: "Promote".into(),
             secondary: None,
         };
         match timeout(CALL, self.recorder.publish(&event, &reference)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(request = %Key::of(object), "cannot tell an event: {error}"),
+            Ok(Err(error)) => {
+                tracing::warn!(request = %Key::of(object), "cannot tell an event: {error}")
+            }
             Err(_) => tracing::warn!(request = %Key::of(object), "cannot tell an event: timed out"),
         }
     }

@@ -138,7 +138,13 @@ impl FileStore {
             quiet: quiet(&old, settle),
         };
         inner.adopt(objects, old, &state)?;
-        Ok(Self { state, keyring, settle, _lock: lock, inner: Mutex::new(inner) })
+        Ok(Self {
+            state,
+            keyring,
+            settle,
+            _lock: lock,
+            inner: Mutex::new(inner),
+        })
     }
 
     /// How long a tag write of an earlier run may still take to show or to land.
@@ -151,7 +157,12 @@ impl FileStore {
     #[must_use]
     pub fn objects(&self) -> Vec<PromotionRequest> {
         let inner = self.lock();
-        inner.order.iter().filter_map(|key| inner.objects.get(key)).cloned().collect()
+        inner
+            .order
+            .iter()
+            .filter_map(|key| inner.objects.get(key))
+            .cloned()
+            .collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -161,7 +172,12 @@ impl FileStore {
 
 impl Inner {
     /// Matches objects with the state of an earlier run, and makes ready what is to be tried again.
-    fn adopt(&mut self, objects: Vec<PromotionRequest>, old: StateFile, path: &Path) -> Result<(), FileError> {
+    fn adopt(
+        &mut self,
+        objects: Vec<PromotionRequest>,
+        old: StateFile,
+        path: &Path,
+    ) -> Result<(), FileError> {
         let mut entries = old.requests;
         let strangers = !entries.is_empty();
         for (index, mut object) in objects.into_iter().enumerate() {
@@ -171,8 +187,13 @@ impl Inner {
             if let Some(at) = entries.iter().position(same) {
                 let entry = entries.remove(at);
                 if entry.spec_hash != hash {
-                    let message = format!("holds the state of another request of the name {key} (its spec differs)");
-                    return Err(FileError::State { path: path.into(), message });
+                    let message = format!(
+                        "holds the state of another request of the name {key} (its spec differs)"
+                    );
+                    return Err(FileError::State {
+                        path: path.into(),
+                        message,
+                    });
                 }
                 object.status = Some(entry.status);
             }
@@ -185,11 +206,17 @@ impl Inner {
             self.order.push(key.clone());
             self.objects.insert(key, object);
         }
-        let matched = self.objects.values().any(|o| o.status.as_ref().is_some_and(|s| s.phase.is_some()));
+        let matched = self
+            .objects
+            .values()
+            .any(|o| o.status.as_ref().is_some_and(|s| s.phase.is_some()));
         if strangers && !matched {
             let names: Vec<&str> = entries.iter().map(|e| e.name.as_str()).collect();
             let message = format!("holds the state of other requests ({})", names.join(", "));
-            return Err(FileError::State { path: path.into(), message });
+            return Err(FileError::State {
+                path: path.into(),
+                message,
+            });
         }
         self.others = entries;
         self.renew(path)
@@ -203,13 +230,27 @@ impl Inner {
                 .iter()
                 .filter_map(|key| self.objects.get(key))
                 .filter(|o| o.status.as_ref().is_some_and(|s| s.start_time.is_some()))
-                .map(|o| (Key::of(o).to_string(), o.spec.images.iter().map(|i| i.float.clone()).collect()))
+                .map(|o| {
+                    (
+                        Key::of(o).to_string(),
+                        o.spec.images.iter().map(|i| i.float.clone()).collect(),
+                    )
+                })
                 .collect();
-            let Some(object) = self.objects.get_mut(&self.order[at]) else { continue };
-            let shares = |floats: &[String]| object.spec.images.iter().any(|i| floats.contains(&i.float));
-            let by = later.iter().find(|(_, floats)| shares(floats)).map(|(name, _)| name.clone());
+            let Some(object) = self.objects.get_mut(&self.order[at]) else {
+                continue;
+            };
+            let shares =
+                |floats: &[String]| object.spec.images.iter().any(|i| floats.contains(&i.float));
+            let by = later
+                .iter()
+                .find(|(_, floats)| shares(floats))
+                .map(|(name, _)| name.clone());
             let result = reset(object, by.as_deref(), Timestamp::now());
-            result.map_err(|error: ReadError| FileError::State { path: path.into(), message: error.to_string() })?;
+            result.map_err(|error: ReadError| FileError::State {
+                path: path.into(),
+                message: error.to_string(),
+            })?;
         }
         Ok(())
     }
@@ -240,9 +281,16 @@ impl Store for FileStore {
 
     async fn save(&self, object: &PromotionRequest) -> Result<PromotionRequest, StoreError> {
         let key = Key::of(object);
-        let failed = |message: String| StoreError::Failed { verb: "save", key: key.clone(), message };
+        let failed = |message: String| StoreError::Failed {
+            verb: "save",
+            key: key.clone(),
+            message,
+        };
         let mut inner = self.lock();
-        let known = inner.objects.get(&key).ok_or_else(|| StoreError::Gone(key.clone()))?;
+        let known = inner
+            .objects
+            .get(&key)
+            .ok_or_else(|| StoreError::Gone(key.clone()))?;
         if known.metadata.resource_version != object.metadata.resource_version {
             return Err(StoreError::Conflict(key));
         }
@@ -261,7 +309,10 @@ impl Store for FileStore {
     }
 
     async fn access(&self, _: &PromotionRequest) -> Result<Access, AccessError> {
-        Ok(Access { pull: self.keyring.clone(), push: self.keyring.clone() })
+        Ok(Access {
+            pull: self.keyring.clone(),
+            push: self.keyring.clone(),
+        })
     }
 
     async fn tell(&self, _: &PromotionRequest, _: Event) {
@@ -274,21 +325,40 @@ impl Store for FileStore {
 /// # Errors
 /// The first document that is none, with its field and what to do.
 pub fn read_requests(path: &Path) -> Result<Vec<PromotionRequest>, FileError> {
-    let io = |source| FileError::Io { verb: "read", path: path.into(), source };
+    let io = |source| FileError::Io {
+        verb: "read",
+        path: path.into(),
+        source,
+    };
     let text = std::fs::read_to_string(path).map_err(io)?;
-    let parse = |message: String| FileError::Parse { path: path.into(), message };
+    let parse = |message: String| FileError::Parse {
+        path: path.into(),
+        message,
+    };
     let documents: Vec<serde_json::Value> =
         serde_saphyr::from_multiple(&text).map_err(|error| parse(error.to_string()))?;
     if documents.is_empty() {
-        return Err(parse("holds no document; write at least one PromotionRequest".into()));
+        return Err(parse(
+            "holds no document; write at least one PromotionRequest".into(),
+        ));
     }
     let mut objects: Vec<PromotionRequest> = Vec::with_capacity(documents.len());
     for (index, document) in documents.into_iter().enumerate() {
-        let name = document.pointer("/metadata/name").and_then(|n| n.as_str()).map(str::to_owned);
-        let refused = |message| FileError::Document { path: path.into(), number: index + 1, name: name.clone(), message };
+        let name = document
+            .pointer("/metadata/name")
+            .and_then(|n| n.as_str())
+            .map(str::to_owned);
+        let refused = |message| FileError::Document {
+            path: path.into(),
+            number: index + 1,
+            name: name.clone(),
+            message,
+        };
         let object = read_document(document).map_err(refused)?;
         if objects.iter().any(|o| Key::of(o) == Key::of(&object)) {
-            return Err(refused("metadata.name: another document has this name; name each once".into()));
+            return Err(refused(
+                "metadata.name: another document has this name; name each once".into(),
+            ));
         }
         objects.push(object);
     }
@@ -296,7 +366,13 @@ pub fn read_requests(path: &Path) -> Result<Vec<PromotionRequest>, FileError> {
 }
 
 fn read_document(document: serde_json::Value) -> Result<PromotionRequest, String> {
-    let text = |pointer: &str| document.pointer(pointer).and_then(|v| v.as_str()).unwrap_or_default().to_owned();
+    let text = |pointer: &str| {
+        document
+            .pointer(pointer)
+            .and_then(|v| v.as_str())
+            .unwrap_or_default()
+            .to_owned()
+    };
     let (version, kind) = (text("/apiVersion"), text("/kind"));
     if version != "ci.openshift.io/v1alpha1" || kind != "PromotionRequest" {
         return Err(format!(
@@ -307,11 +383,14 @@ fn read_document(document: serde_json::Value) -> Result<PromotionRequest, String
         return Err("metadata.name: is missing; the state is kept under it".into());
     }
     let mut unknown = None;
-    let mut object: PromotionRequest =
-        serde_ignored::deserialize(document, |path| unknown = unknown.take().or(Some(path.to_string())))
-            .map_err(|error| error.to_string())?;
+    let mut object: PromotionRequest = serde_ignored::deserialize(document, |path| {
+        unknown = unknown.take().or(Some(path.to_string()))
+    })
+    .map_err(|error| error.to_string())?;
     if let Some(field) = unknown.filter(|field| field.starts_with("spec")) {
-        return Err(format!("{field}: there is no such field; see 'promotion-controller crd'"));
+        return Err(format!(
+            "{field}: there is no such field; see 'promotion-controller crd'"
+        ));
     }
     object.status = None;
     check_bounds(&object)?;
@@ -323,16 +402,26 @@ fn read_document(document: serde_json::Value) -> Result<PromotionRequest, String
 fn check_bounds(object: &PromotionRequest) -> Result<(), String> {
     let spec = &object.spec;
     if spec.images.len() > 256 {
-        return Err(format!("spec.images: has {} entries; at most 256 are allowed", spec.images.len()));
+        return Err(format!(
+            "spec.images: has {} entries; at most 256 are allowed",
+            spec.images.len()
+        ));
     }
     let bounds = [
         ("attempts", spec.attempts, 1, 20),
         ("deadlineSeconds", spec.deadline_seconds, 60, 86_400),
-        ("ttlSecondsAfterFinished", spec.ttl_seconds_after_finished, 0, 7_776_000),
+        (
+            "ttlSecondsAfterFinished",
+            spec.ttl_seconds_after_finished,
+            0,
+            7_776_000,
+        ),
     ];
     for (field, value, least, most) in bounds {
         if value < least || value > most {
-            return Err(format!("spec.{field}: is {value}; it must be {least} to {most}"));
+            return Err(format!(
+                "spec.{field}: is {value}; it must be {least} to {most}"
+            ));
         }
     }
     Ok(())
@@ -353,28 +442,55 @@ fn quiet(old: &StateFile, settle: Duration) -> Duration {
         let finished = Phase::parse(&image.phase).is_some_and(Phase::is_finished);
         !finished && image.attempts.unwrap_or_default() > 0
     };
-    if old.requests.iter().flat_map(|e| &e.status.images).any(unanswered) {
+    if old
+        .requests
+        .iter()
+        .flat_map(|e| &e.status.images)
+        .any(unanswered)
+    {
         return settle;
     }
-    let Some(saved_at) = old.saved_at else { return Duration::ZERO };
+    let Some(saved_at) = old.saved_at else {
+        return Duration::ZERO;
+    };
     let age = Duration::try_from(saved_at.duration_until(Timestamp::now())).unwrap_or_default();
     settle.saturating_sub(age)
 }
 
 fn lock(state: &Path) -> Result<File, FileError> {
     let path = beside(state, ".lock");
-    let io = |source| FileError::Io { verb: "lock", path: path.clone(), source };
-    let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
+    let io = |source| FileError::Io {
+        verb: "lock",
+        path: path.clone(),
+        source,
+    };
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(io)?;
     match file.try_lock() {
         Ok(()) => {
             let _ = file.set_len(0);
-            let _ = write!(file, "process {} since {:.0}", std::process::id(), Timestamp::now());
+            let _ = write!(
+                file,
+                "process {} since {:.0}",
+                std::process::id(),
+                Timestamp::now()
+            );
             Ok(file)
         }
         Err(TryLockError::WouldBlock) => {
             let mut holder = String::new();
-            let _ = file.rewind().and_then(|()| file.read_to_string(&mut holder));
-            Err(FileError::Locked { path: state.into(), holder })
+            let _ = file
+                .rewind()
+                .and_then(|()| file.read_to_string(&mut holder));
+            Err(FileError::Locked {
+                path: state.into(),
+                holder,
+            })
         }
         Err(TryLockError::Error(source)) => Err(io(source)),
     }
@@ -384,32 +500,55 @@ fn read_state(path: &Path) -> Result<StateFile, FileError> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) if text.is_empty() => return Ok(StateFile::default()),
         Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(StateFile::default()),
-        Err(source) => return Err(FileError::Io { verb: "read", path: path.into(), source }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(StateFile::default());
+        }
+        Err(source) => {
+            return Err(FileError::Io {
+                verb: "read",
+                path: path.into(),
+                source,
+            });
+        }
     };
-    let odd = |message: String| FileError::State { path: path.into(), message };
+    let odd = |message: String| FileError::State {
+        path: path.into(),
+        message,
+    };
     let value: serde_json::Value =
         serde_saphyr::from_str(&text).map_err(|e| odd(format!("is no state file ({e})")))?;
     let state: StateFile =
         serde_json::from_value(value).map_err(|e| odd(format!("is no state file ({e})")))?;
     if state.kind != KIND {
-        return Err(odd(format!("is no state file (kind is '{}', not {KIND})", state.kind)));
+        return Err(odd(format!(
+            "is no state file (kind is '{}', not {KIND})",
+            state.kind
+        )));
     }
     Ok(state)
 }
 
 /// Replaces the state file: written beside it, fsynced, renamed, and the folder fsynced too.
 fn write_state(path: &Path, state: &StateFile) -> Result<(), FileError> {
-    let io = |source| FileError::Io { verb: "write", path: path.into(), source };
+    let io = |source| FileError::Io {
+        verb: "write",
+        path: path.into(),
+        source,
+    };
     let other = |error: String| io(std::io::Error::other(error));
     let value = serde_json::to_value(state).map_err(|e| other(e.to_string()))?;
     let text = serde_saphyr::to_string(&value).map_err(|e| other(e.to_string()))?;
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let mut file = tempfile::NamedTempFile::new_in(folder).map_err(io)?;
     file.write_all(text.as_bytes()).map_err(io)?;
     file.as_file().sync_all().map_err(io)?;
     file.persist(path).map_err(|e| io(e.error))?;
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(io)
 }
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {

@@ -3,4 +3,8 @@
 #[path = "../testbed/mod.rs"]
 mod testbed;
 
+mod controller;
 mod crd;
+mod stage;
+#[path = "testbed.rs"]
+mod testbed_tests;

@@ -1,0 +1,223 @@
+//! Where a controller is tried: a namespace of the real API server, controller processes on it, requests in it.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{Api, ListParams, PostParams};
+use promotion_controller::api::{PromotionRequest, PromotionRequestStatus, crd_yaml};
+use serde_json::{Value, json};
+use tokio::sync::OnceCell;
+
+use crate::testbed::{ControlPlane, RunDir, Signal, Supervised, shared};
+
+/// How often a test looks.
+pub const LOOK: Duration = Duration::from_millis(20);
+
+/// A namespace and a folder of a test's own.
+pub struct Stage {
+    pub plane: &'static ControlPlane,
+    pub namespace: String,
+    pub folder: RunDir,
+}
+
+/// A controller process.
+pub struct Controller {
+    process: Supervised,
+    log: PathBuf,
+}
+
+/// The shared control plane, serving the CRD.
+pub async fn plane() -> &'static ControlPlane {
+    static APPLIED: OnceCell<()> = OnceCell::const_new();
+    let plane = shared().await;
+    APPLIED
+        .get_or_try_init(|| async { plane.apply_crds(&crd_yaml()).await })
+        .await
+        .unwrap();
+    plane
+}
+
+impl Stage {
+    pub async fn new(prefix: &str) -> Self {
+        let plane = plane().await;
+        let namespace = plane.namespace(prefix).await.unwrap();
+        Self {
+            plane,
+            namespace,
+            folder: RunDir::create(prefix).unwrap(),
+        }
+    }
+
+    /// Starts a controller for this namespace: without election and with the smallest settle time, unless `arguments` say
+    /// otherwise.
+    pub fn controller(&self, arguments: &[&str]) -> Controller {
+        let mut all = vec![
+            "controller".to_owned(),
+            format!("--namespace={}", self.namespace),
+        ];
+        let own = |name: &str| arguments.iter().any(|a| a.starts_with(name));
+        if !own("--leader-elect") {
+            all.push("--leader-elect=false".into());
+        }
+        if !own("--settle-seconds") {
+            all.push("--settle-seconds=3".into());
+        }
+        if !own("--allow-registry") {
+            all.push("--allow-registry=127.0.0.1:*".into());
+            all.push("--allow-registry=localhost:*".into());
+        }
+        all.extend(arguments.iter().map(|&a| a.to_owned()));
+        let program = Path::new(env!("CARGO_BIN_EXE_promotion-controller"));
+        let kubeconfig = self.plane.kubeconfig().to_str().unwrap().to_owned();
+        let environment = [
+            ("KUBECONFIG", kubeconfig.as_str()),
+            ("RUST_LOG", "warn,promotion_controller=debug"),
+        ];
+        let process = Supervised::spawn(
+            "controller",
+            program,
+            &all,
+            &environment,
+            self.folder.path(),
+        )
+        .unwrap();
+        Controller {
+            process,
+            log: self.folder.join("controller.log"),
+        }
+    }
+
+    pub fn requests(&self) -> Api<PromotionRequest> {
+        Api::namespaced(self.plane.client().unwrap(), &self.namespace)
+    }
+
+    /// A Secret of type dockerconfigjson with one entry per (key, user, password).
+    pub async fn secret(&self, name: &str, entries: &[(&str, &str, &str)]) {
+        let auths: serde_json::Map<String, Value> = entries
+            .iter()
+            .map(|(key, user, password)| {
+                (
+                    (*key).to_owned(),
+                    json!({"username": user, "password": password}),
+                )
+            })
+            .collect();
+        let secret: Secret = serde_json::from_value(json!({
+            "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/dockerconfigjson",
+            "metadata": {"name": name},
+            "stringData": {".dockerconfigjson": json!({"auths": auths}).to_string()},
+        }))
+        .unwrap();
+        let api: Api<Secret> = Api::namespaced(self.plane.client().unwrap(), &self.namespace);
+        api.create(&PostParams::default(), &secret).await.unwrap();
+    }
+
+    pub async fn create(&self, name: &str, spec: &Value) -> PromotionRequest {
+        let object = object(name, spec);
+        self.requests()
+            .create(&PostParams::default(), &object)
+            .await
+            .unwrap()
+    }
+
+    pub async fn get(&self, name: &str) -> PromotionRequest {
+        self.requests().get(name).await.unwrap()
+    }
+
+    /// The request once `wanted` is true of its status.
+    ///
+    /// # Panics
+    /// With the status, if that does not happen within `patience`.
+    pub async fn until(
+        &self,
+        name: &str,
+        patience: Duration,
+        wanted: impl Fn(&PromotionRequestStatus) -> bool,
+    ) -> PromotionRequest {
+        let end = Instant::now() + patience;
+        loop {
+            let object = self.get(name).await;
+            let status = object.status.clone().unwrap_or_default();
+            if wanted(&status) {
+                return object;
+            }
+            assert!(
+                Instant::now() < end,
+                "{name} after {patience:?}: {}\n{}",
+                serde_json::to_string_pretty(&status).unwrap(),
+                std::fs::read_to_string(self.folder.join("controller.log")).unwrap_or_default()
+            );
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// The request once it has ended.
+    pub async fn finished(&self, name: &str, patience: Duration) -> PromotionRequest {
+        self.until(name, patience, |status| status.completion_time.is_some())
+            .await
+    }
+
+    pub async fn list(&self) -> Vec<PromotionRequest> {
+        self.requests()
+            .list(&ListParams::default())
+            .await
+            .unwrap()
+            .items
+    }
+}
+
+impl Controller {
+    /// Ends it as a crash would.
+    pub fn kill(mut self) {
+        self.process.kill();
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub async fn terminate(mut self, patience: Duration) -> Duration {
+        let begun = Instant::now();
+        self.process.signal(Signal::Terminate);
+        while !self.process.has_ended() {
+            assert!(
+                begun.elapsed() < patience,
+                "did not end:\n{}",
+                self.process.log_tail()
+            );
+            tokio::time::sleep(LOOK).await;
+        }
+        begun.elapsed()
+    }
+
+    pub fn signal(&mut self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+pub fn object(name: &str, spec: &Value) -> PromotionRequest {
+    serde_json::from_value(json!({
+        "apiVersion": "ci.openshift.io/v1alpha1",
+        "kind": "PromotionRequest",
+        "metadata": {"name": name},
+        "spec": spec,
+    }))
+    .unwrap()
+}
+
+/// A condition's status, reason and message.
+pub fn condition<'a>(object: &'a PromotionRequest, kind: &str) -> (&'a str, &'a str, &'a str) {
+    let conditions = &object.status.as_ref().unwrap().conditions;
+    let condition = conditions.iter().find(|c| c.type_ == kind).unwrap();
+    (&condition.status, &condition.reason, &condition.message)
+}
+
+pub fn phase(object: &PromotionRequest) -> &str {
+    object
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref())
+        .unwrap_or_default()
+}
