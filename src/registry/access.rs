@@ -10,9 +10,9 @@ use reqwest::header::HeaderValue;
 use serde::Deserialize;
 use tokio::time::Instant;
 
+use super::credential::Credential;
 use super::endpoint::Endpoint;
 use super::error::{Answer, Error};
-use super::keyring::Credential;
 use crate::image::Repository;
 use crate::machine::Reason;
 

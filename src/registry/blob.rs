@@ -12,9 +12,9 @@ use reqwest::{Method, StatusCode, Url};
 use super::access::Access;
 use super::activity::Activity;
 use super::budget::Lane;
+use super::credential::Credential;
 use super::endpoint::Endpoint;
 use super::error::Error;
-use super::keyring::Credential;
 use super::manifest::Blob;
 use super::reply::Refusal;
 use super::transport::{Ask, Content, Failure};
@@ -47,6 +47,17 @@ enum Mount {
 }
 
 impl Job<'_> {
+    pub(super) fn source(&self) -> Access<'_> {
+        let (endpoint, credential, repository) = (&self.from_at, self.pull, self.from);
+        Access {
+            endpoint,
+            credential,
+            repository,
+            push: false,
+            also: None,
+        }
+    }
+
     pub(super) fn target(&self) -> Access<'_> {
         let (endpoint, credential, repository) = (&self.to_at, self.push, self.to);
         Access {

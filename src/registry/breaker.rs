@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use super::activity::{Activity, Waiting};
+use super::activity::{Activity, WaitGuard, Waiting};
 use super::budget::lock;
 use super::error::Error;
 use crate::machine::Reason;
@@ -48,6 +48,8 @@ pub(super) struct Ticket {
     breaker: Arc<Breaker>,
     generation: u64,
     probe: bool,
+    /// The wait stays shown until the probe has its answer.
+    _shown: Option<WaitGuard>,
 }
 
 enum Verdict {
@@ -140,6 +142,7 @@ impl Breaker {
         deadline: Option<Instant>,
         activity: &Activity,
     ) -> Result<Ticket, Error> {
+        let mut shown = None;
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
@@ -154,6 +157,7 @@ impl Breaker {
                         breaker: Arc::clone(self),
                         generation,
                         probe,
+                        _shown: shown.filter(|_| probe),
                     });
                 }
                 Verdict::Wait {
@@ -165,11 +169,12 @@ impl Breaker {
             if deadline.is_some_and(|deadline| until > deadline) {
                 return Err(Error::wait(reason, Some(until - now), message));
             }
-            let _shown = activity.wait(Waiting {
+            let next = activity.wait(Waiting {
                 reason,
                 message,
                 until: until.into_std(),
             });
+            shown = Some(next);
             tokio::select! {
                 () = sleep_until(until) => {}
                 () = changed => {}

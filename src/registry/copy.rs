@@ -11,8 +11,8 @@ use futures::{StreamExt, TryStreamExt, stream};
 
 use super::activity::Activity;
 use super::blob::Job;
+use super::credential::Credential;
 use super::error::Error;
-use super::keyring::Credential;
 use super::look::named;
 use super::manifest::{Blob, Manifest};
 use super::put::Put;

@@ -16,18 +16,19 @@ use super::Registry;
 use super::access::Access;
 use super::activity::Activity;
 use super::blob::{blob_url, mismatch, named};
+use super::credential::Credential;
 use super::endpoint::Endpoint;
 use super::error::Error;
-use super::keyring::Credential;
 use super::manifest::Blob;
 use super::reply::Refusal;
 use super::transport::Failure;
-use super::transport::PATIENCE;
 use crate::image::{Digest, Repository};
 use crate::machine::Reason;
 
 /// How often a download goes on within one upload.
 const RESUMES_MAX: u32 = 5;
+/// How long a source that is unwell is waited for once a part of the blob is on its way and would have to be sent again.
+const RESUME_PATIENCE: Duration = Duration::from_secs(10);
 /// An upload that takes nothing for so long is given up.
 const STALL: Duration = Duration::from_secs(300);
 
@@ -199,9 +200,11 @@ impl Registry {
         let url = blob_url(&access, blob.digest);
         let mut ask = self.blob_ask(Method::GET, url, &what, Some(&access), activity);
         ask.placed = true;
-        ask.patience = Some(PATIENCE);
+        // Nothing is lost yet by giving the places back at once.
+        ask.patience = Some(Duration::ZERO);
         ask.timeout = None;
         if offset > 0 {
+            ask.patience = Some(RESUME_PATIENCE);
             ask.headers.insert(RANGE, range(offset));
         }
         let reply = self.transport().send(&mut ask).await?;

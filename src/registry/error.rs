@@ -157,12 +157,11 @@ impl Answer {
     }
 
     /// A manifest refused because something it references is unknown there. Quay says so with `MANIFEST_INVALID` and a text
-    /// (`data/registry_model`, "Unknown blob").
+    /// alone ("Unknown blob", and others for a child manifest).
     pub(super) fn says_content_missing(&self) -> bool {
-        let unknown = self.words.contains("unknown blob")
-            || self.words.contains("blob unknown")
-            || self.words.contains("manifest unknown")
-            || self.words.contains("unknown manifest");
+        let unknown = ["unknown", "could not find", "could not load", "not found"]
+            .iter()
+            .any(|words| self.words.contains(words));
         matches!(self.status, StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST)
             && (self.is(&OciErrorCode::ManifestBlobUnknown)
                 || self.is(&OciErrorCode::ManifestUnknown)

@@ -6,15 +6,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::hash::{Hash, Hasher};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use hmac::{Hmac, KeyInit, Mac};
 use serde::Deserialize;
-use sha2::Sha256;
 
+use super::credential::Credential;
 use crate::image::Repository;
 
 /// Why a dockerconfigjson, or one entry of it, cannot be used.
@@ -67,27 +65,6 @@ enum Entry {
     Usable(Credential),
     Unusable { key: String, problem: &'static str },
 }
-
-/// What is sent to a registry to prove who asks: nothing, or a user and a password. Two are equal where the same is sent.
-#[derive(Clone)]
-pub struct Credential {
-    basic: Option<Arc<Basic>>,
-    /// The keyring it was looked up in, for messages.
-    origin: Option<Arc<str>>,
-}
-
-struct Basic {
-    user: String,
-    password: String,
-    key: [u8; 32],
-    entry: String,
-}
-
-/// A keyed hash of what a credential sends, under a key that this process made for itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct CredentialKey([u8; 32]);
-
-static PROCESS_KEY: LazyLock<[u8; 64]> = LazyLock::new(rand::random);
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -187,10 +164,7 @@ impl Keyring {
                     return Err(unsupported("credsStore", "a credential store"));
                 }
                 None => {
-                    return Ok(Credential {
-                        basic: None,
-                        origin: Some(Arc::clone(&self.0.origin)),
-                    });
+                    return Ok(Credential::missing(Arc::clone(&self.0.origin)));
                 }
             }
         }
@@ -209,82 +183,6 @@ impl fmt::Debug for Keyring {
             .field("origin", &self.0.origin)
             .field("entries", &self.0.entries.keys().collect::<Vec<_>>())
             .finish()
-    }
-}
-
-impl Credential {
-    /// Nothing is sent.
-    #[must_use]
-    pub fn anonymous() -> Self {
-        Self {
-            basic: None,
-            origin: None,
-        }
-    }
-
-    /// Whether nothing is sent.
-    #[must_use]
-    pub fn is_anonymous(&self) -> bool {
-        self.basic.is_none()
-    }
-
-    fn new(user: String, password: String, origin: &str, entry: &str) -> Self {
-        let mut mac = Hmac::<Sha256>::new(&(*PROCESS_KEY).into());
-        mac.update(&(user.len() as u64).to_be_bytes());
-        mac.update(user.as_bytes());
-        mac.update(password.as_bytes());
-        let key = mac.finalize().into_bytes().into();
-        let basic = Basic {
-            user,
-            password,
-            key,
-            entry: entry.into(),
-        };
-        Self {
-            basic: Some(Arc::new(basic)),
-            origin: Some(origin.into()),
-        }
-    }
-
-    /// What tells this credential from others without telling anything about it.
-    pub(super) fn key(&self) -> CredentialKey {
-        CredentialKey(self.basic.as_ref().map_or([0; 32], |basic| basic.key))
-    }
-
-    /// User and password, where there are any.
-    pub(super) fn secret(&self) -> Option<(&str, &str)> {
-        self.basic
-            .as_ref()
-            .map(|basic| (basic.user.as_str(), basic.password.as_str()))
-    }
-
-    /// How messages name it: `the credential of Secret ns/name, entry quay.io`.
-    pub(super) fn named(&self) -> String {
-        let origin = self.origin.as_deref().unwrap_or("no Secret");
-        match &self.basic {
-            None => format!("anonymous (no entry in {origin})"),
-            Some(basic) => format!("the credential of {origin}, entry {}", basic.entry),
-        }
-    }
-}
-
-impl PartialEq for Credential {
-    fn eq(&self, other: &Self) -> bool {
-        self.key() == other.key()
-    }
-}
-
-impl Eq for Credential {}
-
-impl Hash for Credential {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.key().hash(state);
-    }
-}
-
-impl fmt::Debug for Credential {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Credential({})", self.named())
     }
 }
 
@@ -497,20 +395,6 @@ mod tests {
         assert!(
             !shown.contains("robot") && !shown.contains("s3cret"),
             "{shown}"
-        );
-    }
-
-    #[test]
-    fn a_credential_is_what_is_sent_not_where_it_is_from() {
-        let a = Credential::new("u".into(), "p".into(), "Secret a/a", "quay.io");
-        let b = Credential::new("u".into(), "p".into(), "Secret b/b", "quay.io/x");
-        let c = Credential::new("u".into(), "q".into(), "Secret a/a", "quay.io");
-        assert_eq!(a, b);
-        assert_ne!(a, c);
-        assert_ne!(a, Credential::anonymous());
-        assert_ne!(
-            Credential::new("up".into(), "x".into(), "", ""),
-            Credential::new("u".into(), "px".into(), "", "")
         );
     }
 }

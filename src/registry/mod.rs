@@ -8,7 +8,7 @@
 //! says so with a typed 404 to a credential that may push there; a tag that may have been written is never written again from
 //! here; what one credential was granted or shown never serves another; memory does not grow with the size of images.
 //!
-//! In reading order: `error` (how answers count), `keyring` (credentials), `endpoint` (addresses), `access` (rights), `budget` (what
+//! In reading order: `error` (how answers count), `keyring` and `credential`, `endpoint` (addresses), `access` (rights), `budget` (what
 //! a host is asked to bear; `breaker`, `pace`), `transport` (the one way out; `token`, `reply`), `manifest`, `look` and `put` (tags),
 //! `copy` (`blob`, `upload`, `download`).
 
@@ -18,6 +18,7 @@ mod blob;
 mod breaker;
 mod budget;
 mod copy;
+mod credential;
 mod download;
 mod endpoint;
 mod error;
@@ -37,16 +38,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use activity::{Activity, Waiting};
+pub use credential::Credential;
 pub use error::{BuildError, Class, Error};
-pub use keyring::{Credential, Keyring, KeyringError};
+pub use keyring::{Keyring, KeyringError};
 pub use manifest::Manifest;
 pub use put::Put;
 
 use crate::image::{Digest, Repository};
 use crate::machine::Reason;
+use credential::CredentialKey;
 use endpoint::Endpoint;
 use flight::Flights;
-use keyring::CredentialKey;
 use transport::Transport;
 
 /// The manifests kept, in bytes.

@@ -22,11 +22,11 @@ use tokio::time::Instant;
 use super::access::{Access, Challenge, Grant, Right, Token};
 use super::activity::Activity;
 use super::budget::Lane;
+use super::credential::CredentialKey;
 use super::endpoint::{Endpoint, address};
 use super::error::Error;
-use super::keyring::CredentialKey;
 use super::reply::{Refusal, challenge_of};
-use super::transport::{Ask, Content, Failure, Transport};
+use super::transport::{Ask, Content, Failure, PATIENCE, Transport};
 use crate::machine::Reason;
 
 /// The life of a token that names none (the specification's default).
@@ -409,10 +409,12 @@ async fn within<T>(
     let Some(patience) = patience else {
         return Ok(lock.await);
     };
-    tokio::time::timeout(patience, lock).await.map_err(|_| {
-        let message = format!("a token of {} is being waited for", endpoint.name);
-        Failure::Restart(Error::wait(Reason::RegistryUnavailable, None, message))
-    })
+    tokio::time::timeout(patience.max(PATIENCE), lock)
+        .await
+        .map_err(|_| {
+            let message = format!("a token of {} is being waited for", endpoint.name);
+            Failure::Restart(Error::wait(Reason::RegistryUnavailable, None, message))
+        })
 }
 
 #[cfg(test)]

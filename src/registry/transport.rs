@@ -33,7 +33,7 @@ const BAD_ANSWERS_MAX: u32 = 20;
 /// How often one request is sent with another token or challenge.
 const ROUNDS_MAX: u32 = 3;
 /// How long a stream's places are held while its hosts are unwell: others need them.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(3);
 /// The longest pause between two bad answers to one request.
 const OWN_REST_MAX: u32 = 16;
 
@@ -283,12 +283,18 @@ impl Transport {
     /// The rest of one request of which the host serves others: it must not be the one that probes each time.
     async fn rest(&self, bad: u32, others: bool, deadline: Option<Instant>) -> bool {
         let pause = self.rest_first * bad.min(OWN_REST_MAX);
-        let pause = if others { pause } else { Duration::ZERO };
         if deadline.is_some_and(|deadline| Instant::now() + pause > deadline) {
             return false;
         }
-        tokio::time::sleep(pause).await;
+        if others {
+            self.pause(bad).await;
+        }
         true
+    }
+
+    /// Pauses longer with every bad answer, up to a bound.
+    pub(super) async fn pause(&self, bad: u32) {
+        tokio::time::sleep(self.rest_first * bad.min(OWN_REST_MAX)).await;
     }
 
     /// Reads an outcome, and tells the host's breakers and pacing.

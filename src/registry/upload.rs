@@ -18,9 +18,9 @@ use super::access::Access;
 use super::activity::Activity;
 use super::blob::{Job, mismatch, named, uploads_url};
 use super::budget::stream_places;
+use super::credential::Credential;
 use super::download::{Download, Meter};
 use super::error::Error;
-use super::keyring::Credential;
 use super::manifest::Blob;
 use super::reply::{Refusal, Reply};
 use super::transport::Failure;
@@ -41,12 +41,18 @@ impl Registry {
         blob: Blob,
         mut session: Option<Url>,
     ) -> Result<(), Error> {
-        let source = self.transport().host(&job.from_at.base);
-        let target = self.transport().host(&job.to_at.base);
+        let transport = self.transport();
+        let source = transport.host(&job.from_at.base);
+        let target = transport.host(&job.to_at.base);
         let (mut restarts, mut unwell, served) = (0, 0, source.served());
         loop {
             source.well(false, job.activity).await;
             target.well(true, job.activity).await;
+            // Tokens are had before places are taken: a token endpoint may be unwell for long.
+            for access in [job.source(), job.target()] {
+                let grant = transport.authorise(&access, None, None, job.activity);
+                grant.await.map_err(Failure::into_error)?;
+            }
             let places = stream_places(&source, &target).await;
             let outcome = self.stream(job, blob, session.take()).await;
             drop(places);
@@ -69,6 +75,7 @@ impl Registry {
             };
             if error.status().is_some_and(|status| status >= 500) {
                 unwell += 1;
+                transport.pause(unwell).await;
             }
             if unwell >= UNWELL_MAX && source.served() > served {
                 let message = format!(

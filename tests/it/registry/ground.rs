@@ -1,0 +1,99 @@
+//! What the registry tests stand on: embedded registries, credentials, and a client with short rests.
+
+use promotion_controller::{embedded, image, registry};
+
+use std::time::Duration;
+
+use embedded::{Auth, AuthMode, Embedded, ImageSpec, Options, Settings as Switches, Shape, User};
+use image::{Reference, Repository, Tag};
+use registry::{Activity, Credential, Keyring, Manifest, Registry, Settings};
+
+pub async fn open() -> Embedded {
+    Embedded::start(Options::default()).await.unwrap()
+}
+
+/// `bot` may push below `team` and pull below `src`; `reader` may pull below `src`; `other` may push below `team` only.
+pub async fn guarded(mode: AuthMode) -> Embedded {
+    let auth = Auth::new(mode)
+        .user(User::new("bot", "bot-s3cret").push("team").pull("src"))
+        .user(User::new("reader", "reader-s3cret").pull("src"))
+        .user(User::new("other", "other-s3cret").push("team"));
+    Embedded::start(Options::default().auth(auth))
+        .await
+        .unwrap()
+}
+
+pub async fn redirecting() -> Embedded {
+    let switches = Switches {
+        redirect_blobs: true,
+        ..Switches::default()
+    };
+    let auth = Auth::new(AuthMode::Bearer).user(User::new("reader", "reader-s3cret").pull("src"));
+    Embedded::start(Options::default().settings(switches).auth(auth))
+        .await
+        .unwrap()
+}
+
+pub fn settings(hosts: &[&Embedded]) -> Settings {
+    Settings {
+        plain_http: hosts.iter().map(|host| host.host()).collect(),
+        qps: 0,
+        put_timeout: Duration::from_millis(400),
+        ..Settings::default()
+    }
+}
+
+pub fn client_with(settings: Settings) -> Registry {
+    // Whichever test comes first installs it.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Registry::with_rests(
+        settings,
+        Duration::from_millis(20),
+        Duration::from_millis(100),
+    )
+    .unwrap()
+}
+
+pub fn client(hosts: &[&Embedded]) -> Registry {
+    client_with(settings(hosts))
+}
+
+pub fn repository(host: &Embedded, path: &str) -> Repository {
+    format!("{}/{path}", host.host()).parse().unwrap()
+}
+
+pub fn tag(tag: &str) -> Tag {
+    tag.parse().unwrap()
+}
+
+pub fn by_tag(name: &str) -> Reference {
+    Reference::Tag(tag(name))
+}
+
+pub fn credential(host: &Embedded, user: &str) -> Credential {
+    let json = serde_json::json!({"auths": {host.host(): {"username": user, "password": format!("{user}-s3cret")}}});
+    let ring = Keyring::parse(json.to_string().as_bytes(), "Secret ci/robot").unwrap();
+    ring.credential(&repository(host, "any/thing")).unwrap()
+}
+
+/// Seeds an image and returns it as the client reads it.
+pub async fn seeded(
+    host: &Embedded,
+    client: &Registry,
+    path: &str,
+    shape: Shape,
+    who: &Credential,
+) -> Manifest {
+    host.seed_spec(path, "seed", &ImageSpec::new(shape, "seed"))
+        .unwrap();
+    fetched(host, client, path, who).await
+}
+
+pub async fn fetched(host: &Embedded, client: &Registry, path: &str, who: &Credential) -> Manifest {
+    let activity = Activity::default();
+    client
+        .fetch(&repository(host, path), &by_tag("seed"), who, &activity)
+        .await
+        .unwrap()
+        .unwrap()
+}
