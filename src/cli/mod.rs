@@ -32,9 +32,9 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Reconcile the PromotionRequests of a cluster.
+    /// Reconcile the `PromotionRequest`s of a cluster.
     Controller(controller::ControllerArgs),
-    /// Carry out the PromotionRequests of a file, without a cluster.
+    /// Carry out the `PromotionRequest`s of a file, without a cluster.
     Promote(promote::PromoteArgs),
     /// Print the CRD.
     Crd,
@@ -122,8 +122,8 @@ pub fn main() -> ExitCode {
     };
     let code = runtime.block_on(async {
         match command {
-            Command::Controller(args) => controller::run(args).await,
-            Command::Promote(args) => promote::run(args).await,
+            Command::Controller(args) => Box::pin(controller::run(args)).await,
+            Command::Promote(args) => Box::pin(promote::run(args)).await,
             Command::Crd => {
                 print!("{}", crate::api::crd_yaml());
                 ExitCode::SUCCESS

@@ -109,7 +109,7 @@ impl Elector {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!("cannot read the lease {}/{NAME}: {error}", self.namespace)
+                    tracing::warn!("cannot read the lease {}/{NAME}: {error}", self.namespace);
                 }
             }
             sleep(RENEW_EVERY).await;
@@ -189,22 +189,19 @@ impl Elector {
             lease_transitions: Some(before.lease_transitions.unwrap_or(0) + i32::from(!ours)),
             ..LeaseSpec::default()
         };
-        let written = match old {
-            Some(mut lease) => {
-                lease.spec = Some(spec);
-                timeout(CALL, self.api.replace(NAME, &params, &lease)).await
-            }
-            None => {
-                let metadata = ObjectMeta {
-                    name: Some(NAME.into()),
-                    ..ObjectMeta::default()
-                };
-                let lease = Lease {
-                    metadata,
-                    spec: Some(spec),
-                };
-                timeout(CALL, self.api.create(&params, &lease)).await
-            }
+        let written = if let Some(mut lease) = old {
+            lease.spec = Some(spec);
+            timeout(CALL, self.api.replace(NAME, &params, &lease)).await
+        } else {
+            let metadata = ObjectMeta {
+                name: Some(NAME.into()),
+                ..ObjectMeta::default()
+            };
+            let lease = Lease {
+                metadata,
+                spec: Some(spec),
+            };
+            timeout(CALL, self.api.create(&params, &lease)).await
         };
         match written {
             Ok(Ok(lease)) => {

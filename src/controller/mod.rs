@@ -77,27 +77,24 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), L
     let (engine, keys) = Engine::new(store, registry, policy, leadership.clone(), settings);
     let stop = std::pin::pin!(stop);
     let elector = lease_namespace.map(|ns| Elector::new(client.clone(), &ns, identity, leadership));
-    let (stop, elector) = match elector {
-        Some(mut elector) => {
-            match select(stop, Box::pin(async { (elector.acquire().await, elector) })).await {
-                Either::Left(_) => return Ok(()),
-                Either::Right(((how, elector), stop)) => {
-                    tracing::info!(?how, "leading");
-                    if how == Acquired::New {
-                        engine.memory().keep_quiet(Instant::now() + settle);
-                    }
-                    (stop, Some(elector))
-                }
-            }
-        }
-        None => {
-            tracing::info!(
-                seconds = settle.as_secs(),
-                "no election: waiting for earlier writes to settle"
-            );
+    let (stop, elector) = if let Some(mut elector) = elector {
+        let acquire = Box::pin(async { (elector.acquire().await, elector) });
+        let ((how, elector), stop) = match select(stop, acquire).await {
+            Either::Left(_) => return Ok(()),
+            Either::Right(acquired) => acquired,
+        };
+        tracing::info!(?how, "leading");
+        if how == Acquired::New {
             engine.memory().keep_quiet(Instant::now() + settle);
-            (stop, None)
         }
+        (stop, Some(elector))
+    } else {
+        tracing::info!(
+            seconds = settle.as_secs(),
+            "no election: waiting for earlier writes to settle"
+        );
+        engine.memory().keep_quiet(Instant::now() + settle);
+        (stop, None)
     };
     lead(&engine, keys, client, namespace.as_deref(), elector, stop).await
 }

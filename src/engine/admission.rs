@@ -23,7 +23,7 @@ use crate::store::{Access, AccessError, Key, Store, StoreError};
 /// A Secret that is missing is looked for again after this.
 const SECRET_AGAIN: Duration = Duration::from_secs(10);
 /// The longest pause before asking again whether a request may push.
-const ASK_AGAIN_MAX: Duration = Duration::from_secs(60);
+const ASK_AGAIN_MAX: Duration = Duration::from_mins(1);
 
 /// What the engine found out about a request's admission.
 pub(super) struct Entry {

@@ -112,6 +112,7 @@ impl<S: Store> Engine<S> {
     }
 
     /// The store behind it.
+    #[must_use]
     pub fn store(&self) -> &S {
         &self.inner.store
     }
@@ -130,6 +131,10 @@ impl<S: Store> Engine<S> {
 
     /// Takes note of an unfinished object, as read from a list, a watch or a load: it contends for its floats from now on.
     /// True where a reconcile is due: not for our own save coming back, nor for what is known already.
+    #[allow(
+        clippy::must_use_candidate,
+        reason = "noting is the purpose, the answer a convenience"
+    )]
     pub fn observe(&self, object: &PromotionRequest) -> bool {
         let Some((uid, version)) = identity(object) else {
             return false;

@@ -108,13 +108,13 @@ impl Operation {
         let source = self.source()?;
         let incoming = self.spec.float.incoming();
         let repository = self.repository();
-        if self.again {
-            if let Some(manifest) = self.look(&incoming).await?.filter(|m| m.digest == source) {
-                return Ok(Outcome::Staged {
-                    media_type: manifest.media_type,
-                    bytes: self.activity.bytes(),
-                });
-            }
+        if self.again
+            && let Some(manifest) = self.look(&incoming).await?.filter(|m| m.digest == source)
+        {
+            return Ok(Outcome::Staged {
+                media_type: manifest.media_type,
+                bytes: self.activity.bytes(),
+            });
         }
         let manifest = self.source_manifest(&Reference::Digest(source)).await?;
         let (pull, push) = (self.pull()?, self.push()?);
@@ -203,10 +203,10 @@ impl Operation {
             // Backed up: the newest displaced digest, which `__post1` holds most often, has its prune tag.
             let backed_up = self.image.displaced.last().map(|pin| pin.digest);
             let there = self.clear(&post1, source, backed_up).await?;
-            if !(there && self.again) {
-                if let Written::ContentMissing(_) = self.put(&post1, &manifest).await? {
-                    return Ok(gone);
-                }
+            if !(there && self.again)
+                && let Written::ContentMissing(_) = self.put(&post1, &manifest).await?
+            {
+                return Ok(gone);
             }
         }
         let foreign = self.foreign(source).await?;

@@ -15,7 +15,7 @@ use super::error::Error;
 use crate::machine::Reason;
 
 /// The longest `Retry-After` that is believed.
-const AFTER_MAX: Duration = Duration::from_secs(600);
+const AFTER_MAX: Duration = Duration::from_mins(10);
 
 /// Lets requests pass while all is well; otherwise one at a time, after rests that double.
 #[derive(Debug)]
@@ -228,7 +228,7 @@ mod tests {
     fn rest() -> Rest {
         Rest {
             first: Duration::from_secs(1),
-            max: Duration::from_secs(60),
+            max: Duration::from_mins(1),
             generation: 0,
             open: None,
         }
@@ -292,7 +292,7 @@ mod tests {
             now,
             Reason::RateLimited,
             "x".into(),
-            Some(Duration::from_secs(32400)),
+            Some(Duration::from_hours(9)),
         );
         assert_eq!(rest.open.as_ref().unwrap().until - now, AFTER_MAX);
     }

@@ -264,7 +264,7 @@ mod tests {
             qps: 40,
             concurrency: 4,
             rest_first: Duration::from_secs(1),
-            rest_max: Duration::from_secs(60),
+            rest_max: Duration::from_mins(1),
         }
     }
 
@@ -348,7 +348,7 @@ mod tests {
         }
         let all = futures::future::join_all(tasks);
         assert!(
-            tokio::time::timeout(Duration::from_secs(60), all)
+            tokio::time::timeout(Duration::from_mins(1), all)
                 .await
                 .is_ok()
         );

@@ -30,7 +30,7 @@ const RESUMES_MAX: u32 = 5;
 /// How long a source that is unwell is waited for once a part of the blob is on its way and would have to be sent again.
 const RESUME_PATIENCE: Duration = Duration::from_secs(10);
 /// An upload that takes nothing for so long is given up.
-const STALL: Duration = Duration::from_secs(300);
+const STALL: Duration = Duration::from_mins(5);
 
 /// A download on its way into an upload.
 pub(super) struct Download {

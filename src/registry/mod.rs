@@ -54,11 +54,11 @@ use transport::Transport;
 /// The manifests kept, in bytes.
 const MANIFESTS_MAX: u64 = 64 * 1024 * 1024;
 /// How long a blob or child manifest is remembered as present: registries hold what no tag holds for about an hour.
-const PRESENT_FOR: Duration = Duration::from_secs(3000);
+const PRESENT_FOR: Duration = Duration::from_mins(50);
 /// How many of them are remembered.
 const PRESENT_MAX: u64 = 200_000;
 /// How long it is remembered that a credential may push, where only trying tells.
-const PUSHABLE_FOR: Duration = Duration::from_secs(3600);
+const PUSHABLE_FOR: Duration = Duration::from_hours(1);
 /// How many such answers are remembered.
 const PUSHABLE_MAX: u64 = 10_000;
 
@@ -90,8 +90,8 @@ impl Default for Settings {
             qps: 40,
             concurrency: 16,
             connect_timeout: Duration::from_secs(10),
-            read_timeout: Duration::from_secs(60),
-            request_timeout: Duration::from_secs(60),
+            read_timeout: Duration::from_mins(1),
+            request_timeout: Duration::from_mins(1),
             put_timeout: Duration::from_secs(8),
             rewrite: HashMap::new(),
         }
@@ -140,7 +140,7 @@ impl Registry {
     /// # Errors
     /// The TLS backend cannot be set up, or an address of the settings is none.
     pub fn new(settings: Settings) -> Result<Self, BuildError> {
-        Self::with_rests(settings, Duration::from_secs(1), Duration::from_secs(60))
+        Self::with_rests(settings, Duration::from_secs(1), Duration::from_mins(1))
     }
 
     /// As [`Registry::new`], with the first and the longest rest of an unwell host.

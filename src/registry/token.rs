@@ -30,9 +30,9 @@ use super::transport::{Ask, Content, Failure, PATIENCE, Transport};
 use crate::machine::Reason;
 
 /// The life of a token that names none (the specification's default).
-const LIFE_DEFAULT: Duration = Duration::from_secs(60);
+const LIFE_DEFAULT: Duration = Duration::from_mins(1);
 /// No token is kept longer.
-const LIFE_MAX: Duration = Duration::from_secs(86400);
+const LIFE_MAX: Duration = Duration::from_hours(24);
 /// The most of a token endpoint's answer that is read.
 const TOKEN_MAX: usize = 1024 * 1024;
 /// Tokens kept.

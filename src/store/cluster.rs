@@ -4,7 +4,7 @@
 //! loaded, and every call has one timeout around all its retries. Secrets are read one by one, by name, at most once a minute.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Secret;
@@ -20,7 +20,7 @@ use crate::registry::Keyring;
 /// The longest a call may take, its retries included.
 const CALL: Duration = Duration::from_secs(15);
 /// A Secret that was read serves this long.
-const SECRET_FRESH: Duration = Duration::from_secs(60);
+const SECRET_FRESH: Duration = Duration::from_mins(1);
 /// A Secret that was missing is looked for again after this.
 const SECRET_MISSING: Duration = Duration::from_secs(5);
 /// The type and key of the Secrets that are understood.
@@ -28,12 +28,14 @@ const SECRET_TYPE: &str = "kubernetes.io/dockerconfigjson";
 const SECRET_KEY: &str = ".dockerconfigjson";
 
 type SecretName = (String, String);
+/// What a Secret held, or why it cannot be used, and until when that is believed.
+type Secrets = HashMap<SecretName, (Result<Keyring, AccessError>, Instant)>;
 
 /// Requests in the Kubernetes API.
 pub struct Cluster {
     client: Client,
     recorder: Recorder,
-    secrets: Mutex<HashMap<SecretName, (Result<Keyring, AccessError>, Instant)>>,
+    secrets: Mutex<Secrets>,
 }
 
 impl Cluster {
@@ -73,10 +75,7 @@ impl Cluster {
         read
     }
 
-    fn secrets(
-        &self,
-    ) -> std::sync::MutexGuard<'_, HashMap<SecretName, (Result<Keyring, AccessError>, Instant)>>
-    {
+    fn secrets(&self) -> MutexGuard<'_, Secrets> {
         self.secrets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -167,7 +166,7 @@ impl Store for Cluster {
         match timeout(CALL, self.recorder.publish(&event, &reference)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::warn!(request = %Key::of(object), "cannot tell an event: {error}")
+                tracing::warn!(request = %Key::of(object), "cannot tell an event: {error}");
             }
             Err(_) => tracing::warn!(request = %Key::of(object), "cannot tell an event: timed out"),
         }
