@@ -128,6 +128,17 @@ impl Registry {
         self.0.manifests.get(&held(repository, *digest, credential))
     }
 
+    /// Keeps a manifest that a repository was just seen to have, or given.
+    pub(super) fn remember(
+        &self,
+        repository: &Repository,
+        manifest: &Manifest,
+        credential: &Credential,
+    ) {
+        let key = held(repository, manifest.digest, credential);
+        self.0.manifests.insert(key, manifest.clone());
+    }
+
     async fn get(
         &self,
         repository: &Repository,
@@ -176,10 +187,7 @@ impl Registry {
             named,
             stated.as_deref(),
         )?;
-        self.0.manifests.insert(
-            held(repository, manifest.digest, credential),
-            manifest.clone(),
-        );
+        self.remember(repository, &manifest, credential);
         Ok(Got::Manifest(manifest))
     }
 

@@ -158,6 +158,7 @@ impl Registry {
                 u32::try_from(manifest.bytes.len() + 512).unwrap_or(u32::MAX)
             })
             .max_capacity(MANIFESTS_MAX)
+            .support_invalidation_closures()
             .build();
         let present = moka::sync::Cache::builder()
             .max_capacity(PRESENT_MAX)
@@ -177,14 +178,20 @@ impl Registry {
         })))
     }
 
-    /// Forgets what was remembered as present in a repository (blobs, children), so that the next copy looks again.
+    /// Forgets what was remembered of a repository's content (manifests, blobs, children), so that the next look or copy asks
+    /// again.
     pub fn forget(&self, repository: &Repository) {
-        let repository = repository.clone();
-        // Fails only without `support_invalidation_closures`.
+        let gone = repository.clone();
+        // These fail only without `support_invalidation_closures`.
         let _ = self
             .0
             .present
-            .invalidate_entries_if(move |present, ()| present.repository == repository);
+            .invalidate_entries_if(move |present, ()| present.repository == gone);
+        let gone = repository.clone();
+        let _ = self
+            .0
+            .manifests
+            .invalidate_entries_if(move |held, _| held.repository == gone);
     }
 
     fn transport(&self) -> &Transport {

@@ -92,7 +92,13 @@ impl Registry {
         ask.content = Content::Bytes(manifest.bytes.clone());
         ask.timeout = Some(timeout);
         match self.transport().send_through(&mut ask, gate).await {
-            Ok(reply) => outcome(&what, manifest, reply).await,
+            Ok(reply) => {
+                let put = outcome(&what, manifest, reply).await;
+                if matches!(put, Put::Written) {
+                    self.remember(access.repository, manifest, access.credential);
+                }
+                put
+            }
             Err(Failure::Refused(error) | Failure::Restart(error)) => Put::Refused(error),
             Err(Failure::Unsettled(error)) => Put::Unknown(error),
             Err(Failure::NotSent) => Put::NotSent,
