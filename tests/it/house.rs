@@ -1,0 +1,122 @@
+//! What holds for the house as a whole: the documents say what the code says, and I/O stays in its rooms.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that meets an error has failed"
+)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use promotion_controller::machine::{Kind, Reason};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn readme() -> String {
+    std::fs::read_to_string(root().join("README.md")).unwrap()
+}
+
+#[test]
+fn the_readme_names_every_reason_once_with_its_kind() {
+    let word = |kind: Kind| match kind {
+        Kind::Waiting => "waiting",
+        Kind::Retried => "retried",
+        Kind::Working => "working",
+        Kind::Terminal => "terminal",
+        Kind::Ended => "end",
+        Kind::Warning => "warning",
+    };
+    let readme = readme();
+    let table = readme
+        .split("\n## Reasons\n")
+        .nth(1)
+        .unwrap()
+        .split("\n## ")
+        .next()
+        .unwrap();
+    let mut named: BTreeMap<String, String> = BTreeMap::new();
+    for line in table.lines().filter(|line| line.starts_with("| `")) {
+        let mut cells = line.split('|').map(str::trim).skip(1);
+        let (names, kind) = (cells.next().unwrap(), cells.next().unwrap());
+        for name in names.split('`').filter(|name| !name.trim().is_empty()) {
+            assert!(
+                named.insert(name.into(), kind.into()).is_none(),
+                "{name} twice"
+            );
+        }
+    }
+    let known: BTreeMap<String, String> = Reason::ALL
+        .iter()
+        .map(|r| (r.to_string(), word(r.kind()).to_owned()))
+        .collect();
+    assert_eq!(named, known);
+}
+
+#[test]
+fn only_the_registry_layer_speaks_http_and_only_the_store_and_the_controller_the_kubernetes_api() {
+    let mut wrong = Vec::new();
+    for file in sources(&root().join("src")) {
+        let room = file
+            .strip_prefix(root().join("src"))
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .to_owned();
+        let text = std::fs::read_to_string(&file).unwrap();
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        for line in code
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("//"))
+        {
+            let names = |word: &str| line.contains(word);
+            let http = names("reqwest") || names("oci_client");
+            let api = names("kube::Api") || names("kube::api") || names("Api::");
+            if http && !room.starts_with("registry/") {
+                wrong.push(format!("{room}: {line}"));
+            }
+            if api && !room.starts_with("store/") && !room.starts_with("controller/") {
+                wrong.push(format!("{room}: {line}"));
+            }
+            let outside = [
+                "kube",
+                "tokio",
+                "crate::engine",
+                "crate::registry",
+                "crate::store",
+                "crate::api",
+            ];
+            if room.starts_with("machine/")
+                && outside.iter().any(|word| names(&format!("use {word}")))
+            {
+                wrong.push(format!("{room}: {line}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            if path.file_name().unwrap() != "tests" {
+                files.extend(sources(&path));
+            }
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            files.push(path);
+        }
+    }
+    files
+}
+
+#[test]
+fn the_example_is_what_the_command_line_reads() {
+    let objects =
+        promotion_controller::store::file::read_requests(&root().join("deploy/example.yaml"))
+            .unwrap();
+    assert_eq!(objects.len(), 2);
+}
