@@ -151,7 +151,14 @@ impl<S: Store> Engine<S> {
             }
             Verdict::Superseded { by, floats } => {
                 let images = indices(request, &floats);
-                Ok(Entry::of(Admission::Superseded(images, superseded_by(&by))))
+                let admission = Admission::Superseded(images, superseded_by(&by));
+                // What is left of it, if anything is, is judged again at once.
+                let again = Some(Instant::now());
+                Ok(Entry {
+                    admission,
+                    access: None,
+                    again,
+                })
             }
             Verdict::Claim(rivals) => {
                 for rival in rivals {

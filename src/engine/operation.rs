@@ -186,7 +186,9 @@ impl Operation {
     }
 
     fn staged_gone(&self) -> Outcome {
+        // Staging again must see for itself what is there, also whether the source still is.
         self.tools.registry.forget(self.repository());
+        self.tools.registry.forget(&self.spec.source.repository);
         Outcome::StagedGone
     }
 
