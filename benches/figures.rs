@@ -3,7 +3,12 @@
 //! `cargo bench` runs it: requests per float (the command without a cluster, on the embedded registry), and status writes and
 //! time of a request of 100 images (the controller on the real API server). Times are of this machine, in this run.
 
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "a bench that meets an error has failed")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    missing_docs,
+    reason = "a bench that meets an error has failed"
+)]
 
 #[path = "../tests/it/stage.rs"]
 #[allow(dead_code)]
@@ -23,7 +28,10 @@ use serde_json::json;
 use stage::Stage;
 
 fn main() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(async {
         requests().await;
         println!();
@@ -38,14 +46,22 @@ fn image(shape: Shape, seed: &str, layers: usize) -> Image {
 }
 
 async fn requests() {
-    println!("Registry requests of one promotion (pings and tokens apart), tokens fetched on the way");
-    println!("{:<58} {:>8} {:>6} {:>7} {:>6}", "", "requests", "limit", "tokens", "pings");
+    println!(
+        "Registry requests of one promotion (pings and tokens apart), tokens fetched on the way"
+    );
+    println!(
+        "{:<58} {:>8} {:>6} {:>7} {:>6}",
+        "", "requests", "limit", "tokens", "pings"
+    );
     let new = image(Shape::Oci, "new", 3);
     let old = image(Shape::Oci, "old", 3);
     let blobs = 4;
     let row = async |name: &str, limit: usize, seed: &dyn Fn(&Embedded), source: &str| {
         let bot = User::new("bot", "secret").push("ci").pull("src");
-        let registry = Embedded::start(Options::default().auth(Auth::new(AuthMode::Bearer).user(bot))).await.unwrap();
+        let registry =
+            Embedded::start(Options::default().auth(Auth::new(AuthMode::Bearer).user(bot)))
+                .await
+                .unwrap();
         seed(&registry);
         promote(&registry, &[(source.into(), "ci:float".into())]);
         let counts = registry.counts();
@@ -62,13 +78,25 @@ async fn requests() {
         registry.seed_image("src/app", "seed", &new).unwrap();
         registry.seed_image("ci", "float", &old).unwrap();
     };
-    row("existing float, another repository, 4 blobs mounted", 12 + blobs, &seeded, &by_digest).await;
+    row(
+        "existing float, another repository, 4 blobs mounted",
+        12 + blobs,
+        &seeded,
+        &by_digest,
+    )
+    .await;
     let same = format!("ci@{}", new.digest());
     let in_repository = |registry: &Embedded| {
         registry.seed_image("ci", "seed", &new).unwrap();
         registry.seed_image("ci", "float", &old).unwrap();
     };
-    row("existing float, the same repository", 12, &in_repository, &same).await;
+    row(
+        "existing float, the same repository",
+        12,
+        &in_repository,
+        &same,
+    )
+    .await;
     let unchanged = |registry: &Embedded| {
         registry.seed_image("src/app", "seed", &new).unwrap();
         registry.seed_image("ci", "float", &new).unwrap();
@@ -80,18 +108,38 @@ async fn requests() {
             registry.seed_image("ci", tag, &old).unwrap();
         }
     };
-    row("promoted before: _incoming and __post1 hold the old digest", 12 + blobs, &again, &by_digest).await;
+    row(
+        "promoted before: _incoming and __post1 hold the old digest",
+        12 + blobs,
+        &again,
+        &by_digest,
+    )
+    .await;
     let stranger = image(Shape::Oci, "stranger", 1);
     let rescue = |registry: &Embedded| {
         seeded(registry);
-        registry.seed_image("ci", "float_incoming", &stranger).unwrap();
+        registry
+            .seed_image("ci", "float_incoming", &stranger)
+            .unwrap();
     };
-    row("_incoming is the last pin of another digest: rescue", 14 + blobs, &rescue, &by_digest).await;
+    row(
+        "_incoming is the last pin of another digest: rescue",
+        14 + blobs,
+        &rescue,
+        &by_digest,
+    )
+    .await;
     let first = |registry: &Embedded| {
         registry.seed_image("src/app", "seed", &new).unwrap();
         registry.create_repository("ci");
     };
-    row("first promotion, 4 blobs mounted", 7 + blobs, &first, &by_digest).await;
+    row(
+        "first promotion, 4 blobs mounted",
+        7 + blobs,
+        &first,
+        &by_digest,
+    )
+    .await;
 }
 
 /// Runs the command on `images` (source, float; without the host) of one request.
@@ -102,33 +150,70 @@ fn promote(registry: &Embedded, images: &[(String, String)]) {
         "apiVersion: ci.openshift.io/v1alpha1\nkind: PromotionRequest\nmetadata: {name: bench}\nspec:\n  images:\n",
     );
     for (source, float) in images {
-        writeln!(text, "  - {{source: '{host}/{source}', float: '{host}/{float}'}}").unwrap();
+        writeln!(
+            text,
+            "  - {{source: '{host}/{source}', float: '{host}/{float}'}}"
+        )
+        .unwrap();
     }
     let auth = json!({"auths": {&host: {"username": "bot", "password": "secret"}}});
     std::fs::write(folder.path().join("requests.yaml"), text).unwrap();
     std::fs::write(folder.path().join("auth.json"), auth.to_string()).unwrap();
     let output = Command::new(Path::new(env!("CARGO_BIN_EXE_promotion-controller")))
         .current_dir(folder.path())
-        .args(["promote", "-f", "requests.yaml", "--registry-config", "auth.json", "--registry-qps=0"])
+        .args([
+            "promote",
+            "-f",
+            "requests.yaml",
+            "--registry-config",
+            "auth.json",
+            "--registry-qps=0",
+        ])
         .args(["--plain-http", &host])
         .output()
         .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 async fn writes_and_time() {
-    println!("One request on the real API server: existing floats, 4 blobs each mounted, 10 ms added to each registry request, no pacing");
-    println!("{:<12} {:>12} {:>14} {:>7} {:>18} {:>7}", "", "applied to", "status writes", "limit", "registry requests", "limit");
+    println!(
+        "One request on the real API server: existing floats, 4 blobs each mounted, 10 ms added to each registry request, no pacing"
+    );
+    println!(
+        "{:<12} {:>12} {:>14} {:>7} {:>18} {:>7}",
+        "", "applied to", "status writes", "limit", "registry requests", "limit"
+    );
     println!("{:<12} {:>12}", "", "Posted");
     for images in [1_usize, 100] {
         let stage = Stage::new("figures").await;
-        let settings = Settings { latency: Duration::from_millis(10), ..Settings::default() };
-        let registry = Embedded::start(Options::default().settings(settings)).await.unwrap();
+        let settings = Settings {
+            latency: Duration::from_millis(10),
+            ..Settings::default()
+        };
+        let registry = Embedded::start(Options::default().settings(settings))
+            .await
+            .unwrap();
         let host = registry.host();
         let mut entries = Vec::new();
         for n in 0..images {
-            let new = registry.seed_image("src/app", &format!("t{n}"), &image(Shape::Oci, &format!("new {n}"), 3)).unwrap();
-            registry.seed_image("ci", &format!("t{n}"), &image(Shape::Oci, &format!("old {n}"), 3)).unwrap();
+            let new = registry
+                .seed_image(
+                    "src/app",
+                    &format!("t{n}"),
+                    &image(Shape::Oci, &format!("new {n}"), 3),
+                )
+                .unwrap();
+            registry
+                .seed_image(
+                    "ci",
+                    &format!("t{n}"),
+                    &image(Shape::Oci, &format!("old {n}"), 3),
+                )
+                .unwrap();
             entries.push(json!({"source": format!("{host}/src/app@{new}"), "float": format!("{host}/ci:t{n}")}));
         }
         let controller = stage.controller(&[&format!("--plain-http={host}"), "--registry-qps=0"]);
@@ -143,7 +228,12 @@ async fn writes_and_time() {
         let took = begun.elapsed();
         assert_eq!(stage::phase(&done), "Posted");
         let writes = watching.await.unwrap();
-        let requests: u64 = registry.counts().into_iter().filter(|(kind, _)| *kind != Kind::Ping).map(|(_, n)| n).sum();
+        let requests: u64 = registry
+            .counts()
+            .into_iter()
+            .filter(|(kind, _)| *kind != Kind::Ping)
+            .map(|(_, n)| n)
+            .sum();
         let intervals = took.as_secs() / 2;
         println!(
             "{:<12} {:>10.2} s {writes:>14} {:>7} {requests:>18} {:>7}",
@@ -167,7 +257,10 @@ async fn watch_writes(api: kube::Api<promotion_controller::api::PromotionRequest
     while let Some(event) = events.next().await {
         if let Ok(WatchEvent::Modified(object)) = event {
             writes += 1;
-            if object.status.is_some_and(|status| status.completion_time.is_some()) {
+            if object
+                .status
+                .is_some_and(|status| status.completion_time.is_some())
+            {
                 break;
             }
         }

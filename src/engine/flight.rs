@@ -1,6 +1,7 @@
 //! Operations in flight: launched after a save, landed with an outcome, reported at most once per status interval.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -11,6 +12,9 @@ use super::state::InFlight;
 use crate::machine::{Class, Fault, Launch, Outcome, Reason, Request};
 use crate::registry::Activity;
 use crate::store::{Access, Key, Store};
+
+/// What a tag was seen to hold serves the launch that follows at once, and no later one.
+const SEEN_FRESH: Duration = Duration::from_secs(1);
 
 impl<S: Store> Engine<S> {
     /// Launches a step that was just saved.
@@ -36,14 +40,17 @@ impl<S: Store> Engine<S> {
         let cancel = CancellationToken::new();
         let activity = Arc::new(Activity::default());
         let float = spec.float.clone();
-        let (id, tried) = {
+        let (id, again, seen) = {
             let mut state = self.lock();
             let id = state.next_flight();
             let flight = state.flights.entry(uid.to_owned()).or_default();
-            let tried = !flight.tried.insert((index, step));
+            let again = !flight.tried.insert((index, step)) || again;
+            let seen = flight.seen.remove(&index);
+            let seen = seen.filter(|(_, at)| at.elapsed() < SEEN_FRESH);
             let operation = InFlight {
                 id,
                 step,
+                again,
                 float: float.clone(),
                 cancel: cancel.clone(),
                 activity: Arc::clone(&activity),
@@ -51,7 +58,7 @@ impl<S: Store> Engine<S> {
                 outcome: None,
             };
             flight.operations.insert(index, operation);
-            (id, tried)
+            (id, again, seen.map(|(digest, _)| digest))
         };
         let operation = Operation {
             tools: self.inner.tools.clone(),
@@ -60,7 +67,8 @@ impl<S: Store> Engine<S> {
             image: image.clone(),
             mode: request.spec.mode,
             step,
-            again: again || tried,
+            again,
+            seen,
             cancel,
             activity: Arc::clone(&activity),
         };
@@ -99,8 +107,16 @@ impl<S: Store> Engine<S> {
             };
             let (float, step) = (operation.float.clone(), operation.step);
             log(key, &float, step, operation.started, &outcome);
-            if succeeded(&outcome) {
+            // A step that ended before its own write is as untried as it was.
+            let unwritten = matches!(
+                outcome,
+                Outcome::Unpinned { .. } | Outcome::StampTaken { .. }
+            );
+            if succeeded(&outcome) || (unwritten && !operation.again) {
                 flight.tried.remove(&(index, step));
+            }
+            if let Outcome::Unpinned { digest } = outcome {
+                flight.seen.insert(index, (digest, Instant::now()));
             }
             if known {
                 operation.outcome = Some(outcome);

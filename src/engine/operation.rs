@@ -46,6 +46,8 @@ pub(super) struct Operation {
     pub step: Step,
     /// It may have run before.
     pub again: bool,
+    /// What the tag that it is to overwrite was seen to hold a moment ago; recorded since.
+    pub seen: Option<Digest>,
     pub cancel: CancellationToken,
     pub activity: Arc<Activity>,
 }
@@ -246,7 +248,7 @@ impl Operation {
     /// Looks at a tag that is about to be overwritten with `source`, and pins what it holds if nothing else may hold it
     /// (`pinned` is held for certain). Whether it holds `source` already.
     async fn clear(&self, tag: &Tag, source: Digest, pinned: Option<Digest>) -> Flow<bool> {
-        let Some(found) = self.look(tag).await? else {
+        let Some(found) = self.found(tag).await? else {
             return Ok(false);
         };
         if found.digest == source {
@@ -261,6 +263,16 @@ impl Operation {
                 digest: found.digest,
             }),
         }
+    }
+
+    /// What a tag that is to be overwritten holds: as it was seen when the record of its digest was asked for, else a look.
+    async fn found(&self, tag: &Tag) -> Flow<Option<Manifest>> {
+        if let Some(digest) = self.seen.filter(|digest| self.image.pin(*digest).is_some())
+            && let Some(manifest) = self.held(digest).await?
+        {
+            return Ok(Some(manifest));
+        }
+        self.look(tag).await
     }
 
     /// Puts a prune tag to a manifest's digest. A prune tag is never overwritten with another digest. False where the content

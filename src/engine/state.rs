@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::image::Float;
+use crate::image::{Digest, Float};
 use crate::machine::claims::{Claims, Contender, Standing, Uid};
 use crate::machine::{Outcome, Reason, Step};
 use crate::registry::Activity;
@@ -77,12 +77,16 @@ pub(super) struct Flight {
     pub operations: BTreeMap<usize, InFlight>,
     /// Steps that were launched and did not come back with success: they may have run.
     pub tried: HashSet<(usize, Step)>,
+    /// What a tag that is about to be overwritten was just seen to hold, by image.
+    pub seen: HashMap<usize, (Digest, Instant)>,
 }
 
 /// An operation, running or ended and not yet recorded.
 pub(super) struct InFlight {
     pub id: u64,
     pub step: Step,
+    /// It may have run before it was launched.
+    pub again: bool,
     pub float: Float,
     pub cancel: CancellationToken,
     pub activity: Arc<Activity>,
