@@ -216,9 +216,11 @@ async fn writes_and_time() {
                 .unwrap();
             entries.push(json!({"source": format!("{host}/src/app@{new}"), "float": format!("{host}/ci:t{n}")}));
         }
+        let warm = image(Shape::Oci, "warm", 3);
+        registry.seed_image("src/app", "warm", &warm).unwrap();
         let controller = stage.controller(&[&format!("--plain-http={host}"), "--registry-qps=0"]);
         // The start's settle time is not what is measured: a first request waits it out.
-        stage.create("warm", &json!({"images": [{"source": format!("{host}/src/app:t0"), "float": format!("{host}/ci:warm")}]})).await;
+        stage.create("warm", &json!({"images": [{"source": format!("{host}/src/app:warm"), "float": format!("{host}/ci:warm")}]})).await;
         stage.finished("warm", Duration::from_secs(60)).await;
         registry.reset_log();
         let watching = tokio::spawn(watch_writes(stage.requests()));
