@@ -4,8 +4,11 @@
 mod testbed;
 
 mod controller;
+mod crash;
 mod crd;
+mod election;
 mod registry;
 mod stage;
 #[path = "testbed.rs"]
 mod testbed_tests;
+mod traces;
