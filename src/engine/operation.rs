@@ -123,7 +123,12 @@ impl Operation {
             self.tools
                 .registry
                 .copy(from, &manifest, repository, &pull, &push, &self.activity);
-        self.read(copy).await?;
+        if let Err(outcome) = self.read(copy).await {
+            if is_incomplete(&outcome) {
+                self.confirm_source(source).await?;
+            }
+            return Err(outcome);
+        }
         // The last thing before the PUT: what `_incoming` holds may be held by nothing else.
         self.clear(&incoming, source, None).await?;
         match self.put(&incoming, &manifest).await? {
@@ -133,9 +138,23 @@ impl Operation {
             }),
             Written::ContentMissing(error) => {
                 self.tools.registry.forget(repository);
+                if from == repository {
+                    self.confirm_source(source).await?;
+                }
                 Err(Outcome::Faulted(fault(&error)))
             }
         }
+    }
+
+    /// A part of the source is missing: is it the whole of it? Its manifest may have been remembered only.
+    async fn confirm_source(&self, source: Digest) -> Flow<()> {
+        let repository = &self.spec.source.repository;
+        self.tools
+            .registry
+            .forget_manifest(repository, source, &self.pull()?);
+        self.source_manifest(&Reference::Digest(source))
+            .await
+            .map(|_| ())
     }
 
     async fn back_up(&self) -> Flow<Outcome> {
@@ -457,6 +476,11 @@ impl Operation {
     fn push(&self) -> Flow<Credential> {
         credential(&self.access.push, self.repository()).map_err(Outcome::Faulted)
     }
+}
+
+/// Whether a copy found that the source misses a part.
+fn is_incomplete(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Faulted(fault) if fault.reason == Reason::SourceIncomplete)
 }
 
 /// The credential for a repository, or why the Secret cannot be used for it.

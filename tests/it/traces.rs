@@ -19,6 +19,7 @@ use std::time::Duration;
 use promotion_controller::embedded::{Action, GateSpec, ImageSpec, Matcher, Rule, Shape};
 use serde_json::json;
 
+use crate::stage::{condition, phase};
 use ground::{
     Ground, LONG_SETTLE, SETTLE, displaced, first_image, look, look_prune, put, put_prune, rescued,
     texts,
@@ -351,4 +352,44 @@ async fn children_whose_hold_ends_before_the_index_holds_them_are_pushed_again()
         ("f__post1", index),
     ];
     ground.assert_tags(&tags, &[d]);
+}
+
+/// R5: what was staged is gone at Latch: it is staged again from the source, and where that is gone too, nothing moves.
+#[tokio::test(flavor = "multi_thread")]
+async fn staged_content_that_is_lost_is_staged_again_unless_the_source_is_gone_too() {
+    let ground = Ground::new("r5").await;
+    let (d, e) = (ground.seed("f", "d"), ground.seed("g", "e"));
+    let (a, b) = (ground.source("a"), ground.source("b"));
+    let gates = ["f", "g"].map(|tag| (tag, ground.gate(GateSpec::before(look(tag)).nth(2))));
+    let _controller = ground.controller(SETTLE);
+    ground.promote("again", "a", "f").await;
+    ground.promote("lost", "b", "g").await;
+    for (tag, gate) in &gates {
+        ground.reached(gate).await;
+        let incoming = format!("{tag}_incoming");
+        ground
+            .registry
+            .delete_tag(ground::FLOATS, &incoming)
+            .unwrap();
+    }
+    ground.registry.delete_tag(ground::SOURCES, "b").unwrap();
+    assert!(ground.registry.manifest(ground::SOURCES, b).is_none());
+    for (_, gate) in &gates {
+        gate.open();
+    }
+    ground.posted("again").await;
+    let lost = ground.ended("lost").await;
+    assert_eq!(phase(&lost), "Failed");
+    assert_eq!(condition(&lost, "Failed").1, "StagedLost");
+    assert_eq!(condition(&lost, "Staged").0, "False");
+    let tags = [
+        ("f", a),
+        ("f_incoming", a),
+        ("f__pre", d),
+        ("f__post1", a),
+        ("g", e),
+        ("g__pre", e),
+    ];
+    ground.assert_tags(&tags, &[d, e]);
+    assert_eq!(ground.registry.count(&put_prune("g")), 1);
 }
