@@ -13,6 +13,7 @@
 mod ground;
 mod late;
 mod order;
+mod within;
 
 use std::time::Duration;
 
