@@ -51,6 +51,10 @@ impl<S: Store> Engine<S> {
                 outcome: None,
             };
             flight.operations.insert(index, operation);
+            if state.draining {
+                // Saved when the end was not known yet: it is recorded as given up.
+                cancel.cancel();
+            }
             (id, tried)
         };
         let operation = Operation {

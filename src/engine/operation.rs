@@ -23,6 +23,8 @@ use crate::store::Access;
 const READ_AGAIN: Duration = Duration::from_secs(1);
 /// A float that left its source is looked at twice, this far apart.
 const LOOK_TWICE: Duration = Duration::from_secs(2);
+/// Whether the lease was renewed is looked at again after this.
+const LEASE_AGAIN: Duration = Duration::from_millis(50);
 /// The pauses before the second and third look at a source that is not there.
 const SOURCE_LOOKS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
 
@@ -436,7 +438,13 @@ impl Operation {
                     class: Class::Wait { seconds },
                 }))
             }
-            Put::NotSent => Err(Outcome::Dropped),
+            Put::NotSent => {
+                // The lease has to be renewed first; what was looked at before is looked at again by the next launch.
+                while !self.tools.leadership.covers(self.tools.put_timeout) {
+                    self.pause(LEASE_AGAIN).await?;
+                }
+                Err(Outcome::Dropped)
+            }
         }
     }
 

@@ -160,3 +160,41 @@ async fn a_request_does_not_begin_before_every_one_it_supersedes_is_recorded_as_
     let expected = [("f".to_owned(), b), ("f_incoming".to_owned(), b)];
     assert_eq!(tags, expected.into());
 }
+
+/// A lease that is not trusted for a whole PUT keeps every tag from being written, and nothing is asked again and again; once it is, all goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_leases_trust_no_tag_is_written_and_nothing_spins() {
+    let specs = |registry: &Embedded| vec![("one", spec(registry, "a", "f"))];
+    let leadership = Leadership::elected();
+    let within = Within::start(specs, leadership.clone(), None).await;
+    let look = Matcher::kind(Kind::Manifest)
+        .method("GET")
+        .reference("f_incoming");
+    within.registry.wait_for(&look, 1, true).await;
+    let asked = within.registry.count(&Matcher::default());
+    // The absence of something takes time to show.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let more = within.registry.count(&Matcher::default()) - asked;
+    assert!(more <= 2, "{more} requests while nothing could be written");
+    assert!(within.registry.tags(FLOATS).is_empty());
+    leadership.trust(Instant::now() + PATIENCE);
+    assert_eq!(phase(&within.ended("one").await), "Posted");
+    let a = image("a").digest();
+    let expected = [("f".to_owned(), a), ("f_incoming".to_owned(), a)];
+    assert_eq!(within.registry.tags(FLOATS), expected.into());
+}
+
+/// The longest settle time still lets a PUT fit between two renewals.
+#[test]
+fn every_settle_time_leaves_room_for_a_write_between_two_renewals() {
+    for seconds in 3..=12 {
+        let settings = Settings {
+            settle: Duration::from_secs(seconds),
+            status_interval: Duration::from_secs(2),
+        };
+        let timeout = settings.put_timeout();
+        assert!(timeout + Duration::from_secs(2) <= settings.settle);
+        assert!(timeout + Duration::from_secs(2) <= Duration::from_secs(10));
+        assert!(!timeout.is_zero());
+    }
+}
