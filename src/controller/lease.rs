@@ -13,19 +13,17 @@ use kube::Client;
 use kube::api::{Api, ObjectMeta, PostParams};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::engine::leadership::Leadership;
+use crate::engine::leadership::{Leadership, RENEW_EVERY, TRUST};
 
 /// The Lease's name: all controllers that can write the same floats share it.
 pub const NAME: &str = "promotion-controller";
 /// How long a lease lasts without renewal, in seconds.
 const DURATION_SECONDS: i32 = 15;
 const DURATION: Duration = Duration::from_secs(15);
-/// How often it is renewed, and looked at by those who wait.
-const RENEW_EVERY: Duration = Duration::from_secs(2);
-/// How long it is trusted after a renewal was sent.
-const TRUST: Duration = Duration::from_secs(10);
 /// How long one call may take.
 const CALL: Duration = Duration::from_secs(3);
+/// How often giving it back is tried.
+const RELEASES: usize = 3;
 
 /// How the lease was come by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,6 +129,7 @@ impl Elector {
                     Ok(_) => return self.lost("another process holds it"),
                     Err(error) => tracing::warn!("cannot read the lease: {error}"),
                 },
+                Err(Refused::Gone) => return self.lost("it was deleted"),
                 Err(Refused::Failed(error)) => tracing::warn!("cannot renew the lease: {error}"),
             }
             if renewed.elapsed() >= DURATION {
@@ -142,19 +141,33 @@ impl Elector {
     /// Gives the lease back. Only to be called when the newest tag write of this process has settled.
     pub async fn release(mut self) {
         self.leadership.lose();
-        let Some(mut lease) = self.record.take() else {
-            return;
-        };
+        let mut record = self.record.take();
+        for _ in 0..RELEASES {
+            let Some(lease) = record.take() else {
+                return;
+            };
+            match self.give_back(lease).await {
+                Ok(()) => {
+                    tracing::info!("released the lease");
+                    return;
+                }
+                Err(error) => tracing::warn!("cannot release the lease: {error}"),
+            }
+            // A renewal may have been on its way when this was called.
+            let ours = |lease: &Lease| holder(lease).as_ref() == Some(&self.identity);
+            record = self.look().await.ok().flatten().filter(ours);
+        }
+    }
+
+    async fn give_back(&self, mut lease: Lease) -> Result<(), String> {
         if let Some(spec) = &mut lease.spec {
             spec.holder_identity = None;
             spec.renew_time = Some(MicroTime(Timestamp::now()));
         }
         let params = PostParams::default();
-        match timeout(CALL, self.api.replace(NAME, &params, &lease)).await {
-            Ok(Ok(_)) => tracing::info!("released the lease"),
-            Ok(Err(error)) => tracing::warn!("cannot release the lease: {error}"),
-            Err(_) => tracing::warn!("cannot release the lease: timed out"),
-        }
+        let given = timeout(CALL, self.api.replace(NAME, &params, &lease)).await;
+        let given = given.map_err(|_| "timed out".to_owned())?;
+        given.map(|_| ()).map_err(|error| error.to_string())
     }
 
     fn lost(&self, why: &str) -> Lost {
@@ -212,6 +225,7 @@ impl Elector {
             Ok(Err(kube::Error::Api(status))) if status.is_conflict() || status.code == 409 => {
                 Err(Refused::Conflict)
             }
+            Ok(Err(kube::Error::Api(status))) if status.is_not_found() => Err(Refused::Gone),
             Ok(Err(error)) => Err(Refused::Failed(error.to_string())),
             Err(_) => Err(Refused::Failed("timed out".into())),
         }
@@ -220,6 +234,7 @@ impl Elector {
 
 enum Refused {
     Conflict,
+    Gone,
     Failed(String),
 }
 

@@ -155,7 +155,9 @@ async fn drain(engine: &Engine<Cluster>) {
     while engine.unrecorded() > 0 && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    if let Some(settled) = engine.memory().settled_at() {
+    while let Some(settled) = engine.memory().settled_at()
+        && Instant::now() < settled
+    {
         tokio::time::sleep_until(settled).await;
     }
 }

@@ -108,8 +108,12 @@ impl<S: Store> Engine<S> {
         access: &Access,
     ) -> Result<Entry, StoreError> {
         let floats = unfinished(request);
-        if self.lock().claims.holds(uid, floats.iter()) {
-            return Ok(Entry::of(Admission::Holds));
+        {
+            let state = self.lock();
+            let claiming = state.known.get(uid).is_some_and(|known| known.claiming);
+            if !claiming && state.claims.holds(uid, floats.iter()) {
+                return Ok(Entry::of(Admission::Holds));
+            }
         }
         if let Some(entry) = self.ask(key, uid, request, access) {
             return Ok(entry);
@@ -136,6 +140,9 @@ impl<S: Store> Engine<S> {
                     "another request holds a float",
                     Some(Duration::from_secs(1)),
                 ));
+            }
+            if let (Verdict::Claim(rivals), Some(known)) = (&verdict, state.known.get_mut(uid)) {
+                known.claiming = !rivals.is_empty();
             }
             verdict
         };
@@ -166,6 +173,9 @@ impl<S: Store> Engine<S> {
                         self.settle_claims(uid);
                         return Ok(entry);
                     }
+                }
+                if let Some(known) = self.lock().known.get_mut(uid) {
+                    known.claiming = false;
                 }
                 Ok(Entry::of(Admission::Holds))
             }

@@ -8,6 +8,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+/// How long the lease is trusted after a renewal was sent.
+pub const TRUST: Duration = Duration::from_secs(10);
+/// How often it is renewed.
+pub const RENEW_EVERY: Duration = Duration::from_secs(2);
+
 /// The right to write, shared with whoever renews it. Cloning shares it.
 #[derive(Debug, Clone)]
 pub struct Leadership {

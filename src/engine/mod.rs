@@ -49,10 +49,12 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The total timeout of a tag write: it leaves two seconds of the settle time.
+    /// The total timeout of a tag write: it leaves two seconds of the settle time, and fits in what the lease is trusted for
+    /// between two renewals.
     #[must_use]
     pub fn put_timeout(&self) -> Duration {
-        self.settle.saturating_sub(Duration::from_secs(2))
+        let settling = self.settle.saturating_sub(Duration::from_secs(2));
+        settling.min(leadership::TRUST - leadership::RENEW_EVERY)
     }
 }
 

@@ -23,6 +23,8 @@ use crate::store::Access;
 const READ_AGAIN: Duration = Duration::from_secs(1);
 /// A float that left its source is looked at twice, this far apart.
 const LOOK_TWICE: Duration = Duration::from_secs(2);
+/// Whether the lease was renewed is looked at again after this.
+const LEASE_AGAIN: Duration = Duration::from_millis(50);
 /// The pauses before the second and third look at a source that is not there.
 const SOURCE_LOOKS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
 
@@ -125,7 +127,12 @@ impl Operation {
             self.tools
                 .registry
                 .copy(from, &manifest, repository, &pull, &push, &self.activity);
-        self.read(copy).await?;
+        if let Err(outcome) = self.read(copy).await {
+            if is_incomplete(&outcome) {
+                self.confirm_source(source).await?;
+            }
+            return Err(outcome);
+        }
         // The last thing before the PUT: what `_incoming` holds may be held by nothing else.
         self.clear(&incoming, source, None).await?;
         match self.put(&incoming, &manifest).await? {
@@ -135,9 +142,23 @@ impl Operation {
             }),
             Written::ContentMissing(error) => {
                 self.tools.registry.forget(repository);
+                if from == repository {
+                    self.confirm_source(source).await?;
+                }
                 Err(Outcome::Faulted(fault(&error)))
             }
         }
+    }
+
+    /// A part of the source is missing: is it the whole of it? Its manifest may have been remembered only.
+    async fn confirm_source(&self, source: Digest) -> Flow<()> {
+        let repository = &self.spec.source.repository;
+        self.tools
+            .registry
+            .forget_manifest(repository, source, &self.pull()?);
+        self.source_manifest(&Reference::Digest(source))
+            .await
+            .map(|_| ())
     }
 
     async fn back_up(&self) -> Flow<Outcome> {
@@ -431,7 +452,13 @@ impl Operation {
                     class: Class::Wait { seconds },
                 }))
             }
-            Put::NotSent => Err(Outcome::Dropped),
+            Put::NotSent => {
+                // The lease has to be renewed first; what was looked at before is looked at again by the next launch.
+                while !self.tools.leadership.covers(self.tools.put_timeout) {
+                    self.pause(LEASE_AGAIN).await?;
+                }
+                Err(Outcome::Dropped)
+            }
         }
     }
 
@@ -471,6 +498,11 @@ impl Operation {
     fn push(&self) -> Flow<Credential> {
         credential(&self.access.push, self.repository()).map_err(Outcome::Faulted)
     }
+}
+
+/// Whether a copy found that the source misses a part.
+fn is_incomplete(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Faulted(fault) if fault.reason == Reason::SourceIncomplete)
 }
 
 /// The credential for a repository, or why the Secret cannot be used for it.

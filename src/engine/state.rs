@@ -2,7 +2,7 @@
 //!
 //! Plain data behind one lock that is never held over an await. Losing all of it loses nothing: status has what matters.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -15,6 +15,9 @@ use crate::machine::{Outcome, Reason, Step};
 use crate::registry::Activity;
 use crate::store::Key;
 
+/// How many requests that have left are remembered: more than can be read and not yet looked at.
+const DEPARTED_MAX: usize = 1024;
+
 /// Everything in memory.
 #[derive(Default)]
 pub(super) struct State {
@@ -25,6 +28,8 @@ pub(super) struct State {
     by_float: HashMap<Float, HashSet<Uid>>,
     /// What runs, also of requests that are gone meanwhile.
     pub flights: HashMap<Uid, Flight>,
+    /// The newest of those that have ended or are gone.
+    departed: VecDeque<Uid>,
     /// Nothing more is launched.
     pub draining: bool,
     next_flight: u64,
@@ -36,6 +41,8 @@ pub(super) struct Known {
     /// The resourceVersion this was read at: older readings do not replace it.
     pub version: u64,
     pub contender: Contender,
+    /// It has taken floats, and has not yet ended all whom that supersedes: it may not begin.
+    pub claiming: bool,
     /// Whether it may begin, as far as it was asked.
     pub asked: Asked,
     /// The resourceVersion of our own last save.
@@ -101,7 +108,8 @@ impl State {
         self.next_flight
     }
 
-    /// Takes note of a request as it was read at `version`. False where it is known as newer already.
+    /// Takes note of a request as it was read at `version`. False where it is known as newer already, or known to have left: it
+    /// would hold up others for ever, because nothing more is heard of it.
     pub fn note(
         &mut self,
         key: &Key,
@@ -119,6 +127,9 @@ impl State {
             known.contender = contender;
             return true;
         }
+        if self.departed.contains(&uid) {
+            return false;
+        }
         contender.standing = Standing::Undecided { since: now };
         for share in &contender.shares {
             self.by_float
@@ -130,6 +141,7 @@ impl State {
             key: key.clone(),
             version,
             contender,
+            claiming: false,
             asked: Asked::Not,
             saved: None,
             saved_at: None,
@@ -143,6 +155,12 @@ impl State {
 
     /// Forgets a request that has ended or is gone.
     pub fn forget(&mut self, uid: &str) -> Option<Known> {
+        if !self.departed.iter().any(|departed| departed == uid) {
+            if self.departed.len() == DEPARTED_MAX {
+                self.departed.pop_front();
+            }
+            self.departed.push_back(uid.to_owned());
+        }
         let known = self.known.remove(uid)?;
         for share in &known.contender.shares {
             if let Some(uids) = self.by_float.get_mut(&share.float) {
@@ -196,5 +214,49 @@ impl State {
             .values()
             .flat_map(|flight| flight.operations.values());
         operations.filter(|o| o.outcome.is_none()).count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::machine::claims::Share;
+
+    fn contender(uid: &str) -> Contender {
+        Contender {
+            uid: uid.into(),
+            name: format!("ci/{uid}"),
+            order: 1,
+            shares: vec![Share {
+                float: "quay.io/openshift/ci:cli".parse().unwrap(),
+                finished: false,
+                committed: false,
+            }],
+            together: true,
+            started: false,
+            suspended: false,
+            standing: Standing::Eligible,
+        }
+    }
+
+    #[test]
+    fn a_request_that_has_left_does_not_come_back_by_a_reading_that_is_older() {
+        let mut state = State::default();
+        let (key, now) = (
+            Key {
+                namespace: "ci".into(),
+                name: "one".into(),
+            },
+            Timestamp::UNIX_EPOCH,
+        );
+        assert!(state.note(&key, 5, contender("one"), now));
+        assert!(state.forget("one").is_some());
+        assert!(!state.note(&key, 7, contender("one"), now));
+        assert!(state.forget("never-seen").is_none());
+        assert!(!state.note(&key, 1, contender("never-seen"), now));
+        assert!(state.known.is_empty());
+        assert!(state.note(&key, 9, contender("another"), now));
+        assert_eq!(state.sharers(&contender("another")).len(), 1);
     }
 }

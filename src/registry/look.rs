@@ -116,6 +116,18 @@ impl Registry {
         }
     }
 
+    /// Forgets a manifest, so that the next read of it asks the registry.
+    pub fn forget_manifest(
+        &self,
+        repository: &Repository,
+        digest: Digest,
+        credential: &Credential,
+    ) {
+        self.0
+            .manifests
+            .invalidate(&held(repository, digest, credential));
+    }
+
     fn cached(
         &self,
         repository: &Repository,

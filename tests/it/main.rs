@@ -4,9 +4,12 @@
 mod testbed;
 
 mod controller;
+mod crash;
 mod crd;
 mod house;
+mod election;
 mod registry;
 mod stage;
 #[path = "testbed.rs"]
 mod testbed_tests;
+mod traces;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{Api, ListParams, PostParams};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use promotion_controller::api::{PromotionRequest, PromotionRequestStatus, crd_yaml};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
@@ -121,6 +121,18 @@ impl Stage {
             .unwrap()
     }
 
+    /// Changes a request's spec.
+    pub async fn edit(&self, name: &str, spec: &Value) -> PromotionRequest {
+        let patch = Patch::Merge(json!({ "spec": spec }));
+        let params = PatchParams::default();
+        self.requests().patch(name, &params, &patch).await.unwrap()
+    }
+
+    pub async fn delete(&self, name: &str) {
+        let params = DeleteParams::default();
+        self.requests().delete(name, &params).await.unwrap();
+    }
+
     pub async fn get(&self, name: &str) -> PromotionRequest {
         self.requests().get(name).await.unwrap()
     }
@@ -186,6 +198,11 @@ impl Controller {
             tokio::time::sleep(LOOK).await;
         }
         begun.elapsed()
+    }
+
+    /// The exit code, once it has ended.
+    pub fn exit_code(&mut self) -> Option<i32> {
+        self.process.exit_code()
     }
 
     pub fn signal(&mut self, signal: Signal) {

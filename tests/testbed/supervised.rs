@@ -116,6 +116,11 @@ impl Supervised {
         !matches!(self.shell.try_wait(), Ok(None))
     }
 
+    /// The part's exit code, once it is gone: 128 and the signal's number where a signal ended it.
+    pub fn exit_code(&mut self) -> Option<i32> {
+        self.shell.try_wait().ok().flatten()?.code()
+    }
+
     /// Kills the part and blocks until it is gone.
     pub fn kill(&mut self) {
         // `wait` closes the pipe first, which is the part's death.

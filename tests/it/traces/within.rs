@@ -1,0 +1,200 @@
+//! The engine with a store that can be made to fail, and a lease that is not trusted: what no process on a cluster shows from outside.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use promotion_controller::api::PromotionRequest;
+use promotion_controller::controller::queue;
+use promotion_controller::embedded::{Embedded, Kind, Matcher, Options};
+use promotion_controller::engine::leadership::Leadership;
+use promotion_controller::engine::{Engine, Settings};
+use promotion_controller::policy::Policy;
+use promotion_controller::registry::{self, Keyring, Registry};
+use promotion_controller::store::file::FileStore;
+use promotion_controller::store::{Access, AccessError, Event, Key, Store, StoreError};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::ground::{FLOATS, PATIENCE, SETTLE, SOURCES, image};
+use crate::stage::{LOOK, condition, object, phase};
+use crate::testbed::RunDir;
+
+/// A file store whose saves fail where the test says so.
+struct Watched {
+    file: FileStore,
+    refuse: Mutex<Option<fn(&PromotionRequest) -> bool>>,
+}
+
+impl Store for Watched {
+    async fn load(&self, key: &Key) -> Result<Option<PromotionRequest>, StoreError> {
+        self.file.load(key).await
+    }
+
+    async fn save(&self, object: &PromotionRequest) -> Result<PromotionRequest, StoreError> {
+        let refused = self.refuse.lock().unwrap().take_if(|refuse| refuse(object));
+        if refused.is_some() {
+            return Err(StoreError::Failed {
+                verb: "save",
+                key: Key::of(object),
+                message: "refused by the test".into(),
+            });
+        }
+        self.file.save(object).await
+    }
+
+    async fn access(&self, object: &PromotionRequest) -> Result<Access, AccessError> {
+        self.file.access(object).await
+    }
+
+    async fn tell(&self, object: &PromotionRequest, event: Event) {
+        self.file.tell(object, event).await;
+    }
+}
+
+/// An engine at work on these requests.
+struct Within {
+    engine: Engine<Watched>,
+    registry: Embedded,
+    _folder: RunDir,
+}
+
+impl Within {
+    async fn start(
+        specs: impl FnOnce(&Embedded) -> Vec<(&'static str, Value)>,
+        leadership: Leadership,
+        refuse: Option<fn(&PromotionRequest) -> bool>,
+    ) -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let registry = Embedded::start(Options::default()).await.unwrap();
+        let folder = RunDir::create("within").unwrap();
+        let specs = specs(&registry);
+        let objects = specs.iter().map(|(name, spec)| object(name, spec));
+        let state = folder.join("state.yaml");
+        let file = FileStore::open(objects.collect(), state, Keyring::anonymous(), SETTLE).unwrap();
+        let settings = registry::Settings {
+            plain_http: vec![registry.host()],
+            qps: 0,
+            ..registry::Settings::default()
+        };
+        let watched = Watched {
+            file,
+            refuse: Mutex::new(refuse),
+        };
+        let (engine, mut keys) = Engine::new(
+            watched,
+            Registry::new(settings).unwrap(),
+            Policy::default(),
+            leadership,
+            Settings {
+                settle: SETTLE,
+                status_interval: Duration::from_millis(200),
+            },
+        );
+        let objects = engine.store().file.objects();
+        engine.rebuild(objects.iter());
+        for object in &objects {
+            engine.trigger(Key::of(object));
+        }
+        let keys = futures::stream::poll_fn(move |context| keys.poll_recv(context));
+        let names = queue::names_of(&objects);
+        tokio::spawn(queue::drive(engine.clone(), names, keys.boxed()));
+        Self {
+            engine,
+            registry,
+            _folder: folder,
+        }
+    }
+
+    fn get(&self, name: &str) -> PromotionRequest {
+        let objects = self.engine.store().file.objects().into_iter();
+        objects
+            .filter(|object| object.metadata.name.as_deref() == Some(name))
+            .next_back()
+            .unwrap()
+    }
+
+    async fn ended(&self, name: &str) -> PromotionRequest {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let object = self.get(name);
+            if object
+                .status
+                .as_ref()
+                .is_some_and(|s| s.completion_time.is_some())
+            {
+                return object;
+            }
+            assert!(Instant::now() < end, "{name}: {:#?}", object.status);
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+fn spec(registry: &Embedded, seed: &str, float: &str) -> Value {
+    let digest = registry.seed_image(SOURCES, seed, &image(seed)).unwrap();
+    let host = registry.host();
+    json!({"images": [{
+        "source": format!("{host}/{SOURCES}@{digest}"), "float": format!("{host}/{FLOATS}:{float}"),
+    }]})
+}
+
+/// F8 (R9): the save that ends an older request fails: the newer one had its floats by then, and began without it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_does_not_begin_before_every_one_it_supersedes_is_recorded_as_ended() {
+    let specs = |registry: &Embedded| {
+        let mut older = spec(registry, "a", "f");
+        older["suspend"] = json!(true);
+        vec![("older", older), ("newer", spec(registry, "b", "f"))]
+    };
+    let superseded: fn(&PromotionRequest) -> bool = |object| phase(object) == "Failed";
+    let within = Within::start(specs, Leadership::alone(), Some(superseded)).await;
+    let newer = within.ended("newer").await;
+    assert_eq!(phase(&newer), "Posted");
+    let older = within.get("older");
+    assert_eq!(phase(&older), "Failed", "{:#?}", older.status);
+    assert_eq!(condition(&older, "Failed").1, "Superseded");
+    assert!(within.engine.store().refuse.lock().unwrap().is_none());
+    let b = image("b").digest();
+    let tags = within.registry.tags(FLOATS);
+    let expected = [("f".to_owned(), b), ("f_incoming".to_owned(), b)];
+    assert_eq!(tags, expected.into());
+}
+
+/// A lease that is not trusted for a whole PUT keeps every tag from being written, and nothing is asked again and again; once it is, all goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_leases_trust_no_tag_is_written_and_nothing_spins() {
+    let specs = |registry: &Embedded| vec![("one", spec(registry, "a", "f"))];
+    let leadership = Leadership::elected();
+    let within = Within::start(specs, leadership.clone(), None).await;
+    let look = Matcher::kind(Kind::Manifest)
+        .method("GET")
+        .reference("f_incoming");
+    within.registry.wait_for(&look, 1, true).await;
+    let asked = within.registry.count(&Matcher::default());
+    // The absence of something takes time to show.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let more = within.registry.count(&Matcher::default()) - asked;
+    assert!(more <= 2, "{more} requests while nothing could be written");
+    assert!(within.registry.tags(FLOATS).is_empty());
+    leadership.trust(Instant::now() + PATIENCE);
+    assert_eq!(phase(&within.ended("one").await), "Posted");
+    let a = image("a").digest();
+    let expected = [("f".to_owned(), a), ("f_incoming".to_owned(), a)];
+    assert_eq!(within.registry.tags(FLOATS), expected.into());
+}
+
+/// The longest settle time still lets a PUT fit between two renewals.
+#[test]
+fn every_settle_time_leaves_room_for_a_write_between_two_renewals() {
+    for seconds in 3..=12 {
+        let settings = Settings {
+            settle: Duration::from_secs(seconds),
+            status_interval: Duration::from_secs(2),
+        };
+        let timeout = settings.put_timeout();
+        assert!(timeout + Duration::from_secs(2) <= settings.settle);
+        assert!(timeout + Duration::from_secs(2) <= Duration::from_secs(10));
+        assert!(!timeout.is_zero());
+    }
+}
