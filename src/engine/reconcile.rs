@@ -52,14 +52,19 @@ impl<S: Store> Engine<S> {
     /// Where the store cannot be reached; nothing is lost, try again.
     pub async fn reconcile(&self, key: &Key) -> Result<Next, ReconcileError> {
         for _ in 0..CONFLICTS {
+            // Named before the load: what is created anew under this name meanwhile is not gone.
+            let named = self.lock().named(key);
             let Some(object) = self.inner.store.load(key).await? else {
-                self.gone_by_key(key);
+                for uid in named {
+                    self.gone(&uid);
+                }
                 return Ok(Next::Triggered);
             };
+            let uid = object.metadata.uid.clone().unwrap_or_default();
             match self.reconcile_once(key, object).await {
                 Err(ReconcileError::Store(StoreError::Conflict(_))) => {}
                 Err(ReconcileError::Store(StoreError::Gone(_))) => {
-                    self.gone_by_key(key);
+                    self.gone(&uid);
                     return Ok(Next::Triggered);
                 }
                 result => return result,
@@ -292,7 +297,8 @@ impl<S: Store> Engine<S> {
                     known.told += u32::try_from(events.len()).unwrap_or(u32::MAX);
                     events
                 }
-                None => Vec::new(),
+                // It has left meanwhile, by its own end most often: that is told all the same.
+                None => events(before, request, notices, 0),
             }
         };
         if request.is_finished() {
@@ -327,17 +333,6 @@ impl<S: Store> Engine<S> {
             self.gone(uid);
         }
         Ok(Next::Triggered)
-    }
-
-    fn gone_by_key(&self, key: &Key) {
-        let uid = {
-            let state = self.lock();
-            let known = state.known.iter().find(|(_, known)| known.key == *key);
-            known.map(|(uid, _)| uid.clone())
-        };
-        if let Some(uid) = uid {
-            self.gone(&uid);
-        }
     }
 }
 

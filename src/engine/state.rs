@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -15,6 +16,9 @@ use crate::machine::{Outcome, Reason, Step};
 use crate::registry::Activity;
 use crate::store::Key;
 
+/// For so long a request that has left is remembered: whoever read it before does not bring it back.
+const LEFT: Duration = Duration::from_mins(1);
+
 /// Everything in memory.
 #[derive(Default)]
 pub(super) struct State {
@@ -25,6 +29,8 @@ pub(super) struct State {
     by_float: HashMap<Float, HashSet<Uid>>,
     /// What runs, also of requests that are gone meanwhile.
     pub flights: HashMap<Uid, Flight>,
+    /// Requests that have ended or were deleted of late. A UID never comes back.
+    left: HashMap<Uid, Instant>,
     /// Nothing more is launched.
     pub draining: bool,
     next_flight: u64,
@@ -101,7 +107,7 @@ impl State {
         self.next_flight
     }
 
-    /// Takes note of a request as it was read at `version`. False where it is known as newer already.
+    /// Takes note of a request as it was read at `version`. False where it is known as newer already, or has left since.
     pub fn note(
         &mut self,
         key: &Key,
@@ -118,6 +124,9 @@ impl State {
             known.version = version;
             known.contender = contender;
             return true;
+        }
+        if self.left.contains_key(&uid) {
+            return false;
         }
         contender.standing = Standing::Undecided { since: now };
         for share in &contender.shares {
@@ -143,6 +152,9 @@ impl State {
 
     /// Forgets a request that has ended or is gone.
     pub fn forget(&mut self, uid: &str) -> Option<Known> {
+        let now = Instant::now();
+        self.left.retain(|_, at| *at + LEFT > now);
+        self.left.insert(uid.to_owned(), now);
         let known = self.known.remove(uid)?;
         for share in &known.contender.shares {
             if let Some(uids) = self.by_float.get_mut(&share.float) {
@@ -153,6 +165,12 @@ impl State {
             }
         }
         Some(known)
+    }
+
+    /// The requests of this name, as far as they are known.
+    pub fn named(&self, key: &Key) -> Vec<Uid> {
+        let known = self.known.iter().filter(|(_, known)| known.key == *key);
+        known.map(|(uid, _)| uid.clone()).collect()
     }
 
     /// The requests that share a float with `contender`, itself included.
@@ -196,5 +214,46 @@ impl State {
             .values()
             .flat_map(|flight| flight.operations.values());
         operations.filter(|o| o.outcome.is_none()).count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::machine::claims::Share;
+
+    #[test]
+    fn a_request_that_has_left_does_not_contend_again_for_who_read_it_before() {
+        let float: Float = "quay.io/openshift/ci:ocp_4.21_cli".parse().unwrap();
+        let (now, key) = (
+            Timestamp::UNIX_EPOCH,
+            Key {
+                namespace: "ci".into(),
+                name: "r".into(),
+            },
+        );
+        let contender = |uid: &str| Contender {
+            uid: uid.into(),
+            name: "ci/r".into(),
+            order: 1,
+            shares: vec![Share {
+                float: float.clone(),
+                finished: false,
+                committed: false,
+            }],
+            together: true,
+            started: false,
+            suspended: false,
+            standing: Standing::Undecided { since: now },
+        };
+        let mut state = State::default();
+        assert!(state.note(&key, 1, contender("old"), now));
+        assert!(state.forget("old").is_some());
+        assert!(!state.note(&key, 2, contender("old"), now));
+        assert!(state.sharers(&contender("old")).is_empty());
+        // Created anew under its name it is another request.
+        assert!(state.note(&key, 3, contender("new"), now));
+        assert_eq!(state.named(&key), ["new"]);
     }
 }
