@@ -359,6 +359,10 @@ fn events(
     if old != Some(phase.as_str()) {
         let summary = conditions::Summary::of(request, None);
         let warning = phase == machine::Phase::Failed;
+        if phase.is_finished() {
+            // The end says it as well, and better.
+            events.retain(|event| event.reason != summary.reason);
+        }
         events.push(Event {
             reason: summary.reason,
             note: summary.message,
