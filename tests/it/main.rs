@@ -3,10 +3,14 @@
 #[path = "../testbed/mod.rs"]
 mod testbed;
 
+mod apply;
+mod claims;
 mod controller;
 mod crd;
+mod eligibility;
 mod house;
 mod registry;
 mod stage;
+mod status;
 #[path = "testbed.rs"]
 mod testbed_tests;
