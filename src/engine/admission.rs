@@ -64,10 +64,12 @@ impl<S: Store> Engine<S> {
         if let Err(message) = self.inner.policy.check(request) {
             return Ok(self.decide(uid, Reason::NotAllowed, message));
         }
-        let committed = (0..request.spec.images.len()).any(|i| request.is_committed(i));
-        if request.spec.suspend && !committed {
+        if request.spec.suspend {
+            // Its committed images are waited for all the same; with the others it delays nobody.
             self.stand(uid, Standing::Ineligible);
-            return Ok(Entry::waits(Reason::Suspended, "spec.suspend is set", None));
+            if !request.has_open_commit() {
+                return Ok(Entry::waits(Reason::Suspended, "spec.suspend is set", None));
+            }
         }
         let access = match self.inner.store.access(object).await {
             Ok(access) => access,
@@ -80,7 +82,10 @@ impl<S: Store> Engine<S> {
                 ));
             }
             Err(AccessError::Invalid(message)) => {
-                return Ok(self.decide(uid, Reason::SecretInvalid, message));
+                let mut entry = self.decide(uid, Reason::SecretInvalid, message);
+                // What is committed cannot end by this: it goes on when the Secret can be read again.
+                entry.again = Some(Instant::now() + SECRET_AGAIN);
+                return Ok(entry);
             }
             Err(AccessError::Unavailable(message)) => {
                 return Ok(Entry::waits(
@@ -107,13 +112,19 @@ impl<S: Store> Engine<S> {
         request: &Request,
         access: &Access,
     ) -> Result<Entry, StoreError> {
-        let floats = unfinished(request);
+        let floats = wanted(request);
         {
             let state = self.lock();
             let claiming = state.known.get(uid).is_some_and(|known| known.claiming);
             if !claiming && state.claims.holds(uid, floats.iter()) {
                 return Ok(Entry::of(Admission::Holds));
             }
+        }
+        if request.spec.suspend {
+            // What is committed was claimed before; nothing new is.
+            let message = "another request holds a float";
+            let after = Some(Duration::from_secs(1));
+            return Ok(Entry::waits(Reason::Queued, message, after));
         }
         if let Some(entry) = self.ask(key, uid, request, access) {
             return Ok(entry);
@@ -169,8 +180,12 @@ impl<S: Store> Engine<S> {
             }
             Verdict::Claim(rivals) => {
                 for rival in rivals {
-                    if let Err(entry) = self.supersede(key, &rival).await? {
+                    let ended = self.supersede(key, &rival).await;
+                    if !matches!(ended, Ok(Ok(()))) {
+                        // A claim that has not ended its rivals is none: it is judged anew.
                         self.settle_claims(uid);
+                    }
+                    if let Err(entry) = ended? {
                         return Ok(entry);
                     }
                 }
@@ -401,10 +416,13 @@ async fn question(
     Ok(())
 }
 
-fn unfinished(request: &Request) -> Vec<Float> {
+/// The floats that a request needs to go on: of its unfinished images, while it is suspended of the committed ones.
+fn wanted(request: &Request) -> Vec<Float> {
     let images = request.spec.images.iter().zip(&request.status.images);
-    let open = images.filter(|(_, image)| !image.phase.is_finished());
-    open.map(|(spec, _)| spec.float.clone()).collect()
+    let open = images.enumerate().filter(|(index, (_, image))| {
+        !image.phase.is_finished() && (request.is_committed(*index) || !request.spec.suspend)
+    });
+    open.map(|(_, (spec, _))| spec.float.clone()).collect()
 }
 
 /// The images that lose these floats: all of a group.

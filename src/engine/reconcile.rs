@@ -52,14 +52,19 @@ impl<S: Store> Engine<S> {
     /// Where the store cannot be reached; nothing is lost, try again.
     pub async fn reconcile(&self, key: &Key) -> Result<Next, ReconcileError> {
         for _ in 0..CONFLICTS {
+            // Named before the load: what is created anew under this name meanwhile is not gone.
+            let named = self.lock().named(key);
             let Some(object) = self.inner.store.load(key).await? else {
-                self.gone_by_key(key);
+                for uid in named {
+                    self.gone(&uid);
+                }
                 return Ok(Next::Triggered);
             };
+            let uid = object.metadata.uid.clone().unwrap_or_default();
             match self.reconcile_once(key, object).await {
                 Err(ReconcileError::Store(StoreError::Conflict(_))) => {}
                 Err(ReconcileError::Store(StoreError::Gone(_))) => {
-                    self.gone_by_key(key);
+                    self.gone(&uid);
                     return Ok(Next::Triggered);
                 }
                 result => return result,
@@ -292,7 +297,8 @@ impl<S: Store> Engine<S> {
                     known.told += u32::try_from(events.len()).unwrap_or(u32::MAX);
                     events
                 }
-                None => Vec::new(),
+                // It has left meanwhile, by its own end most often: that is told all the same.
+                None => events(before, request, notices, 0),
             }
         };
         if request.is_finished() {
@@ -328,17 +334,6 @@ impl<S: Store> Engine<S> {
         }
         Ok(Next::Triggered)
     }
-
-    fn gone_by_key(&self, key: &Key) {
-        let uid = {
-            let state = self.lock();
-            let known = state.known.iter().find(|(_, known)| known.key == *key);
-            known.map(|(uid, _)| uid.clone())
-        };
-        if let Some(uid) = uid {
-            self.gone(&uid);
-        }
-    }
 }
 
 /// One event for each change of phase and each notice, within the bound; the last one is always told.
@@ -364,6 +359,10 @@ fn events(
     if old != Some(phase.as_str()) {
         let summary = conditions::Summary::of(request, None);
         let warning = phase == machine::Phase::Failed;
+        if phase.is_finished() {
+            // The end says it as well, and better.
+            events.retain(|event| event.reason != summary.reason);
+        }
         events.push(Event {
             reason: summary.reason,
             note: summary.message,

@@ -2,8 +2,9 @@
 //!
 //! Plain data behind one lock that is never held over an await. Losing all of it loses nothing: status has what matters.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -15,8 +16,8 @@ use crate::machine::{Outcome, Reason, Step};
 use crate::registry::Activity;
 use crate::store::Key;
 
-/// How many requests that have left are remembered: more than can be read and not yet looked at.
-const DEPARTED_MAX: usize = 1024;
+/// For so long a request that has left is remembered: whoever read it before does not bring it back.
+const LEFT: Duration = Duration::from_mins(1);
 
 /// Everything in memory.
 #[derive(Default)]
@@ -28,8 +29,8 @@ pub(super) struct State {
     by_float: HashMap<Float, HashSet<Uid>>,
     /// What runs, also of requests that are gone meanwhile.
     pub flights: HashMap<Uid, Flight>,
-    /// The newest of those that have ended or are gone.
-    departed: VecDeque<Uid>,
+    /// Requests that have ended or were deleted of late. A UID never comes back.
+    left: HashMap<Uid, Instant>,
     /// Nothing more is launched.
     pub draining: bool,
     next_flight: u64,
@@ -108,8 +109,8 @@ impl State {
         self.next_flight
     }
 
-    /// Takes note of a request as it was read at `version`. False where it is known as newer already, or known to have left: it
-    /// would hold up others for ever, because nothing more is heard of it.
+    /// Takes note of a request as it was read at `version`. False where it is known as newer already, or has left since: it would
+    /// hold up others for ever, because nothing more is heard of it.
     pub fn note(
         &mut self,
         key: &Key,
@@ -127,7 +128,7 @@ impl State {
             known.contender = contender;
             return true;
         }
-        if self.departed.contains(&uid) {
+        if self.left.contains_key(&uid) {
             return false;
         }
         contender.standing = Standing::Undecided { since: now };
@@ -155,12 +156,9 @@ impl State {
 
     /// Forgets a request that has ended or is gone.
     pub fn forget(&mut self, uid: &str) -> Option<Known> {
-        if !self.departed.iter().any(|departed| departed == uid) {
-            if self.departed.len() == DEPARTED_MAX {
-                self.departed.pop_front();
-            }
-            self.departed.push_back(uid.to_owned());
-        }
+        let now = Instant::now();
+        self.left.retain(|_, at| *at + LEFT > now);
+        self.left.insert(uid.to_owned(), now);
         let known = self.known.remove(uid)?;
         for share in &known.contender.shares {
             if let Some(uids) = self.by_float.get_mut(&share.float) {
@@ -171,6 +169,12 @@ impl State {
             }
         }
         Some(known)
+    }
+
+    /// The requests of this name, as far as they are known.
+    pub fn named(&self, key: &Key) -> Vec<Uid> {
+        let known = self.known.iter().filter(|(_, known)| known.key == *key);
+        known.map(|(uid, _)| uid.clone()).collect()
     }
 
     /// The requests that share a float with `contender`, itself included.
@@ -223,40 +227,37 @@ mod tests {
     use super::*;
     use crate::machine::claims::Share;
 
-    fn contender(uid: &str) -> Contender {
-        Contender {
+    #[test]
+    fn a_request_that_has_left_does_not_contend_again_for_who_read_it_before() {
+        let float: Float = "quay.io/openshift/ci:ocp_4.21_cli".parse().unwrap();
+        let (now, key) = (
+            Timestamp::UNIX_EPOCH,
+            Key {
+                namespace: "ci".into(),
+                name: "r".into(),
+            },
+        );
+        let contender = |uid: &str| Contender {
             uid: uid.into(),
-            name: format!("ci/{uid}"),
+            name: "ci/r".into(),
             order: 1,
             shares: vec![Share {
-                float: "quay.io/openshift/ci:cli".parse().unwrap(),
+                float: float.clone(),
                 finished: false,
                 committed: false,
             }],
             together: true,
             started: false,
             suspended: false,
-            standing: Standing::Eligible,
-        }
-    }
-
-    #[test]
-    fn a_request_that_has_left_does_not_come_back_by_a_reading_that_is_older() {
+            standing: Standing::Undecided { since: now },
+        };
         let mut state = State::default();
-        let (key, now) = (
-            Key {
-                namespace: "ci".into(),
-                name: "one".into(),
-            },
-            Timestamp::UNIX_EPOCH,
-        );
-        assert!(state.note(&key, 5, contender("one"), now));
-        assert!(state.forget("one").is_some());
-        assert!(!state.note(&key, 7, contender("one"), now));
-        assert!(state.forget("never-seen").is_none());
-        assert!(!state.note(&key, 1, contender("never-seen"), now));
-        assert!(state.known.is_empty());
-        assert!(state.note(&key, 9, contender("another"), now));
-        assert_eq!(state.sharers(&contender("another")).len(), 1);
+        assert!(state.note(&key, 1, contender("old"), now));
+        assert!(state.forget("old").is_some());
+        assert!(!state.note(&key, 2, contender("old"), now));
+        assert!(state.sharers(&contender("old")).is_empty());
+        // Created anew under its name it is another request.
+        assert!(state.note(&key, 3, contender("new"), now));
+        assert_eq!(state.named(&key), ["new"]);
     }
 }

@@ -114,7 +114,7 @@ pub fn plan(request: &mut Request, world: &World) -> Plan {
 fn note_order_and_deadline(request: &mut Request, world: &World) {
     let status = &mut request.status;
     status.order.get_or_insert(world.resource_version);
-    let suspended = request.spec.suspend && !any_committed(request);
+    let suspended = request.spec.suspend && !request.has_open_commit();
     let status = &mut request.status;
     if suspended {
         status.deadline = None;
@@ -390,11 +390,14 @@ fn next_end(request: &Request) -> Option<Timestamp> {
 
 /// The reason why nothing goes on, if nothing does.
 fn what_it_waits_for(request: &Request, world: &World) -> Option<(Reason, String)> {
-    if request.spec.suspend && !any_committed(request) {
+    if request.spec.suspend && !request.has_open_commit() {
         let message = "spec.suspend is set; set it to false to go on".into();
         return Some((Reason::Suspended, message));
     }
-    if let Admission::Waits(reason, message) = &world.admission {
+    // A refusal does not end what is committed: that waits until it is lifted.
+    if let Admission::Waits(reason, message) | Admission::Refused(reason, message) =
+        &world.admission
+    {
         return Some((*reason, message.clone()));
     }
     let waits = |i: &&super::Image| {
@@ -402,11 +405,6 @@ fn what_it_waits_for(request: &Request, world: &World) -> Option<(Reason, String
     };
     let image = request.status.images.iter().find(waits)?;
     image.reason.map(|reason| (reason, image.message.clone()))
-}
-
-/// Whether any float of the request may move.
-fn any_committed(request: &Request) -> bool {
-    (0..request.status.images.len()).any(|i| request.is_committed(i))
 }
 
 fn running(world: &World, index: usize) -> Option<Step> {

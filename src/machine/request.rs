@@ -144,6 +144,13 @@ impl Request {
         }
     }
 
+    /// Whether the float of any unfinished image may move: that image runs to its end.
+    #[must_use]
+    pub fn has_open_commit(&self) -> bool {
+        let mut images = self.status.images.iter().enumerate();
+        images.any(|(index, image)| !image.phase.is_finished() && self.is_committed(index))
+    }
+
     /// The float that failed first in the order of the spec, if the images latch together and one failed.
     #[must_use]
     pub fn failed_float(&self) -> Option<&Float> {

@@ -151,6 +151,10 @@ impl Store for Cluster {
 
     async fn tell(&self, object: &PromotionRequest, event: Event) {
         let reference = object.object_ref(&());
+        let ended = object
+            .status
+            .as_ref()
+            .is_some_and(|status| status.completion_time.is_some());
         let event = KubeEvent {
             type_: if event.warning {
                 EventType::Warning
@@ -160,7 +164,9 @@ impl Store for Cluster {
             reason: event.reason.as_str().into(),
             note: Some(event.note.chars().take(1000).collect())
                 .filter(|note: &String| !note.is_empty()),
-            action: "Promote".into(),
+            // Events that differ in their note alone are counted as one, with the first note: the end is another action, so
+            // that its note is always told.
+            action: if ended { "End" } else { "Promote" }.into(),
             secondary: None,
         };
         match timeout(CALL, self.recorder.publish(&event, &reference)).await {

@@ -3,13 +3,17 @@
 #[path = "../testbed/mod.rs"]
 mod testbed;
 
+mod apply;
+mod claims;
 mod controller;
 mod crash;
 mod crd;
+mod eligibility;
 mod house;
 mod election;
 mod registry;
 mod stage;
+mod status;
 #[path = "testbed.rs"]
 mod testbed_tests;
 mod traces;

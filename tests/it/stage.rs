@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::events::v1::Event;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use promotion_controller::api::{PromotionRequest, PromotionRequestStatus, crd_yaml};
+use promotion_controller::embedded::Gate;
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
@@ -13,6 +15,9 @@ use crate::testbed::{ControlPlane, RunDir, Signal, Supervised, shared};
 
 /// How often a test looks.
 pub const LOOK: Duration = Duration::from_millis(20);
+
+/// An argument for [`Stage::controller`]: all namespaces, which wants a control plane of the test's own.
+pub const EVERYWHERE: &str = "everywhere";
 
 /// A namespace and a folder of a test's own.
 pub struct Stage {
@@ -40,7 +45,11 @@ pub async fn plane() -> &'static ControlPlane {
 
 impl Stage {
     pub async fn new(prefix: &str) -> Self {
-        let plane = plane().await;
+        Self::on(plane().await, prefix).await
+    }
+
+    /// A namespace of another control plane.
+    pub async fn on(plane: &'static ControlPlane, prefix: &str) -> Self {
         let namespace = plane.namespace(prefix).await.unwrap();
         Self {
             plane,
@@ -52,11 +61,12 @@ impl Stage {
     /// Starts a controller for this namespace: without election and with the smallest settle time, unless `arguments` say
     /// otherwise.
     pub fn controller(&self, arguments: &[&str]) -> Controller {
-        let mut all = vec![
-            "controller".to_owned(),
-            format!("--namespace={}", self.namespace),
-        ];
+        let mut all = vec!["controller".to_owned()];
         let own = |name: &str| arguments.iter().any(|a| a.starts_with(name));
+        let everywhere = arguments.contains(&EVERYWHERE);
+        if !everywhere {
+            all.push(format!("--namespace={}", self.namespace));
+        }
         if !own("--leader-elect") {
             all.push("--leader-elect=false".into());
         }
@@ -67,7 +77,12 @@ impl Stage {
             all.push("--allow-registry=127.0.0.1:*".into());
             all.push("--allow-registry=localhost:*".into());
         }
-        all.extend(arguments.iter().map(|&a| a.to_owned()));
+        all.extend(
+            arguments
+                .iter()
+                .filter(|a| **a != EVERYWHERE)
+                .map(|&a| a.to_owned()),
+        );
         let program = Path::new(env!("CARGO_BIN_EXE_promotion-controller"));
         let kubeconfig = self.plane.kubeconfig().to_str().unwrap().to_owned();
         let environment = [
@@ -94,19 +109,22 @@ impl Stage {
 
     /// A Secret of type dockerconfigjson with one entry per (key, user, password).
     pub async fn secret(&self, name: &str, entries: &[(&str, &str, &str)]) {
-        let auths: serde_json::Map<String, Value> = entries
-            .iter()
-            .map(|(key, user, password)| {
-                (
-                    (*key).to_owned(),
-                    json!({"username": user, "password": password}),
-                )
-            })
-            .collect();
+        let config = dockerconfig(entries);
+        self.secret_of(
+            name,
+            "kubernetes.io/dockerconfigjson",
+            ".dockerconfigjson",
+            &config,
+        )
+        .await;
+    }
+
+    /// A Secret of any type with one key.
+    pub async fn secret_of(&self, name: &str, kind: &str, key: &str, content: &str) {
         let secret: Secret = serde_json::from_value(json!({
-            "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/dockerconfigjson",
+            "apiVersion": "v1", "kind": "Secret", "type": kind,
             "metadata": {"name": name},
-            "stringData": {".dockerconfigjson": json!({"auths": auths}).to_string()},
+            "stringData": {key: content},
         }))
         .unwrap();
         let api: Api<Secret> = Api::namespaced(self.plane.client().unwrap(), &self.namespace);
@@ -123,14 +141,50 @@ impl Stage {
 
     /// Changes a request's spec.
     pub async fn edit(&self, name: &str, spec: &Value) -> PromotionRequest {
-        let patch = Patch::Merge(json!({ "spec": spec }));
+        self.patch(name, &json!({ "spec": spec })).await
+    }
+
+    /// Changes the request as a user does.
+    pub async fn patch(&self, name: &str, change: &Value) -> PromotionRequest {
+        let change = Patch::Merge(change);
         let params = PatchParams::default();
-        self.requests().patch(name, &params, &patch).await.unwrap()
+        self.requests().patch(name, &params, &change).await.unwrap()
     }
 
     pub async fn delete(&self, name: &str) {
         let params = DeleteParams::default();
         self.requests().delete(name, &params).await.unwrap();
+    }
+
+    /// The events of a request, oldest first.
+    pub async fn events(&self, name: &str) -> Vec<Event> {
+        let api: Api<Event> = Api::namespaced(self.plane.client().unwrap(), &self.namespace);
+        let mut events = api.list(&ListParams::default()).await.unwrap().items;
+        events.retain(|event| {
+            let regarding = event.regarding.as_ref();
+            regarding.and_then(|object| object.name.as_deref()) == Some(name)
+        });
+        events.sort_by_key(|event| event.event_time.clone().map(|time| time.0));
+        events
+    }
+
+    /// The events of a request once the last of them has this reason.
+    ///
+    /// # Panics
+    /// With the events, if that does not happen within `patience`.
+    pub async fn events_until(&self, name: &str, last: &str, patience: Duration) -> Vec<Event> {
+        let end = Instant::now() + patience;
+        loop {
+            let events = self.events(name).await;
+            if events.last().and_then(|event| event.reason.as_deref()) == Some(last) {
+                return events;
+            }
+            assert!(
+                Instant::now() < end,
+                "{name} has no event {last}: {events:#?}"
+            );
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     pub async fn get(&self, name: &str) -> PromotionRequest {
@@ -170,12 +224,26 @@ impl Stage {
             .await
     }
 
+    /// Waits until the controller stands at a gate.
+    ///
+    /// # Panics
+    /// With the controller's log, if it does not come within a minute.
+    pub async fn reached(&self, gate: &Gate) {
+        let reached = tokio::time::timeout(Duration::from_secs(60), gate.reached()).await;
+        assert!(reached.is_ok(), "nobody came to the gate:\n{}", self.log());
+    }
+
     pub async fn list(&self) -> Vec<PromotionRequest> {
         self.requests()
             .list(&ListParams::default())
             .await
             .unwrap()
             .items
+    }
+
+    /// The controller's log so far, for a test that has failed.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.join("controller.log")).unwrap_or_default()
     }
 }
 
@@ -222,6 +290,27 @@ pub fn object(name: &str, spec: &Value) -> PromotionRequest {
         "spec": spec,
     }))
     .unwrap()
+}
+
+/// A dockerconfigjson with one entry per (key, user, password).
+pub fn dockerconfig(entries: &[(&str, &str, &str)]) -> String {
+    let auths: serde_json::Map<String, Value> = entries
+        .iter()
+        .map(|(key, user, password)| {
+            let entry = json!({"username": user, "password": password});
+            ((*key).to_owned(), entry)
+        })
+        .collect();
+    json!({"auths": auths}).to_string()
+}
+
+/// A spec that promotes (source, float) pairs.
+pub fn spec(images: &[(&str, &str)]) -> Value {
+    let images: Vec<Value> = images
+        .iter()
+        .map(|(source, float)| json!({"source": source, "float": float}))
+        .collect();
+    json!({"images": images})
 }
 
 /// A condition's status, reason and message.
