@@ -5,6 +5,7 @@ mod testbed;
 
 mod controller;
 mod crd;
+mod promote;
 mod registry;
 mod stage;
 #[path = "testbed.rs"]
