@@ -128,8 +128,11 @@ impl Ground {
     /// The command on `requests.yaml`, in a clean environment.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_promotion-controller"));
+        let settles = |a: &&str| a.starts_with("--settle-seconds");
+        let settle = (!arguments.iter().any(settles)).then_some("--settle-seconds=3");
         command
-            .args(["promote", "-f", "requests.yaml", "--settle-seconds=3"])
+            .args(["promote", "-f", "requests.yaml"])
+            .args(settle)
             .arg(format!("--plain-http={}", self.registry.host()))
             .args(arguments)
             .current_dir(self.folder.path())

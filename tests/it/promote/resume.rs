@@ -1,5 +1,7 @@
 //! Interruptions: whatever ended a run, the next one goes on, and the tags in the end are those of a run without one.
 
+use std::time::Duration;
+
 use futures::StreamExt as _;
 use promotion_controller::embedded::{GateSpec, Kind, Matcher};
 use serde_json::json;
@@ -89,6 +91,48 @@ async fn a_run_killed_at_any_write_is_taken_up_to_the_same_tags() {
     futures::stream::iter(points)
         .for_each_concurrent(6, |(matcher, fate)| interrupted(matcher, fate, &expected))
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_lands_late_does_not_take_a_float_back_from_a_later_document() {
+    let ground = Ground::new().await;
+    let old = ground.seed("ci", "a", "old");
+    let [one, two] = ["1", "2"].map(|n| ground.seed("src/x", n, n));
+    let request = |n: &str| {
+        let source = format!(":{n}");
+        ground.request(
+            &format!("r{n}"),
+            &[(&source, "a")],
+            &json!({"attempts": 20}),
+        )
+    };
+    ground.documents(&[request("1"), request("2")]);
+    let gate = ground.registry.gate(GateSpec::before(put("a")));
+    let running = ground.start(&["--settle-seconds=8"]);
+    gate.reached().await;
+    running.kill().await;
+    ground.registry.reset_log();
+    let second = ground.start(&["--settle-seconds=8", "-o", "json"]);
+    second
+        .says("waiting 8 s for tag writes of the earlier run to settle")
+        .await;
+    // Well within the time in which it may land, and long after a run that does not wait would be through.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    // Whether it may push is asked meanwhile, with an upload that is taken back; no tag is read or written.
+    let tags = Matcher {
+        kind: Some(Kind::Manifest),
+        ..Matcher::default()
+    };
+    assert_eq!(ground.registry.count(&tags), 0, "{}", second.log());
+    gate.open();
+    let run = second.ended().await.exits(0);
+    for item in run.items() {
+        assert_eq!(verdict(&item), ("Posted", "Promoted"));
+    }
+    let history = ground.registry.history("ci", "a");
+    let moves: Vec<_> = history.iter().filter_map(|c| c.digest).collect();
+    assert_eq!(moves, [old, one, two]);
+    ground.assert_never_dangling();
 }
 
 #[tokio::test(flavor = "multi_thread")]
