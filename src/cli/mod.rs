@@ -1,5 +1,6 @@
 //! The command line: parses, sets up, and hands over.
 
+mod again;
 mod controller;
 mod credentials;
 #[cfg(feature = "embedded-registry")]
@@ -10,6 +11,7 @@ mod promote;
 mod registry;
 mod summary;
 mod telemetry;
+mod work;
 
 use std::io::Write as _;
 use std::process::ExitCode;
