@@ -76,7 +76,7 @@ impl Policy {
             for (field, host) in hosts {
                 if !allows(host) {
                     return Err(format!(
-                        "spec.images[{index}].{field}: the registry {host} is not on the controller's list; \
+                        "spec.images[{index}].{field}: the registry {host} is not on the list; \
                          have --allow-registry {host} added, or use one that is"
                     ));
                 }

@@ -10,6 +10,7 @@ use super::{
     ImageStatus, Latch, Mode, OnFailure, PinStatus, PromotionRequest, PromotionRequestStatus,
     Referrers, SourceStatus, conditions,
 };
+use crate::image::Float;
 use crate::machine::{
     self, Image, ImageSpec, Phase, Pin, Reason, Request, SourceFacts, Spec, Status,
 };
@@ -312,47 +313,53 @@ pub fn refuse(object: &mut PromotionRequest, error: &ReadError, now: Timestamp) 
 }
 
 /// Makes an object ready for another run without a cluster: the deadline starts anew; images that failed or were cancelled
-/// begin again from what is recorded of them, or are superseded for good by `superseded_by`, which has begun on their floats.
+/// begin again from what is recorded of them. Images that are not committed are superseded where `superseded_by` names a later
+/// request that has begun on their float; of a group, all are.
 ///
 /// # Errors
 /// As [`read`].
 pub fn reset(
     object: &mut PromotionRequest,
-    superseded_by: Option<&str>,
+    superseded_by: impl Fn(&Float) -> Option<String>,
     now: Timestamp,
 ) -> Result<(), ReadError> {
     let mut request = read(object)?;
-    let order = request.status.order;
-    if order.is_none() || object.status.as_ref().is_none_or(|s| s.phase.is_none()) {
-        return Ok(());
+    let images = request.spec.images.iter();
+    let mut by: Vec<_> = images.map(|image| superseded_by(&image.float)).collect();
+    if request.spec.mode == machine::Mode::Plan {
+        by.fill(None);
+    } else if request.spec.latch == machine::Latch::Together {
+        let any = by.iter().flatten().next().cloned();
+        by.fill(any);
     }
     let ended = |image: &Image| matches!(image.phase, Phase::Failed | Phase::Cancelled);
-    if request.is_finished() && !request.status.images.iter().any(ended) {
+    let again = request.status.images.iter().any(ended);
+    let begun = object.status.as_ref().is_some_and(|s| s.phase.is_some());
+    let superseded = by.iter().any(Option::is_some);
+    if (!begun && !superseded) || (request.is_finished() && !again) {
         return Ok(());
     }
+    let committed: Vec<_> = (0..by.len()).map(|i| request.is_committed(i)).collect();
     request.status.completed = None;
     request.status.deadline = None;
-    let again = request.status.images.iter().any(ended);
-    if again {
-        request.status.committed = false;
-    }
-    for image in request
-        .status
-        .images
-        .iter_mut()
-        .filter(|image| ended(image))
-    {
-        image.attempts = 0;
-        image.next_attempt = None;
-        image.committed = false;
-        image.message.clear();
-        image.reason = None;
-        image.phase = Phase::Pending;
-        if let Some(by) = superseded_by {
+    request.status.committed &= !again;
+    for ((image, by), committed) in request.status.images.iter_mut().zip(by).zip(committed) {
+        let failed = ended(image);
+        if failed {
+            image.attempts = 0;
+            image.next_attempt = None;
+            image.committed = false;
+            image.message.clear();
+            image.reason = None;
+            image.phase = Phase::Pending;
+        }
+        let open = failed || !(committed || image.phase.is_finished());
+        if let Some(by) = by.filter(|_| open) {
             image.phase = Phase::Failed;
             image.reason = Some(Reason::Superseded);
             image.message =
-                format!("superseded by {by}, a later document that has begun on its floats");
+                format!("superseded by {by}, a later document that has begun on this float");
+            image.next_attempt = None;
         }
     }
     if request.is_finished() {

@@ -1,10 +1,13 @@
 //! Credentials without a cluster: the file that is named, or the usual ones of podman and docker.
 
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::registry::Keyring;
 
-/// The credentials of `named`, else of `$REGISTRY_AUTH_FILE`, else of the first usual file there is, else none.
+/// The credentials of `named`, else of `$REGISTRY_AUTH_FILE`, else of the usual files that are there, the first one with an entry
+/// winning; else none.
 ///
 /// # Errors
 /// Where a file that was named, or that is there, cannot be used.
@@ -15,10 +18,17 @@ pub(super) fn find(named: Option<&Path>) -> Result<Keyring, String> {
     if let Some(path) = variable("REGISTRY_AUTH_FILE") {
         return read(&path, "REGISTRY_AUTH_FILE");
     }
-    match usual().into_iter().find(|path| path.is_file()) {
-        Some(path) => read(&path, "the usual file"),
-        None => Ok(Keyring::anonymous()),
+    let mut found: Option<Keyring> = None;
+    for path in usual() {
+        match std::fs::metadata(&path) {
+            Ok(metadata) if metadata.is_file() => {}
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {}
+            _ => continue,
+        }
+        let keyring = read(&path, "usual credentials (--registry-config names others)")?;
+        found = Some(found.map_or_else(|| keyring.clone(), |first| first.or(&keyring)));
     }
+    Ok(found.unwrap_or_else(Keyring::anonymous))
 }
 
 fn read(path: &Path, named_by: &str) -> Result<Keyring, String> {
@@ -35,11 +45,19 @@ fn read(path: &Path, named_by: &str) -> Result<Keyring, String> {
 /// Where podman and docker keep credentials, in the order in which podman looks.
 fn usual() -> Vec<PathBuf> {
     let home = variable("HOME");
+    let runtime = variable("XDG_RUNTIME_DIR").or_else(|| {
+        let user = std::fs::metadata("/proc/self").ok()?.uid();
+        Some(PathBuf::from(format!("/run/containers/{user}")))
+    });
+    let in_runtime = match variable("XDG_RUNTIME_DIR") {
+        Some(_) => "containers/auth.json",
+        None => "auth.json",
+    };
     let config =
         variable("XDG_CONFIG_HOME").or_else(|| home.as_ref().map(|home| home.join(".config")));
     let docker = variable("DOCKER_CONFIG").or_else(|| home.map(|home| home.join(".docker")));
     let places = [
-        variable("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json")),
+        runtime.map(|dir| dir.join(in_runtime)),
         config.map(|dir| dir.join("containers/auth.json")),
         docker.map(|dir| dir.join("config.json")),
     ];

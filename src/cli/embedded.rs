@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::api::PromotionRequest;
 use crate::embedded::{Embedded, Image, ImageSpec, Options, Shape, built_in};
-use crate::image::{Float, Reference, Source};
+use crate::image::{Float, Reference, Repository, Source};
+use crate::store::Key;
 
 /// Floats that do not exist yet: full names, separated by white space or commas.
 const FIRST: &str = "promotion-controller/embedded-first";
@@ -31,6 +32,10 @@ impl StandIns {
         for object in objects {
             let first = annotation(object, FIRST);
             let index = annotation(object, INDEX);
+            let floats = object.spec.images.iter().map(|i| &i.float);
+            check(object, FIRST, &first, &floats.collect(), "float")?;
+            let sources = object.spec.images.iter().map(|i| &i.source);
+            check(object, INDEX, &index, &sources.collect(), "source")?;
             for image in &object.spec.images {
                 let source: Source = image.source.parse().map_err(|e| format!("{e}"))?;
                 let float: Float = image.float.parse().map_err(|e| format!("{e}"))?;
@@ -117,24 +122,50 @@ impl StandIns {
             .collect()
     }
 
-    /// Every tag of the floats' repositories, with its digest.
-    pub fn tags(&self, objects: &[PromotionRequest]) -> Vec<(String, String)> {
-        let floats = objects
-            .iter()
-            .flat_map(|o| &o.spec.images)
-            .filter_map(|i| i.float.parse::<Float>().ok());
-        let repositories: BTreeSet<_> = floats.map(|float| float.repository().clone()).collect();
-        let mut tags = Vec::new();
-        for repository in repositories {
+    /// The floats' repositories, each with all its tags and their digests: a float, what pins what it displaced, what pins what
+    /// it shows, and so float by float; then the tags of no float.
+    pub fn tags(&self, objects: &[PromotionRequest]) -> Vec<(Repository, Vec<(String, String)>)> {
+        let images = objects.iter().flat_map(|o| &o.spec.images);
+        let mut floats: BTreeMap<Repository, BTreeSet<Float>> = BTreeMap::new();
+        for float in images.filter_map(|i| i.float.parse::<Float>().ok()) {
+            let repository = float.repository().clone();
+            floats.entry(repository).or_default().insert(float);
+        }
+        let mut all = Vec::new();
+        for (repository, floats) in floats {
             let Some(registry) = self.registries.get(repository.host()) else {
                 continue;
             };
-            for (tag, digest) in registry.tags(repository.path()) {
-                tags.push((format!("{repository}:{tag}"), digest.to_string()));
-            }
+            let tags = registry.tags(repository.path());
+            let place = |tag: &str| {
+                let mut places = floats.iter().enumerate();
+                places
+                    .find_map(|(at, float)| Some((at, rank(float, tag)?)))
+                    .unwrap_or((floats.len(), 0))
+            };
+            let mut tags: Vec<_> = tags
+                .into_iter()
+                .map(|(tag, digest)| (tag, digest.to_string()))
+                .collect();
+            tags.sort_by_cached_key(|(tag, _)| (place(tag), tag.clone()));
+            all.push((repository, tags));
         }
-        tags
+        all
     }
+}
+
+/// Which of a float's tags this is, if it is one.
+fn rank(float: &Float, tag: &str) -> Option<u8> {
+    let own = [
+        float.tag().clone(),
+        float.pre(),
+        float.incoming(),
+        float.post1(),
+    ];
+    let pruned = tag.ends_with(&format!("_prune_{}", float.tag()));
+    let at = own.iter().position(|own| own.as_str() == tag);
+    at.and_then(|at| u8::try_from(at * 2).ok())
+        .or(pruned.then_some(3))
 }
 
 fn annotation(object: &PromotionRequest, name: &str) -> BTreeSet<String> {
@@ -148,6 +179,23 @@ fn annotation(object: &PromotionRequest, name: &str) -> BTreeSet<String> {
         .filter(|s| !s.is_empty())
         .map(str::to_owned)
         .collect()
+}
+
+/// A name that stands for nothing is a slip of the pen.
+fn check(
+    object: &PromotionRequest,
+    annotation: &str,
+    named: &BTreeSet<String>,
+    known: &BTreeSet<&String>,
+    what: &str,
+) -> Result<(), String> {
+    match named.iter().find(|name| !known.contains(name)) {
+        Some(name) => Err(format!(
+            "{}: metadata.annotations[{annotation}]: {name} is no {what} of this request; name one as it stands in spec.images",
+            Key::of(object)
+        )),
+        None => Ok(()),
+    }
 }
 
 fn build(shape: Shape, seed: &str) -> Result<Image, String> {

@@ -1,5 +1,6 @@
 //! The command line: parses, sets up, and hands over.
 
+mod again;
 mod controller;
 mod credentials;
 #[cfg(feature = "embedded-registry")]
@@ -8,8 +9,11 @@ mod progress;
 mod promote;
 #[cfg(feature = "embedded-registry")]
 mod registry;
+mod summary;
 mod telemetry;
+mod work;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -139,13 +143,18 @@ pub fn main() -> ExitCode {
 
 /// Says what is wrong with what was given.
 fn bad_input(message: &str) -> ExitCode {
-    eprintln!("error: {message}");
+    say(&format!("error: {message}"));
     ExitCode::from(BAD_INPUT)
 }
 
 fn fail(message: &str) -> ExitCode {
-    eprintln!("error: {message}");
+    say(&format!("error: {message}"));
     ExitCode::FAILURE
+}
+
+/// A line on standard error. Nobody has to read it: a pipe that was closed must not end what is being promoted.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
 /// Resolves at the first SIGTERM or SIGINT; the second ends the process.
@@ -166,7 +175,7 @@ async fn signalled() {
     next().await;
     tokio::spawn(async move {
         next().await;
-        eprintln!("ended at once; what was in flight is taken up by the next run");
+        say("ended at once; what was in flight is taken up by the next run");
         std::process::exit(1);
     });
 }

@@ -3,10 +3,15 @@
 use std::collections::HashMap;
 use std::io::IsTerminal as _;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 
-use crate::api::PromotionRequest;
-use crate::store::Key;
+use super::say;
+use crate::api::{ImageStatus, PromotionRequest};
+use crate::machine::{Kind, Phase, Reason};
+use crate::store::{Event, Key};
+
+/// A float's way, in phases.
+const STEPS: u64 = 4;
 
 /// The display of a run.
 pub(super) struct Display {
@@ -17,9 +22,14 @@ pub(super) struct Display {
 /// What is shown of a request.
 struct Shown {
     bar: Option<ProgressBar>,
-    phases: Vec<(String, Option<String>)>,
+    images: Vec<ImageStatus>,
     reason: String,
+    state: String,
+    /// Bytes that ended steps wrote.
+    copied: u64,
 }
+
+// === impl Display ===
 
 impl Display {
     pub(super) fn new() -> Self {
@@ -33,89 +43,178 @@ impl Display {
     /// A line of its own.
     pub(super) fn line(&self, line: &str) {
         match &self.bars {
-            Some(bars) => bars.suspend(|| eprintln!("{line}")),
-            None => eprintln!("{line}"),
+            Some(bars) => bars.suspend(|| say(line)),
+            None => say(line),
         }
     }
 
-    /// Shows what has changed of an object since the last call.
-    pub(super) fn show(&mut self, object: &PromotionRequest, bytes: u64) {
+    /// Begins with an unfinished object as an earlier run left it.
+    pub(super) fn begin(&mut self, object: &PromotionRequest) {
         let key = Key::of(object);
-        let Some(status) = &object.status else { return };
-        let bars = self.bars.as_ref();
-        let all = object.spec.images.len() as u64;
-        let shown = self.requests.entry(key.clone()).or_insert_with(|| Shown {
-            bar: bars.map(|bars| bars.add(bar(&key, all))),
-            phases: Vec::new(),
+        let status = object.status.clone().unwrap_or_default();
+        if let Some(phase) = &status.phase {
+            let progress = status.progress.as_deref().unwrap_or_default();
+            self.line(&format!("{key}  goes on from {phase}, {progress} done"));
+        }
+        let bar = self
+            .bars
+            .as_ref()
+            .map(|bars| bars.add(bar(&key, object.spec.images.len())));
+        let mut shown = Shown {
+            bar,
+            images: status.images,
             reason: String::new(),
-        });
+            state: status.phase.unwrap_or_else(|| "Pending".into()),
+            copied: 0,
+        };
+        shown.draw(0);
+        self.requests.insert(key, shown);
+    }
+
+    /// Shows what has changed with a save.
+    pub(super) fn saved(&mut self, object: &PromotionRequest) {
+        let key = Key::of(object);
+        let (Some(status), Some(shown)) = (&object.status, self.requests.get_mut(&key)) else {
+            return;
+        };
         let mut lines = Vec::new();
-        shown
-            .phases
-            .resize(status.images.len(), (String::new(), None));
-        for (old, image) in shown.phases.iter_mut().zip(&status.images) {
-            let new = (image.phase.clone(), image.reason.clone());
-            if *old == new || (image.phase == "Pending" && image.reason.is_none()) {
-                continue;
+        let old = std::mem::replace(&mut shown.images, status.images.clone());
+        for (index, image) in status.images.iter().enumerate() {
+            if let Some(news) = news(old.get(index), image) {
+                lines.push(format!("{key}  {news}"));
             }
-            *old = new;
-            let digest = image
-                .source
-                .as_ref()
-                .map(|s| s.digest.chars().take(19).collect::<String>());
-            let mut line = format!("{key}  {:<9} {}", image.phase, image.float);
-            if let Some(digest) = digest {
-                line.push_str(&format!("  {digest}"));
-            }
-            if let Some(note) = image
-                .message
-                .as_ref()
-                .or(image.reason.as_ref().filter(|r| *r != "Promoted"))
-            {
-                line.push_str(&format!("  ({note})"));
-            }
-            lines.push(line);
         }
         let progressing = status.conditions.iter().find(|c| c.type_ == "Progressing");
-        let reason = progressing.map(|c| c.reason.clone()).unwrap_or_default();
-        if reason != shown.reason {
-            let waits = crate::machine::Reason::parse(&reason)
-                .is_some_and(|r| r.kind() == crate::machine::Kind::Waiting);
-            if let Some(condition) = progressing.filter(|_| waits) {
+        if let Some(condition) = progressing.filter(|c| c.reason != shown.reason) {
+            let waits = Reason::parse(&condition.reason).is_some_and(|r| r.kind() == Kind::Waiting);
+            if waits && !of_an_image(&condition.message, &status.images) {
                 lines.push(format!("{key}  waits: {}", condition.message));
             }
-            shown.reason.clone_from(&reason);
+            shown.reason.clone_from(&condition.reason);
         }
-        if let Some(bar) = &shown.bar {
-            let posted = status
-                .images
-                .iter()
-                .filter(|i| i.phase == "Posted" || i.phase == "Planned")
-                .count() as u64;
-            bar.set_position(posted);
-            let copied = status
-                .images
-                .iter()
-                .filter_map(|i| i.bytes_copied)
-                .sum::<i64>();
-            let copied = bytes + u64::try_from(copied).unwrap_or_default();
-            bar.set_message(format!("{reason}  {}", indicatif::HumanBytes(copied)));
-            if status.completion_time.is_some() {
-                bar.finish();
-            }
-        }
+        let phase = status.phase.clone().unwrap_or_default();
+        let progress = status.progress.as_deref().unwrap_or_default();
+        let waits = Reason::parse(&shown.reason).is_some_and(|r| r.kind() == Kind::Waiting);
+        let why = if waits {
+            format!(", {}", shown.reason)
+        } else {
+            String::new()
+        };
+        shown.state = format!("{progress} {phase}{why}");
+        let copied = status.images.iter().filter_map(|i| i.bytes_copied);
+        shown.copied = u64::try_from(copied.sum::<i64>()).unwrap_or_default();
+        shown.draw(0);
         for line in lines {
             self.line(&line);
         }
     }
+
+    /// Shows how much running steps have written.
+    pub(super) fn copying(&mut self, key: &Key, bytes: u64) {
+        if let Some(shown) = self.requests.get_mut(key) {
+            shown.draw(bytes);
+        }
+    }
+
+    /// Shows what a person should look at.
+    pub(super) fn told(&self, key: &Key, event: &Event) {
+        if event.warning {
+            self.line(&format!("warning: {key}: {}", event.note));
+        }
+    }
+
+    /// Takes the bars away: what follows is the result.
+    pub(super) fn end(&mut self) {
+        for (_, shown) in self.requests.drain() {
+            if let Some(bar) = shown.bar {
+                bar.finish_and_clear();
+            }
+        }
+    }
 }
 
-fn bar(key: &Key, images: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} {msg}").map_or_else(
+// === impl Shown ===
+
+impl Shown {
+    fn draw(&mut self, running: u64) {
+        let Some(bar) = &self.bar else { return };
+        bar.set_position(self.images.iter().map(steps).sum());
+        let copied = self.copied + running;
+        if copied > 0 {
+            bar.set_message(format!("{}, {} copied", self.state, HumanBytes(copied)));
+        } else {
+            bar.set_message(self.state.clone());
+        }
+    }
+}
+
+/// What of an image is worth a line.
+fn news(old: Option<&ImageStatus>, image: &ImageStatus) -> Option<String> {
+    let resolved = image.source.is_some();
+    let same = |o: &ImageStatus| {
+        o.phase == image.phase && o.reason == image.reason && o.source.is_some() == resolved
+    };
+    let nothing_yet = image.phase == "Pending" && image.reason.is_none() && !resolved;
+    if old.map_or(nothing_yet, same) {
+        return None;
+    }
+    // The reason of a pause is gone again: that was said when it came.
+    if old.is_some_and(|o| {
+        o.phase == image.phase && image.reason.is_none() && o.source.is_some() == resolved
+    }) {
+        return None;
+    }
+    let digest = image.source.as_ref().map(|s| short(&s.digest));
+    let digest = digest.map_or_else(String::new, |digest| format!("  {digest}"));
+    let note = note(old, image).map_or_else(String::new, |note| format!("  ({note})"));
+    let (phase, float) = (&image.phase, &image.float);
+    Some(format!("{phase:<9} {float}{digest}{note}"))
+}
+
+fn note(old: Option<&ImageStatus>, image: &ImageStatus) -> Option<String> {
+    if let Some(message) = &image.message {
+        return Some(message.clone());
+    }
+    if image.unchanged == Some(true) {
+        return Some("was there already".into());
+    }
+    let just_resolved = image.source.is_some() && old.is_none_or(|o| o.source.is_none());
+    if just_resolved && image.phase == "Pending" {
+        return Some(match image.displaced.last() {
+            Some(pin) => format!("the float is on {}", short(&pin.digest)),
+            None => "first promotion".into(),
+        });
+    }
+    None
+}
+
+/// Whether a condition only repeats what an image's line says.
+fn of_an_image(message: &str, images: &[ImageStatus]) -> bool {
+    images.iter().any(|i| i.message.as_deref() == Some(message))
+}
+
+/// The beginning of a digest, enough to tell it from others.
+fn short(digest: &str) -> &str {
+    digest.get(..19).unwrap_or(digest)
+}
+
+/// How far an image has come; what has ended has come all the way.
+fn steps(image: &ImageStatus) -> u64 {
+    match Phase::parse(&image.phase) {
+        None | Some(Phase::Pending) => 0,
+        Some(Phase::Incoming) => 1,
+        Some(Phase::BackedUp) => 2,
+        Some(Phase::Latched) => 3,
+        Some(Phase::Posted | Phase::Planned | Phase::Failed | Phase::Cancelled) => STEPS,
+    }
+}
+
+fn bar(key: &Key, images: usize) -> ProgressBar {
+    let style = ProgressStyle::with_template("{prefix} [{bar:24}] {wide_msg}").map_or_else(
         |_| ProgressStyle::default_bar(),
         |style| style.progress_chars("=> "),
     );
-    ProgressBar::new(images)
+    ProgressBar::new(images as u64 * STEPS)
         .with_prefix(key.to_string())
         .with_style(style)
 }

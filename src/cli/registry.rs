@@ -1,5 +1,6 @@
 //! `promotion-controller registry`: the embedded registry as a process of its own.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
@@ -38,7 +39,8 @@ pub(super) async fn run(args: RegistryServeArgs) -> ExitCode {
                 tracing::warn!("cannot seed {repository}:{tag}: {error}");
             }
         }
-        println!("listening on {address}");
+        // Whoever started it may have gone on without listening to it.
+        let _ = writeln!(std::io::stdout().lock(), "listening on {address}");
     };
     match serve(listener, Options::default(), seed, signalled()).await {
         Ok(()) => ExitCode::SUCCESS,

@@ -12,5 +12,7 @@ pub(super) fn start(level: &str) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
+        // A reader of the logs that goes away must not end what is being promoted.
+        .log_internal_errors(false)
         .init();
 }

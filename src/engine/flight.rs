@@ -58,15 +58,11 @@ impl<S: Store> Engine<S> {
                 outcome: None,
             };
             flight.operations.insert(index, operation);
-<<<<<<< HEAD
-            (id, again, seen.map(|(digest, _)| digest))
-=======
             if state.draining {
                 // Saved when the end was not known yet: it is recorded as given up.
                 cancel.cancel();
             }
-            (id, tried)
->>>>>>> w3
+            (id, again, seen.map(|(digest, _)| digest))
         };
         let operation = Operation {
             tools: self.inner.tools.clone(),

@@ -61,6 +61,7 @@ struct Ring {
 }
 
 /// The value of one key, after normalisation.
+#[derive(Clone)]
 enum Entry {
     Usable(Credential),
     Unusable { key: String, problem: &'static str },
@@ -168,6 +169,18 @@ impl Keyring {
                 }
             }
         }
+    }
+
+    /// This keyring, with the entries of `other` where it has none of that key.
+    #[must_use]
+    pub fn or(&self, other: &Self) -> Self {
+        let mut entries = other.0.entries.clone();
+        entries.extend(self.0.entries.clone());
+        Self(Arc::new(Ring {
+            origin: format!("{} and {}", self.0.origin, other.0.origin).into(),
+            entries,
+            creds_store: self.0.creds_store || other.0.creds_store,
+        }))
     }
 
     /// How messages name this keyring.
@@ -384,6 +397,15 @@ mod tests {
             error.contains("Secret a/b") && !error.contains("s3cret"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn the_first_of_two_keyrings_wins_where_both_have_a_key() {
+        let both =
+            ring(&[("quay.io", "first")]).or(&ring(&[("quay.io", "second"), ("x.io/a", "second")]));
+        assert_eq!(user(&both, "quay.io/a").as_deref(), Some("first"));
+        assert_eq!(user(&both, "x.io/a").as_deref(), Some("second"));
+        assert_eq!(both.origin(), "Secret a/b and Secret a/b");
     }
 
     #[test]

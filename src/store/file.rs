@@ -2,30 +2,34 @@
 //!
 //! The requests are the documents of a YAML file, in their order. The state file is replaced atomically and fsynced at every
 //! save, and locked by whoever uses it. An object is matched to its state by name and by a hash of its spec (without the
-//! fields that may change), so that a state never speaks of another promotion.
+//! fields that may change), so that a state never speaks of another promotion. Whatever is saved or told is also sent to whoever
+//! shows it.
 
-use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read as _, Seek as _, Write as _};
-use std::path::{Path, PathBuf};
+mod documents;
+mod state;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
 
 use super::{Access, AccessError, Event, Key, Store, StoreError};
-use crate::api::status::{ReadError, read, reset};
-use crate::api::{PromotionRequest, PromotionRequestStatus};
-use crate::image::Digest;
+use crate::api::status::reset;
+use crate::api::{Mode, PromotionRequest, PromotionRequestStatus};
+use crate::image::Float;
 use crate::machine::Phase;
 use crate::registry::Keyring;
+pub use documents::read_requests;
+use state::{Entry, Place, StateFile, spec_hash};
 
 /// Why requests or their state cannot be used. Nothing was written.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// A file cannot be read or written.
-    #[error("cannot {verb} {}: {source}", path.display())]
+    #[error("cannot {verb} {}: {source}; {remedy}", path.display())]
     Io {
         /// What was tried.
         verb: &'static str,
@@ -34,13 +38,15 @@ pub enum FileError {
         /// What came back.
         #[source]
         source: std::io::Error,
+        /// What to do.
+        remedy: &'static str,
     },
-    /// Not the YAML it should be.
+    /// Not what it should be.
     #[error("{}: {message}", path.display())]
     Parse {
         /// The file.
         path: PathBuf,
-        /// Where and why.
+        /// Where and why, and what to do.
         message: String,
     },
     /// A document that is no valid request.
@@ -64,7 +70,7 @@ pub enum FileError {
         message: String,
     },
     /// Somebody else uses the state.
-    #[error("{} is in use by {holder}; wait until that has ended", path.display())]
+    #[error("{} is in use by {holder}; wait until that has ended, or name another --state", path.display())]
     Locked {
         /// The state file.
         path: PathBuf,
@@ -73,129 +79,144 @@ pub enum FileError {
     },
 }
 
-/// The state file.
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct StateFile {
-    /// What this file is, for people who open it.
-    kind: String,
-    /// When it was written last.
-    saved_at: Option<Timestamp>,
-    /// Each request's state, in the order of the documents.
-    requests: Vec<Entry>,
+/// What happened to the requests, for whoever shows it.
+#[derive(Debug)]
+pub enum Update {
+    /// This was saved.
+    Saved(Box<PromotionRequest>),
+    /// The state could not be saved; nothing goes on until it can.
+    NotSaved(String),
+    /// This is worth telling.
+    Told {
+        /// The request.
+        key: Key,
+        /// What happened.
+        event: Event,
+        /// Nothing more is told of it.
+        last: bool,
+    },
 }
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Entry {
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    namespace: String,
-    name: String,
-    spec_hash: String,
-    status: PromotionRequestStatus,
-}
-
-const KIND: &str = "PromotionState";
 
 /// Requests in a file.
 pub struct FileStore {
-    state: PathBuf,
+    place: Place,
     keyring: Keyring,
-    settle: Duration,
-    /// Held as long as the store lives.
-    _lock: File,
+    updates: mpsc::UnboundedSender<Update>,
     inner: Mutex<Inner>,
 }
 
 struct Inner {
     objects: BTreeMap<Key, PromotionRequest>,
-    /// The keys in the order of the documents.
-    order: Vec<Key>,
-    /// Entries of requests that the file does not name (any more), kept as they are.
-    others: Vec<Entry>,
+    /// The documents in their order, among them what the state says of others.
+    slots: Vec<Slot>,
     version: u64,
+    saved_at: Option<Timestamp>,
     quiet: Duration,
 }
 
+/// A place in the order of requests.
+enum Slot {
+    /// A document of the file.
+    Document(Key),
+    /// A request that the file does not name any more, kept as it is.
+    Other(Box<Entry>),
+}
+
 impl FileStore {
-    /// The requests of `objects` with the state in `state`, if there is one; `settle` is how long a tag write may take to land.
+    /// The requests of `objects` with the state at `state`, if there is one; `settle` is how long a tag write may take to land.
+    /// Beside the store comes everything that will be saved or told. The state was written once when this returns: it can be.
     ///
     /// # Errors
-    /// Where the state is in use, cannot be read, or belongs to other requests.
+    /// Where the state is in use, cannot be read or written, or belongs to other requests.
     pub fn open(
         objects: Vec<PromotionRequest>,
-        state: PathBuf,
+        state: &std::path::Path,
         keyring: Keyring,
         settle: Duration,
-    ) -> Result<Self, FileError> {
-        let lock = lock(&state)?;
-        let old = read_state(&state)?;
+    ) -> Result<(Self, mpsc::UnboundedReceiver<Update>), FileError> {
+        let place = Place::take(state)?;
+        let old = place.read()?;
         let mut inner = Inner {
             objects: BTreeMap::new(),
-            order: Vec::new(),
-            others: Vec::new(),
+            slots: Vec::new(),
             version: 0,
-            quiet: quiet(&old, settle),
+            saved_at: old.saved_at,
+            quiet: old.quiet(settle),
         };
-        inner.adopt(objects, old, &state)?;
-        Ok(Self {
-            state,
+        let odd = |message| FileError::State {
+            path: place.path().into(),
+            message,
+        };
+        inner.adopt(objects, old).map_err(odd)?;
+        inner.renew().map_err(odd)?;
+        place.replace(&inner.state())?;
+        let (updates, receiver) = mpsc::unbounded_channel();
+        let store = Self {
+            place,
             keyring,
-            settle,
-            _lock: lock,
+            updates,
             inner: Mutex::new(inner),
-        })
+        };
+        Ok((store, receiver))
     }
 
-    /// How long a tag write of an earlier run may still take to show or to land.
+    /// How long a tag write of an earlier run may still take to show or to land; zero where nothing will be launched.
     #[must_use]
     pub fn quiet(&self) -> Duration {
-        self.lock().quiet.min(self.settle)
+        let inner = self.lock();
+        if inner.objects.values().all(is_finished) {
+            return Duration::ZERO;
+        }
+        inner.quiet
     }
 
     /// The objects as they are now, in the order of the documents.
     #[must_use]
     pub fn objects(&self) -> Vec<PromotionRequest> {
         let inner = self.lock();
-        inner
-            .order
-            .iter()
-            .filter_map(|key| inner.objects.get(key))
-            .cloned()
-            .collect()
+        let documents = inner.slots.iter().filter_map(|slot| match slot {
+            Slot::Document(key) => inner.objects.get(key),
+            Slot::Other(_) => None,
+        });
+        documents.cloned().collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn publish(&self, update: Update) {
+        // Nobody looks any more when the process ends.
+        let _ = self.updates.send(update);
+    }
 }
 
 impl Inner {
-    /// Matches objects with the state of an earlier run, and makes ready what is to be tried again.
-    fn adopt(
-        &mut self,
-        objects: Vec<PromotionRequest>,
-        old: StateFile,
-        path: &Path,
-    ) -> Result<(), FileError> {
-        let mut entries = old.requests;
-        let strangers = !entries.is_empty();
+    /// Matches objects with the state of an earlier run.
+    fn adopt(&mut self, objects: Vec<PromotionRequest>, old: StateFile) -> Result<(), String> {
+        let named: BTreeSet<Key> = objects.iter().map(Key::of).collect();
+        let mut entries: Vec<Option<Entry>> = old.requests.into_iter().map(Some).collect();
+        let strangers: Vec<String> = entries.iter().flatten().map(|e| e.name.clone()).collect();
+        let mut matched = false;
         for (index, mut object) in objects.into_iter().enumerate() {
             let key = Key::of(&object);
-            let hash = spec_hash(&object);
-            let same = |e: &Entry| e.name == key.name && e.namespace == key.namespace;
+            let same = |e: &Option<Entry>| e.as_ref().is_some_and(|e| e.key() == key);
             if let Some(at) = entries.iter().position(same) {
-                let entry = entries.remove(at);
-                if entry.spec_hash != hash {
-                    let message = format!(
-                        "holds the state of another request of the name {key} (its spec differs)"
-                    );
-                    return Err(FileError::State {
-                        path: path.into(),
-                        message,
-                    });
+                // What stood before it and is no document any more came before it.
+                for earlier in &mut entries[..at] {
+                    if let Some(other) = earlier.take_if(|e| !named.contains(&e.key())) {
+                        self.slots.push(Slot::Other(Box::new(other)));
+                    }
                 }
-                object.status = Some(entry.status);
+                if let Some(entry) = entries[at].take() {
+                    if entry.spec_hash != spec_hash(&object) {
+                        return Err(format!(
+                            "holds the state of another request of the name {key} (its spec differs)"
+                        ));
+                    }
+                    object.status = Some(entry.status);
+                    matched = true;
+                }
             }
             self.version += 1;
             object.metadata.uid = Some(key.to_string());
@@ -203,75 +224,70 @@ impl Inner {
             object.metadata.resource_version = Some(self.version.to_string());
             let status = object.status.get_or_insert_default();
             status.order = i64::try_from(index + 1).ok();
-            self.order.push(key.clone());
+            self.slots.push(Slot::Document(key.clone()));
             self.objects.insert(key, object);
         }
-        let matched = self
-            .objects
-            .values()
-            .any(|o| o.status.as_ref().is_some_and(|s| s.phase.is_some()));
-        if strangers && !matched {
-            let names: Vec<&str> = entries.iter().map(|e| e.name.as_str()).collect();
-            let message = format!("holds the state of other requests ({})", names.join(", "));
-            return Err(FileError::State {
-                path: path.into(),
-                message,
-            });
+        if !strangers.is_empty() && !matched {
+            let strangers = strangers.join(", ");
+            return Err(format!("holds the state of other requests ({strangers})"));
         }
-        self.others = entries;
-        self.renew(path)
+        self.slots
+            .extend(entries.into_iter().flatten().map(Box::new).map(Slot::Other));
+        Ok(())
     }
 
-    /// The deadline restarts; what failed or was cancelled is tried again from what is recorded, unless a later document has
-    /// begun on one of its floats.
-    fn renew(&mut self, path: &Path) -> Result<(), FileError> {
-        for at in 0..self.order.len() {
-            let later: Vec<(String, Vec<String>)> = self.order[at + 1..]
-                .iter()
-                .filter_map(|key| self.objects.get(key))
-                .filter(|o| o.status.as_ref().is_some_and(|s| s.start_time.is_some()))
-                .map(|o| {
-                    (
-                        Key::of(o).to_string(),
-                        o.spec.images.iter().map(|i| i.float.clone()).collect(),
-                    )
-                })
-                .collect();
-            let Some(object) = self.objects.get_mut(&self.order[at]) else {
-                continue;
-            };
-            let shares =
-                |floats: &[String]| object.spec.images.iter().any(|i| floats.contains(&i.float));
-            let by = later
-                .iter()
-                .find(|(_, floats)| shares(floats))
-                .map(|(name, _)| name.clone());
-            let result = reset(object, by.as_deref(), Timestamp::now());
-            result.map_err(|error: ReadError| FileError::State {
-                path: path.into(),
-                message: error.to_string(),
-            })?;
+    /// The deadline restarts; what failed or was cancelled is tried again from what is recorded. What has not moved its floats
+    /// gives way to a later request that has begun on them: no float goes back to an older request's image.
+    fn renew(&mut self) -> Result<(), String> {
+        let now = Timestamp::now();
+        let mut begun: HashMap<Float, String> = HashMap::new();
+        for slot in self.slots.iter().rev() {
+            match slot {
+                Slot::Document(key) => {
+                    let Some(object) = self.objects.get_mut(key) else {
+                        continue;
+                    };
+                    reset(object, |float| begun.get(float).cloned(), now)
+                        .map_err(|e| e.to_string())?;
+                    if object.spec.mode == Mode::Promote {
+                        note_begun(&mut begun, key, object.status.as_ref());
+                    }
+                }
+                Slot::Other(entry) => note_begun(&mut begun, &entry.key(), Some(&entry.status)),
+            }
         }
         Ok(())
     }
 
     fn state(&self) -> StateFile {
-        let entry = |key: &Key| {
-            let object = self.objects.get(key)?;
-            Some(Entry {
-                namespace: key.namespace.clone(),
-                name: key.name.clone(),
-                spec_hash: spec_hash(object),
-                status: object.status.clone().unwrap_or_default(),
-            })
+        let entry = |slot: &Slot| match slot {
+            Slot::Document(key) => self.objects.get(key).map(Entry::of),
+            Slot::Other(entry) => Some(Entry::clone(entry)),
         };
-        let requests = self.order.iter().filter_map(entry);
-        StateFile {
-            kind: KIND.into(),
-            saved_at: Some(Timestamp::now()),
-            requests: requests.chain(self.others.iter().cloned()).collect(),
+        StateFile::new(self.saved_at, self.slots.iter().filter_map(entry).collect())
+    }
+}
+
+/// Notes the floats of a request that has begun on them; one that only planned has not.
+fn note_begun(
+    begun: &mut HashMap<Float, String>,
+    key: &Key,
+    status: Option<&PromotionRequestStatus>,
+) {
+    let Some(status) = status.filter(|status| status.start_time.is_some()) else {
+        return;
+    };
+    let promoting = |phase: &str| Phase::parse(phase) != Some(Phase::Planned);
+    for image in status.images.iter().filter(|i| promoting(&i.phase)) {
+        if let Ok(float) = image.float.parse() {
+            begun.entry(float).or_insert_with(|| key.to_string());
         }
     }
+}
+
+fn is_finished(object: &PromotionRequest) -> bool {
+    let phase = object.status.as_ref().and_then(|s| s.phase.as_deref());
+    phase.and_then(Phase::parse).is_some_and(Phase::is_finished)
 }
 
 impl Store for FileStore {
@@ -281,11 +297,6 @@ impl Store for FileStore {
 
     async fn save(&self, object: &PromotionRequest) -> Result<PromotionRequest, StoreError> {
         let key = Key::of(object);
-        let failed = |message: String| StoreError::Failed {
-            verb: "save",
-            key: key.clone(),
-            message,
-        };
         let mut inner = self.lock();
         let known = inner
             .objects
@@ -298,13 +309,20 @@ impl Store for FileStore {
         let mut saved = object.clone();
         saved.metadata.resource_version = Some(inner.version.to_string());
         let before = inner.objects.insert(key.clone(), saved.clone());
+        inner.saved_at = Some(Timestamp::now());
         // Under the lock: a few hundred kilobytes, and the order of the files on disk must be that of the saves.
-        if let Err(error) = write_state(&self.state, &inner.state()) {
+        if let Err(error) = self.place.replace(&inner.state()) {
             if let Some(before) = before {
                 inner.objects.insert(key.clone(), before);
             }
-            return Err(failed(error.to_string()));
+            self.publish(Update::NotSaved(error.to_string()));
+            return Err(StoreError::Failed {
+                verb: "save",
+                key,
+                message: error.to_string(),
+            });
         }
+        self.publish(Update::Saved(Box::new(saved.clone())));
         Ok(saved)
     }
 
@@ -315,244 +333,17 @@ impl Store for FileStore {
         })
     }
 
-    async fn tell(&self, _: &PromotionRequest, _: Event) {
-        // The engine's own log line has said it.
-    }
-}
-
-/// The requests of a YAML file, every one of them valid.
-///
-/// # Errors
-/// The first document that is none, with its field and what to do.
-pub fn read_requests(path: &Path) -> Result<Vec<PromotionRequest>, FileError> {
-    let io = |source| FileError::Io {
-        verb: "read",
-        path: path.into(),
-        source,
-    };
-    let text = std::fs::read_to_string(path).map_err(io)?;
-    let parse = |message: String| FileError::Parse {
-        path: path.into(),
-        message,
-    };
-    let documents: Vec<serde_json::Value> =
-        serde_saphyr::from_multiple(&text).map_err(|error| parse(error.to_string()))?;
-    if documents.is_empty() {
-        return Err(parse(
-            "holds no document; write at least one PromotionRequest".into(),
-        ));
-    }
-    let mut objects: Vec<PromotionRequest> = Vec::with_capacity(documents.len());
-    for (index, document) in documents.into_iter().enumerate() {
-        let name = document
-            .pointer("/metadata/name")
-            .and_then(|n| n.as_str())
-            .map(str::to_owned);
-        let refused = |message| FileError::Document {
-            path: path.into(),
-            number: index + 1,
-            name: name.clone(),
-            message,
+    async fn tell(&self, object: &PromotionRequest, event: Event) {
+        let conditions = object.status.as_ref().map(|s| s.conditions.as_slice());
+        let of_the_end = |c: &&k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition| {
+            c.type_ == "Progressing"
         };
-        let object = read_document(document).map_err(refused)?;
-        if objects.iter().any(|o| Key::of(o) == Key::of(&object)) {
-            return Err(refused(
-                "metadata.name: another document has this name; name each once".into(),
-            ));
-        }
-        objects.push(object);
+        let end = conditions.and_then(|c| c.iter().find(of_the_end));
+        let last = is_finished(object) && end.is_some_and(|c| c.reason == event.reason.as_str());
+        self.publish(Update::Told {
+            key: Key::of(object),
+            event,
+            last,
+        });
     }
-    Ok(objects)
-}
-
-fn read_document(document: serde_json::Value) -> Result<PromotionRequest, String> {
-    let text = |pointer: &str| {
-        document
-            .pointer(pointer)
-            .and_then(|v| v.as_str())
-            .unwrap_or_default()
-            .to_owned()
-    };
-    let (version, kind) = (text("/apiVersion"), text("/kind"));
-    if version != "ci.openshift.io/v1alpha1" || kind != "PromotionRequest" {
-        return Err(format!(
-            "apiVersion, kind: are '{version}', '{kind}'; write ci.openshift.io/v1alpha1, PromotionRequest"
-        ));
-    }
-    if text("/metadata/name").is_empty() {
-        return Err("metadata.name: is missing; the state is kept under it".into());
-    }
-    let mut unknown = None;
-    let mut object: PromotionRequest = serde_ignored::deserialize(document, |path| {
-        unknown = unknown.take().or(Some(path.to_string()))
-    })
-    .map_err(|error| error.to_string())?;
-    if let Some(field) = unknown.filter(|field| field.starts_with("spec")) {
-        return Err(format!(
-            "{field}: there is no such field; see 'promotion-controller crd'"
-        ));
-    }
-    object.status = None;
-    check_bounds(&object)?;
-    read(&object).map_err(|error| error.to_string())?;
-    Ok(object)
-}
-
-/// The bounds that an API server would enforce.
-fn check_bounds(object: &PromotionRequest) -> Result<(), String> {
-    let spec = &object.spec;
-    if spec.images.len() > 256 {
-        return Err(format!(
-            "spec.images: has {} entries; at most 256 are allowed",
-            spec.images.len()
-        ));
-    }
-    let bounds = [
-        ("attempts", spec.attempts, 1, 20),
-        ("deadlineSeconds", spec.deadline_seconds, 60, 86_400),
-        (
-            "ttlSecondsAfterFinished",
-            spec.ttl_seconds_after_finished,
-            0,
-            7_776_000,
-        ),
-    ];
-    for (field, value, least, most) in bounds {
-        if value < least || value > most {
-            return Err(format!(
-                "spec.{field}: is {value}; it must be {least} to {most}"
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// A hash of what cannot change in a spec.
-fn spec_hash(object: &PromotionRequest) -> String {
-    let mut spec = object.spec.clone();
-    (spec.suspend, spec.cancel, spec.ttl_seconds_after_finished) = (false, false, 0);
-    let text = serde_json::to_vec(&spec).unwrap_or_default();
-    Digest::of(&text).to_string()
-}
-
-/// How long to wait before anything is launched: a write of the earlier run may be unanswered (then from now), or younger than
-/// `settle` (then from when the state was written, which is after its answer).
-fn quiet(old: &StateFile, settle: Duration) -> Duration {
-    let unanswered = |image: &crate::api::ImageStatus| {
-        let finished = Phase::parse(&image.phase).is_some_and(Phase::is_finished);
-        !finished && image.attempts.unwrap_or_default() > 0
-    };
-    if old
-        .requests
-        .iter()
-        .flat_map(|e| &e.status.images)
-        .any(unanswered)
-    {
-        return settle;
-    }
-    let Some(saved_at) = old.saved_at else {
-        return Duration::ZERO;
-    };
-    let age = Duration::try_from(saved_at.duration_until(Timestamp::now())).unwrap_or_default();
-    settle.saturating_sub(age)
-}
-
-fn lock(state: &Path) -> Result<File, FileError> {
-    let path = beside(state, ".lock");
-    let io = |source| FileError::Io {
-        verb: "lock",
-        path: path.clone(),
-        source,
-    };
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .map_err(io)?;
-    match file.try_lock() {
-        Ok(()) => {
-            let _ = file.set_len(0);
-            let _ = write!(
-                file,
-                "process {} since {:.0}",
-                std::process::id(),
-                Timestamp::now()
-            );
-            Ok(file)
-        }
-        Err(TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            let _ = file
-                .rewind()
-                .and_then(|()| file.read_to_string(&mut holder));
-            Err(FileError::Locked {
-                path: state.into(),
-                holder,
-            })
-        }
-        Err(TryLockError::Error(source)) => Err(io(source)),
-    }
-}
-
-fn read_state(path: &Path) -> Result<StateFile, FileError> {
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) if text.is_empty() => return Ok(StateFile::default()),
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Ok(StateFile::default());
-        }
-        Err(source) => {
-            return Err(FileError::Io {
-                verb: "read",
-                path: path.into(),
-                source,
-            });
-        }
-    };
-    let odd = |message: String| FileError::State {
-        path: path.into(),
-        message,
-    };
-    let value: serde_json::Value =
-        serde_saphyr::from_str(&text).map_err(|e| odd(format!("is no state file ({e})")))?;
-    let state: StateFile =
-        serde_json::from_value(value).map_err(|e| odd(format!("is no state file ({e})")))?;
-    if state.kind != KIND {
-        return Err(odd(format!(
-            "is no state file (kind is '{}', not {KIND})",
-            state.kind
-        )));
-    }
-    Ok(state)
-}
-
-/// Replaces the state file: written beside it, fsynced, renamed, and the folder fsynced too.
-fn write_state(path: &Path, state: &StateFile) -> Result<(), FileError> {
-    let io = |source| FileError::Io {
-        verb: "write",
-        path: path.into(),
-        source,
-    };
-    let other = |error: String| io(std::io::Error::other(error));
-    let value = serde_json::to_value(state).map_err(|e| other(e.to_string()))?;
-    let text = serde_saphyr::to_string(&value).map_err(|e| other(e.to_string()))?;
-    let folder = path
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(io)?;
-    file.write_all(text.as_bytes()).map_err(io)?;
-    file.as_file().sync_all().map_err(io)?;
-    file.persist(path).map_err(|e| io(e.error))?;
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .map_err(io)
-}
-
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
 }

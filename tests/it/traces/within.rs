@@ -71,7 +71,8 @@ impl Within {
         let specs = specs(&registry);
         let objects = specs.iter().map(|(name, spec)| object(name, spec));
         let state = folder.join("state.yaml");
-        let file = FileStore::open(objects.collect(), state, Keyring::anonymous(), SETTLE).unwrap();
+        let opened = FileStore::open(objects.collect(), &state, Keyring::anonymous(), SETTLE);
+        let (file, _) = opened.unwrap();
         let settings = registry::Settings {
             plain_http: vec![registry.host()],
             qps: 0,

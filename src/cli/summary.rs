@@ -1,0 +1,94 @@
+//! The result of a run: for people on standard error, for programs on standard output.
+
+use std::io::{ErrorKind, Write as _};
+
+use clap::ValueEnum;
+
+use super::progress::Display;
+use crate::api::{ImageStatus, PromotionRequest};
+use crate::store::Key;
+
+/// How the final objects are printed.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum Output {
+    Json,
+    Yaml,
+}
+
+/// Says where a request and each of its floats ended.
+pub(super) fn summarise(object: &PromotionRequest, display: &Display) {
+    let Some(status) = &object.status else { return };
+    let phase = status.phase.as_deref().unwrap_or("Pending");
+    let progressing = status.conditions.iter().find(|c| c.type_ == "Progressing");
+    let verdict = match (phase, progressing) {
+        ("Posted", _) | (_, None) => posted(&status.images),
+        (_, Some(condition)) => format!("{}: {}", condition.reason, condition.message),
+    };
+    display.line(&format!("{}  {phase}, {verdict}", Key::of(object)));
+    for image in &status.images {
+        for line in lines(image, phase) {
+            display.line(&line);
+        }
+    }
+}
+
+fn posted(images: &[ImageStatus]) -> String {
+    let unchanged = images.iter().filter(|i| i.unchanged == Some(true)).count();
+    let first = images.iter().filter(|i| i.first_promotion == Some(true));
+    let (all, first) = (images.len(), first.count());
+    let mut counts = vec![format!("{} promoted", all - unchanged)];
+    if first > 0 {
+        counts.push(format!("{first} of them for the first time"));
+    }
+    if unchanged > 0 {
+        counts.push(format!("{unchanged} already in place"));
+    }
+    counts.join(", ")
+}
+
+fn lines(image: &ImageStatus, phase: &str) -> Vec<String> {
+    let why = image.message.as_ref().or(image.reason.as_ref());
+    let why = why.map_or_else(String::new, |why| format!(": {why}"));
+    let head = match image.phase.as_str() {
+        "Posted" | "Planned" if image.phase == phase => String::new(),
+        "Posted" => "  Posted".into(),
+        other => format!("  {other}{why}"),
+    };
+    let mut lines = vec![format!("  {}{head}", image.float)];
+    let source = image.source.as_ref().map(|source| source.digest.as_str());
+    match (image.phase.as_str(), source) {
+        ("Posted", Some(digest)) => lines.push(format!("    promoted  {digest}")),
+        ("Planned", Some(digest)) => lines.push(format!("    would be {digest}")),
+        _ => {}
+    }
+    for pin in image.displaced.iter().chain(&image.rescued) {
+        let what = if image.phase == "Planned" {
+            format!("    is {}", pin.digest)
+        } else if image.phase == "Posted" {
+            format!("    displaced {}, kept as {}", pin.digest, pin.prune_tag)
+        } else {
+            format!("    found {}, its pin is {}", pin.digest, pin.prune_tag)
+        };
+        lines.push(what);
+    }
+    lines
+}
+
+/// Prints the objects as a List on standard output.
+///
+/// # Errors
+/// What could not be written, unless the reader has gone.
+pub(super) fn print(objects: &[PromotionRequest], output: Output) -> Result<(), String> {
+    let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": objects});
+    let text = match output {
+        Output::Json => serde_json::to_string_pretty(&list).map_err(|error| error.to_string())?,
+        Output::Yaml => serde_saphyr::to_string(&list).map_err(|error| error.to_string())?,
+    };
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(format!("cannot write to standard output: {error}"))
+        }
+        _ => Ok(()),
+    }
+}

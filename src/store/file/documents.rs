@@ -1,0 +1,182 @@
+//! The documents of a YAML file: a path comes in, valid requests in their order come out, or the first fault with its field and
+//! what to do about it.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
+
+use super::FileError;
+use crate::api::PromotionRequest;
+use crate::api::status::read;
+use crate::store::Key;
+
+/// The largest file that is read, in bytes: more than a thousand full-sized requests are not one promotion.
+const FILE_MAX: u64 = 64 * 1024 * 1024;
+
+/// The requests of a YAML file, every one of them valid.
+///
+/// # Errors
+/// The first document that is none, with its field and what to do.
+pub fn read_requests(path: &Path) -> Result<Vec<PromotionRequest>, FileError> {
+    let text = read_text(path, "name a readable file")?;
+    let parse = |message: String| FileError::Parse {
+        path: path.into(),
+        message,
+    };
+    let documents: Vec<serde_json::Value> = serde_saphyr::from_multiple(&text)
+        .map_err(|error| parse(format!("is not YAML: {error}; correct it")))?;
+    if documents.is_empty() {
+        return Err(parse(
+            "holds no document; write at least one PromotionRequest".into(),
+        ));
+    }
+    let mut objects: Vec<PromotionRequest> = Vec::with_capacity(documents.len());
+    for (index, document) in documents.into_iter().enumerate() {
+        let name = text_at(&document, "/metadata/name");
+        let refused = |message| FileError::Document {
+            path: path.into(),
+            number: index + 1,
+            name: (!name.is_empty()).then(|| name.clone()),
+            message,
+        };
+        let object = read_document(document).map_err(refused)?;
+        if objects.iter().any(|o| Key::of(o) == Key::of(&object)) {
+            return Err(refused(
+                "metadata.name: another document has this name; name each once".into(),
+            ));
+        }
+        objects.push(object);
+    }
+    Ok(objects)
+}
+
+/// The text of a file of a size that may be held.
+pub(super) fn read_text(path: &Path, remedy: &'static str) -> Result<String, FileError> {
+    let io = |source| FileError::Io {
+        verb: "read",
+        path: path.into(),
+        source,
+        remedy,
+    };
+    let mut text = String::new();
+    let mut file = File::open(path).map_err(io)?.take(FILE_MAX + 1);
+    file.read_to_string(&mut text).map_err(io)?;
+    if text.len() as u64 > FILE_MAX {
+        return Err(FileError::Parse {
+            path: path.into(),
+            message: format!("is larger than {} MiB; split it", FILE_MAX >> 20),
+        });
+    }
+    Ok(text)
+}
+
+fn text_at(document: &serde_json::Value, pointer: &str) -> String {
+    let value = document.pointer(pointer).and_then(|v| v.as_str());
+    value.unwrap_or_default().to_owned()
+}
+
+fn read_document(mut document: serde_json::Value) -> Result<PromotionRequest, String> {
+    let (version, kind) = (
+        text_at(&document, "/apiVersion"),
+        text_at(&document, "/kind"),
+    );
+    if version != "ci.openshift.io/v1alpha1" || kind != "PromotionRequest" {
+        return Err(format!(
+            "apiVersion, kind: are '{version}', '{kind}'; write ci.openshift.io/v1alpha1, PromotionRequest"
+        ));
+    }
+    check_name(
+        &document,
+        "name",
+        253,
+        "is missing; the state is kept under it",
+    )?;
+    if document.pointer("/metadata/namespace").is_some() {
+        check_name(&document, "namespace", 63, "is empty; leave it out")?;
+    }
+    if let Some(fields) = document.as_object_mut() {
+        // What a cluster knows of it is not what this file's state knows; the first two are checked.
+        for field in ["apiVersion", "kind", "status"] {
+            fields.remove(field);
+        }
+    }
+    let mut unknown = None;
+    let mut track = serde_path_to_error::Track::new();
+    let tracked = serde_path_to_error::Deserializer::new(document, &mut track);
+    let object: Result<PromotionRequest, _> = serde_ignored::deserialize(tracked, |path| {
+        unknown = unknown.take().or(Some(path.to_string()));
+    });
+    let object = object.map_err(|error| {
+        format!(
+            "{}: {error}; correct it, see 'promotion-controller crd'",
+            track.path()
+        )
+    })?;
+    if let Some(field) = unknown {
+        return Err(format!(
+            "{field}: there is no such field; correct its name or remove it, see 'promotion-controller crd'"
+        ));
+    }
+    check_bounds(&object)?;
+    read(&object).map_err(|error| error.to_string())?;
+    Ok(object)
+}
+
+/// Names as an API server takes them; a slash in one would make it another object's.
+fn check_name(
+    document: &serde_json::Value,
+    field: &str,
+    longest: usize,
+    missing: &str,
+) -> Result<(), String> {
+    let name = match document.pointer(&format!("/metadata/{field}")) {
+        Some(serde_json::Value::String(name)) if !name.is_empty() => name,
+        Some(serde_json::Value::String(_) | serde_json::Value::Null) | None => {
+            return Err(format!("metadata.{field}: {missing}"));
+        }
+        Some(other) => return Err(format!("metadata.{field}: {other} is no text; quote it")),
+    };
+    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c);
+    let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    let fits = name.len() <= longest
+        && name.chars().all(inner)
+        && edge(name.chars().next())
+        && edge(name.chars().last());
+    if fits {
+        return Ok(());
+    }
+    let shown: String = name.chars().take(longest).collect();
+    Err(format!(
+        "metadata.{field}: '{}' is no name; use at most {longest} of a-z, 0-9, - and ., with a letter or digit at both ends",
+        shown.escape_debug()
+    ))
+}
+
+/// The bounds that an API server would enforce.
+fn check_bounds(object: &PromotionRequest) -> Result<(), String> {
+    let spec = &object.spec;
+    if spec.images.len() > 256 {
+        return Err(format!(
+            "spec.images: has {} entries; at most 256 are allowed, make it several requests",
+            spec.images.len()
+        ));
+    }
+    let bounds = [
+        ("attempts", spec.attempts, 1, 20),
+        ("deadlineSeconds", spec.deadline_seconds, 60, 86_400),
+        (
+            "ttlSecondsAfterFinished",
+            spec.ttl_seconds_after_finished,
+            0,
+            7_776_000,
+        ),
+    ];
+    for (field, value, least, most) in bounds {
+        if value < least || value > most {
+            return Err(format!(
+                "spec.{field}: is {value}; it must be {least} to {most}"
+            ));
+        }
+    }
+    Ok(())
+}
