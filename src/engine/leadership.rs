@@ -13,6 +13,9 @@ pub const TRUST: Duration = Duration::from_secs(10);
 /// How often it is renewed.
 pub const RENEW_EVERY: Duration = Duration::from_secs(2);
 
+/// The longest timeout of a write: what is trusted just before a renewal.
+pub const WRITE_MAX: Duration = Duration::from_secs(8);
+
 /// The right to write, shared with whoever renews it. Cloning shares it.
 #[derive(Debug, Clone)]
 pub struct Leadership {

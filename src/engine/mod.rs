@@ -54,7 +54,7 @@ impl Settings {
     #[must_use]
     pub fn put_timeout(&self) -> Duration {
         let settling = self.settle.saturating_sub(Duration::from_secs(2));
-        settling.min(leadership::TRUST - leadership::RENEW_EVERY)
+        settling.min(leadership::WRITE_MAX)
     }
 }
 

@@ -15,7 +15,7 @@ use super::credential::Credential;
 use super::error::Error;
 use super::look::named;
 use super::manifest::{Blob, Manifest};
-use super::put::Put;
+use super::put::{Bounds, Put};
 use super::{Kind, Registry};
 use crate::image::{Digest, Reference, Repository};
 use crate::machine::Reason;
@@ -168,11 +168,14 @@ impl Registry {
     async fn place(&self, job: &Job<'_>, child: Manifest) -> Result<(), Error> {
         let reference = Reference::Digest(child.digest);
         let target = job.target();
-        let timeout = self.transport().settings.request_timeout;
+        let bounds = Bounds {
+            timeout: self.transport().settings.request_timeout,
+            patience: None,
+        };
         let mut repeats = 0;
         loop {
             let error = match self
-                .put(&target, &reference, &child, timeout, || true, job.activity)
+                .put(&target, &reference, &child, bounds, || true, job.activity)
                 .await
             {
                 Put::Written => break,

@@ -19,6 +19,18 @@ use super::transport::{Content, Failure};
 use crate::image::{Reference, Repository, Tag};
 use crate::machine::Reason;
 
+/// How long something may be waited out between a look at a tag and its PUT.
+const MOMENT: Duration = Duration::from_secs(1);
+
+/// How long a PUT may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// In total, once it is sent.
+    pub(super) timeout: Duration,
+    /// Until it is sent, where something has to be waited out; none: as long as it takes.
+    pub(super) patience: Option<Duration>,
+}
+
 /// What became of a PUT of a manifest.
 #[derive(Debug)]
 pub enum Put {
@@ -49,6 +61,39 @@ impl Registry {
         gate: impl Fn() -> bool + Send,
         activity: &Activity,
     ) -> Put {
+        self.put_tag_within(None, repository, tag, manifest, credential, gate, activity)
+            .await
+    }
+
+    /// As [`Registry::put_tag`], for a tag that was looked at just before: what would be waited out for longer than a moment is
+    /// [`Put::Refused`] instead, with an error of the class that waits, so that the caller looks again before it is sent again.
+    pub async fn put_seen_tag(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        manifest: &Manifest,
+        credential: &Credential,
+        gate: impl Fn() -> bool + Send,
+        activity: &Activity,
+    ) -> Put {
+        let patience = Some(MOMENT);
+        self.put_tag_within(
+            patience, repository, tag, manifest, credential, gate, activity,
+        )
+        .await
+    }
+
+    #[allow(clippy::too_many_arguments)] // the caller's, and one more
+    async fn put_tag_within(
+        &self,
+        patience: Option<Duration>,
+        repository: &Repository,
+        tag: &Tag,
+        manifest: &Manifest,
+        credential: &Credential,
+        gate: impl Fn() -> bool + Send,
+        activity: &Activity,
+    ) -> Put {
         let endpoint = match self.endpoint(repository) {
             Ok(endpoint) => endpoint,
             Err(error) => return Put::Refused(error),
@@ -65,7 +110,7 @@ impl Registry {
             &access,
             &Reference::Tag(tag.clone()),
             manifest,
-            timeout,
+            Bounds { timeout, patience },
             gate,
             activity,
         )
@@ -78,7 +123,7 @@ impl Registry {
         access: &Access<'_>,
         reference: &Reference,
         manifest: &Manifest,
-        timeout: Duration,
+        bounds: Bounds,
         gate: impl Fn() -> bool + Send,
         activity: &Activity,
     ) -> Put {
@@ -90,7 +135,8 @@ impl Registry {
         };
         ask.headers.insert(CONTENT_TYPE, media_type);
         ask.content = Content::Bytes(manifest.bytes.clone());
-        ask.timeout = Some(timeout);
+        ask.timeout = Some(bounds.timeout);
+        ask.patience = bounds.patience;
         match self.transport().send_through(&mut ask, gate).await {
             Ok(reply) => {
                 let put = outcome(&what, manifest, reply).await;

@@ -17,7 +17,9 @@ mod within;
 
 use std::time::Duration;
 
-use promotion_controller::embedded::{Action, GateSpec, ImageSpec, Matcher, Rule, Shape};
+use promotion_controller::embedded::{
+    Action, GateSpec, ImageSpec, Matcher, RetryAfter, Rule, Shape,
+};
 use serde_json::json;
 
 use crate::stage::{condition, phase};
@@ -209,6 +211,30 @@ async fn a_foreign_write_within_the_one_request_before_the_put_is_all_that_can_b
     assert!(ground.registry.manifest(ground::FLOATS, lost).is_none());
     let tags = [("f", a), ("f_incoming", a), ("f__pre", d), ("f__post1", a)];
     ground.assert_tags(&tags, &[d]);
+}
+
+/// F5, narrowed: a PUT that the registry puts off is not sent again upon a look of before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_write_while_the_registry_limits_the_rate_is_seen_before_the_float_is_put() {
+    let ground = Ground::new("f5b").await;
+    let d = ground.seed("f", "d");
+    let a = ground.source("a");
+    let retry_after = Some(RetryAfter::Seconds(3));
+    let limit = Rule::new(put("f"), Action::TooMany { retry_after }).times(1);
+    ground.registry.add_rule(limit);
+    let _controller = ground.controller(SETTLE);
+    ground.promote("one", "a", "f").await;
+    ground.until_struck(1).await;
+    let strange = ground.foreign("f", "strange");
+    let one = ground.posted("one").await;
+    assert_eq!(displaced(&one), texts(&[d, strange]));
+    let tags = [
+        ("f", a),
+        ("f_incoming", a),
+        ("f__pre", strange),
+        ("f__post1", a),
+    ];
+    ground.assert_tags(&tags, &[d, strange]);
 }
 
 /// F6: the image that was resolved is gone at BackUp, because somebody else moved the float.
