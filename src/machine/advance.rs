@@ -4,11 +4,11 @@
 //! what deserves an event comes out. Every (phase, outcome) has its place here; those that cannot follow from each other leave
 //! the record alone, because the record may have been changed by somebody else while the step ran (an end, most often).
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
 use super::{
     Class, DISPLACED_MAX, Fault, Foreign, Image, Mode, Notice, Outcome, Phase, Pin, RESCUED_MAX,
-    Reason, Request, SourceFacts,
+    Reason, Request, SourceFacts, after,
 };
 use crate::image::{Digest, Float, Stamp};
 
@@ -99,16 +99,7 @@ pub fn advance(request: &mut Request, index: usize, outcome: Outcome, context: &
             record.succeed();
             record.image.phase = Phase::BackedUp;
         }
-        (Phase::Incoming, Outcome::DisplacedGone { float }) => {
-            let source = record.image.source.as_ref().map(|s| s.digest);
-            match float {
-                Some(digest) if Some(digest) != source => record.moved(digest),
-                _ => {
-                    record.succeed();
-                    record.image.phase = Phase::BackedUp;
-                }
-            }
-        }
+        (Phase::Incoming, Outcome::DisplacedGone { float }) => record.displaced_gone(float),
         (Phase::BackedUp, Outcome::Latched) => {
             record.succeed();
             record.image.phase = Phase::Latched;
@@ -230,6 +221,22 @@ impl Record<'_> {
         }
     }
 
+    /// The newest displaced digest is gone, and `float` is what the float shows now. What is gone was not pinned, so it leaves
+    /// the list: should the float show it again, it has to be backed up like any other.
+    fn displaced_gone(&mut self, float: Option<Digest>) {
+        let source = self.image.source.as_ref().map(|s| s.digest);
+        let newest = self.image.displaced.last().map(|pin| pin.digest);
+        match float {
+            Some(digest) if Some(digest) != source => self.moved(digest),
+            _ => {
+                self.succeed();
+                self.image.phase = Phase::BackedUp;
+            }
+        }
+        let gone = newest.filter(|_| newest != float);
+        self.image.displaced.retain(|pin| Some(pin.digest) != gone);
+    }
+
     /// Gives `digest` a prune tag of its own, to be written before the tag that holds it alone is overwritten.
     fn rescue(&mut self, digest: Digest) {
         if self.image.pin(digest).is_some() {
@@ -273,8 +280,7 @@ impl Record<'_> {
                 self.succeed();
                 self.image.reason = Some(fault.reason);
                 self.image.message = fault.message;
-                self.image.next_attempt =
-                    Some(self.context.now + SignedDuration::from_secs(seconds));
+                self.image.next_attempt = Some(after(self.context.now, seconds));
             }
         }
     }
@@ -288,7 +294,7 @@ impl Record<'_> {
         self.image.reason = Some(fault.reason);
         self.image.message = fault.message;
         let delay = backoff(self.image.attempts, self.context.jitter);
-        self.image.next_attempt = Some(self.context.now + delay);
+        self.image.next_attempt = Some(after(self.context.now, delay));
     }
 
     fn tell_foreign(&mut self, foreign: &Foreign) {
@@ -307,9 +313,12 @@ impl Record<'_> {
 }
 
 /// Exponential with full jitter, whole seconds, 1 to 120.
-fn backoff(attempts: u32, jitter: f64) -> SignedDuration {
+fn backoff(attempts: u32, jitter: f64) -> i64 {
     let ceiling = BACKOFF_MAX.min(1 << attempts.min(7));
     #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)]
     let seconds = (ceiling as f64 * jitter.clamp(0.0, 1.0)).ceil() as i64;
-    SignedDuration::from_secs(seconds.clamp(1, BACKOFF_MAX))
+    seconds.clamp(1, BACKOFF_MAX)
 }
+
+#[cfg(test)]
+mod tests;

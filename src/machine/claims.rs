@@ -20,7 +20,7 @@ pub const UNDECIDED_SECONDS: i64 = 60;
 pub type Uid = String;
 
 /// Who owns which float.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Claims {
     owners: HashMap<Float, Uid>,
 }
@@ -276,5 +276,344 @@ impl Contender {
             .iter()
             .filter(|share| self.started && owned(share));
         shares.map(|share| share.float.clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+    use super::*;
+    use crate::machine::{ImageSpec, Phase, Reason, Spec, Status};
+
+    fn float(name: &str) -> Float {
+        format!("quay.io/openshift/ci:{name}").parse().unwrap()
+    }
+
+    fn now() -> Timestamp {
+        Timestamp::from_second(1_770_000_000).unwrap()
+    }
+
+    /// An unfinished, eligible request that has not begun; the order is its name.
+    fn contender(order: u64, floats: &[&str]) -> Contender {
+        let share = |name: &&str| Share {
+            float: float(name),
+            finished: false,
+            committed: false,
+        };
+        Contender {
+            uid: order.to_string(),
+            name: format!("ci/r{order}"),
+            order,
+            shares: floats.iter().map(share).collect(),
+            together: true,
+            started: false,
+            suspended: false,
+            standing: Standing::Eligible,
+        }
+    }
+
+    fn judge(claims: &Claims, me: &Contender, others: &[Contender]) -> Verdict {
+        claims.judge(me, others.iter(), now())
+    }
+
+    fn waits_for(verdict: &Verdict) -> Option<&str> {
+        match verdict {
+            Verdict::Wait { behind, .. } => Some(behind),
+            _ => None,
+        }
+    }
+
+    fn ended(verdict: Verdict) -> Vec<(Uid, Vec<Float>)> {
+        match verdict {
+            Verdict::Claim(rivals) => rivals.into_iter().map(|r| (r.uid, r.floats)).collect(),
+            verdict => panic!("no claim: {verdict:?}"),
+        }
+    }
+
+    #[test]
+    fn floats_are_claimed_all_at_once_or_none() {
+        let mut claims = Claims::default();
+        assert!(claims.take("1", &[float("a")]));
+        assert!(!claims.take("2", &[float("b"), float("a")]));
+        assert_eq!(claims.owner(&float("b")), None);
+        assert_eq!((claims.len(), claims.is_empty()), (1, false));
+        assert!(claims.take("1", &[float("a"), float("b")]));
+        assert!(claims.holds("1", [float("a"), float("b")].iter()));
+        assert!(!claims.holds("2", [float("a")].iter()));
+    }
+
+    #[test]
+    fn a_release_frees_what_is_not_kept_and_nothing_of_others() {
+        let mut claims = Claims::default();
+        claims.take("1", &[float("a"), float("b")]);
+        claims.take("2", &[float("c")]);
+        assert_eq!(
+            claims.release("1", |kept| *kept == float("a")),
+            [float("b")]
+        );
+        assert_eq!(claims.owner(&float("a")), Some(&"1".to_owned()));
+        assert_eq!(claims.owner(&float("c")), Some(&"2".to_owned()));
+        assert_eq!(claims.release("1", |_| false), [float("a")]);
+        assert!(claims.take("3", &[float("a"), float("b")]));
+    }
+
+    #[test]
+    fn two_spellings_of_one_float_are_one_claim() {
+        let mut claims = Claims::default();
+        claims.take("1", &["quay.io:443/openshift/ci:a".parse().unwrap()]);
+        assert!(!claims.take("2", &[float("a")]));
+    }
+
+    #[test]
+    fn a_request_claims_when_its_floats_are_free_and_nobody_is_older() {
+        let newer = contender(2, &["a"]);
+        let elsewhere = contender(1, &["b"]);
+        let me = contender(1, &["a"]);
+        assert_eq!(
+            judge(&Claims::default(), &me, &[newer, elsewhere, me.clone()]),
+            Verdict::Claim(vec![])
+        );
+    }
+
+    #[test]
+    fn a_request_waits_for_the_owner_of_any_of_its_floats_whatever_the_order() {
+        let mut claims = Claims::default();
+        claims.take("9", &[float("b")]);
+        let me = contender(1, &["a", "b"]);
+        let verdict = judge(&claims, &me, &[contender(9, &["b"])]);
+        assert_eq!(waits_for(&verdict), Some("ci/r9"));
+        assert!(
+            waits_for(&judge(&claims, &me, &[])).is_some(),
+            "an owner that is gone has not settled"
+        );
+    }
+
+    #[test]
+    fn a_float_whose_image_has_ended_is_not_waited_for() {
+        let mut claims = Claims::default();
+        claims.take("9", &[float("b")]);
+        let mut me = contender(1, &["a", "b"]);
+        me.shares[1].finished = true;
+        assert_eq!(
+            judge(&claims, &me, &[contender(9, &["b"])]),
+            Verdict::Claim(vec![])
+        );
+        let mut older = contender(1, &["a"]);
+        older.shares[0].finished = true;
+        assert_eq!(
+            judge(&Claims::default(), &contender(2, &["a"]), &[older]),
+            Verdict::Claim(vec![])
+        );
+    }
+
+    #[test]
+    fn a_newer_request_waits_for_an_older_eligible_one() {
+        let verdict = judge(
+            &Claims::default(),
+            &contender(2, &["a", "b"]),
+            &[contender(1, &["b", "c"])],
+        );
+        assert_eq!(waits_for(&verdict), Some("ci/r1"));
+    }
+
+    #[test]
+    fn an_undecided_older_request_is_waited_for_sixty_seconds_and_then_superseded() {
+        let mut older = contender(1, &["a"]);
+        let me = contender(2, &["a"]);
+        for (seconds, waits) in [(0, true), (59, true), (60, false), (3600, false)] {
+            let since = now() - SignedDuration::from_secs(seconds);
+            older.standing = Standing::Undecided { since };
+            let verdict = judge(&Claims::default(), &me, &[older.clone()]);
+            if waits {
+                let until = Some(since + SignedDuration::from_secs(60));
+                assert_eq!(
+                    verdict,
+                    Verdict::Wait {
+                        behind: "ci/r1".into(),
+                        until
+                    }
+                );
+            } else {
+                assert_eq!(ended(verdict), [("1".into(), vec![float("a")])]);
+            }
+        }
+    }
+
+    #[test]
+    fn an_ineligible_older_request_delays_nobody_and_is_superseded() {
+        let mut older = contender(1, &["a", "b"]);
+        older.standing = Standing::Ineligible;
+        let verdict = judge(&Claims::default(), &contender(2, &["b", "c"]), &[older]);
+        assert_eq!(ended(verdict), [("1".into(), vec![float("b")])]);
+    }
+
+    #[test]
+    fn a_committed_older_request_is_waited_for_even_where_it_is_ineligible() {
+        for standing in [
+            Standing::Ineligible,
+            Standing::Undecided {
+                since: Timestamp::UNIX_EPOCH,
+            },
+        ] {
+            let mut older = contender(1, &["a", "b"]);
+            (older.standing, older.started) = (standing, true);
+            older
+                .shares
+                .iter_mut()
+                .for_each(|share| share.committed = true);
+            let verdict = judge(&Claims::default(), &contender(2, &["a"]), &[older]);
+            assert_eq!(waits_for(&verdict), Some("ci/r1"));
+        }
+    }
+
+    #[test]
+    fn a_request_that_is_older_than_a_started_one_is_superseded_and_never_queued() {
+        let mut claims = Claims::default();
+        claims.take("2", &[float("a")]);
+        let mut newer = contender(2, &["a"]);
+        newer.started = true;
+        let me = contender(1, &["a", "b"]);
+        let superseded = Verdict::Superseded {
+            by: "ci/r2".into(),
+            floats: vec![float("a")],
+        };
+        assert_eq!(judge(&claims, &me, &[newer.clone()]), superseded);
+        newer.suspended = true;
+        newer.standing = Standing::Ineligible;
+        assert_eq!(judge(&Claims::default(), &me, &[newer.clone()]), superseded);
+        newer.shares[0].finished = true;
+        assert_eq!(
+            judge(&Claims::default(), &me, &[newer]),
+            Verdict::Claim(vec![])
+        );
+    }
+
+    #[test]
+    fn a_newer_request_that_has_not_begun_supersedes_nobody() {
+        assert_eq!(
+            judge(
+                &Claims::default(),
+                &contender(1, &["a"]),
+                &[contender(2, &["a"])]
+            ),
+            Verdict::Claim(vec![])
+        );
+    }
+
+    /// Trace F8: suspended after it began, overtaken, resumed. The record is on the loser, so that it does not matter whether
+    /// the winner is still there.
+    #[test]
+    fn a_request_that_is_suspended_before_its_commit_gives_its_floats_up_and_is_overtaken() {
+        let mut older = contender(1, &["a"]);
+        (older.started, older.suspended, older.standing) = (true, true, Standing::Ineligible);
+        assert_eq!(older.owned(), []);
+        let verdict = judge(&Claims::default(), &contender(2, &["a"]), &[older.clone()]);
+        assert_eq!(ended(verdict), [("1".into(), vec![float("a")])]);
+        let mut newer = contender(2, &["a"]);
+        newer.started = true;
+        (older.suspended, older.standing) = (false, Standing::Eligible);
+        assert!(matches!(
+            judge(&Claims::default(), &older, &[newer]),
+            Verdict::Superseded { .. }
+        ));
+        assert_eq!(
+            judge(&Claims::default(), &older, &[]),
+            Verdict::Claim(vec![]),
+            "resumed undisturbed"
+        );
+    }
+
+    #[test]
+    fn a_committed_request_keeps_its_floats_although_it_is_suspended() {
+        let mut me = contender(1, &["a", "b"]);
+        (me.started, me.suspended) = (true, true);
+        me.shares[1].committed = true;
+        assert_eq!(me.owned(), [float("b")]);
+        me.suspended = false;
+        assert_eq!(me.owned(), [float("a"), float("b")]);
+        me.shares[0].finished = true;
+        assert_eq!(me.owned(), [float("b")]);
+        me.started = false;
+        assert_eq!(me.owned(), []);
+    }
+
+    /// Trace F11: {a, b} seen late and {b, a}. Whoever claims has both; the other owns nothing while it waits.
+    #[test]
+    fn groups_over_the_same_floats_in_any_order_do_not_wait_for_each_other() {
+        let (mut one, mut two) = (contender(1, &["a", "b"]), contender(2, &["b", "a"]));
+        one.standing = Standing::Undecided {
+            since: Timestamp::UNIX_EPOCH,
+        };
+        let mut claims = Claims::default();
+        assert_eq!(ended(judge(&claims, &two, &[one.clone()])).len(), 1);
+        assert!(claims.take("2", &[float("b"), float("a")]));
+        two.started = true;
+        one.standing = Standing::Eligible;
+        assert!(matches!(
+            judge(&claims, &one, &[two]),
+            Verdict::Superseded { .. }
+        ));
+        assert!(!claims.take("1", &[float("a"), float("b")]));
+        assert_eq!(claims.release("1", |_| false), []);
+    }
+
+    /// Trace V7: under Independently a claim ends only the image that it takes, and waits only for that one.
+    #[test]
+    fn under_independently_a_claim_goes_image_by_image() {
+        let mut older = contender(1, &["a", "b"]);
+        (older.together, older.started, older.suspended) = (false, true, true);
+        older.standing = Standing::Ineligible;
+        older.shares[0].committed = true;
+        let others = [older];
+        let verdict = judge(&Claims::default(), &contender(2, &["b"]), &others);
+        assert_eq!(ended(verdict), [("1".into(), vec![float("b")])]);
+        let verdict = judge(&Claims::default(), &contender(3, &["a"]), &others);
+        assert_eq!(waits_for(&verdict), Some("ci/r1"));
+        let verdict = judge(&Claims::default(), &contender(4, &["a", "b"]), &others);
+        assert_eq!(waits_for(&verdict), Some("ci/r1"), "all its floats at once");
+    }
+
+    fn request(latch: Latch, mode: Mode) -> Request {
+        let image = |name: &str| ImageSpec {
+            source: "registry.ci/ci/src:x".parse().unwrap(),
+            float: float(name),
+        };
+        let spec = Spec {
+            images: vec![image("a"), image("b")],
+            latch,
+            mode,
+            attempts: 5,
+            deadline_seconds: 7200,
+            suspend: true,
+            cancel: false,
+        };
+        let mut status = Status::new(2);
+        status.started = Some(now());
+        Request { spec, status }
+    }
+
+    fn shares(request: &Request) -> Vec<(bool, bool)> {
+        let me = Contender::of("1", "ci/r1", 1, request, Standing::Eligible);
+        assert!(me.started && me.suspended);
+        me.shares
+            .iter()
+            .map(|share| (share.finished, share.committed))
+            .collect()
+    }
+
+    #[test]
+    fn a_contender_is_committed_as_a_whole_together_and_image_by_image_independently() {
+        let mut group = request(Latch::Together, Mode::Promote);
+        group.status.committed = true;
+        group.status.images[0].end(Phase::Posted, Reason::Promoted, "");
+        assert_eq!(shares(&group), [(true, true), (false, true)]);
+        let mut each = request(Latch::Independently, Mode::Promote);
+        each.status.images[1].committed = true;
+        assert_eq!(shares(&each), [(false, false), (false, true)]);
+    }
+
+    #[test]
+    fn a_request_that_only_plans_contends_for_nothing() {
+        assert_eq!(shares(&request(Latch::Together, Mode::Plan)), []);
     }
 }

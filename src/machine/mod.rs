@@ -28,11 +28,17 @@ mod request;
 
 #[cfg(test)]
 mod runs;
+#[cfg(test)]
+mod samples;
+#[cfg(test)]
+mod table;
 
 pub use advance::{Context, Effect, advance};
 pub use plan::{Admission, Launch, Plan, Scene, Waiting, World, plan};
 pub use reason::{Kind, Reason};
 pub use request::{Image, ImageSpec, Latch, Mode, Pin, Request, SourceFacts, Spec, Status};
+
+use jiff::{SignedDuration, Timestamp};
 
 use crate::image::{Digest, Tag};
 
@@ -249,4 +255,10 @@ pub struct Notice {
     pub reason: Reason,
     /// One line that a person can act on.
     pub message: String,
+}
+
+/// So many seconds after `time`, at the latest at the end of time: what a registry asks for has no bound.
+fn after(time: Timestamp, seconds: i64) -> Timestamp {
+    let later = time.checked_add(SignedDuration::from_secs(seconds));
+    later.unwrap_or(Timestamp::MAX)
 }

@@ -6,10 +6,10 @@
 //! The rules run in a fixed order, each a function of its own: what ends the request before it is committed, what a failure
 //! does to its group, whose attempts are used up, whether the floats may move, what is launched.
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
 use super::advance::held;
-use super::{GRACE_SECONDS, Kind, Latch, Phase, Reason, Request, Step};
+use super::{GRACE_SECONDS, Kind, Latch, Phase, Reason, Request, Step, after};
 
 /// The world around a request, as far as a plan depends on it.
 #[derive(Debug, Clone)]
@@ -119,8 +119,7 @@ fn note_order_and_deadline(request: &mut Request, world: &World) {
     if suspended {
         status.deadline = None;
     } else if status.deadline.is_none() {
-        let after = SignedDuration::from_secs(request.spec.deadline_seconds);
-        status.deadline = Some(world.now + after);
+        status.deadline = Some(after(world.now, request.spec.deadline_seconds));
     }
     if world.admission == Admission::Holds && !suspended {
         status.started.get_or_insert(world.now);
@@ -152,7 +151,7 @@ fn end_by_cause(request: &mut Request, world: &World, plan: &mut Plan) {
         .status
         .deadline
         .filter(|&deadline| deadline <= world.now);
-    let overrun = late.is_some_and(|d| d + SignedDuration::from_secs(GRACE_SECONDS) <= world.now);
+    let overrun = late.is_some_and(|d| after(d, GRACE_SECONDS) <= world.now);
     let deadline = || {
         let seconds = request.spec.deadline_seconds;
         format!("not finished within deadlineSeconds ({seconds}); create another request")
@@ -330,7 +329,7 @@ fn commit(request: &mut Request, world: &World) {
 /// Launches the next step of every image that nothing keeps back, and counts it.
 fn launch(request: &mut Request, world: &World, plan: &mut Plan) {
     if world.admission != Admission::Holds {
-        plan.wake = earliest(plan.wake, request.status.deadline);
+        plan.wake = earliest(plan.wake, next_end(request, world.now));
         return;
     }
     let failed = request.failed_float().is_some();
@@ -360,11 +359,16 @@ fn launch(request: &mut Request, world: &World, plan: &mut Plan) {
             image.next_attempt = None;
         }
     }
-    plan.wake = earliest(plan.wake, next_end(request));
+    plan.wake = earliest(plan.wake, next_end(request, world.now));
 }
 
 /// The step that leads on from a phase; none where the image has to wait for others.
-fn next_step(phase: Phase, resolved: bool, committed: bool, group_failed: bool) -> Option<Step> {
+pub(super) fn next_step(
+    phase: Phase,
+    resolved: bool,
+    committed: bool,
+    group_failed: bool,
+) -> Option<Step> {
     match phase {
         Phase::Pending if resolved => Some(Step::Stage),
         Phase::Pending => Some(Step::Resolve),
@@ -376,16 +380,21 @@ fn next_step(phase: Phase, resolved: bool, committed: bool, group_failed: bool) 
     }
 }
 
-/// When the deadline, or its grace, ends something.
-fn next_end(request: &Request) -> Option<Timestamp> {
+/// When the deadline, or its grace, ends something that is unfinished. What is past needs no waking: its images have ended, or
+/// end when the step that runs on them does.
+fn next_end(request: &Request, now: Timestamp) -> Option<Timestamp> {
     let deadline = request.status.deadline?;
-    let unfinished = |i: &usize| !request.status.images[*i].phase.is_finished();
-    let mut open = (0..request.status.images.len()).filter(unfinished);
-    if open.any(|i| !request.is_committed(i)) {
-        Some(deadline)
-    } else {
-        Some(deadline + SignedDuration::from_secs(GRACE_SECONDS))
-    }
+    let grace = after(deadline, GRACE_SECONDS);
+    let images = request.status.images.iter().enumerate();
+    let ends = images
+        .filter(|(_, image)| !image.phase.is_finished())
+        .flat_map(|(index, _)| {
+            [
+                Some(deadline).filter(|_| !request.is_committed(index)),
+                Some(grace),
+            ]
+        });
+    ends.flatten().filter(|&end| end > now).min()
 }
 
 /// The reason why nothing goes on, if nothing does.
@@ -417,3 +426,6 @@ fn earliest(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> {
         (a, b) => a.or(b),
     }
 }
+
+#[cfg(test)]
+mod tests;

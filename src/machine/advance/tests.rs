@@ -1,0 +1,481 @@
+//! Each sentence about what an outcome changes that the table of `machine::table` does not show.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use super::*;
+use crate::machine::Latch;
+use crate::machine::samples::{at, digest, fault, float, now, pin, prune, request};
+use Phase::{BackedUp, Failed, Incoming, Latched, Pending, Planned, Posted};
+
+fn context() -> Context {
+    Context {
+        now: now(),
+        newest_stamp: None,
+        jitter: 1.0,
+    }
+}
+
+/// A committed request of one image in this phase, launched once.
+fn launched(phase: Phase) -> Request {
+    let mut request = request(Latch::Together, &[phase]);
+    request.status.committed = true;
+    request.status.images[0].attempts = 1;
+    request
+}
+
+fn record(request: &mut Request, outcome: Outcome) -> Vec<Notice> {
+    match advance(request, 0, outcome, &context()) {
+        Effect::Recorded(notices) => notices,
+        Effect::Ignored => panic!("ignored in {:?}", request.status.images[0].phase),
+    }
+}
+
+fn resolved(float: Option<&str>) -> Outcome {
+    let float = float.map(digest);
+    Outcome::Resolved {
+        source: digest("new"),
+        media_type: None,
+        float,
+    }
+}
+
+#[test]
+fn resolve_records_the_source_and_the_first_displaced_digest() {
+    let mut request = launched(Pending);
+    record(&mut request, resolved(Some("old")));
+    let image = &request.status.images[0];
+    assert_eq!(image.source.as_ref().unwrap().digest, digest("new"));
+    assert_eq!(
+        (image.phase, &image.displaced),
+        (Pending, &vec![pin("old", 0)])
+    );
+    assert!(!image.unchanged);
+}
+
+#[test]
+fn a_first_promotion_displaces_nothing() {
+    let mut request = launched(Pending);
+    record(&mut request, resolved(None));
+    let image = &request.status.images[0];
+    assert_eq!(
+        (image.phase, image.displaced.len(), image.unchanged),
+        (Pending, 0, false)
+    );
+}
+
+#[test]
+fn an_unchanged_float_is_posted_at_once() {
+    let mut request = launched(Pending);
+    record(&mut request, resolved(Some("new")));
+    let image = &request.status.images[0];
+    assert_eq!(
+        (image.phase, image.reason),
+        (Posted, Some(Reason::Unchanged))
+    );
+    assert!(image.unchanged && image.displaced.is_empty());
+}
+
+#[test]
+fn a_plan_ends_as_planned_whatever_it_found() {
+    for (found, unchanged) in [(None, false), (Some("old"), false), (Some("new"), true)] {
+        let mut request = launched(Pending);
+        request.spec.mode = Mode::Plan;
+        record(&mut request, resolved(found));
+        let image = &request.status.images[0];
+        assert_eq!(
+            (image.phase, image.reason, image.unchanged),
+            (Planned, Some(Reason::Planned), unchanged)
+        );
+    }
+}
+
+#[test]
+fn staging_adds_its_bytes_and_completes_the_media_type_but_never_changes_the_source() {
+    let mut request = launched(Pending);
+    record(&mut request, resolved(None));
+    for media_type in ["first", "second"] {
+        request.status.images[0].phase = Pending;
+        record(
+            &mut request,
+            Outcome::Staged {
+                media_type: media_type.into(),
+                bytes: 40,
+            },
+        );
+    }
+    let image = &request.status.images[0];
+    let source = image.source.as_ref().unwrap();
+    assert_eq!(
+        (source.digest, source.media_type.as_deref()),
+        (digest("new"), Some("first"))
+    );
+    assert_eq!((image.bytes, image.phase), (80, Incoming));
+}
+
+#[test]
+fn a_move_is_one_more_entry_back_to_incoming_and_keeps_its_attempt() {
+    let mut request = launched(BackedUp);
+    request.status.images[0].displaced = vec![pin("old", 0)];
+    let notices = record(
+        &mut request,
+        Outcome::Moved {
+            to: digest("foreign"),
+        },
+    );
+    assert_eq!(notices[0].reason, Reason::FloatMoved);
+    let image = &request.status.images[0];
+    assert_eq!(image.displaced, [pin("old", 0), pin("foreign", 1)]);
+    assert_eq!(
+        (image.phase, image.attempts, image.next_attempt),
+        (Incoming, 1, None)
+    );
+    assert!(request.status.committed);
+}
+
+#[test]
+fn a_move_to_a_listed_digest_moves_its_entry_to_the_end_with_its_prune_tag() {
+    let mut request = launched(BackedUp);
+    request.status.images[0].displaced = vec![pin("old", 0), pin("foreign", 1)];
+    record(&mut request, Outcome::Moved { to: digest("old") });
+    assert_eq!(
+        request.status.images[0].displaced,
+        [pin("foreign", 1), pin("old", 0)]
+    );
+}
+
+#[test]
+fn a_move_to_a_rescued_digest_takes_its_entry_over_with_its_prune_tag() {
+    let mut request = launched(BackedUp);
+    let image = &mut request.status.images[0];
+    (image.displaced, image.rescued) = (vec![pin("old", 0)], vec![pin("rescued", 1)]);
+    record(
+        &mut request,
+        Outcome::Moved {
+            to: digest("rescued"),
+        },
+    );
+    let image = &request.status.images[0];
+    assert_eq!(image.displaced, [pin("old", 0), pin("rescued", 1)]);
+    assert_eq!(image.rescued, []);
+}
+
+#[test]
+fn the_eighth_entry_ends_as_float_moved_at_once() {
+    let mut request = launched(BackedUp);
+    request.spec.attempts = 100;
+    for entry in 0..7 {
+        request.status.images[0]
+            .displaced
+            .push(pin(&format!("moved {entry}"), entry));
+    }
+    let mut seventh = request.clone();
+    seventh.status.images[0].displaced.pop();
+    record(
+        &mut seventh,
+        Outcome::Moved {
+            to: digest("seventh"),
+        },
+    );
+    assert_eq!(seventh.status.images[0].phase, Incoming);
+    record(
+        &mut request,
+        Outcome::Moved {
+            to: digest("eighth"),
+        },
+    );
+    let image = &request.status.images[0];
+    assert_eq!(
+        (image.phase, image.reason),
+        (Failed, Some(Reason::FloatMoved))
+    );
+    assert_eq!(image.displaced.len(), DISPLACED_MAX);
+}
+
+#[test]
+fn moves_end_with_the_attempts() {
+    let mut request = launched(BackedUp);
+    request.status.images[0].attempts = 5;
+    record(
+        &mut request,
+        Outcome::Moved {
+            to: digest("foreign"),
+        },
+    );
+    assert_eq!(request.status.images[0].reason, Some(Reason::FloatMoved));
+    assert_eq!(request.status.images[0].phase, Failed);
+}
+
+#[test]
+fn a_displaced_digest_that_is_gone_is_replaced_by_what_the_float_shows_now() {
+    let mut request = launched(Incoming);
+    request.status.images[0].displaced = vec![pin("old", 0)];
+    record(
+        &mut request,
+        Outcome::DisplacedGone {
+            float: Some(digest("foreign")),
+        },
+    );
+    let image = &request.status.images[0];
+    assert_eq!((image.phase, image.attempts), (Incoming, 1));
+    assert_eq!(
+        image.displaced,
+        [pin("foreign", 1)],
+        "nothing pins the old one"
+    );
+    record(
+        &mut request,
+        Outcome::DisplacedGone {
+            float: Some(digest("foreign")),
+        },
+    );
+    let image = &request.status.images[0];
+    assert_eq!(image.displaced, [pin("foreign", 1)], "it came back");
+}
+
+/// Nothing is left to pin; but a latch that meets that digest again has to take it for a move, because nothing pins it.
+#[test]
+fn a_displaced_digest_that_is_gone_is_not_listed_once_there_is_nothing_to_pin() {
+    for float in [None, Some(digest("new"))] {
+        let mut request = launched(Incoming);
+        request.status.images[0].displaced = vec![pin("older", 0), pin("old", 1)];
+        record(&mut request, Outcome::DisplacedGone { float });
+        let image = &request.status.images[0];
+        assert_eq!((image.phase, image.attempts), (BackedUp, 0));
+        assert_eq!(image.displaced, [pin("older", 0)]);
+    }
+}
+
+#[test]
+fn a_rescued_digest_gets_a_prune_tag_and_the_fourth_is_backup_failed() {
+    let mut request = launched(Latched);
+    request.status.images[0].displaced = vec![pin("old", 0)];
+    for name in ["one", "two", "three"] {
+        record(
+            &mut request,
+            Outcome::Unpinned {
+                digest: digest(name),
+            },
+        );
+    }
+    record(
+        &mut request,
+        Outcome::Unpinned {
+            digest: digest("two"),
+        },
+    );
+    record(
+        &mut request,
+        Outcome::Unpinned {
+            digest: digest("old"),
+        },
+    );
+    let image = &request.status.images[0];
+    assert_eq!(
+        image.rescued,
+        [pin("one", 1), pin("two", 2), pin("three", 3)]
+    );
+    assert_eq!((image.phase, image.displaced.len()), (Latched, 1));
+    record(
+        &mut request,
+        Outcome::Unpinned {
+            digest: digest("four"),
+        },
+    );
+    let image = &request.status.images[0];
+    assert_eq!(
+        (image.phase, image.reason),
+        (Failed, Some(Reason::BackupFailed))
+    );
+    assert_eq!(image.rescued.len(), RESCUED_MAX);
+}
+
+#[test]
+fn a_stamp_lies_above_every_known_one_and_not_in_the_past() {
+    for (known, own, expected) in [
+        (None, None, 0),
+        (Some(7), None, 8),
+        (Some(-50), None, 0),
+        (Some(3), Some(9), 10),
+    ] {
+        let mut request = launched(BackedUp);
+        request.status.images[0]
+            .rescued
+            .extend(own.map(|seconds| pin("rescued", seconds)));
+        let newest_stamp = known.map(|seconds| Stamp::at(at(seconds)));
+        let context = Context {
+            newest_stamp,
+            ..context()
+        };
+        advance(
+            &mut request,
+            0,
+            Outcome::Moved {
+                to: digest("foreign"),
+            },
+            &context,
+        );
+        assert_eq!(
+            request.status.images[0].displaced,
+            [pin("foreign", expected)]
+        );
+    }
+}
+
+#[test]
+fn a_clash_takes_the_next_second_for_that_pin_alone() {
+    let mut request = launched(Incoming);
+    let image = &mut request.status.images[0];
+    (image.displaced, image.rescued) = (vec![pin("old", 0)], vec![pin("rescued", 1)]);
+    record(&mut request, Outcome::StampTaken { tag: prune(0) });
+    let image = &request.status.images[0];
+    assert_eq!(
+        (&image.displaced, &image.rescued),
+        (&vec![pin("old", 2)], &vec![pin("rescued", 1)])
+    );
+    assert_eq!((image.attempts, image.next_attempt), (0, None));
+    record(&mut request, Outcome::StampTaken { tag: prune(1) });
+    assert_eq!(request.status.images[0].rescued, [pin("rescued", 3)]);
+}
+
+#[test]
+fn staged_content_that_is_gone_is_staged_again_with_everything_kept_but_an_attempt() {
+    let mut request = launched(BackedUp);
+    request.status.images[0].displaced = vec![pin("old", 0)];
+    request.status.images[0].committed = true;
+    record(&mut request, Outcome::StagedGone);
+    let image = &request.status.images[0];
+    assert_eq!((image.phase, image.attempts), (Pending, 1));
+    assert_eq!(image.source.as_ref().unwrap().digest, digest("new"));
+    assert_eq!((image.displaced.len(), image.committed), (1, true));
+    assert!(request.status.committed && !request.is_staged());
+    request.status.images[0].attempts = 5;
+    request.status.images[0].phase = BackedUp;
+    record(&mut request, Outcome::StagedGone);
+    assert_eq!(request.status.images[0].reason, Some(Reason::RegistryError));
+    assert_eq!(request.status.images[0].phase, Failed);
+}
+
+#[test]
+fn a_source_that_is_gone_is_staged_lost_once_committed() {
+    for (committed, reason) in [(false, Reason::SourceGone), (true, Reason::StagedLost)] {
+        let mut request = launched(Pending);
+        request.status.committed = committed;
+        record(&mut request, fault(Reason::SourceGone, Class::Terminal));
+        assert_eq!(request.status.images[0].reason, Some(reason));
+        assert_eq!(request.status.images[0].phase, Failed);
+    }
+}
+
+#[test]
+fn what_goes_wrong_while_backing_up_is_backup_failed() {
+    for (phase, expected) in [
+        (Incoming, Reason::BackupFailed),
+        (BackedUp, Reason::ManifestRejected),
+    ] {
+        let mut request = launched(phase);
+        record(
+            &mut request,
+            fault(Reason::ManifestRejected, Class::Attempt),
+        );
+        assert_eq!(request.status.images[0].reason, Some(expected));
+    }
+}
+
+#[test]
+fn a_failed_launch_is_tried_again_with_exponential_backoff_until_the_limit() {
+    let mut request = launched(Pending);
+    for (attempts, seconds) in [(1, 2), (2, 4), (3, 8), (4, 16)] {
+        request.status.images[0].attempts = attempts;
+        record(&mut request, fault(Reason::DigestMismatch, Class::Attempt));
+        let image = &request.status.images[0];
+        assert_eq!(
+            (image.attempts, image.next_attempt),
+            (attempts, Some(at(seconds)))
+        );
+    }
+    request.status.images[0].attempts = 5;
+    record(&mut request, fault(Reason::DigestMismatch, Class::Attempt));
+    let image = &request.status.images[0];
+    assert_eq!(
+        (image.phase, image.reason),
+        (Failed, Some(Reason::DigestMismatch))
+    );
+    assert_eq!(
+        (image.message.as_str(), image.next_attempt),
+        ("as answered", None)
+    );
+}
+
+#[test]
+fn backoff_has_full_jitter_from_one_second_to_120() {
+    for attempts in 0..100 {
+        let spread = [0.0, 0.3, 0.7, 1.0, 7.0, f64::NAN].map(|jitter| backoff(attempts, jitter));
+        assert!(
+            spread.iter().all(|s| (1..=120).contains(s)),
+            "{attempts}: {spread:?}"
+        );
+    }
+    assert_eq!(
+        [backoff(7, 0.0), backoff(7, 0.5), backoff(7, 1.0)],
+        [1, 60, 120]
+    );
+}
+
+#[test]
+fn waiting_uses_no_attempt_however_often() {
+    let mut request = launched(Pending);
+    for _ in 0..100 {
+        request.status.images[0].attempts = 5;
+        record(
+            &mut request,
+            fault(Reason::RegistryUnavailable, Class::Wait { seconds: 8 }),
+        );
+        let image = &request.status.images[0];
+        assert_eq!(
+            (image.phase, image.attempts, image.next_attempt),
+            (Pending, 4, Some(at(8)))
+        );
+    }
+}
+
+#[test]
+fn a_wait_beyond_the_end_of_time_is_a_wait_until_then() {
+    let mut request = launched(Pending);
+    record(
+        &mut request,
+        fault(Reason::RateLimited, Class::Wait { seconds: i64::MAX }),
+    );
+    assert_eq!(request.status.images[0].next_attempt, Some(Timestamp::MAX));
+}
+
+#[test]
+fn a_float_that_somebody_moved_after_the_latch_is_posted_and_told() {
+    for foreign in [Foreign::To(digest("foreign")), Foreign::Gone] {
+        let mut request = launched(Latched);
+        let notices = record(
+            &mut request,
+            Outcome::Posted {
+                foreign: Some(foreign),
+            },
+        );
+        assert_eq!(
+            notices.iter().map(|n| n.reason).collect::<Vec<_>>(),
+            [Reason::FloatMoved]
+        );
+        let image = &request.status.images[0];
+        assert_eq!(
+            (image.phase, image.reason),
+            (Posted, Some(Reason::Promoted))
+        );
+    }
+}
+
+#[test]
+fn a_latch_that_was_not_sent_is_held_with_the_float_that_failed_named() {
+    let mut group = request(Latch::Together, &[BackedUp, Failed]);
+    group.status.committed = true;
+    group.status.images[1].reason = Some(Reason::FloatMoved);
+    record(&mut group, Outcome::NotLatched);
+    let image = &group.status.images[0];
+    assert_eq!((image.phase, image.reason), (Failed, Some(Reason::Held)));
+    assert!(image.message.contains(&float(1).to_string()));
+}

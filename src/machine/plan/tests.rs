@@ -1,0 +1,438 @@
+//! Each sentence about what may run, what ends a request, and what is launched.
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::machine::samples::{at, float, now, request, running, world};
+use crate::machine::{Launch, Mode, Status};
+use Phase::{BackedUp, Cancelled, Failed, Incoming, Latched, Pending, Posted};
+
+fn ends(request: &Request) -> Vec<(Phase, Option<Reason>)> {
+    request
+        .status
+        .images
+        .iter()
+        .map(|i| (i.phase, i.reason))
+        .collect()
+}
+
+fn steps(plan: &Plan) -> Vec<(usize, Step)> {
+    plan.launches
+        .iter()
+        .map(|launch| (launch.image, launch.step))
+        .collect()
+}
+
+fn committed(phases: &[Phase]) -> Request {
+    let mut request = request(Latch::Together, phases);
+    request.status.committed = true;
+    request
+}
+
+#[test]
+fn the_first_save_records_order_and_deadline_and_the_claim_its_start() {
+    let mut fresh = request(Latch::Together, &[Pending]);
+    fresh.status = Status::new(1);
+    let mut queued = world(1);
+    queued.admission = Admission::Waits(Reason::Queued, "waits for ci/other".into());
+    let waiting = plan(&mut fresh, &queued);
+    assert_eq!(waiting.launches, []);
+    assert_eq!(
+        waiting.waiting,
+        Some((Reason::Queued, "waits for ci/other".into()))
+    );
+    assert_eq!(waiting.wake, Some(at(7200)), "queueing counts");
+    assert_eq!((fresh.status.order, fresh.status.started), (Some(9), None));
+    let mut later = world(1);
+    (later.now, later.resource_version) = (at(5), 11);
+    assert_eq!(steps(&plan(&mut fresh, &later)), [(0, Step::Resolve)]);
+    assert_eq!(fresh.status.order, Some(9), "as the leader first saw it");
+    assert_eq!(
+        (fresh.status.started, fresh.status.deadline),
+        (Some(at(5)), Some(at(7200)))
+    );
+}
+
+#[test]
+fn a_launch_uses_an_attempt_and_is_told_when_it_may_have_run_before() {
+    let mut request = request(Latch::Together, &[Incoming, Pending]);
+    request.status.images[1].attempts = 1;
+    let plan = plan(&mut request, &world(2));
+    let first = Launch {
+        image: 0,
+        step: Step::BackUp,
+        again: false,
+    };
+    let second = Launch {
+        image: 1,
+        step: Step::Resolve,
+        again: true,
+    };
+    assert_eq!(plan.launches, [first, second]);
+    assert_eq!(
+        request
+            .status
+            .images
+            .iter()
+            .map(|i| i.attempts)
+            .collect::<Vec<_>>(),
+        [1, 2]
+    );
+}
+
+#[test]
+fn nothing_is_launched_on_what_runs_or_is_not_due_or_has_not_settled_or_while_draining() {
+    let mut due = request(Latch::Together, &[Pending, Pending, Pending]);
+    due.status.images[1].next_attempt = Some(at(9));
+    let mut surroundings = running(3, 0, Step::Resolve);
+    surroundings.scenes[2].quiet_until = Some(at(4));
+    let waiting = plan(&mut due, &surroundings);
+    assert_eq!((steps(&waiting), waiting.wake), (vec![], Some(at(4))));
+    surroundings.now = at(9);
+    surroundings.launching = false;
+    assert_eq!(plan(&mut due, &surroundings).launches, []);
+    surroundings.launching = true;
+    assert_eq!(
+        steps(&plan(&mut due, &surroundings)),
+        [(1, Step::Resolve), (2, Step::Resolve)]
+    );
+}
+
+#[test]
+fn no_float_of_a_group_moves_until_every_image_is_backed_up() {
+    let mut group = request(Latch::Together, &[BackedUp, Incoming, Posted]);
+    assert_eq!(steps(&plan(&mut group, &world(3))), [(1, Step::BackUp)]);
+    assert!(!group.status.committed);
+    let mut group = request(Latch::Together, &[BackedUp, BackedUp, Posted]);
+    let plan = plan(&mut group, &world(3));
+    assert!(
+        group.status.committed,
+        "by the save that launches the latches"
+    );
+    assert_eq!(steps(&plan), [(0, Step::Latch), (1, Step::Latch)]);
+}
+
+#[test]
+fn independently_each_float_moves_when_it_is_backed_up() {
+    let mut each = request(Latch::Independently, &[BackedUp, Pending]);
+    assert_eq!(
+        steps(&plan(&mut each, &world(2))),
+        [(0, Step::Latch), (1, Step::Resolve)]
+    );
+    assert_eq!((each.is_committed(0), each.is_committed(1)), (true, false));
+    assert!(!each.status.committed);
+}
+
+#[test]
+fn a_foreign_move_sends_one_committed_float_back_and_not_the_others() {
+    let mut group = committed(&[Incoming, Latched, BackedUp]);
+    let steps = steps(&plan(&mut group, &world(3)));
+    assert_eq!(
+        steps,
+        [(0, Step::BackUp), (1, Step::Post), (2, Step::Latch)]
+    );
+}
+
+#[test]
+fn nothing_is_committed_on_what_is_cancelled_suspended_late_or_not_its_own() {
+    let cases: [fn(&mut Request, &mut World); 4] = [
+        |request, _| request.spec.cancel = true,
+        |request, _| request.spec.suspend = true,
+        |_, world| world.now = at(7200),
+        |_, world| world.admission = Admission::Waits(Reason::Queued, String::new()),
+    ];
+    for (number, case) in cases.iter().enumerate() {
+        for latch in [Latch::Together, Latch::Independently] {
+            let (mut request, mut world) = (request(latch, &[BackedUp]), world(1));
+            case(&mut request, &mut world);
+            let plan = plan(&mut request, &world);
+            assert!(
+                !request.is_committed(0) && plan.launches.is_empty(),
+                "{number}"
+            );
+        }
+    }
+}
+
+#[test]
+fn cancel_before_the_commit_ends_what_does_not_run_and_drops_what_does() {
+    let mut group = request(Latch::Together, &[Pending, Incoming]);
+    group.spec.cancel = true;
+    let first = plan(&mut group, &running(2, 1, Step::BackUp));
+    assert_eq!((first.drops, first.launches), (vec![1], vec![]));
+    assert_eq!(
+        ends(&group),
+        [(Cancelled, Some(Reason::Cancelled)), (Incoming, None)]
+    );
+    plan(&mut group, &world(2));
+    assert_eq!(group.phase(), Cancelled);
+    assert_eq!(group.status.completed, Some(now()));
+}
+
+#[test]
+fn cancel_after_the_commit_is_ignored_and_said_so() {
+    let mut group = committed(&[BackedUp, Latched]);
+    group.spec.cancel = true;
+    let plan = plan(&mut group, &world(2));
+    assert!(plan.cancel_ignored);
+    assert_eq!(steps(&plan), [(0, Step::Latch), (1, Step::Post)]);
+}
+
+#[test]
+fn independently_cancel_ends_only_the_images_that_are_not_committed() {
+    let mut each = request(Latch::Independently, &[Latched, Incoming]);
+    each.status.images[0].committed = true;
+    each.spec.cancel = true;
+    assert_eq!(steps(&plan(&mut each, &world(2))), [(0, Step::Post)]);
+    assert_eq!(ends(&each)[1], (Cancelled, Some(Reason::Cancelled)));
+}
+
+#[test]
+fn the_deadline_ends_what_is_not_committed() {
+    let mut group = request(Latch::Together, &[Pending, BackedUp]);
+    let mut world = world(2);
+    world.now = at(7199);
+    assert_eq!(plan(&mut group, &world).wake, Some(at(7200)));
+    let running = running(2, 0, Step::Resolve);
+    let late = World {
+        now: at(7200),
+        ..running
+    };
+    let first = plan(&mut group, &late);
+    assert_eq!(
+        (first.drops.as_slice(), first.wake),
+        (&[0, 0][..], Some(at(7800))),
+        "no wake in the past"
+    );
+    world.now = at(7201);
+    plan(&mut group, &world);
+    assert_eq!(ends(&group), [(Failed, Some(Reason::DeadlineExceeded)); 2]);
+    assert!(
+        group.status.images[0]
+            .message
+            .contains("deadlineSeconds (7200)")
+    );
+}
+
+#[test]
+fn a_committed_request_has_600_seconds_more() {
+    let mut group = committed(&[BackedUp]);
+    let mut world = world(1);
+    world.now = at(7799);
+    let going = plan(&mut group, &world);
+    assert_eq!(
+        (steps(&going), going.wake),
+        (vec![(0, Step::Latch)], Some(at(7800)))
+    );
+    world.now = at(7800);
+    plan(&mut group, &world);
+    assert_eq!(ends(&group), [(Failed, Some(Reason::DeadlineExceeded))]);
+}
+
+#[test]
+fn a_committed_request_that_has_to_wait_past_its_deadline_is_woken_for_its_grace() {
+    let mut group = committed(&[BackedUp]);
+    let mut world = world(1);
+    world.now = at(7300);
+    world.admission = Admission::Waits(Reason::SecretNotFound, "push".into());
+    assert_eq!(plan(&mut group, &world).wake, Some(at(7800)));
+}
+
+#[test]
+fn suspend_before_the_commit_removes_the_deadline_and_resuming_sets_it_anew() {
+    let mut group = request(Latch::Together, &[Incoming, BackedUp]);
+    group.spec.suspend = true;
+    let held = plan(&mut group, &running(2, 0, Step::BackUp));
+    assert_eq!(
+        (held.drops, held.launches, held.wake),
+        (vec![0], vec![], None)
+    );
+    assert_eq!(held.waiting.unwrap().0, Reason::Suspended);
+    assert_eq!(group.status.deadline, None);
+    let mut later = world(2);
+    later.now = at(90_000);
+    plan(&mut group, &later);
+    assert!(!group.is_finished());
+    group.spec.suspend = false;
+    assert_eq!(steps(&plan(&mut group, &later)), [(0, Step::BackUp)]);
+    assert_eq!(group.status.deadline, Some(at(97_200)));
+}
+
+#[test]
+fn suspend_after_the_commit_changes_nothing() {
+    let mut group = committed(&[BackedUp]);
+    group.spec.suspend = true;
+    let plan = plan(&mut group, &world(1));
+    assert_eq!((steps(&plan), plan.waiting), (vec![(0, Step::Latch)], None));
+    assert_eq!(group.status.deadline, Some(at(7200)));
+}
+
+#[test]
+fn independently_a_suspension_lets_the_committed_image_end_and_then_removes_the_deadline() {
+    let mut each = request(Latch::Independently, &[Latched, Incoming]);
+    each.status.images[0].committed = true;
+    each.spec.suspend = true;
+    assert_eq!(steps(&plan(&mut each, &world(2))), [(0, Step::Post)]);
+    assert_eq!(each.status.deadline, Some(at(7200)));
+    each.status.images[0].end(Posted, Reason::Promoted, "");
+    let held = plan(&mut each, &world(2));
+    assert_eq!((held.launches, held.wake), (vec![], None));
+    assert_eq!(held.waiting.unwrap().0, Reason::Suspended);
+    assert_eq!(each.status.deadline, None);
+}
+
+#[test]
+fn a_refusal_ends_what_is_not_committed() {
+    let mut world = world(1);
+    world.admission = Admission::Refused(Reason::PermissionDenied, "may not push".into());
+    let mut request = request(Latch::Together, &[Incoming]);
+    plan(&mut request, &world);
+    assert_eq!(ends(&request), [(Failed, Some(Reason::PermissionDenied))]);
+    let mut group = committed(&[BackedUp]);
+    assert_eq!(plan(&mut group, &world).launches, []);
+    assert!(!group.is_finished());
+}
+
+#[test]
+fn a_newer_request_ends_the_images_that_it_takes_and_no_committed_one() {
+    let mut world = world(2);
+    world.admission = Admission::Superseded(vec![0, 1], "superseded by ci/newer".into());
+    let mut each = request(Latch::Independently, &[Latched, Incoming]);
+    each.status.images[0].committed = true;
+    plan(&mut each, &world);
+    assert_eq!(
+        ends(&each),
+        [(Latched, None), (Failed, Some(Reason::Superseded))]
+    );
+    world.admission = Admission::Superseded(vec![1], "superseded by ci/newer".into());
+    let mut each = request(Latch::Independently, &[Pending, Incoming]);
+    plan(&mut each, &world);
+    assert_eq!(
+        ends(&each),
+        [(Pending, None), (Failed, Some(Reason::Superseded))]
+    );
+}
+
+#[test]
+fn a_failure_in_a_group_holds_the_rest_back_and_names_the_float_that_failed() {
+    let mut group = request(Latch::Together, &[Pending, Incoming, BackedUp, Posted]);
+    group.status.images[0].end(Failed, Reason::QuotaExceeded, "");
+    let plan = plan(&mut group, &running(4, 1, Step::BackUp));
+    assert_eq!((plan.launches, plan.drops), (vec![], vec![1]));
+    let held = (Failed, Some(Reason::Held));
+    assert_eq!(
+        ends(&group),
+        [
+            (Failed, Some(Reason::QuotaExceeded)),
+            (Incoming, None),
+            held,
+            (Posted, None)
+        ]
+    );
+    assert!(
+        group.status.images[2]
+            .message
+            .contains(&float(0).to_string())
+    );
+    super::plan(&mut group, &world(4));
+    assert_eq!(ends(&group)[1], held);
+    assert_eq!(group.phase(), Failed);
+}
+
+#[test]
+fn after_a_failure_in_a_committed_group_a_latch_that_may_have_been_sent_is_only_looked_for() {
+    let mut group = committed(&[Failed, BackedUp, Latched, Pending, BackedUp]);
+    group.status.images[0].end(Failed, Reason::FloatMoved, "");
+    group.status.images[3].source = Some(crate::machine::samples::image(BackedUp).source.unwrap());
+    let plan = plan(&mut group, &running(5, 4, Step::Latch));
+    assert_eq!(steps(&plan), [(1, Step::Verify), (2, Step::Post)]);
+    assert_eq!(plan.drops, [4]);
+    assert_eq!(ends(&group)[3], (Failed, Some(Reason::Held)));
+    let mut verifying = world(5);
+    verifying.scenes[1].running = Some(Step::Verify);
+    verifying.scenes[2].running = Some(Step::Post);
+    let next = super::plan(&mut group, &verifying);
+    assert_eq!(
+        (steps(&next), next.drops),
+        (vec![(4, Step::Verify)], vec![]),
+        "these run on"
+    );
+}
+
+#[test]
+fn independently_a_failure_holds_nothing_back() {
+    let mut each = request(Latch::Independently, &[Failed, Incoming]);
+    each.status.images[0].end(Failed, Reason::QuotaExceeded, "");
+    assert_eq!(steps(&plan(&mut each, &world(2))), [(1, Step::BackUp)]);
+}
+
+#[test]
+fn an_image_whose_attempts_are_used_up_ends_with_its_last_reason_or_as_cut_off() {
+    let mut each = request(Latch::Independently, &[Pending, Pending, Pending, Pending]);
+    for image in &mut each.status.images {
+        image.attempts = 5;
+    }
+    each.status.images[0].reason = Some(Reason::DigestMismatch);
+    each.status.images[0].message = "bytes differ".into();
+    each.status.images[1].reason = Some(Reason::RateLimited);
+    let plan = plan(&mut each, &running(4, 3, Step::Resolve));
+    assert_eq!(plan.launches, []);
+    let cut_off = (Failed, Some(Reason::RegistryError));
+    assert_eq!(
+        ends(&each),
+        [
+            (Failed, Some(Reason::DigestMismatch)),
+            cut_off,
+            cut_off,
+            (Pending, None)
+        ]
+    );
+    assert_eq!(each.status.images[0].message, "bytes differ");
+    assert!(each.status.images[2].message.contains("cut off 5 times"));
+}
+
+#[test]
+fn a_step_that_waits_says_so_and_takes_it_back_when_it_goes_on() {
+    let mut request = request(Latch::Together, &[Pending]);
+    request.status.images[0].attempts = 1;
+    let mut world = running(1, 0, Step::Resolve);
+    let message = "429".to_owned();
+    world.scenes[0].waiting = Some(Waiting {
+        reason: Reason::RateLimited,
+        message,
+        until: at(8),
+    });
+    let waiting = plan(&mut request, &world);
+    assert_eq!(waiting.waiting, Some((Reason::RateLimited, "429".into())));
+    assert_eq!(request.status.images[0].next_attempt, Some(at(8)));
+    world.scenes[0].waiting = None;
+    assert_eq!(plan(&mut request, &world).waiting, None);
+    assert_eq!(
+        (
+            request.status.images[0].reason,
+            request.status.images[0].attempts
+        ),
+        (None, 1)
+    );
+}
+
+#[test]
+fn a_finished_request_is_given_its_time_and_left_alone() {
+    let mut done = request(Latch::Together, &[Posted, Failed]);
+    assert_eq!(plan(&mut done, &world(2)), Plan::default());
+    assert_eq!(done.status.completed, Some(now()));
+    let before = done.clone();
+    let mut later = world(2);
+    later.now = at(90_000);
+    plan(&mut done, &later);
+    assert_eq!(done, before);
+}
+
+#[test]
+fn a_plan_only_resolves() {
+    let mut planning = request(Latch::Together, &[Pending]);
+    planning.spec.mode = Mode::Plan;
+    assert_eq!(steps(&plan(&mut planning, &world(1))), [(0, Step::Resolve)]);
+    planning.status.images[0].end(Phase::Planned, Reason::Planned, "");
+    assert_eq!(plan(&mut planning, &world(1)).launches, []);
+    assert_eq!(planning.phase(), Phase::Planned);
+}

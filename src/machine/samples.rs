@@ -1,0 +1,110 @@
+//! Requests to try the machine on.
+#![allow(clippy::unwrap_used)]
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::{
+    Admission, Class, Fault, Image, ImageSpec, Latch, Mode, Outcome, Phase, Pin, Reason, Request,
+    Scene, SourceFacts, Spec, Status, Step, World,
+};
+use crate::image::{Digest, Float, Stamp, Tag};
+
+/// The time of the samples.
+pub fn now() -> Timestamp {
+    Timestamp::from_second(1_770_000_000).unwrap()
+}
+
+/// So many seconds after [`now`].
+pub fn at(seconds: i64) -> Timestamp {
+    now() + SignedDuration::from_secs(seconds)
+}
+
+/// The digest of this name.
+pub fn digest(name: &str) -> Digest {
+    Digest::of(name.as_bytes())
+}
+
+/// The float of image `index`.
+pub fn float(index: usize) -> Float {
+    format!("quay.io/openshift/ci:f{index}").parse().unwrap()
+}
+
+/// The prune tag of the first float, so many seconds after [`now`].
+pub fn prune(seconds: i64) -> Tag {
+    float(0).prune(Stamp::at(at(seconds)))
+}
+
+/// A digest of this name with the prune tag so many seconds after [`now`].
+pub fn pin(name: &str, seconds: i64) -> Pin {
+    Pin {
+        digest: digest(name),
+        tag: prune(seconds),
+    }
+}
+
+/// An image in this phase, resolved unless it is Pending.
+pub fn image(phase: Phase) -> Image {
+    let source = SourceFacts {
+        digest: digest("new"),
+        media_type: None,
+    };
+    Image {
+        phase,
+        source: Some(source).filter(|_| phase != Phase::Pending),
+        ..Image::default()
+    }
+}
+
+/// A request whose images are in these phases, with its deadline 7200 s after [`now`].
+pub fn request(latch: Latch, phases: &[Phase]) -> Request {
+    let spec = |index: usize| ImageSpec {
+        source: format!("registry.ci/ci/src@{}", digest("new"))
+            .parse()
+            .unwrap(),
+        float: float(index),
+    };
+    let status = Status {
+        order: Some(7),
+        started: Some(now()),
+        deadline: Some(at(7200)),
+        images: phases.iter().map(|phase| image(*phase)).collect(),
+        ..Status::default()
+    };
+    let spec = Spec {
+        images: (0..phases.len()).map(spec).collect(),
+        latch,
+        mode: Mode::Promote,
+        attempts: 5,
+        deadline_seconds: 7200,
+        suspend: false,
+        cancel: false,
+    };
+    Request { spec, status }
+}
+
+/// A world at [`now`] in which a request has its floats to itself, and nothing of it runs.
+pub fn world(images: usize) -> World {
+    World {
+        now: now(),
+        resource_version: 9,
+        admission: Admission::Holds,
+        launching: true,
+        scenes: vec![Scene::default(); images],
+    }
+}
+
+/// The same, with this step of image `index` running.
+pub fn running(images: usize, index: usize, step: Step) -> World {
+    let mut world = world(images);
+    world.scenes[index].running = Some(step);
+    world
+}
+
+/// A fault.
+pub fn fault(reason: Reason, class: Class) -> Outcome {
+    Outcome::Faulted(Fault {
+        reason,
+        message: "as answered".into(),
+        class,
+    })
+}

@@ -1,0 +1,345 @@
+//! The machine as a table: what every outcome does to an image in every phase, and which step leads on from where.
+//!
+//! The table has one row for each kind of outcome, with one cell for each phase. A variant that is added anywhere does not compile
+//! here, or leaves a pair without its cell, until somebody has said what it does.
+#![allow(clippy::unwrap_used)]
+
+use jiff::Timestamp;
+
+use super::plan::next_step;
+use super::{
+    Class, Context, Effect, Fault, Foreign, Image, ImageSpec, Latch, Mode, Outcome, Phase, Pin,
+    Reason, Request, SourceFacts, Spec, Status, Step, advance,
+};
+use crate::image::{Digest, Float};
+
+/// What becomes of the attempt that the launch used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Attempt {
+    Kept,
+    TakenBack,
+}
+use Attempt::{Kept, TakenBack};
+
+/// What becomes of the reason the image had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// None: nothing is wrong.
+    Cleared,
+    /// This one.
+    Is(Reason),
+}
+use Why::{Cleared, Is};
+
+/// What an outcome does; none: it cannot follow from that phase, and changes nothing.
+type Cell = Option<(Phase, Attempt, Why)>;
+
+use Phase::{BackedUp, Cancelled, Failed, Incoming, Latched, Pending, Planned, Posted};
+
+/// One sample of every kind of outcome. The match has no wildcard: a new variant belongs into both lists.
+fn kinds() -> Vec<(&'static str, Outcome)> {
+    let fault = |class| {
+        let (reason, message) = (Reason::RateLimited, "busy".into());
+        Outcome::Faulted(Fault {
+            reason,
+            message,
+            class,
+        })
+    };
+    let all = vec![
+        Outcome::Resolved {
+            source: digest("new"),
+            media_type: None,
+            float: Some(digest("old")),
+        },
+        Outcome::Staged {
+            media_type: "application/json".into(),
+            bytes: 1,
+        },
+        Outcome::Unpinned {
+            digest: digest("unpinned"),
+        },
+        Outcome::StampTaken {
+            tag: float().prune(crate::image::Stamp::at(Timestamp::UNIX_EPOCH)),
+        },
+        Outcome::BackedUp,
+        Outcome::DisplacedGone { float: None },
+        Outcome::Latched,
+        Outcome::NotLatched,
+        Outcome::Moved {
+            to: digest("moved"),
+        },
+        Outcome::StagedGone,
+        Outcome::Posted { foreign: None },
+        fault(Class::Attempt),
+        fault(Class::Terminal),
+        fault(Class::Wait { seconds: 1 }),
+        Outcome::Dropped,
+    ];
+    all.into_iter()
+        .map(|outcome| (kind(&outcome), outcome))
+        .collect()
+}
+
+fn kind(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Resolved {
+            source: _,
+            media_type: _,
+            float: _,
+        } => "Resolved",
+        Outcome::Staged {
+            media_type: _,
+            bytes: _,
+        } => "Staged",
+        Outcome::Unpinned { digest: _ } => "Unpinned",
+        Outcome::StampTaken { tag: _ } => "StampTaken",
+        Outcome::BackedUp => "BackedUp",
+        Outcome::DisplacedGone { float: _ } => "DisplacedGone",
+        Outcome::Latched => "Latched",
+        Outcome::NotLatched => "NotLatched",
+        Outcome::Moved { to: _ } => "Moved",
+        Outcome::StagedGone => "StagedGone",
+        Outcome::Posted {
+            foreign: None | Some(Foreign::To(_) | Foreign::Gone),
+        } => "Posted",
+        Outcome::Faulted(Fault {
+            reason: _,
+            message: _,
+            class,
+        }) => match class {
+            Class::Attempt => "Faulted, attempt",
+            Class::Terminal => "Faulted, terminal",
+            Class::Wait { seconds: _ } => "Faulted, wait",
+        },
+        Outcome::Dropped => "Dropped",
+    }
+}
+
+const KINDS: [&str; 15] = [
+    "Resolved",
+    "Staged",
+    "Unpinned",
+    "StampTaken",
+    "BackedUp",
+    "DisplacedGone",
+    "Latched",
+    "NotLatched",
+    "Moved",
+    "StagedGone",
+    "Posted",
+    "Faulted, attempt",
+    "Faulted, terminal",
+    "Faulted, wait",
+    "Dropped",
+];
+
+/// The unfinished phases: the columns of the table.
+const OPEN: [Phase; 4] = [Pending, Incoming, BackedUp, Latched];
+
+fn is_open(phase: Phase) -> bool {
+    match phase {
+        Pending | Incoming | BackedUp | Latched => true,
+        Posted | Planned | Failed | Cancelled => false,
+    }
+}
+
+/// What each kind of outcome does in each unfinished phase; one that has finished is changed by nothing.
+#[rustfmt::skip]
+fn table() -> Vec<(&'static str, [Cell; 4])> {
+    let same = |attempt, why| OPEN.map(|phase| Some((phase, attempt, why)));
+    let end = |reason| OPEN.map(|_| Some((Failed, Kept, Is(reason))));
+    vec![
+        //                   Pending                                Incoming                                    BackedUp                                    Latched
+        ("Resolved",      [Some((Pending, TakenBack, Cleared)),  None,                                       None,                                       None]),
+        ("Staged",        [Some((Incoming, TakenBack, Cleared)), None,                                       None,                                       None]),
+        ("Unpinned",      [Some((Pending, TakenBack, Cleared)),  None,                                       None,                                       Some((Latched, TakenBack, Cleared))]),
+        ("StampTaken",    [Some((Pending, TakenBack, Cleared)),  Some((Incoming, TakenBack, Cleared)),       None,                                       Some((Latched, TakenBack, Cleared))]),
+        ("BackedUp",      [None,                                 Some((BackedUp, TakenBack, Cleared)),       None,                                       None]),
+        ("DisplacedGone", [None,                                 Some((BackedUp, TakenBack, Cleared)),       None,                                       None]),
+        ("Latched",       [None,                                 None,                                       Some((Latched, TakenBack, Cleared)),        None]),
+        ("NotLatched",    [None,                                 None,                                       Some((Failed, TakenBack, Is(Reason::Held))), None]),
+        ("Moved",         [None,                                 None,                                       Some((Incoming, Kept, Is(Reason::FloatMoved))), None]),
+        ("StagedGone",    [None,                                 None,                                       Some((Pending, Kept, Is(Reason::RegistryError))), None]),
+        ("Posted",        [None,                                 None,                                       None,                                       Some((Posted, TakenBack, Is(Reason::Promoted)))]),
+        ("Faulted, attempt",  same(Kept, Is(Reason::RateLimited))),
+        ("Faulted, terminal", end(Reason::RateLimited)),
+        ("Faulted, wait",     same(TakenBack, Is(Reason::RateLimited))),
+        ("Dropped",           same(TakenBack, Cleared)),
+    ]
+}
+
+fn digest(name: &str) -> Digest {
+    Digest::of(name.as_bytes())
+}
+
+fn float() -> Float {
+    "quay.io/openshift/ci:ocp_4.21_cli".parse().unwrap()
+}
+
+/// A committed request of one image in this phase, launched for the second time.
+fn request(phase: Phase) -> Request {
+    let spec = ImageSpec {
+        source: format!("registry.ci/ci/src@{}", digest("new"))
+            .parse()
+            .unwrap(),
+        float: float(),
+    };
+    let pin = Pin {
+        digest: digest("old"),
+        tag: float().prune(crate::image::Stamp::at(now())),
+    };
+    let image = Image {
+        phase,
+        source: Some(SourceFacts {
+            digest: digest("new"),
+            media_type: None,
+        }),
+        displaced: if phase == Pending {
+            Vec::new()
+        } else {
+            vec![pin]
+        },
+        attempts: 2,
+        ..Image::default()
+    };
+    let status = Status {
+        committed: true,
+        images: vec![image],
+        ..Status::default()
+    };
+    let spec = Spec {
+        images: vec![spec],
+        latch: Latch::Together,
+        mode: Mode::Promote,
+        attempts: 5,
+        deadline_seconds: 7200,
+        suspend: false,
+        cancel: false,
+    };
+    Request { spec, status }
+}
+
+fn now() -> Timestamp {
+    Timestamp::from_second(1_770_000_000).unwrap()
+}
+
+#[test]
+fn the_table_has_every_outcome_and_every_phase_once() {
+    assert_eq!(
+        kinds().iter().map(|(kind, _)| *kind).collect::<Vec<_>>(),
+        KINDS
+    );
+    assert_eq!(
+        table().iter().map(|(kind, _)| *kind).collect::<Vec<_>>(),
+        KINDS
+    );
+    let open: Vec<_> = Phase::ALL
+        .into_iter()
+        .filter(|phase| is_open(*phase))
+        .collect();
+    assert_eq!(open, OPEN);
+    let finished = Phase::ALL
+        .into_iter()
+        .filter(|phase| phase.is_finished())
+        .count();
+    assert_eq!(open.len() + finished, Phase::ALL.len());
+    assert!(OPEN.iter().all(|phase| !phase.is_finished()));
+}
+
+#[test]
+fn every_outcome_does_in_every_phase_what_the_table_says() {
+    let context = Context {
+        now: now(),
+        newest_stamp: None,
+        jitter: 0.5,
+    };
+    for ((kind, outcome), (_, cells)) in kinds().into_iter().zip(table()) {
+        for phase in Phase::ALL {
+            let before = request(phase);
+            let mut after = before.clone();
+            let effect = advance(&mut after, 0, outcome.clone(), &context);
+            let column = OPEN.iter().position(|open| *open == phase);
+            let Some((next, attempt, why)) = column.and_then(|column| cells[column]) else {
+                assert_eq!(effect, Effect::Ignored, "{phase:?}, {kind}");
+                assert_eq!(after, before, "{phase:?}, {kind}");
+                continue;
+            };
+            assert!(matches!(effect, Effect::Recorded(_)), "{phase:?}, {kind}");
+            let image = &after.status.images[0];
+            let attempts = if attempt == Kept { 2 } else { 1 };
+            let reason = if let Is(reason) = why {
+                Some(reason)
+            } else {
+                None
+            };
+            let got = (image.phase, image.attempts, image.reason);
+            assert_eq!(got, (next, attempts, reason), "{phase:?}, {kind}");
+        }
+    }
+}
+
+#[test]
+fn an_outcome_for_an_image_that_is_not_there_changes_nothing() {
+    let context = Context {
+        now: now(),
+        newest_stamp: None,
+        jitter: 0.5,
+    };
+    let mut after = request(BackedUp);
+    assert_eq!(
+        advance(&mut after, 1, Outcome::Latched, &context),
+        Effect::Ignored
+    );
+    assert_eq!(after, request(BackedUp));
+}
+
+/// Which step leads on, by phase and by (resolved, committed, a float of the group failed).
+fn expected(phase: Phase, resolved: bool, committed: bool, failed: bool) -> Option<Step> {
+    match (phase, resolved, committed, failed) {
+        (Pending, false, _, _) => Some(Step::Resolve),
+        (Pending, true, _, _) => Some(Step::Stage),
+        (Incoming, _, _, _) => Some(Step::BackUp),
+        (BackedUp, _, true, false) => Some(Step::Latch),
+        (BackedUp, _, true, true) => Some(Step::Verify),
+        (Latched, _, _, _) => Some(Step::Post),
+        (BackedUp, _, false, _) | (Posted | Planned | Failed | Cancelled, _, _, _) => None,
+    }
+}
+
+#[test]
+fn every_phase_leads_on_by_its_step_and_every_step_is_led_to() {
+    let mut reached = Vec::new();
+    for phase in Phase::ALL {
+        for bits in 0..8_u8 {
+            let [resolved, committed, failed] = [1, 2, 4].map(|bit| bits & bit != 0);
+            let step = next_step(phase, resolved, committed, failed);
+            assert_eq!(
+                step,
+                expected(phase, resolved, committed, failed),
+                "{phase:?} {bits:03b}"
+            );
+            reached.extend(step);
+        }
+    }
+    for step in Step::ALL {
+        assert!(reached.contains(&step), "nothing leads to {step:?}");
+        // A step that is added stands in `Step::ALL` as well.
+        match step {
+            Step::Resolve
+            | Step::Stage
+            | Step::BackUp
+            | Step::Latch
+            | Step::Post
+            | Step::Verify => {}
+        }
+    }
+}
+
+#[test]
+fn names_of_phases_are_read_back() {
+    for phase in Phase::ALL {
+        assert_eq!(Phase::parse(phase.as_str()), Some(phase));
+    }
+    assert_eq!(Phase::parse("Levitating"), None);
+}
