@@ -23,7 +23,7 @@ use serde_json::json;
 
 use crate::stage::{Controller, LOOK, Stage, condition, phase};
 
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 /// Runs at once.
 const AT_ONCE: usize = 5;
 const FLOATS: &str = "ci";

@@ -9,6 +9,10 @@
     clippy::panic,
     reason = "a test that meets an error has failed"
 )]
+#![allow(
+    clippy::many_single_char_names,
+    reason = "the images have the traces' names: A, B and D"
+)]
 
 mod ground;
 mod late;
@@ -33,7 +37,7 @@ fn stale(tag: &str, lag: Duration, times: u64) -> Rule {
     Rule::new(look(tag), Action::StaleRead { ms }).times(times)
 }
 
-const LONG_AGO: Duration = Duration::from_secs(3600);
+const LONG_AGO: Duration = Duration::from_hours(1);
 
 /// F2: a stale 404 at Resolve and at Latch made a second promotion look like a first one, and its PUT lost the first image.
 #[tokio::test(flavor = "multi_thread")]
@@ -92,7 +96,7 @@ async fn a_source_that_was_just_written_is_not_gone_because_a_replica_lags() {
     ground.assert_tags(&tags, &[d, a]);
 }
 
-/// F1 (R2): a foreign move sends a rollback back to BackUp; its source was `__pre`, which means another image by then.
+/// F1 (R2): a foreign move sends a rollback back to `BackUp`; its source was `__pre`, which means another image by then.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rollback_whose_float_is_moved_keeps_the_image_that_pre_named_at_first() {
     let ground = Ground::new("f1r2").await;
@@ -237,7 +241,7 @@ async fn a_foreign_write_while_the_registry_limits_the_rate_is_seen_before_the_f
     ground.assert_tags(&tags, &[d, strange]);
 }
 
-/// F6: the image that was resolved is gone at BackUp, because somebody else moved the float.
+/// F6: the image that was resolved is gone at `BackUp`, because somebody else moved the float.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_that_is_gone_before_it_is_backed_up_makes_way_for_what_the_float_shows() {
     let ground = Ground::new("f6").await;

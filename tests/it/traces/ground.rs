@@ -211,10 +211,9 @@ impl Ground {
 
     /// Waits until a request stands at the gate.
     pub async fn reached(&self, gate: &Gate) -> Entry {
-        match tokio::time::timeout(PATIENCE, gate.reached()).await {
-            Ok(entry) => entry,
-            Err(_) => panic!("nothing has come to the gate:\n{}", self.log()),
-        }
+        let reached = tokio::time::timeout(PATIENCE, gate.reached()).await;
+        assert!(reached.is_ok(), "nothing has come:\n{}", self.log());
+        reached.unwrap()
     }
 
     /// Asserts the whole of the floats' repository: every tag but the prune tags, and the digests that prune tags pin, each as
@@ -225,17 +224,17 @@ impl Ground {
             tags.iter()
                 .map(|(tag, digest)| ((*tag).to_owned(), *digest)),
         );
-        let (prunes, others): (BTreeMap<_, _>, BTreeMap<_, _>) = self
+        let (pins, others): (BTreeMap<_, _>, BTreeMap<_, _>) = self
             .registry
             .tags(FLOATS)
             .into_iter()
             .partition(|(tag, _)| tag.contains("_prune_"));
-        let mut pins: Vec<Digest> = prunes.values().copied().collect();
+        let mut pinned: Vec<Digest> = pins.values().copied().collect();
         let mut pruned = pruned.to_vec();
-        pins.sort_unstable();
+        pinned.sort_unstable();
         pruned.sort_unstable();
         assert_eq!(others, expected, "{}", self.log());
-        assert_eq!(pins, pruned, "{prunes:?}\n{}", self.log());
+        assert_eq!(pinned, pruned, "{pins:?}\n{}", self.log());
         let dangled = self.registry.audit_trail();
         assert!(dangled.is_empty(), "{dangled:?}\n{}", self.log());
     }

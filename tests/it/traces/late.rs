@@ -6,6 +6,9 @@ use super::ground::{
     FLOATS, Ground, LONG_SETTLE, SETTLE, displaced, first_image, put, put_prune, rescued, texts,
 };
 
+/// The writes of one of a float's tags.
+type Write = fn(&str) -> Matcher;
+
 /// A write that lands when the test says so; its client gives up long before.
 fn held(matcher: Matcher) -> Rule {
     Rule::new(matcher, Action::HoldWrite { ms: None }).times(1)
@@ -93,7 +96,7 @@ async fn a_rollback_from_pre_that_crashes_after_its_latch_ends_on_the_good_image
 async fn a_lost_answer_or_a_late_landing_at_any_tag_ends_like_an_undisturbed_run() {
     let ground = Ground::new("f3c").await;
     let a = ground.source("a");
-    let writes: [(&str, fn(&str) -> Matcher); 5] = [
+    let writes: [(&str, Write); 5] = [
         ("incoming", |f| put(&format!("{f}_incoming"))),
         ("prune", put_prune),
         ("pre", |f| put(&format!("{f}__pre"))),

@@ -20,10 +20,13 @@ use super::ground::{FLOATS, PATIENCE, SETTLE, SOURCES, image};
 use crate::stage::{LOOK, condition, object, phase};
 use crate::testbed::RunDir;
 
+/// Picks the save that fails.
+type Wanted = fn(&PromotionRequest) -> bool;
+
 /// A file store whose saves fail where the test says so.
 struct Watched {
     file: FileStore,
-    refuse: Mutex<Option<fn(&PromotionRequest) -> bool>>,
+    refuse: Mutex<Option<Wanted>>,
 }
 
 impl Store for Watched {
@@ -63,7 +66,7 @@ impl Within {
     async fn start(
         specs: impl FnOnce(&Embedded) -> Vec<(&'static str, Value)>,
         leadership: Leadership,
-        refuse: Option<fn(&PromotionRequest) -> bool>,
+        refuse: Option<Wanted>,
     ) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let registry = Embedded::start(Options::default()).await.unwrap();
@@ -108,10 +111,9 @@ impl Within {
     }
 
     fn get(&self, name: &str) -> PromotionRequest {
-        let objects = self.engine.store().file.objects().into_iter();
+        let mut objects = self.engine.store().file.objects().into_iter();
         objects
-            .filter(|object| object.metadata.name.as_deref() == Some(name))
-            .next_back()
+            .find(|object| object.metadata.name.as_deref() == Some(name))
             .unwrap()
     }
 
@@ -148,7 +150,7 @@ async fn a_request_does_not_begin_before_every_one_it_supersedes_is_recorded_as_
         older["suspend"] = json!(true);
         vec![("older", older), ("newer", spec(registry, "b", "f"))]
     };
-    let superseded: fn(&PromotionRequest) -> bool = |object| phase(object) == "Failed";
+    let superseded: Wanted = |object| phase(object) == "Failed";
     let within = Within::start(specs, Leadership::alone(), Some(superseded)).await;
     let newer = within.ended("newer").await;
     assert_eq!(phase(&newer), "Posted");
