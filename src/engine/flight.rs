@@ -17,26 +17,41 @@ use crate::store::{Access, Key, Store};
 const SEEN_FRESH: Duration = Duration::from_secs(1);
 
 impl<S: Store> Engine<S> {
-    /// Launches a step that was just saved.
+    /// Launches what was just saved. All of it is in flight before any of it runs, so that the first to end does not count as
+    /// the last.
     pub(super) fn launch(
+        &self,
+        key: &Key,
+        uid: &str,
+        request: &Request,
+        launches: &[Launch],
+        access: &Access,
+    ) {
+        let operations: Vec<_> = launches
+            .iter()
+            .filter_map(|&launch| self.enlist(key, uid, request, launch, access))
+            .collect();
+        for (index, id, operation) in operations {
+            self.run(key, uid, index, id, operation);
+        }
+    }
+
+    /// Puts an operation in flight; gives its image's index and its number.
+    fn enlist(
         &self,
         key: &Key,
         uid: &str,
         request: &Request,
         launch: Launch,
         access: &Access,
-    ) {
+    ) -> Option<(usize, u64, Operation)> {
         let Launch {
             image: index,
             step,
             again,
         } = launch;
-        let (Some(spec), Some(image)) = (
-            request.spec.images.get(index),
-            request.status.images.get(index),
-        ) else {
-            return;
-        };
+        let spec = request.spec.images.get(index)?;
+        let image = request.status.images.get(index)?;
         let cancel = CancellationToken::new();
         let activity = Arc::new(Activity::default());
         let float = spec.float.clone();
@@ -74,9 +89,15 @@ impl<S: Store> Engine<S> {
             again,
             seen,
             cancel,
-            activity: Arc::clone(&activity),
+            activity,
         };
         tracing::debug!(request = %key, %float, step = step.as_str(), again = operation.again, "launched");
+        Some((index, id, operation))
+    }
+
+    /// Runs an operation in flight, to its landing.
+    fn run(&self, key: &Key, uid: &str, index: usize, id: u64, operation: Operation) {
+        let activity = Arc::clone(&operation.activity);
         let (engine, key, uid) = (self.clone(), key.clone(), uid.to_owned());
         tokio::spawn(async move {
             // A task of its own, so that a defect in a step ends in an outcome and not in a float that waits for ever.

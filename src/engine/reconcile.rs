@@ -139,10 +139,11 @@ impl<S: Store> Engine<S> {
         for &index in &plan.drops {
             self.give_up(&uid, index);
         }
+        if saved.is_some() {
+            self.note_save(&uid);
+        }
         if let Some(access) = access {
-            for &launch in &plan.launches {
-                self.launch(key, &uid, &request, launch, &access);
-            }
+            self.launch(key, &uid, &request, &plan.launches, &access);
         }
         match saved {
             Some(saved) => self.saved(key, &before, &saved, &request, &notices).await,
@@ -246,6 +247,13 @@ impl<S: Store> Engine<S> {
         }
     }
 
+    /// The status interval begins with the save, before what it launches can end.
+    fn note_save(&self, uid: &str) {
+        if let Some(known) = self.lock().known.get_mut(uid) {
+            known.saved_at = Some(Instant::now());
+        }
+    }
+
     fn give_up(&self, uid: &str, index: usize) {
         let state = self.lock();
         if let Some(operation) = state
@@ -292,7 +300,6 @@ impl<S: Store> Engine<S> {
             match state.known.get_mut(&uid) {
                 Some(known) => {
                     known.saved = Some(version);
-                    known.saved_at = Some(Instant::now());
                     let events = events(before, request, notices, known.told);
                     known.told += u32::try_from(events.len()).unwrap_or(u32::MAX);
                     events

@@ -112,7 +112,9 @@ impl Registries {
             .push(repository, &tag, &image)
             .await
             .unwrap();
-        let old = (number % 2 == 0).then(|| Image::new(kind, &format!("old-{number}")));
+        let old = number
+            .is_multiple_of(2)
+            .then(|| Image::new(kind, &format!("old-{number}")));
         if let Some(old) = &old {
             let target = Self::admin(&self.target);
             target.push("ci", &tag, old).await.unwrap();
@@ -208,8 +210,8 @@ async fn twenty_images_of_all_kinds_from_three_registries_are_complete_and_survi
         "--namespace",
         &stage.namespace,
     ];
-    let waited = stage.plane.kubectl(&arguments).await.unwrap();
-    assert!(waited.status.success(), "{waited:?}\n{}", stage.log());
+    let output = stage.plane.kubectl(&arguments).await.unwrap();
+    assert!(output.status.success(), "{output:?}\n{}", stage.log());
 
     let done = stage.get("twenty").await;
     let status = done.status.clone().unwrap();

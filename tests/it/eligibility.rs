@@ -161,8 +161,8 @@ async fn a_missing_secret_is_waited_for_delays_nobody_and_is_used_when_it_comes(
     stage.create("newer", &images("f", "good")).await;
     let newer = stage.finished("newer", PATIENCE).await;
     assert_eq!(phase(&newer), "Posted");
-    let never = stage.finished("never", PATIENCE).await;
-    assert_eq!(condition(&never, "Failed").1, "Superseded");
+    let overtaken = stage.finished("never", PATIENCE).await;
+    assert_eq!(condition(&overtaken, "Failed").1, "Superseded");
     assert_eq!(registry.tags("ci")["f"].to_string(), new);
     assert_eq!(registry.tags("ci")["f__pre"].to_string(), old);
 

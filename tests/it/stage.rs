@@ -1,5 +1,7 @@
 //! Where a controller is tried: a namespace of the real API server, controller processes on it, requests in it.
 
+#![allow(clippy::unwrap_used, reason = "a test that meets an error has failed")]
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -229,7 +231,7 @@ impl Stage {
     /// # Panics
     /// With the controller's log, if it does not come within a minute.
     pub async fn reached(&self, gate: &Gate) {
-        let reached = tokio::time::timeout(Duration::from_secs(60), gate.reached()).await;
+        let reached = tokio::time::timeout(Duration::from_mins(1), gate.reached()).await;
         assert!(reached.is_ok(), "nobody came to the gate:\n{}", self.log());
     }
 

@@ -74,8 +74,8 @@ fn has_staged(image: &ImageStatus) -> bool {
 }
 
 /// What must be true of each state, and between it and the one before.
-fn assert_sound(states: &[PromotionRequest]) {
-    for state in states {
+fn assert_sound(seen: &[PromotionRequest]) {
+    for state in seen {
         let status = state.status.as_ref().unwrap();
         let kinds: Vec<&str> = status.conditions.iter().map(|c| c.type_.as_str()).collect();
         assert_eq!(kinds, KINDS);
@@ -102,7 +102,7 @@ fn assert_sound(states: &[PromotionRequest]) {
         assert_eq!(condition(state, "Complete").0 == "True", ended);
         assert_eq!(condition(state, "Failed").0, "False");
     }
-    for pair in states.windows(2) {
+    for pair in seen.windows(2) {
         let [before, after] = [&pair[0], &pair[1]].map(|s| s.status.as_ref().unwrap());
         assert_ne!(before, after, "a save that changes nothing");
         assert!(before.committed <= after.committed);
@@ -142,7 +142,7 @@ async fn who_watches_sees_staged_before_a_float_moves_and_never_a_step_back() {
         (&format!("{host}/src/y@{same}"), &format!("{host}/ci:same")),
     ]);
     let made = stage.create("r", &images).await;
-    let states = watched(&stage, &made);
+    let watch = watched(&stage, &made);
     for gate in &gates {
         stage.reached(gate).await;
         let now = stage.get("r").await;
@@ -153,10 +153,10 @@ async fn who_watches_sees_staged_before_a_float_moves_and_never_a_step_back() {
     for gate in &gates {
         gate.open();
     }
-    let states = states.await.unwrap();
-    assert_sound(&states);
-    let status = states.last().unwrap().status.clone().unwrap();
-    assert_eq!(condition(states.last().unwrap(), "Complete").1, "Promoted");
+    let seen = watch.await.unwrap();
+    assert_sound(&seen);
+    let status = seen.last().unwrap().status.clone().unwrap();
+    assert_eq!(condition(seen.last().unwrap(), "Complete").1, "Promoted");
     assert_eq!(status.progress.as_deref(), Some("3/3"));
     let reasons: Vec<_> = status.images.iter().map(|i| i.reason.as_deref()).collect();
     let wanted = ["Promoted", "Promoted", "Unchanged"].map(Some);
