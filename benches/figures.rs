@@ -221,12 +221,12 @@ async fn writes_and_time() {
         let controller = stage.controller(&[&format!("--plain-http={host}"), "--registry-qps=0"]);
         // The start's settle time is not what is measured: a first request waits it out.
         stage.create("warm", &json!({"images": [{"source": format!("{host}/src/app:warm"), "float": format!("{host}/ci:warm")}]})).await;
-        stage.finished("warm", Duration::from_secs(60)).await;
+        stage.finished("warm", Duration::from_mins(1)).await;
         registry.reset_log();
         let watching = tokio::spawn(watch_writes(stage.requests()));
         let begun = Instant::now();
         stage.create("figures", &json!({"images": entries})).await;
-        let done = stage.finished("figures", Duration::from_secs(120)).await;
+        let done = stage.finished("figures", Duration::from_mins(2)).await;
         let took = begun.elapsed();
         assert_eq!(stage::phase(&done), "Posted");
         let writes = watching.await.unwrap();

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::stage::{Stage, condition, phase};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 fn audited() -> Options {
     Options::default().settings(Settings {

@@ -40,8 +40,8 @@ fn the_readme_names_every_reason_once_with_its_kind() {
     let mut named: BTreeMap<String, String> = BTreeMap::new();
     for line in table.lines().filter(|line| line.starts_with("| `")) {
         let mut cells = line.split('|').map(str::trim).skip(1);
-        let (names, kind) = (cells.next().unwrap(), cells.next().unwrap());
-        for name in names.split('`').filter(|name| !name.trim().is_empty()) {
+        let (reasons, kind) = (cells.next().unwrap(), cells.next().unwrap());
+        for name in reasons.split('`').filter(|name| !name.trim().is_empty()) {
             assert!(
                 named.insert(name.into(), kind.into()).is_none(),
                 "{name} twice"

@@ -255,21 +255,6 @@ impl Controller {
         self.process.kill();
     }
 
-    /// Asks it to end, and waits until it has.
-    pub async fn terminate(mut self, patience: Duration) -> Duration {
-        let begun = Instant::now();
-        self.process.signal(Signal::Terminate);
-        while !self.process.has_ended() {
-            assert!(
-                begun.elapsed() < patience,
-                "did not end:\n{}",
-                self.process.log_tail()
-            );
-            tokio::time::sleep(LOOK).await;
-        }
-        begun.elapsed()
-    }
-
     /// The exit code, once it has ended.
     pub fn exit_code(&mut self) -> Option<i32> {
         self.process.exit_code()

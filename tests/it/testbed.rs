@@ -320,7 +320,7 @@ fn parent_of_a_sleeper() {
         return;
     };
     let _part = sleeper(Path::new(&directory));
-    std::thread::sleep(Duration::from_secs(600));
+    std::thread::sleep(Duration::from_mins(10));
 }
 
 #[test]

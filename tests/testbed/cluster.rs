@@ -17,7 +17,7 @@ use super::net::install_tls;
 use super::{Binary, ControlPlane, Error, binary};
 
 /// How long a definition may take to be served.
-const ESTABLISHED_WITHIN: Duration = Duration::from_secs(60);
+const ESTABLISHED_WITHIN: Duration = Duration::from_mins(1);
 
 impl ControlPlane {
     /// The address of the API server, `https://127.0.0.1:PORT`.

@@ -18,7 +18,7 @@ use super::net::{http_client, https_client, locked, wait_ready};
 use super::{Binary, Error, RunDir, Signal, Supervised, binary, free_port};
 
 /// A start takes 2 s on an idle machine; compilers may be busy on the same cores.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// A running control plane. Dropping it ends its processes and removes its data.
 #[derive(Debug)]

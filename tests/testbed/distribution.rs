@@ -21,7 +21,7 @@ use super::{
     free_port,
 };
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// For requests in flight when the registry is stopped.
 const GRACE: Duration = Duration::from_secs(10);
 

@@ -48,7 +48,7 @@ fn http_client_builder() -> reqwest::ClientBuilder {
         .no_proxy()
         .pool_max_idle_per_host(0)
         .connect_timeout(Duration::from_secs(5))
-        .timeout(Duration::from_secs(60))
+        .timeout(Duration::from_mins(1))
 }
 
 /// Waits until `request` is answered with one of `wanted`; ends early when `part` ended.

@@ -148,7 +148,7 @@ impl TokenServer {
         let book = Arc::new(Mutex::new(Book {
             users: BTreeMap::new(),
             anonymous: Vec::new(),
-            lifetime: Duration::from_secs(3600),
+            lifetime: Duration::from_hours(1),
             requests: Vec::new(),
         }));
         let desk = Desk {
