@@ -83,9 +83,14 @@ fn verdict(request: &Request, phase: Phase) -> (Reason, String) {
     match phase {
         Phase::Planned => (
             Reason::Planned,
-            format!("{all} images looked at, nothing written"),
+            format!("images looked at: {all}; nothing was written"),
         ),
-        Phase::Cancelled => (Reason::Cancelled, "cancelled before any float moved".into()),
+        Phase::Cancelled => {
+            let moved = request.status.images.iter();
+            let moved = moved.filter(|i| i.phase == Phase::Posted && !i.unchanged);
+            let message = format!("cancelled; floats that had moved before: {}", moved.count());
+            (Reason::Cancelled, message)
+        }
         Phase::Failed => {
             let failed = || images().filter(|(image, _)| image.phase == Phase::Failed);
             let own = failed().find(|(image, _)| image.reason != Some(Reason::Held));
@@ -104,11 +109,14 @@ fn verdict(request: &Request, phase: Phase) -> (Reason, String) {
         }
         _ if unchanged == all => (
             Reason::Unchanged,
-            format!("{all} floats were at their source already"),
+            format!("floats at their source before: {all}; nothing was written"),
         ),
         _ => (
             Reason::Promoted,
-            format!("{all} floats are at their source, {unchanged} of them were before"),
+            format!(
+                "floats moved to their source: {}; there before: {unchanged}",
+                all - unchanged
+            ),
         ),
     }
 }

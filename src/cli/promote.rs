@@ -109,6 +109,13 @@ pub(super) async fn run(args: PromoteArgs) -> ExitCode {
 }
 
 /// Reads and checks everything; nothing is contacted before all of it is right.
+#[cfg_attr(
+    not(feature = "embedded-registry"),
+    allow(
+        clippy::unused_async,
+        reason = "only the embedded registry is waited for"
+    )
+)]
 async fn set_up(args: PromoteArgs, display: &Display) -> Result<Run, String> {
     let objects = read_requests(&args.file).map_err(|error| error.to_string())?;
     for object in &objects {

@@ -22,6 +22,8 @@ const DURATION_SECONDS: i32 = 15;
 const DURATION: Duration = Duration::from_secs(15);
 /// How long one call may take.
 const CALL: Duration = Duration::from_secs(3);
+/// How long a leader may write on whose lease was deleted: until its next renewal is answered.
+pub const UNAWARE: Duration = Duration::from_secs(5);
 /// How often giving it back is tried.
 const RELEASES: usize = 3;
 

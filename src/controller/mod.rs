@@ -85,7 +85,9 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), L
         };
         tracing::info!(?how, "leading");
         if how == Acquired::New {
-            engine.memory().keep_quiet(Instant::now() + settle);
+            engine
+                .memory()
+                .keep_quiet(Instant::now() + lease::UNAWARE + settle);
         }
         (stop, Some(elector))
     } else {

@@ -202,7 +202,7 @@ impl Operation {
             Some(digest) if Some(digest) != displaced => return Ok(Outcome::Moved { to: digest }),
             _ => {}
         }
-        match self.write(float, &manifest, true).await? {
+        match self.put(float, &manifest).await? {
             Written::Done => Ok(Outcome::Latched),
             Written::ContentMissing(_) => Ok(self.staged_gone()),
         }
@@ -384,14 +384,10 @@ impl Operation {
         self.read(held).await
     }
 
-    /// Writes a tag. Whatever was sent is waited for; an answer that was lost keeps the float quiet until it must have landed.
+    /// Writes a tag that was looked at just before. Whatever was sent is waited for; an answer that was lost keeps the float
+    /// quiet until it must have landed. Where the registry has to be waited for (it limits the rate, is read-only, unwell), the
+    /// look would grow old: the step ends, waiting, and its next launch looks again.
     async fn put(&self, tag: &Tag, manifest: &Manifest) -> Flow<Written> {
-        self.write(tag, manifest, false).await
-    }
-
-    /// As [`Self::put`]. A tag that was `seen` just before is not written upon that look where the registry has to be waited for
-    /// (it limits the rate, is read-only, unwell): the step ends, waiting, and its next launch looks again.
-    async fn write(&self, tag: &Tag, manifest: &Manifest, seen: bool) -> Flow<Written> {
         let repository = self.repository();
         let credential = self.push()?;
         let sent = Mutex::new(None);
@@ -406,18 +402,14 @@ impl Operation {
             }
             open
         };
-        let (registry, activity) = (&self.tools.registry, &self.activity);
-        let put = async {
-            if seen {
-                registry
-                    .put_seen_tag(repository, tag, manifest, &credential, gate, activity)
-                    .await
-            } else {
-                registry
-                    .put_tag(repository, tag, manifest, &credential, gate, activity)
-                    .await
-            }
-        };
+        let put = self.tools.registry.put_tag(
+            repository,
+            tag,
+            manifest,
+            &credential,
+            gate,
+            &self.activity,
+        );
         tokio::pin!(put);
         let started = Instant::now();
         let answer = tokio::select! {

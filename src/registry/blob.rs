@@ -187,6 +187,7 @@ impl Registry {
             access,
             timeout: Some(self.transport().settings.request_timeout),
             patience: None,
+            prompt: false,
             placed: false,
             activity,
         }

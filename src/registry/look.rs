@@ -249,6 +249,7 @@ impl Registry {
             access: Some(access),
             timeout: Some(self.transport().settings.request_timeout),
             patience: None,
+            prompt: false,
             placed: false,
             activity,
         }

@@ -49,44 +49,13 @@ pub enum Put {
 }
 
 impl Registry {
-    /// PUT of the exact bytes to a tag. Waits for token, budget and pacing, then asks `gate` and sends, with no await between;
-    /// total time `put_timeout`. 429, maintenance, a connection that cannot be made and a 401 (fresh token once) are waited out
-    /// inside, the gate being asked again each time. Never repeated after [`Put::Unknown`].
+    /// PUT of the exact bytes to a tag that was looked at just before. Waits for token and budget, but not for its turn in the
+    /// pacing, which later requests make up for; then asks `gate` and sends, with no await between; total time `put_timeout`.
+    /// 429, maintenance, a connection that cannot be made and a 401 (fresh token once) are waited out inside for a moment, the
+    /// gate being asked again each time; what lasts longer is [`Put::Refused`] with an error of the class that waits, so that
+    /// the caller looks again before it is sent again. Never repeated after [`Put::Unknown`].
     pub async fn put_tag(
         &self,
-        repository: &Repository,
-        tag: &Tag,
-        manifest: &Manifest,
-        credential: &Credential,
-        gate: impl Fn() -> bool + Send,
-        activity: &Activity,
-    ) -> Put {
-        self.put_tag_within(None, repository, tag, manifest, credential, gate, activity)
-            .await
-    }
-
-    /// As [`Registry::put_tag`], for a tag that was looked at just before: what would be waited out for longer than a moment is
-    /// [`Put::Refused`] instead, with an error of the class that waits, so that the caller looks again before it is sent again.
-    pub async fn put_seen_tag(
-        &self,
-        repository: &Repository,
-        tag: &Tag,
-        manifest: &Manifest,
-        credential: &Credential,
-        gate: impl Fn() -> bool + Send,
-        activity: &Activity,
-    ) -> Put {
-        let patience = Some(MOMENT);
-        self.put_tag_within(
-            patience, repository, tag, manifest, credential, gate, activity,
-        )
-        .await
-    }
-
-    #[allow(clippy::too_many_arguments)] // the caller's, and one more
-    async fn put_tag_within(
-        &self,
-        patience: Option<Duration>,
         repository: &Repository,
         tag: &Tag,
         manifest: &Manifest,
@@ -105,16 +74,13 @@ impl Registry {
             push: true,
             also: None,
         };
-        let timeout = self.transport().settings.put_timeout;
-        self.put(
-            &access,
-            &Reference::Tag(tag.clone()),
-            manifest,
-            Bounds { timeout, patience },
-            gate,
-            activity,
-        )
-        .await
+        let bounds = Bounds {
+            timeout: self.transport().settings.put_timeout,
+            patience: Some(MOMENT),
+        };
+        let reference = Reference::Tag(tag.clone());
+        self.put(&access, &reference, manifest, bounds, gate, activity)
+            .await
     }
 
     /// PUT of a manifest by tag or by its digest.
@@ -137,6 +103,7 @@ impl Registry {
         ask.content = Content::Bytes(manifest.bytes.clone());
         ask.timeout = Some(bounds.timeout);
         ask.patience = bounds.patience;
+        ask.prompt = bounds.patience.is_some();
         match self.transport().send_through(&mut ask, gate).await {
             Ok(reply) => {
                 let put = outcome(&what, manifest, reply).await;

@@ -300,6 +300,7 @@ impl Transport {
             access: None,
             timeout: Some(self.settings.request_timeout),
             patience,
+            prompt: false,
             placed: false,
             activity,
         }

@@ -79,6 +79,8 @@ pub(super) struct Ask<'a> {
     pub(super) timeout: Option<Duration>,
     /// How long a try may wait for the host in all; none: as long as it takes.
     pub(super) patience: Option<Duration>,
+    /// Whether it takes its turn in the pacing at once: it rests on a look that must not grow old.
+    pub(super) prompt: bool,
     /// Whether the caller holds a place on that host already.
     pub(super) placed: bool,
     pub(super) activity: &'a Activity,
@@ -229,7 +231,11 @@ impl Transport {
             } else {
                 Some(host.place(ask.lane).await)
             };
-            host.turn(ask.lane).await;
+            if ask.prompt {
+                host.take_turn(ask.lane);
+            } else {
+                host.turn(ask.lane).await;
+            }
             if admission.is_stale() {
                 continue;
             }
