@@ -62,7 +62,7 @@ impl<S: Store> Engine<S> {
         request: &Request,
     ) -> Result<Entry, StoreError> {
         if let Err(message) = self.inner.policy.check(request) {
-            return Ok(self.decide(uid, Reason::NotAllowed, message));
+            return Ok(Entry::of(Admission::Refused(Reason::NotAllowed, message)));
         }
         if request.spec.suspend {
             // Its committed images are waited for all the same; with the others it delays nobody.
@@ -82,7 +82,7 @@ impl<S: Store> Engine<S> {
                 ));
             }
             Err(AccessError::Invalid(message)) => {
-                let mut entry = self.decide(uid, Reason::SecretInvalid, message);
+                let mut entry = Entry::of(Admission::Refused(Reason::SecretInvalid, message));
                 // What is committed cannot end by this: it goes on when the Secret can be read again.
                 entry.again = Some(Instant::now() + SECRET_AGAIN);
                 return Ok(entry);
@@ -332,7 +332,8 @@ impl<S: Store> Engine<S> {
                 reason,
                 message,
                 class: Class::Terminal,
-            }) => (Asked::No(reason, message), Standing::Ineligible),
+                // Its own reconcile ends it, which wakes those who wait; before that it would be ended as superseded.
+            }) => (Asked::No(reason, message), self.standing(uid)),
             Err(Fault {
                 reason,
                 message,
@@ -361,12 +362,6 @@ impl<S: Store> Engine<S> {
         }
         self.stand(uid, standing);
         self.trigger(key.clone());
-    }
-
-    /// The request cannot be carried out, for good.
-    fn decide(&self, uid: &str, reason: Reason, message: String) -> Entry {
-        self.stand(uid, Standing::Ineligible);
-        Entry::of(Admission::Refused(reason, message))
     }
 
     fn standing(&self, uid: &str) -> Standing {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use promotion_controller::embedded::{GateSpec, Kind, Matcher};
+use promotion_controller::embedded::{Control, GateSpec, Kind, Matcher};
 use serde_json::json;
 
 use super::ground::{Ground, put, verdict};
@@ -168,13 +168,25 @@ async fn a_terminated_run_records_the_write_that_was_sent_and_is_taken_up() {
     ground.assert_never_dangling();
 }
 
+/// How many requests a registry was sent, once the other images wait for the one that is held.
+async fn at_rest(registry: &Control) -> usize {
+    let count = || registry.requests(&Matcher::default()).len();
+    let (mut requests, mut calm) = (count(), 0);
+    while calm < 10 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        calm = if count() == requests { calm + 1 } else { 0 };
+        requests = count();
+    }
+    requests
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_run_on_one_state_is_told_who_has_it() {
     let ground = ground().await;
     let gate = ground.registry.gate(GateSpec::before(put("a_incoming")));
     let running = ground.start(&[]);
     gate.reached().await;
-    let requests = ground.registry.requests(&Matcher::default()).len();
+    let requests = at_rest(&ground.registry).await;
     let second = ground.promote(&[]).await.exits(2);
     let who = format!("is in use by process {}", running.child.id().unwrap());
     assert!(second.stderr.contains(&who), "{}", second.stderr);
