@@ -1,4 +1,23 @@
 //! Promotes container images to floating tags without ever leaving one dangling.
+//!
+//! ```text
+//!  PromotionRequest ── spec.images: [{source, float}, …]
+//!        │
+//!        ▼        one idempotent registry operation per float and reconcile, recorded before the next begins
+//!   Pending ──resolve, stage──▶ Incoming ──back up──▶ BackedUp ──latch──▶ Latched ──post──▶ Posted
+//! ```
+//!
+//! # In reading order
+//!
+//! 1. [`machine`]: what a promotion is. Pure: no I/O, no clock, no Kubernetes, no registry.
+//! 2. [`image`]: names of images, parsed once.
+//! 3. [`api`]: the custom resource, and its status as the machine's record.
+//! 4. [`engine`]: the corridor that every request walks: load, advance, plan, save, launch.
+//! 5. [`registry`]: the only room that speaks to registries.
+//! 6. [`store`]: where requests live, in the Kubernetes API or in a file.
+//! 7. [`controller`]: the engine on a cluster: lease, watch, queue.
+//! 8. [`policy`] and [`cli`]: what is allowed, and the command line.
+//! 9. `embedded`: a quay-like registry in memory, for trying things out and for the tests.
 
 pub mod api;
 pub mod cli;

@@ -10,7 +10,7 @@ use super::{RegistryArgs, bad_input, fail, signalled, telemetry};
 use crate::controller::{Config, run as run_controller};
 use crate::registry::Registry;
 
-/// Reconcile the `PromotionRequests` of a cluster.
+/// Reconcile the promotion requests of a cluster.
 #[derive(Debug, Args)]
 pub(super) struct ControllerArgs {
     /// Only the requests of this namespace [default: all].

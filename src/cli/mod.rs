@@ -36,9 +36,9 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Reconcile the `PromotionRequest`s of a cluster.
+    /// Reconcile the promotion requests of a cluster.
     Controller(controller::ControllerArgs),
-    /// Carry out the `PromotionRequest`s of a file, without a cluster.
+    /// Carry out the promotion requests of a file, without a cluster.
     Promote(promote::PromoteArgs),
     /// Print the CRD.
     Crd,

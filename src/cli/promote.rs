@@ -21,10 +21,10 @@ use crate::registry::{BuildError, Keyring, Registry};
 use crate::store::Key;
 use crate::store::file::{FileStore, Update, read_requests};
 
-/// Carry out the `PromotionRequests` of a file, without a cluster.
+/// Carry out the promotion requests of a file, without a cluster.
 #[derive(Debug, Args)]
 pub(super) struct PromoteArgs {
-    /// A YAML file with one or more `PromotionRequest` documents; their order is their order of creation.
+    /// A YAML file with one or more promotion requests, a document each; their order is their order of creation.
     #[arg(short = 'f', long = "file", value_name = "FILE")]
     file: PathBuf,
     /// Where the status is kept [default: FILE with the extension .state.yaml].
