@@ -188,7 +188,8 @@ impl<S: Store> Engine<S> {
             if let Some(known) = engine.lock().known.get_mut(&uid) {
                 known.triggered = false;
             }
-            engine.trigger(key);
+            // It may have been saved since: then the interval begins anew.
+            engine.report(&key, &uid);
         });
     }
 }

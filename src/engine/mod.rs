@@ -153,10 +153,13 @@ impl<S: Store> Engine<S> {
         let standing = Standing::Undecided { since: now };
         let contender = Contender::of(&uid, &key.to_string(), order, &request, standing);
         let mut state = self.lock();
-        let own = state
-            .known
-            .get(&uid)
-            .is_some_and(|k| k.saved == Some(version));
+        let own = state.known.get_mut(&uid).is_some_and(|known| {
+            if let Some(heard) = &mut known.saving {
+                // Whether it is our own shows when the save is answered.
+                *heard = version.max(*heard);
+            }
+            known.saving.is_some() || known.saved == Some(version)
+        });
         state.note(&key, version, contender, now) && !own
     }
 

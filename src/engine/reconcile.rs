@@ -132,15 +132,12 @@ impl<S: Store> Engine<S> {
             None
         } else {
             self.note_stamps(&request, &was, now);
-            Some(self.inner.store.save(&object).await?)
+            Some(self.save(key, &uid, &object).await?)
         };
         // Recorded: only now may the evidence be forgotten, and what was planned begin.
         self.drop_harvest(&uid, &harvest);
         for &index in &plan.drops {
             self.give_up(&uid, index);
-        }
-        if saved.is_some() {
-            self.note_save(&uid);
         }
         if let Some(access) = access {
             self.launch(key, &uid, &request, &plan.launches, &access);
@@ -247,11 +244,38 @@ impl<S: Store> Engine<S> {
         }
     }
 
-    /// The status interval begins with the save, before what it launches can end.
-    fn note_save(&self, uid: &str) {
+    /// Saves an object. Our own save can come back by the watch before it is answered: what is heard meanwhile is a trigger
+    /// only if it was another's.
+    async fn save(
+        &self,
+        key: &Key,
+        uid: &str,
+        object: &PromotionRequest,
+    ) -> Result<PromotionRequest, StoreError> {
         if let Some(known) = self.lock().known.get_mut(uid) {
+            known.saving = Some(0);
+        }
+        let saved = self.inner.store.save(object).await;
+        let version = saved
+            .as_ref()
+            .ok()
+            .and_then(identity)
+            .map(|(_, version)| version);
+        let mut state = self.lock();
+        let Some(known) = state.known.get_mut(uid) else {
+            return saved;
+        };
+        let heard = known.saving.take().filter(|&heard| heard > 0);
+        if version.is_some() {
+            known.saved = version;
+            // The status interval begins with the save, before what it launches can end.
             known.saved_at = Some(Instant::now());
         }
+        drop(state);
+        if heard.is_some() && heard != version {
+            self.trigger(key.clone());
+        }
+        saved
     }
 
     fn give_up(&self, uid: &str, index: usize) {

@@ -48,6 +48,8 @@ pub(super) struct Known {
     pub asked: Asked,
     /// The resourceVersion of our own last save.
     pub saved: Option<u64>,
+    /// A save is on its way, and the newest resourceVersion heard of meanwhile, or 0: our own save coming back, most often.
+    pub saving: Option<u64>,
     /// When it was saved last.
     pub saved_at: Option<Instant>,
     /// A trigger is set for later.
@@ -145,6 +147,7 @@ impl State {
             claiming: false,
             asked: Asked::Not,
             saved: None,
+            saving: None,
             saved_at: None,
             triggered: false,
             told: 0,
