@@ -4,6 +4,7 @@
 mod testbed;
 
 mod apply;
+mod bounded;
 mod claims;
 mod controller;
 mod crash;

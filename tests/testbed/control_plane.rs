@@ -45,9 +45,23 @@ pub struct ControlPlane {
 pub async fn shared() -> &'static ControlPlane {
     static SHARED: OnceCell<ControlPlane> = OnceCell::const_new();
     SHARED
-        .get_or_try_init(ControlPlane::start)
+        .get_or_try_init(start_after_building)
         .await
         .expect("the shared control plane starts")
+}
+
+/// Everything the tests run is built before the first of them begins: a build beside them would take their time away.
+async fn start_after_building() -> Result<ControlPlane, Error> {
+    for wanted in [
+        Binary::Etcd,
+        Binary::KubeApiserver,
+        Binary::KubeControllerManager,
+        Binary::Kubectl,
+        Binary::Registry,
+    ] {
+        binary(wanted).await?;
+    }
+    ControlPlane::start().await
 }
 
 impl ControlPlane {
