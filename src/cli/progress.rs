@@ -7,6 +7,7 @@ use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 
 use super::say;
 use crate::api::{ImageStatus, PromotionRequest};
+use crate::engine::ASKING;
 use crate::machine::{Kind, Phase, Reason};
 use crate::store::{Event, Key};
 
@@ -85,7 +86,9 @@ impl Display {
             }
         }
         let progressing = status.conditions.iter().find(|c| c.type_ == "Progressing");
-        if let Some(condition) = progressing.filter(|c| c.reason != shown.reason) {
+        // That it was only just asked whether it may push is not worth a line.
+        let told = progressing.filter(|c| c.message != ASKING);
+        if let Some(condition) = told.filter(|c| c.reason != shown.reason) {
             let waits = Reason::parse(&condition.reason).is_some_and(|r| r.kind() == Kind::Waiting);
             if waits && !of_an_image(&condition.message, &status.images) {
                 lines.push(format!("{key}  waits: {}", condition.message));

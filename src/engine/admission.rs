@@ -25,6 +25,9 @@ const SECRET_AGAIN: Duration = Duration::from_secs(10);
 /// The longest pause before asking again whether a request may push.
 const ASK_AGAIN_MAX: Duration = Duration::from_mins(1);
 
+/// Why a request waits that has only just come.
+pub const ASKING: &str = "asking whether it may push";
+
 /// What the engine found out about a request's admission.
 pub(super) struct Entry {
     pub admission: Admission,
@@ -271,7 +274,7 @@ impl<S: Store> Engine<S> {
             Asked::Running(_, activity) => {
                 let entry = match activity.waiting() {
                     Some(waiting) => Entry::waits(waiting.reason, waiting.message, None),
-                    None => Entry::waits(Reason::Queued, "asking whether it may push", None),
+                    None => Entry::waits(Reason::Queued, ASKING, None),
                 };
                 return Some(entry);
             }
@@ -317,11 +320,7 @@ impl<S: Store> Engine<S> {
             };
             engine.answer(&key, &uid, tries, answer);
         });
-        Some(Entry::waits(
-            Reason::Queued,
-            "asking whether it may push",
-            None,
-        ))
+        Some(Entry::waits(Reason::Queued, ASKING, None))
     }
 
     /// Keeps the answer to [`Self::ask`], and wakes those whom it lets go ahead.

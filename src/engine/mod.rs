@@ -37,6 +37,7 @@ use memory::Memory;
 use operation::Tools;
 use state::State;
 
+pub use admission::ASKING;
 pub use reconcile::{Next, ReconcileError};
 
 /// How the engine is set.
