@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::operation::{credential, fault};
 use super::state::{Asked, State};
-use super::{Engine, is_finished};
+use super::{Engine, identity, is_finished};
 use crate::api::{self, PromotionRequest};
 use crate::image::{Float, Repository};
 use crate::machine::claims::{Rival, Standing, Verdict};
@@ -231,12 +231,7 @@ impl<S: Store> Engine<S> {
         {
             return Ok(Err(waits(format!("waits for {key}, which is committed"))));
         }
-        let version = object
-            .metadata
-            .resource_version
-            .as_ref()
-            .and_then(|v| v.parse().ok())
-            .unwrap_or(1);
+        let version = identity(&object).map_or(1, |(_, version)| version);
         request.status.supersede(
             &images,
             version,
@@ -248,7 +243,7 @@ impl<S: Store> Engine<S> {
             waiting: None,
         };
         api::status::write(&mut object, &request, &scenery);
-        match self.inner.store.save(&object).await {
+        match self.save(&key, &rival.uid, &object).await {
             Ok(saved) => {
                 self.saved(&key, &before, &saved, &request, &[]).await;
                 Ok(Ok(()))

@@ -28,6 +28,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::api::{self, PromotionRequest};
+use crate::machine::Request;
 use crate::machine::claims::{Contender, Standing};
 use crate::policy::Policy;
 use crate::registry::Registry;
@@ -150,9 +151,7 @@ impl<S: Store> Engine<S> {
         };
         let key = Key::of(object);
         let now = now();
-        let order = request.status.order.unwrap_or(version);
-        let standing = Standing::Undecided { since: now };
-        let contender = Contender::of(&uid, &key.to_string(), order, &request, standing);
+        let contender = contender(&key, &uid, version, &request, now);
         let mut state = self.lock();
         let own = state.known.get_mut(&uid).is_some_and(|known| {
             if let Some(heard) = &mut known.saving {
@@ -291,6 +290,14 @@ impl<S: Store> Engine<S> {
 fn now() -> Timestamp {
     let now = Timestamp::now();
     Timestamp::from_second(now.as_second()).unwrap_or(now)
+}
+
+/// A request as read at `version`, among those it shares a float with; whether it may begin is not known from the record.
+fn contender(key: &Key, uid: &str, version: u64, request: &Request, now: Timestamp) -> Contender {
+    // Before an order is saved, the present resourceVersion counts.
+    let order = request.status.order.unwrap_or(version);
+    let standing = Standing::Undecided { since: now };
+    Contender::of(uid, &key.to_string(), order, request, standing)
 }
 
 /// The UID and resourceVersion of an object that has both.

@@ -6,11 +6,10 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::admission::Entry;
-use super::{Engine, identity, is_finished};
+use super::{Engine, contender, identity, is_finished};
 use crate::api::status::{ReadError, Scenery};
 use crate::api::{self, PromotionRequest, conditions};
 use crate::image::Stamp;
-use crate::machine::claims::{Contender, Standing};
 use crate::machine::{
     self, Context, Effect, Notice, Outcome, Plan, Reason, Request, Scene, Waiting, World,
 };
@@ -246,7 +245,7 @@ impl<S: Store> Engine<S> {
 
     /// Saves an object. Our own save can come back by the watch before it is answered: what is heard meanwhile is a trigger
     /// only if it was another's.
-    async fn save(
+    pub(super) async fn save(
         &self,
         key: &Key,
         uid: &str,
@@ -316,14 +315,11 @@ impl<S: Store> Engine<S> {
         };
         let events = {
             let mut state = self.lock();
-            let now = Timestamp::now();
-            let order = request.status.order.unwrap_or(version);
-            let standing = Standing::Undecided { since: now };
-            let contender = Contender::of(&uid, &key.to_string(), order, request, standing);
+            let now = super::now();
+            let contender = contender(key, &uid, version, request, now);
             state.note(key, version, contender, now);
             match state.known.get_mut(&uid) {
                 Some(known) => {
-                    known.saved = Some(version);
                     let events = events(before, request, notices, known.told);
                     known.told += u32::try_from(events.len()).unwrap_or(u32::MAX);
                     events
@@ -351,7 +347,8 @@ impl<S: Store> Engine<S> {
         error: &ReadError,
     ) -> Result<Next, ReconcileError> {
         api::status::refuse(&mut object, error, super::now());
-        let saved = self.inner.store.save(&object).await?;
+        let uid = object.metadata.uid.clone().unwrap_or_default();
+        let saved = self.save(key, &uid, &object).await?;
         tracing::warn!(request = %key, "{error}");
         let note = error.to_string();
         let event = Event {
@@ -360,9 +357,7 @@ impl<S: Store> Engine<S> {
             warning: true,
         };
         self.inner.store.tell(&saved, event).await;
-        if let Some(uid) = &saved.metadata.uid {
-            self.gone(uid);
-        }
+        self.gone(&uid);
         Ok(Next::Triggered)
     }
 }

@@ -16,7 +16,6 @@ use super::credential::Credential;
 use super::endpoint::Endpoint;
 use super::error::Error;
 use super::manifest::Blob;
-use super::reply::Refusal;
 use super::transport::{Ask, Content, Failure};
 use super::upload::RESTARTS_MAX;
 use super::{Kind, Present, Registry};
@@ -113,17 +112,8 @@ impl Registry {
         let what = named(job.to, blob.digest);
         let access = job.target();
         let url = blob_url(&access, blob.digest);
-        let mut ask = self.blob_ask(Method::HEAD, url, &what, Some(&access), job.activity);
-        let reply = self
-            .transport()
-            .send(&mut ask)
-            .await
-            .map_err(Failure::into_error)?;
-        match reply.status() {
-            StatusCode::OK => Ok(true),
-            StatusCode::NOT_FOUND => Ok(false),
-            _ => Err(reply.refusal(&what, Refusal::OfRead).await),
-        }
+        let ask = self.blob_ask(Method::HEAD, url, &what, Some(&access), job.activity);
+        self.is_there(ask).await
     }
 
     async fn mount(&self, job: &Job<'_>, blob: Blob) -> Result<Mount, Error> {

@@ -212,7 +212,12 @@ impl Registry {
     ) -> Result<bool, Error> {
         let reference = Reference::Digest(digest);
         let what = named(access.repository, &reference);
-        let mut ask = self.manifest_ask(Method::HEAD, &what, &reference, access, activity);
+        let ask = self.manifest_ask(Method::HEAD, &what, &reference, access, activity);
+        self.is_there(ask).await
+    }
+
+    /// Whether there is what a HEAD asks for.
+    pub(super) async fn is_there(&self, mut ask: Ask<'_>) -> Result<bool, Error> {
         let reply = self
             .transport()
             .send(&mut ask)
@@ -221,7 +226,7 @@ impl Registry {
         match reply.status() {
             StatusCode::OK => Ok(true),
             StatusCode::NOT_FOUND => Ok(false),
-            _ => Err(reply.refusal(&what, Refusal::OfRead).await),
+            _ => Err(reply.refusal(ask.what, Refusal::OfRead).await),
         }
     }
 
