@@ -285,7 +285,7 @@ impl<S: Store> Engine<S> {
             Asked::Not => 0,
         };
         let cancel = CancellationToken::new();
-        let activity = Arc::new(Activity::default());
+        let activity = Arc::new(Activity::of(uid));
         known.asked = Asked::Running(cancel.clone(), Arc::clone(&activity));
         drop(state);
         let mut repositories: Vec<Repository> = request
@@ -296,26 +296,64 @@ impl<S: Store> Engine<S> {
             .collect();
         repositories.sort();
         repositories.dedup();
-        let question = question(
-            self.inner.tools.registry.clone(),
-            access.clone(),
-            repositories,
-            Arc::clone(&activity),
-        );
         let (engine, key, uid) = (self.clone(), key.clone(), uid.to_owned());
+        let mut access = access.clone();
         tokio::spawn(async move {
-            let question = question;
-            tokio::pin!(question);
             let answer = loop {
-                tokio::select! {
-                    answer = &mut question => break answer,
-                    () = activity.changed() => engine.trigger(key.clone()),
+                let asked = engine.put_question(&key, &access, &repositories, &activity);
+                let answer = tokio::select! {
+                    answer = asked => answer,
                     () = cancel.cancelled() => return,
+                };
+                match &answer {
+                    Err(fault) if fault.reason == Reason::Unauthorized => {
+                        match engine.rotated(&key, &uid, &access, &repositories).await {
+                            Some(renewed) => access = renewed,
+                            None => break answer,
+                        }
+                    }
+                    _ => break answer,
                 }
             };
             engine.answer(&key, &uid, tries, answer);
         });
         Some(Entry::waits(Reason::Queued, ASKING, None))
+    }
+
+    /// Asks the registries; meanwhile, whoever watches is shown what is waited for.
+    async fn put_question(
+        &self,
+        key: &Key,
+        access: &Access,
+        repositories: &[Repository],
+        activity: &Arc<Activity>,
+    ) -> Result<(), Fault> {
+        let registry = &self.inner.tools.registry;
+        let question = question(registry, access, repositories, activity);
+        tokio::pin!(question);
+        loop {
+            tokio::select! {
+                answer = &mut question => return answer,
+                () = activity.changed() => self.trigger(key.clone()),
+            }
+        }
+    }
+
+    /// What the request may use now, if that is something else than what was just rejected.
+    async fn rotated(
+        &self,
+        key: &Key,
+        uid: &str,
+        rejected: &Access,
+        repositories: &[Repository],
+    ) -> Option<Access> {
+        let object = self.inner.store.load(key).await.ok()??;
+        if object.metadata.uid.as_deref() != Some(uid) {
+            return None;
+        }
+        let access = self.inner.store.access_anew(&object).await.ok()?;
+        let same = |float| access.is_same_for(rejected, float, float);
+        (!repositories.iter().all(same)).then_some(access)
     }
 
     /// Keeps the answer to [`Self::ask`], and wakes those whom it lets go ahead.
@@ -392,14 +430,14 @@ impl<S: Store> Engine<S> {
 
 /// Asks the registries, one after the other, whether the credential may push.
 async fn question(
-    registry: Registry,
-    access: Access,
-    repositories: Vec<Repository>,
-    activity: Arc<Activity>,
+    registry: &Registry,
+    access: &Access,
+    repositories: &[Repository],
+    activity: &Activity,
 ) -> Result<(), Fault> {
-    for repository in &repositories {
+    for repository in repositories {
         let credential = credential(&access.push, repository)?;
-        let answer = registry.may_push(repository, &credential, &activity).await;
+        let answer = registry.may_push(repository, &credential, activity).await;
         answer.map_err(|error| fault(&error))?;
     }
     Ok(())

@@ -53,7 +53,7 @@ impl<S: Store> Engine<S> {
         let spec = request.spec.images.get(index)?;
         let image = request.status.images.get(index)?;
         let cancel = CancellationToken::new();
-        let activity = Arc::new(Activity::default());
+        let activity = Arc::new(Activity::of(uid));
         let float = spec.float.clone();
         let (id, again, seen) = {
             let mut state = self.lock();
@@ -67,6 +67,7 @@ impl<S: Store> Engine<S> {
                 step,
                 again,
                 float: float.clone(),
+                access: access.clone(),
                 cancel: cancel.clone(),
                 activity: Arc::clone(&activity),
                 started: Instant::now(),

@@ -6,10 +6,13 @@
 //! The rules run in a fixed order, each a function of its own: what ends the request before it is committed, what a failure
 //! does to its group, whose attempts are used up, whether the floats may move, what is launched.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::advance::held;
 use super::{GRACE_SECONDS, Kind, Latch, Phase, Reason, Request, Step, after};
+
+/// Times in status are whole seconds: two that differ by no more may be the same.
+const SAME_TIME: SignedDuration = SignedDuration::from_secs(1);
 
 /// The world around a request, as far as a plan depends on it.
 #[derive(Debug, Clone)]
@@ -133,6 +136,15 @@ fn show_waiting(request: &mut Request, world: &World) {
             continue;
         }
         if let Some(waiting) = &scene.waiting {
+            // Computed from a running clock, one and the same time may come out a second apart: that is no news.
+            let known = image.next_attempt.filter(|known| {
+                image.reason == Some(waiting.reason)
+                    && image.message == waiting.message
+                    && known.duration_since(waiting.until).abs() <= SAME_TIME
+            });
+            if known.is_some() {
+                continue;
+            }
             image.reason = Some(waiting.reason);
             image.message.clone_from(&waiting.message);
             image.next_attempt = Some(waiting.until);

@@ -4,6 +4,7 @@
 //! is unwell. An operation may wait in several places at once (eight blobs of one image); what is shown is the wait that ends
 //! last.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -18,6 +19,7 @@ pub struct Activity(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
+    party: u64,
     bytes: AtomicU64,
     tickets: AtomicU64,
     waits: Mutex<Vec<(u64, Waiting)>>,
@@ -36,6 +38,22 @@ pub struct Waiting {
 }
 
 impl Activity {
+    /// Of an operation of this promotion request: all of one share what a host gives to each.
+    #[must_use]
+    pub fn of(request: &str) -> Self {
+        let mut hasher = DefaultHasher::new();
+        request.hash(&mut hasher);
+        Self(Arc::new(Shared {
+            party: hasher.finish(),
+            ..Shared::default()
+        }))
+    }
+
+    /// Whom it works for.
+    pub(super) fn party(&self) -> u64 {
+        self.0.party
+    }
+
     /// Bytes of blobs written to the target so far; what has to be sent again is taken off.
     #[must_use]
     pub fn bytes(&self) -> u64 {

@@ -56,8 +56,10 @@ enum Verdict {
     Go {
         probe: bool,
     },
+    /// Until then; or until `probing`, which another does, has its answer.
     Wait {
         until: Instant,
+        probing: bool,
         reason: Reason,
         message: String,
     },
@@ -69,16 +71,10 @@ impl Rest {
             return Verdict::Go { probe: false };
         };
         let (reason, message) = (open.reason, open.message.clone());
-        if now < open.until {
+        if now < open.until || open.probing {
             return Verdict::Wait {
                 until: open.until,
-                reason,
-                message,
-            };
-        }
-        if open.probing {
-            return Verdict::Wait {
-                until: now + Duration::from_secs(1),
+                probing: open.probing,
                 reason,
                 message,
             };
@@ -142,7 +138,7 @@ impl Breaker {
         deadline: Option<Instant>,
         activity: &Activity,
     ) -> Result<Ticket, Error> {
-        let mut shown = None;
+        let mut shown: Option<(Waiting, WaitGuard)> = None;
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
@@ -151,32 +147,48 @@ impl Breaker {
                 let mut state = lock(&self.state);
                 (state.ask(now), state.generation)
             };
-            let (until, reason, message) = match verdict {
+            let (until, probing, waiting) = match verdict {
                 Verdict::Go { probe } => {
+                    let shown = shown.filter(|_| probe).map(|(_, guard)| guard);
                     return Ok(Ticket {
                         breaker: Arc::clone(self),
                         generation,
                         probe,
-                        _shown: shown.filter(|_| probe),
+                        _shown: shown,
                     });
                 }
                 Verdict::Wait {
                     until,
+                    probing,
                     reason,
                     message,
-                } => (until, reason, message),
+                } => {
+                    let waiting = Waiting {
+                        reason,
+                        message,
+                        until: until.into_std(),
+                    };
+                    (until, probing, waiting)
+                }
             };
-            if deadline.is_some_and(|deadline| until > deadline) {
-                return Err(Error::wait(reason, Some(until - now), message));
+            // A probe takes as long as it takes: it is waited for as long as there is patience.
+            let wake = if probing { deadline } else { Some(until) };
+            let patient = match (deadline, probing) {
+                (None, _) => true,
+                (Some(deadline), true) => now < deadline,
+                (Some(deadline), false) => until <= deadline,
+            };
+            if !patient {
+                let after = Some(until.saturating_duration_since(now));
+                return Err(Error::wait(waiting.reason, after, waiting.message));
             }
-            let next = activity.wait(Waiting {
-                reason,
-                message,
-                until: until.into_std(),
-            });
-            shown = Some(next);
+            // What is shown already stands: an observer hears of changes only.
+            if shown.as_ref().is_none_or(|(known, _)| *known != waiting) {
+                let guard = activity.wait(waiting.clone());
+                shown = Some((waiting, guard));
+            }
             tokio::select! {
-                () = sleep_until(until) => {}
+                () = sleep_until(wake.unwrap_or(now)), if wake.is_some() => {}
                 () = changed => {}
             }
         }

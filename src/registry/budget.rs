@@ -4,9 +4,8 @@
 //! `concurrency` requests in flight (tokens apart, which have two places of their own, so that who holds a place can always
 //! renew a token); while the host is unwell, one request at a time asks whether it is well again.
 //!
-//! Places are taken in one order, so that no two copies wait for each other: hosts by name, on one host `streams` before
-//! `requests`, and whoever holds one place waits for nothing else but places further on in that order. Streams (blobs on their
-//! way) leave a quarter of the places free, so that a tag is written while large layers move.
+//! Places are taken in one order, so that no two copies wait for each other: hosts by name, and whoever holds one place waits for
+//! nothing else but places further on in that order.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,20 +13,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use super::activity::Activity;
 use super::breaker::{Breaker, Ticket};
 use super::error::Error;
-use super::pace::Pace;
+use super::queue::{Permit, Queue, Want};
 use crate::machine::Reason;
 
-/// Fewer places than this could not hold a stream within one host and a request beside it.
-const CONCURRENCY_MIN: usize = 3;
 /// Token fetches in flight per host: quay limits its token endpoint to a burst of two.
 const TOKENS: usize = 2;
 /// How many hosts are remembered before those nobody uses are forgotten.
 const HOSTS_MAX: usize = 1024;
+
 /// What kind of request it is, for pacing: quay limits manifests and blobs apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lane {
@@ -35,6 +33,16 @@ pub(super) enum Lane {
     Blobs,
     /// Tokens and pings: paced with the manifests, in places of their own.
     Tokens,
+}
+
+impl Lane {
+    /// The lane whose turns it takes.
+    pub(super) fn paced(self) -> Self {
+        match self {
+            Self::Manifests | Self::Tokens => Self::Manifests,
+            Self::Blobs => Self::Blobs,
+        }
+    }
 }
 
 /// The limits of every host.
@@ -61,10 +69,8 @@ pub(super) struct Hosts {
 #[derive(Debug)]
 pub(super) struct Host {
     pub(super) name: String,
-    requests: Arc<Semaphore>,
-    streams: Arc<Semaphore>,
+    queue: Arc<Queue>,
     tokens: Arc<Semaphore>,
-    lanes: [Mutex<Pace>; 2],
     /// Open while the host is unwell or limits the rate.
     all: Arc<Breaker>,
     /// Open while the host refuses writes.
@@ -72,10 +78,29 @@ pub(super) struct Host {
     served: AtomicU64,
 }
 
-/// Places held; given back when dropped.
+/// What one request needs of its host before it is sent.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Entry {
+    /// What kind it is.
+    pub(super) lane: Lane,
+    /// Whether the caller holds a place on the host already.
+    pub(super) placed: bool,
+    /// Whether it rests on a look that must not grow old.
+    pub(super) prompt: bool,
+}
+
+/// A request's place and turn; the place is given back when dropped.
 #[derive(Debug)]
-pub(super) struct Places {
-    _held: Vec<OwnedSemaphorePermit>,
+pub(super) struct Place {
+    permit: Permit,
+    _token: Option<OwnedSemaphorePermit>,
+}
+
+impl Place {
+    /// Nothing was sent: its turn is another's.
+    pub(super) fn unused(self) {
+        self.permit.unused();
+    }
 }
 
 impl Hosts {
@@ -101,16 +126,11 @@ impl Hosts {
 
 impl Host {
     fn new(name: &str, limits: Limits) -> Self {
-        let places = limits.concurrency.max(CONCURRENCY_MIN);
-        let streams = (places - places.div_ceil(4)).max(2);
-        let lane = || Mutex::new(Pace::new(limits.qps, Instant::now()));
         let breaker = || Arc::new(Breaker::new(limits.rest_first, limits.rest_max));
         Self {
             name: name.to_owned(),
-            requests: Arc::new(Semaphore::new(places)),
-            streams: Arc::new(Semaphore::new(streams)),
+            queue: Queue::new(limits),
             tokens: Arc::new(Semaphore::new(TOKENS)),
-            lanes: [lane(), lane()],
             all: breaker(),
             writes: breaker(),
             served: AtomicU64::new(0),
@@ -139,46 +159,42 @@ impl Host {
         let _ = self.admit(write, None, activity).await;
     }
 
-    /// Waits for a place for one request.
-    pub(super) async fn place(&self, lane: Lane) -> Places {
-        let places = if lane == Lane::Tokens {
-            &self.tokens
+    /// Waits for a place and a turn for one request.
+    pub(super) async fn enter(&self, entry: Entry, activity: &Activity) -> Place {
+        let token = if entry.lane == Lane::Tokens {
+            // None only if the semaphore were closed, which nobody does.
+            Arc::clone(&self.tokens).acquire_owned().await.ok()
         } else {
-            &self.requests
+            None
         };
-        Places {
-            _held: acquire(places, 1).await,
+        let placed = entry.placed || token.is_some();
+        let want = Want {
+            party: activity.party(),
+            places: usize::from(!placed),
+            turn: Some(entry.lane),
+            prompt: entry.prompt,
+        };
+        Place {
+            permit: self.queue.enter(want).await,
+            _token: token,
         }
-    }
-
-    /// Waits for its turn in the lane.
-    pub(super) async fn turn(&self, lane: Lane) {
-        let wait = lock(self.lane(lane)).take(Instant::now());
-        if !wait.is_zero() {
-            sleep(wait).await;
-        }
-    }
-
-    /// Takes a turn in the lane without waiting for it: those that come later wait longer.
-    pub(super) fn take_turn(&self, lane: Lane) {
-        let _ = lock(self.lane(lane)).take(Instant::now());
     }
 
     /// The host answered with something of use.
     pub(super) fn serves(&self, lane: Lane, admission: Admission) {
         self.served.fetch_add(1, Ordering::Relaxed);
-        lock(self.lane(lane)).recover();
         admission.all.good();
         if let Some(writes) = admission.writes {
             writes.good();
         }
+        self.queue.served(lane);
     }
 
-    /// The host limits the rate: it rests, and the lane is slower afterwards.
+    /// The host limits the rate: it rests, and is asked for less afterwards.
     pub(super) fn limits(&self, lane: Lane, admission: Admission, after: Option<Duration>) {
         let message = format!("{} limits the rate", self.name);
         if admission.all.bad(Reason::RateLimited, message, after) {
-            lock(self.lane(lane)).slow();
+            self.queue.limited(lane);
         }
     }
 
@@ -199,41 +215,36 @@ impl Host {
         self.served.load(Ordering::Relaxed)
     }
 
-    fn lane(&self, lane: Lane) -> &Mutex<Pace> {
-        match lane {
-            Lane::Manifests | Lane::Tokens => &self.lanes[0],
-            Lane::Blobs => &self.lanes[1],
-        }
+    /// Waits for the places of a stream that has so many ends here.
+    async fn stream(&self, ends: usize, activity: &Activity) -> Permit {
+        let want = Want {
+            party: activity.party(),
+            places: ends,
+            turn: None,
+            prompt: false,
+        };
+        self.queue.enter(want).await
     }
 }
 
 /// Places for a stream from one host to another, in the order that excludes a circle.
-pub(super) async fn stream_places(from: &Arc<Host>, to: &Arc<Host>) -> Places {
-    let mut held = Vec::with_capacity(4);
+pub(super) async fn stream_places(
+    from: &Arc<Host>,
+    to: &Arc<Host>,
+    activity: &Activity,
+) -> Vec<Permit> {
     if from.name == to.name {
-        held.extend(acquire(&to.streams, 2).await);
-        held.extend(acquire(&to.requests, 2).await);
-    } else {
-        let (first, second) = if from.name < to.name {
-            (from, to)
-        } else {
-            (to, from)
-        };
-        for host in [first, second] {
-            held.extend(acquire(&host.streams, 1).await);
-            held.extend(acquire(&host.requests, 1).await);
-        }
+        return vec![to.stream(2, activity).await];
     }
-    Places { _held: held }
-}
-
-/// None only if the semaphore were closed, which nobody does.
-async fn acquire(places: &Arc<Semaphore>, n: u32) -> Vec<OwnedSemaphorePermit> {
-    Arc::clone(places)
-        .acquire_many_owned(n)
-        .await
-        .into_iter()
-        .collect()
+    let (first, second) = if from.name < to.name {
+        (from, to)
+    } else {
+        (to, from)
+    };
+    vec![
+        first.stream(1, activity).await,
+        second.stream(1, activity).await,
+    ]
 }
 
 /// Leave to send one request; what became of it is told to the breakers through it.
@@ -290,7 +301,7 @@ mod tests {
                     .map(|_| Instant::now())
             }
         });
-        sleep(Duration::from_millis(300)).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
         assert!(!other.is_finished());
         assert_eq!(
             activity.waiting().unwrap().reason,
@@ -347,8 +358,9 @@ mod tests {
                     2 => (&a, &a),
                     _ => (&b, &b),
                 };
-                let _places = stream_places(from, to).await;
-                sleep(Duration::from_millis(10)).await;
+                let activity = Activity::default();
+                let _places = stream_places(from, to, &activity).await;
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }));
         }
         let all = futures::future::join_all(tasks);
@@ -365,15 +377,21 @@ mod tests {
             Arc::new(Host::new("a", limits())),
             Arc::new(Host::new("b", limits())),
         );
+        let activity = Activity::default();
         let mut held = Vec::new();
         while let Ok(places) =
-            tokio::time::timeout(Duration::from_secs(1), stream_places(&a, &b)).await
+            tokio::time::timeout(Duration::from_secs(1), stream_places(&a, &b, &activity)).await
         {
             held.push(places);
         }
         assert_eq!(held.len(), 3);
+        let entry = Entry {
+            lane: Lane::Manifests,
+            placed: false,
+            prompt: false,
+        };
         assert!(
-            tokio::time::timeout(Duration::from_secs(1), b.place(Lane::Manifests))
+            tokio::time::timeout(Duration::from_secs(1), b.enter(entry, &activity))
                 .await
                 .is_ok()
         );

@@ -9,7 +9,7 @@
 //! here; what one credential was granted or shown never serves another; memory does not grow with the size of images.
 //!
 //! In reading order: `error` (how answers count), `keyring` and `credential`, `endpoint` (addresses), `access` (rights), `budget` (what
-//! a host is asked to bear; `breaker`, `pace`), `transport` (the one way out; `token`, `reply`), `manifest`, `look` and `put` (tags),
+//! a host is asked to bear; `queue`, `pace`, `breaker`), `transport` (the one way out; `token`, `reply`), `manifest`, `look` and `put` (tags),
 //! `copy` (`blob`, `upload`, `download`).
 
 mod access;
@@ -28,6 +28,7 @@ mod look;
 mod manifest;
 mod pace;
 mod put;
+mod queue;
 mod reply;
 mod token;
 mod transport;

@@ -10,7 +10,7 @@ use reqwest::header::{HeaderMap, RETRY_AFTER, WWW_AUTHENTICATE};
 use reqwest::{Response, StatusCode};
 
 use super::access::Challenge;
-use super::budget::Places;
+use super::budget::Place;
 use super::error::{Answer, Error};
 use crate::machine::Reason;
 
@@ -23,7 +23,7 @@ pub(super) struct Reply {
     pub(super) response: Response,
     /// Whether a redirect led to another address than the one asked.
     pub(super) elsewhere: bool,
-    pub(super) _places: Option<Places>,
+    pub(super) _place: Place,
 }
 
 /// What was refused.

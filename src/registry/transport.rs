@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::Settings;
 use super::access::Access;
 use super::activity::Activity;
-use super::budget::{Admission, Host, Hosts, Lane, Limits};
+use super::budget::{Admission, Entry, Host, Hosts, Lane, Limits};
 use super::endpoint::{Endpoints, address};
 use super::error::{Answer, BuildError, Error};
 use super::reply::{Reply, challenge_of, describe, is_untrusted, read_refusal, retry_after};
@@ -79,11 +79,21 @@ pub(super) struct Ask<'a> {
     pub(super) timeout: Option<Duration>,
     /// How long a try may wait for the host in all; none: as long as it takes.
     pub(super) patience: Option<Duration>,
-    /// Whether it takes its turn in the pacing at once: it rests on a look that must not grow old.
+    /// Whether it goes before others, and takes its turn in the pacing at once: it rests on a look that must not grow old.
     pub(super) prompt: bool,
     /// Whether the caller holds a place on that host already.
     pub(super) placed: bool,
     pub(super) activity: &'a Activity,
+}
+
+impl Ask<'_> {
+    fn entry(&self) -> Entry {
+        Entry {
+            lane: self.lane,
+            placed: self.placed,
+            prompt: self.prompt,
+        }
+    }
 }
 
 /// Why there is no reply.
@@ -226,17 +236,9 @@ impl Transport {
                 .admit(!safe, deadline, ask.activity)
                 .await
                 .map_err(Failure::Restart)?;
-            let places = if ask.placed {
-                None
-            } else {
-                Some(host.place(ask.lane).await)
-            };
-            if ask.prompt {
-                host.take_turn(ask.lane);
-            } else {
-                host.turn(ask.lane).await;
-            }
+            let place = host.enter(ask.entry(), ask.activity).await;
             if admission.is_stale() {
+                place.unused();
                 continue;
             }
             let request = build(ask, authorization)?;
@@ -251,7 +253,7 @@ impl Transport {
                     return Ok(Reply {
                         response,
                         elsewhere,
-                        _places: places,
+                        _place: place,
                     });
                 }
                 Judged::Final(error) => return Err(Failure::Refused(error)),
@@ -270,7 +272,7 @@ impl Transport {
                             message,
                         )));
                     }
-                    drop(places);
+                    drop(place);
                     if !self.rest(bad, others, deadline).await {
                         return Err(Failure::Restart(error));
                     }

@@ -53,7 +53,7 @@ impl Registry {
                 let grant = transport.authorise(&access, None, None, job.activity);
                 grant.await.map_err(Failure::into_error)?;
             }
-            let places = stream_places(&source, &target).await;
+            let places = stream_places(&source, &target, job.activity).await;
             let outcome = self.stream(job, blob, session.take()).await;
             drop(places);
             let error = match outcome {

@@ -416,6 +416,30 @@ fn a_step_that_waits_says_so_and_takes_it_back_when_it_goes_on() {
 }
 
 #[test]
+fn one_wait_computed_again_from_a_running_clock_is_no_news() {
+    let mut request = request(Latch::Together, &[Pending]);
+    let mut world = running(1, 0, Step::Resolve);
+    let waiting = |until| {
+        Some(Waiting {
+            reason: Reason::RateLimited,
+            message: "429".into(),
+            until,
+        })
+    };
+    world.scenes[0].waiting = waiting(at(8));
+    plan(&mut request, &world);
+    let before = request.clone();
+    for same in [at(9), at(7), at(8)] {
+        world.scenes[0].waiting = waiting(same);
+        plan(&mut request, &world);
+        assert_eq!(request, before);
+    }
+    world.scenes[0].waiting = waiting(at(10));
+    plan(&mut request, &world);
+    assert_eq!(request.status.images[0].next_attempt, Some(at(10)));
+}
+
+#[test]
 fn a_finished_request_is_given_its_time_and_left_alone() {
     let mut done = request(Latch::Together, &[Posted, Failed]);
     assert_eq!(plan(&mut done, &world(2)), Plan::default());

@@ -1,0 +1,223 @@
+#![allow(clippy::unwrap_used)]
+use std::time::Duration;
+
+use tokio::time::{advance, sleep, timeout};
+
+use super::*;
+
+fn queue(qps: u32, concurrency: usize) -> Arc<Queue> {
+    Queue::new(Limits {
+        qps,
+        concurrency,
+        rest_first: Duration::from_secs(1),
+        rest_max: Duration::from_mins(1),
+    })
+}
+
+fn request(party: u64) -> Want {
+    Want {
+        party,
+        places: 1,
+        turn: Some(Lane::Manifests),
+        prompt: false,
+    }
+}
+
+fn stream(party: u64, places: usize) -> Want {
+    Want {
+        party,
+        places,
+        turn: None,
+        prompt: false,
+    }
+}
+
+/// Requests that a party sends, each of them for `took`; when the last is done.
+fn load(queue: &Arc<Queue>, party: u64, requests: usize, took: Duration) -> Vec<Task> {
+    let one = |_| {
+        let queue = Arc::clone(queue);
+        tokio::spawn(async move {
+            let _permit = queue.enter(request(party)).await;
+            sleep(took).await;
+        })
+    };
+    (0..requests).map(one).collect()
+}
+
+type Task = tokio::task::JoinHandle<()>;
+
+async fn ended(tasks: Vec<Task>) -> Duration {
+    let start = Instant::now();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    start.elapsed()
+}
+
+/// Lets tasks run that have something to do now.
+async fn settle() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_newcomer_passes_hundreds_that_wait_for_places() {
+    let (queue, took) = (queue(0, 4), Duration::from_millis(10));
+    let many = load(&queue, 1, 4000, took);
+    sleep(took * 20).await;
+    let few = ended(load(&queue, 2, 16, took)).await;
+    assert!(few <= took * 5, "{few:?}");
+    assert_eq!(ended(many).await + few, took * (1004 - 20));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_newcomer_passes_hundreds_that_wait_for_turns() {
+    let queue = queue(40, 16);
+    let many = load(&queue, 1, 400, Duration::ZERO);
+    sleep(Duration::from_millis(2510)).await;
+    let few = ended(load(&queue, 2, 40, Duration::ZERO)).await;
+    assert!(few <= Duration::from_millis(1025), "{few:?}");
+    let rest = ended(many).await + few;
+    let expected = Duration::from_millis(430 * 25 - 2510);
+    assert!(
+        rest.abs_diff(expected) < Duration::from_millis(50),
+        "{rest:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn newcomers_one_after_the_other_do_not_hold_up_the_first_for_ever() {
+    let (queue, took) = (queue(0, 3), Duration::from_millis(10));
+    let first = load(&queue, 0, 300, took);
+    let mut others = Vec::new();
+    for party in 1..=20 {
+        settle().await;
+        others.extend(load(&queue, party, 300, took));
+    }
+    // Each of the others is ahead by its head start; beyond that all are served alike.
+    let alike = 21 * 300 + 20 * u32::try_from(HEAD_START).unwrap();
+    assert!(ended(first).await <= took * alike / 3);
+    ended(others).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_rests_on_a_look_goes_first_and_owes_its_turn() {
+    let queue = queue(4, 3);
+    drop(queue.enter(request(1)).await);
+    let waiting = load(&queue, 1, 2, Duration::ZERO);
+    settle().await;
+    let start = Instant::now();
+    let prompt = Want {
+        prompt: true,
+        ..request(1)
+    };
+    drop(queue.enter(prompt).await);
+    assert!(start.elapsed().is_zero());
+    // Two turns and the one that is owed, at four a second.
+    assert_eq!(ended(waiting).await.as_millis(), 750);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_window_halves_when_the_rate_is_limited_and_grows_by_one_for_each_window_of_answers() {
+    let queue = queue(0, 16);
+    let room = || {
+        let mut held = Vec::new();
+        let queue = Arc::clone(&queue);
+        async move {
+            while let Ok(permit) = timeout(Duration::from_millis(1), queue.enter(request(1))).await
+            {
+                held.push(permit);
+            }
+            held.len()
+        }
+    };
+    assert_eq!(room().await, 16);
+    queue.limited(Lane::Manifests);
+    assert_eq!(room().await, 8);
+    for _ in 0..9 {
+        queue.served(Lane::Manifests);
+    }
+    assert_eq!(room().await, 9);
+    for _ in 0..20 {
+        queue.limited(Lane::Manifests);
+    }
+    assert_eq!(room().await, WINDOW_MIN);
+    for _ in 0..400 {
+        queue.served(Lane::Manifests);
+    }
+    assert_eq!(room().await, 16);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_needs_two_places_is_not_passed_for_ever() {
+    let (queue, took) = (queue(0, 3), Duration::from_millis(10));
+    let busy = load(&queue, 1, 3000, took);
+    settle().await;
+    let start = Instant::now();
+    drop(queue.enter(stream(1, 2)).await);
+    assert!(start.elapsed() >= took * 1000);
+    // Ahead of others, it is their places that it waits for.
+    let more = load(&queue, 1, 3000, took);
+    settle().await;
+    let start = Instant::now();
+    drop(queue.enter(stream(2, 2)).await);
+    assert!(start.elapsed() <= took * 2, "{:?}", start.elapsed());
+    ended(busy).await;
+    ended(more).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_leave_places_for_requests() {
+    let queue = queue(0, 16);
+    let mut streams = Vec::new();
+    while let Ok(permit) = timeout(Duration::from_millis(1), queue.enter(stream(1, 1))).await {
+        streams.push(permit);
+    }
+    assert_eq!(streams.len(), 12);
+    assert!(
+        timeout(Duration::from_millis(1), queue.enter(request(1)))
+            .await
+            .is_ok()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_left_takes_nothing() {
+    let queue = queue(40, 3);
+    let held: Vec<_> = futures::future::join_all((0..3).map(|_| queue.enter(request(1)))).await;
+    let waiting = load(&queue, 1, 50, Duration::ZERO);
+    settle().await;
+    for task in waiting {
+        task.abort();
+    }
+    settle().await;
+    // Granted and not yet taken: it is given back as well.
+    let granted = tokio::spawn({
+        let queue = Arc::clone(&queue);
+        async move { drop(queue.enter(request(1)).await) }
+    });
+    settle().await;
+    drop(held);
+    granted.abort();
+    settle().await;
+    advance(Duration::from_secs(1)).await;
+    assert!(ended(load(&queue, 1, 10, Duration::ZERO)).await.is_zero());
+    let state = lock(&queue.state);
+    assert_eq!(
+        (state.in_flight, state.streams, state.lines.len()),
+        (0, 0, 0)
+    );
+    assert_eq!(state.waiting, [0; CLASSES]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_turn_that_was_not_used_is_anothers() {
+    let queue = queue(4, 3);
+    drop(queue.enter(request(1)).await);
+    sleep(Duration::from_millis(250)).await;
+    queue.enter(request(1)).await.unused();
+    let start = Instant::now();
+    drop(queue.enter(request(1)).await);
+    assert!(start.elapsed().is_zero());
+}
