@@ -13,7 +13,7 @@ use crate::image::Stamp;
 use crate::machine::{
     self, Context, Effect, Notice, Outcome, Plan, Reason, Request, Scene, Waiting, World,
 };
-use crate::store::{Event, Key, Store, StoreError};
+use crate::store::{Access, Event, Key, Store, StoreError};
 
 /// A conflict is looked at again at once, this often in one reconcile.
 const CONFLICTS: usize = 5;
@@ -41,6 +41,8 @@ pub enum ReconcileError {
 struct Harvest {
     index: usize,
     id: u64,
+    /// What it acted with.
+    access: Access,
     outcome: Outcome,
 }
 
@@ -96,7 +98,8 @@ impl<S: Store> Engine<S> {
         self.observe(&object);
         let was = request.clone();
         let now = super::now();
-        let (harvest, scenes) = self.harvest(&uid, &request, now);
+        let (mut harvest, scenes) = self.harvest(&uid, &request, now);
+        self.forgive_rotated(&object, &request, &mut harvest).await;
         let draining = self.lock().draining;
         if draining && harvest.is_empty() {
             return Ok(Next::Triggered);
@@ -168,6 +171,7 @@ impl<S: Store> Engine<S> {
                     harvest.push(Harvest {
                         index,
                         id: operation.id,
+                        access: operation.access.clone(),
                         outcome: outcome.clone(),
                     });
                 } else {
@@ -185,6 +189,33 @@ impl<S: Store> Engine<S> {
             scenes.push(scene);
         }
         (harvest, scenes)
+    }
+
+    /// A credential that was rejected because another has taken its place meanwhile is no failure: the step is launched again.
+    async fn forgive_rotated(
+        &self,
+        object: &PromotionRequest,
+        request: &Request,
+        harvest: &mut [Harvest],
+    ) {
+        let rejected = |h: &&mut Harvest| matches!(&h.outcome, Outcome::Faulted(f) if f.reason == Reason::Unauthorized);
+        let mut rejected = harvest.iter_mut().filter(rejected).peekable();
+        if rejected.peek().is_none() {
+            return;
+        }
+        // What cannot be read now is admitted, or not, further on.
+        let Ok(access) = self.inner.store.access_anew(object).await else {
+            return;
+        };
+        for ended in rejected {
+            let Some(spec) = request.spec.images.get(ended.index) else {
+                continue;
+            };
+            let (source, float) = (&spec.source.repository, spec.float.repository());
+            if !access.is_same_for(&ended.access, source, float) {
+                ended.outcome = Outcome::Dropped;
+            }
+        }
     }
 
     fn advance(

@@ -14,7 +14,7 @@ use crate::image::{Digest, Float};
 use crate::machine::claims::{Claims, Contender, Standing, Uid};
 use crate::machine::{Outcome, Reason, Step};
 use crate::registry::Activity;
-use crate::store::Key;
+use crate::store::{Access, Key};
 
 /// For so long a request that has left is remembered: whoever read it before does not bring it back.
 const LEFT: Duration = Duration::from_mins(1);
@@ -98,6 +98,8 @@ pub(super) struct InFlight {
     /// It may have run before it was launched.
     pub again: bool,
     pub float: Float,
+    /// What it acts with.
+    pub access: Access,
     pub cancel: CancellationToken,
     pub activity: Arc<Activity>,
     pub started: Instant,

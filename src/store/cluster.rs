@@ -1,7 +1,8 @@
 //! Requests in the Kubernetes API.
 //!
 //! Loads are quorum reads (no resourceVersion is asked for), saves replace the status under the resourceVersion that was
-//! loaded, and every call has one timeout around all its retries. Secrets are read one by one, by name, at most once a minute.
+//! loaded, and every call has one timeout around all its retries. Secrets are read one by one, by name, at most once a minute, and
+//! anew where a registry rejects what was read.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -147,6 +148,16 @@ impl Store for Cluster {
             None => push.clone(),
         };
         Ok(Access { pull, push })
+    }
+
+    async fn access_anew(&self, object: &PromotionRequest) -> Result<Access, AccessError> {
+        let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
+        let spec = &object.spec;
+        for secret in [&spec.push_secret, &spec.pull_secret].into_iter().flatten() {
+            let id = (namespace.to_owned(), secret.name.clone());
+            self.secrets().remove(&id);
+        }
+        self.access(object).await
     }
 
     async fn tell(&self, object: &PromotionRequest, event: Event) {

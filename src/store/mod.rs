@@ -9,6 +9,7 @@ pub mod file;
 use std::fmt;
 
 use crate::api::PromotionRequest;
+use crate::image::Repository;
 use crate::machine::Reason;
 use crate::registry::Keyring;
 
@@ -61,6 +62,12 @@ pub trait Store: Send + Sync + 'static {
         object: &PromotionRequest,
     ) -> impl Future<Output = Result<Access, AccessError>> + Send;
 
+    /// The same, where a registry has just rejected what was read before: nothing remembered serves.
+    fn access_anew(
+        &self,
+        object: &PromotionRequest,
+    ) -> impl Future<Output = Result<Access, AccessError>> + Send;
+
     /// Tells what happened, to whoever watches the object. Never fails: an event is not worth a promotion.
     fn tell(&self, object: &PromotionRequest, event: Event) -> impl Future<Output = ()> + Send;
 }
@@ -93,6 +100,15 @@ pub struct Access {
     pub pull: Keyring,
     /// Everything in the floats' repositories is done with this.
     pub push: Keyring,
+}
+
+impl Access {
+    /// Whether the same is sent to these repositories, for reading from the first and for the second.
+    #[must_use]
+    pub fn is_same_for(&self, other: &Self, source: &Repository, float: &Repository) -> bool {
+        self.pull.credential(source).ok() == other.pull.credential(source).ok()
+            && self.push.credential(float).ok() == other.push.credential(float).ok()
+    }
 }
 
 /// Why an object's credentials cannot be had.

@@ -289,3 +289,54 @@ async fn a_committed_request_goes_on_when_its_secret_is_repaired() {
     assert_eq!(registry.tags("ci")["f__pre"].to_string(), old);
     assert!(registry.audit_trail().is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_that_was_changed_is_read_anew_when_the_old_one_is_rejected() {
+    let stage = Stage::new("rotated").await;
+    let registry = guarded().await;
+    let host = registry.host();
+    let old = seeded(&registry, "ci", "f", "old");
+    let new = seeded(&registry, "src/x", "new", "new");
+    let newer = seeded(&registry, "src/x", "newer", "newer");
+    stage.secret("robot", &[(&host, "alice", "alice-pw")]).await;
+    let _controller = stage.controller(&[&format!("--plain-http={host}")]);
+    let images = |source: &str| {
+        let source = format!("{host}/src/x@{source}");
+        with_secret(spec(&[(&source, &format!("{host}/ci:f"))]), "robot")
+    };
+    let rotate = async |password: &str| {
+        let auth =
+            Auth::new(AuthMode::Bearer).user(User::new("alice", password).push("ci").pull("src"));
+        registry.set_auth(auth);
+        registry.revoke_tokens();
+        let secrets: kube::Api<k8s_openapi::api::core::v1::Secret> =
+            kube::Api::namespaced(stage.plane.client().unwrap(), &stage.namespace);
+        let config = dockerconfig(&[(&host, "alice", password)]);
+        let change = json!({"stringData": {".dockerconfigjson": config}});
+        let change = kube::api::Patch::Merge(&change);
+        let params = kube::api::PatchParams::default();
+        secrets.patch("robot", &params, &change).await.unwrap();
+    };
+    // In the middle of a promotion: the next look is answered with a 401.
+    let latch = Matcher::put_manifest().repository("ci").reference("f");
+    let gate = registry.gate(GateSpec::after(latch));
+    stage.create("first", &images(&new)).await;
+    stage.reached(&gate).await;
+    rotate("alice-pw-2").await;
+    gate.open();
+    let done = stage.finished("first", PATIENCE).await;
+    assert_eq!(phase(&done), "Posted", "{}", stage.log());
+    assert_eq!(done.status.unwrap().images[0].attempts, None);
+    // Before it begins: the Secret was read less than a minute ago.
+    rotate("alice-pw-3").await;
+    stage.create("second", &images(&newer)).await;
+    let done = stage.finished("second", PATIENCE).await;
+    assert_eq!(phase(&done), "Posted", "{}", stage.log());
+    assert_eq!(registry.tags("ci")["f"].to_string(), newer);
+    assert_eq!(registry.tags("ci")["f__pre"].to_string(), new);
+    assert_ne!(old, new);
+    for password in ["alice-pw", "alice-pw-2", "alice-pw-3"] {
+        assert!(!stage.log().contains(password), "a password is in the log");
+    }
+    assert!(registry.audit_trail().is_empty());
+}

@@ -50,6 +50,10 @@ impl Store for Watched {
         self.file.access(object).await
     }
 
+    async fn access_anew(&self, object: &PromotionRequest) -> Result<Access, AccessError> {
+        self.file.access_anew(object).await
+    }
+
     async fn tell(&self, object: &PromotionRequest, event: Event) {
         self.file.tell(object, event).await;
     }
