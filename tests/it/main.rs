@@ -9,6 +9,7 @@ mod claims;
 mod controller;
 mod crash;
 mod crd;
+mod dialect;
 mod election;
 mod eligibility;
 mod house;

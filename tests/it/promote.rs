@@ -8,7 +8,7 @@
 
 mod access;
 mod again;
-mod ground;
+pub mod ground;
 mod input;
 mod resume;
 mod serve;

@@ -1,0 +1,221 @@
+//! What quay does on a bad day, met by whole promotions: each ends as it should, on a registry that collects at once.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that meets an error has failed"
+)]
+
+use std::time::Duration;
+
+use promotion_controller::embedded::{Action, Kind, Matcher, Rule, When};
+use serde_json::{Value, json};
+
+use crate::promote::ground::{Ground, Run};
+
+/// How far replicas lag behind.
+const LAG: Duration = Duration::from_millis(700);
+
+/// An existing float and a first promotion in one request.
+async fn ground(more: &Value) -> Ground {
+    let ground = Ground::new().await;
+    ground.seed("ci", "a", "old");
+    ground.seed("src/x", "a", "new-a");
+    ground.seed("src/x", "first", "new-first");
+    let images = [(":a", "a"), (":first", "first")];
+    ground.documents(&[ground.request("one", &images, more)]);
+    ground
+}
+
+/// The tags of a promotion that nothing disturbs.
+async fn undisturbed() -> Vec<(String, String)> {
+    let ground = ground(&json!({})).await;
+    ground.promote(&[]).await.exits(0);
+    ground.tags("ci")
+}
+
+/// Promotes under a fault; the tags must be those of an undisturbed run.
+async fn promoted(rules: &[Rule], arguments: &[&str]) -> (Ground, Run) {
+    let ground = ground(&json!({})).await;
+    // What was there before is old enough to show on every replica.
+    tokio::time::sleep(LAG).await;
+    for rule in rules {
+        ground.registry.add_rule(rule.clone());
+    }
+    let mut all = vec!["-o", "json"];
+    all.extend(arguments);
+    let run = ground.promote(&all).await.exits(0);
+    assert_eq!(ground.tags("ci"), undisturbed().await, "{}", run.stderr);
+    ground.assert_never_dangling();
+    (ground, run)
+}
+
+/// The attempts that the images have used in the end.
+fn attempts(run: &Run) -> Vec<u64> {
+    let items = run.items();
+    let images = items[0]["status"]["images"].as_array().unwrap();
+    images
+        .iter()
+        .map(|image| image["attempts"].as_u64().unwrap_or_default())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_429_as_a_page_is_waited_out_and_uses_no_attempt() {
+    let limited = Action::TooMany { retry_after: None };
+    let rule = Rule::new(Matcher::default(), limited).when(When::Every(6));
+    let (_, run) = promoted(&[rule.times(6)], &[]).await;
+    assert_eq!(attempts(&run), [0, 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn maintenance_is_waited_out_with_its_reason_and_uses_no_attempt() {
+    for matcher in [
+        Matcher::put_manifest().tag(true),
+        Matcher::kind(Kind::Upload),
+    ] {
+        let rule = Rule::new(matcher, Action::ReadOnly).times(3);
+        let (_, run) = promoted(&[rule], &[]).await;
+        assert_eq!(attempts(&run), [0, 0]);
+        assert!(run.stderr.contains("read-only"), "{}", run.stderr);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_that_is_invalid_for_a_concurrent_push_is_put_again() {
+    // The look that comes with a second launch finds `_incoming` free or right: no prune tag more, no other digest.
+    let invalid = Action::error(400, "MANIFEST_INVALID");
+    let rule = Rule::new(
+        Matcher::put_manifest().reference("a_incoming"),
+        invalid.clone(),
+    );
+    let latch = Rule::new(Matcher::put_manifest().reference("first"), invalid);
+    let (_, run) = promoted(&[rule.times(1), latch.times(1)], &[]).await;
+    // The failed launch of each stays counted; nothing that ended well does.
+    assert_eq!(attempts(&run), [1, 1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_that_stays_invalid_fails_its_group_and_moves_no_float() {
+    let ground = ground(&json!({"attempts": 2})).await;
+    let before = ground.registry.tag("ci", "a");
+    let matcher = Matcher::put_manifest().reference("first_incoming");
+    ground
+        .registry
+        .add_rule(Rule::new(matcher, Action::error(400, "MANIFEST_INVALID")));
+    let run = ground.promote(&["-o", "json"]).await.exits(1);
+    assert_eq!(attempts(&run)[1], 2);
+    assert!(run.stdout.contains("ManifestRejected"), "{}", run.stdout);
+    assert_eq!(ground.registry.tag("ci", "a"), before);
+    assert_eq!(ground.registry.tag("ci", "first"), None);
+    ground.assert_never_dangling();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_that_lag_behind_every_write_change_nothing() {
+    let ms = u64::try_from(LAG.as_millis()).unwrap();
+    let stale = Action::StaleRead { ms };
+    let matcher = Matcher {
+        method: Some("GET".into()),
+        repository: Some("ci".into()),
+        ..Matcher::kind(Kind::Manifest).tag(true)
+    };
+    let (_, run) = promoted(&[Rule::new(matcher, stale)], &[]).await;
+    assert_eq!(attempts(&run), [0, 0]);
+    assert!(!run.stderr.contains("FloatMoved"), "{}", run.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expired_tag_is_an_absent_one() {
+    // A float that quay lets expire is promoted as a first one, and nothing of it is lost: it holds nothing.
+    let rule = Rule::new(Matcher::kind(Kind::Manifest), Action::TagExpired);
+    promoted(&[rule], &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_immutable_float_fails_for_good_and_stays_where_it_is() {
+    let ground = ground(&json!({})).await;
+    let before = ground.registry.tag("ci", "a");
+    let matcher = Matcher::put_manifest().reference("a");
+    ground
+        .registry
+        .add_rule(Rule::new(matcher, Action::ImmutableTag));
+    let run = ground.promote(&["-o", "json"]).await.exits(1);
+    assert!(run.stdout.contains("TagImmutable"), "{}", run.stdout);
+    assert_eq!(ground.registry.tag("ci", "a"), before);
+    assert_eq!(
+        ground
+            .registry
+            .count(&Matcher::put_manifest().reference("a")),
+        1
+    );
+    ground.assert_never_dangling();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_that_land_and_lose_their_answer_are_found_to_have_landed() {
+    for reference in ["a_incoming", "a__pre", "a", "a__post1"] {
+        let matcher = Matcher::put_manifest().reference(reference);
+        let rule = Rule::new(matcher.clone(), Action::LoseAnswer).times(1);
+        let (ground, run) = promoted(&[rule], &[]).await;
+        assert_eq!(attempts(&run), [0, 0], "{reference}");
+        // Looked at after the settle time, and not written again.
+        assert_eq!(ground.registry.count(&matcher), 1, "{reference}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_request_in_ten_refused_and_bodies_cut_end_with_every_float_posted() {
+    let probability = |p, seed| When::Probability { p, seed };
+    let limited = Action::TooMany { retry_after: None };
+    let cut = Action::CutBody { after: 100 };
+    let reads = Matcher {
+        write: Some(false),
+        ..Matcher::default()
+    };
+    let rules = [
+        Rule::new(Matcher::default(), limited).when(probability(0.05, 1)),
+        Rule::new(Matcher::default(), Action::page(503)).when(probability(0.05, 2)),
+        Rule::new(reads, cut).when(probability(0.02, 3)),
+    ];
+    let floats: Vec<String> = (0..10).map(|n| format!("f{n}")).collect();
+    let ground = Ground::new().await;
+    for float in &floats {
+        ground.seed("ci", float, &format!("old {float}"));
+        ground.seed("src/x", float, &format!("new {float}"));
+    }
+    let images: Vec<(String, String)> = floats
+        .iter()
+        .map(|f| (format!(":{f}"), f.clone()))
+        .collect();
+    let images: Vec<(&str, &str)> = images.iter().map(|(a, b)| (&**a, &**b)).collect();
+    ground.documents(&[ground.request("one", &images, &json!({"attempts": 20}))]);
+    for rule in rules {
+        ground.registry.add_rule(rule);
+    }
+    ground.promote(&["--registry-qps=0"]).await.exits(0);
+    for float in &floats {
+        let source = ground.registry.tag("src/x", float);
+        assert_eq!(ground.registry.tag("ci", float), source, "{float}");
+        let pins = ground.registry.tags("ci").into_keys();
+        let pruned = pins.filter(|tag| tag.ends_with(&format!("_prune_{float}")));
+        assert_eq!(pruned.count(), 1, "{float}");
+    }
+    ground.assert_never_dangling();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_is_down_for_a_while_uses_no_attempt() {
+    let ground = ground(&json!({})).await;
+    let rule = ground
+        .registry
+        .add_rule(Rule::new(Matcher::default(), Action::DropConnection).when(When::From(12)));
+    let running = ground.start(&["-o", "json"]);
+    running.says("not reachable").await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    ground.registry.remove_rule(rule);
+    let run = running.ended().await.exits(0);
+    assert_eq!(attempts(&run), [0, 0]);
+    assert_eq!(ground.tags("ci"), undisturbed().await);
+    ground.assert_never_dangling();
+}
