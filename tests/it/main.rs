@@ -12,6 +12,7 @@ mod crd;
 mod dialect;
 mod election;
 mod eligibility;
+mod fair;
 mod house;
 mod promote;
 mod registry;

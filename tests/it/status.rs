@@ -14,7 +14,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use kube::api::{PostParams, WatchEvent, WatchParams};
 use promotion_controller::api::{ImageStatus, PromotionRequest};
 use promotion_controller::embedded::{
-    Embedded, GateSpec, ImageSpec, Kind, Matcher, Options, Settings, Shape,
+    Action, Embedded, GateSpec, ImageSpec, Kind, Matcher, Options, Rule, Settings, Shape, When,
 };
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -396,4 +396,59 @@ async fn a_request_that_is_edited_while_it_is_saved_is_looked_at_again() {
     assert_eq!(tags["f"].to_string(), new);
     assert_eq!(tags["f__pre"].to_string(), old);
     assert!(registry.audit_trail().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_shows_its_reason_and_end_and_is_saved_when_they_change_and_not_again() {
+    let stage = Stage::new("waits").await;
+    let registry = registry().await;
+    let host = registry.host();
+    let flags = [format!("--plain-http={host}"), "--status-interval=1".into()];
+    let _controller = stage.controller(&flags.each_ref().map(String::as_str));
+    let pairs = ["a", "b", "c"].map(|tag| {
+        seeded(&registry, "ci", tag, &format!("old {tag}"));
+        let new = seeded(&registry, "src/x", tag, &format!("new {tag}"));
+        (format!("{host}/src/x@{new}"), format!("{host}/ci:{tag}"))
+    });
+    let images = pairs
+        .each_ref()
+        .map(|(source, float)| (&**source, &**float));
+    // Down for a while in the middle, and every probe takes its time.
+    let down = registry
+        .add_rule(Rule::new(Matcher::default(), Action::Hang { ms: 900 }).when(When::From(12)));
+    let page =
+        registry.add_rule(Rule::new(Matcher::default(), Action::page(503)).when(When::From(12)));
+    let made = stage.create("r", &spec(&images)).await;
+    let watch = watched(&stage, &made);
+    stage
+        .until("r", PATIENCE, |s| {
+            s.images
+                .iter()
+                .any(|i| i.reason.as_deref() == Some("RegistryUnavailable"))
+        })
+        .await;
+    tokio::time::sleep(Duration::from_secs(9)).await;
+    registry.remove_rule(down);
+    registry.remove_rule(page);
+    let seen = watch.await.unwrap();
+    assert_sound(&seen);
+    let waits: Vec<_> = seen
+        .iter()
+        .filter_map(|state| {
+            let status = state.status.as_ref().unwrap();
+            let waiting = |i: &&ImageStatus| i.reason.as_deref() == Some("RegistryUnavailable");
+            let image = status.images.iter().find(waiting)?;
+            assert!(image.message.as_ref().unwrap().contains(&host), "{image:?}");
+            let (_, reason, _) = condition(state, "Progressing");
+            assert_eq!(reason, "RegistryUnavailable");
+            image.next_attempt_time.clone()
+        })
+        .collect();
+    // The rests of 1, 2 and 4 s, and little more: what is shown of one rest does not change.
+    assert!(!waits.is_empty() && waits.len() <= 6, "{waits:?}");
+    let images = &seen.last().unwrap().status.as_ref().unwrap().images;
+    assert!(
+        images.iter().all(|image| image.attempts.is_none()),
+        "{images:?}"
+    );
 }
