@@ -14,6 +14,8 @@ mod election;
 mod eligibility;
 mod fair;
 mod house;
+mod inside;
+mod points;
 mod promote;
 mod registry;
 mod stage;

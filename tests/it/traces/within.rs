@@ -1,63 +1,18 @@
 //! The engine with a store that can be made to fail, and a lease that is not trusted: what no process on a cluster shows from outside.
 
-use std::sync::Mutex;
 use std::time::Duration;
 
-use futures::StreamExt as _;
 use promotion_controller::api::PromotionRequest;
-use promotion_controller::controller::queue;
 use promotion_controller::embedded::{Embedded, Kind, Matcher, Options};
 use promotion_controller::engine::leadership::Leadership;
 use promotion_controller::engine::{Engine, Settings};
-use promotion_controller::policy::Policy;
-use promotion_controller::registry::{self, Keyring, Registry};
-use promotion_controller::store::file::FileStore;
-use promotion_controller::store::{Access, AccessError, Event, Key, Store, StoreError};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::ground::{FLOATS, PATIENCE, SETTLE, SOURCES, image};
+use crate::inside::{self, OnSave, Wanted, Watched};
 use crate::stage::{LOOK, condition, object, phase};
 use crate::testbed::RunDir;
-
-/// Picks the save that fails.
-type Wanted = fn(&PromotionRequest) -> bool;
-
-/// A file store whose saves fail where the test says so.
-struct Watched {
-    file: FileStore,
-    refuse: Mutex<Option<Wanted>>,
-}
-
-impl Store for Watched {
-    async fn load(&self, key: &Key) -> Result<Option<PromotionRequest>, StoreError> {
-        self.file.load(key).await
-    }
-
-    async fn save(&self, object: &PromotionRequest) -> Result<PromotionRequest, StoreError> {
-        let refused = self.refuse.lock().unwrap().take_if(|refuse| refuse(object));
-        if refused.is_some() {
-            return Err(StoreError::Failed {
-                verb: "save",
-                key: Key::of(object),
-                message: "refused by the test".into(),
-            });
-        }
-        self.file.save(object).await
-    }
-
-    async fn access(&self, object: &PromotionRequest) -> Result<Access, AccessError> {
-        self.file.access(object).await
-    }
-
-    async fn access_anew(&self, object: &PromotionRequest) -> Result<Access, AccessError> {
-        self.file.access_anew(object).await
-    }
-
-    async fn tell(&self, object: &PromotionRequest, event: Event) {
-        self.file.tell(object, event).await;
-    }
-}
 
 /// An engine at work on these requests.
 struct Within {
@@ -72,41 +27,19 @@ impl Within {
         leadership: Leadership,
         refuse: Option<Wanted>,
     ) -> Self {
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let registry = Embedded::start(Options::default()).await.unwrap();
         let folder = RunDir::create("within").unwrap();
         let specs = specs(&registry);
         let objects = specs.iter().map(|(name, spec)| object(name, spec));
-        let state = folder.join("state.yaml");
-        let opened = FileStore::open(objects.collect(), &state, Keyring::anonymous(), SETTLE);
-        let (file, _) = opened.unwrap();
-        let settings = registry::Settings {
-            plain_http: vec![registry.host()],
-            qps: 0,
-            ..registry::Settings::default()
-        };
-        let watched = Watched {
-            file,
-            refuse: Mutex::new(refuse),
-        };
-        let (engine, mut keys) = Engine::new(
-            watched,
-            Registry::new(settings).unwrap(),
-            Policy::default(),
+        let on_save = refuse.map_or_else(OnSave::default, OnSave::Refuse);
+        let engine = inside::start(
+            objects.collect(),
+            &folder.join("state.yaml"),
+            vec![registry.host()],
+            SETTLE,
             leadership,
-            Settings {
-                settle: SETTLE,
-                status_interval: Duration::from_millis(200),
-            },
+            on_save,
         );
-        let objects = engine.store().file.objects();
-        engine.rebuild(objects.iter());
-        for object in &objects {
-            engine.trigger(Key::of(object));
-        }
-        let keys = futures::stream::poll_fn(move |context| keys.poll_recv(context));
-        let names = queue::names_of(&objects);
-        tokio::spawn(queue::drive(engine.clone(), names, keys.boxed()));
         Self {
             engine,
             registry,
@@ -115,7 +48,7 @@ impl Within {
     }
 
     fn get(&self, name: &str) -> PromotionRequest {
-        let mut objects = self.engine.store().file.objects().into_iter();
+        let mut objects = self.engine.store().objects().into_iter();
         objects
             .find(|object| object.metadata.name.as_deref() == Some(name))
             .unwrap()
@@ -161,7 +94,7 @@ async fn a_request_does_not_begin_before_every_one_it_supersedes_is_recorded_as_
     let older = within.get("older");
     assert_eq!(phase(&older), "Failed", "{:#?}", older.status);
     assert_eq!(condition(&older, "Failed").1, "Superseded");
-    assert!(within.engine.store().refuse.lock().unwrap().is_none());
+    assert!(within.engine.store().has_refused());
     let b = image("b").digest();
     let tags = within.registry.tags(FLOATS);
     let expected = [("f".to_owned(), b), ("f_incoming".to_owned(), b)];

@@ -1,0 +1,183 @@
+//! The engine in the test's own process, on a file, with saves that fail or never come back where the test says so.
+
+#![allow(clippy::unwrap_used, reason = "a test that meets an error has failed")]
+
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use promotion_controller::api::PromotionRequest;
+use promotion_controller::controller::queue;
+use promotion_controller::engine::leadership::Leadership;
+use promotion_controller::engine::{Engine, Settings};
+use promotion_controller::policy::Policy;
+use promotion_controller::registry::{self, Keyring, Registry};
+use promotion_controller::store::file::FileStore;
+use promotion_controller::store::{Access, AccessError, Event, Key, Store, StoreError};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// Picks a save.
+pub type Wanted = fn(&PromotionRequest) -> bool;
+
+/// What happens to a save.
+#[derive(Default)]
+pub enum OnSave {
+    /// It is done.
+    #[default]
+    Nothing,
+    /// The first that is picked fails; after it, all are done.
+    Refuse(Wanted),
+    /// The nth, counted from 1, stops before it is done, and does not come back.
+    StopBefore(usize),
+    /// The nth stops when it is done, and does not come back.
+    StopAfter(usize),
+}
+
+/// A file store whose saves the test decides on.
+pub struct Watched {
+    file: FileStore,
+    on_save: Mutex<OnSave>,
+    saves: Mutex<usize>,
+    stopped: Notify,
+}
+
+impl Watched {
+    pub fn new(file: FileStore, on_save: OnSave) -> Self {
+        Self {
+            file,
+            on_save: Mutex::new(on_save),
+            saves: Mutex::new(0),
+            stopped: Notify::new(),
+        }
+    }
+
+    pub fn objects(&self) -> Vec<PromotionRequest> {
+        self.file.objects()
+    }
+
+    /// Saves so far.
+    pub fn saves(&self) -> usize {
+        *self.saves.lock().unwrap()
+    }
+
+    /// Resolves when a save has stopped.
+    pub async fn stopped(&self) {
+        self.stopped.notified().await;
+    }
+
+    /// Whether no save is to be refused any more.
+    pub fn has_refused(&self) -> bool {
+        matches!(*self.on_save.lock().unwrap(), OnSave::Nothing)
+    }
+
+    fn refuses(&self, object: &PromotionRequest) -> bool {
+        let mut on_save = self.on_save.lock().unwrap();
+        let refuses = matches!(&*on_save, OnSave::Refuse(wanted) if wanted(object));
+        if refuses {
+            *on_save = OnSave::Nothing;
+        }
+        refuses
+    }
+
+    async fn stop(&self) -> ! {
+        self.stopped.notify_one();
+        std::future::pending().await
+    }
+}
+
+impl Store for Watched {
+    async fn load(&self, key: &Key) -> Result<Option<PromotionRequest>, StoreError> {
+        self.file.load(key).await
+    }
+
+    async fn save(&self, object: &PromotionRequest) -> Result<PromotionRequest, StoreError> {
+        if self.refuses(object) {
+            return Err(StoreError::Failed {
+                verb: "save",
+                key: Key::of(object),
+                message: "refused by the test".into(),
+            });
+        }
+        let number = {
+            let mut saves = self.saves.lock().unwrap();
+            *saves += 1;
+            *saves
+        };
+        let (before, after) = match &*self.on_save.lock().unwrap() {
+            OnSave::StopBefore(n) => (*n == number, false),
+            OnSave::StopAfter(n) => (false, *n == number),
+            OnSave::Nothing | OnSave::Refuse(_) => (false, false),
+        };
+        if before {
+            self.stop().await;
+        }
+        let saved = self.file.save(object).await;
+        if after {
+            self.stop().await;
+        }
+        saved
+    }
+
+    async fn access(&self, object: &PromotionRequest) -> Result<Access, AccessError> {
+        self.file.access(object).await
+    }
+
+    async fn access_anew(&self, object: &PromotionRequest) -> Result<Access, AccessError> {
+        self.file.access_anew(object).await
+    }
+
+    async fn tell(&self, object: &PromotionRequest, event: Event) {
+        self.file.tell(object, event).await;
+    }
+}
+
+/// Starts an engine on the requests, with anonymous rights on plain registries, at work in tasks of the current runtime.
+pub fn start(
+    objects: Vec<PromotionRequest>,
+    state: &Path,
+    hosts: Vec<String>,
+    settle: Duration,
+    leadership: Leadership,
+    on_save: OnSave,
+) -> Engine<Watched> {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let (file, _) = FileStore::open(objects, state, Keyring::anonymous(), settle).unwrap();
+    let quiet = file.quiet();
+    let settings = registry::Settings {
+        plain_http: hosts,
+        qps: 0,
+        ..registry::Settings::default()
+    };
+    let (engine, mut keys) = Engine::new(
+        Watched::new(file, on_save),
+        Registry::new(settings).unwrap(),
+        Policy::default(),
+        leadership,
+        Settings {
+            settle,
+            status_interval: Duration::from_millis(200),
+        },
+    );
+    engine.memory().keep_quiet(Instant::now() + quiet);
+    let objects = engine.store().objects();
+    engine.rebuild(objects.iter());
+    for object in &objects {
+        engine.trigger(Key::of(object));
+    }
+    let keys = futures::stream::poll_fn(move |context| keys.poll_recv(context));
+    let names = queue::names_of(&objects);
+    tokio::spawn(queue::drive(engine.clone(), names, keys.boxed()));
+    engine
+}
+
+/// Whether every request has ended.
+pub fn is_over(engine: &Engine<Watched>) -> bool {
+    let ended = |o: &PromotionRequest| {
+        o.status
+            .as_ref()
+            .is_some_and(|s| s.completion_time.is_some())
+    };
+    engine.store().objects().iter().all(ended)
+}
