@@ -38,6 +38,7 @@ impl Summary {
         }
         let (reason, message) = match waiting {
             Some((reason, message)) => (*reason, message.clone()),
+            None if request.is_rolling_back() => (Reason::RollingBack, taken_back(request)),
             None => (working(phase), progress(request)),
         };
         Self {
@@ -93,16 +94,21 @@ fn verdict(request: &Request, phase: Phase) -> (Reason, String) {
         }
         Phase::Failed => {
             let failed = || images().filter(|(image, _)| image.phase == Phase::Failed);
-            let own = failed().find(|(image, _)| image.reason != Some(Reason::Held));
+            let own = failed().find(|(image, _)| image.has_failed_itself());
             let Some((image, spec)) = own.or_else(|| failed().next()) else {
                 return (Reason::RegistryError, String::new());
             };
             let reason = image.reason.unwrap_or(Reason::RegistryError);
             let count = failed().count();
+            let taken_back = if request.status.rollback {
+                format!("; {}", taken_back(request))
+            } else {
+                String::new()
+            };
             (
                 reason,
                 format!(
-                    "{count} of {all} images failed; {}: {}",
+                    "{count} of {all} images failed{taken_back}; {}: {}",
                     spec.float, image.message
                 ),
             )
@@ -119,6 +125,15 @@ fn verdict(request: &Request, phase: Phase) -> (Reason, String) {
             ),
         ),
     }
+}
+
+/// What has become of a rollback so far.
+fn taken_back(request: &Request) -> String {
+    let back = |i: &&crate::machine::Image| i.reason == Some(Reason::RolledBack);
+    let images = request.status.images.iter();
+    let left = images.clone().filter(|i| i.rollback.is_some()).count();
+    let count = images.filter(back).count();
+    format!("floats taken back: {count}, to be looked at: {left}")
 }
 
 fn progress(request: &Request) -> String {

@@ -69,8 +69,8 @@ fn read_spec(object: &PromotionRequest) -> Result<Spec, ReadError> {
         let message = "this version copies no referrers; use Ignore".into();
         return Err(invalid("spec.referrers".into(), message));
     }
-    if spec.on_failure != OnFailure::Hold {
-        let message = "this version does not roll back; use Hold".into();
+    if spec.on_failure == OnFailure::Rollback && spec.latch == Latch::Independently {
+        let message = "is Rollback, which needs latch Together; set one of them otherwise".into();
         return Err(invalid("spec.onFailure".into(), message));
     }
     let mut images: Vec<ImageSpec> = Vec::with_capacity(spec.images.len());
@@ -105,6 +105,10 @@ fn read_spec(object: &PromotionRequest) -> Result<Spec, ReadError> {
         latch: match spec.latch {
             Latch::Together => machine::Latch::Together,
             Latch::Independently => machine::Latch::Independently,
+        },
+        on_failure: match spec.on_failure {
+            OnFailure::Hold => machine::OnFailure::Hold,
+            OnFailure::Rollback => machine::OnFailure::Rollback,
         },
         mode: match spec.mode {
             Mode::Promote => machine::Mode::Promote,
@@ -148,6 +152,7 @@ fn read_status(
     let order = status.order.map(u64::try_from).transpose();
     record.order = order.map_err(|_| odd("order".into(), "is negative"))?;
     record.committed = status.committed.unwrap_or_default();
+    record.rollback = status.rollback.unwrap_or_default();
     record.started = status.start_time.as_ref().map(|t| t.0);
     record.deadline = status.deadline_time.as_ref().map(|t| t.0);
     record.completed = status.completion_time.as_ref().map(|t| t.0);
@@ -181,6 +186,11 @@ fn read_image(from: &ImageStatus) -> Result<Image, (&'static str, String)> {
         committed: from.committed.unwrap_or_default(),
         displaced: read_pins(&from.displaced).map_err(|e| ("displaced", e))?,
         rescued: read_pins(&from.rescued).map_err(|e| ("rescued", e))?,
+        rollback: from
+            .rollback_tag
+            .as_ref()
+            .map(|tag| tag.parse().map_err(|e| ("rollbackTag", format!("{e}"))))
+            .transpose()?,
         bytes: from
             .bytes_copied
             .and_then(|n| u64::try_from(n).ok())
@@ -218,6 +228,7 @@ pub fn write(object: &mut PromotionRequest, request: &Request, scenery: &Scenery
     status.observed_generation = object.metadata.generation;
     status.order = record.order.and_then(|order| i64::try_from(order).ok());
     status.committed = record.committed.then_some(true);
+    status.rollback = record.rollback.then_some(true);
     status.phase = Some(request.phase().as_str().into());
     let done = record
         .images
@@ -261,6 +272,7 @@ fn write_image(to: &mut ImageStatus, image: &Image) {
     to.committed = image.committed.then_some(true);
     write_pins(&mut to.displaced, &image.displaced);
     write_pins(&mut to.rescued, &image.rescued);
+    to.rollback_tag = image.rollback.as_ref().map(ToString::to_string);
     to.bytes_copied = i64::try_from(image.bytes).ok().filter(|&n| n > 0);
     to.attempts = i32::try_from(image.attempts).ok().filter(|&n| n > 0);
     to.next_attempt_time = image.next_attempt.map(time);
@@ -324,6 +336,12 @@ pub fn reset(
     now: Timestamp,
 ) -> Result<(), ReadError> {
     let mut request = read(object)?;
+    if request.is_rolling_back() {
+        // It is taken back before anything else is thought of.
+        request.status.deadline = None;
+        write(object, &request, &Scenery { now, waiting: None });
+        return Ok(());
+    }
     let images = request.spec.images.iter();
     let mut by: Vec<_> = images.map(|image| superseded_by(&image.float)).collect();
     if request.spec.mode == machine::Mode::Plan {
@@ -343,8 +361,12 @@ pub fn reset(
     request.status.completed = None;
     request.status.deadline = None;
     request.status.committed &= !again;
+    request.status.rollback &= !again;
     for ((image, by), committed) in request.status.images.iter_mut().zip(by).zip(committed) {
         let failed = ended(image);
+        if again {
+            image.rollback = None;
+        }
         if failed {
             image.attempts = 0;
             image.next_attempt = None;

@@ -446,8 +446,8 @@ async fn question(
 /// The floats that a request needs to go on: of its unfinished images, while it is suspended of the committed ones.
 fn wanted(request: &Request) -> Vec<Float> {
     let images = request.spec.images.iter().zip(&request.status.images);
-    let open = images.enumerate().filter(|(index, (_, image))| {
-        !image.phase.is_finished() && (request.is_committed(*index) || !request.spec.suspend)
+    let open = images.enumerate().filter(|(index, _)| {
+        request.is_open(*index) && (request.is_committed(*index) || !request.spec.suspend)
     });
     open.map(|(_, (spec, _))| spec.float.clone()).collect()
 }

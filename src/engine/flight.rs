@@ -203,6 +203,8 @@ fn succeeded(outcome: &Outcome) -> bool {
         | Outcome::BackedUp
         | Outcome::Latched
         | Outcome::NotLatched
+        | Outcome::RolledBack
+        | Outcome::Left
         | Outcome::Moved { .. }
         | Outcome::Posted { .. } => true,
         Outcome::Unpinned { .. }

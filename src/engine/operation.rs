@@ -74,6 +74,7 @@ impl Operation {
             Step::Latch => self.latch().await,
             Step::Post => self.post().await,
             Step::Verify => self.verify().await,
+            Step::RollBack => self.roll_back().await,
         };
         flow.unwrap_or_else(|outcome| outcome)
     }
@@ -262,6 +263,57 @@ impl Operation {
         } else {
             Ok(Outcome::NotLatched)
         }
+    }
+
+    /// Puts the float back, if it is at the source. What is displaced by that is pinned first, like anything else.
+    async fn roll_back(&self) -> Flow<Outcome> {
+        let source = self.source()?;
+        let (Some(back), Some(prune)) = (self.image.displaced.last(), &self.image.rollback) else {
+            return Ok(Outcome::Left);
+        };
+        let float = self.spec.float.tag();
+        let at_source = |found: Option<Manifest>| found.filter(|m| m.digest == source);
+        let found = self.look(float).await?;
+        if self.again && found.as_ref().is_some_and(|m| m.digest == back.digest) {
+            // Our own write, if what it displaced was pinned before.
+            let pinned = self.look(prune).await?.is_some_and(|m| m.digest == source);
+            return Ok(if pinned {
+                Outcome::RolledBack
+            } else {
+                Outcome::Left
+            });
+        }
+        let Some(promoted) = at_source(found) else {
+            return Ok(Outcome::Left);
+        };
+        let Some(manifest) = self.held(back.digest).await? else {
+            return Err(self.nothing_to_go_back_to());
+        };
+        let pre = self.spec.float.pre();
+        if !self.pin(prune, &promoted).await? {
+            return Ok(Outcome::Left);
+        }
+        let there = self.again && self.look(&pre).await?.is_some_and(|m| m.digest == source);
+        if !there && let Written::ContentMissing(_) = self.put(&pre, &promoted).await? {
+            return Ok(Outcome::Left);
+        }
+        // As in the latch, the look and the PUT follow each other directly.
+        if at_source(self.look(float).await?).is_none() {
+            return Ok(Outcome::Left);
+        }
+        match self.put(float, &manifest).await? {
+            Written::Done => Ok(Outcome::RolledBack),
+            Written::ContentMissing(_) => Err(self.nothing_to_go_back_to()),
+        }
+    }
+
+    fn nothing_to_go_back_to(&self) -> Outcome {
+        self.tools.registry.forget(self.repository());
+        Outcome::Faulted(Fault {
+            reason: Reason::BackupFailed,
+            message: "the image it was on before is gone from the repository".into(),
+            class: Class::Terminal,
+        })
     }
 
     // === what the steps are made of ===

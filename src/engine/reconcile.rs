@@ -162,6 +162,7 @@ impl<S: Store> Engine<S> {
         for (index, spec) in request.spec.images.iter().enumerate() {
             let quiet = self.inner.tools.memory.quiet_until(&spec.float, instant);
             let mut scene = Scene {
+                newest_stamp: self.inner.tools.memory.newest_stamp(&spec.float),
                 quiet_until: quiet
                     .map(|until| later(now, until.saturating_duration_since(instant))),
                 ..Scene::default()
@@ -408,10 +409,20 @@ fn events(
             warning: true,
         })
         .collect();
-    let old = before
-        .status
-        .as_ref()
-        .and_then(|status| status.phase.as_deref());
+    let old = before.status.as_ref();
+    let rollback = old.and_then(|status| status.rollback) == Some(true);
+    if request.status.rollback && !rollback {
+        let failed = request.failed_float().map(ToString::to_string);
+        events.push(Event {
+            reason: Reason::RollingBack,
+            note: format!(
+                "{} failed; the floats that have moved are taken back",
+                failed.unwrap_or_default()
+            ),
+            warning: true,
+        });
+    }
+    let old = old.and_then(|status| status.phase.as_deref());
     let phase = request.phase();
     if old != Some(phase.as_str()) {
         let summary = conditions::Summary::of(request, None);

@@ -6,6 +6,7 @@
 
 use jiff::Timestamp;
 
+use super::rollback;
 use super::{
     Class, DISPLACED_MAX, Fault, Foreign, Image, Mode, Notice, Outcome, Phase, Pin, RESCUED_MAX,
     Reason, Request, SourceFacts, after,
@@ -39,6 +40,9 @@ pub enum Effect {
 ///
 /// The launch added one to the image's attempts; an outcome that is no failure takes it back here.
 pub fn advance(request: &mut Request, index: usize, outcome: Outcome, context: &Context) -> Effect {
+    if request.status.rollback {
+        return rollback::advance(request, index, outcome, context);
+    }
     let limit = request.spec.attempts;
     let plan_only = request.spec.mode == Mode::Plan;
     let committed = request.is_committed(index);
@@ -256,9 +260,10 @@ impl Record<'_> {
 
     /// A stamp above every one known on this float, and not in the past.
     fn next_stamp(&self) -> Stamp {
-        let known = self.image.newest_stamp().max(self.context.newest_stamp);
-        let now = Stamp::at(self.context.now);
-        known.map_or(now, |known| now.max(known.next()))
+        let Context {
+            now, newest_stamp, ..
+        } = *self.context;
+        self.image.next_stamp(newest_stamp, now)
     }
 
     fn fault(&mut self, phase: Phase, mut fault: Fault) {
@@ -313,7 +318,7 @@ impl Record<'_> {
 }
 
 /// Exponential with full jitter, whole seconds, 1 to 120.
-fn backoff(attempts: u32, jitter: f64) -> i64 {
+pub(super) fn backoff(attempts: u32, jitter: f64) -> i64 {
     let ceiling = BACKOFF_MAX.min(1 << attempts.min(7));
     #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)]
     let seconds = (ceiling as f64 * jitter.clamp(0.0, 1.0)).ceil() as i64;

@@ -250,9 +250,9 @@ impl Contender {
         let promotes = request.spec.mode == Mode::Promote;
         let images = request.spec.images.iter().zip(&request.status.images);
         let shares = images.enumerate().filter(|_| promotes);
-        let share = |(index, (spec, image)): (usize, (&super::ImageSpec, &super::Image))| Share {
+        let share = |(index, (spec, _)): (usize, (&super::ImageSpec, &super::Image))| Share {
             float: spec.float.clone(),
-            finished: image.phase.is_finished(),
+            finished: !request.is_open(index),
             committed: request.is_committed(index),
         };
         Self {
@@ -283,7 +283,7 @@ impl Contender {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic)]
     use super::*;
-    use crate::machine::{ImageSpec, Phase, Reason, Spec, Status};
+    use crate::machine::{ImageSpec, OnFailure, Phase, Reason, Spec, Status};
 
     fn float(name: &str) -> Float {
         format!("quay.io/openshift/ci:{name}").parse().unwrap()
@@ -581,6 +581,7 @@ mod tests {
         let spec = Spec {
             images: vec![image("a"), image("b")],
             latch,
+            on_failure: OnFailure::Hold,
             mode,
             attempts: 5,
             deadline_seconds: 7200,

@@ -11,6 +11,8 @@
 //! its [`Outcome`]; [`plan`] says what may run next and records it. Both are functions of their arguments: time, jitter and the
 //! state of the world come in as values. [`claims`] orders the requests that share a float.
 //!
+//! A committed group that fails can take its floats back; `rollback` is that alone.
+//!
 //! Phases are participles (what is true now), steps are imperatives (what to do next), outcomes carry the evidence:
 //!
 //! ```text
@@ -25,6 +27,7 @@ pub mod claims;
 mod plan;
 mod reason;
 mod request;
+mod rollback;
 
 #[cfg(test)]
 mod runs;
@@ -36,7 +39,9 @@ mod table;
 pub use advance::{Context, Effect, advance};
 pub use plan::{Admission, Launch, Plan, Scene, Waiting, World, plan};
 pub use reason::{Kind, Reason};
-pub use request::{Image, ImageSpec, Latch, Mode, Pin, Request, SourceFacts, Spec, Status};
+pub use request::{
+    Image, ImageSpec, Latch, Mode, OnFailure, Pin, Request, SourceFacts, Spec, Status,
+};
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -46,7 +51,7 @@ use crate::image::{Digest, Tag};
 pub const DISPLACED_MAX: usize = 8;
 /// The longest list of digests rescued from the other tags of one float; a further one ends the image.
 pub const RESCUED_MAX: usize = 3;
-/// How long a committed request may run past its deadline, in seconds.
+/// How long a committed request may run past its deadline, and how long it may take floats back, in seconds.
 pub const GRACE_SECONDS: i64 = 600;
 
 /// What is true of an image now.
@@ -129,17 +134,20 @@ pub enum Step {
     Post,
     /// Only look whether a latch that may have been sent has landed: its group failed meanwhile.
     Verify,
+    /// Put the float back to the newest displaced digest, if it is at the source digest.
+    RollBack,
 }
 
 impl Step {
     /// Every step.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Resolve,
         Self::Stage,
         Self::BackUp,
         Self::Latch,
         Self::Post,
         Self::Verify,
+        Self::RollBack,
     ];
 
     /// The name as it stands in logs.
@@ -152,6 +160,7 @@ impl Step {
             Self::Latch => "Latch",
             Self::Post => "Post",
             Self::Verify => "Verify",
+            Self::RollBack => "RollBack",
         }
     }
 }
@@ -208,6 +217,10 @@ pub enum Outcome {
         /// Somebody moved the float (to this digest, or away) after the latch.
         foreign: Option<Foreign>,
     },
+    /// The float is back on the newest displaced digest.
+    RolledBack,
+    /// The float is not at the source digest: there is nothing to take back.
+    Left,
     /// The step ended without reaching its aim.
     Faulted(Fault),
     /// The step was given up on purpose, before or between writes.

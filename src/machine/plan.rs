@@ -9,7 +9,9 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::advance::held;
+use super::rollback;
 use super::{GRACE_SECONDS, Kind, Latch, Phase, Reason, Request, Step, after};
+use crate::image::Stamp;
 
 /// Times in status are whole seconds: two that differ by no more may be the same.
 const SAME_TIME: SignedDuration = SignedDuration::from_secs(1);
@@ -38,6 +40,8 @@ pub struct Scene {
     pub waiting: Option<Waiting>,
     /// Nothing may be launched on the float before then: a write of ours may still land.
     pub quiet_until: Option<Timestamp>,
+    /// The newest prune stamp known on the float, of whatever request.
+    pub newest_stamp: Option<Stamp>,
 }
 
 /// What a running step waits for.
@@ -97,13 +101,18 @@ pub fn plan(request: &mut Request, world: &World) -> Plan {
         request.status.completed.get_or_insert(world.now);
         return plan;
     }
-    note_order_and_deadline(request, world);
-    show_waiting(request, world);
-    end_by_cause(request, world, &mut plan);
-    hold_group(request, world, &mut plan);
-    end_exhausted(request, world);
-    commit(request, world);
-    launch(request, world, &mut plan);
+    if !request.is_rolling_back() {
+        note_order_and_deadline(request, world);
+        show_waiting(request, world);
+        end_by_cause(request, world, &mut plan);
+        hold_group(request, world, &mut plan);
+        end_exhausted(request, world);
+        commit(request, world);
+        launch(request, world, &mut plan);
+    }
+    if request.is_rolling_back() {
+        rollback::plan(request, world, &mut plan);
+    }
     plan.waiting = what_it_waits_for(request, world);
     if request.is_finished() {
         request.status.completed = Some(world.now);
@@ -432,7 +441,7 @@ fn running(world: &World, index: usize) -> Option<Step> {
     world.scenes.get(index).and_then(|scene| scene.running)
 }
 
-fn earliest(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> {
+pub(super) fn earliest(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),

@@ -21,6 +21,8 @@ pub struct Spec {
     pub images: Vec<ImageSpec>,
     /// Whether the floats move together.
     pub latch: Latch,
+    /// What becomes of floats that have moved when the group fails.
+    pub on_failure: OnFailure,
     /// Whether anything is written.
     pub mode: Mode,
     /// Launches of one image that may fail.
@@ -51,6 +53,15 @@ pub enum Latch {
     Independently,
 }
 
+/// What becomes of floats that have moved when their group fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFailure {
+    /// They stay.
+    Hold,
+    /// They go back.
+    Rollback,
+}
+
 /// Whether anything is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -67,6 +78,8 @@ pub struct Status {
     pub order: Option<u64>,
     /// The floats may move: durable, never taken back.
     pub committed: bool,
+    /// The floats that have moved are taken back: durable as well.
+    pub rollback: bool,
     /// When it claimed its floats.
     pub started: Option<Timestamp>,
     /// When it fails unless committed.
@@ -96,6 +109,8 @@ pub struct Image {
     pub displaced: Vec<Pin>,
     /// What other tags of the float held alone.
     pub rescued: Vec<Pin>,
+    /// The prune tag for the promoted image, where the float is to be taken back from it.
+    pub rollback: Option<Tag>,
     /// Bytes written.
     pub bytes: u64,
     /// Launches that failed or were cut off, with the one that runs.
@@ -128,7 +143,14 @@ impl Request {
     /// Whether nothing more will happen.
     #[must_use]
     pub fn is_finished(&self) -> bool {
-        self.status.images.iter().all(|i| i.phase.is_finished())
+        self.status.images.iter().all(|i| i.phase.is_finished()) && !self.is_rolling_back()
+    }
+
+    /// Whether something may still happen to the float of image `index`.
+    #[must_use]
+    pub fn is_open(&self, index: usize) -> bool {
+        let image = self.status.images.get(index);
+        image.is_some_and(|image| !image.phase.is_finished()) || self.is_rolling_back()
     }
 
     /// Whether the float of image `index` may move: from here on only its end stops it.
@@ -144,11 +166,10 @@ impl Request {
         }
     }
 
-    /// Whether the float of any unfinished image may move: that image runs to its end.
+    /// Whether any float may still move: that image runs to its end.
     #[must_use]
     pub fn has_open_commit(&self) -> bool {
-        let mut images = self.status.images.iter().enumerate();
-        images.any(|(index, image)| !image.phase.is_finished() && self.is_committed(index))
+        (0..self.status.images.len()).any(|index| self.is_open(index) && self.is_committed(index))
     }
 
     /// The float that failed first in the order of the spec, if the images latch together and one failed.
@@ -157,15 +178,21 @@ impl Request {
         if self.spec.latch != Latch::Together {
             return None;
         }
-        let failed = |i: &&Image| i.phase == Phase::Failed && i.reason != Some(Reason::Held);
-        let index = self.status.images.iter().position(|i| failed(&i))?;
+        let index = self
+            .status
+            .images
+            .iter()
+            .position(Image::has_failed_itself)?;
         self.spec.images.get(index).map(|image| &image.float)
     }
 
-    /// The phase of the whole: the least advanced unfinished image's; then Failed, Cancelled, Planned or Posted.
+    /// The phase of the whole: the least advanced unfinished image's, Latched while floats are taken back; then Failed, Cancelled, Planned or Posted.
     #[must_use]
     pub fn phase(&self) -> Phase {
         let phases = || self.status.images.iter().map(|i| i.phase);
+        if self.is_rolling_back() {
+            return Phase::Latched;
+        }
         if let Some(phase) = phases().filter(|p| !p.is_finished()).min() {
             return phase;
         }
@@ -213,6 +240,7 @@ impl Default for Image {
             committed: false,
             displaced: Vec::new(),
             rescued: Vec::new(),
+            rollback: None,
             bytes: 0,
             attempts: 0,
             next_attempt: None,
@@ -230,11 +258,19 @@ impl Image {
             .find(|pin| pin.digest == digest)
     }
 
+    /// Whether it failed of itself, and not with its group.
+    #[must_use]
+    pub fn has_failed_itself(&self) -> bool {
+        let with_others = [Reason::Held, Reason::RolledBack].map(Some);
+        self.phase == Phase::Failed && !with_others.contains(&self.reason)
+    }
+
     /// The newest stamp among this image's prune tags.
     #[must_use]
     pub fn newest_stamp(&self) -> Option<Stamp> {
         let pins = self.displaced.iter().chain(&self.rescued);
-        pins.filter_map(|pin| Stamp::of(&pin.tag)).max()
+        let tags = pins.map(|pin| &pin.tag).chain(&self.rollback);
+        tags.filter_map(Stamp::of).max()
     }
 
     /// Ends the image.

@@ -4,8 +4,8 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
-    Admission, Class, Fault, Image, ImageSpec, Latch, Mode, Outcome, Phase, Pin, Reason, Request,
-    Scene, SourceFacts, Spec, Status, Step, World,
+    Admission, Class, Fault, Image, ImageSpec, Latch, Mode, OnFailure, Outcome, Phase, Pin, Reason,
+    Request, Scene, SourceFacts, Spec, Status, Step, World,
 };
 use crate::image::{Digest, Float, Stamp, Tag};
 
@@ -73,6 +73,7 @@ pub fn request(latch: Latch, phases: &[Phase]) -> Request {
     let spec = Spec {
         images: (0..phases.len()).map(spec).collect(),
         latch,
+        on_failure: OnFailure::Hold,
         mode: Mode::Promote,
         attempts: 5,
         deadline_seconds: 7200,

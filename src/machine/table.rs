@@ -8,8 +8,8 @@ use jiff::Timestamp;
 
 use super::plan::next_step;
 use super::{
-    Class, Context, Effect, Fault, Foreign, Image, ImageSpec, Latch, Mode, Outcome, Phase, Pin,
-    Reason, Request, SourceFacts, Spec, Status, Step, advance,
+    Class, Context, Effect, Fault, Foreign, Image, ImageSpec, Latch, Mode, OnFailure, Outcome,
+    Phase, Pin, Reason, Request, SourceFacts, Spec, Status, Step, advance,
 };
 use crate::image::{Digest, Float};
 
@@ -71,6 +71,8 @@ fn kinds() -> Vec<(&'static str, Outcome)> {
         },
         Outcome::StagedGone,
         Outcome::Posted { foreign: None },
+        Outcome::RolledBack,
+        Outcome::Left,
         fault(Class::Attempt),
         fault(Class::Terminal),
         fault(Class::Wait { seconds: 1 }),
@@ -103,6 +105,8 @@ fn kind(outcome: &Outcome) -> &'static str {
         Outcome::Posted {
             foreign: None | Some(Foreign::To(_) | Foreign::Gone),
         } => "Posted",
+        Outcome::RolledBack => "RolledBack",
+        Outcome::Left => "Left",
         Outcome::Faulted(Fault {
             reason: _,
             message: _,
@@ -116,7 +120,7 @@ fn kind(outcome: &Outcome) -> &'static str {
     }
 }
 
-const KINDS: [&str; 15] = [
+const KINDS: [&str; 17] = [
     "Resolved",
     "Staged",
     "Unpinned",
@@ -128,6 +132,8 @@ const KINDS: [&str; 15] = [
     "Moved",
     "StagedGone",
     "Posted",
+    "RolledBack",
+    "Left",
     "Faulted, attempt",
     "Faulted, terminal",
     "Faulted, wait",
@@ -162,6 +168,9 @@ fn table() -> Vec<(&'static str, [Cell; 4])> {
         ("Moved",         [None,                                 None,                                       Some((Incoming, Kept, Is(Reason::FloatMoved))), None]),
         ("StagedGone",    [None,                                 None,                                       Some((Pending, Kept, Is(Reason::RegistryError))), None]),
         ("Posted",        [None,                                 None,                                       None,                                       Some((Posted, TakenBack, Is(Reason::Promoted)))]),
+        // A float is taken back only once its image has ended.
+        ("RolledBack",    [None,                                 None,                                       None,                                       None]),
+        ("Left",          [None,                                 None,                                       None,                                       None]),
         ("Faulted, attempt",  same(Kept, Is(Reason::RateLimited))),
         ("Faulted, terminal", end(Reason::RateLimited)),
         ("Faulted, wait",     same(TakenBack, Is(Reason::RateLimited))),
@@ -211,6 +220,7 @@ fn request(phase: Phase) -> Request {
     let spec = Spec {
         images: vec![spec],
         latch: Latch::Together,
+        on_failure: OnFailure::Hold,
         mode: Mode::Promote,
         attempts: 5,
         deadline_seconds: 7200,
@@ -322,7 +332,7 @@ fn every_phase_leads_on_by_its_step_and_every_step_is_led_to() {
             reached.extend(step);
         }
     }
-    for step in Step::ALL {
+    for step in Step::ALL.into_iter().filter(|s| *s != Step::RollBack) {
         assert!(reached.contains(&step), "nothing leads to {step:?}");
         // A step that is added stands in `Step::ALL` as well.
         match step {
@@ -332,6 +342,8 @@ fn every_phase_leads_on_by_its_step_and_every_step_is_led_to() {
             | Step::Latch
             | Step::Post
             | Step::Verify => {}
+            // Not by a phase: by the failure of a group.
+            Step::RollBack => unreachable!(),
         }
     }
 }

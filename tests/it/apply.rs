@@ -506,7 +506,6 @@ async fn what_this_version_cannot_do_fails_as_invalid_spec_before_anything_is_as
     let cases = [
         ("signed", "referrers", "Require"),
         ("best", "referrers", "BestEffort"),
-        ("back", "onFailure", "Rollback"),
     ];
     for (name, field, value) in cases {
         let mut images = spec(&[(&format!("{host}/src/x:new"), &format!("{host}/ci:f"))]);

@@ -76,6 +76,7 @@ impl Running {
             Step::Latch => replay.latch(),
             Step::Post => replay.post(),
             Step::Verify => replay.verify(),
+            Step::RollBack => replay.roll_back(),
         };
         flow.map_or_else(|halt| halt, Halt::End)
     }
@@ -231,6 +232,46 @@ impl Replay<'_> {
             Outcome::Latched
         } else {
             Outcome::NotLatched
+        })
+    }
+
+    fn roll_back(&mut self) -> Flow<Outcome> {
+        let (source, float) = (self.source(), self.spec.float.tag());
+        let image = &self.running.image;
+        let (Some(back), Some(prune)) = (image.displaced.last(), image.rollback.clone()) else {
+            return Ok(Outcome::Left);
+        };
+        let (back, again) = (back.digest, self.running.launch.again);
+        let found = self.look(float)?;
+        if again && found == Some(back) {
+            let pinned = self.look(&prune)? == Some(source);
+            return Ok(if pinned {
+                Outcome::RolledBack
+            } else {
+                Outcome::Left
+            });
+        }
+        if found != Some(source) {
+            return Ok(Outcome::Left);
+        }
+        if !self.yes(Ask::Held(back))? {
+            return Ok(faulted(Reason::BackupFailed, Class::Terminal));
+        }
+        let pre = self.spec.float.pre();
+        if !self.pin(&prune, source)? {
+            return Ok(Outcome::Left);
+        }
+        let there = again && self.look(&pre)? == Some(source);
+        if !there && !self.yes(Ask::Put(pre, source))? {
+            return Ok(Outcome::Left);
+        }
+        if self.look(float)? != Some(source) {
+            return Ok(Outcome::Left);
+        }
+        Ok(if self.yes(Ask::Put(float.clone(), back))? {
+            Outcome::RolledBack
+        } else {
+            faulted(Reason::BackupFailed, Class::Terminal)
         })
     }
 

@@ -14,8 +14,8 @@ use super::steps::{Answer, Ask, Halt, Running, Seen, faulted};
 use crate::image::{Digest, Float, Stamp, Tag};
 use crate::machine::claims::{Claims, Contender, Standing, Verdict};
 use crate::machine::{
-    Admission, Class, Context, Effect, ImageSpec, Latch, Mode, Outcome, Phase, Plan, Reason,
-    Request, Scene, Spec, Status, Step, advance, plan,
+    Admission, Class, Context, Effect, ImageSpec, Latch, Mode, OnFailure, Outcome, Phase, Plan,
+    Reason, Request, Scene, Spec, Status, Step, advance, plan,
 };
 
 /// How long a tag write may take to land, in seconds.
@@ -353,6 +353,7 @@ impl World {
                     .map(|r| r.launch.step),
                 waiting: None,
                 quiet_until: self.quiet_until(&spec.float),
+                newest_stamp: None,
             });
         let world = crate::machine::World {
             now: time(self.now),
@@ -905,6 +906,7 @@ impl Wish {
         let spec = Spec {
             images,
             latch: self.latch,
+            on_failure: OnFailure::Hold,
             mode: Mode::Promote,
             attempts: 5,
             deadline_seconds: 7200,

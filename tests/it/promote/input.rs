@@ -111,8 +111,8 @@ async fn every_bad_document_is_refused_with_its_field_and_a_remedy() {
         ),
         (
             "/spec/onFailure",
-            json!("Rollback"),
-            &["spec.onFailure", "use Hold"],
+            json!("Undo"),
+            &["spec.onFailure", "Rollback"],
         ),
         (
             "/spec/referrers",

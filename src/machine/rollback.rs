@@ -1,0 +1,198 @@
+//! Taking floats back: what `onFailure: Rollback` does when a committed group has failed.
+//!
+//! When every image has ended, nothing runs and every float has settled, one save records the intent and the prune tag that
+//! will pin each promoted image. Then each committed image that displaced something is examined, whatever its recorded
+//! phase, because a latch may have landed unrecorded: a float at its source goes back to the newest displaced digest; one that
+//! is anywhere else is left. Until all are examined the request counts as unfinished, for at most [`GRACE_SECONDS`].
+
+use jiff::Timestamp;
+
+use super::advance::{Context, Effect, backoff};
+use super::plan::{Launch, Plan, World, earliest};
+use super::{
+    Class, Fault, GRACE_SECONDS, Image, OnFailure, Outcome, Phase, Reason, Request, Step, after,
+};
+use crate::image::Stamp;
+
+impl Request {
+    /// Whether floats are being taken back, or will be: the request is not over yet.
+    #[must_use]
+    pub fn is_rolling_back(&self) -> bool {
+        let images = &self.status.images;
+        let failed = || images.iter().any(|i| i.phase == Phase::Failed);
+        self.spec.on_failure == OnFailure::Rollback
+            && self.status.committed
+            && images.iter().all(|i| i.phase.is_finished())
+            && failed()
+            && (!self.status.rollback || images.iter().any(|i| i.rollback.is_some()))
+    }
+}
+
+/// Records the intent when it is due, and says which floats are examined now.
+pub(super) fn plan(request: &mut Request, world: &World, plan: &mut Plan) {
+    let scenes = || world.scenes.iter();
+    if !request.status.rollback {
+        let settled = scenes().filter_map(|scene| scene.quiet_until).max();
+        if scenes().any(|scene| scene.running.is_some()) {
+            return;
+        }
+        if let Some(later) = settled.filter(|&t| t > world.now) {
+            plan.wake = earliest(plan.wake, Some(later));
+            return;
+        }
+        begin(request, world);
+    }
+    // The time is its own: what the deadline was for has ended.
+    let deadline = after(world.now, GRACE_SECONDS);
+    let deadline = *request.status.deadline.get_or_insert(deadline);
+    let late = deadline <= world.now;
+    for index in 0..request.status.images.len() {
+        let scene = world.scenes.get(index).cloned().unwrap_or_default();
+        let image = &mut request.status.images[index];
+        if image.rollback.is_none() {
+            continue;
+        }
+        if scene.running.is_some() {
+            if late {
+                plan.drops.push(index);
+            }
+            continue;
+        }
+        if late {
+            let why = format!("not within {GRACE_SECONDS} s");
+            image.leave_behind(Reason::DeadlineExceeded, &why);
+            continue;
+        }
+        let not_before = image.next_attempt.max(scene.quiet_until);
+        if let Some(later) = not_before.filter(|&t| t > world.now) {
+            plan.wake = earliest(plan.wake, Some(later));
+        } else if world.launching {
+            plan.launches.push(Launch {
+                image: index,
+                step: Step::RollBack,
+                again: image.attempts > 0,
+            });
+            image.attempts += 1;
+            image.next_attempt = None;
+        }
+    }
+    if request.is_rolling_back() {
+        plan.wake = earliest(plan.wake, Some(deadline).filter(|&t| t > world.now));
+    }
+}
+
+/// The intent: which floats may have moved, and the tag that will pin what they moved to.
+fn begin(request: &mut Request, world: &World) {
+    request.status.rollback = true;
+    request.status.deadline = None;
+    for (index, image) in request.status.images.iter_mut().enumerate() {
+        if image.unchanged || image.displaced.is_empty() {
+            continue;
+        }
+        let Some(spec) = request.spec.images.get(index) else {
+            continue;
+        };
+        let known = world.scenes.get(index).and_then(|scene| scene.newest_stamp);
+        image.rollback = Some(spec.float.prune(image.next_stamp(known, world.now)));
+        image.attempts = 0;
+        image.next_attempt = None;
+    }
+}
+
+/// Records what taking back one float came to.
+pub(super) fn advance(
+    request: &mut Request,
+    index: usize,
+    outcome: Outcome,
+    context: &Context,
+) -> Effect {
+    let (Some(spec), Some(image)) = (
+        request.spec.images.get(index),
+        request.status.images.get_mut(index),
+    ) else {
+        return Effect::Ignored;
+    };
+    let Some(tag) = image.rollback.clone() else {
+        return Effect::Ignored;
+    };
+    match outcome {
+        Outcome::RolledBack => {
+            let back = image.displaced.last().map(|pin| pin.digest.to_string());
+            let back = back.unwrap_or_default();
+            let message = format!(
+                "back on {back}, {tag} holds what it was on{}",
+                image.cause()
+            );
+            let reason = image.own_failure().unwrap_or(Reason::RolledBack);
+            image.end(Phase::Failed, reason, message);
+            image.rollback = None;
+        }
+        // It never moved, or somebody else moved it since: it is not ours to take back.
+        Outcome::Left => image.rollback = None,
+        Outcome::StampTaken { tag: taken } => {
+            image.attempts = image.attempts.saturating_sub(1);
+            if taken == tag {
+                let next = image.next_stamp(context.newest_stamp, context.now);
+                image.rollback = Some(spec.float.prune(next));
+            }
+        }
+        Outcome::Dropped => {
+            image.attempts = image.attempts.saturating_sub(1);
+            image.next_attempt = None;
+        }
+        Outcome::Faulted(Fault {
+            reason,
+            message,
+            class,
+        }) => {
+            let delay = match class {
+                Class::Terminal => {
+                    image.leave_behind(reason, &message);
+                    return Effect::Recorded(Vec::new());
+                }
+                Class::Attempt => backoff(image.attempts, context.jitter),
+                Class::Wait { seconds } => {
+                    image.attempts = image.attempts.saturating_sub(1);
+                    seconds
+                }
+            };
+            image.next_attempt = Some(after(context.now, delay));
+        }
+        _ => return Effect::Ignored,
+    }
+    Effect::Recorded(Vec::new())
+}
+
+impl Image {
+    /// Ends the examination without knowing, or without having done, what was to be done.
+    fn leave_behind(&mut self, reason: Reason, why: &str) {
+        let cause = self.cause();
+        let message = format!(
+            "not rolled back: {why}; look at the float and promote its __pre by hand{cause}"
+        );
+        self.end(Phase::Failed, reason, message);
+        self.rollback = None;
+    }
+
+    /// Why the image itself had failed, if it had.
+    fn own_failure(&self) -> Option<Reason> {
+        self.reason.filter(|_| self.has_failed_itself())
+    }
+
+    /// The same for a person.
+    fn cause(&self) -> String {
+        self.own_failure().map_or_else(String::new, |_| {
+            format!("; it had failed: {}", self.message)
+        })
+    }
+
+    /// A stamp above every one known on the float, and not in the past.
+    pub(super) fn next_stamp(&self, known: Option<Stamp>, now: Timestamp) -> Stamp {
+        let known = self.newest_stamp().max(known);
+        let now = Stamp::at(now);
+        known.map_or(now, |known| now.max(known.next()))
+    }
+}
+
+#[cfg(test)]
+mod tests;
