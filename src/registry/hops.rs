@@ -325,3 +325,172 @@ fn literal(url: &Url) -> Option<IpAddr> {
         Host::Domain(_) => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::collections::HashMap;
+
+    use super::super::clients::Proxies;
+    use super::*;
+
+    struct Rules {
+        hops: Hops,
+        endpoints: Arc<Endpoints>,
+    }
+
+    fn rules(settings: &Settings) -> Rules {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let endpoints = Arc::new(Endpoints::new(settings).unwrap());
+        Rules {
+            hops: Hops::new(settings, &endpoints).unwrap(),
+            endpoints,
+        }
+    }
+
+    impl Rules {
+        /// Whether `registry` may lead to `url`, as far as can be told before it is resolved, and how far that reaches.
+        fn leads(&self, registry: &str, url: &str, inner: bool) -> Result<Pass, Error> {
+            let registry = self
+                .endpoints
+                .of(&format!("{registry}/a/b").parse().unwrap())
+                .unwrap();
+            let url = Url::parse(url).unwrap();
+            let leave = self.hops.check(&registry, Hop::Redirect, &url, inner)?;
+            for pass in [Pass::Public, Pass::Inner] {
+                if std::ptr::eq(leave.pair, self.hops.clients.pair(&url, pass).unwrap()) {
+                    return Ok(pass);
+                }
+            }
+            Ok(Pass::Any)
+        }
+
+        fn refuses(&self, registry: &str, url: &str, inner: bool) -> String {
+            let error = self.leads(registry, url, inner).unwrap_err();
+            assert_eq!(error.reason, Reason::NotAllowed);
+            error.message
+        }
+    }
+
+    fn list(hosts: &[&str]) -> Vec<HostPattern> {
+        hosts.iter().map(|host| host.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn with_a_list_what_it_does_not_name_is_asked_at_public_addresses_alone() {
+        let rules = rules(&Settings {
+            allowed: Some(list(&[
+                "quay.io",
+                "docker.io",
+                "*.corp.example",
+                "10.0.0.7",
+                "**",
+                "[fd00::1]:8443",
+            ])),
+            cluster_ranges: vec!["52.0.0.0/8".parse().unwrap()],
+            plain_http: vec!["10.0.0.8:5000".into()],
+            rewrite: HashMap::from([("old.example".into(), "10.0.0.9".into())]),
+            ..Settings::default()
+        });
+        for (registry, url, pass) in [
+            ("quay.io", "https://quay.io/x", Pass::Any),
+            ("quay.io", "https://cdn.example/x", Pass::Public),
+            ("quay.io", "https://quay.io:444/x", Pass::Public),
+            ("quay.io", "https://8.8.8.8/x", Pass::Public),
+            ("quay.io", "https://s3.corp.example/x", Pass::Any),
+            ("quay.io", "https://10.0.0.7/x", Pass::Any),
+            ("quay.io", "https://[fd00::1]:8443/x", Pass::Any),
+            ("quay.io", "http://10.0.0.8:5000/x", Pass::Any),
+            ("quay.io", "http://10.0.0.9/x", Pass::Any),
+            ("docker.io", "https://registry-1.docker.io/x", Pass::Any),
+            ("docker.io", "https://auth.docker.io/x", Pass::Public),
+            // On the list by stars alone.
+            ("other.example", "https://other.example/x", Pass::Public),
+        ] {
+            for inner in [true, false] {
+                let found = rules.leads(registry, url, inner);
+                assert_eq!(found.unwrap(), pass, "{registry} {url}");
+            }
+        }
+        for url in [
+            "https://10.0.0.7:444/x",
+            "http://10.0.0.8:5001/x",
+            "https://127.1/x",
+            "https://[fd00::1]/x",
+            "https://52.1.2.3/x",
+            "http://169.254.169.254/x",
+        ] {
+            for inner in [true, false] {
+                let message = rules.refuses("quay.io", url, inner);
+                assert!(message.starts_with("quay.io redirects to "), "{message}");
+                assert!(message.contains("internal address; have --allow-registry"));
+            }
+        }
+    }
+
+    #[test]
+    fn without_a_list_only_internal_registries_lead_inside() {
+        let rules = rules(&Settings::default());
+        for (registry, url, inner, pass) in [
+            ("10.0.0.1", "https://10.0.0.1/x", true, Pass::Any),
+            ("169.254.1.1", "https://169.254.1.1/x", false, Pass::Any),
+            ("quay.io", "https://quay.io/x", false, Pass::Any),
+            ("quay.io", "https://cdn.example/x", false, Pass::Public),
+            ("10.0.0.1", "https://cdn.example/x", true, Pass::Inner),
+            ("10.0.0.1", "https://10.0.0.2/x", true, Pass::Inner),
+        ] {
+            assert_eq!(rules.leads(registry, url, inner).unwrap(), pass, "{url}");
+        }
+        for (url, inner) in [
+            ("https://10.0.0.2/x", false),
+            ("https://127.0.0.1/x", false),
+            ("https://169.254.169.254/x", true),
+            ("https://[::ffff:169.254.169.254]/x", true),
+        ] {
+            rules.refuses("registry.example", url, inner);
+        }
+        let inner = |host: &str| {
+            let repository = format!("{host}/a/b").parse().unwrap();
+            rules
+                .hops
+                .is_inner(&rules.endpoints.of(&repository).unwrap())
+        };
+        assert!(inner("192.168.1.1:5000") && !inner("8.8.8.8") && !inner("registry.example"));
+    }
+
+    #[test]
+    fn what_goes_through_a_proxy_has_to_be_meant_by_name() {
+        let through = |allowed| {
+            rules(&Settings {
+                allowed,
+                proxies: Proxies::Given {
+                    proxy: "http://10.0.0.1:3128".into(),
+                    except: "direct.example,10.0.0.0/8".into(),
+                },
+                ..Settings::default()
+            })
+        };
+        let listed = through(Some(list(&["quay.io", "**"])));
+        assert!(listed.leads("quay.io", "https://quay.io/x", false).is_ok());
+        for registry in ["quay.io", "other.example"] {
+            let message = listed.refuses(registry, "https://other.example/x", false);
+            assert!(message.contains("behind a proxy"), "{message}");
+        }
+        let free = through(None);
+        assert!(
+            free.leads("a.example", "https://a.example/x", false)
+                .is_ok()
+        );
+        assert!(
+            free.leads("a.example", "https://a.example:444/x", false)
+                .is_ok()
+        );
+        for rules in [listed, free] {
+            // The proxy itself, and what no proxy is asked for, are places as any other.
+            rules.refuses("quay.io", "http://10.0.0.1:3128/x", false);
+            let direct = rules.leads("quay.io", "https://direct.example/x", false);
+            assert_eq!(direct.unwrap(), Pass::Public);
+            rules.refuses("quay.io", "https://cdn.example/x", true);
+        }
+    }
+}

@@ -107,14 +107,13 @@ fn reach_6(address: Ipv6Addr) -> Reach {
 
 /// The IPv4 address that an IPv6 one stands for: mapped, translated, compatible (`::` and `::1` among them), NAT64, 6to4.
 fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
-    let (high, low) = match address.segments() {
+    match address.segments() {
         [0, 0, 0, 0, 0, 0 | 0xffff, high, low]
         | [0, 0, 0, 0, 0xffff, 0, high, low]
         | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
-        | [0x2002, high, low, ..] => (high, low),
-        _ => return None,
-    };
-    Some(Ipv4Addr::from((u32::from(high) << 16) | u32::from(low)))
+        | [0x2002, high, low, ..] => Some(Ipv4Addr::from((u32::from(high) << 16) | u32::from(low))),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
