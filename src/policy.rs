@@ -19,7 +19,7 @@ impl std::str::FromStr for HostPattern {
     type Err = PatternError;
 
     fn from_str(s: &str) -> Result<Self, PatternError> {
-        let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || ".-:*".contains(c);
+        let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || ".-:*[]".contains(c);
         if s.is_empty() || !s.chars().all(fits) {
             return Err(PatternError(s.into()));
         }
@@ -32,6 +32,16 @@ impl HostPattern {
     #[must_use]
     pub fn matches(&self, host: &str) -> bool {
         matches(self.0.as_bytes(), host.as_bytes())
+    }
+
+    /// Whether a host is meant by name: stars alone match everybody and name nobody.
+    #[must_use]
+    pub fn names(&self, host: &str) -> bool {
+        let name = match self.0.rsplit_once(':') {
+            Some((name, port)) if !port.ends_with(']') => name,
+            _ => &self.0,
+        };
+        name.contains(|c: char| c.is_ascii_alphanumeric()) && self.matches(host)
     }
 }
 
@@ -104,7 +114,36 @@ mod tests {
         assert!(pattern("**.openshift.org").matches("registry.a.b.ci.openshift.org"));
         assert!(pattern("127.0.0.1:*").matches("127.0.0.1:5000"));
         assert!(pattern("quay.io:443").matches("quay.io"));
+        assert!(pattern("[fd00::1]:5000").matches("[fd00::1]:5000"));
         assert!("Quay.io".parse::<HostPattern>().is_err());
         assert!("".parse::<HostPattern>().is_err());
+    }
+
+    #[test]
+    fn stars_alone_match_everybody_and_name_nobody() {
+        for pattern in ["**", "*", "**:*", "*.*", "*:5000", "**:5000", "[*]"] {
+            let pattern: HostPattern = pattern.parse().unwrap();
+            for host in ["quay.io", "localhost:5000", "10.0.0.1", "[::1]"] {
+                assert!(!pattern.names(host), "{pattern:?} {host}");
+            }
+        }
+        for (pattern, host) in [
+            ("quay.io", "quay.io"),
+            ("127.0.0.1:*", "127.0.0.1:5000"),
+            ("[::1]", "[::1]"),
+            ("[::1]:*", "[::1]:5000"),
+            ("**.svc", "registry.ci.svc"),
+        ] {
+            assert!(
+                pattern.parse::<HostPattern>().unwrap().names(host),
+                "{pattern} {host}"
+            );
+        }
+        assert!(
+            !"quay.io"
+                .parse::<HostPattern>()
+                .unwrap()
+                .names("quay.io:5000")
+        );
     }
 }

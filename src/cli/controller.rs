@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args};
 use kube::Client;
 
-use super::{RegistryArgs, bad_input, fail, signalled, telemetry};
+use super::{RegistryArgs, bad_input, fail, signalled, telemetry, unusable};
 use crate::controller::{Config, run as run_controller};
 use crate::registry::Registry;
 
@@ -60,9 +60,9 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
     };
     let settings = registry.engine();
     let policy = registry.listed();
-    let registry = match Registry::new(registry.registry()) {
+    let registry = match Registry::new(registry.registry(&policy)) {
         Ok(registry) => registry,
-        Err(error) => return bad_input(&error.to_string()),
+        Err(error) => return bad_input(&unusable(&error)),
     };
     let host = std::env::var("HOSTNAME")
         .ok()

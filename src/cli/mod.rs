@@ -14,14 +14,16 @@ mod telemetry;
 mod work;
 
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use ipnet::IpNet;
 
 use crate::engine;
 use crate::policy::{HostPattern, Policy};
-use crate::registry::Settings;
+use crate::registry::{BuildError, Settings};
 
 /// Something is wrong with what was given: nothing was done.
 const BAD_INPUT: u8 = 2;
@@ -54,9 +56,17 @@ struct RegistryArgs {
     #[arg(long, value_name = "HOST[:PORT]")]
     plain_http: Vec<String>,
     /// A registry that may be contacted; * stands within a label, ** across dots (repeatable). The controller contacts no
-    /// other; promote has no list unless one is given.
+    /// other; promote has no list unless one is given. A host at an internal address, or behind a proxy, has to be meant by more
+    /// than stars, also where a registry only leads there (token realm, redirect, upload).
     #[arg(long, value_name = "PATTERN")]
     allow_registry: Vec<HostPattern>,
+    /// Trust the CA certificates of this PEM file at this registry, besides the system's (repeatable).
+    #[arg(long, value_name = "HOST[:PORT]=FILE", value_parser = host_and_file)]
+    registry_ca: Vec<(String, PathBuf)>,
+    /// A network that is internal although its addresses are public, as those of pods and services may be: no registry may lead
+    /// there (repeatable).
+    #[arg(long, value_name = "CIDR")]
+    cluster_range: Vec<IpNet>,
     /// Manifest requests a second, and blob requests a second, per registry; 0: no pacing.
     #[arg(long, value_name = "N", default_value_t = 40)]
     registry_qps: u32,
@@ -79,9 +89,12 @@ impl RegistryArgs {
         }
     }
 
-    fn registry(&self) -> Settings {
+    fn registry(&self, policy: &Policy) -> Settings {
         Settings {
             plain_http: self.plain_http.clone(),
+            allowed: policy.registries.clone(),
+            cluster_ranges: self.cluster_range.clone(),
+            registry_ca: self.registry_ca.clone(),
             qps: self.registry_qps,
             concurrency: self.registry_concurrency.into(),
             put_timeout: self.engine().put_timeout(),
@@ -103,6 +116,23 @@ impl RegistryArgs {
         } else {
             self.listed()
         }
+    }
+}
+
+fn host_and_file(text: &str) -> Result<(String, PathBuf), &'static str> {
+    match text.split_once('=') {
+        Some((host, file)) if !host.is_empty() && !file.is_empty() => {
+            Ok((host.into(), file.into()))
+        }
+        _ => Err("write HOST=FILE or HOST:PORT=FILE"),
+    }
+}
+
+/// Says which flag has to be corrected.
+fn unusable(error: &BuildError) -> String {
+    match error {
+        BuildError::Address(_) => format!("--plain-http: {error}; correct it"),
+        BuildError::Client(_) | BuildError::Ca { .. } => error.to_string(),
     }
 }
 

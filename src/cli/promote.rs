@@ -11,13 +11,13 @@ use super::again::look_again;
 use super::progress::Display;
 use super::summary::{Output, print, summarise};
 use super::work::{End, carry_out};
-use super::{RegistryArgs, bad_input, credentials, fail, signalled, telemetry};
+use super::{RegistryArgs, bad_input, credentials, fail, signalled, telemetry, unusable};
 use crate::api::PromotionRequest;
 use crate::api::status::read;
 use crate::engine::Engine;
 use crate::engine::leadership::Leadership;
 use crate::machine::Phase;
-use crate::registry::{BuildError, Keyring, Registry};
+use crate::registry::{Keyring, Registry};
 use crate::store::Key;
 use crate::store::file::{FileStore, Update, read_requests};
 
@@ -136,7 +136,7 @@ async fn set_up(args: PromoteArgs, display: &Display) -> Result<Run, String> {
     let keyring = credentials(&args)?;
     let settings = args.registry.engine();
     #[cfg_attr(not(feature = "embedded-registry"), allow(unused_mut))]
-    let mut registry = args.registry.registry();
+    let mut registry = args.registry.registry(&policy);
     #[cfg_attr(not(feature = "embedded-registry"), allow(unused_mut))]
     let mut temporary: Option<tempfile::TempDir> = None;
     #[cfg(feature = "embedded-registry")]
@@ -165,10 +165,7 @@ async fn set_up(args: PromoteArgs, display: &Display) -> Result<Run, String> {
         (None, Some(folder)) => folder.path().join("state.yaml"),
         (None, None) => state_beside(&args.file),
     };
-    let registry = Registry::new(registry).map_err(|error| match error {
-        BuildError::Address(_) => format!("--plain-http: {error}; correct it"),
-        BuildError::Client(_) => error.to_string(),
-    })?;
+    let registry = Registry::new(registry).map_err(|error| unusable(&error))?;
     let (store, updates) = FileStore::open(objects, &state, keyring.clone(), settings.settle)
         .map_err(|error| error.to_string())?;
     let quiet = store.quiet();

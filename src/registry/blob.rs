@@ -112,7 +112,7 @@ impl Registry {
         let what = named(job.to, blob.digest);
         let access = job.target();
         let url = blob_url(&access, blob.digest);
-        let ask = self.blob_ask(Method::HEAD, url, &what, Some(&access), job.activity);
+        let ask = self.blob_ask(Method::HEAD, url, &what, &access, job.activity);
         self.is_there(ask).await
     }
 
@@ -137,7 +137,7 @@ impl Registry {
             url.query_pairs_mut()
                 .append_pair("mount", &blob.digest.to_string())
                 .append_pair("from", job.from.path());
-            let mut ask = self.blob_ask(Method::POST, url, &what, Some(&access), job.activity);
+            let mut ask = self.blob_ask(Method::POST, url, &what, &access, job.activity);
             let reply = match self.transport().send(&mut ask).await {
                 Ok(reply) => reply,
                 Err(Failure::Unsettled(_)) if self.has_blob(job, blob).await? => {
@@ -164,7 +164,7 @@ impl Registry {
         method: Method,
         url: Url,
         what: &'a str,
-        access: Option<&'a Access<'a>>,
+        access: &'a Access<'a>,
         activity: &'a Activity,
     ) -> Ask<'a> {
         Ask {

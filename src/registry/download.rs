@@ -198,7 +198,7 @@ impl Registry {
             also: None,
         };
         let url = blob_url(&access, blob.digest);
-        let mut ask = self.blob_ask(Method::GET, url, &what, Some(&access), activity);
+        let mut ask = self.blob_ask(Method::GET, url, &what, &access, activity);
         ask.placed = true;
         // Nothing is lost yet by giving the places back at once.
         ask.patience = Some(Duration::ZERO);

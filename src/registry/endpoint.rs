@@ -69,6 +69,11 @@ impl Endpoints {
         Url::parse(&format!("https://{host}/")).ok()
     }
 
+    /// Whether the configuration names this address: plain HTTP is spoken there, or it stands in for a host.
+    pub(super) fn is_configured(&self, url: &Url) -> bool {
+        self.plain.contains(&address(url))
+    }
+
     /// Whether a redirect or an upload location from `from` to `to` keeps TLS where there was TLS.
     pub(super) fn may_follow(&self, from: Option<&Url>, to: &Url) -> bool {
         match to.scheme() {

@@ -4,6 +4,7 @@
 //! reasons, its class, and one line of text that names the object and the remedy. Guaranteed: that line is at most 256
 //! characters, carries no secret and no URL, and at most 200 characters of a registry's own words.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use oci_client::errors::{OciEnvelope, OciErrorCode};
@@ -87,6 +88,16 @@ pub enum BuildError {
         "cannot set up the HTTP client: {0}; check the system's CA certificates and proxy variables"
     )]
     Client(String),
+    /// A private CA cannot be used.
+    #[error("--registry-ca {host}={}: {problem}; give a PEM file with the CA's certificate", file.display())]
+    Ca {
+        /// For which host.
+        host: String,
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
     /// `rewrite` or `plain_http` holds something that is no address.
     #[error("'{0}' is not HOST or HOST:PORT")]
     Address(String),

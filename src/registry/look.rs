@@ -251,7 +251,7 @@ impl Registry {
             lane: Lane::Manifests,
             headers,
             content: Content::Nothing,
-            access: Some(access),
+            access,
             timeout: Some(self.transport().settings.request_timeout),
             patience: None,
             prompt: false,

@@ -9,7 +9,8 @@
 //! here; what one credential was granted or shown never serves another; memory does not grow with the size of images.
 //!
 //! In reading order: `error` (how answers count), `keyring` and `credential`, `endpoint` (addresses), `access` (rights), `budget` (what
-//! a host is asked to bear; `queue`, `pace`, `breaker`), `transport` (the one way out; `token`, `reply`), `manifest`, `look` and `put` (tags),
+//! a host is asked to bear; `queue`, `pace`, `breaker`), `hops` (who may be connected to; `network`, `clients`), `transport` (the one
+//! way out; `token`, `reply`), `manifest`, `look` and `put` (tags),
 //! `copy` (`blob`, `upload`, `download`).
 
 mod access;
@@ -17,15 +18,18 @@ mod activity;
 mod blob;
 mod breaker;
 mod budget;
+mod clients;
 mod copy;
 mod credential;
 mod download;
 mod endpoint;
 mod error;
 mod flight;
+mod hops;
 mod keyring;
 mod look;
 mod manifest;
+mod network;
 mod pace;
 mod put;
 mod queue;
@@ -35,10 +39,14 @@ mod transport;
 mod upload;
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 pub use activity::{Activity, Waiting};
+pub use clients::Proxies;
 pub use credential::Credential;
 pub use error::{BuildError, Class, Error};
 pub use keyring::{Keyring, KeyringError};
@@ -47,6 +55,7 @@ pub use put::Put;
 
 use crate::image::{Digest, Repository};
 use crate::machine::Reason;
+use crate::policy::HostPattern;
 use credential::CredentialKey;
 use endpoint::Endpoint;
 use flight::Flights;
@@ -80,6 +89,14 @@ pub struct Settings {
     pub request_timeout: Duration,
     /// Total time of a tag PUT.
     pub put_timeout: Duration,
+    /// The hosts that may be connected to whatever their address; none: there is no list, and what a spec names may.
+    pub allowed: Option<Vec<HostPattern>>,
+    /// Networks that are internal although their addresses are public.
+    pub cluster_ranges: Vec<IpNet>,
+    /// `HOST` or `HOST:PORT`, and the PEM file of the CA that is trusted there besides the system's.
+    pub registry_ca: Vec<(String, PathBuf)>,
+    /// Which proxies requests go through.
+    pub proxies: Proxies,
     /// Host as a spec names it -> address spoken to instead, over plain HTTP.
     pub rewrite: HashMap<String, String>,
 }
@@ -94,6 +111,10 @@ impl Default for Settings {
             read_timeout: Duration::from_mins(1),
             request_timeout: Duration::from_mins(1),
             put_timeout: Duration::from_secs(8),
+            allowed: None,
+            cluster_ranges: Vec::new(),
+            registry_ca: Vec::new(),
+            proxies: Proxies::default(),
             rewrite: HashMap::new(),
         }
     }

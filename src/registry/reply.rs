@@ -114,27 +114,29 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 /// Whether a certificate was not accepted, wherever in the chain of causes it says so.
 pub(super) fn is_untrusted(error: &reqwest::Error) -> bool {
+    matches!(
+        cause(error),
+        Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented)
+    )
+}
+
+/// The first cause of that type in the chain of causes.
+pub(super) fn cause<T: StdError + 'static>(error: &reqwest::Error) -> Option<&T> {
     let mut cause: Option<&(dyn StdError + 'static)> = error.source();
     while let Some(error) = cause {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
         // An io::Error hides the error it wraps from `source`.
         let inner = error
             .downcast_ref::<std::io::Error>()
             .and_then(std::io::Error::get_ref);
-        let tls = error
-            .downcast_ref::<rustls::Error>()
-            .or_else(|| inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()));
-        if let Some(tls) = tls {
-            return matches!(
-                tls,
-                rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented
-            );
-        }
         cause = match inner {
             Some(inner) => Some(inner),
             None => error.source(),
         };
     }
-    false
+    None
 }
 
 /// The innermost cause of an error, which is the one that helps.

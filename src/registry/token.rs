@@ -180,7 +180,7 @@ impl Transport {
             return Ok(challenge);
         }
         let what = format!("{}/v2/", endpoint.name);
-        let mut ask = self.plain_ask(&what, endpoint.url(""), patience, activity);
+        let mut ask = self.plain_ask(&what, endpoint.url(""), access, patience, activity);
         let reply = self.exchange(&mut ask, None, || true).await?;
         let status = reply.status();
         let challenge = if status.is_success() {
@@ -256,7 +256,7 @@ impl Transport {
             Err(error) => return refuse(error),
         };
         let what = format!("the token for {}", access.repository);
-        let mut request = self.plain_ask(&what, url, ask.patience, ask.activity);
+        let mut request = self.plain_ask(&what, url, access, ask.patience, ask.activity);
         let authorization = access.credential.secret().map(basic);
         let reply = self
             .exchange(&mut request, authorization.as_ref(), || true)
@@ -287,6 +287,7 @@ impl Transport {
         &self,
         what: &'a str,
         url: Url,
+        access: &'a Access<'a>,
         patience: Option<Duration>,
         activity: &'a Activity,
     ) -> Ask<'a> {
@@ -297,7 +298,7 @@ impl Transport {
             lane: Lane::Tokens,
             headers: HeaderMap::new(),
             content: Content::Nothing,
-            access: None,
+            access,
             timeout: Some(self.settings.request_timeout),
             patience,
             prompt: false,

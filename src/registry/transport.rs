@@ -5,15 +5,14 @@
 //! 5xx, 408, resets and timeouts as well. A 401 is answered with a fresh token, once.
 //!
 //! Guaranteed: a request that may have changed something is never repeated here; the registry's credentials and tokens go to
-//! the registry's own address only (reqwest strips them on a redirect to another one); no URL of a redirect gets into an error.
+//! the registry's own address only; every address is checked before it is asked (`hops`); no URL gets into an error.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderValue};
-use reqwest::redirect::Policy;
-use reqwest::{Body, Client, Method, Request, Response, StatusCode, Url};
+use reqwest::{Body, Method, Request, Response, StatusCode, Url};
 use tokio::time::Instant;
 
 use super::Settings;
@@ -22,12 +21,11 @@ use super::activity::Activity;
 use super::budget::{Admission, Entry, Host, Hosts, Lane, Limits};
 use super::endpoint::{Endpoints, address};
 use super::error::{Answer, BuildError, Error};
+use super::hops::{Hops, Lost};
 use super::reply::{Reply, challenge_of, describe, is_untrusted, read_refusal, retry_after};
 use super::token::Tokens;
 use crate::machine::Reason;
 
-/// Redirects followed for one GET or HEAD.
-const REDIRECTS_MAX: usize = 5;
 /// The same bad answer so often from one URL, while the host serves others, is not the host's illness.
 const BAD_ANSWERS_MAX: u32 = 20;
 /// How often one request is sent with another token or challenge.
@@ -43,12 +41,9 @@ pub(super) struct Transport {
     pub(super) settings: Settings,
     pub(super) endpoints: Arc<Endpoints>,
     pub(super) tokens: Tokens,
+    pub(super) hops: Hops,
     hosts: Hosts,
     rest_first: Duration,
-    /// GET and HEAD: follows redirects, ends a read that stands still.
-    reads: Client,
-    /// Everything else: follows nothing.
-    writes: Client,
 }
 
 /// What is sent with a request.
@@ -73,8 +68,8 @@ pub(super) struct Ask<'a> {
     pub(super) lane: Lane,
     pub(super) headers: HeaderMap,
     pub(super) content: Content,
-    /// Whose rights are used; none where nothing is to be sent.
-    pub(super) access: Option<&'a Access<'a>>,
+    /// Whose rights are used, on which registry; they are sent to its own address only.
+    pub(super) access: &'a Access<'a>,
     /// Total time of one try.
     pub(super) timeout: Option<Duration>,
     /// How long a try may wait for the host in all; none: as long as it takes.
@@ -126,19 +121,6 @@ impl Transport {
         rest_max: Duration,
     ) -> Result<Self, BuildError> {
         let endpoints = Arc::new(Endpoints::new(&settings)?);
-        let build = |builder: reqwest::ClientBuilder| {
-            builder
-                .user_agent(concat!("promotion-controller/", env!("CARGO_PKG_VERSION")))
-                .connect_timeout(settings.connect_timeout)
-                .referer(false)
-                // What is sent again, and when, is decided here alone.
-                .retry(reqwest::retry::never())
-                .build()
-                .map_err(|error| BuildError::Client(describe(&error)))
-        };
-        let reads = Client::builder()
-            .redirect(redirects(Arc::clone(&endpoints)))
-            .read_timeout(settings.read_timeout);
         let limits = Limits {
             qps: settings.qps,
             concurrency: settings.concurrency,
@@ -146,8 +128,7 @@ impl Transport {
             rest_max,
         };
         Ok(Self {
-            reads: build(reads)?,
-            writes: build(Client::builder().redirect(Policy::none()))?,
+            hops: Hops::new(&settings, &endpoints)?,
             endpoints,
             tokens: Tokens::new(),
             hosts: Hosts::new(limits),
@@ -172,9 +153,10 @@ impl Transport {
         ask: &mut Ask<'_>,
         mut gate: impl FnMut() -> bool + Send,
     ) -> Result<Reply, Failure> {
-        let Some(access) = ask.access else {
+        let access = ask.access;
+        if !access.endpoint.is_at(&ask.url) {
             return self.exchange(ask, None, gate).await;
-        };
+        }
         let began = Instant::now();
         let mut spent = None;
         let mut renewed = false;
@@ -227,6 +209,7 @@ impl Transport {
         authorization: Option<&HeaderValue>,
         mut gate: impl FnMut() -> bool + Send,
     ) -> Result<Reply, Failure> {
+        let leave = self.hops.leave(ask).map_err(Failure::Refused)?;
         let host = self.host(&ask.url);
         let safe = matches!(ask.method, Method::GET | Method::HEAD);
         let deadline = ask.patience.map(|patience| Instant::now() + patience);
@@ -245,8 +228,7 @@ impl Transport {
             if !gate() {
                 return Err(Failure::NotSent);
             }
-            let client = if safe { &self.reads } else { &self.writes };
-            let result = client.execute(request).await;
+            let result = self.hops.send(ask, &leave, request).await;
             let error = match self.judge(ask, &host, admission, result).await {
                 Judged::Reply(response) => {
                     let elsewhere = address(response.url()) != host.name;
@@ -311,11 +293,11 @@ impl Transport {
         ask: &Ask<'_>,
         host: &Host,
         admission: Admission,
-        result: reqwest::Result<Response>,
+        result: Result<Response, Lost>,
     ) -> Judged {
         let response = match result {
             Ok(response) => response,
-            Err(error) => return failed(ask, host, admission, &error.without_url()),
+            Err(lost) => return failed(ask, host, admission, lost),
         };
         let status = response.status();
         let elsewhere = address(response.url()) != host.name;
@@ -392,23 +374,45 @@ fn build(ask: &mut Ask<'_>, authorization: Option<&HeaderValue>) -> Result<Reque
     Ok(request)
 }
 
-/// Reads a sending that had no answer. `error` is without its URL: a redirect's target carries a signature.
-fn failed(ask: &Ask<'_>, host: &Host, admission: Admission, error: &reqwest::Error) -> Judged {
-    if is_untrusted(error) {
+/// Reads a sending that had no answer.
+fn failed(ask: &Ask<'_>, host: &Host, admission: Admission, lost: Lost) -> Judged {
+    let (error, at) = match lost {
+        // Nothing was sent: that tells nothing about the host.
+        Lost::Barred { error, sent: false } => return Judged::Final(error),
+        Lost::Barred { error, sent: true } => {
+            host.serves(ask.lane, admission);
+            return Judged::Final(error);
+        }
+        Lost::Astray(problem) => {
+            host.serves(ask.lane, admission);
+            let message = format!("{}: {problem}", ask.what);
+            return Judged::Final(Error::attempt(Reason::RegistryError, message));
+        }
+        Lost::Broken { error, at } => (error, at),
+    };
+    if is_untrusted(&error) {
         host.serves(ask.lane, admission);
         let message = format!(
-            "the certificate of {} is not trusted ({}); add its CA to the trusted certificates",
-            host.name,
-            describe(error)
+            "the certificate of {at} is not trusted ({}); have its CA given with --registry-ca {}=FILE",
+            describe(&error),
+            at.trim_end_matches(":443"),
         );
         return Judged::Final(Error::terminal(Reason::CertificateUntrusted, message));
     }
-    if error.is_redirect() || error.is_builder() {
+    if error.is_builder() {
         host.serves(ask.lane, admission);
-        let message = format!("{}: {}", ask.what, describe(error));
+        let message = format!("{}: {}", ask.what, describe(&error));
         return Judged::Final(Error::attempt(Reason::RegistryError, message));
     }
-    let message = format!("{} is not reachable ({})", host.name, describe(error));
+    let cause = describe(&error);
+    let message = if at == host.name {
+        format!("{at} is not reachable ({cause})")
+    } else {
+        format!(
+            "{at}, where {} redirects to, is not reachable ({cause})",
+            host.name
+        )
+    };
     let cause = Error::wait(
         Reason::RegistryUnavailable,
         None,
@@ -421,17 +425,4 @@ fn failed(ask: &Ask<'_>, host: &Host, admission: Admission, error: &reqwest::Err
     } else {
         Judged::Unsettled(cause)
     }
-}
-
-/// Follows at most five redirects, and none from TLS to plain HTTP unless that address is configured so.
-fn redirects(endpoints: Arc<Endpoints>) -> Policy {
-    Policy::custom(move |attempt| {
-        if attempt.previous().len() > REDIRECTS_MAX {
-            attempt.error("too many redirects")
-        } else if !endpoints.may_follow(attempt.previous().last(), attempt.url()) {
-            attempt.error("a redirect leaves TLS")
-        } else {
-            attempt.follow()
-        }
-    })
 }

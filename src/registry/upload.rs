@@ -126,17 +126,10 @@ impl Registry {
         mut location: Url,
         response: Response,
     ) -> Result<(), Failure> {
-        let own = access.endpoint.is_at(&location);
         location
             .query_pairs_mut()
             .append_pair("digest", &blob.digest.to_string());
-        let mut ask = self.blob_ask(
-            Method::PUT,
-            location,
-            what,
-            own.then_some(access),
-            job.activity,
-        );
+        let mut ask = self.blob_ask(Method::PUT, location, what, access, job.activity);
         ask.headers.insert(
             CONTENT_TYPE,
             HeaderValue::from_static("application/octet-stream"),
@@ -202,13 +195,7 @@ impl Registry {
         placed: bool,
         activity: &Activity,
     ) -> Result<Url, Failure> {
-        let mut ask = self.blob_ask(
-            Method::POST,
-            uploads_url(access),
-            what,
-            Some(access),
-            activity,
-        );
+        let mut ask = self.blob_ask(Method::POST, uploads_url(access), what, access, activity);
         ask.placed = placed;
         ask.patience = placed.then_some(PATIENCE);
         let reply = self.transport().send(&mut ask).await?;
@@ -237,10 +224,14 @@ impl Registry {
                     .endpoints
                     .may_follow(Some(&access.endpoint.base), url)
             });
-        location.ok_or_else(|| {
+        let location = location.ok_or_else(|| {
             let message = format!("{what}: the registry opened an upload and does not say where");
             Error::attempt(Reason::RegistryError, message)
-        })
+        })?;
+        self.transport()
+            .hops
+            .may_upload(access.endpoint, &location)?;
+        Ok(location)
     }
 
     /// Cancels an upload session, as far as the registry takes part.
@@ -254,8 +245,7 @@ impl Registry {
         let Some(session) = session else {
             return;
         };
-        let own = access.endpoint.is_at(session).then_some(access);
-        let mut ask = self.blob_ask(Method::DELETE, session.clone(), what, own, activity);
+        let mut ask = self.blob_ask(Method::DELETE, session.clone(), what, access, activity);
         ask.placed = true;
         ask.patience = Some(Duration::from_secs(1));
         ask.timeout = Some(PATIENCE);

@@ -62,7 +62,7 @@ struct Wanted {
 
 async fn guarded(server: &Arc<TokenServer>) -> Distribution {
     let auth = RegistryAuth::Token(Arc::clone(server));
-    Distribution::start(DistributionOptions { auth })
+    Distribution::start(DistributionOptions { auth, tls: false })
         .await
         .unwrap()
 }

@@ -13,6 +13,9 @@
 
 mod distribution;
 mod ground;
+mod hops;
+mod listener;
+mod tls;
 
 use promotion_controller::{embedded, image, machine, registry};
 

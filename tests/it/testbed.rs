@@ -504,7 +504,7 @@ async fn guarded_registry() -> (Distribution, Arc<TokenServer>) {
     server.set_user("writer", "secret", &[Grant::write("team/*")]);
     server.set_user("reader", "secret", &[Grant::read("team/app")]);
     let auth = RegistryAuth::Token(Arc::clone(&server));
-    let registry = Distribution::start(DistributionOptions { auth })
+    let registry = Distribution::start(DistributionOptions { auth, tls: false })
         .await
         .unwrap();
     (registry, server)

@@ -26,6 +26,8 @@ pub struct LoggedRequest {
     pub status: u16,
     /// The client's `User-Agent`.
     pub user_agent: String,
+    /// `HTTP/1.1`, `HTTP/2.0`
+    pub protocol: String,
 }
 
 impl LoggedRequest {
@@ -40,6 +42,7 @@ impl LoggedRequest {
         let status = quoted.next()?.split_whitespace().next()?.parse().ok()?;
         let method = request.next()?.to_owned();
         let target = request.next()?;
+        let protocol = request.next().unwrap_or_default().to_owned();
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         Some(Self {
             method,
@@ -47,6 +50,7 @@ impl LoggedRequest {
             query: query.to_owned(),
             status,
             user_agent: quoted.nth(2).unwrap_or_default().to_owned(),
+            protocol,
         })
     }
 }

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::access_log::USER_AGENT;
-use super::net::{LOOK, http_client, locked, wait_ready};
+use super::credentials::Certificates;
+use super::net::{LOOK, http_client, https_client, locked, wait_ready};
 use super::tokens::{ISSUER, SERVICE};
 use super::{
     AccessLog, Binary, Error, RegistryClient, RunDir, Signal, Supervised, TokenServer, binary,
@@ -40,6 +41,8 @@ pub enum RegistryAuth {
 pub struct DistributionOptions {
     /// How clients prove who they are.
     pub auth: RegistryAuth,
+    /// Whether it speaks TLS, with a certificate of [`Distribution::ca`].
+    pub tls: bool,
 }
 
 /// A running registry. Dropping it ends it and removes its content.
@@ -50,6 +53,7 @@ pub struct Distribution {
     port: u16,
     log: AccessLog,
     directory: RunDir,
+    certificates: Option<Certificates>,
 }
 
 impl Distribution {
@@ -78,6 +82,14 @@ impl Distribution {
             let path = directory.join("store/docker/registry/v2").join(part);
             std::fs::create_dir_all(&path).map_err(Error::file("create", &path))?;
         }
+        let certificates = if options.tls {
+            Some(Certificates::create(&directory)?)
+        } else {
+            None
+        };
+        if let Some(certificates) = &certificates {
+            directory.write("ca.crt", &certificates.ca_pem)?;
+        }
         // JSON is YAML.
         directory.write("config.yml", &configuration(port, options).to_string())?;
         let registry = Self {
@@ -86,6 +98,7 @@ impl Distribution {
             port,
             log: AccessLog::new(directory.join("registry.out")),
             directory,
+            certificates,
         };
         registry.wait().await?;
         Ok(registry)
@@ -96,9 +109,15 @@ impl Distribution {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// `http://127.0.0.1:PORT`
+    /// `http://127.0.0.1:PORT`, or https
     pub fn url(&self) -> String {
-        format!("http://{}", self.host())
+        let tls = if self.certificates.is_some() { "s" } else { "" };
+        format!("http{tls}://{}", self.host())
+    }
+
+    /// The PEM file of the certificate authority it is to be trusted by, where it speaks TLS.
+    pub fn ca(&self) -> PathBuf {
+        self.directory.join("ca.crt")
     }
 
     /// The requests it answered.
@@ -157,7 +176,11 @@ impl Distribution {
     }
 
     async fn wait(&self) -> Result<(), Error> {
-        let ping = http_client()?
+        let client = match &self.certificates {
+            Some(certificates) => https_client(&certificates.ca_der)?,
+            None => http_client()?,
+        };
+        let ping = client
             .get(format!("{}/v2/", self.url()))
             .header("user-agent", USER_AGENT);
         wait_ready(&self.process, ping, &[200, 401], PATIENCE).await
@@ -188,6 +211,9 @@ fn configuration(port: u16, options: &DistributionOptions) -> Value {
             "secret": "signs the state of uploads",
         },
     });
+    if options.tls {
+        configuration["http"]["tls"] = json!({ "certificate": "server.crt", "key": "server.key" });
+    }
     if let RegistryAuth::Token(server) = &options.auth {
         configuration["auth"] = json!({ "token": {
             "realm": server.realm(),

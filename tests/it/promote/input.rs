@@ -261,7 +261,10 @@ async fn every_bad_argument_is_refused_with_its_name() {
     ground.folder.write("bad.json", "{\"auths\": 7}").unwrap();
     let auth = "{\"auths\": {\"quay.io\": {\"auth\": \"%%%\"}}}";
     ground.folder.write("entry.json", auth).unwrap();
-    let table: [(&[&str], &[&str]); 7] = [
+    ground.folder.write("empty.pem", "").unwrap();
+    let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    ground.folder.write("broken.pem", broken).unwrap();
+    let table: [(&[&str], &[&str]); 14] = [
         (
             &["--registry-config=none.json"],
             &["--registry-config", "none.json", "readable"],
@@ -279,6 +282,35 @@ async fn every_bad_argument_is_refused_with_its_name() {
             &["--registry-config", "entry quay.io", "base64"],
         ),
         (&["--plain-http=http://x y"], &["--plain-http", "HOST:PORT"]),
+        (
+            &["--registry-ca=quay.io=none.pem"],
+            &["--registry-ca quay.io=none.pem", "cannot be read", "PEM"],
+        ),
+        (
+            &["--registry-ca=quay.io:444=empty.pem"],
+            &[
+                "--registry-ca quay.io:444=empty.pem",
+                "no certificate",
+                "PEM",
+            ],
+        ),
+        (
+            &["--registry-ca=quay.io=entry.json"],
+            &["--registry-ca quay.io=entry.json", "no certificate"],
+        ),
+        (
+            &["--registry-ca=quay.io=broken.pem"],
+            &["--registry-ca quay.io=broken.pem", "cannot be used", "PEM"],
+        ),
+        (
+            &["--registry-ca=quay.io"],
+            &["--registry-ca", "HOST:PORT=FILE"],
+        ),
+        (
+            &["--registry-ca=a/b=empty.pem"],
+            &["--registry-ca", "HOST:PORT"],
+        ),
+        (&["--cluster-range=10.0.0.0"], &["--cluster-range"]),
         (
             &["--allow-registry=quay.io"],
             &["spec.images[0].source", "--allow-registry", "one"],

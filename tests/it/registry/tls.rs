@@ -1,0 +1,110 @@
+//! TLS: private CAs, each for its own host; HTTP/2; and both through a proxy.
+
+use promotion_controller::embedded::Shape;
+use promotion_controller::image::Repository;
+use promotion_controller::machine::Reason;
+use promotion_controller::registry::{Activity, Class, Credential, Proxies, Put, Settings};
+
+use super::ground::{client_with, open, repository, seeded, settings, tag};
+use super::listener::{Listener, answer};
+use crate::testbed::{Distribution, DistributionOptions};
+
+async fn secured() -> Distribution {
+    let options = DistributionOptions {
+        tls: true,
+        ..DistributionOptions::default()
+    };
+    Distribution::start(options).await.unwrap()
+}
+
+fn place(host: &str) -> Repository {
+    format!("{host}/team/a").parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_private_ca_is_trusted_at_its_host_alone_and_http_2_is_spoken() {
+    let (from, to, beside) = (open().await, secured().await, secured().await);
+    let mut settings = settings(&[&from]);
+    settings.put_timeout = std::time::Duration::from_secs(5);
+    settings.registry_ca = vec![(to.host(), to.ca()), ("registry.test".into(), beside.ca())];
+    let client = client_with(settings);
+    let (none, activity) = (Credential::anonymous(), Activity::default());
+    let manifest = seeded(&from, &client, "src/a", Shape::Index, &none).await;
+    let (source, target) = (repository(&from, "src/a"), place(&to.host()));
+    client
+        .copy(&source, &manifest, &target, &none, &none, &activity)
+        .await
+        .unwrap();
+    let put = client
+        .put_tag(&target, &tag("x"), &manifest, &none, || true, &activity)
+        .await;
+    assert!(matches!(put, Put::Written), "{put:?}");
+    let requests = to.log().requests().unwrap();
+    assert!(requests.len() > 10, "{requests:?}");
+    for request in requests {
+        assert_eq!(request.protocol, "HTTP/2.0", "{request:?}");
+    }
+    // Its CA is known, for another host.
+    let error = client
+        .look(&place(&beside.host()), &tag("x"), &none, &activity)
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (error.reason, error.class),
+        (Reason::CertificateUntrusted, Class::Terminal)
+    );
+    let remedy = format!("--registry-ca {}=FILE", beside.host());
+    assert!(error.message.contains(&remedy), "{error}");
+    assert_eq!(activity.waiting(), None);
+}
+
+#[tokio::test]
+async fn a_private_ca_is_trusted_through_a_proxy() {
+    let to = secured().await;
+    let behind = to.host().parse().unwrap();
+    let proxy = Listener::proxy(Some(behind), |_| answer(502, &[], "")).await;
+    let client = |allowed: &str| {
+        client_with(Settings {
+            registry_ca: vec![("localhost:7".into(), to.ca())],
+            allowed: Some(vec![allowed.parse().unwrap()]),
+            proxies: Proxies::Given {
+                proxy: format!("http://bot:pr0xy-s3cret@{}", proxy.host()),
+                except: String::new(),
+            },
+            ..Settings::default()
+        })
+    };
+    let (none, activity) = (Credential::anonymous(), Activity::default());
+    let found = client("localhost:7")
+        .look(&place("localhost:7"), &tag("x"), &none, &activity)
+        .await
+        .unwrap();
+    assert_eq!(found, None);
+    let heads = proxy.heads();
+    assert!(heads[0].starts_with("connect localhost:7 "), "{heads:?}");
+    assert!(
+        heads[0].contains("proxy-authorization: basic "),
+        "{heads:?}"
+    );
+    let requests = to.log().requests().unwrap();
+    assert!(
+        requests
+            .iter()
+            .all(|request| request.protocol == "HTTP/2.0"),
+        "{requests:?}"
+    );
+    // One that is not named is not asked for, one whose certificate is another's not believed.
+    let connections = proxy.connections();
+    let error = client("**")
+        .look(&place("localhost:8"), &tag("x"), &none, &activity)
+        .await
+        .unwrap_err();
+    assert_eq!(error.reason, Reason::NotAllowed, "{error}");
+    assert_eq!(proxy.connections(), connections);
+    let error = client("localhost:*")
+        .look(&place("localhost:8"), &tag("x"), &none, &activity)
+        .await
+        .unwrap_err();
+    assert_eq!(error.reason, Reason::CertificateUntrusted, "{error}");
+    assert!(!error.message.contains("s3cret"), "{error}");
+}
