@@ -3,6 +3,7 @@
 //! In: sizes and latencies. Out: a table for each latency and shape. Guaranteed: each row begins on a registry of its own with
 //! existing floats and sources in another repository, and ends with a look at every tag.
 
+use std::fmt;
 use std::time::Duration;
 
 use promotion_controller::embedded::Shape;
@@ -42,6 +43,25 @@ struct Case {
     floats: usize,
     /// Bearer tokens instead of an open registry.
     tokens: bool,
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            latency, floats, ..
+        } = self;
+        let tokens = if self.tokens { ", bearer tokens" } else { "" };
+        let plural = if *floats == 1 { "" } else { "s" };
+        let shape = shown(self.shape);
+        write!(f, "{latency} ms, {shape}{tokens}, {floats} float{plural}")
+    }
+}
+
+fn shown(shape: Shape) -> &'static str {
+    match shape {
+        Shape::Index => "multi-arch (index of 2, 8 blobs)",
+        _ => "single-arch (4 blobs)",
+    }
 }
 
 /// One run of a way on a case.
@@ -101,11 +121,7 @@ fn sizes(quick: bool, latency: u64, shape: Shape) -> Sizes {
 }
 
 async fn table(report: &mut Report, found: &[Tool], latency: u64, shape: Shape) {
-    let what = match shape {
-        Shape::Index => "multi-arch (index of 2, 8 blobs)",
-        _ => "single-arch (4 blobs)",
-    };
-    let mut table = new_table(&format!("{latency} ms, {what}"));
+    let mut table = new_table(&format!("{latency} ms, {}", shown(shape)));
     let sizes = sizes(report.quick, latency, shape);
     for &floats in sizes.loops {
         let case = Case {
@@ -155,10 +171,7 @@ async fn beside(report: &mut Report, table: &mut Table, case: Case) {
     let limit = if case.latency == 0 {
         String::new()
     } else {
-        let name = format!(
-            "{} floats at {} ms: {ratio:.2} of the loop's time",
-            case.floats, case.latency
-        );
+        let name = format!("{case}: {ratio:.2} of the loop's time");
         report.held(&name, ratio <= FACTOR, &format!("{FACTOR}"))
     };
     add(
@@ -181,7 +194,7 @@ async fn beside(report: &mut Report, table: &mut Table, case: Case) {
 
 /// `promote` as it paces itself when nothing is said.
 async fn paced(report: &mut Report) {
-    let mut table = new_table("10 ms, single-arch, paced");
+    let mut table = new_table("10 ms, single-arch (4 blobs), paced");
     let floats = if report.quick { 1 } else { 100 };
     let case = Case {
         latency: 10,
@@ -197,7 +210,7 @@ async fn paced(report: &mut Report) {
 
 /// A registry that asks for bearer tokens.
 async fn tokens(report: &mut Report, found: &[Tool]) {
-    let mut table = new_table("10 ms, single-arch, bearer tokens");
+    let mut table = new_table("10 ms, single-arch (4 blobs), bearer tokens");
     let floats = if report.quick { 1 } else { 10 };
     let case = Case {
         latency: 10,
