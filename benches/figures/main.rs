@@ -44,7 +44,7 @@ cargo bench [-- [SECTION…] [--quick]]
   writes    status writes and time of a request in a cluster
   peers     promote, a plain loop and the staged script, side by side
   bytes     large layers from registry to registry
-  faults    a registry that answers 429 and 503, cuts bodies, is down
+  faults    a registry that is down, answers 429 and 503, cuts bodies
 
 Without a section: all. --quick: small sizes, to see that it works.";
 
@@ -66,6 +66,10 @@ fn main() -> ExitCode {
             // Cargo's own.
             ("--bench", _) => {}
             ("--quick", _) => quick = true,
+            ("--help", _) => {
+                println!("{USAGE}");
+                return ExitCode::SUCCESS;
+            }
             (_, Some(section)) => sections.push(*section),
             (_, None) => {
                 eprintln!("{USAGE}");
