@@ -30,6 +30,10 @@ pub enum Binary {
     Registry,
     /// Helm 3.
     Helm,
+    /// go-containerregistry's command line: a peer in the benchmarks.
+    Crane,
+    /// regclient's command line: a peer in the benchmarks.
+    Regctl,
 }
 
 /// How a binary is built.
@@ -128,12 +132,39 @@ impl Binary {
                 version_variables: &[("helm.sh/helm/v3/internal/version.version", Part::Whole)],
                 minutes: 3,
             },
+            Self::Crane => Recipe {
+                name: "crane",
+                module: "crane",
+                go_mod: include_str!("go/crane/go.mod"),
+                versioned: "github.com/google/go-containerregistry",
+                package: "github.com/google/go-containerregistry/cmd/crane",
+                version_variables: &[(
+                    "github.com/google/go-containerregistry/cmd/crane/cmd.Version",
+                    Part::Whole,
+                )],
+                minutes: 1,
+            },
+            Self::Regctl => Recipe {
+                name: "regctl",
+                module: "regctl",
+                go_mod: include_str!("go/regctl/go.mod"),
+                versioned: "github.com/regclient/regclient",
+                package: "github.com/regclient/regclient/cmd/regctl",
+                version_variables: &[(
+                    "github.com/regclient/regclient/internal/version.vcsTag",
+                    Part::Whole,
+                )],
+                minutes: 1,
+            },
         }
     }
 
-    /// Whether any release on PATH will do: tests use these as a person would and pin nothing of them.
+    /// Whether any release on PATH will do: these are used as a person would, and nothing of them is pinned.
     fn is_command_line(self) -> bool {
-        matches!(self, Self::Kubectl | Self::Helm)
+        matches!(
+            self,
+            Self::Kubectl | Self::Helm | Self::Crane | Self::Regctl
+        )
     }
 }
 

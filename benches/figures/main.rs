@@ -1,0 +1,112 @@
+//! The figures this program is held to, measured on the real parts and printed beside their limits.
+//!
+//! In: the names of sections, none for all, and `--quick` for small sizes. Out, on standard output: Markdown tables, each with
+//! the machine and the method. Guaranteed: a row whose outcome is wrong (a tag, a digest, a phase) fails the run; a figure beyond
+//! its limit is marked and listed at the end, as times depend on what else the machine does.
+//!
+//! Each section is a module: [`requests`], [`writes`], [`peers`], [`bytes`], [`faults`]. What they stand on: [`measure`] (what a
+//! command took), [`served`] (the registry as a process of its own), [`promotion`] (what is promoted, and whether it was),
+//! [`plain`] (the loops this program is compared with), [`tools`] (the staged script and its command lines).
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    missing_docs,
+    reason = "a bench that meets an error has failed"
+)]
+
+mod bytes;
+mod faults;
+mod measure;
+mod peers;
+mod plain;
+mod promotion;
+mod relay;
+mod report;
+mod requests;
+mod served;
+#[path = "../../tests/it/stage.rs"]
+#[allow(dead_code)]
+mod stage;
+#[path = "../../tests/testbed/mod.rs"]
+mod testbed;
+mod tools;
+mod writes;
+
+use std::process::ExitCode;
+
+use report::Report;
+
+const USAGE: &str = "\
+cargo bench [-- [SECTION…] [--quick]]
+
+  requests  registry requests of one promotion
+  writes    status writes and time of a request in a cluster
+  peers     promote, a plain loop and the staged script, side by side
+  bytes     large layers from registry to registry
+  faults    a registry that is down, answers 429 and 503, cuts bodies
+
+Without a section: all. --quick: small sizes, to see that it works.";
+
+const SECTIONS: [&str; 5] = ["requests", "writes", "peers", "bytes", "faults"];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    // This program also is the processes that it measures, and what measures them.
+    match arguments.first().map(String::as_str) {
+        Some(measure::ROLE) => return measure::main(&arguments[1..]),
+        Some(plain::ROLE) => return plain::main(&arguments[1..]),
+        _ => {}
+    }
+    let mut sections = Vec::new();
+    let mut quick = false;
+    for argument in &arguments {
+        let section = SECTIONS.iter().find(|section| *section == argument);
+        match (argument.as_str(), section) {
+            // Cargo's own.
+            ("--bench", _) => {}
+            ("--quick", _) => quick = true,
+            ("--help", _) => {
+                println!("{USAGE}");
+                return ExitCode::SUCCESS;
+            }
+            (_, Some(section)) => sections.push(*section),
+            (_, None) => {
+                eprintln!("{USAGE}");
+                return ExitCode::from(2);
+            }
+        }
+    }
+    if sections.is_empty() {
+        sections.extend(SECTIONS);
+    }
+    install_tls();
+    let mut report = Report::new(quick);
+    runtime().block_on(async {
+        for section in sections {
+            report.begin(section);
+            match section {
+                "requests" => requests::run(&mut report).await,
+                "writes" => writes::run(&mut report).await,
+                "peers" => peers::run(&mut report).await,
+                "bytes" => bytes::run(&mut report).await,
+                _ => faults::run(&mut report).await,
+            }
+        }
+    });
+    report.end();
+    ExitCode::SUCCESS
+}
+
+/// As the program itself sets it up.
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+/// HTTP clients cannot be made without a provider, not even for plain HTTP.
+fn install_tls() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}

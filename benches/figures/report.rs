@@ -1,0 +1,134 @@
+//! What is printed: the machine, the method, tables, and the figures that are beyond their limits.
+//!
+//! Tables are Markdown, padded so that they read well in a terminal too.
+
+use std::time::Duration;
+
+/// The report of one run.
+pub struct Report {
+    /// Small sizes, to see that it works.
+    pub quick: bool,
+    section: &'static str,
+    beyond: Vec<String>,
+}
+
+/// A table: its first column to the left, the others to the right.
+pub struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Report {
+    pub fn new(quick: bool) -> Self {
+        Self {
+            quick,
+            section: "",
+            beyond: Vec::new(),
+        }
+    }
+
+    /// Begins a section.
+    pub fn begin(&mut self, section: &'static str) {
+        self.section = section;
+        let quick = if self.quick { ", quick" } else { "" };
+        println!("## {section}{quick}\n\nMachine: {}.\n", machine());
+    }
+
+    /// A figure beside its limit: the limit as a cell, marked where the figure is beyond it.
+    pub fn held(&mut self, figure: &str, within: bool, limit: &str) -> String {
+        if within {
+            return limit.to_owned();
+        }
+        self.beyond.push(format!("{}: {figure}", self.section));
+        format!("{limit} (!)")
+    }
+
+    pub fn end(&self) {
+        if self.beyond.is_empty() {
+            println!("All figures are within their limits.");
+            return;
+        }
+        println!(
+            "Beyond their limits (times depend on what else the machine does; counts and sizes do not):\n"
+        );
+        for figure in &self.beyond {
+            println!("- {figure}");
+        }
+    }
+}
+
+impl Table {
+    pub fn new(columns: &[&str]) -> Self {
+        Self {
+            rows: vec![columns.iter().map(|&column| column.to_owned()).collect()],
+        }
+    }
+
+    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.rows.push(cells.into_iter().collect());
+    }
+
+    pub fn print(&self) {
+        let width = |column: usize| {
+            let cells = self.rows.iter().filter_map(|row| row.get(column));
+            cells
+                .map(|cell| cell.chars().count())
+                .max()
+                .unwrap_or_default()
+                .max(3)
+        };
+        let widths: Vec<usize> = (0..self.rows[0].len()).map(width).collect();
+        for (number, row) in self.rows.iter().enumerate() {
+            let cells: Vec<String> = widths
+                .iter()
+                .enumerate()
+                .map(|(column, &width)| {
+                    let cell = row.get(column).map_or("", String::as_str);
+                    if column == 0 {
+                        format!("{cell:<width$}")
+                    } else {
+                        format!("{cell:>width$}")
+                    }
+                })
+                .collect();
+            println!("| {} |", cells.join(" | "));
+            if number == 0 {
+                let rules = widths.iter().enumerate().map(|(column, &width)| {
+                    let rule = "-".repeat(width - 1);
+                    if column == 0 {
+                        format!("{rule}-")
+                    } else {
+                        format!("{rule}:")
+                    }
+                });
+                println!("| {} |", rules.collect::<Vec<_>>().join(" | "));
+            }
+        }
+        println!();
+    }
+}
+
+/// Says how something is measured.
+pub fn method(text: &str) {
+    println!("{text}\n");
+}
+
+pub fn seconds(duration: Duration) -> String {
+    format!("{:.2} s", duration.as_secs_f64())
+}
+
+#[allow(clippy::cast_precision_loss, reason = "a figure to be read")]
+pub fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+/// `2 cores, AMD EPYC 7763`
+fn machine() -> String {
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = text
+        .lines()
+        .find(|line| line.starts_with("model name"))
+        .and_then(|line| line.split_once(':'))
+        .map_or("CPU unknown", |(_, model)| model.trim());
+    format!("{cores} cores, {model}; all parts and what measures them run on it together")
+}

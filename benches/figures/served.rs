@@ -1,0 +1,158 @@
+//! The embedded registry as a process of its own, as `promotion-controller registry` serves it.
+//!
+//! Leaves: an address, and a hand on the registry's control API. It ends with this value, and with this process.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use promotion_controller::embedded::ImageSpec;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::testbed::{RunDir, Supervised};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+/// More than any section asks.
+const ENTRIES_MAX: usize = 200_000;
+
+/// Repository, tag, digest.
+pub type Snapshot = BTreeMap<String, BTreeMap<String, String>>;
+
+/// A running registry.
+pub struct Served {
+    host: String,
+    client: reqwest::Client,
+    // In this order: the process ends before its folder goes.
+    _process: Supervised,
+    _folder: RunDir,
+}
+
+/// What was asked of the registry.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Asked {
+    /// Without pings and tokens.
+    pub requests: usize,
+    pub pings: usize,
+    pub tokens: usize,
+    /// Bytes of all bodies, both ways.
+    pub bodies: u64,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    kind: String,
+    bytes_in: u64,
+    bytes_out: u64,
+}
+
+impl Served {
+    /// Starts a registry with these settings (`latency_ms`, `discard_blobs`, …).
+    pub async fn start(settings: &Value) -> Self {
+        let folder = RunDir::create("served").unwrap();
+        let mut process = Supervised::spawn(
+            "registry",
+            Path::new(env!("CARGO_BIN_EXE_promotion-controller")),
+            &["registry".into(), "--listen=127.0.0.1:0".into()],
+            &[("RUST_LOG", "warn")],
+            folder.path(),
+        )
+        .unwrap();
+        let begun = Instant::now();
+        let host = loop {
+            let said = std::fs::read_to_string(folder.join("registry.out")).unwrap_or_default();
+            let line = said.lines().find_map(|l| l.strip_prefix("listening on "));
+            if let Some(host) = line.filter(|_| said.ends_with('\n')) {
+                break host.to_owned();
+            }
+            process.still_running().unwrap();
+            assert!(begun.elapsed() < PATIENCE, "the registry does not listen");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        };
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let served = Self {
+            host,
+            client,
+            _process: process,
+            _folder: folder,
+        };
+        served.post("settings", settings).await;
+        served
+    }
+
+    /// `127.0.0.1:PORT`
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Who may do what; by default everybody everything.
+    pub async fn authenticate(&self, auth: &Value) {
+        self.post("auth", auth).await;
+    }
+
+    /// Puts an image in under a tag and returns its digest.
+    pub async fn seed(&self, repository: &str, tag: &str, image: &ImageSpec) -> String {
+        let body = json!({"repository": repository, "tag": tag, "image": image});
+        let answer = self.post("seed", &body).await;
+        answer["digest"].as_str().unwrap().to_owned()
+    }
+
+    /// A manifest.
+    pub async fn manifest(&self, repository: &str, tag: &str) -> Value {
+        let path = format!("manifest?repository={repository}&reference={tag}");
+        self.control(reqwest::Method::GET, &path, None).await
+    }
+
+    /// Forgets what was asked so far.
+    pub async fn reset(&self) {
+        self.control(reqwest::Method::DELETE, "log", None).await;
+    }
+
+    /// What was asked since.
+    pub async fn asked(&self) -> Asked {
+        let path = format!("log?limit={ENTRIES_MAX}");
+        let entries = self.control(reqwest::Method::GET, &path, None).await;
+        let entries: Vec<Entry> = serde_json::from_value(entries).unwrap();
+        let mut asked = Asked::default();
+        for entry in &entries {
+            match entry.kind.as_str() {
+                "ping" => asked.pings += 1,
+                "token" => asked.tokens += 1,
+                _ => asked.requests += 1,
+            }
+            asked.bodies += entry.bytes_in + entry.bytes_out;
+        }
+        asked
+    }
+
+    /// All tags; it is an error if something that one of them reaches does not resolve.
+    pub async fn snapshot(&self) -> Result<Snapshot, String> {
+        let get = async |path: &str| self.control(reqwest::Method::GET, path, None).await;
+        let dangling = get("dangling").await;
+        if dangling.as_array().is_none_or(|list| !list.is_empty()) {
+            return Err(format!("tags dangle: {dangling}"));
+        }
+        Ok(serde_json::from_value(get("snapshot").await).unwrap())
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> Value {
+        self.control(reqwest::Method::POST, path, Some(body)).await
+    }
+
+    async fn control(&self, method: reqwest::Method, path: &str, body: Option<&Value>) -> Value {
+        let url = format!("http://{}/_control/{path}", self.host);
+        let mut request = self.client.request(method, url);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let answer = request.send().await.unwrap();
+        let status = answer.status();
+        let bytes = answer.bytes().await.unwrap();
+        let text = String::from_utf8_lossy(&bytes);
+        assert!(status.is_success(), "{path}: {status} {text}");
+        if bytes.is_empty() {
+            return Value::Null;
+        }
+        serde_json::from_slice(&bytes).unwrap()
+    }
+}
