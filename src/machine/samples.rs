@@ -4,8 +4,8 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
-    Admission, Class, Fault, Image, ImageSpec, Latch, Mode, Outcome, Phase, Pin, Reason, Request,
-    Scene, SourceFacts, Spec, Status, Step, World,
+    Admission, Class, Fault, Image, ImageSpec, Latch, Mode, Outcome, Phase, Pin, Reason, Referrers,
+    Request, Scene, SourceFacts, Spec, Status, Step, World,
 };
 use crate::image::{Digest, Float, Stamp, Tag};
 
@@ -74,6 +74,7 @@ pub fn request(latch: Latch, phases: &[Phase]) -> Request {
         images: (0..phases.len()).map(spec).collect(),
         latch,
         mode: Mode::Promote,
+        referrers: Referrers::Ignore,
         attempts: 5,
         deadline_seconds: 7200,
         suspend: false,

@@ -99,6 +99,7 @@ fn staging_adds_its_bytes_and_completes_the_media_type_but_never_changes_the_sou
             Outcome::Staged {
                 media_type: media_type.into(),
                 bytes: 40,
+                notices: Vec::new(),
             },
         );
     }
