@@ -219,3 +219,43 @@ fn place(
         None => conditions.push(new),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::status::{read, write};
+    use super::*;
+    use crate::api::PromotionRequest;
+
+    #[test]
+    fn that_tags_expire_is_a_condition_and_read_back_from_it() {
+        let mut object: PromotionRequest = serde_json::from_value(serde_json::json!({
+            "apiVersion": "ci.openshift.io/v1alpha1", "kind": "PromotionRequest", "metadata": {"name": "x"},
+            "spec": {"images": [{"source": "x.io/a/b:c", "float": "x.io/a/b:d"}]},
+        }))
+        .unwrap();
+        let at = |second| Scenery {
+            now: Timestamp::from_second(second).unwrap(),
+            waiting: None,
+        };
+        let kinds = |object: &PromotionRequest| -> Vec<String> {
+            let conditions = &object.status.as_ref().unwrap().conditions;
+            conditions.iter().map(|c| c.type_.clone()).collect()
+        };
+        let four = ["Progressing", "Staged", "Complete", "Failed"];
+        let mut request = read(&object).unwrap();
+        write(&mut object, &request, &at(1));
+        assert_eq!(kinds(&object), four);
+        request.status.expiring = Some("x.io/a/b:d expires".into());
+        write(&mut object, &request, &at(2));
+        write(&mut object, &request, &at(3));
+        assert_eq!(kinds(&object), [&four[..], &[EXPIRING]].concat());
+        let conditions = &object.status.as_ref().unwrap().conditions;
+        let since = conditions[4].last_transition_time.0;
+        assert_eq!(
+            (since.as_second(), conditions[4].status.as_str()),
+            (2, "True")
+        );
+        assert_eq!(read(&object).unwrap(), request);
+    }
+}

@@ -39,6 +39,7 @@ const CENTURY: Duration = Duration::from_hours(100 * 365 * 24);
 
 /// How content is kept and checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools)]
 pub struct Policy {
     /// Drop content the moment nothing holds it.
     pub collect: bool,

@@ -152,8 +152,9 @@ impl Operation {
     /// `_incoming` holds the image. What refers to it follows now: it needs the image to be held, and the source to be there.
     async fn staged(&self, source: Digest, manifest: Manifest) -> Flow<Outcome> {
         let mut notices = Vec::new();
-        notices.extend(self.bring_referrers(source).await?);
-        notices.extend(self.expiring(&manifest).await?);
+        // Boxed: most images have none of it, and a step is kept for each image in work.
+        notices.extend(Box::pin(self.bring_referrers(source)).await?);
+        notices.extend(Box::pin(self.expiring(&manifest)).await?);
         Ok(Outcome::Staged {
             media_type: manifest.media_type,
             bytes: self.activity.bytes(),
@@ -168,6 +169,7 @@ impl Operation {
             .tools
             .registry
             .lifetime(repository, manifest, &push, &self.activity);
+        let lifetime = Box::pin(lifetime);
         let lifetime = self.read(async { Ok(lifetime.await) }).await?;
         Ok(lifetime.map(|value| Notice {
             reason: Reason::Expiring,

@@ -527,3 +527,47 @@ async fn what_this_version_cannot_do_fails_as_invalid_spec_before_anything_is_as
     assert_eq!(registry.count(&Matcher::default()), 0);
     assert_eq!(registry.tags("ci")["f"].to_string(), old);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tags_that_expire_and_referrers_that_were_not_copied_are_told_by_events_and_a_condition() {
+    let stage = Stage::new("noticed").await;
+    let bot = User::new("bot", "bot-pw").push("ci").pull("src");
+    let options = audited().auth(Auth::new(AuthMode::Bearer).user(bot));
+    let registry = Embedded::start(options).await.unwrap();
+    let host = registry.host();
+    seeded(&registry, "ci", "f", "old");
+    let mut image = ImageSpec::new(Shape::Docker, "labelled");
+    image
+        .labels
+        .insert("quay.expires-after".into(), json!("2w"));
+    registry.seed_spec("src/x", "new", &image).unwrap();
+    let refused = Action::error(403, "DENIED");
+    registry.add_rule(Rule::new(Matcher::kind(Kind::Referrers), refused));
+    stage.secret("push", &[(&host, "bot", "bot-pw")]).await;
+    let _controller = stage.controller(&[&format!("--plain-http={host}")]);
+    let mut images = spec(&[
+        (&format!("{host}/src/x:new"), &format!("{host}/ci:f")),
+        (&format!("{host}/src/x:new"), &format!("{host}/ci:g")),
+    ]);
+    images["pushSecret"] = json!({"name": "push"});
+    images["referrers"] = json!("BestEffort");
+    stage.create("noticed", &images).await;
+    let done = stage.finished("noticed", PATIENCE).await;
+    assert_eq!(phase(&done), "Posted");
+    let (truth, reason, message) = condition(&done, "Expiring");
+    assert_eq!((truth, reason), ("True", "Expiring"));
+    assert!(
+        message.contains("/ci:") && message.contains("quay.expires-after=2w"),
+        "{message}"
+    );
+    let events = stage.events_until("noticed", "Promoted", PATIENCE).await;
+    // Those of one reason are counted in one event.
+    for reason in ["Expiring", "ReferrersFailed"] {
+        let told = events
+            .iter()
+            .filter(|e| e.reason.as_deref() == Some(reason));
+        let warnings = told.filter(|e| e.type_.as_deref() == Some("Warning"));
+        assert_eq!(warnings.count(), 1, "{events:#?}");
+    }
+    assert!(registry.audit_trail().is_empty());
+}

@@ -13,6 +13,7 @@
 
 mod distribution;
 mod ground;
+mod referrers;
 
 use promotion_controller::{embedded, image, machine, registry};
 

@@ -54,7 +54,7 @@ impl Operation {
         for depth in 0..=DEPTH_MAX {
             let mut next = Vec::new();
             for subject in level {
-                let around = self.around(subject, &mut trouble).await?;
+                let around = Box::pin(self.around(subject, &mut trouble)).await?;
                 if depth == 0 && around.unseen {
                     let there = self.is_source_there(source).await;
                     self.tolerate(there, &mut trouble)?;
