@@ -87,6 +87,18 @@ impl Digest {
         })
     }
 
+    /// The tag that lists what refers to this digest where the registry has no API for that (the specification's fallback).
+    #[must_use]
+    pub fn referrers_tag(&self) -> Tag {
+        Tag(format!("sha256-{}", self.hex()))
+    }
+
+    /// The tags at which cosign keeps what it attaches to this digest: signatures, attestations, SBOMs.
+    #[must_use]
+    pub fn cosign_tags(&self) -> [Tag; 3] {
+        ["sig", "att", "sbom"].map(|kind| Tag(format!("sha256-{}.{kind}", self.hex())))
+    }
+
     /// `sha256:` and the first twelve digits, for logs and messages.
     #[must_use]
     pub fn short(&self) -> String {

@@ -1,4 +1,4 @@
-//! The conditions: Progressing, Staged, Complete and Failed, from the first save to the end.
+//! The conditions: Progressing, Staged, Complete and Failed, from the first save to the end; Expiring where it applies.
 //!
 //! `Staged` is the safe point for whoever owns the sources: they may go away. One of `Complete` and `Failed` is True at every
 //! end. A condition's time changes only when its status does.
@@ -10,6 +10,8 @@ use super::PromotionRequestStatus;
 use super::status::{Scenery, cut};
 use crate::machine::{Kind, Phase, Reason, Request};
 
+/// The condition of a request one of whose images makes its tags expire. It is the record of that, too.
+const EXPIRING: &str = "Expiring";
 /// The longest message of a condition, in bytes.
 const MESSAGE_MAX: usize = 1024;
 
@@ -166,6 +168,21 @@ pub(super) fn write(
 ) {
     let summary = Summary::of(request, scenery.waiting.as_ref());
     set(&mut status.conditions, &summary, scenery.now, generation);
+    if let Some(message) = &request.status.expiring {
+        place(
+            &mut status.conditions,
+            (EXPIRING, true),
+            (Reason::Expiring, message),
+            scenery.now,
+            generation,
+        );
+    }
+}
+
+/// What the condition says of tags that expire, where it is there.
+pub(super) fn expiring(conditions: &[Condition]) -> Option<String> {
+    let condition = conditions.iter().find(|c| c.type_ == EXPIRING)?;
+    (condition.status == "True").then(|| condition.message.clone())
 }
 
 /// Sets the four conditions; others are left.
@@ -183,25 +200,77 @@ pub(super) fn set(
         ("Complete", complete),
         ("Failed", finished && !complete),
     ];
-    for (kind, truth) in truths {
-        let status = if truth { "True" } else { "False" };
-        let old = conditions.iter_mut().find(|c| c.type_ == kind);
-        let same = old.as_ref().filter(|c| c.status == status);
-        let since = same.map_or_else(
-            || Time(Timestamp::from_second(now.as_second()).unwrap_or(now)),
-            |c| c.last_transition_time.clone(),
-        );
-        let new = Condition {
-            type_: kind.into(),
-            status: status.into(),
-            reason: summary.reason.as_str().into(),
-            message: cut(&summary.message, MESSAGE_MAX),
-            last_transition_time: since,
-            observed_generation: generation,
+    let said = (summary.reason, summary.message.as_str());
+    for truth in truths {
+        place(conditions, truth, said, now, generation);
+    }
+}
+
+/// Sets one condition.
+fn place(
+    conditions: &mut Vec<Condition>,
+    (kind, truth): (&str, bool),
+    (reason, message): (Reason, &str),
+    now: Timestamp,
+    generation: Option<i64>,
+) {
+    let status = if truth { "True" } else { "False" };
+    let old = conditions.iter_mut().find(|c| c.type_ == kind);
+    let same = old.as_ref().filter(|c| c.status == status);
+    let since = same.map_or_else(
+        || Time(Timestamp::from_second(now.as_second()).unwrap_or(now)),
+        |c| c.last_transition_time.clone(),
+    );
+    let new = Condition {
+        type_: kind.into(),
+        status: status.into(),
+        reason: reason.as_str().into(),
+        message: cut(message, MESSAGE_MAX),
+        last_transition_time: since,
+        observed_generation: generation,
+    };
+    match old {
+        Some(old) => *old = new,
+        None => conditions.push(new),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::status::{read, write};
+    use super::*;
+    use crate::api::PromotionRequest;
+
+    #[test]
+    fn that_tags_expire_is_a_condition_and_read_back_from_it() {
+        let mut object: PromotionRequest = serde_json::from_value(serde_json::json!({
+            "apiVersion": "ci.openshift.io/v1alpha1", "kind": "PromotionRequest", "metadata": {"name": "x"},
+            "spec": {"images": [{"source": "x.io/a/b:c", "float": "x.io/a/b:d"}]},
+        }))
+        .unwrap();
+        let at = |second| Scenery {
+            now: Timestamp::from_second(second).unwrap(),
+            waiting: None,
         };
-        match old {
-            Some(old) => *old = new,
-            None => conditions.push(new),
-        }
+        let kinds = |object: &PromotionRequest| -> Vec<String> {
+            let conditions = &object.status.as_ref().unwrap().conditions;
+            conditions.iter().map(|c| c.type_.clone()).collect()
+        };
+        let four = ["Progressing", "Staged", "Complete", "Failed"];
+        let mut request = read(&object).unwrap();
+        write(&mut object, &request, &at(1));
+        assert_eq!(kinds(&object), four);
+        request.status.expiring = Some("x.io/a/b:d expires".into());
+        write(&mut object, &request, &at(2));
+        write(&mut object, &request, &at(3));
+        assert_eq!(kinds(&object), [&four[..], &[EXPIRING]].concat());
+        let conditions = &object.status.as_ref().unwrap().conditions;
+        let since = conditions[4].last_transition_time.0;
+        assert_eq!(
+            (since.as_second(), conditions[4].status.as_str()),
+            (2, "True")
+        );
+        assert_eq!(read(&object).unwrap(), request);
     }
 }

@@ -87,7 +87,8 @@ pub struct PromotionRequestSpec {
     #[serde(default)]
     #[x_kube(validation = crd::unchanging())]
     pub on_failure: OnFailure,
-    /// Whether signatures, attestations and other referrers are copied too.
+    /// Whether signatures, attestations and whatever else refers to an image are copied with it. Require fails the image where
+    /// one that is found cannot be; that none is found is fine.
     #[serde(default)]
     #[x_kube(validation = crd::unchanging())]
     pub referrers: Referrers,
@@ -191,9 +192,9 @@ pub enum Referrers {
     /// Nothing.
     #[default]
     Ignore,
-    /// Copied where possible.
+    /// Copied where possible; a warning where it is not.
     BestEffort,
-    /// Copied, or the image fails.
+    /// Every one that is found is copied before the image counts as staged, or the image fails. That none is found is no failure.
     Require,
 }
 

@@ -65,10 +65,6 @@ fn read_spec(object: &PromotionRequest) -> Result<Spec, ReadError> {
             "is empty; name at least one image".into(),
         ));
     }
-    if spec.referrers != Referrers::Ignore {
-        let message = "this version copies no referrers; use Ignore".into();
-        return Err(invalid("spec.referrers".into(), message));
-    }
     if spec.on_failure == OnFailure::Rollback && spec.latch == Latch::Independently {
         let message = "is Rollback, which needs latch Together; set one of them otherwise".into();
         return Err(invalid("spec.onFailure".into(), message));
@@ -114,6 +110,11 @@ fn read_spec(object: &PromotionRequest) -> Result<Spec, ReadError> {
             Mode::Promote => machine::Mode::Promote,
             Mode::Plan => machine::Mode::Plan,
         },
+        referrers: match spec.referrers {
+            Referrers::Ignore => machine::Referrers::Ignore,
+            Referrers::BestEffort => machine::Referrers::BestEffort,
+            Referrers::Require => machine::Referrers::Require,
+        },
         attempts: number("attempts", spec.attempts)?,
         deadline_seconds: number("deadlineSeconds", spec.deadline_seconds)?.into(),
         suspend: spec.suspend,
@@ -156,6 +157,7 @@ fn read_status(
     record.started = status.start_time.as_ref().map(|t| t.0);
     record.deadline = status.deadline_time.as_ref().map(|t| t.0);
     record.completed = status.completion_time.as_ref().map(|t| t.0);
+    record.expiring = conditions::expiring(&status.conditions);
     Ok(record)
 }
 

@@ -319,14 +319,28 @@ pub(super) fn list_referrers(call: &Call) -> Result<Response, Refusal> {
         .registry
         .store()
         .referrers(&call.entry.repository, digest, Instant::now());
-    let manifests: Vec<Value> = referrers
+    let last = call.query("last").and_then(|last| last.parse().ok());
+    let mut referrers = referrers
         .iter()
         .filter(|referrer| wanted.is_none() || wanted == referrer.artifact_type)
-        .map(|referrer| descriptor(referrer))
+        .filter(|referrer| last.is_none_or(|last| referrer.digest > last));
+    let page: Vec<_> = referrers
+        .by_ref()
+        .take(call.settings.referrers_page)
         .collect();
+    let more = referrers.next().is_some();
+    let manifests: Vec<Value> = page.iter().map(|referrer| descriptor(referrer)).collect();
     let document = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests});
     let mut response =
         answers::bytes_response(StatusCode::OK, OCI_INDEX, document.to_string().into());
+    if more && let Some(last) = page.last() {
+        let path = format!("/v2/{}/referrers/{digest}", call.entry.repository);
+        let filter = wanted
+            .as_deref()
+            .map_or_else(String::new, |wanted| format!("&artifactType={wanted}"));
+        let link = format!("<{path}?last={}{filter}>; rel=\"next\"", last.digest);
+        set(response.headers_mut(), LINK, &link);
+    }
     if wanted.is_some() {
         let name = HeaderName::from_static("oci-filters-applied");
         set(response.headers_mut(), name, "artifactType");

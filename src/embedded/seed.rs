@@ -50,8 +50,11 @@ pub struct ImageBuilder {
     layers: Vec<Layer>,
     labels: Map<String, Value>,
     architecture: String,
+    annotations: Map<String, Value>,
     subject: Option<Value>,
     artifact_type: Option<String>,
+    /// Without a config: an artifact that is no image.
+    empty: bool,
 }
 
 /// An image described in JSON, for the control API and the command line.
@@ -178,8 +181,10 @@ impl ImageBuilder {
             layers: Vec::new(),
             labels: Map::new(),
             architecture: "amd64".to_owned(),
+            annotations: Map::new(),
             subject: None,
             artifact_type: None,
+            empty: false,
         }
     }
 
@@ -189,6 +194,16 @@ impl ImageBuilder {
         Self {
             docker: true,
             ..Self::oci(seed)
+        }
+    }
+
+    /// An artifact of this type, with the empty config of the specification, and no layers.
+    #[must_use]
+    pub fn artifact(artifact_type: &str) -> Self {
+        Self {
+            artifact_type: Some(artifact_type.to_owned()),
+            empty: true,
+            ..Self::oci("")
         }
     }
 
@@ -203,6 +218,13 @@ impl ImageBuilder {
     #[must_use]
     pub fn label(mut self, name: &str, value: &str) -> Self {
         self.labels.insert(name.to_owned(), json!(value));
+        self
+    }
+
+    /// Sets an annotation of the manifest.
+    #[must_use]
+    pub fn annotation(mut self, name: &str, value: &str) -> Self {
+        self.annotations.insert(name.to_owned(), json!(value));
         self
     }
 
@@ -236,8 +258,11 @@ impl ImageBuilder {
             "architecture": self.architecture, "os": "linux", "config": {"Labels": self.labels},
             "rootfs": {"type": "layers", "diff_ids": diffs}, "history": [{"created_by": self.seed}],
         });
+        let config = if self.empty { json!({}) } else { config };
         let config = Layer::of(Blob::new(config.to_string()));
-        let (media_type, config_type) = if self.docker {
+        let (media_type, config_type) = if self.empty {
+            (OCI_MANIFEST, "application/vnd.oci.empty.v1+json")
+        } else if self.docker {
             (
                 DOCKER_MANIFEST,
                 "application/vnd.docker.container.image.v1+json",
@@ -250,6 +275,9 @@ impl ImageBuilder {
             "config": {"mediaType": config_type, "digest": config.digest, "size": config.blob.length()},
             "layers": layers,
         });
+        if !self.annotations.is_empty() {
+            document["annotations"] = Value::Object(self.annotations);
+        }
         if let Some(subject) = self.subject {
             document["subject"] = subject;
         }

@@ -47,8 +47,10 @@ pub struct Settings {
     pub hold: Duration,
     /// Refuse manifests whose blobs or children are missing.
     pub check: bool,
-    /// Whether the referrers API answers.
+    /// Whether there is a referrers API: without it a subject holds nothing, and its referrers need a tag that lists them.
     pub referrers: bool,
+    /// Referrers on one page.
+    pub referrers_page: usize,
     /// Keep only digest and length of pushed blobs over 64 KiB; reading one back is a 500.
     pub discard_blobs: bool,
     /// Redirect every blob GET to the second listener, as quay.io does to its object storage.
@@ -102,6 +104,7 @@ impl Default for Settings {
             hold: Duration::from_hours(1),
             check: true,
             referrers: true,
+            referrers_page: 100,
             discard_blobs: false,
             redirect_blobs: false,
             audit: false,
@@ -118,6 +121,7 @@ impl Settings {
             hold: self.hold,
             check: self.check,
             audit: self.audit,
+            referrers: self.referrers,
         }
     }
 }

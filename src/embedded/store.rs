@@ -6,7 +6,8 @@
 //!
 //! With [`Policy::collect`] a repository holds exactly what is reachable from its tags and from its grace holds:
 //!
-//! - a tag holds its manifest, a manifest its children and its blobs, a subject the manifests that refer to it;
+//! - a tag holds its manifest, a manifest its children and its blobs, and with [`Policy::referrers`] a subject the manifests that
+//!   refer to it;
 //! - content pushed without a tag (a manifest by digest, an uploaded or mounted blob) is held by itself for [`Policy::hold`].
 //!   That grace ends early when a tag first holds the content after the push, directly or through an index; from then on it
 //!   lives no longer than its holders. Quay keeps its temporary tag the full hour; ending it early is the stricter judge.
@@ -38,6 +39,7 @@ const CENTURY: Duration = Duration::from_hours(100 * 365 * 24);
 
 /// How content is kept and checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools)]
 pub struct Policy {
     /// Drop content the moment nothing holds it.
     pub collect: bool,
@@ -47,6 +49,8 @@ pub struct Policy {
     pub check: bool,
     /// Look for dangling tags after every change.
     pub audit: bool,
+    /// A subject holds what refers to it.
+    pub referrers: bool,
 }
 
 /// Everything the registry stores. Pure: it asks no clock and does no I/O.
@@ -65,6 +69,7 @@ pub struct Store {
 #[derive(Debug, Default)]
 pub(super) struct Repository {
     pub(super) public: bool,
+    subjects_hold: bool,
     pub(super) tags: BTreeMap<String, Digest>,
     pub(super) manifests: HashMap<Digest, Kept<Arc<Manifest>>>,
     pub(super) blobs: HashMap<Digest, Kept<Blob>>,
@@ -157,8 +162,12 @@ impl Store {
 
     /// Changes the policy. Turning `collect` on drops at once what nothing holds.
     pub fn set_policy(&mut self, policy: Policy, now: Instant) {
-        let sweep = policy.collect && !self.policy.collect;
+        let less = !self.policy.collect || (self.policy.referrers && !policy.referrers);
+        let sweep = policy.collect && less;
         self.policy = policy;
+        for repository in self.repositories.values_mut() {
+            repository.subjects_hold = policy.referrers;
+        }
         self.expire(now);
         if sweep {
             self.repositories.values_mut().for_each(Repository::sweep);
@@ -489,8 +498,11 @@ impl Store {
 
     fn repository_mut(&mut self, name: &str) -> &mut Repository {
         if !self.repositories.contains_key(name) {
-            self.repositories
-                .insert(name.to_owned(), Repository::default());
+            let repository = Repository {
+                subjects_hold: self.policy.referrers,
+                ..Repository::default()
+            };
+            self.repositories.insert(name.to_owned(), repository);
         }
         self.repositories.entry(name.to_owned()).or_default()
     }

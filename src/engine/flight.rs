@@ -86,6 +86,7 @@ impl<S: Store> Engine<S> {
             spec: spec.clone(),
             image: image.clone(),
             mode: request.spec.mode,
+            referrers: request.spec.referrers,
             step,
             again,
             seen,

@@ -11,18 +11,22 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::image::{Digest, Float, Repository, Stamp, Tag};
+use crate::registry::Flights;
 
 /// The process's memory of its own writes. Entries leave after the settle time, so that it stays as small as what is in work.
 #[derive(Debug)]
 pub struct Memory {
     settle: Duration,
     inner: Mutex<Inner>,
+    /// Tags that belong to no float alone: one writes at a time.
+    pub(super) turns: Flights<(Repository, Tag)>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     written: HashMap<(Repository, Tag), (Digest, Instant)>,
     fences: HashMap<Float, Instant>,
+    landing: HashMap<(Repository, Tag), Instant>,
     stamps: HashMap<Float, Stamp>,
     newest_write: Option<Instant>,
     quiet_until: Option<Instant>,
@@ -35,6 +39,7 @@ impl Memory {
         Self {
             settle,
             inner: Mutex::default(),
+            turns: Flights::new(),
         }
     }
 
@@ -77,6 +82,10 @@ impl Memory {
         let until = sent + self.settle;
         let fence = inner.fences.entry(float.clone()).or_insert(until);
         *fence = until.max(*fence);
+        inner.landing.retain(|_, until| *until > sent);
+        inner
+            .landing
+            .insert((repository.clone(), tag.clone()), until);
         // What the tag holds is not known any more.
         inner.written.remove(&(repository.clone(), tag.clone()));
     }
@@ -110,6 +119,19 @@ impl Memory {
         inner.fences.retain(|_, until| *until > now);
         let fence = inner.fences.get(float).copied();
         fence.max(inner.quiet_until.filter(|&until| until > now))
+    }
+
+    /// Until when a write of a tag may still land; none where it has settled.
+    #[must_use]
+    pub fn landing_until(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        now: Instant,
+    ) -> Option<Instant> {
+        let inner = self.lock();
+        let until = inner.landing.get(&(repository.clone(), tag.clone()));
+        until.copied().filter(|until| *until > now)
     }
 
     /// When the newest tag write of this process, answered or not, has settled; none where there was none.

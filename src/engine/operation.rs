@@ -6,6 +6,8 @@
 //!
 //! The order of requests within each step is what the promises rest on; the comments say which.
 
+mod referrers;
+
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,7 +17,9 @@ use tokio_util::sync::CancellationToken;
 use super::leadership::Leadership;
 use super::memory::Memory;
 use crate::image::{Digest, Reference, Repository, Tag};
-use crate::machine::{Class, Fault, Foreign, Image, ImageSpec, Mode, Outcome, Pin, Reason, Step};
+use crate::machine::{
+    Class, Fault, Foreign, Image, ImageSpec, Mode, Notice, Outcome, Pin, Reason, Referrers, Step,
+};
 use crate::registry::{self, Activity, Credential, Manifest, Put, Registry};
 use crate::store::Access;
 
@@ -45,6 +49,7 @@ pub(super) struct Operation {
     pub spec: ImageSpec,
     pub image: Image,
     pub mode: Mode,
+    pub referrers: Referrers,
     pub step: Step,
     /// It may have run before.
     pub again: bool,
@@ -116,10 +121,7 @@ impl Operation {
         if self.again
             && let Some(manifest) = self.look(&incoming).await?.filter(|m| m.digest == source)
         {
-            return Ok(Outcome::Staged {
-                media_type: manifest.media_type,
-                bytes: self.activity.bytes(),
-            });
+            return self.staged(source, manifest).await;
         }
         let manifest = self.source_manifest(&Reference::Digest(source)).await?;
         let (pull, push) = (self.pull()?, self.push()?);
@@ -137,10 +139,7 @@ impl Operation {
         // The last thing before the PUT: what `_incoming` holds may be held by nothing else.
         self.clear(&incoming, source, None).await?;
         match self.put(&incoming, &manifest).await? {
-            Written::Done => Ok(Outcome::Staged {
-                media_type: manifest.media_type,
-                bytes: self.activity.bytes(),
-            }),
+            Written::Done => self.staged(source, manifest).await,
             Written::ContentMissing(error) => {
                 self.tools.registry.forget(repository);
                 if from == repository {
@@ -149,6 +148,38 @@ impl Operation {
                 Err(Outcome::Faulted(fault(&error)))
             }
         }
+    }
+
+    /// `_incoming` holds the image. What refers to it follows now: it needs the image to be held, and the source to be there.
+    async fn staged(&self, source: Digest, manifest: Manifest) -> Flow<Outcome> {
+        let mut notices = Vec::new();
+        // Boxed: most images have none of it, and a step is kept for each image in work.
+        notices.extend(Box::pin(self.bring_referrers(source)).await?);
+        notices.extend(Box::pin(self.expiring(&manifest)).await?);
+        Ok(Outcome::Staged {
+            media_type: manifest.media_type,
+            bytes: self.activity.bytes(),
+            notices,
+        })
+    }
+
+    /// That the image's labels make its tags expire, on registries that act on them.
+    async fn expiring(&self, manifest: &Manifest) -> Flow<Option<Notice>> {
+        let (repository, push) = (self.repository(), self.push()?);
+        let lifetime = self
+            .tools
+            .registry
+            .lifetime(repository, manifest, &push, &self.activity);
+        let lifetime = Box::pin(lifetime);
+        let lifetime = self.read(async { Ok(lifetime.await) }).await?;
+        Ok(lifetime.map(|value| Notice {
+            reason: Reason::Expiring,
+            message: format!(
+                "{}: its image has the label quay.expires-after={value}, by which its tags expire, its pins too; \
+                build it without quay.expires-after",
+                self.spec.float
+            ),
+        }))
     }
 
     /// A part of the source is missing: is it the whole of it? Its manifest may have been remembered only.

@@ -56,6 +56,7 @@ pub fn advance(request: &mut Request, index: usize, outcome: Outcome, context: &
     let mut record = Record {
         float: &spec.float,
         image,
+        expiring: &mut request.status.expiring,
         context,
         limit,
         committed,
@@ -78,8 +79,16 @@ pub fn advance(request: &mut Request, index: usize, outcome: Outcome, context: &
             record.succeed();
             record.resolve(source, media_type, float, plan_only);
         }
-        (Phase::Pending, Outcome::Staged { media_type, bytes }) => {
+        (
+            Phase::Pending,
+            Outcome::Staged {
+                media_type,
+                bytes,
+                notices,
+            },
+        ) => {
             record.succeed();
+            record.note(notices);
             if let Some(source) = &mut record.image.source {
                 source.media_type.get_or_insert(media_type);
             }
@@ -144,6 +153,7 @@ pub(super) fn held(float: &str) -> String {
 struct Record<'a> {
     float: &'a Float,
     image: &'a mut Image,
+    expiring: &'a mut Option<String>,
     context: &'a Context,
     limit: u32,
     committed: bool,
@@ -157,6 +167,19 @@ impl Record<'_> {
         self.image.reason = None;
         self.image.message.clear();
         self.image.next_attempt = None;
+    }
+
+    /// Passes on what staging noticed. That tags expire is recorded too, and told of the first float only.
+    fn note(&mut self, notices: Vec<Notice>) {
+        for notice in notices {
+            if notice.reason == Reason::Expiring {
+                if self.expiring.is_some() {
+                    continue;
+                }
+                *self.expiring = Some(notice.message.clone());
+            }
+            self.notices.push(notice);
+        }
     }
 
     /// Records where source and float are, and what will be displaced.

@@ -283,7 +283,7 @@ impl Contender {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic)]
     use super::*;
-    use crate::machine::{ImageSpec, OnFailure, Phase, Reason, Spec, Status};
+    use crate::machine::{ImageSpec, OnFailure, Phase, Reason, Referrers, Spec, Status};
 
     fn float(name: &str) -> Float {
         format!("quay.io/openshift/ci:{name}").parse().unwrap()
@@ -583,6 +583,7 @@ mod tests {
             latch,
             on_failure: OnFailure::Hold,
             mode,
+            referrers: Referrers::Ignore,
             attempts: 5,
             deadline_seconds: 7200,
             suspend: true,

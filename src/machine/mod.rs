@@ -40,7 +40,7 @@ pub use advance::{Context, Effect, advance};
 pub use plan::{Admission, Launch, Plan, Scene, Waiting, World, plan};
 pub use reason::{Kind, Reason};
 pub use request::{
-    Image, ImageSpec, Latch, Mode, OnFailure, Pin, Request, SourceFacts, Spec, Status,
+    Image, ImageSpec, Latch, Mode, OnFailure, Pin, Referrers, Request, SourceFacts, Spec, Status,
 };
 
 use jiff::{SignedDuration, Timestamp};
@@ -183,6 +183,8 @@ pub enum Outcome {
         media_type: String,
         /// Bytes written to the float's repository.
         bytes: u64,
+        /// What a person should know of it.
+        notices: Vec<Notice>,
     },
     /// A tag that is about to be overwritten holds a digest that this request has not pinned: record it first.
     Unpinned {

@@ -25,6 +25,8 @@ pub struct Spec {
     pub on_failure: OnFailure,
     /// Whether anything is written.
     pub mode: Mode,
+    /// What is done about signatures and whatever else refers to an image.
+    pub referrers: Referrers,
     /// Launches of one image that may fail.
     pub attempts: u32,
     /// Seconds from the first save to the deadline.
@@ -71,6 +73,17 @@ pub enum Mode {
     Plan,
 }
 
+/// What is done about signatures and whatever else refers to an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Referrers {
+    /// Nothing.
+    Ignore,
+    /// They are copied; one that cannot be is told.
+    BestEffort,
+    /// Every one that is found is copied before the image counts as staged.
+    Require,
+}
+
 /// What is recorded of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Status {
@@ -86,6 +99,8 @@ pub struct Status {
     pub deadline: Option<Timestamp>,
     /// When it ended.
     pub completed: Option<Timestamp>,
+    /// The first float that was found to hold an image whose labels make its tags expire, and what to do about it.
+    pub expiring: Option<String>,
     /// In the order of the spec.
     pub images: Vec<Image>,
 }

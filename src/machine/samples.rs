@@ -5,7 +5,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{
     Admission, Class, Fault, Image, ImageSpec, Latch, Mode, OnFailure, Outcome, Phase, Pin, Reason,
-    Request, Scene, SourceFacts, Spec, Status, Step, World,
+    Referrers, Request, Scene, SourceFacts, Spec, Status, Step, World,
 };
 use crate::image::{Digest, Float, Stamp, Tag};
 
@@ -75,6 +75,7 @@ pub fn request(latch: Latch, phases: &[Phase]) -> Request {
         latch,
         on_failure: OnFailure::Hold,
         mode: Mode::Promote,
+        referrers: Referrers::Ignore,
         attempts: 5,
         deadline_seconds: 7200,
         suspend: false,

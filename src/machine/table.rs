@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use super::plan::next_step;
 use super::{
     Class, Context, Effect, Fault, Foreign, Image, ImageSpec, Latch, Mode, OnFailure, Outcome,
-    Phase, Pin, Reason, Request, SourceFacts, Spec, Status, Step, advance,
+    Phase, Pin, Reason, Referrers, Request, SourceFacts, Spec, Status, Step, advance,
 };
 use crate::image::{Digest, Float};
 
@@ -55,6 +55,7 @@ fn kinds() -> Vec<(&'static str, Outcome)> {
         Outcome::Staged {
             media_type: "application/json".into(),
             bytes: 1,
+            notices: Vec::new(),
         },
         Outcome::Unpinned {
             digest: digest("unpinned"),
@@ -93,6 +94,7 @@ fn kind(outcome: &Outcome) -> &'static str {
         Outcome::Staged {
             media_type: _,
             bytes: _,
+            notices: _,
         } => "Staged",
         Outcome::Unpinned { digest: _ } => "Unpinned",
         Outcome::StampTaken { tag: _ } => "StampTaken",
@@ -222,6 +224,7 @@ fn request(phase: Phase) -> Request {
         latch: Latch::Together,
         on_failure: OnFailure::Hold,
         mode: Mode::Promote,
+        referrers: Referrers::Ignore,
         attempts: 5,
         deadline_seconds: 7200,
         suspend: false,

@@ -34,6 +34,8 @@ pub(super) struct Job<'a> {
     pub(super) activity: &'a Activity,
     /// Whether mounting is still worth a try.
     pub(super) mounts: AtomicBool,
+    /// The config whose labels count for the tag of this image.
+    pub(super) config: Option<Blob>,
 }
 
 /// What became of the wish to mount.

@@ -29,7 +29,7 @@ const CHILDREN_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Blobs, and manifests, of one copy on their way at once.
 const AT_ONCE: usize = 8;
 /// How often a child's PUT is repeated when nothing certain is known of it.
-const REPEATS_MAX: u32 = 3;
+pub(super) const REPEATS_MAX: u32 = 3;
 
 /// What a copy has to bring.
 #[derive(Default)]
@@ -58,16 +58,7 @@ impl Registry {
         if from == to {
             return Ok(());
         }
-        let job = Job {
-            from,
-            to,
-            from_at: self.endpoint(from)?,
-            to_at: self.endpoint(to)?,
-            pull,
-            push,
-            activity,
-            mounts: AtomicBool::new(from.host() == to.host()),
-        };
+        let job = self.job(from, manifest, to, pull, push, activity)?;
         let plan = self.plan(&job, manifest).await?;
         stream::iter(plan.blobs)
             .map(|blob| self.bring(&job, blob))
@@ -82,6 +73,29 @@ impl Registry {
                 .await?;
         }
         Ok(())
+    }
+
+    /// A manifest on its way from one repository to another.
+    pub(super) fn job<'a>(
+        &self,
+        from: &'a Repository,
+        manifest: &Manifest,
+        to: &'a Repository,
+        pull: &'a Credential,
+        push: &'a Credential,
+        activity: &'a Activity,
+    ) -> Result<Job<'a>, Error> {
+        Ok(Job {
+            from,
+            to,
+            from_at: self.endpoint(from)?,
+            to_at: self.endpoint(to)?,
+            pull,
+            push,
+            activity,
+            mounts: AtomicBool::new(from.host() == to.host()),
+            config: manifest.config(),
+        })
     }
 
     /// Finds out what is to be brought: level by level, leaving out what the target has.
@@ -206,7 +220,7 @@ impl Registry {
     }
 
     /// Forgets that the parts of a manifest are present: the registry says that one of them is not.
-    fn doubt(&self, job: &Job<'_>, manifest: &Manifest) {
+    pub(super) fn doubt(&self, job: &Job<'_>, manifest: &Manifest) {
         let Ok(parts) = manifest.parts("") else {
             return;
         };

@@ -19,6 +19,7 @@ use super::blob::{blob_url, mismatch, named};
 use super::credential::Credential;
 use super::endpoint::Endpoint;
 use super::error::Error;
+use super::labels::Capture;
 use super::manifest::Blob;
 use super::reply::Refusal;
 use super::transport::Failure;
@@ -47,6 +48,8 @@ pub(super) struct Download {
     pub(super) resumes: u32,
     pub(super) activity: Activity,
     pub(super) meter: Arc<Meter>,
+    /// A config is kept, to read its labels.
+    pub(super) capture: Option<Capture>,
 }
 
 /// What the stream tells the one who waits for the upload.
@@ -123,11 +126,17 @@ impl Download {
             return Err(Failure::Refused(mismatch(&self.from, self.blob.digest)));
         }
         self.hash.update(&chunk);
+        if let Some(capture) = &mut self.capture {
+            capture.bytes.extend_from_slice(&chunk);
+        }
         self.offset += length;
         if self.offset == self.blob.size {
             let found = Digest::from_bytes(self.hash.clone().finalize().into());
             if found != self.blob.digest {
                 return Err(Failure::Refused(mismatch(&self.from, self.blob.digest)));
+            }
+            if let Some(capture) = self.capture.take() {
+                self.registry.learn_lifetime(capture);
             }
         }
         self.meter.bytes.fetch_add(length, Ordering::Relaxed);

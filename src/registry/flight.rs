@@ -12,23 +12,23 @@ type Map<K> = Arc<Mutex<HashMap<K, Arc<tokio::sync::Mutex<()>>>>>;
 
 /// The keys being worked on.
 #[derive(Debug)]
-pub(super) struct Flights<K>(Map<K>);
+pub(crate) struct Flights<K>(Map<K>);
 
 /// While it lives, its key is this task's.
 #[derive(Debug)]
-pub(super) struct Flight<K: Hash + Eq> {
+pub(crate) struct Flight<K: Hash + Eq> {
     map: Map<K>,
     key: K,
     lock: Option<OwnedMutexGuard<()>>,
 }
 
 impl<K: Hash + Eq + Clone> Flights<K> {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Arc::default())
     }
 
     /// Waits until nobody else works on `key`.
-    pub(super) async fn enter(&self, key: &K) -> Flight<K> {
+    pub(crate) async fn enter(&self, key: &K) -> Flight<K> {
         let mut flight = Flight {
             map: Arc::clone(&self.0),
             key: key.clone(),

@@ -19,7 +19,7 @@ use crate::image::{Digest, Reference, Repository, Tag};
 use crate::machine::Reason;
 
 /// The most of a manifest that is read: the specification's floor for what registries take.
-const MANIFEST_MAX: usize = 4 * 1024 * 1024;
+pub(super) const MANIFEST_MAX: usize = 4 * 1024 * 1024;
 /// Always all four: without the stored one, quay converts and answers another digest.
 const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, \

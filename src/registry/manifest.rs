@@ -10,7 +10,7 @@ use bytes::Bytes;
 use oci_client::manifest::{
     IMAGE_LAYER_NONDISTRIBUTABLE_MEDIA_TYPE, IMAGE_MANIFEST_LIST_MEDIA_TYPE,
     IMAGE_MANIFEST_MEDIA_TYPE, OCI_IMAGE_INDEX_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE, OciDescriptor,
-    OciImageIndex, OciImageManifest,
+    OciImageIndex,
 };
 use serde::Deserialize;
 
@@ -44,6 +44,13 @@ pub(super) struct Blob {
 pub(super) struct Parts {
     pub(super) blobs: Vec<Blob>,
     pub(super) children: Vec<Digest>,
+}
+
+/// What an image, or an artifact in the shape of one, consists of. Layers are required by the specification and left out by some.
+#[derive(Deserialize)]
+struct Contents {
+    config: OciDescriptor,
+    layers: Option<Vec<OciDescriptor>>,
 }
 
 /// The fields that tell what a manifest is.
@@ -120,8 +127,9 @@ impl Manifest {
             }
             return Ok(parts);
         }
-        let image: OciImageManifest = serde_json::from_slice(&self.bytes).map_err(bad)?;
-        let layers = image.layers.iter().filter(|layer| is_distributed(layer));
+        let image: Contents = serde_json::from_slice(&self.bytes).map_err(bad)?;
+        let layers = image.layers.iter().flatten();
+        let layers = layers.filter(|layer| is_distributed(layer));
         for descriptor in std::iter::once(&image.config).chain(layers) {
             let digest = digest_of(what, &descriptor.digest)?;
             let size = u64::try_from(descriptor.size)
@@ -134,13 +142,13 @@ impl Manifest {
     }
 }
 
-fn unsupported(what: &str, why: &str) -> Error {
+pub(super) fn unsupported(what: &str, why: &str) -> Error {
     let message =
         format!("{what} cannot be promoted: {why}; rebuild it as an OCI or docker schema 2 image");
     Error::terminal(Reason::UnsupportedManifest, message)
 }
 
-fn digest_of(what: &str, text: &str) -> Result<Digest, Error> {
+pub(super) fn digest_of(what: &str, text: &str) -> Result<Digest, Error> {
     text.parse()
         .map_err(|_| unsupported(what, "it names a digest that is not sha256"))
 }

@@ -11,7 +11,7 @@
 //! In reading order: `error` (how answers count), `keyring` and `credential`, `endpoint` (addresses), `access` (rights), `budget` (what
 //! a host is asked to bear; `queue`, `pace`, `breaker`), `hops` (who may be connected to; `network`, `clients`), `transport` (the one
 //! way out; `token`, `reply`), `manifest`, `look` and `put` (tags),
-//! `copy` (`blob`, `upload`, `download`).
+//! `copy` (`blob`, `upload`, `download`), `referrers` and `labels` (what else belongs to staging an image).
 
 mod access;
 mod activity;
@@ -27,12 +27,14 @@ mod error;
 mod flight;
 mod hops;
 mod keyring;
+mod labels;
 mod look;
 mod manifest;
 mod network;
 mod pace;
 mod put;
 mod queue;
+mod referrers;
 mod reply;
 mod token;
 mod transport;
@@ -49,16 +51,17 @@ pub use activity::{Activity, Waiting};
 pub use clients::Proxies;
 pub use credential::Credential;
 pub use error::{BuildError, Class, Error};
+pub(crate) use flight::Flights;
 pub use keyring::{Keyring, KeyringError};
 pub use manifest::Manifest;
 pub use put::Put;
+pub use referrers::{Referrer, list_with};
 
 use crate::image::{Digest, Repository};
 use crate::machine::Reason;
 use crate::policy::HostPattern;
 use credential::CredentialKey;
 use endpoint::Endpoint;
-use flight::Flights;
 use transport::Transport;
 
 /// The manifests kept, in bytes.
@@ -71,6 +74,12 @@ const PRESENT_MAX: u64 = 200_000;
 const PUSHABLE_FOR: Duration = Duration::from_hours(1);
 /// How many such answers are remembered.
 const PUSHABLE_MAX: u64 = 10_000;
+/// How many images' lifetimes are remembered.
+const LIFETIMES_MAX: u64 = 10_000;
+/// How long it is remembered that a registry has no referrers API.
+const UNLISTED_FOR: Duration = Duration::from_hours(1);
+/// Of how many registries.
+const UNLISTED_MAX: u64 = 1000;
 
 /// How registries are spoken to.
 #[derive(Debug, Clone)]
@@ -130,6 +139,10 @@ struct Shared {
     manifests: moka::sync::Cache<Held, Manifest>,
     present: moka::sync::Cache<Present, ()>,
     pushable: moka::sync::Cache<(CredentialKey, Repository), ()>,
+    /// What the labels of an image say of the life of its tags, by its config.
+    lifetimes: moka::sync::Cache<Present, Option<String>>,
+    /// Registries without a referrers API, by address.
+    unlisted: moka::sync::Cache<String, ()>,
     flights: Flights<Present>,
 }
 
@@ -191,11 +204,18 @@ impl Registry {
             .max_capacity(PUSHABLE_MAX)
             .time_to_live(PUSHABLE_FOR)
             .build();
+        let lifetimes = moka::sync::Cache::new(LIFETIMES_MAX);
+        let unlisted = moka::sync::Cache::builder()
+            .max_capacity(UNLISTED_MAX)
+            .time_to_live(UNLISTED_FOR)
+            .build();
         Ok(Self(Arc::new(Shared {
             transport: Transport::new(settings, first, longest)?,
             manifests,
             present,
             pushable,
+            lifetimes,
+            unlisted,
             flights: Flights::new(),
         })))
     }

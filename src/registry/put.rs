@@ -93,11 +93,27 @@ impl Registry {
         gate: impl Fn() -> bool + Send,
         activity: &Activity,
     ) -> Put {
+        self.put_noted(access, reference, manifest, bounds, gate, activity)
+            .await
+            .0
+    }
+
+    /// As [`Registry::put`], and whether the registry says that it took note of what the manifest refers to.
+    pub(super) async fn put_noted(
+        &self,
+        access: &Access<'_>,
+        reference: &Reference,
+        manifest: &Manifest,
+        bounds: Bounds,
+        gate: impl Fn() -> bool + Send,
+        activity: &Activity,
+    ) -> (Put, bool) {
         let what = named(access.repository, reference);
         let mut ask = self.manifest_ask(Method::PUT, &what, reference, access, activity);
         let Ok(media_type) = HeaderValue::from_str(&manifest.media_type) else {
             let message = format!("{what}: its media type is no header");
-            return Put::Refused(Error::terminal(Reason::UnsupportedManifest, message));
+            let error = Error::terminal(Reason::UnsupportedManifest, message);
+            return (Put::Refused(error), false);
         };
         ask.headers.insert(CONTENT_TYPE, media_type);
         ask.content = Content::Bytes(manifest.bytes.clone());
@@ -106,15 +122,16 @@ impl Registry {
         ask.prompt = bounds.patience.is_some();
         match self.transport().send_through(&mut ask, gate).await {
             Ok(reply) => {
+                let noted = reply.header("oci-subject").is_some();
                 let put = outcome(&what, manifest, reply).await;
                 if matches!(put, Put::Written) {
                     self.remember(access.repository, manifest, access.credential);
                 }
-                put
+                (put, noted)
             }
-            Err(Failure::Refused(error) | Failure::Restart(error)) => Put::Refused(error),
-            Err(Failure::Unsettled(error)) => Put::Unknown(error),
-            Err(Failure::NotSent) => Put::NotSent,
+            Err(Failure::Refused(error) | Failure::Restart(error)) => (Put::Refused(error), false),
+            Err(Failure::Unsettled(error)) => (Put::Unknown(error), false),
+            Err(Failure::NotSent) => (Put::NotSent, false),
         }
     }
 }

@@ -104,6 +104,11 @@ impl Tokens {
         news
     }
 
+    /// The registry's challenge, as far as it is known.
+    pub(super) fn known(&self, endpoint: &Endpoint) -> Option<Challenge> {
+        self.learnt(endpoint).known()
+    }
+
     fn learnt(&self, endpoint: &Endpoint) -> Arc<Learnt> {
         let mut challenges = self
             .challenges

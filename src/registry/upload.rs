@@ -159,6 +159,7 @@ impl Registry {
                 resumes: 0,
                 activity: job.activity.clone(),
                 meter: Arc::clone(&meter),
+                capture: job.capture(blob),
             };
             ask.content = Content::Once(Body::wrap_stream(stream::try_unfold(
                 download,

@@ -497,36 +497,68 @@ async fn a_plan_writes_nothing_claims_nothing_and_asks_for_no_push_right() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_this_version_cannot_do_fails_as_invalid_spec_before_anything_is_asked() {
+async fn what_the_schema_cannot_refuse_fails_as_invalid_spec_before_anything_is_asked() {
     let stage = Stage::new("invalid").await;
-    let registry = Embedded::start(audited()).await.unwrap();
+    let _controller = stage.controller(&[]);
+    // One float by two spellings.
+    let source = "quay.io/a/src:new";
+    let images = spec(&[(source, "quay.io/a/b:f"), (source, "quay.io:443/a/b:f")]);
+    stage.create("twice", &images).await;
+    let done = stage.finished("twice", PATIENCE).await;
+    assert_eq!(phase(&done), "Failed");
+    let (truth, reason, message) = condition(&done, "Failed");
+    assert_eq!((truth, reason), ("True", "InvalidSpec"));
+    assert!(message.contains("spec.images[1].float"), "{message}");
+    assert_eq!(condition(&done, "Complete").0, "False");
+    assert_eq!(condition(&done, "Staged").0, "False");
+    let status = done.status.as_ref().unwrap();
+    assert_eq!(status.observed_generation, done.metadata.generation);
+    assert_eq!(status.images[0].reason.as_deref(), Some("InvalidSpec"));
+    let events = stage.events_until("twice", "InvalidSpec", PATIENCE).await;
+    assert_eq!(events.len(), 1, "{events:?}");
+    assert_eq!(events[0].type_.as_deref(), Some("Warning"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tags_that_expire_and_referrers_that_were_not_copied_are_told_by_events_and_a_condition() {
+    let stage = Stage::new("noticed").await;
+    let bot = User::new("bot", "bot-pw").push("ci").pull("src");
+    let options = audited().auth(Auth::new(AuthMode::Bearer).user(bot));
+    let registry = Embedded::start(options).await.unwrap();
     let host = registry.host();
-    let old = seeded(&registry, "ci", "f", "old");
+    seeded(&registry, "ci", "f", "old");
+    let mut image = ImageSpec::new(Shape::Docker, "labelled");
+    image
+        .labels
+        .insert("quay.expires-after".into(), json!("2w"));
+    registry.seed_spec("src/x", "new", &image).unwrap();
+    let refused = Action::error(403, "DENIED");
+    registry.add_rule(Rule::new(Matcher::kind(Kind::Referrers), refused));
+    stage.secret("push", &[(&host, "bot", "bot-pw")]).await;
     let _controller = stage.controller(&[&format!("--plain-http={host}")]);
-    let cases = [
-        ("signed", "referrers", "Require"),
-        ("best", "referrers", "BestEffort"),
-    ];
-    for (name, field, value) in cases {
-        let mut images = spec(&[(&format!("{host}/src/x:new"), &format!("{host}/ci:f"))]);
-        images[field] = json!(value);
-        stage.create(name, &images).await;
+    let mut images = spec(&[
+        (&format!("{host}/src/x:new"), &format!("{host}/ci:f")),
+        (&format!("{host}/src/x:new"), &format!("{host}/ci:g")),
+    ]);
+    images["pushSecret"] = json!({"name": "push"});
+    images["referrers"] = json!("BestEffort");
+    stage.create("noticed", &images).await;
+    let done = stage.finished("noticed", PATIENCE).await;
+    assert_eq!(phase(&done), "Posted");
+    let (truth, reason, message) = condition(&done, "Expiring");
+    assert_eq!((truth, reason), ("True", "Expiring"));
+    assert!(
+        message.contains("/ci:") && message.contains("quay.expires-after=2w"),
+        "{message}"
+    );
+    let events = stage.events_until("noticed", "Promoted", PATIENCE).await;
+    // Those of one reason are counted in one event.
+    for reason in ["Expiring", "ReferrersFailed"] {
+        let told = events
+            .iter()
+            .filter(|e| e.reason.as_deref() == Some(reason));
+        let warnings = told.filter(|e| e.type_.as_deref() == Some("Warning"));
+        assert_eq!(warnings.count(), 1, "{events:#?}");
     }
-    for (name, field, _) in cases {
-        let done = stage.finished(name, PATIENCE).await;
-        assert_eq!(phase(&done), "Failed");
-        let (truth, reason, message) = condition(&done, "Failed");
-        assert_eq!((truth, reason), ("True", "InvalidSpec"));
-        assert!(message.contains(&format!("spec.{field}")), "{message}");
-        assert_eq!(condition(&done, "Complete").0, "False");
-        assert_eq!(condition(&done, "Staged").0, "False");
-        let status = done.status.as_ref().unwrap();
-        assert_eq!(status.observed_generation, done.metadata.generation);
-        assert_eq!(status.images[0].reason.as_deref(), Some("InvalidSpec"));
-        let events = stage.events_until(name, "InvalidSpec", PATIENCE).await;
-        assert_eq!(events.len(), 1, "{events:?}");
-        assert_eq!(events[0].type_.as_deref(), Some("Warning"));
-    }
-    assert_eq!(registry.count(&Matcher::default()), 0);
-    assert_eq!(registry.tags("ci")["f"].to_string(), old);
+    assert!(registry.audit_trail().is_empty());
 }

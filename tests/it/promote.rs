@@ -10,6 +10,8 @@ mod access;
 mod again;
 pub mod ground;
 mod input;
+mod labels;
+mod referrers;
 mod resume;
 mod serve;
 

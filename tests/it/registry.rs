@@ -15,6 +15,7 @@ mod distribution;
 mod ground;
 mod hops;
 mod listener;
+mod referrers;
 mod tls;
 
 use promotion_controller::{embedded, image, machine, registry};

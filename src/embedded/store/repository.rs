@@ -168,10 +168,11 @@ impl Repository {
         kept.grace.is_some()
             || self.tagged.contains_key(&digest)
             || self.parents.contains_key(&digest)
-            || kept
-                .content
-                .subject
-                .is_some_and(|subject| self.manifests.contains_key(&subject))
+            || (self.subjects_hold
+                && kept
+                    .content
+                    .subject
+                    .is_some_and(|subject| self.manifests.contains_key(&subject)))
     }
 
     /// Drops a manifest that nothing holds, and with it whatever it alone held.

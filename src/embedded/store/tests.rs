@@ -22,6 +22,7 @@ impl World {
             hold: HOLD,
             check: true,
             audit: true,
+            referrers: true,
         };
         Self {
             store: Store::new(policy),
@@ -292,6 +293,44 @@ fn deleting_a_digest_removes_all_its_tags_but_not_a_child_of_a_held_index() {
     );
     assert!(world.resolves(&b));
     assert!(world.store.dangling().is_empty());
+}
+
+#[test]
+fn without_a_referrers_api_only_a_list_holds_a_referrer() {
+    let mut world = World::new();
+    let policy = Policy {
+        referrers: false,
+        ..world.store.policy
+    };
+    world.store.set_policy(policy, world.now);
+    let subject = ImageBuilder::oci("subject").build().unwrap();
+    let referrer = |kind: &str| {
+        let builder = ImageBuilder::artifact(kind);
+        builder.referring_to(&subject, kind).build().unwrap()
+    };
+    let (listed, unlisted) = (referrer("listed"), referrer("unlisted"));
+    world.push("x", &subject);
+    world.hold(&unlisted);
+    let list = Image::index(vec![listed.clone()]).unwrap();
+    world.push("list", &list);
+    assert!(world.resolves(&unlisted));
+    world.pass(HOLD);
+    assert!(world.resolves(&listed) && !world.resolves(&unlisted));
+    // Switched on again, subjects hold; switched off, they let go.
+    let policy = Policy {
+        referrers: true,
+        ..policy
+    };
+    world.store.set_policy(policy, world.now);
+    world.hold(&unlisted);
+    world.pass(HOLD);
+    assert!(world.resolves(&unlisted));
+    let policy = Policy {
+        referrers: false,
+        ..policy
+    };
+    world.store.set_policy(policy, world.now);
+    assert!(world.resolves(&listed) && !world.resolves(&unlisted));
 }
 
 #[test]

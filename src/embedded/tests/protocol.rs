@@ -452,8 +452,36 @@ async fn referrers_are_listed_or_unsupported() {
         .await
         .unwrap();
     assert!(none["manifests"].as_array().unwrap().is_empty());
+    let other = ImageBuilder::artifact("application/other")
+        .referring_to(&image, "application/other")
+        .build()
+        .unwrap();
+    bench.registry.seed_untagged("r", &other).unwrap();
+    bench
+        .registry
+        .update(|settings| settings.referrers_page = 1);
+    let mut listed = Vec::new();
+    let mut next = Some(path.clone());
+    while let Some(page) = next {
+        let answer = bench.send("GET", &page).await;
+        let link = answer
+            .headers()
+            .get("link")
+            .map(|link| link.to_str().unwrap().to_owned());
+        next = link.map(|link| link[1..].split_once('>').unwrap().0.to_owned());
+        let list: Value = answer.json().await.unwrap();
+        assert_eq!(list["manifests"].as_array().unwrap().len(), 1);
+        listed.push(list["manifests"][0]["digest"].as_str().unwrap().to_owned());
+    }
+    let mut both = [signature.digest(), other.digest()];
+    both.sort_unstable();
+    assert_eq!(listed, both.map(|digest| digest.to_string()));
     bench.registry.update(|settings| settings.referrers = false);
     assert_eq!(bench.send("GET", &path).await.status(), 404);
+    let put = bench
+        .put("r", &other.digest().to_string(), &other.manifest)
+        .await;
+    assert_eq!(put.headers().get("oci-subject"), None);
 }
 
 #[tokio::test]

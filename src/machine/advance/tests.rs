@@ -99,6 +99,7 @@ fn staging_adds_its_bytes_and_completes_the_media_type_but_never_changes_the_sou
             Outcome::Staged {
                 media_type: media_type.into(),
                 bytes: 40,
+                notices: Vec::new(),
             },
         );
     }
@@ -109,6 +110,32 @@ fn staging_adds_its_bytes_and_completes_the_media_type_but_never_changes_the_sou
         (digest("new"), Some("first"))
     );
     assert_eq!((image.bytes, image.phase), (80, Incoming));
+}
+
+#[test]
+fn that_tags_expire_is_recorded_and_told_of_the_first_float_alone() {
+    let mut request = launched(Pending);
+    let notice = |reason, message: &str| Notice {
+        reason,
+        message: message.into(),
+    };
+    let copied = notice(Reason::ReferrersFailed, "one was not copied");
+    let mut told = Vec::new();
+    for expires in ["first", "second"] {
+        request.status.images[0].phase = Pending;
+        let notices = vec![copied.clone(), notice(Reason::Expiring, expires)];
+        told.push(record(
+            &mut request,
+            Outcome::Staged {
+                media_type: "x".into(),
+                bytes: 0,
+                notices,
+            },
+        ));
+    }
+    assert_eq!(request.status.expiring.as_deref(), Some("first"));
+    let first = vec![copied.clone(), notice(Reason::Expiring, "first")];
+    assert_eq!(told, [first, vec![copied]]);
 }
 
 #[test]

@@ -142,6 +142,7 @@ impl Replay<'_> {
         let staged = Outcome::Staged {
             media_type: "application/json".into(),
             bytes: 1,
+            notices: Vec::new(),
         };
         if self.running.launch.again && self.look(&incoming)? == Some(source) {
             return Ok(staged);

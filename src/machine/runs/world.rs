@@ -15,7 +15,7 @@ use crate::image::{Digest, Float, Stamp, Tag};
 use crate::machine::claims::{Claims, Contender, Standing, Verdict};
 use crate::machine::{
     Admission, Class, Context, Effect, ImageSpec, Latch, Mode, OnFailure, Outcome, Phase, Plan,
-    Reason, Request, Scene, Spec, Status, Step, advance, plan,
+    Reason, Referrers, Request, Scene, Spec, Status, Step, advance, plan,
 };
 
 /// How long a tag write may take to land, in seconds.
@@ -908,6 +908,7 @@ impl Wish {
             latch: self.latch,
             on_failure: OnFailure::Hold,
             mode: Mode::Promote,
+            referrers: Referrers::Ignore,
             attempts: 5,
             deadline_seconds: 7200,
             suspend: false,

@@ -110,6 +110,12 @@ impl Ground {
             .unwrap();
     }
 
+    /// The same, without the state of those before.
+    pub fn documents_anew(&self, documents: &[Value]) {
+        let _ = std::fs::remove_file(self.folder.join("requests.state.yaml"));
+        self.documents(documents);
+    }
+
     /// A request of images from `src/x` to `ci`, each (source, float) as `:TAG` or `@DIGEST` and a tag.
     pub fn request(&self, name: &str, images: &[(&str, &str)], more: &Value) -> Value {
         let images: Vec<Value> = images

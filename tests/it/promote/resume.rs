@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use promotion_controller::embedded::{Control, GateSpec, Kind, Matcher};
+use promotion_controller::embedded::{
+    Control, GateSpec, Image, ImageSpec, Kind, Matcher, Moment, Shape,
+};
 use serde_json::json;
 
 use super::ground::{Ground, put, verdict};
@@ -217,5 +219,42 @@ async fn a_state_that_cannot_be_saved_for_a_while_stops_nothing_for_good() {
     assert_eq!(verdict(&run.items()[0]), ("Posted", "Promoted"));
     let state = std::fs::read_to_string(folder.join("s.yaml")).unwrap();
     assert!(state.contains("phase: Posted"), "{state}");
+    ground.assert_never_dangling();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn children_collected_between_their_push_and_that_of_their_index_are_brought_again() {
+    let ground = Ground::new().await;
+    ground.seed("ci", "a", "old");
+    let index = ImageSpec::new(Shape::Index, "new").build().unwrap();
+    ground.registry.seed_image("src/x", "a", &index).unwrap();
+    let hold = |hold| ground.registry.update(|settings| settings.hold = hold).hold;
+    hold(Duration::from_secs(1));
+    // The last request before the PUT of the index: its children are pushed, and held by nothing but their grace.
+    let look = Matcher::kind(Kind::Manifest).method("GET").repository("ci");
+    let gate = ground.registry.gate(GateSpec {
+        matcher: look.reference("a_incoming"),
+        nth: 1,
+        moment: Moment::Before,
+    });
+    ground.documents(&[ground.request("one", &[(":a", "a")], &json!({}))]);
+    let running = ground.start(&["-o", "json"]);
+    gate.reached().await;
+    let children: Vec<_> = index.children.iter().map(Image::digest).collect();
+    let there = |digest| ground.registry.manifest("ci", digest).is_some();
+    assert!(children.iter().all(|child| there(*child)));
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    assert!(!children.iter().any(|child| there(*child)));
+    hold(Duration::from_hours(1));
+    gate.open();
+    let run = running.ended().await.exits(0);
+    let items = run.items();
+    assert_eq!(verdict(&items[0]), ("Posted", "Promoted"), "{}", run.stderr);
+    assert_eq!(items[0]["status"]["images"][0]["attempts"], 1);
+    for child in &children {
+        let pushes = ground.registry.count(&put(&child.to_string()));
+        assert_eq!(pushes, 2, "nothing is remembered wrongly");
+    }
+    assert_eq!(ground.registry.tag("ci", "a"), Some(index.digest()));
     ground.assert_never_dangling();
 }

@@ -1,0 +1,342 @@
+//! What refers to an image goes with it: signatures, attestations, SBOMs, and what refers to those.
+//!
+//! In comes the digest that was just staged; when this returns, the float's repository has what the source's lists. Every part
+//! looks first, so that a second run writes what is missing and nothing else.
+//!
+//! Guaranteed: a look-up that fails is no "none"; a tag that holds another digest than the source's is left as it is, because no
+//! write of ours takes the last tag from a digest; a list of referrers loses no entry.
+
+use std::collections::HashSet;
+
+use futures::{StreamExt, stream};
+use tokio::time::Instant;
+
+use super::{Flow, Operation, READ_AGAIN, Written, fault};
+use crate::image::{Digest, Reference, Tag};
+use crate::machine::{Class, Fault, Notice, Outcome, Reason, Referrers};
+use crate::registry::{self, Manifest, Referrer, list_with};
+
+/// Referrers of one image, those of its referrers included.
+const REFERRERS_MAX: usize = 100;
+/// Referrers of referrers.
+const DEPTH_MAX: usize = 2;
+/// Referrers of one manifest on their way at once.
+const AT_ONCE: usize = 4;
+
+/// What could not be copied, where that is no failure.
+#[derive(Default)]
+struct Trouble {
+    first: Option<String>,
+    count: usize,
+}
+
+/// What refers to one manifest, in the source's repository.
+#[derive(Default)]
+struct Around {
+    /// As the registry, or a tag in its stead, lists it.
+    listed: Vec<Referrer>,
+    /// By the names that cosign gives.
+    named: Vec<(Tag, Manifest)>,
+    /// Nothing was found, and nothing but 404s says so.
+    unseen: bool,
+}
+
+impl Operation {
+    /// Copies what refers to the source; a notice where some of it could not be, and need not.
+    pub(super) async fn bring_referrers(&self, source: Digest) -> Flow<Option<Notice>> {
+        if self.referrers == Referrers::Ignore || self.spec.source.repository == *self.repository()
+        {
+            return Ok(None);
+        }
+        let mut trouble = Trouble::default();
+        let mut seen = HashSet::from([source]);
+        let mut level = vec![source];
+        for depth in 0..=DEPTH_MAX {
+            let mut next = Vec::new();
+            for subject in level {
+                let around = Box::pin(self.around(subject, &mut trouble)).await?;
+                if depth == 0 && around.unseen {
+                    let there = self.is_source_there(source).await;
+                    self.tolerate(there, &mut trouble)?;
+                }
+                let listed = around.listed.iter().map(|referrer| referrer.digest);
+                let named = around.named.iter().map(|(_, manifest)| manifest.digest);
+                let found: Vec<Digest> = listed.chain(named).filter(|d| seen.insert(*d)).collect();
+                if let Err(outcome) = within(source, depth, seen.len() - 1, &found) {
+                    self.tolerate::<()>(Err(outcome), &mut trouble)?;
+                    return Ok(self.told(trouble));
+                }
+                next.extend(found);
+                self.bring_around(subject, around, &mut trouble).await?;
+            }
+            level = next;
+        }
+        Ok(self.told(trouble))
+    }
+
+    /// A failure is the image's, or only noted. Waiting is neither.
+    fn tolerate<T>(&self, result: Flow<T>, trouble: &mut Trouble) -> Flow<Option<T>> {
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(Outcome::Faulted(fault)) if !matches!(fault.class, Class::Wait { .. }) => {
+                if self.referrers == Referrers::Require {
+                    return Err(failed(fault.message));
+                }
+                trouble.count += 1;
+                trouble.first.get_or_insert(fault.message);
+                Ok(None)
+            }
+            Err(outcome) => Err(outcome),
+        }
+    }
+
+    fn told(&self, trouble: Trouble) -> Option<Notice> {
+        let float = &self.spec.float;
+        let count = trouble.count;
+        trouble.first.map(|first| Notice {
+            reason: Reason::ReferrersFailed,
+            message: format!(
+                "{float}: what refers to its image was not all copied ({count} failed): {first}"
+            ),
+        })
+    }
+
+    // === the source ===
+
+    async fn around(&self, subject: Digest, trouble: &mut Trouble) -> Flow<Around> {
+        let [signature, attestation, sbom] = subject.cosign_tags();
+        let (listed, signature, attestation, sbom) = futures::join!(
+            self.listed(subject),
+            self.at_source(signature),
+            self.at_source(attestation),
+            self.at_source(sbom),
+        );
+        let mut around = Around::default();
+        let listed = self.tolerate(listed, trouble)?;
+        for found in [signature, attestation, sbom] {
+            around
+                .named
+                .extend(self.tolerate(found, trouble)?.flatten());
+        }
+        around.unseen = matches!(&listed, Some((listed, false)) if listed.is_empty());
+        around.unseen &= around.named.is_empty();
+        around.listed = listed.unwrap_or_default().0;
+        Ok(around)
+    }
+
+    /// What the source's registry lists, and whether it has the API for that.
+    async fn listed(&self, subject: Digest) -> Flow<(Vec<Referrer>, bool)> {
+        let (from, pull) = (&self.spec.source.repository, self.pull()?);
+        let registry = &self.tools.registry;
+        let listed = registry.referrers(from, subject, &pull, false, &self.activity);
+        if let Some(listed) = self.read(listed).await? {
+            return Ok((listed, true));
+        }
+        let Some((tag, list)) = self.at_source(subject.referrers_tag()).await? else {
+            return Ok((Vec::new(), false));
+        };
+        let listed = judged(list.referrers(&format!("{from}:{tag}")))?;
+        Ok((listed, false))
+    }
+
+    /// What a tag of the source's repository holds, read again while it contradicts our own last write.
+    async fn at_source(&self, tag: Tag) -> Flow<Option<(Tag, Manifest)>> {
+        let (from, pull) = (&self.spec.source.repository, self.pull()?);
+        let reference = Reference::Tag(tag.clone());
+        loop {
+            let registry = &self.tools.registry;
+            let fetch = registry.fetch(from, &reference, &pull, &self.activity);
+            let found = self.read(fetch).await?;
+            if self.believes(from, &tag, found.as_ref()) {
+                return Ok(found.map(|manifest| (tag, manifest)));
+            }
+            self.pause(READ_AGAIN).await?;
+        }
+    }
+
+    /// Where nothing but 404s was seen, the source itself must not be one of them.
+    async fn is_source_there(&self, source: Digest) -> Flow<()> {
+        let (from, pull) = (&self.spec.source.repository, self.pull()?);
+        let registry = &self.tools.registry;
+        registry.forget_manifest(from, source, &pull);
+        let reference = Reference::Digest(source);
+        let fetch = registry.fetch(from, &reference, &pull, &self.activity);
+        match self.read(fetch).await? {
+            Some(_) => Ok(()),
+            None => Err(failed(format!(
+                "{} went away while its referrers were looked for",
+                self.spec.source
+            ))),
+        }
+    }
+
+    // === the float's repository ===
+
+    /// Brings what refers to one manifest.
+    async fn bring_around(
+        &self,
+        subject: Digest,
+        around: Around,
+        trouble: &mut Trouble,
+    ) -> Flow<()> {
+        for (tag, manifest) in &around.named {
+            let named = self.bring_named(tag, manifest).await;
+            self.tolerate(named, trouble)?;
+        }
+        if around.listed.is_empty() {
+            return Ok(());
+        }
+        let there = self.there(subject).await;
+        let Some(there) = self.tolerate(there, trouble)? else {
+            return Ok(());
+        };
+        let missing = around.listed.into_iter();
+        let missing = missing.filter(|referrer| !there.contains(&referrer.digest));
+        let brought: Vec<_> = stream::iter(missing)
+            .map(|referrer| self.bring_listed(referrer))
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await;
+        let mut unlisted = Vec::new();
+        for referrer in brought {
+            unlisted.extend(self.tolerate(referrer, trouble)?.flatten());
+        }
+        if !unlisted.is_empty() {
+            unlisted.sort_by_key(|referrer| referrer.digest);
+            let list = self.list(subject, &unlisted).await;
+            self.tolerate(list, trouble)?;
+        }
+        Ok(())
+    }
+
+    /// What is listed in the float's repository already.
+    async fn there(&self, subject: Digest) -> Flow<HashSet<Digest>> {
+        let (to, push) = (self.repository(), self.push()?);
+        let registry = &self.tools.registry;
+        let listed = registry.referrers(to, subject, &push, true, &self.activity);
+        let listed = match self.read(listed).await? {
+            Some(listed) => listed,
+            None => match self.look(&subject.referrers_tag()).await? {
+                Some(list) => judged(list.referrers(&format!("{to}:{}", subject.referrers_tag())))?,
+                None => Vec::new(),
+            },
+        };
+        Ok(listed.iter().map(|referrer| referrer.digest).collect())
+    }
+
+    /// Copies one referrer; gives it back where a tag has to list it.
+    async fn bring_listed(&self, referrer: Referrer) -> Flow<Option<Referrer>> {
+        let (from, to) = (&self.spec.source.repository, self.repository());
+        let (pull, push) = (self.pull()?, self.push()?);
+        let registry = &self.tools.registry;
+        let reference = Reference::Digest(referrer.digest);
+        let fetch = registry.fetch(from, &reference, &pull, &self.activity);
+        let Some(manifest) = self.read(fetch).await? else {
+            let digest = referrer.digest;
+            let message = format!("{from}@{digest} is listed as a referrer and is not there");
+            return Err(failed(message));
+        };
+        let copy = registry.copy_referrer(from, &manifest, to, &pull, &push, &self.activity);
+        let noted = self.read(copy).await?;
+        Ok((!noted).then_some(referrer))
+    }
+
+    /// Adds referrers to the tag that lists them where the registry does not.
+    async fn list(&self, subject: Digest, unlisted: &[Referrer]) -> Flow<()> {
+        let tag = subject.referrers_tag();
+        let what = format!("{}:{tag}", self.repository());
+        let _turn = self.turn(&tag).await?;
+        let list = self.look(&tag).await?;
+        match judged(list_with(&what, list.as_ref(), unlisted))? {
+            Some(list) => self.write(&tag, &list).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Copies what cosign keeps at a tag, under the same name.
+    async fn bring_named(&self, tag: &Tag, manifest: &Manifest) -> Flow<()> {
+        let (from, to) = (&self.spec.source.repository, self.repository());
+        let (pull, push) = (self.pull()?, self.push()?);
+        let _turn = self.turn(tag).await?;
+        if self.is_named(tag, manifest).await? {
+            return Ok(());
+        }
+        let registry = &self.tools.registry;
+        let copy = registry.copy(from, manifest, to, &pull, &push, &self.activity);
+        self.read(copy).await?;
+        // Copying may take long: the look and the PUT follow each other directly.
+        if self.is_named(tag, manifest).await? {
+            return Ok(());
+        }
+        self.write(tag, manifest).await
+    }
+
+    /// Whether a tag holds this manifest; an error where it holds another.
+    async fn is_named(&self, tag: &Tag, manifest: &Manifest) -> Flow<bool> {
+        match self.look(tag).await? {
+            Some(found) if found.digest == manifest.digest => Ok(true),
+            Some(found) => Err(failed(format!(
+                "{}:{tag} holds {}, not the source's {}, and is left as it is; bring the two together or remove that tag",
+                self.repository(),
+                found.digest.short(),
+                manifest.digest.short(),
+            ))),
+            None => Ok(false),
+        }
+    }
+
+    async fn write(&self, tag: &Tag, manifest: &Manifest) -> Flow<()> {
+        match self.put(tag, manifest).await? {
+            Written::Done => Ok(()),
+            Written::ContentMissing(error) => {
+                self.tools.registry.forget(self.repository());
+                Err(Outcome::Faulted(fault(&error)))
+            }
+        }
+    }
+
+    /// Waits until no other image of the same digest writes this tag, and none of ours may still land there.
+    async fn turn(&self, tag: &Tag) -> Flow<impl Drop> {
+        let memory = &self.tools.memory;
+        let key = (self.repository().clone(), tag.clone());
+        let turn = self
+            .read(async { Ok(memory.turns.enter(&key).await) })
+            .await?;
+        while let Some(until) = memory.landing_until(&key.0, tag, Instant::now()) {
+            self.pause(until.saturating_duration_since(Instant::now()))
+                .await?;
+        }
+        Ok(turn)
+    }
+}
+
+/// Whether what was found at this depth is within what is copied.
+fn within(source: Digest, depth: usize, count: usize, found: &[Digest]) -> Flow<()> {
+    let source = source.short();
+    if depth == DEPTH_MAX && !found.is_empty() {
+        let message =
+            format!("what refers to {source} is referred to more than {DEPTH_MAX} levels deep");
+        return Err(failed(format!(
+            "{message}; promote it with referrers: BestEffort or Ignore"
+        )));
+    }
+    if count > REFERRERS_MAX {
+        let message = format!("{source} has more than {REFERRERS_MAX} referrers");
+        return Err(failed(format!(
+            "{message}; remove those that are no longer needed"
+        )));
+    }
+    Ok(())
+}
+
+fn failed(message: String) -> Outcome {
+    Outcome::Faulted(Fault {
+        reason: Reason::ReferrersFailed,
+        message,
+        class: Class::Attempt,
+    })
+}
+
+fn judged<T>(result: Result<T, registry::Error>) -> Flow<T> {
+    result.map_err(|error| Outcome::Faulted(fault(&error)))
+}

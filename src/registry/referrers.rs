@@ -1,0 +1,349 @@
+//! Referrers: signatures, attestations and whatever else names a manifest as its subject.
+//!
+//! In comes a digest; out comes what its registry lists as referring to it, or that the registry has no such API. Where it has
+//! none, a tag lists them (the specification's fallback): an index, read and extended here. Guaranteed: only a 404 means that
+//! there is no API; a list is read to its end, on its own address, or it is an error; an entry that is in a list stays in it.
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+use oci_client::manifest::OCI_IMAGE_INDEX_MEDIA_TYPE;
+use reqwest::header::LINK;
+use reqwest::{Method, StatusCode, Url};
+use serde_json::{Value, json};
+
+use super::Registry;
+use super::access::Access;
+use super::activity::Activity;
+use super::copy::REPEATS_MAX;
+use super::credential::Credential;
+use super::endpoint::{Endpoint, address};
+use super::error::Error;
+use super::look::{MANIFEST_MAX, named};
+use super::manifest::{Manifest, digest_of, unsupported};
+use super::put::{Bounds, Put};
+use super::reply::{Refusal, Reply};
+use super::transport::Failure;
+use crate::image::{Digest, Reference, Repository};
+use crate::machine::Reason;
+
+/// The longest list of referrers.
+const LISTED_MAX: usize = 100;
+/// The pages it may come in.
+const PAGES_MAX: usize = 20;
+
+/// A referrer as a list names it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Referrer {
+    /// The digest of its manifest.
+    pub digest: Digest,
+    /// The whole entry, for another list.
+    entry: Value,
+}
+
+impl Registry {
+    /// What a registry lists as referring to `subject`; none where it has no API for that. `push`: it is read to be written to.
+    ///
+    /// # Errors
+    /// Anything but a list or a 404; more than 100 referrers.
+    pub async fn referrers(
+        &self,
+        repository: &Repository,
+        subject: Digest,
+        credential: &Credential,
+        push: bool,
+        activity: &Activity,
+    ) -> Result<Option<Vec<Referrer>>, Error> {
+        let endpoint = self.endpoint(repository)?;
+        let host = address(&endpoint.base);
+        if self.0.unlisted.contains_key(&host) {
+            return Ok(None);
+        }
+        let reference = Reference::Digest(subject);
+        let what = format!("the referrers of {}", named(repository, &reference));
+        let access = Access {
+            endpoint: &endpoint,
+            credential,
+            repository,
+            push,
+            also: None,
+        };
+        let mut url = endpoint.url(&format!("{}/referrers/{subject}", repository.path()));
+        let mut found: Vec<Referrer> = Vec::new();
+        for page in 0..PAGES_MAX {
+            let mut ask = self.manifest_ask(Method::GET, &what, &reference, &access, activity);
+            ask.url = url;
+            let reply = self
+                .transport()
+                .send(&mut ask)
+                .await
+                .map_err(Failure::into_error)?;
+            match reply.status() {
+                StatusCode::OK => {}
+                StatusCode::NOT_FOUND if page == 0 && !reply.elsewhere => {
+                    // A repository that is not there says nothing about the registry.
+                    if !reply.answer().await.says_absent() {
+                        self.0.unlisted.insert(host, ());
+                    }
+                    return Ok(None);
+                }
+                _ => return Err(reply.refusal(&what, Refusal::OfRead).await),
+            }
+            let next = next_page(&reply, &endpoint, &what)?;
+            let Some(bytes) = reply.body(&what, MANIFEST_MAX).await? else {
+                return Err(too_many(&what, "their list is larger than 4 MiB"));
+            };
+            found.extend(entries(&what, &bytes)?);
+            if found.len() > LISTED_MAX {
+                return Err(too_many(&what, "more than 100"));
+            }
+            match next {
+                Some(next) => url = next,
+                None => return Ok(Some(found)),
+            }
+        }
+        Err(too_many(&what, "more than 20 pages"))
+    }
+
+    /// Brings a referrer's manifest and all that it references to another repository, and puts it there by its digest. Whether
+    /// that registry says that it took note of its subject: where it does not, a tag has to list it.
+    ///
+    /// # Errors
+    /// As [`Registry::copy`], and as the PUT is refused.
+    pub async fn copy_referrer(
+        &self,
+        from: &Repository,
+        manifest: &Manifest,
+        to: &Repository,
+        pull: &Credential,
+        push: &Credential,
+        activity: &Activity,
+    ) -> Result<bool, Error> {
+        self.copy(from, manifest, to, pull, push, activity).await?;
+        let job = self.job(from, manifest, to, pull, push, activity)?;
+        let (target, reference) = (job.target(), Reference::Digest(manifest.digest));
+        let bounds = Bounds {
+            timeout: self.transport().settings.request_timeout,
+            patience: None,
+        };
+        let mut repeats = 0;
+        loop {
+            // By digest it can be put again whatever became of it before, until the answer is known.
+            let (put, noted) = self
+                .put_noted(&target, &reference, manifest, bounds, || true, activity)
+                .await;
+            match put {
+                Put::Written => return Ok(noted),
+                Put::ContentMissing(error) => {
+                    self.doubt(&job, manifest);
+                    return Err(error);
+                }
+                Put::Refused(error) | Put::Immutable(error) => return Err(error),
+                Put::Unknown(error) if repeats == REPEATS_MAX => {
+                    let message = format!("{} (repeated {REPEATS_MAX} times)", error.message);
+                    return Err(Error::attempt(Reason::RegistryError, message));
+                }
+                Put::Unknown(_) | Put::NotSent => repeats += 1,
+            }
+            // A read waits until the host is well again.
+            self.has_manifest(&target, manifest.digest, activity)
+                .await?;
+        }
+    }
+}
+
+impl Manifest {
+    /// The referrers that this index lists: the content of a fallback tag.
+    ///
+    /// # Errors
+    /// It is no OCI index, or lists more than 100.
+    pub fn referrers(&self, what: &str) -> Result<Vec<Referrer>, Error> {
+        if self.media_type != OCI_IMAGE_INDEX_MEDIA_TYPE {
+            return Err(no_list(what));
+        }
+        let found = entries(what, &self.bytes)?;
+        if found.len() > LISTED_MAX {
+            return Err(too_many(what, "more than 100"));
+        }
+        Ok(found)
+    }
+}
+
+/// The list of a fallback tag with these entries added, everything else as it is; none where nothing is to be added. `what` names
+/// the tag.
+///
+/// # Errors
+/// What the tag holds is no list, or grows larger than a manifest may be.
+pub fn list_with(
+    what: &str,
+    list: Option<&Manifest>,
+    added: &[Referrer],
+) -> Result<Option<Manifest>, Error> {
+    let mut document = match list {
+        Some(list) if list.media_type == OCI_IMAGE_INDEX_MEDIA_TYPE => {
+            serde_json::from_slice(&list.bytes).map_err(|_| no_list(what))?
+        }
+        Some(_) => return Err(no_list(what)),
+        None => json!({
+            "schemaVersion": 2, "mediaType": OCI_IMAGE_INDEX_MEDIA_TYPE, "manifests": [],
+        }),
+    };
+    let manifests = document.get_mut("manifests").and_then(Value::as_array_mut);
+    let manifests = manifests.ok_or_else(|| no_list(what))?;
+    let known: HashSet<String> = manifests.iter().filter_map(digest_text).collect();
+    let before = manifests.len();
+    let missing = added
+        .iter()
+        .filter(|referrer| !known.contains(&referrer.digest.to_string()));
+    manifests.extend(missing.map(|referrer| referrer.entry.clone()));
+    if manifests.len() == before {
+        return Ok(None);
+    }
+    let bytes = Bytes::from(document.to_string());
+    if bytes.len() > MANIFEST_MAX {
+        return Err(too_many(what, "their list would be larger than 4 MiB"));
+    }
+    Ok(Some(Manifest {
+        digest: Digest::of(&bytes),
+        media_type: OCI_IMAGE_INDEX_MEDIA_TYPE.into(),
+        bytes,
+    }))
+}
+
+/// The entries of a list, each digest once.
+fn entries(what: &str, bytes: &[u8]) -> Result<Vec<Referrer>, Error> {
+    let document: Value = serde_json::from_slice(bytes).map_err(|_| no_list(what))?;
+    let manifests = document.get("manifests").and_then(Value::as_array);
+    let mut seen = HashSet::new();
+    let mut found = Vec::new();
+    for entry in manifests.ok_or_else(|| no_list(what))? {
+        let digest = digest_of(what, &digest_text(entry).unwrap_or_default())?;
+        if seen.insert(digest) {
+            let entry = entry.clone();
+            found.push(Referrer { digest, entry });
+        }
+    }
+    Ok(found)
+}
+
+fn digest_text(entry: &Value) -> Option<String> {
+    entry.get("digest")?.as_str().map(str::to_owned)
+}
+
+/// Where a list goes on: on the registry's own address, or nowhere.
+fn next_page(reply: &Reply, endpoint: &Endpoint, what: &str) -> Result<Option<Url>, Error> {
+    let Some(target) = reply.header(LINK.as_str()).and_then(next_link) else {
+        return Ok(None);
+    };
+    let url = reply.response.url().join(target).ok();
+    let url = url.filter(|url| endpoint.is_at(url));
+    url.map(Some).ok_or_else(|| {
+        let message = format!("{what}: their list goes on at another address; not followed");
+        Error::attempt(Reason::RegistryError, message)
+    })
+}
+
+/// The target of a `Link` header's part with `rel="next"`.
+fn next_link(value: &str) -> Option<&str> {
+    let mut rest = value;
+    loop {
+        let (target, after) = rest.split_once('<')?.1.split_once('>')?;
+        let end = after.find('<').unwrap_or(after.len());
+        let (parameters, following) = after.split_at(end);
+        let next = parameters.split([';', ',']).any(|parameter| {
+            let (name, value) = parameter.split_once('=').unwrap_or_default();
+            let value = value.trim().trim_matches('"');
+            name.trim().eq_ignore_ascii_case("rel") && value.split(' ').any(|rel| rel == "next")
+        });
+        if next {
+            return Some(target);
+        }
+        rest = following;
+    }
+}
+
+fn no_list(what: &str) -> Error {
+    unsupported(what, "it is no list of referrers")
+}
+
+fn too_many(what: &str, why: &str) -> Error {
+    let message = format!("{what}: {why}; remove those that are no longer needed");
+    Error::terminal(Reason::TooLarge, message)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn list(names: &[&str]) -> Manifest {
+        let manifests: Vec<Value> = names.iter().map(|name| entry(name)).collect();
+        let document = json!({
+            "schemaVersion": 2, "mediaType": OCI_IMAGE_INDEX_MEDIA_TYPE, "manifests": manifests,
+            "annotations": {"kept": "yes"},
+        });
+        let bytes = Bytes::from(document.to_string());
+        Manifest::read("x", bytes, None, None, None).unwrap()
+    }
+
+    fn entry(name: &str) -> Value {
+        json!({
+            "mediaType": "application/vnd.oci.image.manifest.v1+json", "size": 7,
+            "digest": Digest::of(name.as_bytes()).to_string(), "artifactType": "application/x",
+        })
+    }
+
+    fn names(manifest: &Manifest) -> Vec<Digest> {
+        let found = manifest.referrers("x").unwrap();
+        found.iter().map(|referrer| referrer.digest).collect()
+    }
+
+    #[test]
+    fn a_list_keeps_what_it_has_and_gets_what_it_lacks() {
+        let added = list(&["a", "b", "b"]).referrers("x").unwrap();
+        assert_eq!(added.len(), 2);
+        let merged = list_with("x", Some(&list(&["own", "a"])), &added).unwrap();
+        let merged = merged.unwrap();
+        assert_eq!(
+            names(&merged),
+            ["own", "a", "b"].map(|name| Digest::of(name.as_bytes()))
+        );
+        assert!(String::from_utf8_lossy(&merged.bytes).contains("kept"));
+        assert_eq!(list_with("x", Some(&merged), &added).unwrap(), None);
+        let first = list_with("x", None, &added).unwrap().unwrap();
+        assert_eq!(
+            names(&first),
+            ["a", "b"].map(|name| Digest::of(name.as_bytes()))
+        );
+        assert_eq!(first.digest, Digest::of(&first.bytes));
+    }
+
+    #[test]
+    fn what_is_no_list_is_refused() {
+        let image = Manifest {
+            media_type: "application/vnd.oci.image.manifest.v1+json".into(),
+            ..list(&["a"])
+        };
+        assert!(image.referrers("x").is_err());
+        assert!(list_with("x", Some(&image), &list(&["a"]).referrers("x").unwrap()).is_err());
+        let long: Vec<String> = (0..101).map(|n| n.to_string()).collect();
+        let long: Vec<&str> = long.iter().map(String::as_str).collect();
+        assert_eq!(
+            list(&long).referrers("x").unwrap_err().reason,
+            Reason::TooLarge
+        );
+    }
+
+    #[test]
+    fn the_next_page_is_found_among_links() {
+        for (value, next) in [
+            (r#"</v2/a?n=1>; rel="next""#, Some("/v2/a?n=1")),
+            ("<x>; rel=next", Some("x")),
+            (r#"<a>; rel="prev", <b>; title="z"; rel="next""#, Some("b")),
+            (r#"<a>; rel="prev""#, None),
+            ("nothing", None),
+        ] {
+            assert_eq!(next_link(value), next, "{value}");
+        }
+    }
+}
