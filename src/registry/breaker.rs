@@ -1,4 +1,6 @@
 //! Rest for a host that is unwell: requests pass while all is well, otherwise one at a time, after rests that double.
+//! One bad answer among good ones is that request's own, and rests alone; two in a row are the host's, and so is one that says when to
+//! come back, or a connection that cannot be made.
 //!
 //! In comes what became of each request; out comes leave to send, or a wait that the operation's observer is told of.
 //! Guaranteed: failures of requests sent together count once, and a probe that nobody waits for any more does not stop the others.
@@ -17,6 +19,9 @@ use crate::machine::Reason;
 /// The longest `Retry-After` that is believed.
 const AFTER_MAX: Duration = Duration::from_mins(10);
 
+/// Bad answers in a row that tell that the host is unwell.
+const ROW: u32 = 2;
+
 /// Lets requests pass while all is well; otherwise one at a time, after rests that double.
 #[derive(Debug)]
 pub(super) struct Breaker {
@@ -31,7 +36,22 @@ struct Rest {
     max: Duration,
     /// Counts openings, so that ten failures of requests sent together count as one.
     generation: u64,
+    /// Bad answers since the last good one, while all is well.
+    row: u32,
     open: Option<Open>,
+}
+
+/// A bad answer.
+#[derive(Debug)]
+pub(super) struct Bad {
+    /// A waiting reason.
+    pub(super) reason: Reason,
+    /// One line that names the host.
+    pub(super) message: String,
+    /// When the host wants to be asked again, where it says so.
+    pub(super) after: Option<Duration>,
+    /// Whether it tells of the host for certain.
+    pub(super) certain: bool,
 }
 
 #[derive(Debug)]
@@ -86,22 +106,27 @@ impl Rest {
     fn good(&mut self, generation: u64) {
         if generation == self.generation {
             self.open = None;
+            self.row = 0;
         }
     }
 
-    /// Whether this failure was news.
-    fn bad(
-        &mut self,
-        generation: u64,
-        now: Instant,
-        reason: Reason,
-        message: String,
-        after: Option<Duration>,
-    ) -> bool {
+    /// A request of this generation was answered badly.
+    fn bad(&mut self, generation: u64, now: Instant, bad: Bad) {
+        let Bad {
+            reason,
+            message,
+            after,
+            certain,
+        } = bad;
         if generation != self.generation {
-            return false;
+            return;
+        }
+        self.row += 1;
+        if self.open.is_none() && !certain && after.is_none() && self.row < ROW {
+            return;
         }
         self.generation += 1;
+        self.row = 0;
         let length = self
             .open
             .as_ref()
@@ -116,7 +141,6 @@ impl Rest {
             reason,
             message,
         });
-        true
     }
 }
 
@@ -127,10 +151,16 @@ impl Breaker {
                 first,
                 max,
                 generation: 0,
+                row: 0,
                 open: None,
             }),
             changed: Notify::new(),
         }
+    }
+
+    /// Whether it is resting.
+    pub(super) fn is_open(&self) -> bool {
+        lock(&self.state).open.is_some()
     }
 
     pub(super) async fn pass(
@@ -206,12 +236,10 @@ impl Ticket {
         self.breaker.changed.notify_waiters();
     }
 
-    pub(super) fn bad(mut self, reason: Reason, message: String, after: Option<Duration>) -> bool {
+    pub(super) fn bad(mut self, bad: Bad) {
         self.probe = false;
-        let news =
-            lock(&self.breaker.state).bad(self.generation, Instant::now(), reason, message, after);
+        lock(&self.breaker.state).bad(self.generation, Instant::now(), bad);
         self.breaker.changed.notify_waiters();
-        news
     }
 }
 
@@ -242,19 +270,23 @@ mod tests {
             first: Duration::from_secs(1),
             max: Duration::from_mins(1),
             generation: 0,
+            row: 0,
             open: None,
+        }
+    }
+
+    fn bad(after: Option<Duration>, certain: bool) -> Bad {
+        Bad {
+            reason: Reason::RegistryUnavailable,
+            message: "x".into(),
+            after,
+            certain,
         }
     }
 
     fn fail(rest: &mut Rest, now: Instant) -> Duration {
         let generation = rest.generation;
-        assert!(rest.bad(
-            generation,
-            now,
-            Reason::RegistryUnavailable,
-            "x".into(),
-            None
-        ));
+        rest.bad(generation, now, bad(None, true));
         rest.open.as_ref().unwrap().until - now
     }
 
@@ -270,11 +302,23 @@ mod tests {
     #[test]
     fn failures_of_requests_sent_together_count_once() {
         let (mut rest, now) = (rest(), Instant::now());
-        assert!(rest.bad(0, now, Reason::RegistryUnavailable, "x".into(), None));
-        for _ in 0..9 {
-            assert!(!rest.bad(0, now, Reason::RegistryUnavailable, "x".into(), None));
+        for _ in 0..10 {
+            rest.bad(0, now, bad(None, false));
         }
         assert_eq!(rest.open.as_ref().unwrap().length.as_secs(), 1);
+    }
+
+    #[test]
+    fn one_bad_answer_among_good_ones_is_not_the_hosts() {
+        let (mut rest, now) = (rest(), Instant::now());
+        for _ in 0..5 {
+            rest.bad(0, now, bad(None, false));
+            assert!(rest.open.is_none());
+            rest.good(0);
+        }
+        rest.bad(0, now, bad(None, false));
+        rest.bad(0, now, bad(None, false));
+        assert!(rest.open.is_some());
     }
 
     #[test]
@@ -288,24 +332,12 @@ mod tests {
     #[test]
     fn retry_after_is_honoured_and_capped() {
         let (mut rest, now) = (rest(), Instant::now());
-        rest.bad(
-            0,
-            now,
-            Reason::RateLimited,
-            "x".into(),
-            Some(Duration::from_secs(7)),
-        );
+        rest.bad(0, now, bad(Some(Duration::from_secs(7)), false));
         assert_eq!(
             rest.open.as_ref().unwrap().until - now,
             Duration::from_secs(7)
         );
-        rest.bad(
-            1,
-            now,
-            Reason::RateLimited,
-            "x".into(),
-            Some(Duration::from_hours(9)),
-        );
+        rest.bad(1, now, bad(Some(Duration::from_hours(9)), false));
         assert_eq!(rest.open.as_ref().unwrap().until - now, AFTER_MAX);
     }
 }

@@ -16,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::activity::Activity;
-use super::breaker::{Breaker, Ticket};
+use super::breaker::{Bad, Breaker, Ticket};
 use super::error::Error;
 use super::queue::{Permit, Queue, Want};
 use crate::machine::Reason;
@@ -190,24 +190,39 @@ impl Host {
         self.queue.served(lane);
     }
 
-    /// The host limits the rate: it rests, and is asked for less afterwards.
-    pub(super) fn limits(&self, lane: Lane, admission: Admission, after: Option<Duration>) {
-        let message = format!("{} limits the rate", self.name);
-        if admission.all.bad(Reason::RateLimited, message, after) {
-            self.queue.limited(lane);
-        }
+    /// The host limits the rate: it is asked for less from now on, and rests where it says so or says it again.
+    pub(super) fn limits(
+        &self,
+        lane: Lane,
+        place: &Place,
+        admission: Admission,
+        after: Option<Duration>,
+    ) {
+        self.queue.limited(lane, &place.permit);
+        admission.all.bad(Bad {
+            reason: Reason::RateLimited,
+            message: format!("{} limits the rate", self.name),
+            after,
+            certain: false,
+        });
     }
 
     /// The host takes no writes.
     pub(super) fn read_only(&self, admission: Admission) {
         admission.all.good();
         if let Some(writes) = admission.writes {
-            writes.bad(
-                Reason::RegistryReadOnly,
-                format!("{} is read-only", self.name),
-                None,
-            );
+            writes.bad(Bad {
+                reason: Reason::RegistryReadOnly,
+                message: format!("{} is read-only", self.name),
+                after: None,
+                certain: true,
+            });
         }
+    }
+
+    /// Whether it rests from requests of this kind.
+    pub(super) fn rests(&self, write: bool) -> bool {
+        self.all.is_open() || (write && self.writes.is_open())
     }
 
     /// How many answers of use this host has given.
@@ -255,9 +270,14 @@ pub(super) struct Admission {
 }
 
 impl Admission {
-    /// The host is unwell, and may have said for how long.
-    pub(super) fn unwell(self, message: String, after: Option<Duration>) {
-        self.all.bad(Reason::RegistryUnavailable, message, after);
+    /// The host is unwell (for certain, or so it seems), and may have said for how long.
+    pub(super) fn unwell(self, message: String, after: Option<Duration>, certain: bool) {
+        self.all.bad(Bad {
+            reason: Reason::RegistryUnavailable,
+            message,
+            after,
+            certain,
+        });
     }
 
     /// Whether the host became unwell since: waiting for a place can take long.
@@ -289,7 +309,7 @@ mod tests {
         let host = Arc::new(Host::new("h", limits()));
         let activity = Activity::default();
         let first = host.admit(false, None, &activity).await.unwrap();
-        first.unwell("h answered 503".into(), None);
+        first.unwell("h answered 503".into(), None, true);
         let start = Instant::now();
         let probe = host.admit(false, None, &activity).await.unwrap();
         assert_eq!(start.elapsed(), Duration::from_secs(1));
@@ -320,7 +340,7 @@ mod tests {
         let host = Host::new("h", limits());
         let activity = Activity::default();
         let first = host.admit(false, None, &activity).await.unwrap();
-        first.unwell("x".into(), None);
+        first.unwell("x".into(), None, true);
         drop(host.admit(false, None, &activity).await.unwrap());
         let start = Instant::now();
         assert!(host.admit(false, None, &activity).await.is_ok());

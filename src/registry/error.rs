@@ -42,9 +42,24 @@ pub struct Error {
     /// One line, at most 256 characters, without secrets and URLs.
     pub message: String,
     status: Option<StatusCode>,
+    cut: bool,
 }
 
 impl Error {
+    /// An answer that broke off: asked for again, it may come whole.
+    pub(super) fn cut(what: &str, received: usize, cause: &str) -> Self {
+        let message = format!("{what}: cut off after {received} bytes ({cause})");
+        Self {
+            cut: true,
+            ..Self::attempt(Reason::RegistryError, message)
+        }
+    }
+
+    /// Whether the answer broke off.
+    pub(super) fn is_cut(&self) -> bool {
+        self.cut
+    }
+
     pub(super) fn attempt(reason: Reason, message: impl AsRef<str>) -> Self {
         Self::new(reason, Class::Attempt, message)
     }
@@ -65,6 +80,7 @@ impl Error {
             class,
             message: one_line(message.as_ref(), MESSAGE_MAX),
             status: None,
+            cut: false,
         }
     }
 

@@ -26,6 +26,9 @@ const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, \
     application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.v2+json";
 
+/// How often a read is sent whose answer broke off: the last is one attempt's failure.
+pub(super) const CUTS_MAX: u32 = 3;
+
 /// What a GET of a manifest came to.
 enum Got {
     Manifest(Manifest),
@@ -169,21 +172,38 @@ impl Registry {
             also: None,
         };
         let mut ask = self.manifest_ask(Method::GET, &what, reference, &access, activity);
-        let reply = self
-            .transport()
-            .send(&mut ask)
-            .await
-            .map_err(Failure::into_error)?;
+        let mut cuts = 0;
+        let got = loop {
+            cuts += 1;
+            match self.get_once(&mut ask, &what, reference).await {
+                Err(error) if error.is_cut() && cuts < CUTS_MAX => {}
+                got => break got?,
+            }
+        };
+        if let Got::Manifest(manifest) = &got {
+            self.remember(repository, manifest, credential);
+        }
+        Ok(got)
+    }
+
+    async fn get_once(
+        &self,
+        ask: &mut Ask<'_>,
+        what: &str,
+        reference: &Reference,
+    ) -> Result<Got, Error> {
+        let reply = self.transport().send(ask).await;
+        let reply = reply.map_err(Failure::into_error)?;
         match reply.status() {
             StatusCode::OK => {}
             StatusCode::NOT_FOUND if !reply.elsewhere => {
-                return Ok(Got::Absent(reply.answer().await));
+                return Ok(Got::Absent(reply.words(what).await?));
             }
-            _ => return Err(reply.refusal(&what, Refusal::OfRead).await),
+            _ => return Err(reply.refusal(what, Refusal::OfRead).await),
         }
         let content_type = reply.header(CONTENT_TYPE.as_str()).map(str::to_owned);
         let stated = reply.header("docker-content-digest").map(str::to_owned);
-        let Some(bytes) = reply.body(&what, MANIFEST_MAX).await? else {
+        let Some(bytes) = reply.body(what, MANIFEST_MAX).await? else {
             let message =
                 format!("{what}: the manifest is larger than 4 MiB; make the image smaller");
             return Err(Error::terminal(Reason::TooLarge, message));
@@ -192,15 +212,8 @@ impl Registry {
             Reference::Digest(digest) => Some(*digest),
             Reference::Tag(_) => None,
         };
-        let manifest = Manifest::read(
-            &what,
-            bytes,
-            content_type.as_deref(),
-            named,
-            stated.as_deref(),
-        )?;
-        self.remember(repository, &manifest, credential);
-        Ok(Got::Manifest(manifest))
+        let content_type = content_type.as_deref();
+        Manifest::read(what, bytes, content_type, named, stated.as_deref()).map(Got::Manifest)
     }
 
     /// Whether a repository has the manifest of this digest, asked by HEAD.

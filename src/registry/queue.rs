@@ -49,12 +49,15 @@ pub(super) struct Queue {
 pub(super) struct Permit {
     queue: Option<Arc<Queue>>,
     want: Want,
+    /// How often the window had been halved when it was given.
+    halvings: u64,
 }
 
 #[derive(Debug)]
 struct State {
     nominal: usize,
     window: f64,
+    halvings: u64,
     in_flight: usize,
     /// Of those in flight, the places of streams.
     streams: usize,
@@ -152,6 +155,7 @@ impl Queue {
             nominal,
             #[allow(clippy::cast_precision_loss, reason = "a few hundred at the most")]
             window: nominal as f64,
+            halvings: 0,
             in_flight: 0,
             streams: 0,
             lanes: [lane(), lane()],
@@ -171,12 +175,20 @@ impl Queue {
         let (owner, granted) = oneshot::channel();
         self.with(|state| state.join(want, owner));
         // Nobody drops a ticket whose owner waits.
-        granted.await.unwrap_or(Permit { queue: None, want })
+        granted.await.unwrap_or(Permit {
+            queue: None,
+            want,
+            halvings: 0,
+        })
     }
 
-    /// The host limits the rate: the window halves, and the lane is slower.
-    pub(super) fn limited(self: &Arc<Self>, lane: Lane) {
+    /// The host limits the rate: the window halves, and the lane is slower; once for all requests that were sent together.
+    pub(super) fn limited(self: &Arc<Self>, lane: Lane, permit: &Permit) {
         let mut state = lock(&self.state);
+        if permit.halvings != state.halvings {
+            return;
+        }
+        state.halvings += 1;
         #[allow(clippy::cast_precision_loss, reason = "a small constant")]
         let least = WINDOW_MIN as f64;
         state.window = (state.window / 2.0).max(least);
@@ -202,6 +214,7 @@ impl Queue {
             let permit = Permit {
                 queue: Some(Arc::clone(self)),
                 want: ticket.want,
+                halvings: state.halvings,
             };
             if let Err(mut permit) = ticket.owner.send(permit) {
                 // Its owner left in this instant. The state is locked: what it took is given back by hand.

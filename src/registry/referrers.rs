@@ -82,7 +82,7 @@ impl Registry {
                 StatusCode::OK => {}
                 StatusCode::NOT_FOUND if page == 0 && !reply.elsewhere => {
                     // A repository that is not there says nothing about the registry.
-                    if !reply.answer().await.says_absent() {
+                    if !reply.words(&what).await?.says_absent() {
                         self.0.unlisted.insert(host, ());
                     }
                     return Ok(None);

@@ -48,6 +48,15 @@ impl Reply {
         read_refusal(self.response).await
     }
 
+    /// The refusal this reply is, where its words decide something: an error where they were cut off.
+    pub(super) async fn words(mut self, what: &str) -> Result<Answer, Error> {
+        let status = self.status();
+        match gather(&mut self.response, REFUSAL_MAX).await {
+            Gathered::All(body) | Gathered::Some(body) => Ok(Answer::read(status, &body)),
+            Gathered::Cut(received, cause) => Err(Error::cut(what, received, &cause)),
+        }
+    }
+
     /// The refusal this reply is, classed. What a redirect's target refuses says nothing about rights at the registry.
     pub(super) async fn refusal(self, what: &str, of: Refusal) -> Error {
         if self.elsewhere {
@@ -61,33 +70,47 @@ impl Reply {
 
     /// The body, at most `max` bytes of it: none where it is longer, an error where it was cut off.
     pub(super) async fn body(mut self, what: &str, max: usize) -> Result<Option<Bytes>, Error> {
-        let mut body = BytesMut::new();
-        loop {
-            match self.response.chunk().await {
-                Ok(Some(chunk)) if body.len() + chunk.len() > max => return Ok(None),
-                Ok(Some(chunk)) => body.extend_from_slice(&chunk),
-                Ok(None) => return Ok(Some(body.freeze())),
-                Err(error) => {
-                    let cause = describe(&error.without_url());
-                    let message = format!("{what}: cut off after {} bytes ({cause})", body.len());
-                    return Err(Error::attempt(Reason::RegistryError, message));
-                }
-            }
+        match gather(&mut self.response, max).await {
+            Gathered::All(body) => Ok(Some(body)),
+            Gathered::Some(_) => Ok(None),
+            Gathered::Cut(received, cause) => Err(Error::cut(what, received, &cause)),
         }
     }
 }
 
 pub(super) async fn read_refusal(mut response: Response) -> Answer {
     let status = response.status();
+    match gather(&mut response, REFUSAL_MAX).await {
+        Gathered::All(body) | Gathered::Some(body) => Answer::read(status, &body),
+        Gathered::Cut(..) => Answer::read(status, b""),
+    }
+}
+
+/// A body as far as it was read.
+enum Gathered {
+    All(Bytes),
+    /// The beginning of one that is longer.
+    Some(Bytes),
+    /// How much came before it broke off, and why.
+    Cut(usize, String),
+}
+
+/// Reads at most `max` bytes of a body.
+async fn gather(response: &mut Response, max: usize) -> Gathered {
     let mut body = BytesMut::new();
-    while let Ok(Some(chunk)) = response.chunk().await {
-        let room = REFUSAL_MAX - body.len();
-        body.extend_from_slice(chunk.get(..room).unwrap_or(&chunk));
-        if body.len() >= REFUSAL_MAX {
-            break;
+    loop {
+        match response.chunk().await {
+            Ok(Some(chunk)) => {
+                let room = max - body.len();
+                body.extend_from_slice(chunk.get(..room).unwrap_or(&chunk));
+                if chunk.len() > room {
+                    return Gathered::Some(body.freeze());
+                }
+            }
+            Ok(None) => return Gathered::All(body.freeze()),
+            Err(error) => return Gathered::Cut(body.len(), describe(&error.without_url())),
         }
     }
-    Answer::read(status, &body)
 }
 
 /// The challenge of a 401: Bearer where there is one, else Basic.

@@ -25,6 +25,7 @@ use super::budget::Lane;
 use super::credential::CredentialKey;
 use super::endpoint::{Endpoint, address};
 use super::error::Error;
+use super::look::CUTS_MAX;
 use super::reply::{Refusal, challenge_of};
 use super::transport::{Ask, Content, Failure, PATIENCE, Transport};
 use crate::machine::Reason;
@@ -237,7 +238,13 @@ impl Transport {
         {
             return Err(Failure::Refused(error.clone()));
         }
-        match self.fetch_token(ask).await {
+        let mut fetched = self.fetch_token(ask).await;
+        for _ in 1..CUTS_MAX {
+            if matches!(&fetched, Err(Failure::Refused(error)) if error.is_cut()) {
+                fetched = self.fetch_token(ask).await;
+            }
+        }
+        match fetched {
             Ok(token) => {
                 let token = Arc::new(token);
                 cell.token = Some(Arc::clone(&token));

@@ -17,8 +17,8 @@ use tokio::time::Instant;
 
 use super::Settings;
 use super::access::Access;
-use super::activity::Activity;
-use super::budget::{Admission, Entry, Host, Hosts, Lane, Limits};
+use super::activity::{Activity, Waiting};
+use super::budget::{Admission, Entry, Host, Hosts, Lane, Limits, Place};
 use super::endpoint::{Endpoints, address};
 use super::error::{Answer, BuildError, Error};
 use super::hops::{Hops, Lost};
@@ -213,7 +213,8 @@ impl Transport {
         let host = self.host(&ask.url);
         let safe = matches!(ask.method, Method::GET | Method::HEAD);
         let deadline = ask.patience.map(|patience| Instant::now() + patience);
-        let (mut bad, mut served) = (0, host.served());
+        let before = host.served();
+        let (mut bad, mut served, mut rests) = (0, before, 0);
         loop {
             let admission = host
                 .admit(!safe, deadline, ask.activity)
@@ -229,7 +230,7 @@ impl Transport {
                 return Err(Failure::NotSent);
             }
             let result = self.hops.send(ask, &leave, request).await;
-            let error = match self.judge(ask, &host, admission, result).await {
+            let error = match self.judge(ask, &host, &place, admission, result).await {
                 Judged::Reply(response) => {
                     let elsewhere = address(response.url()) != host.name;
                     return Ok(Reply {
@@ -239,7 +240,10 @@ impl Transport {
                     });
                 }
                 Judged::Final(error) => return Err(Failure::Refused(error)),
-                Judged::Again(error) => error,
+                Judged::Again(error) => {
+                    (bad, served) = (0, host.served());
+                    error
+                }
                 Judged::Unsettled(error) if !safe => return Err(Failure::Unsettled(error)),
                 Judged::Unsettled(error) => {
                     bad += 1;
@@ -254,37 +258,44 @@ impl Transport {
                             message,
                         )));
                     }
-                    drop(place);
-                    if !self.rest(bad, others, deadline).await {
-                        return Err(Failure::Restart(error));
-                    }
-                    continue;
+                    error
                 }
             };
-            (bad, served) = (0, host.served());
-            if matches!(ask.content, Content::Spent)
-                || deadline.is_some_and(|deadline| Instant::now() > deadline)
-            {
+            drop(place);
+            rests += 1;
+            // A host that rests is waited for; but of one that serves others this must not be the one that probes each time.
+            let pause = if host.rests(!safe) && host.served() == before {
+                Duration::ZERO
+            } else {
+                self.own_rest(rests)
+            };
+            let late = deadline.is_some_and(|deadline| Instant::now() + pause > deadline);
+            if late || matches!(ask.content, Content::Spent) {
                 return Err(Failure::Restart(error));
             }
+            self.pause(pause, &error, ask.activity).await;
         }
     }
 
-    /// The rest of one request of which the host serves others: it must not be the one that probes each time.
-    async fn rest(&self, bad: u32, others: bool, deadline: Option<Instant>) -> bool {
-        let pause = self.rest_first * bad.min(OWN_REST_MAX);
-        if deadline.is_some_and(|deadline| Instant::now() + pause > deadline) {
-            return false;
-        }
-        if others {
-            self.pause(bad).await;
-        }
-        true
+    /// How long one request rests by itself after so many bad answers: longer with each, up to a bound, and never together with all
+    /// others.
+    pub(super) fn own_rest(&self, bad: u32) -> Duration {
+        let rest = self.rest_first * bad.min(OWN_REST_MAX);
+        rest.mul_f64(rand::random_range(0.5..1.0))
     }
 
-    /// Pauses longer with every bad answer, up to a bound.
-    pub(super) async fn pause(&self, bad: u32) {
-        tokio::time::sleep(self.rest_first * bad.min(OWN_REST_MAX)).await;
+    /// Pauses, and says why.
+    pub(super) async fn pause(&self, pause: Duration, error: &Error, activity: &Activity) {
+        if pause.is_zero() {
+            return;
+        }
+        let until = Instant::now() + pause;
+        let _shown = activity.wait(Waiting {
+            reason: error.reason,
+            message: error.message.clone(),
+            until: until.into_std(),
+        });
+        tokio::time::sleep_until(until).await;
     }
 
     /// Reads an outcome, and tells the host's breakers and pacing.
@@ -292,6 +303,7 @@ impl Transport {
         &self,
         ask: &Ask<'_>,
         host: &Host,
+        place: &Place,
         admission: Admission,
         result: Result<Response, Lost>,
     ) -> Judged {
@@ -303,7 +315,7 @@ impl Transport {
         let elsewhere = address(response.url()) != host.name;
         match status.as_u16() {
             429 => {
-                host.limits(ask.lane, admission, retry_after(response.headers()));
+                host.limits(ask.lane, place, admission, retry_after(response.headers()));
                 Judged::Again(Answer::read(status, b"").error(ask.what, false))
             }
             408 | 500 | 502..=504 | 506..=599 => {
@@ -311,7 +323,7 @@ impl Transport {
                     host.serves(ask.lane, admission);
                 } else {
                     let message = format!("{} answered {}", host.name, status.as_u16());
-                    admission.unwell(message, retry_after(response.headers()));
+                    admission.unwell(message, retry_after(response.headers()), false);
                 }
                 let verb = format!("{}: {}", ask.what, ask.method);
                 Judged::Unsettled(Answer::read(status, b"").error(&verb, false))
@@ -418,9 +430,10 @@ fn failed(ask: &Ask<'_>, host: &Host, admission: Admission, lost: Lost) -> Judge
         None,
         format!("{}: {message}", ask.what),
     );
-    admission.unwell(message, None);
     // No connection: nothing was sent.
-    if error.is_connect() {
+    let unsent = error.is_connect();
+    admission.unwell(message, None, unsent);
+    if unsent {
         Judged::Again(cause)
     } else {
         Judged::Unsettled(cause)

@@ -45,6 +45,7 @@ impl Registry {
         let source = transport.host(&job.from_at.base);
         let target = transport.host(&job.to_at.base);
         let (mut restarts, mut unwell, served) = (0, 0, source.served());
+        let mut restarts_in_a_row = 0;
         loop {
             source.well(false, job.activity).await;
             target.well(true, job.activity).await;
@@ -73,10 +74,10 @@ impl Registry {
                 }
                 Err(failure) => return Err(failure.into_error()),
             };
-            if error.status().is_some_and(|status| status >= 500) {
-                unwell += 1;
-                transport.pause(unwell).await;
-            }
+            restarts_in_a_row += 1;
+            unwell += u32::from(error.status().is_some_and(|status| status >= 500));
+            let pause = transport.own_rest(restarts_in_a_row);
+            transport.pause(pause, &error, job.activity).await;
             if unwell >= UNWELL_MAX && source.served() > served {
                 let message = format!(
                     "{} (twenty times, while the host serves others)",

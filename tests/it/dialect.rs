@@ -219,3 +219,12 @@ async fn a_registry_that_is_down_for_a_while_uses_no_attempt() {
     assert_eq!(ground.tags("ci"), undisturbed().await);
     ground.assert_never_dangling();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_break_off_are_asked_for_again_and_use_no_attempt() {
+    // What is there, and that something is not there: a look decides by the words of a 404.
+    let matcher = Matcher::kind(Kind::Manifest).method("GET");
+    let cut = Rule::new(matcher, Action::CutBody { after: 10 }).when(When::Every(3));
+    let (_, run) = promoted(&[cut.times(8)], &[]).await;
+    assert_eq!(attempts(&run), [0, 0]);
+}

@@ -133,14 +133,18 @@ async fn the_window_halves_when_the_rate_is_limited_and_grows_by_one_for_each_wi
         }
     };
     assert_eq!(room().await, 16);
-    queue.limited(Lane::Manifests);
+    let limited = async || queue.limited(Lane::Manifests, &queue.enter(request(1)).await);
+    let together = [queue.enter(request(1)).await, queue.enter(request(1)).await];
+    for permit in together {
+        queue.limited(Lane::Manifests, &permit);
+    }
     assert_eq!(room().await, 8);
     for _ in 0..9 {
         queue.served(Lane::Manifests);
     }
     assert_eq!(room().await, 9);
     for _ in 0..20 {
-        queue.limited(Lane::Manifests);
+        limited().await;
     }
     assert_eq!(room().await, WINDOW_MIN);
     for _ in 0..400 {
