@@ -30,6 +30,8 @@ mod request;
 mod rollback;
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod runs;
 #[cfg(test)]
 mod samples;
@@ -166,7 +168,7 @@ impl Step {
 }
 
 /// What a step found or did, with the evidence.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// The source's digest and media type (where it was read), and where the float is (none: it does not exist).
     Resolved {
@@ -230,7 +232,7 @@ pub enum Outcome {
 }
 
 /// Where a float was found that somebody else moved.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Foreign {
     /// On this digest.
     To(Digest),
@@ -239,7 +241,7 @@ pub enum Foreign {
 }
 
 /// Why a step ended without reaching its aim.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Fault {
     /// The reason, from the closed set.
     pub reason: Reason,
@@ -250,7 +252,7 @@ pub struct Fault {
 }
 
 /// How a fault counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Class {
     /// One attempt; tried again after a backoff.
     Attempt,

@@ -84,7 +84,7 @@ pub struct Plan {
 }
 
 /// A step to run on one image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Launch {
     /// The image's index.
     pub image: usize,

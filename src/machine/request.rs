@@ -6,7 +6,7 @@ use super::{Phase, Reason};
 use crate::image::{Digest, Float, Source, Stamp, Tag};
 
 /// A promotion request.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Request {
     /// What was asked for.
     pub spec: Spec,
@@ -15,7 +15,7 @@ pub struct Request {
 }
 
 /// What was asked for, valid.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Spec {
     /// At least one, each float once.
     pub images: Vec<ImageSpec>,
@@ -38,7 +38,7 @@ pub struct Spec {
 }
 
 /// One image and its float.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ImageSpec {
     /// Where it is read.
     pub source: Source,
@@ -47,7 +47,7 @@ pub struct ImageSpec {
 }
 
 /// When floats move.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Latch {
     /// Not before every image is staged and backed up.
     Together,
@@ -65,7 +65,7 @@ pub enum OnFailure {
 }
 
 /// Whether anything is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Mode {
     /// Yes.
     Promote,
@@ -85,7 +85,7 @@ pub enum Referrers {
 }
 
 /// What is recorded of a request.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Status {
     /// The place among all requests.
     pub order: Option<u64>,
@@ -106,7 +106,7 @@ pub struct Status {
 }
 
 /// What is recorded of an image.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Image {
     /// What is true now.
     pub phase: Phase,
@@ -135,7 +135,7 @@ pub struct Image {
 }
 
 /// A resolved source.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SourceFacts {
     /// Its digest.
     pub digest: Digest,
@@ -144,7 +144,7 @@ pub struct SourceFacts {
 }
 
 /// A digest with the prune tag that pins it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Pin {
     /// The digest.
     pub digest: Digest,

@@ -4,8 +4,8 @@
 //! to its end, and compare the ends. Read [`steps`] for what a step asks the registry, [`registry`] for how that answers.
 #![allow(clippy::expect_used, clippy::panic)]
 
-mod registry;
-mod steps;
+pub(super) mod registry;
+pub(super) mod steps;
 mod world;
 
 use std::collections::BTreeMap;

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::image::{Digest, Tag};
 
 /// One repository.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Registry {
     /// Where the tags are.
     pub tags: BTreeMap<Tag, Digest>,

@@ -7,8 +7,8 @@
 use crate::image::{Digest, Reference, Tag};
 use crate::machine::{Class, Fault, Foreign, Image, ImageSpec, Launch, Outcome, Pin, Reason, Step};
 
-/// One request to the float's registry.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One request to the float's registry, or a question to the process's memory.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Ask {
     /// Where is this tag?
     Look(Tag),
@@ -18,10 +18,12 @@ pub enum Ask {
     Copy(Digest),
     /// Put this tag to this digest.
     Put(Tag, Digest),
+    /// Of the memory: did we put this tag to this digest a moment ago?
+    Wrote(Tag, Digest),
 }
 
 /// Its answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Answer {
     /// To a look.
     At(Option<Digest>),
@@ -29,14 +31,18 @@ pub enum Answer {
     Yes,
     /// It is gone; its content is missing.
     No,
+    /// The read failed: nothing is known.
+    Unknown,
+    /// The answer to the write was lost: it may have landed, or may land for so many seconds.
+    Lost(i64),
 }
 
 /// What a look at a tag showed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Seen(pub Option<Digest>);
 
 /// Where a step comes to a halt.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Halt {
     /// It needs an answer.
     Ask(Ask),
@@ -47,12 +53,14 @@ pub enum Halt {
 type Flow<T> = Result<T, Halt>;
 
 /// A step under way.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Running {
     /// What was launched.
     pub launch: Launch,
     /// The record it was launched from.
     pub image: Image,
+    /// What the tag that it is to overwrite was seen to hold a moment ago; recorded since.
+    pub seen: Option<Digest>,
     /// What it asked and was answered.
     pub said: Vec<(Ask, Answer)>,
     /// It is to be given up.
@@ -104,7 +112,11 @@ impl Replay<'_> {
             None => Err(Halt::Ask(ask)),
             Some((asked, answer)) => {
                 assert_eq!(*asked, ask, "a step asks the same, given the same answers");
-                Ok(*answer)
+                match *answer {
+                    Answer::Unknown => Err(wait(1)),
+                    Answer::Lost(seconds) => Err(wait(seconds)),
+                    answer => Ok(answer),
+                }
             }
         }
     }
@@ -277,7 +289,7 @@ impl Replay<'_> {
     }
 
     fn clear(&mut self, tag: &Tag, source: Digest, pinned: Option<Digest>) -> Flow<bool> {
-        let Some(found) = self.look(tag)? else {
+        let Some(found) = self.found(tag)? else {
             return Ok(false);
         };
         if found == source {
@@ -292,7 +304,21 @@ impl Replay<'_> {
         }
     }
 
+    fn found(&mut self, tag: &Tag) -> Flow<Option<Digest>> {
+        let image = &self.running.image;
+        let recorded = self.running.seen.filter(|&seen| image.pin(seen).is_some());
+        if let Some(seen) = recorded
+            && self.yes(Ask::Held(seen))?
+        {
+            return Ok(Some(seen));
+        }
+        self.look(tag)
+    }
+
     fn pin(&mut self, prune: &Tag, digest: Digest) -> Flow<bool> {
+        if self.yes(Ask::Wrote(prune.clone(), digest))? {
+            return Ok(true);
+        }
         match self.look(prune)? {
             Some(found) if found == digest => Ok(true),
             Some(_) => Err(Halt::End(Outcome::StampTaken { tag: prune.clone() })),
@@ -306,6 +332,11 @@ impl Replay<'_> {
             .expect("a step that needs the source follows Resolve")
             .digest
     }
+}
+
+fn wait(seconds: i64) -> Halt {
+    let class = Class::Wait { seconds };
+    Halt::End(faulted(Reason::RegistryUnavailable, class))
 }
 
 fn source_gone() -> Outcome {

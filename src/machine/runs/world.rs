@@ -318,6 +318,7 @@ impl World {
             let running = Running {
                 launch,
                 image,
+                seen: None,
                 said: Vec::new(),
                 dropped: false,
                 outcome: None,
@@ -546,6 +547,8 @@ impl World {
                 let write = self.write(who, tag, *digest);
                 yes(self.land(&write))
             }
+            // This world's process remembers nothing of its writes; reads are never stale here.
+            Ask::Wrote(..) => Answer::No,
         };
         let running = self.process.running.get_mut(&who).expect("it runs");
         running.said.push((ask, answer));

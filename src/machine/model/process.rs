@@ -1,0 +1,725 @@
+//! A process: the corridor of `engine::reconcile` with the real `plan`, `advance` and claims, and the steps that it runs.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+
+use crate::image::{Digest, Float, Stamp, Tag};
+use crate::machine::claims::{Claims, Contender, Standing, Verdict};
+use crate::machine::runs::steps::{Answer, Ask, Halt, Running, Seen};
+use crate::machine::{
+    Admission, Context, Launch, Outcome, Phase, Plan, Reason, Request, Scene, Step, advance, plan,
+};
+
+use super::setup::Mutation;
+use super::world::{SETTLE, Shared, Who, World, Write};
+
+/// What a process knows, and forgets when it dies.
+#[derive(Debug, Clone, Hash, Default)]
+pub struct Process {
+    /// Nothing is launched before: writes of an earlier process may still land.
+    pub quiet_until: i64,
+    /// Who owns which float.
+    pub owners: BTreeMap<usize, usize>,
+    /// The steps that run, and those that ended and are not recorded yet.
+    pub running: BTreeMap<Who, Shared<Op>>,
+    /// Steps that were launched and did not come back with success.
+    tried: BTreeSet<(Who, &'static str)>,
+    /// What a tag that is about to be overwritten was just seen to hold.
+    seen: BTreeMap<Who, Digest>,
+    /// The unfinished requests it has heard of, and since when or whether they may begin.
+    pub known: Vec<Option<Known>>,
+    /// Those that have ended or are gone.
+    pub left: BTreeSet<usize>,
+    /// Its own tag writes that have not settled.
+    pub written: BTreeMap<Tag, (Digest, i64)>,
+    /// Until when a float is kept quiet, because a write may still land.
+    pub fences: BTreeMap<usize, i64>,
+    /// The newest prune stamp of each float that is not in the past.
+    stamps: BTreeMap<usize, Stamp>,
+    newest_write: i64,
+    /// An object as it was when a float of it was latched first; for [`Mutation::StaleLaunch`] only.
+    pub stale: BTreeMap<usize, Shared<Request>>,
+    /// For [`Mutation::LaunchBeforeSave`] only.
+    unsaved: BTreeMap<usize, Request>,
+}
+
+/// Whether a request may begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Known {
+    Undecided(i64),
+    Eligible,
+    Ineligible,
+}
+
+/// A step under way.
+#[derive(Debug, Clone, Hash)]
+pub struct Op {
+    /// As the machine launched it.
+    pub run: Running,
+    /// Its next request.
+    pub next: Option<Ask>,
+    /// Somebody else wrote what it looked at last, or that look was an old one.
+    pub excused: bool,
+    /// A read of it failed.
+    pub unknown: bool,
+    /// The last look was none.
+    blind: bool,
+}
+
+fn time(second: i64) -> Timestamp {
+    Timestamp::from_second(second).expect("a time")
+}
+
+// === impl Process ===
+
+impl Process {
+    /// A process that has listed all requests.
+    pub fn new(quiet_until: i64, now: i64, requests: usize) -> Self {
+        Self {
+            quiet_until,
+            known: vec![Some(Known::Undecided(now)); requests],
+            ..Self::default()
+        }
+    }
+
+    /// Hears of a request.
+    pub fn notice(&mut self, index: usize, now: i64) {
+        self.known[index] = Some(Known::Undecided(now));
+    }
+
+    /// Lets go of what is of no use any more.
+    pub fn forget(&mut self, now: i64) {
+        self.written.retain(|_, (_, at)| *at + SETTLE > now);
+        self.fences.retain(|_, until| *until > now);
+        self.seen.clear();
+        let past = Stamp::at(time(now));
+        self.stamps.retain(|_, stamp| *stamp >= past);
+        if self.quiet_until <= now {
+            self.quiet_until = 0;
+        }
+    }
+
+    /// When its newest tag write has settled.
+    pub fn settled_at(&self) -> i64 {
+        self.newest_write + SETTLE
+    }
+
+    fn quiet(&self, number: usize, now: i64) -> Option<i64> {
+        let fence = self.fences.get(&number).copied();
+        fence
+            .max(Some(self.quiet_until))
+            .filter(|&until| until > now)
+    }
+
+    /// Keeps what an ended step found, as `engine::flight` does.
+    fn ended(&mut self, who: Who, step: Step, again: bool, outcome: &Outcome) {
+        let unwritten = matches!(
+            outcome,
+            Outcome::Unpinned { .. } | Outcome::StampTaken { .. }
+        );
+        let failed = matches!(
+            outcome,
+            Outcome::DisplacedGone { .. }
+                | Outcome::StagedGone
+                | Outcome::Faulted(_)
+                | Outcome::Dropped
+        );
+        if (!unwritten && !failed) || (unwritten && !again) {
+            self.tried.remove(&(who, step.as_str()));
+        }
+        if let Outcome::Unpinned { digest } = outcome {
+            self.seen.insert(who, *digest);
+        }
+    }
+
+    /// Gives a step up: reads and copies at once; a tag write is one indivisible action here.
+    fn drop_step(&mut self, who: Who) {
+        let Some(op) = self.running.get_mut(&who) else {
+            return;
+        };
+        if op.run.outcome.is_none() {
+            op.change(|op| {
+                op.run.outcome = Some(Outcome::Dropped);
+                op.next = None;
+            });
+        }
+    }
+
+    /// A request has ended or is gone: nobody asks for its outcomes any more.
+    fn give_up(&mut self, index: usize) {
+        self.known[index] = None;
+        self.left.insert(index);
+        self.running.retain(|who, _| who.0 != index);
+        self.tried.retain(|(who, _)| who.0 != index);
+        self.seen.retain(|who, _| who.0 != index);
+    }
+}
+
+// === impl Op ===
+
+impl Op {
+    /// The tag it writes next, if it does.
+    pub fn next_put(&self) -> Option<&Tag> {
+        match &self.next {
+            Some(Ask::Put(tag, _)) => Some(tag),
+            _ => None,
+        }
+    }
+
+    /// A tag write with what the request directly before it showed.
+    fn write(&self, who: Who, tag: &Tag, digest: Digest) -> Write {
+        let saw = match self.run.said.last() {
+            Some((Ask::Look(looked), Answer::At(seen))) if looked == tag && !self.blind => {
+                Some(Seen(*seen))
+            }
+            _ => None,
+        };
+        Write {
+            who,
+            tag: tag.clone(),
+            digest,
+            saw,
+            excused: self.excused,
+            unknown: self.unknown,
+        }
+    }
+}
+
+// === impl World ===
+
+impl World {
+    // === the corridor ===
+
+    /// Takes one request one step on: load, harvest, advance, admit, plan, save, launch.
+    pub fn reconcile(&mut self, process: &mut Process, index: usize) {
+        if self.over(index) {
+            process.give_up(index);
+            self.settle_claims(process, index);
+            return;
+        }
+        if process.known[index].is_none() {
+            return;
+        }
+        let mut request = (*self.objects[index].request).clone();
+        if let Some(unsaved) = process.unsaved.remove(&index) {
+            request.status = unsaved.status;
+            self.save(process, index, &request);
+        }
+        let harvest = self.harvest(process, index, &mut request);
+        let Some(admission) = self.admit(process, index, &request) else {
+            // Those that it supersedes are ended first; its own save is another action, and a crash may come between.
+            return;
+        };
+        let plan = self.plan(process, index, &mut request, admission, &harvest);
+        let launched = self.lacks(Mutation::LaunchBeforeSave) && !plan.launches.is_empty();
+        if launched {
+            process.unsaved.insert(index, request.clone());
+        } else {
+            self.save(process, index, &request);
+        }
+        for &image in &harvest {
+            process.running.remove(&(index, image));
+        }
+        for &image in &plan.drops {
+            process.drop_step((index, image));
+        }
+        for &launch in &plan.launches {
+            self.launch(process, index, &request, launch);
+        }
+        if request.is_finished() && !launched {
+            process.give_up(index);
+        }
+        self.settle_claims(process, index);
+    }
+
+    /// Records what has ended; gives whose it was.
+    fn harvest(&self, process: &Process, index: usize, request: &mut Request) -> Vec<usize> {
+        let mut harvest = Vec::new();
+        for image in 0..request.spec.images.len() {
+            let op = process.running.get(&(index, image));
+            let Some(outcome) = op.and_then(|op| op.run.outcome.clone()) else {
+                continue;
+            };
+            let number = self.setup.number(&request.spec.images[image].float);
+            let newest_stamp = process.stamps.get(&number).copied();
+            let context = Context {
+                now: time(self.now),
+                newest_stamp: newest_stamp.filter(|_| !self.lacks(Mutation::StampReused)),
+                jitter: 0.5,
+            };
+            let before = request.clone();
+            advance(
+                request,
+                image,
+                self.tampered(outcome, &before, image),
+                &context,
+            );
+            self.tamper_record(&before, request, image);
+            harvest.push(image);
+        }
+        harvest
+    }
+
+    /// What the claims say; none where those that it supersedes were ended, and nothing else was done yet.
+    fn admit(
+        &mut self,
+        process: &mut Process,
+        index: usize,
+        request: &Request,
+    ) -> Option<Admission> {
+        let waits = |reason, why: &str| Some(Admission::Waits(reason, why.into()));
+        if request.spec.suspend {
+            process.known[index] = Some(Known::Ineligible);
+            if !request.has_open_commit() {
+                return waits(Reason::Suspended, "suspended");
+            }
+        }
+        if self.lacks(Mutation::NoClaims) {
+            return Some(Admission::Holds);
+        }
+        let floats = wanted(request);
+        let numbers: Vec<usize> = floats.iter().map(|f| self.setup.number(f)).collect();
+        if numbers
+            .iter()
+            .all(|n| process.owners.get(n) == Some(&index))
+        {
+            return Some(Admission::Holds);
+        }
+        if request.spec.suspend {
+            return waits(Reason::Queued, "another request holds a float");
+        }
+        process.known[index] = Some(Known::Eligible);
+        let contenders = (0..self.objects.len()).filter_map(|i| self.contender(process, i));
+        let contenders: Vec<Contender> = contenders.collect();
+        let me = self.contender(process, index).expect("it is known");
+        let mut claims = Claims::default();
+        for (number, owner) in &process.owners {
+            claims.take(&owner.to_string(), &[self.setup.floats[*number].clone()]);
+        }
+        match claims.judge(&me, contenders.iter(), time(self.now)) {
+            Verdict::Wait { behind, .. } => waits(Reason::Queued, &behind),
+            Verdict::Superseded { by, floats } => {
+                Some(Admission::Superseded(losing(request, &floats), by))
+            }
+            Verdict::Claim(rivals) => {
+                process
+                    .owners
+                    .extend(numbers.into_iter().map(|n| (n, index)));
+                let unrecorded = self.lacks(Mutation::SupersededUnrecorded);
+                let mut ended = false;
+                for rival in rivals.into_iter().filter(|_| !unrecorded) {
+                    ended |= self.supersede(
+                        process,
+                        rival.uid.parse().expect("an index"),
+                        &rival.floats,
+                    );
+                }
+                (!ended).then_some(Admission::Holds)
+            }
+        }
+    }
+
+    /// Ends an older request on these floats; whether there was anything to end.
+    fn supersede(&mut self, process: &mut Process, index: usize, floats: &[Float]) -> bool {
+        if self.over(index) {
+            return false;
+        }
+        let mut request = (*self.objects[index].request).clone();
+        for image in losing(&request, floats) {
+            let image = &mut request.status.images[image];
+            if !image.phase.is_finished() {
+                image.end(Phase::Failed, Reason::Superseded, "");
+            }
+        }
+        self.save(process, index, &request);
+        if request.is_finished() {
+            process.give_up(index);
+            self.settle_claims(process, index);
+        }
+        true
+    }
+
+    fn plan(
+        &self,
+        process: &Process,
+        index: usize,
+        request: &mut Request,
+        admission: Admission,
+        harvest: &[usize],
+    ) -> Plan {
+        let images = request.spec.images.iter().enumerate();
+        let scenes = images.map(|(image, spec)| {
+            let op = process.running.get(&(index, image));
+            let number = self.setup.number(&spec.float);
+            Scene {
+                running: op
+                    .filter(|_| !harvest.contains(&image))
+                    .map(|op| op.run.launch.step),
+                waiting: None,
+                quiet_until: process.quiet(number, self.now).map(time),
+            }
+        });
+        let world = crate::machine::World {
+            now: time(self.now),
+            resource_version: index as u64 + 1,
+            admission,
+            launching: true,
+            scenes: scenes.collect(),
+        };
+        let committed = request.status.committed;
+        if self.lacks(Mutation::CommitIgnored) && request.spec.cancel {
+            request.status.committed = false;
+        }
+        let mut plan = plan(request, &world);
+        request.status.committed |= committed;
+        self.tamper_plan(request, &world, &mut plan);
+        plan
+    }
+
+    fn save(&mut self, process: &mut Process, index: usize, request: &Request) {
+        if request.status == self.objects[index].request.status {
+            return;
+        }
+        self.check_saved(index, request);
+        let before = self.objects[index].request.clone();
+        let images = request.status.images.iter().zip(&before.status.images);
+        for (spec, (new, old)) in request.spec.images.iter().zip(images) {
+            if let Some(stamp) = new.newest_stamp().filter(|_| new != old) {
+                let number = self.setup.number(&spec.float);
+                let known = process.stamps.entry(number).or_insert(stamp);
+                *known = stamp.max(*known);
+            }
+        }
+        let status = request.status.clone();
+        self.objects[index]
+            .request
+            .change(|request| request.status = status);
+    }
+
+    fn launch(&mut self, process: &mut Process, index: usize, request: &Request, launch: Launch) {
+        let who = (index, launch.image);
+        if self.lacks(Mutation::StaleLaunch) && launch.step == Step::Latch {
+            let object = Shared::new(request.clone());
+            process.stale.entry(index).or_insert(object);
+        }
+        let tried = !process.tried.insert((who, launch.step.as_str()));
+        let again = launch.again || tried;
+        let run = Running {
+            launch: Launch { again, ..launch },
+            image: request.status.images[launch.image].clone(),
+            seen: process.seen.remove(&who),
+            said: Vec::new(),
+            dropped: false,
+            outcome: None,
+        };
+        let op = Op {
+            run,
+            next: None,
+            excused: false,
+            unknown: false,
+            blind: false,
+        };
+        process.running.insert(who, Shared::new(op));
+        if self.lacks(Mutation::BackUpSkipped) && launch.step == Step::BackUp {
+            self.end_step(process, who, &Outcome::BackedUp);
+        } else {
+            self.go_on(process, who);
+        }
+    }
+
+    /// A launch from an old reading of the object, without a save: what [`Mutation::StaleLaunch`] allows, once.
+    pub fn launch_stale(&mut self, process: &mut Process, index: usize) {
+        let Some(object) = process.stale.remove(&index) else {
+            return;
+        };
+        for image in 0..object.spec.images.len() {
+            let again = true;
+            let step = Step::Latch;
+            let launch = Launch { image, step, again };
+            self.launch(process, index, &object, launch);
+        }
+        process.stale.clear();
+    }
+
+    /// Gives back what a request owns no longer.
+    fn settle_claims(&self, process: &mut Process, index: usize) {
+        if self.lacks(Mutation::ClaimKept) {
+            return;
+        }
+        let owned = self.contender(process, index).map(|c| c.owned());
+        let owned = owned.unwrap_or_default();
+        let now = self.now;
+        let mut owners = std::mem::take(&mut process.owners);
+        owners.retain(|&number, owner| {
+            let float = &self.setup.floats[number];
+            let runs = process
+                .running
+                .keys()
+                .any(|&who| who.0 == index && self.float(who) == float);
+            let quiet = process.quiet(number, now).is_some();
+            *owner != index || owned.contains(float) || runs || quiet
+        });
+        process.owners = owners;
+    }
+
+    /// What is known of an unfinished request.
+    fn contender(&self, process: &Process, index: usize) -> Option<Contender> {
+        let standing = match process.known[index]? {
+            Known::Undecided(since) => Standing::Undecided { since: time(since) },
+            Known::Eligible => Standing::Eligible,
+            Known::Ineligible => Standing::Ineligible,
+        };
+        let request = &self.objects[index].request;
+        let there = !self.over(index);
+        let uid = index.to_string();
+        there.then(|| {
+            Contender::of(
+                &uid,
+                &format!("r{index}"),
+                index as u64 + 1,
+                request,
+                standing,
+            )
+        })
+    }
+
+    /// The floats that a request owns by its record, as a new leader rebuilds the claims.
+    pub fn owned_by_record(&self, index: usize) -> Vec<Float> {
+        if self.over(index) {
+            return Vec::new();
+        }
+        let request = &self.objects[index].request;
+        let standing = Standing::Eligible;
+        Contender::of("", "", index as u64 + 1, request, standing).owned()
+    }
+
+    // === the steps ===
+
+    /// The next request of a step is answered truthfully.
+    pub fn serve(&mut self, process: &mut Process, who: Who) {
+        let op = &process.running[&who];
+        let yes = |yes: bool| if yes { Answer::Yes } else { Answer::No };
+        let answer = match op.next.clone().expect("it asks") {
+            Ask::Look(tag) => Answer::At(self.registry.look(&tag)),
+            Ask::Held(digest) => yes(self.registry.has(digest)),
+            Ask::Copy(digest) => {
+                if !self.sources_gone && !self.registry.has(digest) {
+                    self.registry.change(|registry| registry.push(digest));
+                }
+                yes(!self.sources_gone)
+            }
+            Ask::Put(tag, digest) => {
+                let write = op.write(who, &tag, digest);
+                self.check_sent(&write);
+                let put = self.land(&write);
+                if put {
+                    process.written.insert(tag, (digest, self.now));
+                }
+                process.newest_write = self.now;
+                yes(put)
+            }
+            Ask::Wrote(..) => unreachable!("answered by the memory"),
+        };
+        self.answer(process, who, answer);
+    }
+
+    /// A read fails.
+    pub fn fail_read(&mut self, process: &mut Process, who: Who) {
+        let op = process.running.get_mut(&who).expect("it runs");
+        let look = matches!(op.next, Some(Ask::Look(_)));
+        op.change(|op| op.unknown = true);
+        let answer = if look && self.lacks(Mutation::UnknownIsAbsent) {
+            Answer::At(None)
+        } else {
+            Answer::Unknown
+        };
+        self.answer(process, who, answer);
+    }
+
+    /// A read shows what was there before.
+    pub fn read_stale(&mut self, process: &mut Process, who: Who) {
+        let Some(Ask::Look(tag)) = process.running[&who].next.clone() else {
+            unreachable!("only looks are answered by old replicas");
+        };
+        let (shown, _) = self.replicas[&tag];
+        self.answer(process, who, Answer::At(shown));
+        process
+            .running
+            .entry(who)
+            .and_modify(|op| op.change(|op| op.excused = true));
+    }
+
+    /// The answer to a tag write is lost; it has landed, or is on the wire.
+    pub fn lose(&mut self, process: &mut Process, who: Who, landed: bool) {
+        let op = &process.running[&who];
+        let Some(Ask::Put(tag, digest)) = op.next.clone() else {
+            unreachable!("only writes are lost");
+        };
+        let write = op.write(who, &tag, digest);
+        self.check_sent(&write);
+        if landed {
+            self.land(&write);
+        } else {
+            self.wire = Some((self.now + SETTLE, write));
+        }
+        process.written.remove(&tag);
+        process.newest_write = self.now;
+        if !self.lacks(Mutation::NoFence) {
+            let number = self.setup.number(self.float(who));
+            process.fences.insert(number, self.now + SETTLE);
+        }
+        self.answer(process, who, Answer::Lost(SETTLE));
+    }
+
+    fn answer(&mut self, process: &mut Process, who: Who, answer: Answer) {
+        let op = process.running.get_mut(&who).expect("it runs");
+        op.change(|op| {
+            let ask = op.next.take().expect("it asks");
+            op.excused = false;
+            op.run.said.push((ask, answer));
+        });
+        self.go_on(process, who);
+    }
+
+    /// Goes on to a step's next request of the registry, or to its end.
+    fn go_on(&self, process: &mut Process, who: Who) {
+        let spec = self.objects[who.0].request.spec.images[who.1].clone();
+        loop {
+            let op = process.running.get_mut(&who).expect("it runs");
+            let ask = match op.run.next(&spec) {
+                Halt::End(outcome) => return self.end_step(process, who, &outcome),
+                Halt::Ask(ask) => ask,
+            };
+            let local = match &ask {
+                Ask::Wrote(tag, digest) => {
+                    let written = process.written.get(tag).map(|(known, _)| known);
+                    let wrote = written == Some(digest);
+                    Some(if wrote { Answer::Yes } else { Answer::No })
+                }
+                ask => self.tampered_answer(&op.run, ask),
+            };
+            let Some(answer) = local else {
+                op.change(|op| op.next = Some(ask));
+                return;
+            };
+            op.change(|op| {
+                op.blind = !matches!(ask, Ask::Wrote(..));
+                op.run.said.push((ask, answer));
+            });
+        }
+    }
+
+    fn end_step(&self, process: &mut Process, who: Who, outcome: &Outcome) {
+        let op = process.running.get_mut(&who).expect("it runs");
+        let (step, again) = (op.run.launch.step, op.run.launch.again);
+        op.change(|op| op.run.outcome = Some(outcome.clone()));
+        process.ended(who, step, again, outcome);
+        if process.known[who.0].is_none() {
+            process.running.remove(&who);
+            self.settle_claims(process, who.0);
+        }
+    }
+
+    // === guards that are taken away ===
+
+    /// What a step believes without having asked.
+    fn tampered_answer(&self, run: &Running, ask: &Ask) -> Option<Answer> {
+        let (step, image) = (run.launch.step, &run.image);
+        let float = |tag: &Tag| self.setup.floats.iter().any(|f| f.tag() == tag);
+        match (self.setup.mutation?, ask) {
+            (Mutation::LatchWithoutLook, Ask::Look(tag)) if step == Step::Latch && float(tag) => {
+                Some(Answer::At(image.displaced.last().map(|pin| pin.digest)))
+            }
+            (Mutation::PreSkipped, Ask::Put(tag, _)) if step == Step::BackUp => {
+                let pre = self.setup.floats.iter().any(|f| f.pre() == *tag);
+                pre.then_some(Answer::Yes)
+            }
+            (Mutation::IncomingSkipped, Ask::Put(..)) if step == Step::Stage => Some(Answer::Yes),
+            (Mutation::StampReused, Ask::Look(tag)) if Stamp::of(tag).is_some() => {
+                Some(Answer::At(None))
+            }
+            (Mutation::RescueSkipped, Ask::Look(tag)) => {
+                let floats = &self.setup.floats;
+                let pin = floats
+                    .iter()
+                    .any(|f| f.incoming() == *tag || f.post1() == *tag);
+                (pin && !run.launch.again).then_some(Answer::At(None))
+            }
+            _ => None,
+        }
+    }
+
+    fn tampered(&self, outcome: Outcome, request: &Request, image: usize) -> Outcome {
+        let displaced = request.status.images[image].displaced.last();
+        let Some(source) = &request.status.images[image].source else {
+            return outcome;
+        };
+        let again = request.status.images[image].attempts > 1;
+        let new = displaced.is_some_and(|pin| pin.digest != source.digest);
+        let moved = self.lacks(Mutation::MovesUncounted)
+            || self.lacks(Mutation::LandedIsMoved) && again && new;
+        if moved && outcome == Outcome::Latched {
+            return Outcome::Moved { to: source.digest };
+        }
+        outcome
+    }
+
+    fn tamper_record(&self, before: &Request, request: &mut Request, image: usize) {
+        let old = &before.status.images[image];
+        let new = &mut request.status.images[image];
+        if self.lacks(Mutation::ListedAgain)
+            && let (Some(last), true) = (
+                new.displaced.last().cloned(),
+                new.displaced != old.displaced,
+            )
+            && let Some(pin) = old.pin(last.digest)
+            && let Some(newest) = old.newest_stamp()
+        {
+            let again = before.spec.images[image].float.prune(newest.next());
+            let listed = pin.clone();
+            new.displaced.last_mut().expect("just looked at").tag = again;
+            new.displaced.insert(0, listed);
+        }
+        if self.lacks(Mutation::MovesUncounted) {
+            new.attempts = 0;
+            new.next_attempt = None;
+        }
+    }
+
+    fn tamper_plan(&self, request: &mut Request, world: &crate::machine::World, plan: &mut Plan) {
+        let holds = world.admission == Admission::Holds;
+        let backed_up =
+            |request: &Request, image: usize| request.status.images[image].phase == Phase::BackedUp;
+        let ready = (0..request.spec.images.len()).filter(|&i| holds && backed_up(request, i));
+        let ready: Vec<usize> = ready.collect();
+        if self.lacks(Mutation::CommitEarly) && !ready.is_empty() {
+            request.status.committed = true;
+        }
+        if self.lacks(Mutation::LatchOnItsOwn) && !request.status.committed {
+            for image in ready {
+                if world.scenes[image].running.is_none() {
+                    let (step, again) = (Step::Latch, false);
+                    plan.launches.push(Launch { image, step, again });
+                }
+            }
+        }
+    }
+}
+
+/// The floats that a request needs to go on: of its unfinished images, while it is suspended of the committed ones.
+fn wanted(request: &Request) -> Vec<Float> {
+    let images = request.spec.images.iter().zip(&request.status.images);
+    let open = images.enumerate().filter(|(index, (_, image))| {
+        !image.phase.is_finished() && (request.is_committed(*index) || !request.spec.suspend)
+    });
+    open.map(|(_, (spec, _))| spec.float.clone()).collect()
+}
+
+/// The images that lose these floats: all of a group.
+fn losing(request: &Request, floats: &[Float]) -> Vec<usize> {
+    let images = request.spec.images.iter().enumerate();
+    let together = request.spec.latch == crate::machine::Latch::Together;
+    let lost = images.filter(|(_, image)| together || floats.contains(&image.float));
+    lost.map(|(index, _)| index).collect()
+}

@@ -1,0 +1,400 @@
+//! The promises, as they are checked: at every write, at every save, in every state and at every end.
+
+use std::collections::BTreeMap;
+
+use crate::image::{Digest, Float, Stamp, Tag};
+use crate::machine::{DISPLACED_MAX, Latch, Phase, RESCUED_MAX, Reason, Request};
+
+use crate::machine::runs::steps::Seen;
+
+use super::setup::{Broken, Mutation};
+use super::world::{Who, World, Write};
+
+/// What is promised, by the numbers of the README's table. Not here: that copies are byte-exact (7; a digest is all there is of an
+/// image in this world) and that memory is bounded (9, but for the lists and attempts of a record).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Promise {
+    /// 1: a float that resolved goes on to.
+    NeverDangling,
+    /// 2: nothing that a float was seen on is lost.
+    NothingLost,
+    /// 3: what is written was recorded, what has ended stays so, and the record says what happened.
+    RecordedBeforeDone,
+    /// 4: crashes, lost answers and failed reads do not show in the tags at the end.
+    Idempotent,
+    /// 5: no write follows a read that failed.
+    FailsClosed,
+    /// 6: one writer per float, forwards only, the last created wins.
+    ForwardsOnly,
+    /// 8: no float of a group moves before all are backed up.
+    Together,
+    /// 9: attempts and lists stay within their bounds.
+    Bounded,
+    /// Every request that is not suspended ends.
+    Ends,
+}
+
+/// How a run ended: the tags, prune tags without their time but counted, and each image's phase and reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct End {
+    tags: BTreeMap<(String, Option<Digest>), (Digest, usize)>,
+    images: Vec<(Phase, Option<Reason>)>,
+}
+
+/// What the promises need to know of the past.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Past {
+    /// The newest request that has its image on each float, where nobody else has written it since.
+    pub winners: [Option<usize>; 2],
+    /// The images that moved their float.
+    pub moved: Vec<Who>,
+    /// The floats that resolved.
+    pub resolved: [bool; 2],
+    /// Foreign digests that a write of ours took off a float unseen: the exceptions of promise 2.
+    pub unseen: u8,
+}
+
+impl World {
+    /// Notes the first promise that breaks.
+    pub fn breaks(&mut self, promise: Promise, what: impl Into<String>) {
+        let what = what.into();
+        self.broken.get_or_insert(Broken { promise, what });
+    }
+
+    fn strangers(&self) -> bool {
+        let (all, left) = (self.setup.faults, self.left);
+        (all.moved, all.back, all.removed) != (left.moved, left.back, left.removed)
+    }
+
+    /// Whether a prune tag of this float holds a digest.
+    fn is_pruned(&self, float: &Float, digest: Digest) -> bool {
+        let end = format!("_prune_{}", float.tag());
+        let mut tags = self.registry.tags.iter();
+        tags.any(|(tag, held)| *held == digest && tag.as_str().ends_with(&end))
+    }
+
+    /// A tag write is sent: by the record as it is now.
+    pub fn check_sent(&mut self, write: &Write) {
+        let request = self.objects[write.who.0].request.clone();
+        let (index, tag) = (write.who.1, &write.tag);
+        let float = &request.spec.images[index].float;
+        let image = &request.status.images[index];
+        let source = image.source.as_ref().map(|source| source.digest) == Some(write.digest);
+        if write.unknown {
+            self.breaks(
+                Promise::FailsClosed,
+                format!("{tag} is written after a read that failed"),
+            );
+        }
+        let may_move = request.is_committed(index) && request.failed_float().is_none();
+        if tag == float.tag() && !may_move {
+            let promise = match request.spec.latch {
+                Latch::Together => Promise::Together,
+                Latch::Independently => Promise::RecordedBeforeDone,
+            };
+            self.breaks(
+                promise,
+                format!("{tag} is written, but is not recorded as one that may move"),
+            );
+        }
+        let recorded = if Stamp::of(tag).is_some() {
+            let mut pins = image.displaced.iter().chain(&image.rescued);
+            pins.any(|pin| pin.tag == *tag && pin.digest == write.digest)
+        } else if *tag == float.pre() {
+            image.displaced.iter().any(|pin| pin.digest == write.digest)
+        } else {
+            source
+        };
+        if !recorded {
+            self.breaks(
+                Promise::RecordedBeforeDone,
+                format!("{tag} is written before it is recorded"),
+            );
+        }
+    }
+
+    /// A tag write lands; gives whether the registry takes it.
+    pub fn land(&mut self, write: &Write) -> bool {
+        let (who, tag) = (write.who, &write.tag);
+        let float = self.float(who).clone();
+        let number = self.setup.number(&float);
+        let before = self.registry.look(tag);
+        let moves = tag == float.tag() && before != Some(write.digest);
+        let excused = moves && write.excused && self.strangers();
+        if let Some(old) = before.filter(|_| moves) {
+            let name = self.setup.name(old).to_owned();
+            if write.saw == Some(Seen(Some(old))) {
+                if !self.is_pruned(&float, old) {
+                    self.breaks(
+                        Promise::NothingLost,
+                        format!("{name} is displaced without a prune tag"),
+                    );
+                }
+                if self.registry.look(&float.pre()) != Some(old) {
+                    self.breaks(
+                        Promise::NothingLost,
+                        format!("{name} is displaced without __pre"),
+                    );
+                }
+            } else if excused {
+                self.past.unseen += 1;
+            } else {
+                self.breaks(
+                    Promise::NothingLost,
+                    format!("{name} is displaced and was not looked at"),
+                );
+            }
+        }
+        let held = self.registry.tags.get(tag).copied();
+        if Stamp::of(tag).is_some() && held.is_some_and(|held| held != write.digest) {
+            self.breaks(
+                Promise::NothingLost,
+                format!("{tag} is overwritten with another digest"),
+            );
+        }
+        self.remember_for_stale_reads(tag);
+        let (put, lost) = self
+            .registry
+            .change(|registry| registry.put(tag, write.digest));
+        if let Some(lost) = lost.filter(|_| !excused) {
+            let name = self.setup.name(lost).to_owned();
+            self.breaks(
+                Promise::NothingLost,
+                format!("{tag} was the last tag of {name}, which is lost"),
+            );
+        }
+        if put && moves {
+            self.promoted(number, who.0);
+            if !self.past.moved.contains(&who) {
+                self.past.moved.push(who);
+                self.past.moved.sort_unstable();
+            }
+        }
+        put
+    }
+
+    /// A request has its image on a float.
+    fn promoted(&mut self, number: usize, request: usize) {
+        let newest = self.past.winners[number];
+        if newest.is_some_and(|newest| newest > request) {
+            self.breaks(
+                Promise::ForwardsOnly,
+                format!("f{number} goes back to the image of the older r{request}"),
+            );
+        }
+        self.past.winners[number] = newest.max(Some(request));
+    }
+
+    /// An object is saved.
+    pub fn check_saved(&mut self, index: usize, request: &Request) {
+        let before = self.objects[index].request.clone();
+        for (image, (new, old)) in request
+            .status
+            .images
+            .iter()
+            .zip(&before.status.images)
+            .enumerate()
+        {
+            let name = format!("r{index}/{}", request.spec.images[image].float.tag());
+            let (is, was) = (request.is_committed(image), before.is_committed(image));
+            let source = |i: &crate::machine::Image| i.source.as_ref().map(|s| s.digest);
+            if was && !is {
+                self.breaks(
+                    Promise::RecordedBeforeDone,
+                    format!("the commit of {name} is taken back"),
+                );
+            }
+            if old.phase.is_finished() && new != old {
+                self.breaks(
+                    Promise::RecordedBeforeDone,
+                    format!("{name} had ended and is changed"),
+                );
+            }
+            if source(old).is_some() && source(old) != source(new) {
+                self.breaks(
+                    Promise::RecordedBeforeDone,
+                    format!("the source of {name} is changed"),
+                );
+            }
+            let ended = !old.phase.is_finished() && new.phase.is_finished();
+            let float = self.float((index, image)).clone();
+            let there = self.registry.look(float.tag());
+            let unmoved = new.phase == Phase::Cancelled
+                || matches!(new.reason, Some(Reason::Superseded | Reason::Held));
+            if ended && unmoved && self.past.moved.contains(&(index, image)) && there == source(new)
+            {
+                self.breaks(
+                    Promise::RecordedBeforeDone,
+                    format!("{name} says that it did not move its float, but it did"),
+                );
+            }
+            if ended && new.unchanged && there == source(new) {
+                let number = self.setup.number(&float);
+                self.promoted(number, index);
+            }
+            if is && !was && request.spec.latch == Latch::Together {
+                let mut phases = request.status.images.iter().map(|image| image.phase);
+                if !phases.all(|p| matches!(p, Phase::BackedUp | Phase::Latched | Phase::Posted)) {
+                    self.breaks(
+                        Promise::Together,
+                        format!("r{index} commits before all is backed up"),
+                    );
+                }
+            }
+            let full = new.displaced.len() > DISPLACED_MAX || new.rescued.len() > RESCUED_MAX;
+            if full || new.attempts > request.spec.attempts {
+                self.breaks(
+                    Promise::Bounded,
+                    format!("{name} has too many attempts or pins"),
+                );
+            }
+            let pins: Vec<Digest> = new
+                .displaced
+                .iter()
+                .chain(&new.rescued)
+                .map(|pin| pin.digest)
+                .collect();
+            if (1..pins.len()).any(|at| pins[..at].contains(&pins[at])) {
+                self.breaks(
+                    Promise::Idempotent,
+                    format!("{name} gives one digest two prune tags"),
+                );
+            }
+        }
+    }
+
+    /// What is broken in this state; at an `end` nothing but faults can follow.
+    pub fn check(&self, end: bool) -> Option<Broken> {
+        if self.broken.is_some() {
+            return self.broken.clone();
+        }
+        let broken = |promise, what| Some(Broken { promise, what });
+        for (number, float) in self.setup.floats.iter().enumerate() {
+            let held = self.registry.tags.get(float.tag()).copied();
+            if held.is_some_and(|digest| !self.registry.has(digest)) {
+                return broken(Promise::NeverDangling, format!("f{number} dangles"));
+            }
+            if held.is_none() && self.past.resolved[number] {
+                return broken(Promise::NeverDangling, format!("f{number} is gone"));
+            }
+        }
+        if let Some(what) = self.two_writers() {
+            return broken(Promise::ForwardsOnly, what);
+        }
+        if !end {
+            return None;
+        }
+        if let Some(index) = (0..self.objects.len()).find(|&index| !self.rests(index)) {
+            let what = format!("r{index} does not end, and nothing more happens");
+            return broken(Promise::Ends, what);
+        }
+        if let Some(undisturbed) = &self.setup.undisturbed
+            && self.setup.faults.heal()
+            && *undisturbed != self.end()
+        {
+            let what = "the tags at the end are not those of the undisturbed run".into();
+            return broken(Promise::Idempotent, what);
+        }
+        let what = self.last_does_not_win()?;
+        broken(Promise::ForwardsOnly, what)
+    }
+
+    /// Two requests at work on one float, by what runs or by the records.
+    fn two_writers(&self) -> Option<String> {
+        if matches!(
+            self.setup.mutation,
+            Some(Mutation::NoClaims | Mutation::StaleLaunch)
+        ) {
+            // There the point is what comes of it.
+            return None;
+        }
+        for who in self.leader.running.keys() {
+            let number = self.setup.number(self.float(*who));
+            if self.leader.owners.get(&number) != Some(&who.0) {
+                return Some(format!("r{} works on f{number} without its claim", who.0));
+            }
+        }
+        let mut owned = Vec::new();
+        for index in 0..self.objects.len() {
+            let floats = self.owned_by_record(index);
+            if let Some(float) = floats.iter().find(|float| owned.contains(*float)) {
+                return Some(format!("two requests have begun on {float}"));
+            }
+            owned.extend(floats);
+        }
+        None
+    }
+
+    /// Where nobody else writes, the last created that succeeded has its image on the float, unless a later one moved it and
+    /// failed after that.
+    fn last_does_not_win(&self) -> Option<String> {
+        if self.strangers() {
+            return None;
+        }
+        for (number, float) in self.setup.floats.iter().enumerate() {
+            let mut expected = None;
+            for object in &self.objects {
+                let images = object.request.spec.images.iter();
+                for (index, _) in images.enumerate().filter(|(_, spec)| spec.float == *float) {
+                    let image = &object.request.status.images[index];
+                    let source = image.source.as_ref().map(|source| source.digest);
+                    if image.phase == Phase::Posted {
+                        expected = Some(vec![source]);
+                    } else if let Some(sources) = &mut expected
+                        && object.request.is_committed(index)
+                    {
+                        sources.push(source);
+                    }
+                }
+            }
+            let there = self.registry.look(float.tag());
+            if expected.is_some_and(|sources| !sources.contains(&there)) {
+                return Some(format!("f{number} is not on the last created image"));
+            }
+        }
+        None
+    }
+
+    /// How it ended.
+    pub fn end(&self) -> End {
+        let mut tags = BTreeMap::new();
+        for (tag, digest) in &self.registry.tags {
+            let key = match Stamp::of(tag) {
+                Some(_) => (tag.as_str()[14..].to_owned(), Some(*digest)),
+                None => (tag.to_string(), None),
+            };
+            tags.entry(key).or_insert((*digest, 0)).1 += 1;
+        }
+        let images = self
+            .objects
+            .iter()
+            .flat_map(|object| &object.request.status.images);
+        End {
+            tags,
+            images: images.map(|image| (image.phase, image.reason)).collect(),
+        }
+    }
+
+    /// Somebody else writes or removes a float: whoever looked before did not see it.
+    pub fn foreign(&mut self, number: usize, digest: Option<Digest>) {
+        let tag: Tag = self.setup.floats[number].tag().clone();
+        self.remember_for_stale_reads(&tag);
+        self.registry.change(|registry| match digest {
+            Some(digest) => {
+                registry.push(digest);
+                registry.put(&tag, digest);
+            }
+            None => registry.delete(&tag),
+        });
+        self.past.winners[number] = None;
+        self.past.resolved[number] = digest.is_some();
+        for op in self.leader.running.values_mut() {
+            if op.next_put() == Some(&tag) {
+                op.change(|op| op.excused = true);
+            }
+        }
+        if let Some((_, write)) = &mut self.wire {
+            write.excused |= write.tag == tag;
+        }
+    }
+}

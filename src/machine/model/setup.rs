@@ -1,0 +1,289 @@
+//! What an exploration begins with: the requests, the faults that may come, and the guard that is taken away, if one is.
+
+use crate::image::{Digest, Float, Reference, Repository};
+use crate::machine::{ImageSpec, Latch, Mode, Request, Spec, Status};
+
+use super::promises::{End, Promise};
+
+/// The floats and the requests.
+#[derive(Debug, Clone, Copy)]
+pub struct Scenario {
+    /// What it shows.
+    pub name: &'static str,
+    /// Each float is on a digest of its own (`D0`, `D1`) at the start.
+    pub exists: bool,
+    /// The registry takes tags for missing content.
+    pub lenient: bool,
+    /// In the order they are created.
+    pub wishes: &'static [Wish],
+}
+
+/// A request.
+#[derive(Debug, Clone, Copy)]
+pub struct Wish {
+    /// Float by number, and the digest to put there, by name (`pre`: what `<float>__pre` holds when it is resolved).
+    pub images: &'static [(usize, &'static str)],
+    /// When its floats move.
+    pub latch: Latch,
+    /// It begins suspended.
+    pub suspended: bool,
+}
+
+/// How often each kind of fault may come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Faults {
+    /// The process dies between any two requests, its last tag write on the wire or not; another begins.
+    pub crash: u8,
+    /// The lease of a frozen process runs out, and another takes over at once. The first writes no tag any more, and saves
+    /// nothing that it found before (but under [`Mutation::FormerSaves`]).
+    pub replace: u8,
+    /// The process ends by SIGTERM and releases its lease; another begins.
+    pub handover: u8,
+    /// A tag write lands, its answer is lost.
+    pub lost: u8,
+    /// A tag write is answered by silence, and lands later or never.
+    pub late: u8,
+    /// A read fails: 5xx, 429, 401.
+    pub unknown: u8,
+    /// A read by tag shows what was there before the last write.
+    pub stale: u8,
+    /// Somebody else puts a float to a digest of his own.
+    pub moved: u8,
+    /// Somebody else puts a float back to the digest it was on at the start.
+    pub back: u8,
+    /// Somebody else deletes a float.
+    pub removed: u8,
+    /// `spec.suspend` is set (unsetting it is free).
+    pub suspend: u8,
+    /// `spec.cancel` is set.
+    pub cancel: u8,
+    /// An object is deleted.
+    pub delete: u8,
+    /// Time passes to the deadline, or beyond its grace.
+    pub deadline: u8,
+    /// What was pushed and not yet tagged is collected.
+    pub expire: u8,
+    /// The sources are gone.
+    pub sources: u8,
+    /// Asking whether a request may push takes longer than others wait for the answer.
+    pub slow: u8,
+}
+
+/// A guard that is taken away, to see that the promise it serves breaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mutation {
+    /// Latch puts the float without a look.
+    LatchWithoutLook,
+    /// `BackUp` reports success and writes nothing.
+    BackUpSkipped,
+    /// `BackUp` writes the prune tag and leaves `<float>__pre` alone.
+    PreSkipped,
+    /// The prune stamp is the present second, and its tag is put without a look.
+    StampReused,
+    /// What `_incoming` and `__post1` hold alone is overwritten.
+    RescueSkipped,
+    /// An unanswered write keeps nothing quiet: the claim is released at once.
+    NoFence,
+    /// A new process launches at once.
+    NoQuietStart,
+    /// The lease is released while the newest write has not settled.
+    HandoverAtOnce,
+    /// A read that contradicts our own write is believed.
+    NoMemory,
+    /// A launch from an old reading of the object, without a save.
+    StaleLaunch,
+    /// A launch of what was not saved.
+    LaunchBeforeSave,
+    /// A leader that was frozen beyond its lease wakes up, loads an object and saves what a step of its own had found. That may be
+    /// true no more: "backed up" was said of a digest that has been displaced itself since. The load is fresh and the save is
+    /// checked, so nothing but a look at the lease between the two keeps it from that.
+    FormerSaves,
+    /// An older request is heard of only after a newer one has begun (a watch tells creations in their order).
+    HeardOutOfOrder,
+    /// Stage reports success and leaves `<float>_incoming` alone.
+    IncomingSkipped,
+    /// Those that a claim supersedes are not ended.
+    SupersededUnrecorded,
+    /// Every request is admitted at once.
+    NoClaims,
+    /// A cancel acts on what is committed.
+    CommitIgnored,
+    /// A group commits with its first image that is backed up.
+    CommitEarly,
+    /// Each float of a group moves once it is backed up itself.
+    LatchOnItsOwn,
+    /// A read that failed is taken for absent.
+    UnknownIsAbsent,
+    /// A displaced digest that comes back is listed, and pinned, again.
+    ListedAgain,
+    /// A latch that has landed before is taken for a foreign move.
+    LandedIsMoved,
+    /// A claim is never released.
+    ClaimKept,
+    /// The same on every look, and a move uses no attempt: it goes on for ever.
+    MovesUncounted,
+}
+
+impl Faults {
+    /// None.
+    pub const NONE: Self = Self {
+        crash: 0,
+        replace: 0,
+        handover: 0,
+        lost: 0,
+        late: 0,
+        unknown: 0,
+        stale: 0,
+        moved: 0,
+        back: 0,
+        removed: 0,
+        suspend: 0,
+        cancel: 0,
+        delete: 0,
+        deadline: 0,
+        expire: 0,
+        sources: 0,
+        slow: 0,
+    };
+
+    /// How often a kind of fault may come, by its name.
+    pub fn count(&mut self, kind: &str) -> Option<&mut u8> {
+        Some(match kind {
+            "crash" => &mut self.crash,
+            "replace" => &mut self.replace,
+            "handover" => &mut self.handover,
+            "lost" => &mut self.lost,
+            "late" => &mut self.late,
+            "unknown" => &mut self.unknown,
+            "stale" => &mut self.stale,
+            "moved" => &mut self.moved,
+            "back" => &mut self.back,
+            "removed" => &mut self.removed,
+            "suspend" => &mut self.suspend,
+            "cancel" => &mut self.cancel,
+            "delete" => &mut self.delete,
+            "expire" => &mut self.expire,
+            "sources" => &mut self.sources,
+            "slow" => &mut self.slow,
+            "deadline" => &mut self.deadline,
+            _ => return None,
+        })
+    }
+
+    /// Whether somebody else writes floats.
+    pub fn foreign(&self) -> bool {
+        self.moved + self.back + self.removed > 0
+    }
+
+    /// Whether they must not show in the tags at the end: crashes, lost answers, failed and old reads.
+    pub fn heal(&self) -> bool {
+        let acts = self.suspend + self.cancel + self.delete + self.deadline;
+        !self.foreign() && acts + self.sources + self.slow == 0
+    }
+}
+
+/// All that stays the same in one exploration.
+#[derive(Debug)]
+pub struct Setup {
+    /// The requests.
+    pub scenario: Scenario,
+    /// The faults that may come.
+    pub faults: Faults,
+    /// The guard that is taken away.
+    pub mutation: Option<Mutation>,
+    /// The floats, by number.
+    pub floats: Vec<Float>,
+    /// How the undisturbed run ends.
+    pub undisturbed: Option<End>,
+    /// Digests by name, for traces.
+    names: Vec<(Digest, String)>,
+}
+
+/// What an exploration found to be broken.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Broken {
+    /// Which promise.
+    pub promise: Promise,
+    /// How.
+    pub what: String,
+}
+
+/// The digest of this name.
+pub fn digest(name: &str) -> Digest {
+    Digest::of(name.as_bytes())
+}
+
+// === impl Setup ===
+
+impl Setup {
+    /// A setup of this scenario.
+    pub fn new(scenario: Scenario, faults: Faults, mutation: Option<Mutation>) -> Self {
+        let float = |number: usize| format!("quay.io/ci/ci:f{number}").parse();
+        let floats = (0..2).map(|n| float(n).expect("a float")).collect();
+        let wished = scenario.wishes.iter().flat_map(|wish| wish.images);
+        let others = ["D0", "D1", "F0", "F1", "G0", "G1"];
+        let names = wished.map(|(_, name)| *name).chain(others);
+        let names = names.map(|name| (digest(name), name.to_owned())).collect();
+        Self {
+            scenario,
+            faults,
+            mutation,
+            floats,
+            undisturbed: None,
+            names,
+        }
+    }
+
+    /// The name of a digest.
+    pub fn name(&self, digest: Digest) -> &str {
+        let known = self.names.iter().find(|(known, _)| *known == digest);
+        known.map_or("?", |(_, name)| name)
+    }
+
+    /// The digests that have a name.
+    pub fn names(&self) -> impl Iterator<Item = (&Digest, &str)> {
+        self.names
+            .iter()
+            .map(|(digest, name)| (digest, name.as_str()))
+    }
+
+    /// The number of a float.
+    pub fn number(&self, float: &Float) -> usize {
+        let at = self.floats.iter().position(|known| known == float);
+        at.expect("one of the two")
+    }
+
+    /// The requests as they are created.
+    pub fn requests(&self) -> impl Iterator<Item = Request> + '_ {
+        self.scenario.wishes.iter().map(|wish| self.request(wish))
+    }
+
+    fn request(&self, wish: &Wish) -> Request {
+        let image = |(number, name): &(usize, &str)| {
+            let float = self.floats[*number].clone();
+            let (host, reference) = if *name == "pre" {
+                ("quay.io", Reference::Tag(float.pre()))
+            } else {
+                ("registry.ci", Reference::Digest(digest(name)))
+            };
+            let repository: Repository = format!("{host}/ci/ci").parse().expect("a repository");
+            let source = crate::image::Source {
+                repository,
+                reference,
+            };
+            ImageSpec { source, float }
+        };
+        let images: Vec<ImageSpec> = wish.images.iter().map(image).collect();
+        let status = Status::new(images.len());
+        let spec = Spec {
+            images,
+            latch: wish.latch,
+            mode: Mode::Promote,
+            attempts: 5,
+            deadline_seconds: 7200,
+            suspend: wish.suspended,
+            cancel: false,
+        };
+        Request { spec, status }
+    }
+}

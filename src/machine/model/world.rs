@@ -1,0 +1,713 @@
+//! The world: a registry, the recorded requests, the processes that work on them, and everything that can go wrong.
+//!
+//! One [`Action`] is one indivisible step. Each registry request of a step is an action of its own, in the order of
+//! [`steps`](crate::machine::runs::steps), which is the one of `engine::operation`. The clock stands still but where
+//! something has to wait: then it goes to the next time that is due, so that there are finitely many states.
+
+use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
+use std::ops::Deref;
+use std::sync::Arc;
+
+use crate::image::{Digest, Float, Tag};
+use crate::machine::runs::registry::Registry;
+use crate::machine::runs::steps::{Answer, Ask, Seen};
+use crate::machine::{Outcome, Request};
+
+use super::process::{Op, Process};
+use super::promises::Past;
+use super::search::{Model, fingerprint};
+use super::setup::{Broken, Faults, Mutation, Setup, digest};
+
+/// How long a tag write may take to land or to show, in seconds.
+pub const SETTLE: i64 = 10;
+
+/// Which image of which request.
+pub type Who = (usize, usize);
+
+/// A value that is shared between states and hashed once.
+#[derive(Debug)]
+pub struct Shared<T>(Arc<T>, u64);
+
+/// A request's object.
+#[derive(Debug, Clone, Hash)]
+pub struct Object {
+    /// As it is recorded.
+    pub request: Shared<Request>,
+    /// It was deleted; what was recorded last.
+    pub deleted: bool,
+}
+
+/// A tag write, and what its step knew.
+#[derive(Debug, Clone, Hash)]
+pub struct Write {
+    /// Whose.
+    pub who: Who,
+    /// Which tag.
+    pub tag: Tag,
+    /// To what.
+    pub digest: Digest,
+    /// What the request directly before this one showed of the tag, if it was a look at it.
+    pub saw: Option<Seen>,
+    /// Somebody else wrote the tag after that look, or the look was answered by an old replica.
+    pub excused: bool,
+    /// A read of this launch failed.
+    pub unknown: bool,
+}
+
+/// The world.
+#[derive(Debug, Clone)]
+pub struct World {
+    /// What does not change.
+    pub setup: Arc<Setup>,
+    /// The time, in seconds.
+    pub now: i64,
+    /// The faults that may still come.
+    pub left: Faults,
+    /// The registry of the floats.
+    pub registry: Shared<Registry>,
+    /// What a read by tag may still show, and since when not any more.
+    pub replicas: BTreeMap<Tag, (Option<Digest>, i64)>,
+    /// The requests; the index is their order.
+    pub objects: Vec<Object>,
+    /// A tag write on the wire: it lands before then, or never.
+    pub wire: Option<(i64, Write)>,
+    /// The process that leads.
+    pub leader: Process,
+    /// One that led and does not know yet that it does no more; for [`Mutation::FormerSaves`] only.
+    pub former: Option<Process>,
+    /// The sources are gone.
+    pub sources_gone: bool,
+    /// What the promises need to know.
+    pub past: Past,
+    /// The first promise that broke.
+    pub broken: Option<Broken>,
+}
+
+/// What can happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// The leader hears of a request.
+    Notice(usize),
+    /// The leader reconciles a request: load, harvest, advance, admit, plan, save, launch.
+    Reconcile(usize),
+    /// The next request of a step is answered truthfully.
+    Serve(Who),
+    /// The write on the wire lands.
+    Land,
+    /// The write on the wire comes to nothing.
+    Die,
+    /// Time passes to the next that is due.
+    Wait,
+    /// `spec.suspend` is unset.
+    Resume(usize),
+    // From here on: faults.
+    Unknown(Who),
+    Stale(Who),
+    Lose(Who),
+    Late(Who),
+    Crash(Option<Who>),
+    Replace,
+    FormerReconcile(usize),
+    Handover,
+    Move(usize),
+    Back(usize),
+    Remove(usize),
+    Suspend(usize),
+    Cancel(usize),
+    Delete(usize),
+    Deadline,
+    Expire,
+    LoseSources,
+    Slow,
+    StaleLaunch(usize),
+}
+
+// === impl World ===
+
+impl World {
+    /// The world at the start.
+    pub fn new(setup: Setup) -> Self {
+        let mut registry = Registry::new(setup.scenario.lenient);
+        if setup.scenario.exists {
+            for (number, float) in setup.floats.iter().enumerate() {
+                let old = digest(&format!("D{number}"));
+                registry.push(old);
+                registry.put(float.tag(), old);
+            }
+        }
+        let objects = setup.requests().map(|request| Object {
+            request: Shared::new(request),
+            deleted: false,
+        });
+        let objects: Vec<Object> = objects.collect();
+        let now = 1_770_000_000;
+        let mut leader = Process::new(0, now, objects.len());
+        if setup.mutation == Some(Mutation::HeardOutOfOrder) {
+            leader.known[0] = None;
+        }
+        let resolved = [setup.scenario.exists; 2];
+        Self {
+            now,
+            left: setup.faults,
+            registry: Shared::new(registry),
+            replicas: BTreeMap::new(),
+            objects,
+            wire: None,
+            leader,
+            former: None,
+            sources_gone: false,
+            past: Past {
+                resolved,
+                ..Past::default()
+            },
+            broken: None,
+            setup: Arc::new(setup),
+        }
+    }
+
+    /// The float of an image.
+    pub fn float(&self, who: Who) -> &Float {
+        &self.objects[who.0].request.spec.images[who.1].float
+    }
+
+    /// Whether a guard is taken away.
+    pub fn lacks(&self, mutation: Mutation) -> bool {
+        self.setup.mutation == Some(mutation)
+    }
+
+    /// Whether an object is gone, or has ended.
+    pub fn over(&self, index: usize) -> bool {
+        self.objects[index].deleted || self.objects[index].request.is_finished()
+    }
+
+    /// Whether nothing more has to happen to a request: it has ended, is gone or is held back.
+    pub fn rests(&self, index: usize) -> bool {
+        let request = &self.objects[index].request;
+        let suspended = request.spec.suspend && !request.has_open_commit();
+        let runs = self.leader.running.keys().any(|who| who.0 == index);
+        (self.over(index) || suspended) && !runs
+    }
+
+    /// Keeps what a stale read may show of a tag that is about to be written.
+    pub fn remember_for_stale_reads(&mut self, tag: &Tag) {
+        if self.left.stale > 0 {
+            let shown = self.registry.look(tag);
+            self.replicas
+                .insert(tag.clone(), (shown, self.now + SETTLE));
+        }
+    }
+
+    fn pass(&mut self, to: i64) {
+        self.now = to.max(self.now);
+        let now = self.now;
+        self.replicas.retain(|_, (_, until)| *until > now);
+        self.leader.forget(now);
+    }
+
+    /// The next time at which something that waits can go on.
+    fn due(&self) -> Option<i64> {
+        let leader = &self.leader;
+        let mut due: Vec<i64> = leader.fences.values().copied().collect();
+        due.push(leader.quiet_until);
+        for (index, object) in self.objects.iter().enumerate() {
+            let open = object.request.status.images.iter().enumerate();
+            let waits = open.filter(|(image, _)| !leader.running.contains_key(&(index, *image)));
+            if !self.over(index) {
+                due.extend(waits.filter_map(|(_, i)| Some(i.next_attempt?.as_second())));
+            }
+        }
+        for op in leader.running.values() {
+            // A look that is not believed is made again until our own write has settled.
+            if let Some(Ask::Look(tag)) = &op.next
+                && self.disbelieved(leader, tag, self.registry.look(tag))
+            {
+                due.extend(leader.written.get(tag).map(|(_, at)| at + SETTLE));
+            }
+        }
+        due.into_iter().filter(|&at| at > self.now).min()
+    }
+
+    /// Whether a look contradicts what the process has written a moment ago.
+    pub fn disbelieved(&self, process: &Process, tag: &Tag, seen: Option<Digest>) -> bool {
+        let written = process.written.get(tag);
+        !self.lacks(Mutation::NoMemory) && written.is_some_and(|(digest, _)| seen != Some(*digest))
+    }
+
+    // === what happens ===
+
+    /// This world after an action.
+    pub fn after(&self, action: Action) -> Self {
+        let mut world = self.clone();
+        world.act(action);
+        for (number, float) in self.setup.floats.iter().enumerate() {
+            world.past.resolved[number] |= world.registry.look(float.tag()).is_some();
+        }
+        world
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Notice(index) => self.leader.notice(index, self.now),
+            Action::Reconcile(index) => self.lead(|world, leader| world.reconcile(leader, index)),
+            Action::Serve(who) => self.lead(|world, leader| world.serve(leader, who)),
+            Action::Land => {
+                let (_, write) = self.wire.take().expect("something is on the wire");
+                self.land(&write);
+            }
+            Action::Die => self.wire = None,
+            Action::Wait => self.pass(self.due().expect("something is due")),
+            Action::Resume(index) => self.edit(index, |request| request.spec.suspend = false),
+            Action::Unknown(who) => {
+                self.left.unknown -= 1;
+                self.lead(|world, leader| world.fail_read(leader, who));
+            }
+            Action::Stale(who) => {
+                self.left.stale -= 1;
+                self.lead(|world, leader| world.read_stale(leader, who));
+            }
+            Action::Lose(who) => {
+                self.left.lost -= 1;
+                self.lead(|world, leader| world.lose(leader, who, true));
+            }
+            Action::Late(who) => {
+                self.left.late -= 1;
+                self.lead(|world, leader| world.lose(leader, who, false));
+            }
+            Action::Crash(sent) => {
+                self.left.crash -= 1;
+                if let Some(who) = sent {
+                    self.left.late -= 1;
+                    self.lead(|world, leader| world.lose(leader, who, false));
+                }
+                self.begin(SETTLE);
+            }
+            Action::Replace => {
+                self.left.replace -= 1;
+                self.pass(self.now + 15);
+                let former = self.leader.clone();
+                self.begin(0);
+                self.former = Some(former).filter(|_| self.lacks(Mutation::FormerSaves));
+            }
+            Action::FormerReconcile(index) => {
+                let mut former = self.former.take().expect("a former leader");
+                self.reconcile(&mut former, index);
+            }
+            Action::Handover => {
+                self.left.handover -= 1;
+                if !self.lacks(Mutation::HandoverAtOnce) {
+                    self.pass(self.leader.settled_at());
+                }
+                self.begin(0);
+            }
+            Action::Move(number) => {
+                let name = if self.left.moved == self.setup.faults.moved {
+                    "F"
+                } else {
+                    "G"
+                };
+                self.left.moved -= 1;
+                self.foreign(number, Some(digest(&format!("{name}{number}"))));
+            }
+            Action::Back(number) => {
+                self.left.back -= 1;
+                self.foreign(number, Some(digest(&format!("D{number}"))));
+            }
+            Action::Remove(number) => {
+                self.left.removed -= 1;
+                self.foreign(number, None);
+            }
+            Action::Suspend(_) | Action::Cancel(_) | Action::Delete(_) => self.act_as_user(action),
+            Action::Deadline => {
+                self.left.deadline -= 1;
+                self.pass(self.now + 7300);
+            }
+            Action::Expire => {
+                self.left.expire -= 1;
+                self.registry.change(Registry::expire);
+            }
+            Action::LoseSources => {
+                self.left.sources -= 1;
+                self.sources_gone = true;
+            }
+            Action::Slow => {
+                self.left.slow -= 1;
+                self.pass(self.now + 60);
+            }
+            Action::StaleLaunch(index) => {
+                self.lead(|world, leader| world.launch_stale(leader, index));
+            }
+        }
+    }
+
+    fn act_as_user(&mut self, action: Action) {
+        match action {
+            Action::Suspend(index) => {
+                self.left.suspend -= 1;
+                self.edit(index, |request| request.spec.suspend = true);
+            }
+            Action::Cancel(index) => {
+                self.left.cancel -= 1;
+                self.edit(index, |request| request.spec.cancel = true);
+            }
+            Action::Delete(index) => {
+                self.left.delete -= 1;
+                self.objects[index].deleted = true;
+            }
+            _ => unreachable!("not a user's"),
+        }
+    }
+
+    fn edit(&mut self, index: usize, edit: impl FnOnce(&mut Request)) {
+        self.objects[index].request.change(edit);
+    }
+
+    fn lead(&mut self, act: impl FnOnce(&mut Self, &mut Process)) {
+        let mut leader = std::mem::take(&mut self.leader);
+        act(self, &mut leader);
+        self.leader = leader;
+    }
+
+    /// Another process begins with what is recorded, quiet for so long.
+    fn begin(&mut self, quiet: i64) {
+        let count = self.objects.len();
+        let quiet = if self.lacks(Mutation::NoQuietStart) {
+            0
+        } else {
+            quiet
+        };
+        let mut leader = Process::new(self.now + quiet, self.now, count);
+        for index in 0..count {
+            for float in self.owned_by_record(index) {
+                leader
+                    .owners
+                    .entry(self.setup.number(&float))
+                    .or_insert(index);
+            }
+        }
+        leader.forget(self.now);
+        self.leader = leader;
+    }
+
+    // === what may happen ===
+
+    fn actions(&self) -> Vec<Action> {
+        let mut actions = Vec::new();
+        for index in 0..self.objects.len() {
+            self.actions_of(index, &mut actions);
+        }
+        for (&who, op) in &self.leader.running {
+            self.actions_of_step(who, op, &mut actions);
+        }
+        for (who, op) in self.former.iter().flat_map(|former| &former.running) {
+            if op.run.outcome.is_some() {
+                actions.push(Action::FormerReconcile(who.0));
+            }
+        }
+        match &self.wire {
+            Some((until, _)) => {
+                actions.extend([Action::Land, Action::Die]);
+                actions.extend(self.due().filter(|due| due < until).map(|_| Action::Wait));
+            }
+            None => actions.extend(self.due().map(|_| Action::Wait)),
+        }
+        self.actions_around(&mut actions);
+        actions
+    }
+
+    fn actions_of(&self, index: usize, actions: &mut Vec<Action>) {
+        let (leader, object) = (&self.leader, &self.objects[index]);
+        if leader.known[index].is_none() && !leader.left.contains(&index) && !self.over(index) {
+            actions.push(Action::Notice(index));
+        }
+        if leader.known[index].is_some() || leader.owners.values().any(|owner| *owner == index) {
+            actions.push(Action::Reconcile(index));
+        }
+        if leader.stale.contains_key(&index) {
+            actions.push(Action::StaleLaunch(index));
+        }
+        if self.over(index) {
+            return;
+        }
+        let spec = &object.request.spec;
+        let faults = [
+            (
+                self.left.suspend > 0 && !spec.suspend,
+                Action::Suspend(index),
+            ),
+            (spec.suspend, Action::Resume(index)),
+            (self.left.cancel > 0 && !spec.cancel, Action::Cancel(index)),
+            (self.left.delete > 0, Action::Delete(index)),
+        ];
+        actions.extend(faults.into_iter().filter(|(may, _)| *may).map(|(_, f)| f));
+    }
+
+    fn actions_of_step(&self, who: Who, op: &Op, actions: &mut Vec<Action>) {
+        let Some(ask) = &op.next else { return };
+        if let Ask::Put(..) = ask {
+            actions.push(Action::Serve(who));
+            let free = self.left.late > 0 && self.wire.is_none();
+            let faults = [
+                (self.left.lost > 0, Action::Lose(who)),
+                (free, Action::Late(who)),
+                (free && self.left.crash > 0, Action::Crash(Some(who))),
+            ];
+            actions.extend(faults.into_iter().filter(|(may, _)| *may).map(|(_, f)| f));
+            return;
+        }
+        if self.left.unknown > 0 {
+            actions.push(Action::Unknown(who));
+        }
+        let Ask::Look(tag) = ask else {
+            actions.push(Action::Serve(who));
+            return;
+        };
+        let there = self.registry.look(tag);
+        if !self.disbelieved(&self.leader, tag, there) {
+            actions.push(Action::Serve(who));
+        }
+        if let Some((shown, _)) = self.replicas.get(tag).filter(|_| self.left.stale > 0)
+            && *shown != there
+            && !self.disbelieved(&self.leader, tag, *shown)
+        {
+            actions.push(Action::Stale(who));
+        }
+    }
+
+    fn actions_around(&self, actions: &mut Vec<Action>) {
+        let left = &self.left;
+        // What outlives a whole lease, or the deadline, is on the wire no more.
+        let settled = self.wire.is_none();
+        let idle = self.leader.running.is_empty();
+        let faults = [
+            (left.crash > 0, Action::Crash(None)),
+            (left.replace > 0 && settled, Action::Replace),
+            (left.handover > 0 && settled && idle, Action::Handover),
+            (left.deadline > 0 && settled, Action::Deadline),
+            (left.expire > 0, Action::Expire),
+            (left.sources > 0, Action::LoseSources),
+            (left.slow > 0 && settled, Action::Slow),
+        ];
+        actions.extend(faults.into_iter().filter(|(may, _)| *may).map(|(_, f)| f));
+        let wished = self.objects.iter().flat_map(|o| &o.request.spec.images);
+        let mut numbers: Vec<usize> = wished.map(|i| self.setup.number(&i.float)).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        for number in numbers {
+            let there = self.registry.look(self.setup.floats[number].tag());
+            let old = Some(digest(&format!("D{number}")));
+            let faults = [
+                (left.moved > 0, Action::Move(number)),
+                (left.back > 0 && there != old, Action::Back(number)),
+                (left.removed > 0 && there.is_some(), Action::Remove(number)),
+            ];
+            actions.extend(faults.into_iter().filter(|(may, _)| *may).map(|(_, f)| f));
+        }
+    }
+
+    /// How requests and answers read in a trace.
+    fn say(&self, ask: &Ask) -> String {
+        let name = |digest: &Digest| self.setup.name(*digest).to_owned();
+        match ask {
+            Ask::Look(tag) => format!("where is {tag}?"),
+            Ask::Held(digest) => format!("is {} there?", name(digest)),
+            Ask::Copy(digest) => format!("copy {}", name(digest)),
+            Ask::Put(tag, digest) => format!("put {tag} = {}", name(digest)),
+            Ask::Wrote(tag, digest) => format!("wrote {tag} = {}?", name(digest)),
+        }
+    }
+
+    fn say_step(&self, process: &Process, who: Who) -> String {
+        let op = &process.running[&who];
+        let step = op.run.launch.step.as_str();
+        let ask = op
+            .next
+            .as_ref()
+            .map_or_else(String::new, |ask| self.say(ask));
+        format!("r{}/{} {step}: {ask}", who.0, self.float(who).tag())
+    }
+
+    fn say_answer(&self, before: &Process, after: &Process, who: Who) -> String {
+        let at = before.running[&who].run.said.len();
+        let Some(op) = after.running.get(&who) else {
+            return "ends, and its request is over".into();
+        };
+        let answer = op.run.said.get(at).map_or("", |(_, answer)| match answer {
+            Answer::At(Some(digest)) => self.setup.name(*digest),
+            Answer::At(None) => "absent",
+            Answer::Yes => "yes",
+            Answer::No => "no",
+            Answer::Unknown => "failed",
+            Answer::Lost(_) => "no answer",
+        });
+        match &op.run.outcome {
+            None => answer.into(),
+            Some(outcome) => format!("{answer}; ends: {}", self.say_outcome(outcome)),
+        }
+    }
+
+    fn say_outcome(&self, outcome: &Outcome) -> String {
+        let mut text = format!("{outcome:?}");
+        if let Outcome::Faulted(fault) = outcome {
+            text = format!("{:?}, {:?}", fault.reason, fault.class);
+        }
+        for (digest, name) in self.setup.names() {
+            text = text.replace(&format!("{digest:?}"), name);
+        }
+        text
+    }
+
+    /// What a reconcile changed: phases, and what was launched.
+    fn say_reconcile(&self, before: &Process, after: &Process, now: &Self) -> String {
+        let mut parts = Vec::new();
+        for (index, (old, new)) in self.objects.iter().zip(&now.objects).enumerate() {
+            let images = old
+                .request
+                .status
+                .images
+                .iter()
+                .zip(&new.request.status.images);
+            for (image, (old, new)) in images.enumerate() {
+                if (old.phase, &old.reason) != (new.phase, &new.reason) {
+                    let reason = new.reason.map_or("", |reason| reason.as_str());
+                    let tag = self.float((index, image)).tag();
+                    parts.push(format!("r{index}/{tag} is {} {reason}", new.phase.as_str()));
+                }
+            }
+            if old.request.status.committed != new.request.status.committed {
+                parts.push(format!("r{index} is committed"));
+            }
+        }
+        for (who, op) in &after.running {
+            let known = before.running.get(who);
+            if known.is_none_or(|known| known.run.launch != op.run.launch) {
+                let tag = self.float(*who).tag();
+                let step = op.run.launch.step.as_str();
+                parts.push(format!("launches r{}/{tag} {step}", who.0));
+            }
+        }
+        if parts.is_empty() {
+            parts.push("nothing visible".into());
+        }
+        parts.join(", ").replace(" ,", ",")
+    }
+}
+
+impl Hash for World {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self {
+            setup: _,
+            now,
+            left,
+            registry,
+            replicas,
+            objects,
+            wire,
+            leader,
+            former,
+            sources_gone,
+            past,
+            broken,
+        } = self;
+        (now, left, registry, replicas, objects, wire).hash(state);
+        (leader, former, sources_gone, past, broken).hash(state);
+    }
+}
+
+impl Model for World {
+    type Action = Action;
+
+    fn successors(&self, out: &mut Vec<(Action, Self)>) {
+        if self.broken.is_none() {
+            let actions = self.actions().into_iter();
+            out.extend(actions.map(|action| (action, self.after(action))));
+        }
+    }
+
+    fn is_fault(action: Action) -> bool {
+        // Unsetting `suspend` is free, but nothing may depend on it.
+        !matches!(
+            action,
+            Action::Notice(_)
+                | Action::Reconcile(_)
+                | Action::Serve(_)
+                | Action::Land
+                | Action::Die
+                | Action::Wait
+        )
+    }
+
+    fn unseen(&self) -> bool {
+        self.past.unseen > 0
+    }
+
+    fn broken(&self, last: bool) -> Option<Broken> {
+        self.check(last)
+    }
+
+    fn describe(&self, action: Action) -> String {
+        let after = self.after(action);
+        let step = |who| self.say_step(&self.leader, who);
+        let answer = |who| self.say_answer(&self.leader, &after.leader, who);
+        match action {
+            Action::Reconcile(index) | Action::StaleLaunch(index) => {
+                let what = self.say_reconcile(&self.leader, &after.leader, &after);
+                format!("reconcile r{index}: {what}")
+            }
+            Action::Serve(who) => format!("{} {}", step(who), answer(who)),
+            Action::Unknown(who) => format!("{} FAILS; {}", step(who), answer(who)),
+            Action::Stale(who) => format!("{} STALE: {}", step(who), answer(who)),
+            Action::Lose(who) => format!("{} lands, ANSWER LOST", step(who)),
+            Action::Late(who) => format!("{} NO ANSWER, is on the wire", step(who)),
+            Action::Crash(Some(who)) => format!("CRASH with on the wire {}", step(who)),
+            Action::Land => {
+                let (_, write) = self.wire.as_ref().expect("on the wire");
+                let name = self.setup.name(write.digest);
+                format!("LATE: {} = {name} lands", write.tag)
+            }
+            Action::FormerReconcile(index) => {
+                let gone = Process::default();
+                let what = self.say_reconcile(&gone, &gone, &after);
+                format!("the FORMER leader reconciles r{index}: {what}")
+            }
+            Action::Wait => format!("{} s pass", after.now - self.now),
+            action => format!("{action:?}"),
+        }
+    }
+}
+
+// === impl Shared ===
+
+impl<T: Clone + Hash> Shared<T> {
+    /// Shares a value.
+    pub fn new(value: T) -> Self {
+        let hash = fingerprint(&value);
+        Self(Arc::new(value), hash)
+    }
+
+    /// Changes this state's value.
+    pub fn change<R>(&mut self, change: impl FnOnce(&mut T) -> R) -> R {
+        let result = change(Arc::make_mut(&mut self.0));
+        self.1 = fingerprint(&*self.0);
+        result
+    }
+}
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0), self.1)
+    }
+}
+
+impl<T> Hash for Shared<T> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.1);
+    }
+}
+
+impl<T> Deref for Shared<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
