@@ -218,6 +218,9 @@ impl<S: Store> Engine<S> {
         }
         let waits =
             |message: String| Entry::waits(Reason::Queued, message, Some(Duration::from_secs(1)));
+        if !self.is_trusted() {
+            return Ok(Err(waits("waits for the lease".into())));
+        }
         let mut request = match api::status::read(&object) {
             Ok(request) => request,
             Err(api::status::ReadError::Spec { .. }) => return Ok(Ok(())),

@@ -17,6 +17,8 @@ use crate::store::{Access, Event, Key, Store, StoreError};
 
 /// A conflict is looked at again at once, this often in one reconcile.
 const CONFLICTS: usize = 5;
+/// Without the lease's trust nothing is saved; whether there is any is looked at again after this.
+const TRUST_AGAIN: Duration = Duration::from_millis(500);
 /// The most events a request tells in its life; the last is for its end.
 const EVENTS_MAX: u32 = 10;
 
@@ -86,6 +88,9 @@ impl<S: Store> Engine<S> {
             self.gone(&uid);
             return Ok(Next::Triggered);
         }
+        if !self.is_trusted() {
+            return Ok(Next::After(TRUST_AGAIN));
+        }
         let before = object.clone();
         let mut request = match api::status::read(&object) {
             Ok(request) => request,
@@ -149,6 +154,13 @@ impl<S: Store> Engine<S> {
             None => self.settle_claims(&uid),
         }
         Ok(next(plan.wake, again))
+    }
+
+    /// Whether what was loaded before may be saved over. A leader that was frozen beyond its lease has outcomes of a state that the
+    /// next leader has gone on from: it loads that one's object, and the resourceVersion alone would let it record them. Asked
+    /// after the load: what the lease is lost later for, shows as a conflict.
+    pub(super) fn is_trusted(&self) -> bool {
+        self.inner.tools.leadership.covers(Duration::ZERO)
     }
 
     /// What operations of a request have found, and the surroundings of its images apart from that: read under one lock, so

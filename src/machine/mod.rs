@@ -266,7 +266,7 @@ pub enum Class {
 }
 
 /// Something worth an event that is not a change of phase.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Notice {
     /// The event's reason.
     pub reason: Reason,

@@ -56,7 +56,7 @@ pub enum Latch {
 }
 
 /// What becomes of floats that have moved when their group fails.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum OnFailure {
     /// They stay.
     Hold,
@@ -74,7 +74,7 @@ pub enum Mode {
 }
 
 /// What is done about signatures and whatever else refers to an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Referrers {
     /// Nothing.
     Ignore,

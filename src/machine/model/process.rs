@@ -358,6 +358,7 @@ impl World {
                     .map(|op| op.run.launch.step),
                 waiting: None,
                 quiet_until: process.quiet(number, self.now).map(time),
+                newest_stamp: None,
             }
         });
         let world = crate::machine::World {

@@ -1,7 +1,7 @@
 //! What an exploration begins with: the requests, the faults that may come, and the guard that is taken away, if one is.
 
 use crate::image::{Digest, Float, Reference, Repository};
-use crate::machine::{ImageSpec, Latch, Mode, Request, Spec, Status};
+use crate::machine::{ImageSpec, Latch, Mode, OnFailure, Referrers, Request, Spec, Status};
 
 use super::promises::{End, Promise};
 
@@ -278,7 +278,9 @@ impl Setup {
         let spec = Spec {
             images,
             latch: wish.latch,
+            on_failure: OnFailure::Hold,
             mode: Mode::Promote,
+            referrers: Referrers::Ignore,
             attempts: 5,
             deadline_seconds: 7200,
             suspend: wish.suspended,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use promotion_controller::api::PromotionRequest;
-use promotion_controller::embedded::{Embedded, Kind, Matcher, Options};
+use promotion_controller::embedded::{Embedded, GateSpec, Kind, Matcher, Options};
 use promotion_controller::engine::leadership::Leadership;
 use promotion_controller::engine::{Engine, Settings};
 use serde_json::{Value, json};
@@ -106,11 +106,16 @@ async fn a_request_does_not_begin_before_every_one_it_supersedes_is_recorded_as_
 async fn without_the_leases_trust_no_tag_is_written_and_nothing_spins() {
     let specs = |registry: &Embedded| vec![("one", spec(registry, "a", "f"))];
     let leadership = Leadership::elected();
+    leadership.trust(Instant::now() + PATIENCE);
     let within = Within::start(specs, leadership.clone(), None).await;
     let look = Matcher::kind(Kind::Manifest)
         .method("GET")
         .reference("f_incoming");
-    within.registry.wait_for(&look, 1, true).await;
+    let gate = within.registry.gate(GateSpec::before(look));
+    let reached = tokio::time::timeout(PATIENCE, gate.reached()).await;
+    assert!(reached.is_ok());
+    leadership.lose();
+    gate.open();
     let asked = within.registry.count(&Matcher::default());
     // The absence of something takes time to show.
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -122,6 +127,30 @@ async fn without_the_leases_trust_no_tag_is_written_and_nothing_spins() {
     let a = image("a").digest();
     let expected = [("f".to_owned(), a), ("f_incoming".to_owned(), a)];
     assert_eq!(within.registry.tags(FLOATS), expected.into());
+}
+
+/// Found by the model: a leader that was frozen beyond its lease recorded what it had found before, and the next leader, which had gone on,
+/// latched upon it. What is found without the lease's trust is not recorded.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_whose_lease_ran_out_saves_nothing_that_it_found_before() {
+    let specs = |registry: &Embedded| vec![("one", spec(registry, "a", "f"))];
+    let leadership = Leadership::elected();
+    leadership.trust(Instant::now() + PATIENCE);
+    let within = Within::start(specs, leadership.clone(), None).await;
+    let gate = within.registry.gate(GateSpec::after(
+        Matcher::put_manifest().reference("f_incoming"),
+    ));
+    let reached = tokio::time::timeout(PATIENCE, gate.reached()).await;
+    assert!(reached.is_ok());
+    leadership.lose();
+    let before = (within.engine.store().saves(), within.get("one").status);
+    gate.open();
+    // The absence of something takes time to show.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let after = (within.engine.store().saves(), within.get("one").status);
+    assert_eq!(before, after);
+    leadership.trust(Instant::now() + PATIENCE);
+    assert_eq!(phase(&within.ended("one").await), "Posted");
 }
 
 /// The longest settle time still lets a PUT fit between two renewals.
