@@ -4,7 +4,7 @@
 //! the machine and the method. Guaranteed: a row whose outcome is wrong (a tag, a digest, a phase) fails the run; a figure beyond
 //! its limit is marked and listed at the end, as times depend on what else the machine does.
 //!
-//! Each section is a module: [`requests`], [`writes`], [`peers`], [`bytes`], [`faults`]. What they stand on: [`measure`] (what a
+//! Each section is a module: [`requests`], [`writes`], [`fairness`], [`peers`], [`bytes`], [`faults`]. What they stand on: [`measure`] (what a
 //! command took), [`served`] (the registry as a process of its own), [`promotion`] (what is promoted, and whether it was),
 //! [`plain`] (the loops this program is compared with), [`tools`] (the staged script and its command lines).
 
@@ -16,6 +16,7 @@
 )]
 
 mod bytes;
+mod fairness;
 mod faults;
 mod measure;
 mod peers;
@@ -42,13 +43,14 @@ cargo bench [-- [SECTION…] [--quick]]
 
   requests  registry requests of one promotion
   writes    status writes and time of a request in a cluster
+  fairness  a small request behind two large ones
   peers     promote, a plain loop and the staged script, side by side
   bytes     large layers from registry to registry
   faults    a registry that is down, answers 429 and 503, cuts bodies
 
 Without a section: all. --quick: small sizes, to see that it works.";
 
-const SECTIONS: [&str; 5] = ["requests", "writes", "peers", "bytes", "faults"];
+const SECTIONS: [&str; 6] = ["requests", "writes", "fairness", "peers", "bytes", "faults"];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -88,6 +90,7 @@ fn main() -> ExitCode {
             match section {
                 "requests" => requests::run(&mut report).await,
                 "writes" => writes::run(&mut report).await,
+                "fairness" => fairness::run(&mut report).await,
                 "peers" => peers::run(&mut report).await,
                 "bytes" => bytes::run(&mut report).await,
                 _ => faults::run(&mut report).await,

@@ -3,7 +3,7 @@
 //! Out: requests, tokens and pings of each case beside what the protocol needs. They do not depend on the machine.
 
 use promotion_controller::embedded::{
-    Auth, AuthMode, Embedded, Image, ImageSpec, Kind, Options, Shape, User,
+    Auth, AuthMode, Dialect, Embedded, Image, ImageSpec, Kind, Options, Settings, Shape, User,
 };
 
 use crate::promotion;
@@ -22,39 +22,47 @@ pub fn image(shape: Shape, seed: &str, layers: usize) -> Image {
 pub async fn run(report: &mut Report) {
     method(
         "`promote` of one image on the embedded registry with bearer tokens, fetched on the way; the registry's own count, pings \
-         and tokens apart.",
+         and tokens apart. It behaves as distribution does, in the last two rows as quay does: there the labels of a mounted image \
+         are read as well, once for each image.",
     );
     let mut table = Table::new(&["one promotion", "requests", "limit", "tokens", "pings"]);
     let new = image(Shape::Oci, "new", 3);
     let old = image(Shape::Oci, "old", 3);
     let blobs = 4;
-    let mut row = async |name: &str, limit: u64, seed: &dyn Fn(&Embedded), source: &str| {
-        let bot = User::new("bot", "secret").push("ci").pull("src");
-        let registry =
-            Embedded::start(Options::default().auth(Auth::new(AuthMode::Bearer).user(bot)))
-                .await
-                .unwrap();
-        seed(&registry);
-        promote(&registry, source, "ci:float").await;
-        let counts = registry.counts();
-        let count = |kind: Kind| counts.get(&kind).copied().unwrap_or_default();
-        let requests = count(Kind::Manifest) + count(Kind::Blob) + count(Kind::Upload);
-        let figure = format!("{name}: {requests} requests");
-        let within = requests <= limit;
-        table.row([
-            name.to_owned(),
-            requests.to_string(),
-            report.held(&figure, within, &limit.to_string()),
-            count(Kind::Token).to_string(),
-            count(Kind::Ping).to_string(),
-        ]);
-    };
+    let mut dialect = Dialect::Distribution;
+    let mut row =
+        async |dialect, name: &str, limit: u64, seed: &dyn Fn(&Embedded), source: &str| {
+            let bot = User::new("bot", "secret").push("ci").pull("src");
+            let settings = Settings {
+                dialect,
+                ..Settings::default()
+            };
+            let options = Options::default()
+                .settings(settings)
+                .auth(Auth::new(AuthMode::Bearer).user(bot));
+            let registry = Embedded::start(options).await.unwrap();
+            seed(&registry);
+            promote(&registry, source, "ci:float").await;
+            let counts = registry.counts();
+            let count = |kind: Kind| counts.get(&kind).copied().unwrap_or_default();
+            let requests = count(Kind::Manifest) + count(Kind::Blob) + count(Kind::Upload);
+            let figure = format!("{name}: {requests} requests");
+            let within = requests <= limit;
+            table.row([
+                name.to_owned(),
+                requests.to_string(),
+                report.held(&figure, within, &limit.to_string()),
+                count(Kind::Token).to_string(),
+                count(Kind::Ping).to_string(),
+            ]);
+        };
     let by_digest = format!("src/app@{}", new.digest());
     let seeded = |registry: &Embedded| {
         registry.seed_image("src/app", "seed", &new).unwrap();
         registry.seed_image("ci", "float", &old).unwrap();
     };
     row(
+        dialect,
         "existing float, another repository, 4 blobs mounted",
         12 + blobs,
         &seeded,
@@ -67,6 +75,7 @@ pub async fn run(report: &mut Report) {
         registry.seed_image("ci", "float", &old).unwrap();
     };
     row(
+        dialect,
         "existing float, the same repository",
         12,
         &in_repository,
@@ -77,7 +86,14 @@ pub async fn run(report: &mut Report) {
         registry.seed_image("src/app", "seed", &new).unwrap();
         registry.seed_image("ci", "float", &new).unwrap();
     };
-    row("already at the source digest", 1, &unchanged, &by_digest).await;
+    row(
+        dialect,
+        "already at the source digest",
+        1,
+        &unchanged,
+        &by_digest,
+    )
+    .await;
     let again = |registry: &Embedded| {
         seeded(registry);
         for tag in ["float_incoming", "float__post1"] {
@@ -85,6 +101,7 @@ pub async fn run(report: &mut Report) {
         }
     };
     row(
+        dialect,
         "promoted before: _incoming and __post1 hold the old digest",
         12 + blobs,
         &again,
@@ -99,6 +116,7 @@ pub async fn run(report: &mut Report) {
             .unwrap();
     };
     row(
+        dialect,
         "_incoming is the last pin of another digest: rescue",
         14 + blobs,
         &rescue,
@@ -110,12 +128,18 @@ pub async fn run(report: &mut Report) {
         registry.create_repository("ci");
     };
     row(
+        dialect,
         "first promotion, 4 blobs mounted",
         7 + blobs,
         &first,
         &by_digest,
     )
     .await;
+    dialect = Dialect::Quay;
+    let name = "quay: existing float, another repository, 4 blobs mounted";
+    row(dialect, name, 13 + blobs, &seeded, &by_digest).await;
+    let name = "quay: already at the source digest";
+    row(dialect, name, 1, &unchanged, &by_digest).await;
     table.print();
 }
 

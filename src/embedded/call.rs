@@ -20,7 +20,7 @@ use super::faults::Action;
 use super::http::Registry;
 use super::log::Entry;
 use super::names;
-use super::settings::Settings;
+use super::settings::{Dialect, Settings};
 
 /// Bytes of an unwanted body that are read so that its sender gets to see the answer.
 const DRAIN: u64 = 16 << 20;
@@ -148,7 +148,12 @@ impl Call {
         if self.registry.authority.mode() == AuthMode::Basic {
             return format!("Basic realm=\"{host}\"");
         }
-        let mut challenge = format!("Bearer realm=\"http://{host}/v2/auth\",service=\"{host}\"");
+        // By its realm a client knows quay.
+        let realm = match self.settings.dialect {
+            Dialect::Quay => "v2/auth",
+            Dialect::Distribution => "token",
+        };
+        let mut challenge = format!("Bearer realm=\"http://{host}/{realm}\",service=\"{host}\"");
         if !self.entry.repository.is_empty() {
             let actions = if self.entry.is_write() {
                 "pull,push"

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub enum Kind {
     /// `/v2/`
     Ping,
-    /// `/v2/auth`, the token endpoint.
+    /// `/v2/auth` as at quay, or `/token`: the token endpoint.
     Token,
     /// `/v2/<repository>/manifests/<reference>`
     Manifest,
@@ -39,6 +39,9 @@ pub(super) struct Target {
 impl Target {
     /// Reads the path of the registry's own listener.
     pub(super) fn parse(path: &str) -> Self {
+        if path == "/token" {
+            return Self::bare(Kind::Token);
+        }
         let Some(rest) = path.strip_prefix("/v2") else {
             return Self::bare(Kind::Other);
         };
@@ -164,6 +167,7 @@ mod tests {
         for (path, kind, repository, reference) in [
             ("/v2/", Kind::Ping, "", ""),
             ("/v2/auth", Kind::Token, "", ""),
+            ("/token", Kind::Token, "", ""),
             (
                 "/v2/a/b/c/manifests/latest",
                 Kind::Manifest,

@@ -1,7 +1,7 @@
 //! Tokens: what is sent to show a right.
 //!
 //! In comes whose rights are used on which repository ([`Access`]); out comes a [`Grant`]: the `Authorization` to send. The
-//! challenge of a registry is learnt once (`GET /v2/`) and again whenever a 401 names another one. Tokens are kept by address,
+//! challenge of a registry is learnt once (`GET /v2/`, or the first upload session that is asked for) and again whenever a 401 names another one. Tokens are kept by address,
 //! credential and scopes, fetched by one at a time, and renewed at 80 % of their life.
 //!
 //! Guaranteed: what one credential was granted never serves another; a right that the token itself says is missing (quay and
@@ -26,7 +26,7 @@ use super::credential::CredentialKey;
 use super::endpoint::{Endpoint, address};
 use super::error::Error;
 use super::look::CUTS_MAX;
-use super::reply::{Refusal, challenge_of};
+use super::reply::{Refusal, Reply, challenge_of};
 use super::transport::{Ask, Content, Failure, PATIENCE, Transport};
 use crate::machine::Reason;
 
@@ -211,6 +211,34 @@ impl Transport {
         };
         self.tokens.learn(endpoint, &challenge);
         Ok(challenge)
+    }
+
+    /// The first request to a registry, `ask`, without a credential: what it answers tells its challenge as a ping would. Its reply,
+    /// where it was let in; nothing where the challenge is known already, or is now.
+    pub(super) async fn try_first(
+        &self,
+        access: &Access<'_>,
+        ask: &mut Ask<'_>,
+    ) -> Result<Option<Reply>, Failure> {
+        let learnt = self.tokens.learnt(access.endpoint);
+        if learnt.known().is_some() {
+            return Ok(None);
+        }
+        let _ping = within(ask.patience, learnt.ping.lock(), access.endpoint).await?;
+        if learnt.known().is_some() {
+            return Ok(None);
+        }
+        let reply = self.exchange(ask, None, || true).await?;
+        if reply.status().is_success() {
+            self.tokens.learn(access.endpoint, &Challenge::Open);
+            return Ok(Some(reply));
+        }
+        if reply.status() == StatusCode::UNAUTHORIZED
+            && let Some((challenge, _)) = challenge_of(reply.response.headers())
+        {
+            self.tokens.learn(access.endpoint, &challenge);
+        }
+        Ok(None)
     }
 
     async fn token(

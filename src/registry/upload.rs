@@ -189,6 +189,22 @@ impl Registry {
         }
     }
 
+    /// An upload session as the very first request to a registry, which saves the ping where it is open to everybody.
+    async fn try_session(
+        &self,
+        access: &Access<'_>,
+        what: &str,
+        activity: &Activity,
+    ) -> Option<Url> {
+        let url = uploads_url(access);
+        let mut ask = self.blob_ask(Method::POST, url, what, access, activity);
+        let tried = self.transport().try_first(access, &mut ask).await;
+        let reply = tried.ok()??;
+        (reply.status() == StatusCode::ACCEPTED)
+            .then(|| self.location(&reply, access, what).ok())
+            .flatten()
+    }
+
     /// Opens an upload session. `placed`: whether a place on that host is held.
     pub(super) async fn begin(
         &self,
@@ -273,22 +289,36 @@ impl Registry {
             push: true,
             also: None,
         };
-        let grant = self
-            .transport()
-            .authorise(&access, None, None, activity)
-            .await;
         let key = (credential.key(), repository.clone());
-        if grant.map_err(Failure::into_error)?.tells_rights() || self.0.pushable.contains_key(&key)
-        {
-            return Ok(());
-        }
         let what = repository.to_string();
-        let session = self
-            .begin(&access, &what, false, activity)
-            .await
-            .map_err(Failure::into_error)?;
+        let session = match self.try_session(&access, &what, activity).await {
+            Some(session) => session,
+            None => {
+                let grant = self.transport().authorise(&access, None, None, activity);
+                let grant = grant.await.map_err(Failure::into_error)?;
+                if grant.tells_rights() || self.0.pushable.contains_key(&key) {
+                    return Ok(());
+                }
+                let session = self.begin(&access, &what, false, activity).await;
+                session.map_err(Failure::into_error)?
+            }
+        };
         self.0.pushable.insert(key, ());
-        self.cancel(Some(&session), &access, &what, activity).await;
+        // The answer is known: nobody has to wait for the cleaning up.
+        let (registry, repository) = (self.clone(), repository.clone());
+        let (credential, activity) = (credential.clone(), activity.clone());
+        tokio::spawn(async move {
+            let access = Access {
+                endpoint: &endpoint,
+                credential: &credential,
+                repository: &repository,
+                push: true,
+                also: None,
+            };
+            registry
+                .cancel(Some(&session), &access, &what, &activity)
+                .await;
+        });
         Ok(())
     }
 }

@@ -549,10 +549,17 @@ async fn without_tokens_the_right_to_push_is_tried_once_and_left_clean() {
     for _ in 0..3 {
         client.may_push(&target, &bot, &activity).await.unwrap();
     }
-    assert_eq!(
-        (host.count(&upload("POST")), host.count(&upload("DELETE"))),
-        (1, 1)
-    );
+    host.wait_for(&upload("DELETE"), 1, true).await;
+    // The first of all requests asks without a credential what the registry wants to see; it stands for the ping.
+    let posts: Vec<_> = host.requests(&upload("POST"));
+    let who: Vec<_> = posts
+        .iter()
+        .map(|p| (p.credential.as_deref(), p.status))
+        .collect();
+    assert_eq!(who, [(None, Some(401)), (Some("bot"), Some(202))]);
+    let pings = host.count(&Matcher::kind(Kind::Ping));
+    let deletes = host.count(&upload("DELETE"));
+    assert_eq!((deletes, pings, host.open_uploads()), (1, 0, 0));
     let error = client
         .may_push(&target, &reader, &activity)
         .await
@@ -1079,4 +1086,25 @@ fn every_future_can_be_spawned() {
         sent(&client.may_push(repository, &none, &activity));
     }
     let _ = check;
+}
+
+#[tokio::test]
+async fn where_everybody_may_push_the_first_upload_session_stands_for_the_ping() {
+    let host = open().await;
+    let client = client(&[&host]);
+    let (target, activity) = (repository(&host, "team/a"), Activity::default());
+    for _ in 0..3 {
+        client.may_push(&target, &QUIET(), &activity).await.unwrap();
+    }
+    let found = client.look(&target, &tag("x"), &QUIET(), &activity).await;
+    assert!(found.unwrap().is_none());
+    host.wait_for(&upload("DELETE"), 1, true).await;
+    let counts = [
+        host.count(&Matcher::kind(Kind::Ping)),
+        host.count(&upload("POST")),
+        host.count(&upload("DELETE")),
+        host.count(&Matcher::default()),
+    ];
+    assert_eq!(counts, [0, 1, 1, 3]);
+    assert_eq!(host.open_uploads(), 0);
 }
