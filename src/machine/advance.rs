@@ -89,11 +89,7 @@ pub fn advance(request: &mut Request, index: usize, outcome: Outcome, context: &
         ) => {
             record.succeed();
             record.note(notices);
-            if let Some(source) = &mut record.image.source {
-                source.media_type.get_or_insert(media_type);
-            }
-            record.image.bytes += bytes;
-            record.image.phase = Phase::Incoming;
+            record.stage(media_type, bytes);
         }
         (Phase::Pending | Phase::Latched, Outcome::Unpinned { digest }) => {
             record.succeed();
@@ -205,6 +201,15 @@ impl Record<'_> {
         } else if self.image.unchanged {
             self.image.end(Phase::Posted, Reason::Unchanged, "");
         }
+    }
+
+    /// Records that the source is held in the float's repository.
+    fn stage(&mut self, media_type: String, bytes: u64) {
+        if let Some(source) = &mut self.image.source {
+            source.media_type.get_or_insert(media_type);
+        }
+        self.image.bytes += bytes;
+        self.image.phase = Phase::Incoming;
     }
 
     /// Makes `digest` the newest displaced one: an entry that is listed already keeps its prune tag.

@@ -68,6 +68,24 @@ pub(super) struct Right {
     actions: Vec<String>,
 }
 
+impl<'a> Access<'a> {
+    /// The rights of `credential` in one repository: to read it, or, with `push`, to write it and to have absence there believed.
+    pub(super) fn new(
+        endpoint: &'a Endpoint,
+        credential: &'a Credential,
+        repository: &'a Repository,
+        push: bool,
+    ) -> Self {
+        Self {
+            endpoint,
+            credential,
+            repository,
+            push,
+            also: None,
+        }
+    }
+}
+
 impl Access<'_> {
     /// The scopes a token needs, one string each.
     pub(super) fn scopes(&self) -> Vec<String> {

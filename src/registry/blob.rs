@@ -49,25 +49,11 @@ enum Mount {
 
 impl Job<'_> {
     pub(super) fn source(&self) -> Access<'_> {
-        let (endpoint, credential, repository) = (&self.from_at, self.pull, self.from);
-        Access {
-            endpoint,
-            credential,
-            repository,
-            push: false,
-            also: None,
-        }
+        Access::new(&self.from_at, self.pull, self.from, false)
     }
 
     pub(super) fn target(&self) -> Access<'_> {
-        let (endpoint, credential, repository) = (&self.to_at, self.push, self.to);
-        Access {
-            endpoint,
-            credential,
-            repository,
-            push: true,
-            also: None,
-        }
+        Access::new(&self.to_at, self.push, self.to, true)
     }
 
     pub(super) fn present(&self, digest: Digest, kind: Kind) -> Present {

@@ -29,7 +29,7 @@ const CHILDREN_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Blobs, and manifests, of one copy on their way at once.
 const AT_ONCE: usize = 8;
 /// How often a child's PUT is repeated when nothing certain is known of it.
-pub(super) const REPEATS_MAX: u32 = 3;
+const REPEATS_MAX: u32 = 3;
 
 /// What a copy has to bring.
 #[derive(Default)]
@@ -178,34 +178,47 @@ impl Registry {
         })
     }
 
-    /// Puts a child manifest by digest.
+    /// Puts a child manifest.
     async fn place(&self, job: &Job<'_>, child: Manifest) -> Result<(), Error> {
-        let reference = Reference::Digest(child.digest);
-        let target = job.target();
+        self.put_by_digest(job, &child, false).await?;
+        self.0
+            .present
+            .insert(job.present(child.digest, Kind::Manifest), ());
+        Ok(())
+    }
+
+    /// Puts a manifest by its digest, again and again until it is certain that it is there. Whether the registry says that it took
+    /// note of what the manifest refers to; where that is wanted (`answered`), finding it there is not enough.
+    pub(super) async fn put_by_digest(
+        &self,
+        job: &Job<'_>,
+        manifest: &Manifest,
+        answered: bool,
+    ) -> Result<bool, Error> {
+        let (target, reference) = (job.target(), Reference::Digest(manifest.digest));
         let bounds = Bounds {
             timeout: self.transport().settings.request_timeout,
             patience: None,
         };
         let mut repeats = 0;
         loop {
-            let error = match self
-                .put(&target, &reference, &child, bounds, || true, job.activity)
-                .await
-            {
-                Put::Written => break,
+            let (put, noted) = self
+                .put(&target, &reference, manifest, bounds, || true, job.activity)
+                .await;
+            let error = match put {
+                Put::Written => return Ok(noted),
                 Put::ContentMissing(error) => {
-                    self.doubt(job, &child);
+                    self.doubt(job, manifest);
                     return Err(error);
                 }
                 Put::Refused(error) | Put::Immutable(error) => return Err(error),
                 Put::NotSent => continue,
                 Put::Unknown(error) => error,
             };
-            if self
-                .has_manifest(&target, child.digest, job.activity)
-                .await?
-            {
-                break;
+            // A read waits until the host is well again.
+            let there = self.has_manifest(&target, manifest.digest, job.activity);
+            if there.await? && !answered {
+                return Ok(false);
             }
             repeats += 1;
             if repeats > REPEATS_MAX {
@@ -213,10 +226,6 @@ impl Registry {
                 return Err(Error::attempt(Reason::RegistryError, message));
             }
         }
-        self.0
-            .present
-            .insert(job.present(child.digest, Kind::Manifest), ());
-        Ok(())
     }
 
     /// Forgets that the parts of a manifest are present: the registry says that one of them is not.

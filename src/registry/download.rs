@@ -199,13 +199,7 @@ impl Registry {
         activity: &Activity,
     ) -> Result<Response, Failure> {
         let what = named(from, blob.digest);
-        let access = Access {
-            endpoint: at,
-            credential: pull,
-            repository: from,
-            push: false,
-            also: None,
-        };
+        let access = Access::new(at, pull, from, false);
         let url = blob_url(&access, blob.digest);
         let mut ask = self.blob_ask(Method::GET, url, &what, &access, activity);
         ask.placed = true;

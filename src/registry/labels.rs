@@ -111,13 +111,7 @@ impl Registry {
         {
             return meant(&value);
         }
-        let access = Access {
-            endpoint: &endpoint,
-            credential,
-            repository,
-            push: true,
-            also: None,
-        };
+        let access = Access::new(&endpoint, credential, repository, true);
         let labels = self.read_labels(&access, config, activity);
         match tokio::time::timeout(PATIENCE, labels).await {
             Ok(Ok(value)) => value,

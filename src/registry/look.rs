@@ -164,13 +164,7 @@ impl Registry {
     ) -> Result<Got, Error> {
         let what = named(repository, reference);
         let endpoint = self.endpoint(repository)?;
-        let access = Access {
-            endpoint: &endpoint,
-            credential,
-            repository,
-            push,
-            also: None,
-        };
+        let access = Access::new(&endpoint, credential, repository, push);
         let mut ask = self.manifest_ask(Method::GET, &what, reference, &access, activity);
         let mut cuts = 0;
         let got = loop {

@@ -67,13 +67,7 @@ impl Registry {
             Ok(endpoint) => endpoint,
             Err(error) => return Put::Refused(error),
         };
-        let access = Access {
-            endpoint: &endpoint,
-            credential,
-            repository,
-            push: true,
-            also: None,
-        };
+        let access = Access::new(&endpoint, credential, repository, true);
         let bounds = Bounds {
             timeout: self.transport().settings.put_timeout,
             patience: Some(MOMENT),
@@ -81,25 +75,11 @@ impl Registry {
         let reference = Reference::Tag(tag.clone());
         self.put(&access, &reference, manifest, bounds, gate, activity)
             .await
-    }
-
-    /// PUT of a manifest by tag or by its digest.
-    pub(super) async fn put(
-        &self,
-        access: &Access<'_>,
-        reference: &Reference,
-        manifest: &Manifest,
-        bounds: Bounds,
-        gate: impl Fn() -> bool + Send,
-        activity: &Activity,
-    ) -> Put {
-        self.put_noted(access, reference, manifest, bounds, gate, activity)
-            .await
             .0
     }
 
-    /// As [`Registry::put`], and whether the registry says that it took note of what the manifest refers to.
-    pub(super) async fn put_noted(
+    /// PUT of a manifest by tag or by its digest; and whether the registry says that it took note of what the manifest refers to.
+    pub(super) async fn put(
         &self,
         access: &Access<'_>,
         reference: &Reference,

@@ -303,7 +303,7 @@ impl State {
     fn next(&mut self, now: Instant) -> Option<Ticket> {
         let mut classes = Class::ALL.map(|class| self.is_open(class, now));
         loop {
-            let (party, class) = self.first(&classes)?;
+            let (party, class) = self.first(classes)?;
             let line = self.lines.get_mut(&party)?;
             let want = line.tickets[class.index()].front()?.want;
             if class == Class::Stream && self.streams + want.places > self.streams_max() {
@@ -350,7 +350,7 @@ impl State {
     }
 
     /// The party and class that go first among these classes.
-    fn first(&mut self, classes: &[bool; CLASSES]) -> Option<(u64, Class)> {
+    fn first(&mut self, classes: [bool; CLASSES]) -> Option<(u64, Class)> {
         let mut first = None;
         for (party, line) in &mut self.lines {
             for class in Class::ALL {

@@ -15,13 +15,11 @@ use serde_json::{Value, json};
 use super::Registry;
 use super::access::Access;
 use super::activity::Activity;
-use super::copy::REPEATS_MAX;
 use super::credential::Credential;
 use super::endpoint::{Endpoint, address};
 use super::error::Error;
 use super::look::{MANIFEST_MAX, named};
 use super::manifest::{Manifest, digest_of, unsupported};
-use super::put::{Bounds, Put};
 use super::reply::{Refusal, Reply};
 use super::transport::Failure;
 use crate::image::{Digest, Reference, Repository};
@@ -61,13 +59,7 @@ impl Registry {
         }
         let reference = Reference::Digest(subject);
         let what = format!("the referrers of {}", named(repository, &reference));
-        let access = Access {
-            endpoint: &endpoint,
-            credential,
-            repository,
-            push,
-            also: None,
-        };
+        let access = Access::new(&endpoint, credential, repository, push);
         let mut url = endpoint.url(&format!("{}/referrers/{subject}", repository.path()));
         let mut found: Vec<Referrer> = Vec::new();
         for page in 0..PAGES_MAX {
@@ -121,34 +113,7 @@ impl Registry {
     ) -> Result<bool, Error> {
         self.copy(from, manifest, to, pull, push, activity).await?;
         let job = self.job(from, manifest, to, pull, push, activity)?;
-        let (target, reference) = (job.target(), Reference::Digest(manifest.digest));
-        let bounds = Bounds {
-            timeout: self.transport().settings.request_timeout,
-            patience: None,
-        };
-        let mut repeats = 0;
-        loop {
-            // By digest it can be put again whatever became of it before, until the answer is known.
-            let (put, noted) = self
-                .put_noted(&target, &reference, manifest, bounds, || true, activity)
-                .await;
-            match put {
-                Put::Written => return Ok(noted),
-                Put::ContentMissing(error) => {
-                    self.doubt(&job, manifest);
-                    return Err(error);
-                }
-                Put::Refused(error) | Put::Immutable(error) => return Err(error),
-                Put::Unknown(error) if repeats == REPEATS_MAX => {
-                    let message = format!("{} (repeated {REPEATS_MAX} times)", error.message);
-                    return Err(Error::attempt(Reason::RegistryError, message));
-                }
-                Put::Unknown(_) | Put::NotSent => repeats += 1,
-            }
-            // A read waits until the host is well again.
-            self.has_manifest(&target, manifest.digest, activity)
-                .await?;
-        }
+        self.put_by_digest(&job, manifest, true).await
     }
 }
 

@@ -282,41 +282,27 @@ impl Registry {
         activity: &Activity,
     ) -> Result<(), Error> {
         let endpoint = self.endpoint(repository)?;
-        let access = Access {
-            endpoint: &endpoint,
-            credential,
-            repository,
-            push: true,
-            also: None,
-        };
+        let access = Access::new(&endpoint, credential, repository, true);
         let key = (credential.key(), repository.clone());
         let what = repository.to_string();
-        let session = match self.try_session(&access, &what, activity).await {
-            Some(session) => session,
-            None => {
-                let grant = self.transport().authorise(&access, None, None, activity);
-                let grant = grant.await.map_err(Failure::into_error)?;
-                if grant.tells_rights() || self.0.pushable.contains_key(&key) {
-                    return Ok(());
-                }
-                let session = self.begin(&access, &what, false, activity).await;
-                session.map_err(Failure::into_error)?
+        let mut session = self.try_session(&access, &what, activity).await;
+        if session.is_none() {
+            let grant = self.transport().authorise(&access, None, None, activity);
+            let grant = grant.await.map_err(Failure::into_error)?;
+            if grant.tells_rights() || self.0.pushable.contains_key(&key) {
+                return Ok(());
             }
-        };
+            let begun = self.begin(&access, &what, false, activity).await;
+            session = Some(begun.map_err(Failure::into_error)?);
+        }
         self.0.pushable.insert(key, ());
         // The answer is known: nobody has to wait for the cleaning up.
         let (registry, repository) = (self.clone(), repository.clone());
         let (credential, activity) = (credential.clone(), activity.clone());
         tokio::spawn(async move {
-            let access = Access {
-                endpoint: &endpoint,
-                credential: &credential,
-                repository: &repository,
-                push: true,
-                also: None,
-            };
+            let access = Access::new(&endpoint, &credential, &repository, true);
             registry
-                .cancel(Some(&session), &access, &what, &activity)
+                .cancel(session.as_ref(), &access, &what, &activity)
                 .await;
         });
         Ok(())

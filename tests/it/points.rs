@@ -23,7 +23,7 @@ use crate::testbed::RunDir;
 
 /// How long a write may take to land: on this registry none takes any time.
 const SETTLE: Duration = Duration::from_millis(300);
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// Runs at once.
 const AT_ONCE: usize = 6;
 
