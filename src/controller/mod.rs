@@ -135,7 +135,12 @@ async fn lead(
     } = scope;
     let (names, writer) = reflector::store();
     let (ready, is_ready) = oneshot::channel();
-    let sweep = sweep::run(engine.store(), client.clone(), namespace, sweep_interval);
+    let sweep = Box::pin(sweep::run(
+        engine.store(),
+        client.clone(),
+        namespace,
+        sweep_interval,
+    ));
     let events = watch::events(client, namespace);
     let follow = watch::follow(engine.clone(), writer, events, || {
         let _ = ready.send(());

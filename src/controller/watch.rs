@@ -68,7 +68,7 @@ fn listing_anew<'a, T: 'a>(
     begin: impl Fn() -> BoxStream<'a, watcher::Result<T>> + 'a,
 ) -> impl Stream<Item = watcher::Result<T>> + 'a {
     futures::stream::unfold((begin, None), async |(begin, current)| {
-        let mut events = current.unwrap_or_else(|| begin());
+        let mut events = current.unwrap_or_else(&begin);
         let event = events.next().await?;
         let current = (!is_refused(&event)).then_some(events);
         Some((event, (begin, current)))
