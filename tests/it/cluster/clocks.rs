@@ -22,6 +22,7 @@ async fn renew(stage: &Stage, off: i64, duration: u32) {
     let now = Timestamp::now() + SignedDuration::from_secs(off);
     let lease = json!({
         "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+        "metadata": {"name": NAME},
         "spec": {
             "holderIdentity": "another",
             "leaseDurationSeconds": duration,

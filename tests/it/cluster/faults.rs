@@ -10,7 +10,7 @@ use crate::stage::phase;
 
 const ALWAYS: usize = usize::MAX;
 /// Beyond this an operator would ask what is wrong; what the watch promises, and a promotion.
-const HEARD: Duration = Duration::from_secs(60);
+const HEARD: Duration = Duration::from_mins(1);
 
 async fn ground(prefix: &str) -> (Ground, Relay) {
     let ground = Ground::new(prefix).await;

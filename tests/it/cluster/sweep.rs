@@ -108,8 +108,8 @@ async fn the_status_of_a_finished_request_follows_its_generation_in_one_write() 
         "-n",
         &ground.stage.namespace,
     ];
-    let waited = ground.stage.plane.kubectl(&wait).await.unwrap();
-    assert!(waited.status.success(), "{waited:?}");
+    let output = ground.stage.plane.kubectl(&wait).await.unwrap();
+    assert!(output.status.success(), "{output:?}");
     tokio::time::sleep(Duration::from_secs(4)).await;
     assert_eq!(ground.stage.get("r").await, followed, "it is written again");
 }
