@@ -304,6 +304,7 @@ pub fn refuse(object: &mut PromotionRequest, error: &ReadError, now: Timestamp) 
     status.progress = Some(format!("0/{}", object.spec.images.len()));
     status.completion_time = Some(time(now));
     let message = cut(&error.to_string(), MESSAGE_MAX);
+    let mut known = std::mem::take(&mut status.images);
     status.images = object
         .spec
         .images
@@ -313,6 +314,11 @@ pub fn refuse(object: &mut PromotionRequest, error: &ReadError, now: Timestamp) 
             phase: Phase::Failed.as_str().into(),
             reason: Some(Reason::InvalidSpec.as_str().into()),
             message: Some(message.clone()),
+            unknown: known
+                .iter_mut()
+                .find(|old| old.float == image.float)
+                .map(|old| std::mem::take(&mut old.unknown))
+                .unwrap_or_default(),
             ..ImageStatus::default()
         })
         .collect();
@@ -324,6 +330,23 @@ pub fn refuse(object: &mut PromotionRequest, error: &ReadError, now: Timestamp) 
         object.metadata.generation,
     );
     object.status = Some(status);
+}
+
+/// Lets the status of a finished request speak of its spec's present generation. False where it does, or is unfinished.
+pub fn follow_generation(object: &mut PromotionRequest) -> bool {
+    let generation = object.metadata.generation;
+    let Some(status) = &mut object.status else {
+        return false;
+    };
+    let phase = status.phase.as_deref().and_then(Phase::parse);
+    if status.observed_generation == generation || !phase.is_some_and(Phase::is_finished) {
+        return false;
+    }
+    status.observed_generation = generation;
+    for condition in &mut status.conditions {
+        condition.observed_generation = generation;
+    }
+    true
 }
 
 /// Makes an object ready for another run without a cluster: the deadline starts anew; images that failed or were cancelled

@@ -7,7 +7,7 @@ use clap::{ArgAction, Args};
 use kube::Client;
 
 use super::{RegistryArgs, bad_input, fail, signalled, telemetry, unusable};
-use crate::controller::{Config, run as run_controller};
+use crate::controller::{Config, SILENCE, run as run_controller};
 use crate::registry::Registry;
 
 /// Reconcile the promotion requests of a cluster.
@@ -22,6 +22,9 @@ pub(super) struct ControllerArgs {
     /// Where the Lease is [default: the pod's namespace, else the kubeconfig context's].
     #[arg(long, value_name = "NAMESPACE")]
     lease_namespace: Option<String>,
+    /// Finished requests are looked at about this often: those whose ttlSecondsAfterFinished has passed are deleted.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    sweep_interval: u32,
     #[command(flatten)]
     registry: RegistryArgs,
 }
@@ -32,6 +35,7 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
         namespace,
         leader_elect,
         lease_namespace,
+        sweep_interval,
         registry,
     } = args;
     if registry.allow_registry.is_empty() {
@@ -48,6 +52,9 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
         }
     };
     config.connect_timeout = Some(Duration::from_secs(5));
+    // A server, or what is between, that has gone silent: without this a list would wait for it for ever.
+    config.read_timeout = Some(SILENCE);
+    config.reset_reader_on_write = true;
     let lease_namespace =
         leader_elect.then(|| lease_namespace.unwrap_or_else(|| config.default_namespace.clone()));
     let client = match Client::try_from(config) {
@@ -77,6 +84,7 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
         registry,
         policy,
         engine: settings,
+        sweep_interval: Duration::from_secs(sweep_interval.into()),
     };
     match run_controller(config, signalled()).await {
         Ok(()) => ExitCode::SUCCESS,

@@ -20,6 +20,8 @@ pub const NAME: &str = "promotion-controller";
 /// How long a lease lasts without renewal, in seconds.
 const DURATION_SECONDS: i32 = 15;
 const DURATION: Duration = Duration::from_secs(15);
+/// The longest that another's record is waited for: one that names more was not written by a controller of ours.
+const DURATION_MAX: Duration = Duration::from_mins(1);
 /// How long one call may take.
 const CALL: Duration = Duration::from_secs(3);
 /// How long a leader may write on whose lease was deleted: until its next renewal is answered.
@@ -77,11 +79,10 @@ impl Elector {
         let mut told: Option<String> = None;
         loop {
             match self.look().await {
-                Ok(None) => {
-                    if self.write(None).await.is_ok() {
-                        return Acquired::New;
-                    }
-                }
+                Ok(None) => match self.write(None).await {
+                    Ok(()) => return Acquired::New,
+                    Err(refused) => self.not_taken(&refused),
+                },
                 Ok(Some(lease)) => {
                     let holder = holder(&lease);
                     let version = lease.metadata.resource_version.clone();
@@ -97,8 +98,9 @@ impl Elector {
                         } else {
                             Acquired::Expired
                         };
-                        if self.write(Some(lease)).await.is_ok() {
-                            return how;
+                        match self.write(Some(lease)).await {
+                            Ok(()) => return how,
+                            Err(refused) => self.not_taken(&refused),
                         }
                     } else if told != holder {
                         tracing::info!(
@@ -170,6 +172,16 @@ impl Elector {
         let given = timeout(CALL, self.api.replace(NAME, &params, &lease)).await;
         let given = given.map_err(|_| "timed out".to_owned())?;
         given.map(|_| ()).map_err(|error| error.to_string())
+    }
+
+    /// Says why the lease could not be taken, unless another process was quicker.
+    fn not_taken(&self, refused: &Refused) {
+        let why = match refused {
+            Refused::Conflict => return,
+            Refused::Gone => "the namespace is not there, or the lease was deleted just now",
+            Refused::Failed(error) => error,
+        };
+        tracing::warn!("cannot take the lease {}/{NAME}: {why}", self.namespace);
     }
 
     fn lost(&self, why: &str) -> Lost {
@@ -253,5 +265,6 @@ fn lasts(lease: &Lease) -> Duration {
         .as_ref()
         .and_then(|spec| spec.lease_duration_seconds);
     let seconds = seconds.and_then(|s| u64::try_from(s).ok());
-    seconds.map_or(DURATION, Duration::from_secs).max(DURATION)
+    let named = seconds.map_or(DURATION, Duration::from_secs);
+    named.clamp(DURATION, DURATION_MAX)
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! lease ─▶ list and watch ─▶ claims rebuilt ─▶ queue ─▶ engine::reconcile
+//!   └────▶ sweep: finished requests
 //! ```
 //!
 //! Ends in one of two ways: asked to (drain, settle, release), or because the lease was lost (at once; the next leader goes
@@ -9,6 +10,7 @@
 
 pub mod lease;
 pub mod queue;
+mod sweep;
 mod watch;
 
 use std::time::Duration;
@@ -29,6 +31,8 @@ use crate::store::Key;
 use crate::store::cluster::Cluster;
 use lease::{Acquired, Elector, Lost};
 
+pub use watch::SILENCE;
+
 /// How long operations may take to end after the first signal: a tag write's timeout, and the save of what it found.
 const DRAIN: Duration = Duration::from_secs(30);
 
@@ -48,6 +52,8 @@ pub struct Config {
     pub policy: Policy,
     /// The engine's.
     pub engine: Settings,
+    /// How often finished requests are looked at.
+    pub sweep_interval: Duration,
 }
 
 /// Runs until `stop` resolves or the lease is lost.
@@ -63,6 +69,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), L
         registry,
         policy,
         engine: settings,
+        sweep_interval,
     } = config;
     let leadership = match lease_namespace {
         Some(_) => Leadership::elected(),
@@ -98,20 +105,42 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), L
         engine.memory().keep_quiet(Instant::now() + settle);
         (stop, None)
     };
-    lead(&engine, keys, client, namespace.as_deref(), elector, stop).await
+    let scope = Scope {
+        client,
+        namespace: namespace.as_deref(),
+        sweep_interval,
+    };
+    lead(&engine, keys, scope, elector, stop).await
+}
+
+/// Whose requests are led.
+struct Scope<'a> {
+    client: Client,
+    namespace: Option<&'a str>,
+    sweep_interval: Duration,
 }
 
 /// Leads until `stop` resolves or the lease is lost.
 async fn lead(
     engine: &Engine<Cluster>,
     mut keys: mpsc::UnboundedReceiver<Key>,
-    client: Client,
-    namespace: Option<&str>,
+    scope: Scope<'_>,
     mut elector: Option<Elector>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), Lost> {
+    let Scope {
+        client,
+        namespace,
+        sweep_interval,
+    } = scope;
     let (names, writer) = reflector::store();
     let (ready, is_ready) = oneshot::channel();
+    let sweep = Box::pin(sweep::run(
+        engine.store(),
+        client.clone(),
+        namespace,
+        sweep_interval,
+    ));
     let events = watch::events(client, namespace);
     let follow = watch::follow(engine.clone(), writer, events, || {
         let _ = ready.send(());
@@ -138,6 +167,7 @@ async fn lead(
         lost = keep => return Err(lost),
         () = follow => tracing::error!("the watch has ended"),
         () = work => tracing::error!("the queue has ended"),
+        () = sweep => tracing::error!("the sweep has ended"),
         () = end => {}
     }
     if let Some(elector) = elector {

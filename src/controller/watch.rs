@@ -2,13 +2,21 @@
 //!
 //! Only unfinished ones are watched; one that finishes leaves as a Delete, like one that is deleted. The first list rebuilds
 //! the claims before anything is reconciled. A later list (the watch was interrupted) also shows what left meanwhile.
+//!
+//! A watch is never believed to be alive: it is asked anew after [`WATCH`], and one that is silent beyond that, its end
+//! included, is given up after five seconds more. A list, and the beginning of a watch, are given up after [`SILENCE`]. So what
+//! happens while a server, or what is between, swallows everything, is heard of within a minute after it stops doing so or a new
+//! connection passes it by.
 
 use std::collections::HashSet;
 use std::pin::pin;
+use std::time::Duration;
 
+use futures::stream::BoxStream;
 use futures::{Stream, StreamExt as _};
 use kube::core::DeserializeGuard;
 use kube::runtime::reflector::store::Writer;
+use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt as _, watcher as watch};
 use kube::{Api, Client, Resource as _};
@@ -20,6 +28,12 @@ use crate::machine::Phase;
 use crate::store::{Key, Store};
 
 type Guarded = DeserializeGuard<PromotionRequest>;
+
+/// How long one watch lasts before it is asked anew, in seconds. The server ends it; where that is not heard, five seconds later
+/// we do.
+const WATCH: u32 = 30;
+/// A connection to the API server is given up when nothing is heard on it for so long: more than a watch without events lasts.
+pub const SILENCE: Duration = Duration::from_secs(40);
 
 /// What is being listed.
 #[derive(Default)]
@@ -43,8 +57,44 @@ pub fn events(
         .collect();
     let config = watcher::Config::default()
         .fields(&selector.join(","))
-        .page_size(200);
-    watch(api, config).default_backoff()
+        .page_size(200)
+        .timeout(WATCH);
+    listing_anew(move || watch(api.clone(), config.clone()).boxed()).backoff(Pause)
+}
+
+/// A watch that is refused because it cannot be taken up where it was, or because its kind is not served (any more), begins
+/// anew with a list. kube does so only where the refusal is an event of a watch that had begun.
+fn listing_anew<'a, T: 'a>(
+    begin: impl Fn() -> BoxStream<'a, watcher::Result<T>> + 'a,
+) -> impl Stream<Item = watcher::Result<T>> + 'a {
+    futures::stream::unfold((begin, None), async |(begin, current)| {
+        let mut events = current.unwrap_or_else(&begin);
+        let event = events.next().await?;
+        let current = (!is_refused(&event)).then_some(events);
+        Some((event, (begin, current)))
+    })
+}
+
+fn is_refused<T>(event: &watcher::Result<T>) -> bool {
+    matches!(
+        event,
+        Err(watcher::Error::WatchStartFailed(kube::Error::Api(status))) if matches!(status.code, 404 | 410)
+    )
+}
+
+/// The pause after an error. It does not grow: there is one watch for the whole cluster, and everybody waits for it.
+struct Pause;
+
+impl Iterator for Pause {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        Some(Duration::from_millis(rand::random_range(500..3_000)))
+    }
+}
+
+impl Backoff for Pause {
+    fn reset(&mut self) {}
 }
 
 /// Follows the watch for ever, telling the engine. `ready` is called once, when the claims are rebuilt.
@@ -70,10 +120,9 @@ pub async fn follow<S: Store>(
         match event {
             Event::Init => listing = Listing::default(),
             Event::InitApply(object) => {
-                if let Some(object) = decoded(object) {
-                    listing.uids.extend(object.metadata.uid.clone());
-                    listing.objects.push(object);
-                }
+                // One that cannot be read is there all the same: it keeps the floats that it has begun on.
+                listing.uids.extend(object.meta().uid.clone());
+                listing.objects.extend(decoded(object));
             }
             Event::InitDone => {
                 let Listing { objects, uids } = std::mem::take(&mut listing);
@@ -133,5 +182,52 @@ fn trimmed(event: &Event<Guarded>) -> Event<Named> {
         Event::InitApply(object) => Event::InitApply(named(object.meta())),
         Event::Apply(object) => Event::Apply(named(object.meta())),
         Event::Delete(object) => Event::Delete(named(object.meta())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use kube::core::Status;
+
+    use super::*;
+
+    fn refused(code: u16) -> watcher::Result<&'static str> {
+        let status = Status::failure("no", "Expired").with_code(code);
+        let error = kube::Error::Api(status.boxed());
+        Err(watcher::Error::WatchStartFailed(error))
+    }
+
+    #[tokio::test]
+    async fn a_refused_watch_begins_with_a_list_and_a_broken_one_goes_on() {
+        let begun = AtomicUsize::new(0);
+        let runs = || {
+            let events = match begun.fetch_add(1, Ordering::Relaxed) {
+                0 => vec![
+                    Ok("list"),
+                    refused(503),
+                    Ok("event"),
+                    refused(410),
+                    Ok("deaf"),
+                ],
+                1 => vec![Ok("list"), refused(404), Ok("deaf")],
+                _ => vec![Ok("list")],
+            };
+            futures::stream::iter(events).boxed()
+        };
+        let heard: Vec<_> = listing_anew(runs).map(Result::ok).collect().await;
+        let wanted = [
+            Some("list"),
+            None,
+            Some("event"),
+            None,
+            Some("list"),
+            None,
+            Some("list"),
+        ];
+        assert_eq!(heard, wanted);
+        assert_eq!(begun.load(Ordering::Relaxed), 3);
     }
 }

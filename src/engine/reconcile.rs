@@ -11,7 +11,7 @@ use crate::api::status::{ReadError, Scenery};
 use crate::api::{self, PromotionRequest, conditions};
 use crate::image::Stamp;
 use crate::machine::{
-    self, Context, Effect, Notice, Outcome, Plan, Reason, Request, Scene, Waiting, World,
+    self, Context, Effect, Launch, Notice, Outcome, Plan, Reason, Request, Scene, Waiting, World,
 };
 use crate::store::{Access, Event, Key, Store, StoreError};
 
@@ -48,28 +48,86 @@ struct Harvest {
     outcome: Outcome,
 }
 
+/// What one reconcile of a request saves, and what follows from its having been saved.
+pub(super) struct Record {
+    uid: String,
+    /// As it was loaded.
+    before: PromotionRequest,
+    /// As it is saved.
+    object: PromotionRequest,
+    request: Request,
+    notices: Vec<Notice>,
+    /// What was harvested: images' indices and operations' numbers.
+    harvested: Vec<(usize, u64)>,
+    drops: Vec<usize>,
+    launches: Vec<Launch>,
+    /// What is launched acts with this; none: nothing is.
+    access: Option<Access>,
+}
+
 impl<S: Store> Engine<S> {
     /// Takes one request one step on.
     ///
     /// # Errors
     /// Where the store cannot be reached; nothing is lost, try again.
     pub async fn reconcile(&self, key: &Key) -> Result<Next, ReconcileError> {
+        let mut unanswered = None;
+        let result = self.reconcile_until(key, &mut unanswered).await;
+        if let Some(record) = unanswered {
+            let mut state = self.lock();
+            if let Some(known) = state.known.get_mut(&record.uid) {
+                known.unanswered = Some(record);
+            }
+        }
+        result
+    }
+
+    /// Reconciles until a save is answered, or nothing can be saved now. A save whose answer is lost is looked for in the object
+    /// that is loaded next: if it is there, it has landed, and what follows from a save follows. Otherwise what it launched would
+    /// count as cut off, and what it told would never be told.
+    async fn reconcile_until(
+        &self,
+        key: &Key,
+        unanswered: &mut Option<Box<Record>>,
+    ) -> Result<Next, ReconcileError> {
+        let mut lost = false;
         for _ in 0..CONFLICTS {
             // Named before the load: what is created anew under this name meanwhile is not gone.
             let named = self.lock().named(key);
             let Some(object) = self.inner.store.load(key).await? else {
+                *unanswered = None;
                 for uid in named {
                     self.gone(&uid);
                 }
                 return Ok(Next::Triggered);
             };
             let uid = object.metadata.uid.clone().unwrap_or_default();
-            match self.reconcile_once(key, object).await {
+            if unanswered.is_none() {
+                let mut state = self.lock();
+                let known = state.known.get_mut(&uid);
+                *unanswered = known.and_then(|known| known.unanswered.take());
+            }
+            let landed =
+                unanswered.take_if(|sent| sent.uid == uid && sent.object.status == object.status);
+            if let Some(record) = landed {
+                if !self.is_trusted() {
+                    *unanswered = Some(record);
+                    return Ok(Next::After(TRUST_AGAIN));
+                }
+                tracing::debug!(request = %key, "a save whose answer was lost has landed");
+                self.recorded(key, &record, Some(&object)).await;
+                // The object may have been changed since.
+                return Ok(Next::After(Duration::ZERO));
+            }
+            match self.reconcile_once(key, object, unanswered).await {
                 Err(ReconcileError::Store(StoreError::Conflict(_))) => {}
                 Err(ReconcileError::Store(StoreError::Gone(_))) => {
+                    *unanswered = None;
                     self.gone(&uid);
                     return Ok(Next::Triggered);
                 }
+                Err(error) if lost || unanswered.is_none() => return Err(error),
+                Err(_) => lost = true,
                 result => return result,
             }
         }
@@ -80,6 +138,7 @@ impl<S: Store> Engine<S> {
         &self,
         key: &Key,
         mut object: PromotionRequest,
+        unanswered: &mut Option<Box<Record>>,
     ) -> Result<Next, ReconcileError> {
         let Some((uid, version)) = identity(&object) else {
             return Ok(Next::Triggered);
@@ -135,25 +194,57 @@ impl<S: Store> Engine<S> {
             waiting: plan.waiting.clone(),
         };
         api::status::write(&mut object, &request, &scenery);
-        let saved = if object.status == before.status {
+        let record = Box::new(Record {
+            uid,
+            before,
+            object,
+            request,
+            notices,
+            harvested: harvest
+                .iter()
+                .map(|ended| (ended.index, ended.id))
+                .collect(),
+            drops: plan.drops,
+            launches: plan.launches,
+            access,
+        });
+        let saved = if record.object.status == record.before.status {
             None
         } else {
-            self.note_stamps(&request, &was, now);
-            Some(self.save(key, &uid, &object).await?)
+            self.note_stamps(&record.request, &was, now);
+            match self.save(key, &record.uid, &record.object).await {
+                Ok(saved) => {
+                    *unanswered = None;
+                    Some(saved)
+                }
+                Err(error) => {
+                    *unanswered = Some(record);
+                    return Err(error.into());
+                }
+            }
         };
-        // Recorded: only now may the evidence be forgotten, and what was planned begin.
-        self.drop_harvest(&uid, &harvest);
-        for &index in &plan.drops {
-            self.give_up(&uid, index);
+        self.recorded(key, &record, saved.as_ref()).await;
+        Ok(next(plan.wake, again))
+    }
+
+    /// What follows once a record is saved, or is as it was: only now may the evidence be forgotten, and what was planned begin.
+    async fn recorded(&self, key: &Key, record: &Record, saved: Option<&PromotionRequest>) {
+        let uid = &record.uid;
+        self.drop_harvest(uid, &record.harvested);
+        for &index in &record.drops {
+            self.give_up(uid, index);
         }
-        if let Some(access) = access {
-            self.launch(key, &uid, &request, &plan.launches, &access);
+        if let Some(access) = &record.access {
+            self.launch(key, uid, &record.request, &record.launches, access);
         }
         match saved {
-            Some(saved) => self.saved(key, &before, &saved, &request, &notices).await,
-            None => self.settle_claims(&uid),
+            Some(saved) => {
+                let (before, notices) = (&record.before, &record.notices);
+                self.saved(key, before, saved, &record.request, notices)
+                    .await;
+            }
+            None => self.settle_claims(uid),
         }
-        Ok(next(plan.wake, again))
     }
 
     /// Whether what was loaded before may be saved over. A leader that was frozen beyond its lease has outcomes of a state that the
@@ -271,18 +362,14 @@ impl<S: Store> Engine<S> {
         }
     }
 
-    fn drop_harvest(&self, uid: &str, harvest: &[Harvest]) {
+    fn drop_harvest(&self, uid: &str, harvested: &[(usize, u64)]) {
         let mut state = self.lock();
         let Some(flight) = state.flights.get_mut(uid) else {
             return;
         };
-        for ended in harvest {
-            if flight
-                .operations
-                .get(&ended.index)
-                .is_some_and(|o| o.id == ended.id)
-            {
-                flight.operations.remove(&ended.index);
+        for (index, id) in harvested {
+            if flight.operations.get(index).is_some_and(|o| o.id == *id) {
+                flight.operations.remove(index);
             }
         }
     }

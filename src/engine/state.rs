@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::reconcile::Record;
 use crate::image::{Digest, Float};
 use crate::machine::claims::{Claims, Contender, Standing, Uid};
 use crate::machine::{Outcome, Reason, Step};
@@ -50,6 +51,8 @@ pub(super) struct Known {
     pub saved: Option<u64>,
     /// A save is on its way, and the newest resourceVersion heard of meanwhile, or 0: our own save coming back, most often.
     pub saving: Option<u64>,
+    /// A save that was sent and whose answer was lost.
+    pub unanswered: Option<Box<Record>>,
     /// When it was saved last.
     pub saved_at: Option<Instant>,
     /// A trigger is set for later.
@@ -150,6 +153,7 @@ impl State {
             asked: Asked::Not,
             saved: None,
             saving: None,
+            unanswered: None,
             saved_at: None,
             triggered: false,
             told: 0,

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Api, PostParams};
+use kube::core::Status;
 use kube::runtime::events::{Event as KubeEvent, EventType, Recorder, Reporter};
 use kube::{Client, Resource as _};
 use tokio::time::{Instant, timeout};
@@ -109,14 +110,17 @@ impl Cluster {
 
 impl Store for Cluster {
     async fn load(&self, key: &Key) -> Result<Option<PromotionRequest>, StoreError> {
-        let call = timeout(CALL, self.api(key).get_opt(&key.name)).await;
+        let call = timeout(CALL, self.api(key).get(&key.name)).await;
         let failed = |message: String| StoreError::Failed {
             verb: "load",
             key: key.clone(),
             message,
         };
-        call.map_err(|_| failed("timed out".into()))?
-            .map_err(|error| failed(error.to_string()))
+        match call.map_err(|_| failed("timed out".into()))? {
+            Ok(object) => Ok(Some(object)),
+            Err(kube::Error::Api(status)) if is_gone(&status, key) => Ok(None),
+            Err(error) => Err(failed(error.to_string())),
+        }
     }
 
     async fn save(&self, object: &PromotionRequest) -> Result<PromotionRequest, StoreError> {
@@ -132,7 +136,7 @@ impl Store for Cluster {
         let saved = call.map_err(|_| failed("timed out".into()))?;
         saved.map_err(|error| match &error {
             kube::Error::Api(status) if status.is_conflict() => StoreError::Conflict(key.clone()),
-            kube::Error::Api(status) if status.is_not_found() => StoreError::Gone(key.clone()),
+            kube::Error::Api(status) if is_gone(status, &key) => StoreError::Gone(key.clone()),
             _ => failed(error.to_string()),
         })
     }
@@ -188,4 +192,11 @@ impl Store for Cluster {
             Err(_) => tracing::warn!(request = %Key::of(object), "cannot tell an event: timed out"),
         }
     }
+}
+
+/// Whether an answer says that this object is not there. Another 404 says that nothing of its kind is served: the definition is
+/// missing, or the server is only starting. Nobody has deleted the object by that.
+fn is_gone(status: &Status, key: &Key) -> bool {
+    let named = status.details.as_ref().map(|details| &details.name);
+    status.is_not_found() && named == Some(&key.name)
 }

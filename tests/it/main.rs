@@ -6,6 +6,7 @@ mod testbed;
 mod apply;
 mod bounded;
 mod claims;
+mod cluster;
 mod controller;
 mod crash;
 mod crd;

@@ -63,6 +63,11 @@ impl Stage {
     /// Starts a controller for this namespace: without election and with the smallest settle time, unless `arguments` say
     /// otherwise.
     pub fn controller(&self, arguments: &[&str]) -> Controller {
+        self.controller_through(self.plane.kubeconfig(), arguments)
+    }
+
+    /// The same, on its way to the API server past whoever the kubeconfig names.
+    pub fn controller_through(&self, kubeconfig: &Path, arguments: &[&str]) -> Controller {
         let mut all = vec!["controller".to_owned()];
         let own = |name: &str| arguments.iter().any(|a| a.starts_with(name));
         let everywhere = arguments.contains(&EVERYWHERE);
@@ -86,9 +91,8 @@ impl Stage {
                 .map(|&a| a.to_owned()),
         );
         let program = Path::new(env!("CARGO_BIN_EXE_promotion-controller"));
-        let kubeconfig = self.plane.kubeconfig().to_str().unwrap().to_owned();
         let environment = [
-            ("KUBECONFIG", kubeconfig.as_str()),
+            ("KUBECONFIG", kubeconfig.to_str().unwrap()),
             ("RUST_LOG", "warn,promotion_controller=debug"),
         ];
         let process = Supervised::spawn(

@@ -303,6 +303,7 @@ impl Inside {
                     settle,
                     status_interval: Duration::from_millis(200),
                 },
+                sweep_interval: Duration::from_mins(5),
             }
         };
         runtime.spawn(async {
