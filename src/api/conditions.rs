@@ -103,7 +103,7 @@ fn verdict(request: &Request, phase: Phase) -> (Reason, String) {
             let reason = image.reason.unwrap_or(Reason::RegistryError);
             let count = failed().count();
             let taken_back = if request.status.rollback {
-                format!("; {}", taken_back(request))
+                format!("; {}", came_of_it(request))
             } else {
                 String::new()
             };
@@ -129,13 +129,29 @@ fn verdict(request: &Request, phase: Phase) -> (Reason, String) {
     }
 }
 
-/// What has become of a rollback so far.
+/// What a rollback is at.
 fn taken_back(request: &Request) -> String {
-    let back = |i: &&crate::machine::Image| i.reason == Some(Reason::RolledBack);
-    let images = request.status.images.iter();
-    let left = images.clone().filter(|i| i.rollback.is_some()).count();
-    let count = images.filter(back).count();
-    format!("floats taken back: {count}, to be looked at: {left}")
+    let left = request.status.images.iter();
+    let left = left.filter(|i| i.rollback.is_some()).count();
+    let failed = request.failed_float().map(ToString::to_string);
+    let failed = failed.unwrap_or_default();
+    format!(
+        "{failed} failed; {}, to be looked at: {left}",
+        came_of_it(request)
+    )
+}
+
+/// What has become of a rollback so far, beside what the image that failed says of itself.
+fn came_of_it(request: &Request) -> String {
+    let images = || request.status.images.iter().zip(&request.spec.images);
+    let all = |reason| images().filter(move |(image, _)| image.reason == Some(reason));
+    let back = all(Reason::RolledBack).count();
+    let behind = all(Reason::NotRolledBack).count();
+    let mut text = format!("other floats taken back: {back}");
+    if let Some((_, spec)) = all(Reason::NotRolledBack).next() {
+        text.push_str(&format!(", not taken back: {behind}, {} first", spec.float));
+    }
+    text
 }
 
 fn progress(request: &Request) -> String {

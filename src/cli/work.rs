@@ -146,14 +146,16 @@ fn is_over(object: &PromotionRequest) -> bool {
         return false;
     };
     let together = object.spec.latch == Latch::Together;
+    let finished = |image: &ImageStatus| Phase::parse(&image.phase).is_some_and(Phase::is_finished);
+    // Every image has ended and the whole has not: floats are being taken back.
+    let rolling_back = !status.images.is_empty() && status.images.iter().all(finished);
     let goes_on = |image: &ImageStatus| {
-        let finished = Phase::parse(&image.phase).is_some_and(Phase::is_finished);
         let committed = if together {
             status.committed
         } else {
             image.committed
         };
-        !finished && committed == Some(true)
+        (!finished(image) || rolling_back) && committed == Some(true)
     };
     is_finished(object) || (object.spec.suspend && !status.images.iter().any(goes_on))
 }

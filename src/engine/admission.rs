@@ -230,7 +230,7 @@ impl<S: Store> Engine<S> {
         let images = indices(&request, &rival.floats);
         if images
             .iter()
-            .any(|&i| request.is_committed(i) && !request.status.images[i].phase.is_finished())
+            .any(|&i| request.is_committed(i) && request.is_open(i))
         {
             return Ok(Err(waits(format!("waits for {key}, which is committed"))));
         }

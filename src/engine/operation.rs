@@ -305,8 +305,9 @@ impl Operation {
         let float = self.spec.float.tag();
         let at_source = |found: Option<Manifest>| found.filter(|m| m.digest == source);
         let found = self.look(float).await?;
-        if self.again && found.as_ref().is_some_and(|m| m.digest == back.digest) {
-            // Our own write, if what it displaced was pinned before.
+        if found.as_ref().is_some_and(|m| m.digest == back.digest) {
+            // Our own write, if what it displaced was pinned before: the tag is this rollback's alone. Whether this launch is the
+            // first does not matter, and is not known for certain: one that waited, and then its process died, has left no trace.
             let pinned = self.look(prune).await?.is_some_and(|m| m.digest == source);
             return Ok(if pinned {
                 Outcome::RolledBack
@@ -322,11 +323,11 @@ impl Operation {
         };
         let pre = self.spec.float.pre();
         if !self.pin(prune, &promoted).await? {
-            return Ok(Outcome::Left);
+            return self.cannot_be_pinned().await;
         }
         let there = self.again && self.look(&pre).await?.is_some_and(|m| m.digest == source);
         if !there && let Written::ContentMissing(_) = self.put(&pre, &promoted).await? {
-            return Ok(Outcome::Left);
+            return self.cannot_be_pinned().await;
         }
         // As in the latch, the look and the PUT follow each other directly.
         if at_source(self.look(float).await?).is_none() {
@@ -336,6 +337,19 @@ impl Operation {
             Written::Done => Ok(Outcome::RolledBack),
             Written::ContentMissing(_) => Err(self.nothing_to_go_back_to()),
         }
+    }
+
+    /// The promoted image is gone, in whole or in part, from under its float: left, if the float is elsewhere by now.
+    async fn cannot_be_pinned(&self) -> Flow<Outcome> {
+        let (source, float) = (self.source()?, self.spec.float.tag());
+        if self.look(float).await?.is_none_or(|m| m.digest != source) {
+            return Ok(Outcome::Left);
+        }
+        Err(Outcome::Faulted(Fault {
+            reason: Reason::BackupFailed,
+            message: "the promoted image cannot be pinned: parts of it are gone".into(),
+            class: Class::Terminal,
+        }))
     }
 
     fn nothing_to_go_back_to(&self) -> Outcome {

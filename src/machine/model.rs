@@ -13,7 +13,7 @@
 //! them; `MODEL=deep cargo test --release --lib model -- --nocapture` runs the larger ones too and prints the states of each.
 //! That the checker would find a violation is shown by taking away one guard after the other.
 //!
-//! Outside: bytes (a digest is all there is of an image), pruners, foreign writers of our pins, rollback. Assumed: a write of
+//! Outside: bytes (a digest is all there is of an image), pruners, foreign writers of our pins. Assumed: a write of
 //! ours lands within the settle time or never; a read is at most that old; creations are heard of in their order; a
 //! leader whose lease ran out saves nothing.
 #![allow(clippy::expect_used, clippy::panic)]
@@ -29,7 +29,7 @@ use search::{Found, search};
 use setup::{Faults, Mutation, Scenario, Setup, Wish};
 use world::World;
 
-use super::Latch;
+use super::{Latch, OnFailure};
 
 /// More states than any of these searches has.
 const BOUND: usize = 40_000_000;
@@ -38,7 +38,16 @@ const fn wish(images: &'static [(usize, &'static str)], latch: Latch) -> Wish {
     Wish {
         images,
         latch,
+        on_failure: OnFailure::Hold,
         suspended: false,
+    }
+}
+
+/// The same, of a group that is taken back when it fails.
+const fn back(images: &'static [(usize, &'static str)]) -> Wish {
+    Wish {
+        on_failure: OnFailure::Rollback,
+        ..wish(images, T)
     }
 }
 
@@ -47,6 +56,9 @@ const fn scenario(name: &'static str, wishes: &'static [Wish]) -> Scenario {
         name,
         exists: true,
         lenient: false,
+        refused: None,
+        post1: false,
+        attempts: 5,
         wishes,
     }
 }
@@ -115,6 +127,50 @@ const MIXED: Scenario = scenario(
     ],
 );
 
+const FAILS: Scenario = Scenario {
+    refused: Some("f0__post1"),
+    ..scenario(
+        "A, which fails after it moved its float",
+        &[back(&[(0, "A0")])],
+    )
+};
+const FAILS_OVER_POST1: Scenario = Scenario {
+    refused: Some("f0__post1"),
+    post1: true,
+    ..scenario(
+        "A, which fails, and __post1 holds another image",
+        &[back(&[(0, "A0")])],
+    )
+};
+const FAILS_THEN_NEXT: Scenario = Scenario {
+    refused: Some("f0__post1"),
+    ..scenario(
+        "A, which fails, then B",
+        &[back(&[(0, "A0")]), wish(&[(0, "B0")], T)],
+    )
+};
+const GROUP_FAILS: Scenario = Scenario {
+    refused: Some("f1"),
+    ..scenario(
+        "a group of two, one of which fails",
+        &[back(&[(0, "A0"), (1, "A1")])],
+    )
+};
+const GROUP_MOVED: Scenario = Scenario {
+    attempts: 2,
+    ..scenario(
+        "a group of two that somebody else may make fail",
+        &[back(&[(0, "A0"), (1, "A1")])],
+    )
+};
+const GROUP_FAILS_THEN_NEXT: Scenario = Scenario {
+    refused: Some("f1__post1"),
+    ..scenario(
+        "a group, one of which fails, then the other float",
+        &[back(&[(0, "A0"), (1, "A1")]), wish(&[(0, "B0")], T)],
+    )
+};
+
 /// The undisturbed run's end: every order of its steps leads to the same.
 fn undisturbed(scenario: Scenario) -> promises::End {
     let mut world = World::new(Setup::new(scenario, Faults::NONE, None));
@@ -144,6 +200,9 @@ fn explore(scenario: Scenario, list: &str, mutation: Option<Mutation>) -> Found 
     let mut setup = Setup::new(scenario, faults(list), mutation);
     // Which of two requests begins is a matter of luck where one is held back.
     let luck = scenario.wishes.iter().any(|wish| wish.suspended);
+    // So is how far the others of a group got before one failed.
+    let group = |wish: &Wish| wish.images.len() > 1;
+    let luck = luck || (scenario.refused.is_some() && scenario.wishes.iter().any(group));
     if setup.faults.heal() && !luck {
         setup.undisturbed = Some(undisturbed(scenario));
     }
@@ -184,6 +243,9 @@ const KINDS: [&str; 17] = [
     "crash", "replace", "handover", "lost", "late", "unknown", "stale", "moved", "back", "removed",
     "suspend", "cancel", "delete", "deadline", "expire", "sources", "slow",
 ];
+
+/// Those that only matter where floats may be taken back.
+const ENDS: [&str; 2] = ["overrun", "refused"];
 
 /// Every two faults, of different kinds or of the same.
 fn pairs() -> Vec<String> {
@@ -282,8 +344,63 @@ fn two_floats_keep_every_promise_under_a_crash_or_a_foreign_move() {
     }
 }
 
+#[test]
+fn a_group_that_fails_is_taken_back_or_says_what_was_not_under_every_fault() {
+    let kinds: Vec<&str> = KINDS.into_iter().chain(ENDS).collect();
+    hold(&[
+        (FAILS, &kinds),
+        (
+            FAILS,
+            &[
+                "crash+lost",
+                "crash+late",
+                "late+overrun",
+                "lost+overrun",
+                "late+refused",
+                "stale+crash",
+                "moved+back",
+                "moved+late",
+                "removed+late",
+                "lost+deadline+deadline",
+                "late+deadline",
+            ],
+        ),
+        (FAILS_OVER_POST1, &["", "crash", "stale"]),
+        (FAILS_THEN_NEXT, &kinds),
+        (
+            GROUP_FAILS,
+            &["", "crash", "late", "moved", "refused", "overrun"],
+        ),
+        (GROUP_MOVED, &["moved+moved", "refused", "refused+refused"]),
+        (GROUP_FAILS_THEN_NEXT, &["", "moved"]),
+    ]);
+    if deep() {
+        let mut pairs = pairs();
+        for end in ENDS {
+            pairs.extend(kinds.iter().map(|kind| format!("{kind}+{end}")));
+        }
+        let pairs: Vec<&str> = pairs.iter().map(String::as_str).collect();
+        let worst = [
+            "crash+lost",
+            "crash+moved",
+            "late+refused",
+            "late+overrun",
+            "stale+crash",
+        ];
+        hold(&[
+            (FAILS, &pairs),
+            (FAILS_THEN_NEXT, &pairs),
+            (GROUP_FAILS, &worst),
+            (
+                GROUP_FAILS_THEN_NEXT,
+                &["crash", "late", "refused", "removed", "delete"],
+            ),
+        ]);
+    }
+}
+
 /// For each guard: where it is missed, and the promise that breaks first.
-const GUARDS: [(Mutation, Scenario, &str, Promise); 23] = {
+const GUARDS: [(Mutation, Scenario, &str, Promise); 29] = {
     use Mutation as M;
     use Promise as P;
     [
@@ -320,6 +437,12 @@ const GUARDS: [(Mutation, Scenario, &str, Promise); 23] = {
         (M::CommitEarly, GROUP, "", P::Together),
         (M::LatchOnItsOwn, GROUP, "", P::Together),
         (M::ClaimKept, NEXT, "", P::Ends),
+        (M::OnlyLatchedExamined, FAILS, "lost+overrun", P::Together),
+        (M::IntentUnsettled, FAILS, "late+overrun", P::Together),
+        (M::RescuedIsDisplaced, FAILS_OVER_POST1, "", P::ForwardsOnly),
+        (M::PromotedUnpinned, FAILS, "", P::NothingLost),
+        (M::TakenBackWithoutLook, FAILS, "moved", P::NothingLost),
+        (M::ReleasedEarly, FAILS_THEN_NEXT, "unknown", P::NothingLost),
     ]
 };
 

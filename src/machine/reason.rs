@@ -119,6 +119,8 @@ reasons! {
     Held: Terminal,
     /// The float was taken back to what it was.
     RolledBack: Terminal,
+    /// The float was to be taken back, and could not be.
+    NotRolledBack: Terminal,
     /// Every float is at its source.
     Promoted: Ended,
     /// The float had the source digest already.

@@ -161,11 +161,13 @@ impl Request {
         self.status.images.iter().all(|i| i.phase.is_finished()) && !self.is_rolling_back()
     }
 
-    /// Whether something may still happen to the float of image `index`.
+    /// Whether something may still happen to the float of image `index`. One that may be taken back is open to the end of the whole:
+    /// somebody else's request that began on it meanwhile would find it taken back under its hands.
     #[must_use]
     pub fn is_open(&self, index: usize) -> bool {
         let image = self.status.images.get(index);
-        image.is_some_and(|image| !image.phase.is_finished()) || self.is_rolling_back()
+        let taken_back = self.spec.on_failure == OnFailure::Rollback && !self.is_finished();
+        image.is_some_and(|image| !image.phase.is_finished() || taken_back)
     }
 
     /// Whether the float of image `index` may move: from here on only its end stops it.
@@ -276,7 +278,7 @@ impl Image {
     /// Whether it failed of itself, and not with its group.
     #[must_use]
     pub fn has_failed_itself(&self) -> bool {
-        let with_others = [Reason::Held, Reason::RolledBack].map(Some);
+        let with_others = [Reason::Held, Reason::RolledBack, Reason::NotRolledBack].map(Some);
         self.phase == Phase::Failed && !with_others.contains(&self.reason)
     }
 

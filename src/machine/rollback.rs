@@ -42,6 +42,7 @@ pub(super) fn plan(request: &mut Request, world: &World, plan: &mut Plan) {
         }
         begin(request, world);
     }
+    plan.cancel_ignored = request.spec.cancel;
     // The time is its own: what the deadline was for has ended.
     let deadline = after(world.now, GRACE_SECONDS);
     let deadline = *request.status.deadline.get_or_insert(deadline);
@@ -60,7 +61,7 @@ pub(super) fn plan(request: &mut Request, world: &World, plan: &mut Plan) {
         }
         if late {
             let why = format!("not within {GRACE_SECONDS} s");
-            image.leave_behind(Reason::DeadlineExceeded, &why);
+            image.leave_behind(&why);
             continue;
         }
         let not_before = image.next_attempt.max(scene.quiet_until);
@@ -147,7 +148,7 @@ pub(super) fn advance(
         }) => {
             let delay = match class {
                 Class::Terminal => {
-                    image.leave_behind(reason, &message);
+                    image.leave_behind(&format!("{reason}: {message}"));
                     return Effect::Recorded(Vec::new());
                 }
                 Class::Attempt => backoff(image.attempts, context.jitter),
@@ -164,12 +165,14 @@ pub(super) fn advance(
 }
 
 impl Image {
-    /// Ends the examination without knowing, or without having done, what was to be done.
-    fn leave_behind(&mut self, reason: Reason, why: &str) {
+    /// Ends the examination without knowing, or without having done, what was to be done. An image that had failed itself keeps its
+    /// reason: it is what the whole group failed for.
+    fn leave_behind(&mut self, why: &str) {
         let cause = self.cause();
         let message = format!(
             "not rolled back: {why}; look at the float and promote its __pre by hand{cause}"
         );
+        let reason = self.own_failure().unwrap_or(Reason::NotRolledBack);
         self.end(Phase::Failed, reason, message);
         self.rollback = None;
     }

@@ -33,6 +33,8 @@ pub enum OnSave {
     StopBefore(usize),
     /// The nth stops when it is done, and does not come back.
     StopAfter(usize),
+    /// The first that is picked stops when it is done, and does not come back.
+    StopOn(Wanted),
 }
 
 /// A file store whose saves the test decides on.
@@ -108,6 +110,7 @@ impl Store for Watched {
         let (before, after) = match &*self.on_save.lock().unwrap() {
             OnSave::StopBefore(n) => (*n == number, false),
             OnSave::StopAfter(n) => (false, *n == number),
+            OnSave::StopOn(wanted) => (false, wanted(object)),
             OnSave::Nothing | OnSave::Refuse(_) => (false, false),
         };
         if before {

@@ -19,6 +19,8 @@ mod inside;
 mod points;
 mod promote;
 mod registry;
+mod rivals;
+mod rollback;
 mod stage;
 mod status;
 #[path = "testbed.rs"]

@@ -1,5 +1,6 @@
 //! A crash at every point: the engine is stopped before and after every single registry request and every save of a promotion, and
-//! started again. Not a sample: the points are counted in a run that nothing disturbs.
+//! started again; and every tag write in turn loses its answer. Not a sample: the points are counted in a run that nothing
+//! disturbs. What is promoted, and what must be true of the end, is a [`Case`].
 
 #![allow(
     clippy::unwrap_used,
@@ -10,8 +11,10 @@
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use promotion_controller::api::PromotionRequest;
 use promotion_controller::embedded::{
-    Embedded, GateSpec, Image, ImageBuilder, ImageSpec, Layer, Matcher, Options, Settings, Shape,
+    Action, Embedded, GateSpec, Image, ImageBuilder, ImageSpec, Layer, Matcher, Options, Rule,
+    Settings, Shape, When,
 };
 use promotion_controller::engine::leadership::Leadership;
 use serde_json::{Value, json};
@@ -44,6 +47,21 @@ enum Point {
     BeforeSave(usize),
     /// It has, and was not answered.
     AfterSave(usize),
+    /// Not stopped: the nth write of a tag is carried out, and its answer is lost.
+    Lost(u64),
+}
+
+/// What is promoted, and how it ends.
+#[derive(Debug, Clone, Copy)]
+pub struct Case {
+    /// Seeds the floats' and the sources' registry, and gives the request's spec.
+    pub spec: fn(&Embedded, &Embedded) -> Value,
+    /// The phase in which it ends.
+    pub phase: &'static str,
+    /// The tags at the end are those of the undisturbed run.
+    pub same: bool,
+    /// What else is true of the floats' registry and of the request at the end.
+    pub check: fn(&Embedded, &PromotionRequest),
 }
 
 /// What a run comes to: the tags, the stamps of prune tags left out; and how many points there are.
@@ -51,6 +69,7 @@ enum Point {
 struct End {
     tags: Vec<(String, String)>,
     requests: u64,
+    writes: u64,
     source_requests: u64,
     saves: usize,
     stopped: bool,
@@ -65,9 +84,45 @@ fn sharing(seed: &str) -> Image {
         .unwrap()
 }
 
-/// Registries and a request of all kinds: an existing float, a first promotion, an index, one at its source already, two that share
-/// a layer, one from another registry.
+/// A request of all kinds: an existing float, a first promotion, an index, one at its source already, two that share a layer, one
+/// from another registry.
+fn mixed(floats: &Embedded, sources: &Embedded) -> Value {
+    let image = |shape, seed: &str| ImageSpec::new(shape, seed).build().unwrap();
+    let mut images = Vec::new();
+    let mut add = |from: &Embedded, float: &str, new: &Image, old: Option<&Image>| {
+        let digest = from.seed_image("src/x", float, new).unwrap();
+        if let Some(old) = old {
+            floats.seed_image("ci", float, old).unwrap();
+        }
+        images.push(json!({
+            "source": format!("{}/src/x@{digest}", from.host()),
+            "float": format!("{}/ci:{float}", floats.host()),
+        }));
+    };
+    let old = |seed: &str| image(Shape::Docker, seed);
+    add(floats, "existing", &sharing("a"), Some(&old("old a")));
+    add(floats, "first", &sharing("b"), None);
+    let index = image(Shape::Index, "index");
+    add(
+        floats,
+        "index",
+        &index,
+        Some(&image(Shape::Index, "old index")),
+    );
+    let same = image(Shape::Oci, "same");
+    add(floats, "same", &same, Some(&same));
+    add(
+        sources,
+        "far",
+        &image(Shape::Oci, "far"),
+        Some(&old("old far")),
+    );
+    json!({"images": images, "attempts": 20})
+}
+
+/// Two registries and a request.
 struct World {
+    case: Case,
     floats: Embedded,
     sources: Embedded,
     spec: Value,
@@ -75,47 +130,19 @@ struct World {
 }
 
 impl World {
-    async fn new() -> Self {
+    async fn new(case: Case) -> Self {
         let settings = Settings {
             audit: true,
             ..Settings::default()
         };
         let open = || Embedded::start(Options::default().settings(settings));
         let (floats, sources) = (open().await.unwrap(), open().await.unwrap());
-        let image = |shape, seed: &str| ImageSpec::new(shape, seed).build().unwrap();
-        let mut images = Vec::new();
-        let mut add = |from: &Embedded, float: &str, new: &Image, old: Option<&Image>| {
-            let digest = from.seed_image("src/x", float, new).unwrap();
-            if let Some(old) = old {
-                floats.seed_image("ci", float, old).unwrap();
-            }
-            images.push(json!({
-                "source": format!("{}/src/x@{digest}", from.host()),
-                "float": format!("{}/ci:{float}", floats.host()),
-            }));
-        };
-        let old = |seed: &str| image(Shape::Docker, seed);
-        add(&floats, "existing", &sharing("a"), Some(&old("old a")));
-        add(&floats, "first", &sharing("b"), None);
-        let index = image(Shape::Index, "index");
-        add(
-            &floats,
-            "index",
-            &index,
-            Some(&image(Shape::Index, "old index")),
-        );
-        let same = image(Shape::Oci, "same");
-        add(&floats, "same", &same, Some(&same));
-        add(
-            &sources,
-            "far",
-            &image(Shape::Oci, "far"),
-            Some(&old("old far")),
-        );
+        let spec = (case.spec)(&floats, &sources);
         Self {
+            case,
             floats,
             sources,
-            spec: json!({"images": images, "attempts": 20}),
+            spec,
             folder: RunDir::create("points").unwrap(),
         }
     }
@@ -129,6 +156,10 @@ impl World {
             Point::AfterSource(n) => Some(self.sources.gate(after().nth(n))),
             _ => None,
         };
+        if let Point::Lost(n) = point {
+            let lost = Rule::new(writes(), Action::LoseAnswer);
+            self.floats.add_rule(lost.when(When::Nth(n)));
+        }
         let on_save = match point {
             Point::BeforeSave(n) => OnSave::StopBefore(n),
             Point::AfterSave(n) => OnSave::StopAfter(n),
@@ -142,7 +173,7 @@ impl World {
         let engine = {
             let _inside = runtime.enter();
             inside::start(
-                vec![object("mixed", &self.spec)],
+                vec![object("one", &self.spec)],
                 &self.folder.join("state.yaml"),
                 vec![self.floats.host(), self.sources.host()],
                 SETTLE,
@@ -174,7 +205,9 @@ impl World {
         let saves = engine.store().saves();
         if !stopped {
             let end = engine.store().objects();
-            assert_eq!(phase(&end[0]), "Posted", "{point:?}: {:#?}", end[0].status);
+            let told = || format!("{point:?}: {:#?}", end[0].status);
+            assert_eq!(phase(&end[0]), self.case.phase, "{}", told());
+            (self.case.check)(&self.floats, &end[0]);
         }
         drop(engine);
         // All tasks end where they stand, and with them the lock on the state.
@@ -189,8 +222,8 @@ impl World {
     }
 
     /// A run that is stopped at a point and taken up again.
-    async fn run(point: Point) -> End {
-        let world = Self::new().await;
+    async fn run(case: Case, point: Point) -> End {
+        let world = Self::new(case).await;
         let (stopped, saves) = world.live(point).await;
         if stopped {
             let (again, _) = world.live(Point::Never).await;
@@ -208,12 +241,16 @@ impl World {
             (tag, digest.to_string())
         });
         let all = Matcher::default();
-        let count = |registry: &Embedded| u64::try_from(registry.count(&all)).unwrap();
+        let counted = |registry: &Embedded, matcher: &Matcher| {
+            u64::try_from(registry.count(matcher)).unwrap()
+        };
+        let count = |registry: &Embedded| counted(registry, &all);
         let mut tags: Vec<_> = tags.collect();
         tags.sort();
         End {
             tags,
             requests: count(&world.floats),
+            writes: counted(&world.floats, &writes()),
             source_requests: count(&world.sources),
             saves,
             stopped,
@@ -229,14 +266,13 @@ fn after() -> GateSpec {
     GateSpec::after(Matcher::default())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_crash_before_or_after_any_request_or_save_leaves_what_an_undisturbed_run_leaves() {
-    let undisturbed = World::run(Point::Never).await;
-    let pinned = undisturbed
-        .tags
-        .iter()
-        .filter(|(tag, _)| tag.starts_with("STAMP"));
-    assert_eq!(pinned.count(), 3, "{:?}", undisturbed.tags);
+fn writes() -> Matcher {
+    Matcher::put_manifest().tag(true)
+}
+
+/// Runs a case once undisturbed, and once for every point; gives the tags of the undisturbed run.
+pub async fn hold_at_every_point(case: Case) -> Vec<(String, String)> {
+    let undisturbed = World::run(case, Point::Never).await;
     let mut points = Vec::new();
     for n in 1..=undisturbed.requests {
         points.extend([Point::BeforeRequest(n), Point::AfterRequest(n)]);
@@ -248,16 +284,36 @@ async fn a_crash_before_or_after_any_request_or_save_leaves_what_an_undisturbed_
         points.extend([Point::BeforeSave(n), Point::AfterSave(n)]);
     }
     let all = points.len();
+    points.extend((1..=undisturbed.writes).map(Point::Lost));
     let runs = points
         .into_iter()
-        .map(async |point| (point, World::run(point).await));
+        .map(async |point| (point, World::run(case, point).await));
     let mut runs = futures::stream::iter(runs).buffer_unordered(AT_ONCE);
     let mut stopped = 0;
     while let Some((point, end)) = runs.next().await {
-        assert_eq!(end.tags, undisturbed.tags, "{point:?}");
+        if case.same {
+            assert_eq!(end.tags, undisturbed.tags, "{point:?}");
+        }
         stopped += usize::from(end.stopped);
     }
     // Which request is the last may differ by a few from run to run: pings and HEADs of things done at once.
     assert!(stopped + 12 >= all, "stopped at {stopped} of {all} points");
-    println!("stopped and taken up again at {stopped} of {all} points");
+    println!(
+        "stopped and taken up again at {stopped} of {all} points; answers lost: {}",
+        undisturbed.writes
+    );
+    undisturbed.tags
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_before_or_after_any_request_or_save_leaves_what_an_undisturbed_run_leaves() {
+    let tags = hold_at_every_point(Case {
+        spec: mixed,
+        phase: "Posted",
+        same: true,
+        check: |_, _| {},
+    })
+    .await;
+    let pinned = tags.iter().filter(|(tag, _)| tag.starts_with("STAMP"));
+    assert_eq!(pinned.count(), 3, "{tags:?}");
 }

@@ -14,7 +14,7 @@
     reason = "the images have the traces' names: A, B and D"
 )]
 
-mod ground;
+pub mod ground;
 mod late;
 mod order;
 mod within;

@@ -6,9 +6,10 @@ use jiff::Timestamp;
 
 use crate::image::{Digest, Float, Stamp, Tag};
 use crate::machine::claims::{Claims, Contender, Standing, Verdict};
-use crate::machine::runs::steps::{Answer, Ask, Halt, Running, Seen};
+use crate::machine::runs::steps::{Answer, Ask, Halt, Running, Seen, faulted};
 use crate::machine::{
-    Admission, Context, Launch, Outcome, Phase, Plan, Reason, Request, Scene, Step, advance, plan,
+    Admission, Class, Context, Launch, Outcome, Phase, Plan, Reason, Request, Scene, Step, advance,
+    plan,
 };
 
 use super::setup::Mutation;
@@ -275,7 +276,8 @@ impl World {
                 return waits(Reason::Suspended, "suspended");
             }
         }
-        if self.lacks(Mutation::NoClaims) {
+        let released = self.lacks(Mutation::ReleasedEarly) && request.is_rolling_back();
+        if self.lacks(Mutation::NoClaims) || released {
             return Some(Admission::Holds);
         }
         let floats = wanted(request);
@@ -348,6 +350,7 @@ impl World {
         admission: Admission,
         harvest: &[usize],
     ) -> Plan {
+        let unsettled = self.lacks(Mutation::IntentUnsettled);
         let images = request.spec.images.iter().enumerate();
         let scenes = images.map(|(image, spec)| {
             let op = process.running.get(&(index, image));
@@ -357,8 +360,11 @@ impl World {
                     .filter(|_| !harvest.contains(&image))
                     .map(|op| op.run.launch.step),
                 waiting: None,
-                quiet_until: process.quiet(number, self.now).map(time),
-                newest_stamp: None,
+                quiet_until: process
+                    .quiet(number, self.now)
+                    .map(time)
+                    .filter(|_| !unsettled),
+                newest_stamp: process.stamps.get(&number).copied(),
             }
         });
         let world = crate::machine::World {
@@ -372,7 +378,18 @@ impl World {
         if self.lacks(Mutation::CommitIgnored) && request.spec.cancel {
             request.status.committed = false;
         }
+        let latched: Vec<_> = request.status.images.iter().map(|i| i.phase).collect();
+        let intent = request.status.rollback;
         let mut plan = plan(request, &world);
+        if self.lacks(Mutation::OnlyLatchedExamined) && request.status.rollback && !intent {
+            for (image, phase) in request.status.images.iter_mut().zip(latched) {
+                if !matches!(phase, Phase::Latched | Phase::Posted) {
+                    image.rollback = None;
+                }
+            }
+            let kept = |l: &Launch| request.status.images[l.image].rollback.is_some();
+            plan.launches.retain(kept);
+        }
         request.status.committed |= committed;
         self.tamper_plan(request, &world, &mut plan);
         plan
@@ -472,7 +489,8 @@ impl World {
             Known::Ineligible => Standing::Ineligible,
         };
         let request = &self.objects[index].request;
-        let there = !self.over(index);
+        let released = self.lacks(Mutation::ReleasedEarly) && request.is_rolling_back();
+        let there = !self.over(index) && !released;
         let uid = index.to_string();
         there.then(|| {
             Contender::of(
@@ -510,6 +528,7 @@ impl World {
                 }
                 yes(!self.sources_gone)
             }
+            Ask::Put(tag, _) if self.is_refused(who, &tag) => return self.refuse(process, who),
             Ask::Put(tag, digest) => {
                 let write = op.write(who, &tag, digest);
                 self.check_sent(&write);
@@ -523,6 +542,20 @@ impl World {
             Ask::Wrote(..) => unreachable!("answered by the memory"),
         };
         self.answer(process, who, answer);
+    }
+
+    /// A tag write is refused for good.
+    pub fn refuse(&mut self, process: &mut Process, who: Who) {
+        let op = &process.running[&who];
+        let Some(Ask::Put(tag, digest)) = op.next.clone() else {
+            unreachable!("only writes are refused");
+        };
+        self.check_sent(&op.write(who, &tag, digest));
+        process.newest_write = self.now;
+        let op = process.running.get_mut(&who).expect("it runs");
+        op.change(|op| op.next = None);
+        let refused = faulted(Reason::TagImmutable, Class::Terminal);
+        self.end_step(process, who, &refused);
     }
 
     /// A read fails.
@@ -578,6 +611,7 @@ impl World {
         op.change(|op| {
             let ask = op.next.take().expect("it asks");
             op.excused = false;
+            op.blind = false;
             op.run.said.push((ask, answer));
         });
         self.go_on(process, who);
@@ -636,6 +670,14 @@ impl World {
                 let pre = self.setup.floats.iter().any(|f| f.pre() == *tag);
                 pre.then_some(Answer::Yes)
             }
+            (Mutation::PromotedUnpinned, Ask::Put(tag, _)) if step == Step::RollBack => {
+                Stamp::of(tag).map(|_| Answer::Yes)
+            }
+            (Mutation::TakenBackWithoutLook, Ask::Look(tag))
+                if step == Step::RollBack && float(tag) =>
+            {
+                Some(Answer::At(image.source.as_ref().map(|s| s.digest)))
+            }
             (Mutation::IncomingSkipped, Ask::Put(..)) if step == Step::Stage => Some(Answer::Yes),
             (Mutation::StampReused, Ask::Look(tag)) if Stamp::of(tag).is_some() => {
                 Some(Answer::At(None))
@@ -682,6 +724,10 @@ impl World {
             new.displaced.last_mut().expect("just looked at").tag = again;
             new.displaced.insert(0, listed);
         }
+        if self.lacks(Mutation::RescuedIsDisplaced) {
+            let rescued = new.rescued.drain(..);
+            new.displaced.extend(rescued);
+        }
         if self.lacks(Mutation::MovesUncounted) {
             new.attempts = 0;
             new.next_attempt = None;
@@ -711,8 +757,8 @@ impl World {
 /// The floats that a request needs to go on: of its unfinished images, while it is suspended of the committed ones.
 fn wanted(request: &Request) -> Vec<Float> {
     let images = request.spec.images.iter().zip(&request.status.images);
-    let open = images.enumerate().filter(|(index, (_, image))| {
-        !image.phase.is_finished() && (request.is_committed(*index) || !request.spec.suspend)
+    let open = images.enumerate().filter(|(index, _)| {
+        request.is_open(*index) && (request.is_committed(*index) || !request.spec.suspend)
     });
     open.map(|(_, (spec, _))| spec.float.clone()).collect()
 }

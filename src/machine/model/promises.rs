@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::image::{Digest, Float, Stamp, Tag};
-use crate::machine::{DISPLACED_MAX, Latch, Phase, RESCUED_MAX, Reason, Request};
+use crate::machine::{DISPLACED_MAX, Latch, OnFailure, Phase, RESCUED_MAX, Reason, Request};
 
 use crate::machine::runs::steps::Seen;
 
@@ -50,6 +50,8 @@ pub struct Past {
     pub moved: Vec<Who>,
     /// The floats that resolved.
     pub resolved: [bool; 2],
+    /// What a write of an image took its float from, where a failed group is to take it back there.
+    pub from: BTreeMap<Who, Digest>,
     /// Foreign digests that a write of ours took off a float unseen: the exceptions of promise 2.
     pub unseen: u8,
 }
@@ -86,7 +88,14 @@ impl World {
                 format!("{tag} is written after a read that failed"),
             );
         }
-        let may_move = request.is_committed(index) && request.failed_float().is_none();
+        let taken_back = request.status.rollback && image.rollback.is_some();
+        let newest = image.displaced.last().map(|pin| pin.digest);
+        let may_move = request.is_committed(index)
+            && if request.status.rollback {
+                taken_back && newest == Some(write.digest)
+            } else {
+                request.failed_float().is_none()
+            };
         if tag == float.tag() && !may_move {
             let promise = match request.spec.latch {
                 Latch::Together => Promise::Together,
@@ -100,10 +109,12 @@ impl World {
         let recorded = if Stamp::of(tag).is_some() {
             let mut pins = image.displaced.iter().chain(&image.rescued);
             pins.any(|pin| pin.tag == *tag && pin.digest == write.digest)
+                || (image.rollback.as_ref() == Some(tag) && source)
         } else if *tag == float.pre() {
-            image.displaced.iter().any(|pin| pin.digest == write.digest)
+            let displaced = image.displaced.iter().any(|pin| pin.digest == write.digest);
+            displaced || (taken_back && source)
         } else {
-            source
+            source || (taken_back && tag == float.tag())
         };
         if !recorded {
             self.breaks(
@@ -145,6 +156,9 @@ impl World {
                 );
             }
         }
+        if moves {
+            self.note_move(write, before, excused);
+        }
         let held = self.registry.tags.get(tag).copied();
         if Stamp::of(tag).is_some() && held.is_some_and(|held| held != write.digest) {
             self.breaks(
@@ -171,6 +185,36 @@ impl World {
             }
         }
         put
+    }
+
+    /// A float moves: forth to an image, or back to where that image took it from.
+    fn note_move(&mut self, write: &Write, before: Option<Digest>, excused: bool) {
+        let request = &self.objects[write.who.0].request;
+        if request.spec.on_failure != OnFailure::Rollback {
+            return;
+        }
+        let source = request.status.images[write.who.1].source.as_ref();
+        let source = source.map(|source| source.digest);
+        if source == Some(write.digest) {
+            let known = before.filter(|_| !excused);
+            match known {
+                Some(old) => self.past.from.insert(write.who, old),
+                None => self.past.from.remove(&write.who),
+            };
+            return;
+        }
+        let from = self.past.from.get(&write.who).copied();
+        let name = |digest: Option<Digest>| digest.map_or("?", |d| self.setup.name(d)).to_owned();
+        let (to, from, was) = (name(Some(write.digest)), name(from), name(before));
+        if from != "?" && to != from {
+            let what = format!("a float is taken back to {to}, but it was taken from {from}");
+            self.breaks(Promise::ForwardsOnly, what);
+        }
+        if before != source && !excused {
+            let what =
+                format!("a float is taken back from {was}, which its request did not put there");
+            self.breaks(Promise::ForwardsOnly, what);
+        }
     }
 
     /// A request has its image on a float.
@@ -204,7 +248,10 @@ impl World {
                     format!("the commit of {name} is taken back"),
                 );
             }
-            if old.phase.is_finished() && new != old {
+            // What has ended is taken back, or not; then it has failed.
+            let failed = new.phase == old.phase || new.phase == Phase::Failed;
+            let taken_back = request.status.rollback && failed;
+            if old.phase.is_finished() && new != old && !taken_back {
                 self.breaks(
                     Promise::RecordedBeforeDone,
                     format!("{name} had ended and is changed"),
@@ -242,7 +289,8 @@ impl World {
                 }
             }
             let full = new.displaced.len() > DISPLACED_MAX || new.rescued.len() > RESCUED_MAX;
-            if full || new.attempts > request.spec.attempts {
+            let used_up = new.attempts > request.spec.attempts && !request.status.rollback;
+            if full || used_up {
                 self.breaks(
                     Promise::Bounded,
                     format!("{name} has too many attempts or pins"),
@@ -295,15 +343,67 @@ impl World {
             let what = "the tags at the end are not those of the undisturbed run".into();
             return broken(Promise::Idempotent, what);
         }
+        if let Some(what) = self.half_moved() {
+            return broken(Promise::Together, what);
+        }
         let what = self.last_does_not_win()?;
         broken(Promise::ForwardsOnly, what)
+    }
+
+    /// A group that failed, was to be taken back, and was not, without saying so.
+    fn half_moved(&self) -> Option<String> {
+        for (index, object) in self.objects.iter().enumerate() {
+            let request = &object.request;
+            let rolled_back = request.spec.on_failure == OnFailure::Rollback
+                && request.status.committed
+                && request.phase() == Phase::Failed
+                && !object.deleted;
+            if !rolled_back {
+                continue;
+            }
+            if !request.status.rollback {
+                return Some(format!("r{index} has failed, and takes nothing back"));
+            }
+            for (image, recorded) in request.status.images.iter().enumerate() {
+                let float = self.float((index, image));
+                let newest = recorded.displaced.last().map(|pin| pin.digest);
+                let source = recorded.source.as_ref().map(|source| source.digest);
+                if newest.is_none() || recorded.unchanged {
+                    continue;
+                }
+                let name = format!("r{index}/{}", float.tag());
+                let there = self.registry.look(float.tag());
+                let named = recorded.message.starts_with("not rolled back");
+                if there == source && !named {
+                    return Some(format!(
+                        "{name} is where it was promoted to, and does not say so"
+                    ));
+                }
+                let number = self.setup.number(float);
+                let alone = self.past.winners[number].is_none_or(|newest| newest <= index);
+                if self.strangers() || !alone || named {
+                    continue;
+                }
+                let back = recorded.reason == Some(Reason::RolledBack);
+                if there != newest || (recorded.phase != Phase::Failed) {
+                    return Some(format!(
+                        "{name} is not where it was, or says it is elsewhere"
+                    ));
+                }
+                let moved = self.past.moved.contains(&(index, image));
+                if moved && !back && !recorded.message.starts_with("back on") {
+                    return Some(format!("{name} was taken back, and does not say so"));
+                }
+            }
+        }
+        None
     }
 
     /// Two requests at work on one float, by what runs or by the records.
     fn two_writers(&self) -> Option<String> {
         if matches!(
             self.setup.mutation,
-            Some(Mutation::NoClaims | Mutation::StaleLaunch)
+            Some(Mutation::NoClaims | Mutation::StaleLaunch | Mutation::ReleasedEarly)
         ) {
             // There the point is what comes of it.
             return None;
@@ -344,6 +444,8 @@ impl World {
                         && object.request.is_committed(index)
                     {
                         sources.push(source);
+                        let newest = image.displaced.last().map(|pin| pin.digest);
+                        sources.extend(object.request.status.rollback.then_some(newest));
                     }
                 }
             }

@@ -14,6 +14,12 @@ pub struct Scenario {
     pub exists: bool,
     /// The registry takes tags for missing content.
     pub lenient: bool,
+    /// A tag that the registry refuses to the first request for good.
+    pub refused: Option<&'static str>,
+    /// `<float>__post1` holds an image of its own at the start.
+    pub post1: bool,
+    /// Launches of an image that may fail.
+    pub attempts: u32,
     /// In the order they are created.
     pub wishes: &'static [Wish],
 }
@@ -25,6 +31,8 @@ pub struct Wish {
     pub images: &'static [(usize, &'static str)],
     /// When its floats move.
     pub latch: Latch,
+    /// What becomes of floats that have moved when its group fails.
+    pub on_failure: OnFailure,
     /// It begins suspended.
     pub suspended: bool,
 }
@@ -61,6 +69,10 @@ pub struct Faults {
     pub delete: u8,
     /// Time passes to the deadline, or beyond its grace.
     pub deadline: u8,
+    /// The deadline's grace, of those that are committed, ends at this very instant.
+    pub overrun: u8,
+    /// A tag write is refused for good.
+    pub refused: u8,
     /// What was pushed and not yet tagged is collected.
     pub expire: u8,
     /// The sources are gone.
@@ -120,6 +132,18 @@ pub enum Mutation {
     LandedIsMoved,
     /// A claim is never released.
     ClaimKept,
+    /// Only images that are recorded as latched are looked at when floats are taken back.
+    OnlyLatchedExamined,
+    /// Floats are taken back while a write of ours may still land on one.
+    IntentUnsettled,
+    /// What other tags of the float held is listed as displaced from the float.
+    RescuedIsDisplaced,
+    /// A float is taken back from an image that no prune tag holds.
+    PromotedUnpinned,
+    /// A float is taken back without a look.
+    TakenBackWithoutLook,
+    /// A request that takes floats back has given up its claim.
+    ReleasedEarly,
     /// The same on every look, and a move uses no attempt: it goes on for ever.
     MovesUncounted,
 }
@@ -141,6 +165,8 @@ impl Faults {
         cancel: 0,
         delete: 0,
         deadline: 0,
+        overrun: 0,
+        refused: 0,
         expire: 0,
         sources: 0,
         slow: 0,
@@ -166,6 +192,8 @@ impl Faults {
             "sources" => &mut self.sources,
             "slow" => &mut self.slow,
             "deadline" => &mut self.deadline,
+            "overrun" => &mut self.overrun,
+            "refused" => &mut self.refused,
             _ => return None,
         })
     }
@@ -178,6 +206,7 @@ impl Faults {
     /// Whether they must not show in the tags at the end: crashes, lost answers, failed and old reads.
     pub fn heal(&self) -> bool {
         let acts = self.suspend + self.cancel + self.delete + self.deadline;
+        let acts = acts + self.overrun + self.refused;
         !self.foreign() && acts + self.sources + self.slow == 0
     }
 }
@@ -221,7 +250,7 @@ impl Setup {
         let float = |number: usize| format!("quay.io/ci/ci:f{number}").parse();
         let floats = (0..2).map(|n| float(n).expect("a float")).collect();
         let wished = scenario.wishes.iter().flat_map(|wish| wish.images);
-        let others = ["D0", "D1", "F0", "F1", "G0", "G1"];
+        let others = ["D0", "D1", "F0", "F1", "G0", "G1", "P0", "P1"];
         let names = wished.map(|(_, name)| *name).chain(others);
         let names = names.map(|name| (digest(name), name.to_owned())).collect();
         Self {
@@ -278,10 +307,10 @@ impl Setup {
         let spec = Spec {
             images,
             latch: wish.latch,
-            on_failure: OnFailure::Hold,
+            on_failure: wish.on_failure,
             mode: Mode::Promote,
             referrers: Referrers::Ignore,
-            attempts: 5,
+            attempts: self.scenario.attempts,
             deadline_seconds: 7200,
             suspend: wish.suspended,
             cancel: false,

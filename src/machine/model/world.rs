@@ -106,6 +106,7 @@ pub enum Action {
     Stale(Who),
     Lose(Who),
     Late(Who),
+    Refuse(Who),
     Crash(Option<Who>),
     Replace,
     FormerReconcile(usize),
@@ -117,6 +118,7 @@ pub enum Action {
     Cancel(usize),
     Delete(usize),
     Deadline,
+    Overrun,
     Expire,
     LoseSources,
     Slow,
@@ -134,6 +136,13 @@ impl World {
                 let old = digest(&format!("D{number}"));
                 registry.push(old);
                 registry.put(float.tag(), old);
+            }
+        }
+        if setup.scenario.post1 {
+            for (number, float) in setup.floats.iter().enumerate() {
+                let other = digest(&format!("P{number}"));
+                registry.push(other);
+                registry.put(&float.post1(), other);
             }
         }
         let objects = setup.requests().map(|request| Object {
@@ -274,6 +283,10 @@ impl World {
                 self.left.late -= 1;
                 self.lead(|world, leader| world.lose(leader, who, false));
             }
+            Action::Refuse(who) => {
+                self.left.refused -= 1;
+                self.lead(|world, leader| world.refuse(leader, who));
+            }
             Action::Crash(sent) => {
                 self.left.crash -= 1;
                 if let Some(who) = sent {
@@ -322,6 +335,10 @@ impl World {
                 self.left.deadline -= 1;
                 self.pass(self.now + 7300);
             }
+            Action::Overrun => {
+                self.left.overrun -= 1;
+                self.overrun();
+            }
             Action::Expire => {
                 self.left.expire -= 1;
                 self.registry.change(Registry::expire);
@@ -356,6 +373,23 @@ impl World {
             }
             _ => unreachable!("not a user's"),
         }
+    }
+
+    fn overrun(&mut self) {
+        let past = jiff::Timestamp::from_second(self.now - crate::machine::GRACE_SECONDS);
+        let past = past.expect("a time");
+        for object in &mut self.objects {
+            if object.request.has_open_commit() && !object.request.status.rollback {
+                object
+                    .request
+                    .change(|request| request.status.deadline = Some(past));
+            }
+        }
+    }
+
+    /// Whether the registry refuses this tag to this request for good.
+    pub fn is_refused(&self, who: Who, tag: &Tag) -> bool {
+        who.0 == 0 && self.setup.scenario.refused == Some(tag.as_str())
     }
 
     fn edit(&mut self, index: usize, edit: impl FnOnce(&mut Request)) {
@@ -444,11 +478,15 @@ impl World {
 
     fn actions_of_step(&self, who: Who, op: &Op, actions: &mut Vec<Action>) {
         let Some(ask) = &op.next else { return };
-        if let Ask::Put(..) = ask {
+        if let Ask::Put(tag, _) = ask {
             actions.push(Action::Serve(who));
+            if self.is_refused(who, tag) {
+                return;
+            }
             let free = self.left.late > 0 && self.wire.is_none();
             let faults = [
                 (self.left.lost > 0, Action::Lose(who)),
+                (self.left.refused > 0, Action::Refuse(who)),
                 (free, Action::Late(who)),
                 (free && self.left.crash > 0, Action::Crash(Some(who))),
             ];
@@ -484,6 +522,7 @@ impl World {
             (left.replace > 0 && settled, Action::Replace),
             (left.handover > 0 && settled && idle, Action::Handover),
             (left.deadline > 0 && settled, Action::Deadline),
+            (left.overrun > 0, Action::Overrun),
             (left.expire > 0, Action::Expire),
             (left.sources > 0, Action::LoseSources),
             (left.slow > 0 && settled, Action::Slow),
@@ -658,6 +697,7 @@ impl Model for World {
             Action::Unknown(who) => format!("{} FAILS; {}", step(who), answer(who)),
             Action::Stale(who) => format!("{} STALE: {}", step(who), answer(who)),
             Action::Lose(who) => format!("{} lands, ANSWER LOST", step(who)),
+            Action::Refuse(who) => format!("{} REFUSED; {}", step(who), answer(who)),
             Action::Late(who) => format!("{} NO ANSWER, is on the wire", step(who)),
             Action::Crash(Some(who)) => format!("CRASH with on the wire {}", step(who)),
             Action::Land => {

@@ -185,11 +185,20 @@ fn what_fails_for_now_is_tried_again_and_what_fails_for_good_is_named() {
     let image = &request.status.images[3];
     assert_eq!((image.phase, &image.rollback), (Failed, &None));
     assert!(
-        image.message.contains("not rolled back: as answered"),
+        image
+            .message
+            .contains("not rolled back: PermissionDenied: as answered"),
         "{}",
         image.message
     );
     assert!(image.message.contains("may not push"), "{}", image.message);
+    // It is what the group failed for, whatever became of its float; and what was only left behind has not failed itself.
+    assert_eq!(image.reason, Some(Reason::PermissionDenied));
+    let gone = fault(Reason::BackupFailed, Class::Terminal);
+    let mut other = request.clone();
+    advance(&mut other, 0, gone, &CONTEXT());
+    assert_eq!(other.status.images[0].reason, Some(Reason::NotRolledBack));
+    assert_eq!(other.failed_float(), Some(&float(3)));
     let mut later = world(4);
     later.now = at(2);
     assert_eq!(
@@ -218,7 +227,7 @@ fn after_its_own_time_it_ends_and_says_what_was_not_taken_back() {
     );
     for index in [0, 1] {
         let image = &request.status.images[index];
-        assert_eq!(image.reason, Some(Reason::DeadlineExceeded));
+        assert_eq!(image.reason, Some(Reason::NotRolledBack));
         assert!(
             image.message.contains("not rolled back"),
             "{}",
@@ -244,4 +253,33 @@ fn an_outcome_that_comes_when_it_is_known_already_changes_nothing() {
         );
     }
     assert_eq!(request, before);
+}
+
+#[test]
+fn a_cancel_or_a_suspension_that_comes_while_floats_are_taken_back_changes_nothing() {
+    let mut told = Vec::new();
+    for change in [
+        (|r: &mut Request| r.spec.cancel = true) as fn(&mut Request),
+        |r| r.spec.suspend = true,
+    ] {
+        let mut request = failed();
+        change(&mut request);
+        let plan = plan(&mut request, &world(4));
+        assert_eq!(plan.launches.len(), 3);
+        assert_eq!((plan.waiting, request.phase()), (None, Latched));
+        told.push(plan.cancel_ignored);
+    }
+    assert_eq!(told, [true, false]);
+}
+
+#[test]
+fn a_float_that_may_be_taken_back_is_kept_to_the_end_of_the_whole_request() {
+    for (on_failure, open) in [(OnFailure::Rollback, true), (OnFailure::Hold, false)] {
+        let mut request = request(Latch::Together, &[Posted, Latched]);
+        request.spec.on_failure = on_failure;
+        request.status.committed = true;
+        assert_eq!((request.is_open(0), request.is_open(1)), (open, true));
+        request.status.images[1].phase = Posted;
+        assert!(!request.is_open(0) && !request.is_open(1));
+    }
 }

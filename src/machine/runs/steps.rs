@@ -256,7 +256,7 @@ impl Replay<'_> {
         };
         let (back, again) = (back.digest, self.running.launch.again);
         let found = self.look(float)?;
-        if again && found == Some(back) {
+        if found == Some(back) {
             let pinned = self.look(&prune)? == Some(source);
             return Ok(if pinned {
                 Outcome::RolledBack
@@ -272,11 +272,11 @@ impl Replay<'_> {
         }
         let pre = self.spec.float.pre();
         if !self.pin(&prune, source)? {
-            return Ok(Outcome::Left);
+            return self.cannot_be_pinned();
         }
         let there = again && self.look(&pre)? == Some(source);
         if !there && !self.yes(Ask::Put(pre, source))? {
-            return Ok(Outcome::Left);
+            return self.cannot_be_pinned();
         }
         if self.look(float)? != Some(source) {
             return Ok(Outcome::Left);
@@ -286,6 +286,13 @@ impl Replay<'_> {
         } else {
             faulted(Reason::BackupFailed, Class::Terminal)
         })
+    }
+
+    fn cannot_be_pinned(&mut self) -> Flow<Outcome> {
+        if self.look(self.spec.float.tag())? != Some(self.source()) {
+            return Ok(Outcome::Left);
+        }
+        Ok(faulted(Reason::BackupFailed, Class::Terminal))
     }
 
     fn clear(&mut self, tag: &Tag, source: Digest, pinned: Option<Digest>) -> Flow<bool> {

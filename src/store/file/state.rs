@@ -80,10 +80,12 @@ impl StateFile {
     }
 }
 
-/// A step that writes was launched, and what became of it is not recorded. The first step, Resolve, only reads.
+/// A step that writes was launched, and what became of it is not recorded. The first step, Resolve, only reads. An image whose float
+/// is being taken back has ended before.
 fn may_be_writing(image: &ImageStatus) -> bool {
     let finished = Phase::parse(&image.phase).is_some_and(Phase::is_finished);
-    !finished && image.source.is_some() && image.attempts.unwrap_or_default() > 0
+    let taken_back = image.rollback_tag.is_some();
+    (!finished || taken_back) && image.source.is_some() && image.attempts.unwrap_or_default() > 0
 }
 
 /// A step that writes may have ended.
@@ -338,6 +340,9 @@ mod tests {
             "{left:?}"
         );
         assert_eq!(quiet(seconds_ago(-30), entry("a", "Posted", 0)), SETTLE);
+        let mut taken_back = entry("a", "Posted", 1);
+        taken_back.status.images[0].rollback_tag = Some("20260101000000_prune_c".into());
+        assert_eq!(quiet(seconds_ago(3600), taken_back), SETTLE);
     }
 
     #[test]
