@@ -24,7 +24,6 @@ mod promotion;
 mod relay;
 mod report;
 mod requests;
-mod served;
 #[path = "../../tests/it/stage.rs"]
 #[allow(dead_code)]
 mod stage;
@@ -36,6 +35,7 @@ mod writes;
 use std::process::ExitCode;
 
 use report::Report;
+use testbed::served;
 
 const USAGE: &str = "\
 cargo bench [-- [SECTION…] [--quick]]
