@@ -25,7 +25,6 @@ mod promotion;
 mod relay;
 mod report;
 mod requests;
-mod served;
 #[path = "../../tests/it/stage.rs"]
 #[allow(dead_code)]
 mod stage;
@@ -37,6 +36,7 @@ mod writes;
 use std::process::ExitCode;
 
 use report::Report;
+use testbed::served;
 
 const USAGE: &str = "\
 cargo bench [-- [SECTION…] [--quick]]

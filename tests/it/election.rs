@@ -9,10 +9,12 @@
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::api::Api;
+use kube::api::{Api, PostParams};
+use promotion_controller::controller::lease::{Acquired, Elector};
 use promotion_controller::embedded::{
     Digest, Embedded, Gate, GateSpec, ImageSpec, Kind, Matcher, Options, Settings, Shape,
 };
+use promotion_controller::engine::leadership::Leadership;
 use serde_json::json;
 
 use crate::stage::{Controller, LOOK, Stage, phase};
@@ -21,8 +23,11 @@ use crate::testbed::Signal;
 const PATIENCE: Duration = Duration::from_secs(90);
 const FLOATS: &str = "ci";
 const SOURCES: &str = "src/pipeline";
-/// What [`Stage::controller`] sets.
 const SETTLE: Duration = Duration::from_secs(3);
+/// How soon a follower goes on after a leader's death: its lease, the look at it, and the list of requests.
+const AFTER_DEATH: Duration = Duration::from_secs(20);
+/// And after a leader was asked to end, with the default settle time.
+const AFTER_END: Duration = Duration::from_secs(15);
 
 /// A leader and a follower, and a request for an existing float.
 struct Pair {
@@ -45,7 +50,7 @@ fn tag_writes() -> Matcher {
 }
 
 impl Pair {
-    async fn start(prefix: &str) -> Self {
+    async fn start(prefix: &str, settle: Duration) -> Self {
         let settings = Settings {
             audit: true,
             ..Settings::default()
@@ -59,6 +64,7 @@ impl Pair {
             "--leader-elect=true".to_owned(),
             format!("--lease-namespace={}", stage.namespace),
             format!("--plain-http={}", registry.host()),
+            format!("--settle-seconds={}", settle.as_secs()),
         ];
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let leader = stage.controller(&arguments);
@@ -86,6 +92,20 @@ impl Pair {
     async fn reached(&self, gate: &Gate) {
         let reached = tokio::time::timeout(PATIENCE, gate.reached()).await;
         assert!(reached.is_ok(), "{}", self.follower.log());
+    }
+
+    /// The number of the newest request, with the present time in milliseconds since 1970.
+    fn newest(&self) -> (u64, i64) {
+        let requests = self.registry.requests(&Matcher::default());
+        let newest = requests.last().map_or(0, |entry| entry.seq);
+        (newest, jiff::Timestamp::now().as_millisecond())
+    }
+
+    /// How long after `newest` the next request came: the follower's first.
+    fn next_after(&self, newest: (u64, i64)) -> Duration {
+        let (seq, time) = newest;
+        let next = self.registry.requests_after(seq, 1, &Matcher::default());
+        Duration::from_millis(u64::try_from(next[0].time - time).unwrap())
     }
 
     /// Asserts the float's whole neighbourhood.
@@ -160,16 +180,18 @@ async fn exit_code(controller: &mut Controller) -> i32 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_killed_during_its_latch_is_followed_when_its_lease_has_run_out() {
-    let mut pair = Pair::start("lease-kill").await;
+    let mut pair = Pair::start("lease-kill", SETTLE).await;
     let latch = pair.registry.gate(GateSpec::before(put("f")));
     let new = pair.promote("one").await;
     pair.reached(&latch).await;
+    let killed = pair.newest();
     pair.leader.take().unwrap().kill();
-    let killed = Instant::now();
     // The write lands all the same, with nobody to hear of it.
     latch.open();
     let done = pair.stage.finished("one", PATIENCE).await;
-    println!("followed after {:.1?}", killed.elapsed());
+    let went_on = pair.next_after(killed);
+    println!("the follower went on {went_on:.1?} after the leader was killed");
+    assert!(went_on < AFTER_DEATH, "{}", pair.follower.log());
     assert_eq!(phase(&done), "Posted");
     let next = holder(lease(&pair.stage).await.as_ref());
     assert!(next.is_some() && next.as_ref() != Some(&pair.holder));
@@ -180,11 +202,22 @@ async fn a_leader_killed_during_its_latch_is_followed_when_its_lease_has_run_out
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_asked_to_end_gives_the_lease_back_when_its_newest_write_has_settled() {
-    let mut pair = Pair::start("lease-term").await;
+    asked_to_end(SETTLE).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_the_default_settle_time_a_follower_still_goes_on_soon_after_a_leader_was_asked_to_end()
+ {
+    asked_to_end(Duration::from_secs(10)).await;
+}
+
+async fn asked_to_end(settle: Duration) {
+    let mut pair = Pair::start("lease-term", settle).await;
     let latch = pair.registry.gate(GateSpec::before(put("f")));
     let new = pair.promote("one").await;
     pair.reached(&latch).await;
     let mut leader = pair.leader.take().unwrap();
+    let asked = pair.newest();
     leader.signal(Signal::Terminate);
     until(&leader, "stopping: launching nothing more").await;
     latch.open();
@@ -200,19 +233,20 @@ async fn a_leader_asked_to_end_gives_the_lease_back_when_its_newest_write_has_se
         assert!(Instant::now() < end, "{}", leader.log());
         tokio::time::sleep(LOOK).await;
     };
-    let free = Instant::now();
     assert_eq!(exit_code(&mut leader).await, 0, "{}", leader.log());
     let answered = newest.time + i64::try_from(newest.micros / 1000).unwrap();
-    let settle = i64::try_from(SETTLE.as_millis()).unwrap();
     let settled = given.as_millisecond() - answered;
     assert!(
-        settled >= settle,
+        settled >= i64::try_from(settle.as_millis()).unwrap(),
         "released after {settled} ms:\n{}",
         leader.log()
     );
     let done = pair.stage.finished("one", PATIENCE).await;
-    println!("went on {:.1?} after the lease was free", free.elapsed());
-    assert!(free.elapsed() < Duration::from_secs(15), "{}", leader.log());
+    let went_on = pair.next_after(asked);
+    println!(
+        "the follower went on {went_on:.1?} after the leader was asked to end (settle time {settle:?})"
+    );
+    assert!(went_on < AFTER_END, "{}", leader.log());
     assert_eq!(phase(&done), "Posted");
     assert_eq!(pair.registry.count(&put("f")), 1);
     // The leader wrote no tag after the one it was asked to end in.
@@ -230,7 +264,7 @@ async fn a_leader_asked_to_end_gives_the_lease_back_when_its_newest_write_has_se
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_frozen_beyond_its_lease_writes_no_tag_when_it_wakes_up_and_ends() {
-    let mut pair = Pair::start("lease-freeze").await;
+    let mut pair = Pair::start("lease-freeze", SETTLE).await;
     let look = Matcher::kind(Kind::Manifest)
         .method("GET")
         .repository(FLOATS)
@@ -265,4 +299,65 @@ async fn a_leader_frozen_beyond_its_lease_writes_no_tag_when_it_wakes_up_and_end
     let next = holder(lease(&pair.stage).await.as_ref());
     assert!(next.is_some() && next.as_ref() != Some(&pair.holder));
     pair.assert_tags(two, one, &[pair.old, one]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_wakes_up_late_leaves_the_lease_of_another_as_it_is() {
+    let stage = Stage::new("lease-woken").await;
+    let leadership = Leadership::elected();
+    let client = stage.plane.client().unwrap();
+    let mut elector = Elector::new(
+        client.clone(),
+        &stage.namespace,
+        "old".into(),
+        leadership.clone(),
+    );
+    assert_eq!(elector.acquire().await, Acquired::New);
+    assert!(leadership.covers(Duration::ZERO));
+    // What it does not see while it sleeps.
+    let api: Api<Lease> = Api::namespaced(client, &stage.namespace);
+    let mut lease = api.get("promotion-controller").await.unwrap();
+    lease.spec.as_mut().unwrap().holder_identity = Some("next".into());
+    let next = api
+        .replace("promotion-controller", &PostParams::default(), &lease)
+        .await
+        .unwrap();
+    let lost = elector.keep().await.to_string();
+    assert!(lost.contains("another process holds it"), "{lost}");
+    assert!(!leadership.covers(Duration::ZERO));
+    elector.release().await;
+    let now = api.get("promotion-controller").await.unwrap();
+    assert_eq!(now, next);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewal_whose_answer_was_lost_is_no_loss_of_the_lease() {
+    let stage = Stage::new("lease-answer").await;
+    let leadership = Leadership::elected();
+    let client = stage.plane.client().unwrap();
+    let mut elector = Elector::new(
+        client.clone(),
+        &stage.namespace,
+        "one".into(),
+        leadership.clone(),
+    );
+    assert_eq!(elector.acquire().await, Acquired::New);
+    // As the renewal of this process that it never heard of.
+    let api: Api<Lease> = Api::namespaced(client, &stage.namespace);
+    let lease = api.get("promotion-controller").await.unwrap();
+    let mut heard_of = lease.clone();
+    heard_of.spec.as_mut().unwrap().lease_duration_seconds = Some(16);
+    let unheard = api
+        .replace("promotion-controller", &PostParams::default(), &heard_of)
+        .await
+        .unwrap();
+    let kept = tokio::time::timeout(Duration::from_secs(12), elector.keep()).await;
+    assert!(kept.is_err(), "{:?}", kept.map(|lost| lost.to_string()));
+    let now = api.get("promotion-controller").await.unwrap();
+    assert_eq!(holder(Some(&now)).as_deref(), Some("one"));
+    assert_ne!(
+        now.metadata.resource_version,
+        unheard.metadata.resource_version
+    );
+    assert!(leadership.covers(Duration::from_secs(5)));
 }

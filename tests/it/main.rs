@@ -5,6 +5,7 @@ mod testbed;
 
 mod apply;
 mod bounded;
+mod chaos;
 mod claims;
 mod cluster;
 mod controller;

@@ -27,6 +27,7 @@ mod kubeconfig;
 mod net;
 mod registry_client;
 mod run_dir;
+pub mod served;
 mod supervised;
 mod tokens;
 

@@ -129,6 +129,38 @@ async fn without_the_leases_trust_no_tag_is_written_and_nothing_spins() {
     assert_eq!(within.registry.tags(FLOATS), expected.into());
 }
 
+/// A lease that is trusted for less than a PUT may take keeps tags from being written just as well, however often it is renewed.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_tag_is_written_with_less_than_its_timeout_left_of_the_leases_trust() {
+    let specs = |registry: &Embedded| vec![("one", spec(registry, "a", "f"))];
+    let settings = Settings {
+        settle: SETTLE,
+        status_interval: Duration::from_secs(2),
+    };
+    let timeout = settings.put_timeout();
+    let leadership = Leadership::elected();
+    let just_less = timeout - Duration::from_millis(1);
+    leadership.trust(Instant::now() + just_less);
+    let within = Within::start(specs, leadership.clone(), None).await;
+    let writes = Matcher::put_manifest().tag(true);
+    let begun = Instant::now();
+    while begun.elapsed() < timeout * 4 {
+        leadership.trust(Instant::now() + just_less);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // It was at the point of writing: it has looked at what it is about to overwrite.
+    let looks = Matcher::kind(Kind::Manifest)
+        .method("GET")
+        .reference("f_incoming");
+    assert!(within.registry.count(&looks) > 0);
+    assert_eq!(within.registry.requests(&writes), []);
+    leadership.trust(Instant::now() + PATIENCE);
+    assert_eq!(phase(&within.ended("one").await), "Posted");
+    let a = image("a").digest();
+    let expected = [("f".to_owned(), a), ("f_incoming".to_owned(), a)];
+    assert_eq!(within.registry.tags(FLOATS), expected.into());
+}
+
 /// Found by the model: a leader that was frozen beyond its lease recorded what it had found before, and the next leader, which had gone on,
 /// latched upon it. What is found without the lease's trust is not recorded.
 #[tokio::test(flavor = "multi_thread")]

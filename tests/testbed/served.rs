@@ -2,6 +2,11 @@
 //!
 //! Leaves: an address, and a hand on the registry's control API. It ends with this value, and with this process.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test whose registry does not answer has failed"
+)]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -10,7 +15,7 @@ use promotion_controller::embedded::ImageSpec;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::testbed::{RunDir, Supervised};
+use super::{RunDir, Supervised};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// More than any section asks.
@@ -39,11 +44,32 @@ pub struct Asked {
     pub bodies: u64,
 }
 
+/// A tag that was written, or that somebody tried to write.
+#[derive(Debug, Clone)]
+pub struct TagWrite {
+    /// When the request arrived, in milliseconds since 1970.
+    pub time: i64,
+    pub repository: String,
+    pub tag: String,
+    pub status: Option<u16>,
+}
+
 #[derive(Deserialize)]
 struct Entry {
+    seq: u64,
+    time: i64,
+    method: String,
     kind: String,
+    repository: String,
+    reference: String,
+    status: Option<u16>,
     bytes_in: u64,
     bytes_out: u64,
+}
+
+#[derive(Deserialize)]
+struct Change {
+    digest: Option<String>,
 }
 
 impl Served {
@@ -133,6 +159,44 @@ impl Served {
             return Err(format!("tags dangle: {dangling}"));
         }
         Ok(serde_json::from_value(get("snapshot").await).unwrap())
+    }
+
+    /// Takes a tag away.
+    pub async fn untag(&self, repository: &str, tag: &str) {
+        self.post("untag", &json!({"repository": repository, "tag": tag}))
+            .await;
+    }
+
+    /// The tags written after the request of this number, and the number of the newest request.
+    pub async fn tag_writes(&self, after: u64) -> (Vec<TagWrite>, u64) {
+        let path = format!("log?after={after}&limit={ENTRIES_MAX}");
+        let entries = self.control(reqwest::Method::GET, &path, None).await;
+        let entries: Vec<Entry> = serde_json::from_value(entries).unwrap();
+        let newest = entries.last().map_or(after, |entry| entry.seq);
+        let written = |e: &Entry| {
+            e.kind == "manifest" && e.method == "PUT" && !e.reference.starts_with("sha256:")
+        };
+        let writes = entries.into_iter().filter(written).map(|entry| TagWrite {
+            time: entry.time,
+            repository: entry.repository,
+            tag: entry.reference,
+            status: entry.status,
+        });
+        (writes.collect(), newest)
+    }
+
+    /// The digests of a tag, oldest first, at most the newest 256; none for a time without the tag.
+    pub async fn history(&self, repository: &str, tag: &str) -> Vec<Option<String>> {
+        let path = format!("history?repository={repository}&tag={tag}");
+        let changes = self.control(reqwest::Method::GET, &path, None).await;
+        let changes: Vec<Change> = serde_json::from_value(changes).unwrap();
+        changes.into_iter().map(|change| change.digest).collect()
+    }
+
+    /// Every tag that ever dangled, if the settings ask for the audit.
+    pub async fn audit_trail(&self) -> Vec<Value> {
+        let trail = self.control(reqwest::Method::GET, "audit", None).await;
+        serde_json::from_value(trail).unwrap()
     }
 
     async fn post(&self, path: &str, body: &Value) -> Value {
