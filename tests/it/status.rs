@@ -432,7 +432,7 @@ async fn a_wait_shows_its_reason_and_end_and_is_saved_when_they_change_and_not_a
     registry.remove_rule(page);
     let seen = watch.await.unwrap();
     assert_sound(&seen);
-    let waits: Vec<_> = seen
+    let mut waits: Vec<_> = seen
         .iter()
         .filter_map(|state| {
             let status = state.status.as_ref().unwrap();
@@ -444,6 +444,8 @@ async fn a_wait_shows_its_reason_and_end_and_is_saved_when_they_change_and_not_a
             image.next_attempt_time.clone()
         })
         .collect();
+    // What else changed meanwhile was saved with the same end.
+    waits.dedup();
     // The rests of 1, 2 and 4 s, and little more: what is shown of one rest does not change.
     assert!(!waits.is_empty() && waits.len() <= 6, "{waits:?}");
     let images = &seen.last().unwrap().status.as_ref().unwrap().images;

@@ -105,7 +105,7 @@ impl Adversary {
             .is_some_and(|fall| fall.followed.is_none());
         let awake = leader.filter(|&leader| replicas.pair[leader].frozen.is_none() && !falling);
         let Some(leader) = awake else {
-            if self.draws.random_bool(0.1) {
+            if self.draws.random_bool(0.05) {
                 let victim = self.draws.random_range(0..2);
                 self.strikes.kills += 1;
                 replicas.strike(victim, Signal::Kill, Duration::ZERO);

@@ -13,7 +13,7 @@ use crate::stage::Stage;
 use crate::testbed::{Distribution, DistributionOptions, Image, ImageKind, RegistryClient, Signal};
 
 /// How long the requests may take to end: a lease that runs out, and what has waited for it.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// Requests of each round.
 const REQUESTS: usize = 3;
 

@@ -18,7 +18,7 @@ use crate::testbed::digest_of;
 /// Between the beginnings of two pulls.
 const PACE: Duration = Duration::from_millis(40);
 /// Pulls at once.
-const AT_ONCE: usize = 6;
+const AT_ONCE: usize = 10;
 /// How long a digest is pulled by itself after a float last showed it.
 const REMEMBERED: Duration = Duration::from_mins(1);
 
@@ -109,8 +109,8 @@ impl Reader {
             Ok(Some(_)) => {}
             // A float that nobody has promoted to yet.
             Ok(None) if !seen.floats.contains(reference) && !reference.starts_with("sha256:") => {}
-            Ok(None) => missed(&mut seen, format!("{reference}: no such manifest")),
-            Err(error) => missed(&mut seen, format!("{reference}: {error}")),
+            Ok(None) => missed(&mut seen, &format!("{reference}: no such manifest")),
+            Err(error) => missed(&mut seen, &format!("{reference}: {error}")),
         }
     }
 
@@ -188,7 +188,7 @@ impl Reader {
     }
 }
 
-fn missed(seen: &mut Seen, what: String) {
+fn missed(seen: &mut Seen, what: &str) {
     seen.missing.push(format!("{:.6} {what}", Timestamp::now()));
 }
 

@@ -74,37 +74,22 @@ impl Requests {
         let mut images = Vec::new();
         let mut specs = Vec::new();
         for (place, float) in floats.into_iter().enumerate() {
-            let (asked, source) = match self.earlier(&float) {
-                Some(digest) => {
-                    let source = format!("{}@{digest}", self.repository);
-                    (
-                        Asked {
-                            float,
-                            digest,
-                            tag: None,
-                        },
-                        source,
-                    )
-                }
-                None => {
-                    let tag = format!("r{number}-{place}");
-                    let digest = sources.make(&tag, self.draws.random_range(0..4)).await;
-                    let by_tag = self.draws.random_bool(0.2);
-                    let reference = if by_tag {
-                        format!(":{tag}")
-                    } else {
-                        format!("@{digest}")
-                    };
-                    let source = format!("{}{reference}", sources.repository());
-                    (
-                        Asked {
-                            float,
-                            digest,
-                            tag: Some(tag),
-                        },
-                        source,
-                    )
-                }
+            let (asked, source) = if let Some(digest) = self.earlier(&float) {
+                let source = format!("{}@{digest}", self.repository);
+                let tag = None;
+                (Asked { float, digest, tag }, source)
+            } else {
+                let tag = format!("r{number}-{place}");
+                let digest = sources.make(&tag, self.draws.random_range(0..4)).await;
+                let by_tag = self.draws.random_bool(0.2);
+                let reference = if by_tag {
+                    format!(":{tag}")
+                } else {
+                    format!("@{digest}")
+                };
+                let source = format!("{}{reference}", sources.repository());
+                let tag = Some(tag);
+                (Asked { float, digest, tag }, source)
             };
             let float = format!("{}:{}", self.repository, asked.float);
             specs.push(json!({"source": source, "float": float}));
@@ -142,7 +127,7 @@ impl Requests {
 pub struct Outcome {
     /// Every tag of the floats' repository, with its digest.
     pub tags: BTreeMap<String, String>,
-    /// Every digest that each tag but the prune tags has had, in order.
+    /// Every digest that each tag has had, in order: but one for a prune tag.
     pub histories: BTreeMap<String, Vec<String>>,
     /// What status says otherwise: about what, and what is wrong.
     pub complaints: Vec<(String, String)>,
@@ -166,13 +151,13 @@ impl Outcome {
             let named =
                 |object: &&PromotionRequest| object.metadata.name.as_deref() == Some(&request.name);
             let Some(object) = done.iter().find(named) else {
-                outcome.complain(&request.name, "is not there any more".into());
+                outcome.complain(&request.name, "is not there any more");
                 continue;
             };
             let status = object.status.clone().unwrap_or_default();
             let place = status.order.unwrap_or_default();
             if phase(object) != "Posted" || place <= order {
-                outcome.complain(&request.name, format!("{status:#?}"));
+                outcome.complain(&request.name, &format!("{status:#?}"));
             }
             order = place;
             if status.images.len() != request.images.len() {
@@ -194,7 +179,7 @@ impl Outcome {
                         "{} from {displaced:?} (unchanged: {unchanged})",
                         image.digest
                     );
-                    outcome.complain(&request.name, format!("{expected}: {found:#?}"));
+                    outcome.complain(&request.name, &format!("{expected}: {found:#?}"));
                 }
                 if unchanged {
                     continue;
@@ -216,12 +201,13 @@ impl Outcome {
             self.set(format!("{float}__pre"), &displaced);
             self.set(format!("{float}__post1"), digest);
             let prune_tag = prune_tag.unwrap_or_default();
+            let taken = self.tags.contains_key(&prune_tag);
+            self.set(prune_tag.clone(), &displaced);
             let own = prune_tag.ends_with(&format!("_prune_{float}"));
-            let taken = self.tags.insert(prune_tag.clone(), displaced).is_some();
             if taken || !own {
                 self.complain(
                     float,
-                    format!("{prune_tag} is the prune tag of two, or of another"),
+                    &format!("{prune_tag} is the prune tag of two, or of another"),
                 );
             }
         }
@@ -236,7 +222,7 @@ impl Outcome {
         self.tags.insert(tag, digest.to_owned());
     }
 
-    fn complain(&mut self, about: &str, what: String) {
+    fn complain(&mut self, about: &str, what: &str) {
         self.complaints
             .push((about.to_owned(), format!("{about}: {what}")));
     }
@@ -249,7 +235,7 @@ impl Outcome {
             if expected != found {
                 let float = name.split("_prune_").last().unwrap_or(&name).to_owned();
                 let what = format!("tag {name} is {found:?} and not {expected:?}");
-                self.complain(&float, what);
+                self.complain(&float, &what);
             }
         }
     }
@@ -272,7 +258,7 @@ impl Outcome {
         };
         if !right {
             let what = format!("tag {tag} went through {known:#?} and not {expected:#?}");
-            self.complain(tag, what);
+            self.complain(tag, &what);
         }
     }
 }

@@ -139,7 +139,7 @@ async fn no_tag_is_written_with_less_than_its_timeout_left_of_the_leases_trust()
     };
     let timeout = settings.put_timeout();
     let leadership = Leadership::elected();
-    let just_less = timeout - Duration::from_millis(1);
+    let just_less = timeout.saturating_sub(Duration::from_millis(1));
     leadership.trust(Instant::now() + just_less);
     let within = Within::start(specs, leadership.clone(), None).await;
     let writes = Matcher::put_manifest().tag(true);
