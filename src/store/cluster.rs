@@ -200,3 +200,30 @@ fn is_gone(status: &Status, key: &Key) -> bool {
     let named = status.details.as_ref().map(|details| &details.name);
     status.is_not_found() && named == Some(&key.name)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_a_404_that_names_the_object_says_that_it_is_gone() {
+        let key = Key {
+            namespace: "ci".into(),
+            name: "r".into(),
+        };
+        let gone = |details: serde_json::Value, reason: &str| {
+            let status =
+                json!({"status": "Failure", "reason": reason, "code": 404, "details": details});
+            is_gone(&serde_json::from_value(status).unwrap(), &key)
+        };
+        let named = |name: &str| json!({"name": name, "group": "ci.openshift.io", "kind": "promotionrequests"});
+        assert!(gone(named("r"), "NotFound"));
+        // Of another object, of the whole kind, of a path.
+        assert!(!gone(named("ci"), "NotFound"));
+        assert!(!gone(json!({}), "NotFound"));
+        assert!(!gone(json!(null), "Failed to parse error data"));
+    }
+}

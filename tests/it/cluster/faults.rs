@@ -118,10 +118,12 @@ async fn a_path_that_is_not_served_for_a_while_deletes_nobody() {
         assert!(Instant::now() < end, "{}", ground.stage.log());
     }
     for call in [Call::Load, Call::Save, Call::List, Call::Watch] {
-        relay.add(call, Fault::NotServed, 1, ALWAYS);
+        // As a path that is not there, and as a kind that is not there.
+        relay.add(call, Fault::NotServed, 2, ALWAYS);
+        relay.add(call, Fault::Refuse(404, None), 1, ALWAYS);
     }
     gate.open();
-    until("three loads", PATIENCE, || relay.faults(Call::Load) >= 3).await;
+    until("four loads", PATIENCE, || relay.faults(Call::Load) >= 4).await;
     relay.clear();
     let first = ground.stage.finished("first", PATIENCE).await;
     assert_eq!(phase(&first), "Posted");

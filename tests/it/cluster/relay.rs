@@ -287,6 +287,7 @@ fn status(code: u16, reason: &str) -> serde_json::Value {
 
 fn refusal(code: u16, after: Option<u32>) -> Response<Body> {
     let reason = match code {
+        404 => "NotFound",
         409 => "Conflict",
         410 => "Expired",
         429 => "TooManyRequests",
