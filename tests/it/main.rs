@@ -13,6 +13,7 @@ mod dialect;
 mod election;
 mod eligibility;
 mod fair;
+mod hostile;
 mod house;
 mod inside;
 mod points;
