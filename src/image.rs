@@ -568,6 +568,30 @@ mod tests {
         }
 
         #[test]
+        fn a_tag_is_of_the_grammar_and_so_are_the_tags_derived_from_a_float(text in "[a-zA-Z0-9_.-]{0,140}|\\PC{0,20}", second in 0..253_402_300_799_i64) {
+            let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+            let fits = (1..=TAG_MAX).contains(&text.len())
+                && text.starts_with(word)
+                && text.chars().all(|c| word(c) || c == '.' || c == '-');
+            prop_assert_eq!(text.parse::<Tag>().is_ok(), fits);
+            if let Ok(float) = format!("quay.io/a:{text}").parse::<Float>() {
+                let prune = float.prune(Stamp::at(Timestamp::from_second(second).unwrap()));
+                for tag in [float.incoming(), float.pre(), float.post1(), prune] {
+                    prop_assert_eq!(tag.as_str().parse::<Tag>().unwrap(), tag);
+                }
+            }
+        }
+
+        #[test]
+        fn a_digest_reads_back_and_nothing_else_is_one(bytes: [u8; 32], text in "(sha256|SHA256|sha512)?:?[0-9a-fA-F]{60,66}") {
+            let digest = Digest::from_bytes(bytes);
+            prop_assert_eq!(digest.to_string().parse::<Digest>().unwrap(), digest);
+            if let Ok(digest) = text.parse::<Digest>() {
+                prop_assert_eq!(digest.to_string(), text);
+            }
+        }
+
+        #[test]
         fn names_of_the_grammar_read_back(s in "[a-z0-9]([a-z0-9.-]{0,9}[a-z0-9])?(:[1-9][0-9]{0,3})?(/[a-z0-9]{1,4}((\\.|_|__|-{1,3})[a-z0-9]{1,4}){0,2}){1,3}:[a-z0-9_][a-zA-Z0-9.-]{0,9}") {
             let float: Float = s.parse().unwrap();
             prop_assert_eq!(float.to_string().parse::<Float>().unwrap(), float);

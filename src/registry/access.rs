@@ -186,6 +186,26 @@ impl Challenge {
     }
 }
 
+impl Token {
+    /// Of what it allows, what this access asks for: a token may claim any number of other things.
+    pub(super) fn narrowed(mut self, access: &Access<'_>) -> Self {
+        self.rights = self.rights.map(|rights| {
+            let repositories = std::iter::once(access.repository).chain(access.also);
+            let narrowed = repositories.map(|repository| Right {
+                r#type: "repository".into(),
+                name: repository.path().into(),
+                actions: ["pull", "push"]
+                    .into_iter()
+                    .filter(|action| may(&rights, repository, action))
+                    .map(str::to_owned)
+                    .collect(),
+            });
+            narrowed.collect()
+        });
+        self
+    }
+}
+
 impl Grant {
     pub(super) fn header(&self) -> Option<&HeaderValue> {
         self.header.as_ref()
@@ -242,6 +262,8 @@ pub(super) fn may(rights: &[Right], repository: &Repository, action: &str) -> bo
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -270,5 +292,38 @@ mod tests {
             Challenge::Basic
         );
         assert_eq!(Challenge::parse("Negotiate"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_challenge_or_none(text in "\\PC{0,120}|(Bearer|Basic|,| |=|\"|\\\\|realm|service|error|x){0,20}") {
+            let _ = Challenge::parse(&text);
+        }
+
+        #[test]
+        fn what_is_quoted_reads_back(realm in "[ -~]{0,40}", service in "[ -~]{0,40}") {
+            let quoted = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
+            let text = format!("Bearer realm={},service={}", quoted(&realm), quoted(&service));
+            let (challenge, _) = Challenge::parse(&text).unwrap();
+            prop_assert_eq!(challenge, Challenge::Bearer { realm, service: Some(service) });
+        }
+    }
+
+    #[test]
+    fn a_challenge_as_long_as_headers_can_be_is_read_at_once() {
+        let begun = std::time::Instant::now();
+        for part in [
+            "a=b,",
+            "Bearer ",
+            "Bearer realm=\"x\", ",
+            "\"",
+            "\\\"",
+            ",",
+            " ",
+        ] {
+            let _ = Challenge::parse(&part.repeat(400_000 / part.len()));
+        }
+        let took = begun.elapsed();
+        assert!(took < std::time::Duration::from_secs(5), "{took:?}");
     }
 }

@@ -14,7 +14,7 @@ use super::blob::Job;
 use super::credential::Credential;
 use super::error::Error;
 use super::look::named;
-use super::manifest::{Blob, Manifest};
+use super::manifest::{Blob, CHILDREN_MAX, Manifest};
 use super::put::{Bounds, Put};
 use super::{Kind, Registry};
 use crate::image::{Digest, Reference, Repository};
@@ -22,9 +22,9 @@ use crate::machine::Reason;
 
 /// Levels of manifests below the top one.
 const DEPTH_MAX: usize = 4;
-/// Manifests below the top one.
-const CHILDREN_MAX: usize = 1000;
-/// Their bytes.
+/// Blobs of one image, those of its children included.
+const BLOBS_MAX: usize = 20_000;
+/// The bytes of the manifests below the top one.
 const CHILDREN_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Blobs, and manifests, of one copy on their way at once.
 const AT_ONCE: usize = 8;
@@ -115,6 +115,14 @@ impl Registry {
                         .into_iter()
                         .filter(|blob| blobs.insert(blob.digest)),
                 );
+                if plan.blobs.len() > BLOBS_MAX {
+                    let message = format!(
+                        "{}@{}: it consists of more than 20,000 blobs",
+                        job.from,
+                        top.digest.short()
+                    );
+                    return Err(Error::terminal(Reason::TooLarge, message));
+                }
                 next.extend(
                     parts
                         .children
@@ -133,20 +141,25 @@ impl Registry {
                 );
                 return Err(Error::terminal(Reason::UnsupportedManifest, message));
             }
-            let found: Vec<Option<Manifest>> = stream::iter(next)
+            let mut found = stream::iter(next)
                 .map(|digest| self.missing(job, digest))
-                .buffer_unordered(AT_ONCE)
-                .try_collect()
-                .await?;
-            level = found.into_iter().flatten().collect();
-            bytes += level.iter().map(|child| child.bytes.len()).sum::<usize>();
-            if bytes > CHILDREN_BYTES_MAX {
-                let message = format!(
-                    "{}@{}: its manifests are larger than 64 MiB",
-                    job.from,
-                    top.digest.short()
-                );
-                return Err(Error::terminal(Reason::TooLarge, message));
+                .buffer_unordered(AT_ONCE);
+            level = Vec::new();
+            while let Some(child) = found.try_next().await? {
+                let Some(child) = child else {
+                    continue;
+                };
+                // Counted as they come: a whole level of them may be sixty times as much.
+                bytes += child.bytes.len();
+                if bytes > CHILDREN_BYTES_MAX {
+                    let message = format!(
+                        "{}@{}: its manifests are larger than 64 MiB",
+                        job.from,
+                        top.digest.short()
+                    );
+                    return Err(Error::terminal(Reason::TooLarge, message));
+                }
+                level.push(child);
             }
             plan.levels.push(level.clone());
         }

@@ -3,7 +3,7 @@
 //! Out come chunks, as they arrive. Guaranteed: they are hashed on the way, and the last is given only when all together have the
 //! right digest and length, so that an upload fed by it cannot complete with anything else.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use bytes::Bytes;
 use reqwest::header::{CONTENT_RANGE, HeaderValue, RANGE};
 use reqwest::{Method, Response, StatusCode};
 use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
 
 use super::Registry;
 use super::access::Access;
@@ -30,8 +31,11 @@ use crate::machine::Reason;
 const RESUMES_MAX: u32 = 5;
 /// How long a source that is unwell is waited for once a part of the blob is on its way and would have to be sent again.
 const RESUME_PATIENCE: Duration = Duration::from_secs(10);
-/// An upload that takes nothing for so long is given up.
-const STALL: Duration = Duration::from_mins(5);
+/// What a source has to bring, and a target to take, in the time that a read may stand still (five times that for the target, which
+/// may have to put its storage in order first): whoever is slower holds places that others need.
+const LEAST: u64 = 64 * 1024;
+/// How much longer a target is given than a source.
+const TARGET_PATIENCE: u32 = 5;
 
 /// A download on its way into an upload.
 pub(super) struct Download {
@@ -46,16 +50,47 @@ pub(super) struct Download {
     pub(super) offset: u64,
     pub(super) hash: Sha256,
     pub(super) resumes: u32,
+    pub(super) flow: Flow,
     pub(super) activity: Activity,
     pub(super) meter: Arc<Meter>,
     /// A config is kept, to read its labels.
     pub(super) capture: Option<Capture>,
 }
 
+/// How fast a source is: what it brought of late, in the time that it was waited for.
+#[derive(Debug, Default)]
+pub(super) struct Flow {
+    waited: Duration,
+    brought: u64,
+}
+
+impl Flow {
+    /// The next bytes of `response`; none where it ended, broke, or brings less than [`LEAST`] in `window`.
+    async fn next(&mut self, response: &mut Response, window: Duration) -> Option<Bytes> {
+        loop {
+            let began = Instant::now();
+            let left = window.saturating_sub(self.waited);
+            // What is there already is taken also when no time is left.
+            if let Ok(read) = tokio::time::timeout(left, response.chunk()).await {
+                let chunk = read.ok().flatten()?;
+                self.waited += began.elapsed();
+                self.brought += chunk.len() as u64;
+                return Some(chunk);
+            }
+            if self.brought < LEAST {
+                return None;
+            }
+            *self = Self::default();
+        }
+    }
+}
+
 /// What the stream tells the one who waits for the upload.
 #[derive(Debug, Default)]
 pub(super) struct Meter {
     pub(super) bytes: AtomicU64,
+    /// The source is waited for, and has its own limits.
+    starving: AtomicBool,
     pub(super) fault: Mutex<Option<Failure>>,
 }
 
@@ -67,16 +102,17 @@ impl Meter {
             .take()
     }
 
-    /// Resolves when nothing was taken for [`STALL`].
-    pub(super) async fn stands_still(&self) {
-        let mut last = None;
+    /// Resolves when less than [`LEAST`] of `size` bytes was taken in [`TARGET_PATIENCE`] times `window`, or nothing more at the end.
+    pub(super) async fn stands_still(&self, size: u64, window: Duration) {
+        let mut last = 0;
         loop {
+            tokio::time::sleep(window * TARGET_PATIENCE).await;
             let bytes = self.bytes.load(Ordering::Relaxed);
-            if last == Some(bytes) {
+            let little = bytes == last || (bytes < size && bytes - last < LEAST);
+            if little && !self.starving.load(Ordering::Relaxed) {
                 return;
             }
-            last = Some(bytes);
-            tokio::time::sleep(STALL).await;
+            last = bytes;
         }
     }
 }
@@ -87,9 +123,13 @@ impl Download {
         if self.offset == self.blob.size {
             return Ok(None);
         }
+        self.meter.starving.store(true, Ordering::Relaxed);
         loop {
             let read = match &mut self.response {
-                Some(response) => response.chunk().await.ok().flatten(),
+                Some(response) => {
+                    let window = self.registry.transport().settings.read_timeout;
+                    self.flow.next(response, window).await
+                }
                 None => None,
             };
             let step = match read {
@@ -97,7 +137,10 @@ impl Download {
                 None => self.resume().await.map(|()| None),
             };
             match step {
-                Ok(Some(chunk)) => return Ok(Some((chunk, self))),
+                Ok(Some(chunk)) => {
+                    self.meter.starving.store(false, Ordering::Relaxed);
+                    return Ok(Some((chunk, self)));
+                }
                 Ok(None) => {}
                 Err(failure) => {
                     let shown = Error::attempt(Reason::RegistryError, "the download ended");
@@ -147,10 +190,13 @@ impl Download {
     /// Opens the download again where it broke.
     async fn resume(&mut self) -> Result<(), Failure> {
         self.response = None;
+        self.flow = Flow::default();
         self.resumes += 1;
         if self.resumes > RESUMES_MAX {
             let (what, offset) = (named(&self.from, self.blob.digest), self.offset);
-            let message = format!("{what}: cut off {RESUMES_MAX} times, last after {offset} bytes");
+            let message = format!(
+                "{what}: cut off or too slow {RESUMES_MAX} times, last after {offset} bytes"
+            );
             return Err(Failure::Refused(Error::attempt(
                 Reason::RegistryError,
                 message,

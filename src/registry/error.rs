@@ -7,9 +7,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use oci_client::errors::{OciEnvelope, OciErrorCode};
 use reqwest::StatusCode;
+use reqwest::header::HeaderValue;
 
+use super::credential::Credential;
 use crate::machine::Reason;
 
 /// The longest message of an [`Error`], in characters.
@@ -53,6 +57,11 @@ impl Error {
             cut: true,
             ..Self::attempt(Reason::RegistryError, message)
         }
+    }
+
+    /// The same, of an answer that was asked for often enough.
+    pub(super) fn whole(self) -> Self {
+        Self { cut: false, ..self }
     }
 
     /// Whether the answer broke off.
@@ -133,6 +142,11 @@ pub(super) struct Answer {
 impl Answer {
     /// Reads a refusal's body, which may be anything: JSON, HTML, nothing.
     pub(super) fn read(status: StatusCode, body: &[u8]) -> Self {
+        Self::read_hiding(&[], status, body)
+    }
+
+    /// As [`Answer::read`]; these secrets are not quoted, should the registry say them back.
+    pub(super) fn read_hiding(secrets: &[String], status: StatusCode, body: &[u8]) -> Self {
         let Ok(envelope) = serde_json::from_slice::<OciEnvelope>(body) else {
             let words = String::from_utf8_lossy(body.get(..2048).unwrap_or(body)).to_lowercase();
             return Self {
@@ -151,11 +165,12 @@ impl Answer {
         }
         let first = envelope.errors.into_iter().next();
         let quote = first.as_ref().map_or_else(String::new, |error| {
-            let code = code_name(&error.code);
-            if error.message.is_empty() {
+            let code = one_line(&hiding(secrets, code_name(&error.code)), 40);
+            let message = hiding(secrets, error.message.clone());
+            if message.is_empty() {
                 code
             } else {
-                format!("{code}: {}", one_line(&error.message, QUOTE_MAX))
+                format!("{code}: {}", one_line(&message, QUOTE_MAX))
             }
         });
         Self {
@@ -310,16 +325,41 @@ impl Answer {
 /// The code as it stands on the wire.
 fn code_name(code: &OciErrorCode) -> String {
     match serde_json::to_value(code) {
-        Ok(serde_json::Value::String(name)) => one_line(&name, 40),
+        Ok(serde_json::Value::String(name)) => name,
         _ => String::new(),
     }
 }
 
-/// `text` on one line of at most `max` characters, without control characters.
+/// What a request showed, and what that was had with: no message may.
+pub(super) fn secrets(authorization: Option<&HeaderValue>, credential: &Credential) -> Vec<String> {
+    let mut secrets = Vec::new();
+    if let Some((user, password)) = credential.secret() {
+        let pair = format!("{user}:{password}");
+        secrets.extend([STANDARD.encode(&pair), pair, password.to_owned()]);
+    }
+    let shown = authorization.and_then(|value| value.to_str().ok()?.split_once(' '));
+    secrets.extend(shown.map(|(_, token)| token.to_owned()));
+    secrets.retain(|secret| !secret.is_empty());
+    secrets
+}
+
+fn hiding(secrets: &[String], text: String) -> String {
+    secrets
+        .iter()
+        .fold(text, |text, secret| text.replace(secret, "***"))
+}
+
+/// `text` on one line of at most `max` characters, without control characters and those that make a line look like another.
 pub(super) fn one_line(text: &str, max: usize) -> String {
     let mut line: String = text
         .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
+        .map(|c| {
+            if c.is_control() || is_unseen(c) {
+                ' '
+            } else {
+                c
+            }
+        })
         .take(max + 1)
         .collect();
     if line.chars().count() > max {
@@ -329,9 +369,27 @@ pub(super) fn one_line(text: &str, max: usize) -> String {
     line
 }
 
+/// Separators of lines and paragraphs, and what changes how the text around it is shown: directions, joiners, tags.
+fn is_unseen(c: char) -> bool {
+    matches!(
+        c,
+        '\u{ad}'
+            | '\u{61c}'
+            | '\u{180e}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{feff}'
+            | '\u{fff9}'..='\u{fffb}'
+            | '\u{e0000}'..='\u{e007f}'
+    )
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+
     use super::*;
 
     fn answer(status: u16, code: &str, message: &str) -> Answer {
@@ -461,5 +519,56 @@ mod tests {
         );
         assert!(!error.message.contains('\n'));
         assert!(error.message.starts_with("quay.io/a:b"));
+    }
+
+    /// What must not show.
+    const PASSWORD: &str = "s3cret-p4ss";
+
+    fn is_plain(line: &str) -> bool {
+        line.chars().count() <= MESSAGE_MAX && !line.chars().any(|c| c.is_control() || is_unseen(c))
+    }
+
+    proptest! {
+        #[test]
+        fn any_refusal_is_one_plain_line(status in 200_u16..600, body: Vec<u8>, write: bool) {
+            let answer = Answer::read(StatusCode::from_u16(status).unwrap(), &body);
+            let error = answer.error("quay.io/a:b", write);
+            prop_assert!(is_plain(&error.message), "{:?}", error.message);
+        }
+
+        #[test]
+        fn no_refusal_says_back_what_was_shown(
+            status in 400_u16..600, code in "\\PC{0,50}", before in "\\PC{0,250}", basic: bool, write: bool,
+        ) {
+            let encoded = STANDARD.encode(format!("bot:{PASSWORD}"));
+            let bot = Credential::new("bot".into(), PASSWORD.into(), "Secret a/b", "quay.io");
+            let token = HeaderValue::from_static("Bearer s3cret-t0ken");
+            let secrets = if basic { secrets(None, &bot) } else { secrets(Some(&token), &bot) };
+            let said = if basic { PASSWORD } else { "s3cret-t0ken" };
+            let message = format!("{before}{said} {encoded} bot:{PASSWORD}");
+            let error = serde_json::json!({"code": format!("{code}{said}"), "message": message, "detail": message});
+            let body = serde_json::json!({"errors": [error]}).to_string();
+            let status = StatusCode::from_u16(status).unwrap();
+            let error = Answer::read_hiding(&secrets, status, body.as_bytes()).error("quay.io/a:b", write);
+            prop_assert!(is_plain(&error.message), "{:?}", error.message);
+            // Also not by halves, where the line is cut.
+            prop_assert!(!error.message.contains("s3cret"), "{:?}", error.message);
+            prop_assert!(!error.message.contains(&encoded[..8]), "{:?}", error.message);
+        }
+    }
+
+    #[test]
+    fn a_refusal_of_any_depth_is_read() {
+        for deep in [
+            "[",
+            "{\"errors\":",
+            "{\"errors\":[{\"code\":\"X\",\"message\":\"\",\"detail\":[",
+        ] {
+            let error = Answer::read(StatusCode::IM_A_TEAPOT, deep.repeat(10_000).as_bytes());
+            assert_eq!(
+                error.error("x", false).message,
+                "x: the registry answered 418"
+            );
+        }
     }
 }

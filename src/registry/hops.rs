@@ -298,11 +298,14 @@ fn target(answer: &Response) -> Option<Url> {
         return None;
     }
     let location = answer.headers().get(LOCATION)?.to_str().ok()?;
-    let mut next = answer.url().join(location).ok()?;
-    // Nobody's name and password, whoever wrote them there.
-    next.set_username("").ok()?;
-    next.set_password(None).ok()?;
-    next.has_host().then_some(next)
+    unsigned(answer.url().join(location).ok()?)
+}
+
+/// A URL that a registry led to, without a name and password, whoever wrote them there.
+pub(super) fn unsigned(mut url: Url) -> Option<Url> {
+    url.set_username("").ok()?;
+    url.set_password(None).ok()?;
+    url.has_host().then_some(url)
 }
 
 fn is_same(one: &Url, other: &Url) -> bool {
@@ -330,6 +333,8 @@ fn literal(url: &Url) -> Option<IpAddr> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use std::collections::HashMap;
+
+    use proptest::prelude::*;
 
     use super::super::clients::Proxies;
     use super::*;
@@ -491,6 +496,18 @@ mod tests {
             let direct = rules.leads("quay.io", "https://direct.example/x", false);
             assert_eq!(direct.unwrap(), Pass::Public);
             rules.refuses("quay.io", "https://cdn.example/x", true);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_registry_leads_to_is_a_host_without_a_name_and_password(
+            location in "\\PC{0,60}|((https?|ftp|file|data|javascript):)?(//)?(u(:p)?@)?(x|\\[::1\\]|127\\.1|%2e)?(:[0-9]{0,6})?(/|\\\\|\\.\\.|\\?|#|@){0,6}",
+        ) {
+            let base = Url::parse("https://quay.io/v2/a/blobs/uploads/").unwrap();
+            if let Some(url) = base.join(&location).ok().and_then(unsigned) {
+                prop_assert!(url.has_host() && url.username().is_empty() && url.password().is_none(), "{url}");
+            }
         }
     }
 }

@@ -13,7 +13,11 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
 use super::credential::Credential;
+use super::error::one_line;
 use crate::image::Repository;
+
+/// The most of an entry's key that messages show.
+const SHOWN_MAX: usize = 100;
 
 /// Why a dockerconfigjson, or one entry of it, cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -127,7 +131,7 @@ impl Keyring {
             entries.insert(
                 normal_key(&key),
                 Entry::Unusable {
-                    key,
+                    key: one_line(&key, SHOWN_MAX),
                     problem: "a credential helper (credHelpers)",
                 },
             );
@@ -200,6 +204,7 @@ impl fmt::Debug for Keyring {
 }
 
 fn parse_entry(key: &str, entry: DockerEntry, origin: &str) -> Result<Entry, KeyringError> {
+    let key = &*one_line(key, SHOWN_MAX);
     let bad = |problem: &str| KeyringError::Entry {
         origin: origin.into(),
         entry: key.into(),
@@ -277,6 +282,8 @@ fn normal_host(host: &str) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+
     use super::*;
 
     fn auth(user: &str) -> String {
@@ -418,5 +425,75 @@ mod tests {
             !shown.contains("robot") && !shown.contains("s3cret"),
             "{shown}"
         );
+    }
+
+    /// The host that a key names, by hand.
+    fn host_of(key: &str) -> String {
+        let bare = key
+            .trim_start_matches("https://")
+            .trim_start_matches("http://");
+        let host = bare
+            .split('/')
+            .next()
+            .unwrap_or_default()
+            .to_ascii_lowercase();
+        match host.trim_end_matches(":443") {
+            "index.docker.io" | "registry-1.docker.io" => "docker.io".into(),
+            host => host.into(),
+        }
+    }
+
+    fn keys() -> impl Strategy<Value = Vec<String>> {
+        let hosts = "(https?://)?(quay\\.io|QUAY\\.io|quay\\.io\\.evil\\.io|evil\\.io|uay\\.io|index\\.docker\\.io|docker\\.io|x)";
+        let key = format!("{hosts}(:443|:5000)?(/v1/?|/v2/?|/|/a|/a/b|/quay\\.io)?");
+        let key = proptest::string::string_regex(&key).unwrap();
+        proptest::collection::vec(prop_oneof![9 => key, 1 => "\\PC{0,20}"], 0..6)
+    }
+
+    proptest! {
+        #[test]
+        fn a_repository_is_given_the_credential_of_its_own_host_or_none(
+            keys in keys(), host in "quay\\.io|evil\\.io|docker\\.io|x|quay\\.io:5000", path in "a|a/b|a/b/c|quay\\.io|v1|v2/a",
+        ) {
+            let entries: serde_json::Map<_, _> = keys
+                .iter()
+                .enumerate()
+                .map(|(n, key)| (key.clone(), serde_json::json!({"username": "robot", "password": format!("s3cret-{n}")})))
+                .collect();
+            let json = serde_json::json!({"auths": entries}).to_string();
+            let ring = Keyring::parse(json.as_bytes(), "Secret a/b").unwrap();
+            let repository: Repository = format!("{host}/{path}").parse().unwrap();
+            let credential = ring.credential(&repository).unwrap();
+            if let Some((_, password)) = credential.secret() {
+                let number: usize = password.trim_start_matches("s3cret-").parse().unwrap();
+                prop_assert_eq!(host_of(&keys[number]), host, "{}", &keys[number]);
+            }
+            let shown = format!("{ring:?} {credential:?} {} {:?}", credential.named(), credential.key());
+            prop_assert!(!shown.contains("s3cret"), "{shown}");
+        }
+
+        #[test]
+        fn anything_at_all_is_a_keyring_or_refused_without_being_quoted(
+            entry in prop_oneof![
+                Just(serde_json::json!("s3cret")), Just(serde_json::json!(["s3cret"])), Just(serde_json::json!({"auth": {"s3cret": 1}})),
+                Just(serde_json::json!({"auth": "s3cret"})), Just(serde_json::json!({"username": "s3cret"})),
+                Just(serde_json::json!({"password": "s3cret", "username": ["s3cret"]})), Just(serde_json::json!({"identitytoken": "s3cret"})),
+                Just(serde_json::json!({"auth": STANDARD.encode("s3cret")})), Just(serde_json::json!({"auth": STANDARD.encode(":s3cret")})),
+                Just(serde_json::json!({"auth": STANDARD.encode([0xff, 0xfe])})),
+            ],
+            key in "\\PC{0,200}", cut in 0_usize..300, noise: Vec<u8>,
+        ) {
+            let mut json = serde_json::json!({"auths": {key: entry}}).to_string().into_bytes();
+            for _ in 0..2 {
+                for json in [&json, &noise] {
+                    let shown = match Keyring::parse(json, "Secret a/b") {
+                        Ok(ring) => format!("{ring:?} {:?}", ring.credential(&"quay.io/a".parse().unwrap())),
+                        Err(error) => format!("{error} {error:?}"),
+                    };
+                    prop_assert!(!shown.contains("s3cret"), "{shown}");
+                }
+                json.truncate(cut);
+            }
+        }
     }
 }

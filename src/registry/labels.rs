@@ -4,15 +4,15 @@
 //! them. An annotation of the manifest overrides the label of the config; indexes have neither. Guaranteed: registries other than
 //! quay are not asked; a config is fetched once at most, and not at all where it was streamed; what cannot be read is no error.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use bytes::Bytes;
 use oci_client::manifest::{
-    IMAGE_CONFIG_MEDIA_TYPE, IMAGE_DOCKER_CONFIG_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE, OciDescriptor,
+    IMAGE_CONFIG_MEDIA_TYPE, IMAGE_DOCKER_CONFIG_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE,
 };
 use reqwest::{Method, StatusCode};
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::access::{Access, Challenge};
 use super::activity::Activity;
@@ -20,15 +20,13 @@ use super::blob::{Job, blob_url, mismatch, named};
 use super::credential::Credential;
 use super::endpoint::Endpoint;
 use super::error::{Error, one_line};
-use super::manifest::{Blob, Manifest};
+use super::manifest::{Blob, Descriptor, Manifest};
 use super::reply::Refusal;
 use super::transport::Failure;
 use super::{Kind, Present, Registry};
 use crate::image::{Digest, Repository};
 use crate::machine::Reason;
 
-/// The label.
-const EXPIRES_AFTER: &str = "quay.expires-after";
 /// The most of a config that is read for its labels.
 const CONFIG_MAX: u64 = 1024 * 1024;
 /// How long the one try to read them may take.
@@ -42,22 +40,39 @@ pub(super) struct Capture {
     pub(super) bytes: Vec<u8>,
 }
 
-/// What of a manifest says how long its tags live.
+/// What of a manifest says how long its tags live. Nothing else of it is kept, however much there is.
 #[derive(Deserialize)]
-struct Labelled {
-    config: Option<OciDescriptor>,
-    annotations: Option<HashMap<String, serde_json::Value>>,
+struct Labelled<'a> {
+    #[serde(borrow)]
+    config: Option<Descriptor<'a>>,
+    #[serde(borrow)]
+    annotations: Option<Labels<'a>>,
 }
 
 #[derive(Deserialize)]
-struct Config {
-    config: Option<Inner>,
+struct Config<'a> {
+    #[serde(borrow)]
+    config: Option<Inner<'a>>,
 }
 
 #[derive(Deserialize)]
-struct Inner {
-    #[serde(rename = "Labels")]
-    labels: Option<HashMap<String, serde_json::Value>>,
+struct Inner<'a> {
+    #[serde(rename = "Labels", borrow)]
+    labels: Option<Labels<'a>>,
+}
+
+/// The one label, or annotation, that counts.
+#[derive(Deserialize)]
+struct Labels<'a> {
+    #[serde(rename = "quay.expires-after", borrow)]
+    expires_after: Option<&'a RawValue>,
+}
+
+impl Labels<'_> {
+    /// Its value, where it is text.
+    fn expires_after(&self) -> Option<String> {
+        serde_json::from_str(self.expires_after?.get()).ok()
+    }
 }
 
 impl Manifest {
@@ -66,7 +81,7 @@ impl Manifest {
         let labelled: Labelled = serde_json::from_slice(&self.bytes).ok()?;
         let config = labelled.config.filter(|_| !self.is_index())?;
         let image = [IMAGE_CONFIG_MEDIA_TYPE, IMAGE_DOCKER_CONFIG_MEDIA_TYPE];
-        image.contains(&config.media_type.as_str()).then_some(())?;
+        image.contains(&&*config.media_type).then_some(())?;
         Some(Blob {
             digest: config.digest.parse().ok()?,
             size: u64::try_from(config.size).ok()?,
@@ -76,8 +91,7 @@ impl Manifest {
     /// The annotation, if it is there.
     fn annotated(&self) -> Option<String> {
         let labelled: Labelled = serde_json::from_slice(&self.bytes).ok()?;
-        let annotations = labelled.annotations?;
-        annotations.get(EXPIRES_AFTER)?.as_str().map(str::to_owned)
+        labelled.annotations?.expires_after()
     }
 }
 
@@ -206,7 +220,7 @@ impl Registry {
 fn value_of(config: &[u8]) -> Option<String> {
     let config: Config = serde_json::from_slice(config).ok()?;
     let labels = config.config?.labels?;
-    meant(labels.get(EXPIRES_AFTER)?.as_str()?)
+    meant(&labels.expires_after()?)
 }
 
 /// The value, if it says a time: an empty one takes a base image's label back, and quay ignores words.

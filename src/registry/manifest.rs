@@ -4,20 +4,27 @@
 //! the four that can be promoted. Guaranteed: the media type of the header and the one in the body agree; an index is not an image
 //! at the same time.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
+use std::fmt;
+use std::marker::PhantomData;
 
 use bytes::Bytes;
 use oci_client::manifest::{
     IMAGE_LAYER_NONDISTRIBUTABLE_MEDIA_TYPE, IMAGE_MANIFEST_LIST_MEDIA_TYPE,
-    IMAGE_MANIFEST_MEDIA_TYPE, OCI_IMAGE_INDEX_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE, OciDescriptor,
-    OciImageIndex,
+    IMAGE_MANIFEST_MEDIA_TYPE, OCI_IMAGE_INDEX_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE,
 };
 use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 
 use super::error::{Error, one_line};
 use crate::image::Digest;
 use crate::machine::Reason;
 
+/// Manifests below an index.
+pub(super) const CHILDREN_MAX: usize = 1000;
+/// Layers of one image.
+pub(super) const LAYERS_MAX: usize = 1000;
 /// Docker's name for a layer that is fetched from elsewhere.
 const FOREIGN_LAYER: &str = "application/vnd.docker.image.rootfs.foreign.diff.tar";
 
@@ -46,11 +53,62 @@ pub(super) struct Parts {
     pub(super) children: Vec<Digest>,
 }
 
+/// What is read of a descriptor. What else it says costs no memory, however much it is.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Descriptor<'a> {
+    #[serde(borrow)]
+    pub(super) media_type: Cow<'a, str>,
+    #[serde(borrow)]
+    pub(super) digest: Cow<'a, str>,
+    pub(super) size: i64,
+}
+
 /// What an image, or an artifact in the shape of one, consists of. Layers are required by the specification and left out by some.
 #[derive(Deserialize)]
-struct Contents {
-    config: OciDescriptor,
-    layers: Option<Vec<OciDescriptor>>,
+struct Contents<'a> {
+    #[serde(borrow)]
+    config: Descriptor<'a>,
+    #[serde(borrow)]
+    layers: Option<FirstOf<Descriptor<'a>, LAYERS_MAX>>,
+}
+
+/// What an index lists.
+#[derive(Deserialize)]
+struct Index<'a> {
+    #[serde(borrow)]
+    manifests: FirstOf<Descriptor<'a>, CHILDREN_MAX>,
+}
+
+/// The first `MAX` entries of a list, and one more where there are more.
+pub(super) struct FirstOf<T, const MAX: usize>(pub(super) Vec<T>);
+
+impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for FirstOf<T, MAX> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(Entries(PhantomData))
+    }
+}
+
+struct Entries<T, const MAX: usize>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for Entries<T, MAX> {
+    type Value = FirstOf<T, MAX>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        let mut entries = Vec::new();
+        while entries.len() <= MAX {
+            match seq.next_element()? {
+                Some(entry) => entries.push(entry),
+                None => return Ok(FirstOf(entries)),
+            }
+        }
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(FirstOf(entries))
+    }
 }
 
 /// The fields that tell what a manifest is.
@@ -111,8 +169,14 @@ impl Manifest {
         let mut parts = Parts::default();
         let mut seen = HashSet::new();
         if self.is_index() {
-            let index: OciImageIndex = serde_json::from_slice(&self.bytes).map_err(bad)?;
-            for child in &index.manifests {
+            let index: Index = serde_json::from_slice(&self.bytes).map_err(bad)?;
+            if index.manifests.0.len() > CHILDREN_MAX {
+                return Err(unsupported(
+                    what,
+                    "its index lists more than 1000 manifests",
+                ));
+            }
+            for child in &index.manifests.0 {
                 if !is_supported(&child.media_type) {
                     let named = one_line(&child.media_type, 80);
                     return Err(unsupported(
@@ -128,8 +192,12 @@ impl Manifest {
             return Ok(parts);
         }
         let image: Contents = serde_json::from_slice(&self.bytes).map_err(bad)?;
-        let layers = image.layers.iter().flatten();
-        let layers = layers.filter(|layer| is_distributed(layer));
+        let layers = image.layers.as_ref().map_or(&[][..], |layers| &layers.0);
+        if layers.len() > LAYERS_MAX {
+            let message = format!("{what}: it has more than 1000 layers; make it of fewer");
+            return Err(Error::terminal(Reason::TooLarge, message));
+        }
+        let layers = layers.iter().filter(|layer| is_distributed(layer));
         for descriptor in std::iter::once(&image.config).chain(layers) {
             let digest = digest_of(what, &descriptor.digest)?;
             let size = u64::try_from(descriptor.size)
@@ -163,7 +231,7 @@ fn is_supported(media_type: &str) -> bool {
     )
 }
 
-fn is_distributed(layer: &OciDescriptor) -> bool {
+fn is_distributed(layer: &Descriptor<'_>) -> bool {
     !layer
         .media_type
         .starts_with(IMAGE_LAYER_NONDISTRIBUTABLE_MEDIA_TYPE)
@@ -220,6 +288,8 @@ fn media_type(what: &str, bytes: &[u8], content_type: Option<&str>) -> Result<St
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+
     use super::*;
 
     const HEX: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
@@ -335,5 +405,121 @@ mod tests {
             index.parts("x").unwrap_err().reason,
             Reason::UnsupportedManifest
         );
+    }
+
+    /// Values of every kind, where a manifest has one.
+    fn values() -> impl Strategy<Value = serde_json::Value> {
+        use serde_json::json;
+        let known = prop::sample::select(vec![
+            json!(null),
+            json!(2),
+            json!(1),
+            json!(-1),
+            json!(1e300),
+            json!(u64::MAX),
+            json!(""),
+            json!("x"),
+            json!([]),
+            json!({}),
+            json!(OCI_IMAGE_MEDIA_TYPE),
+            json!(OCI_IMAGE_INDEX_MEDIA_TYPE),
+            json!(IMAGE_MANIFEST_MEDIA_TYPE),
+            json!(format!("sha256:{HEX}")),
+            json!(format!("sha512:{HEX}")),
+            json!("sha256:\u{202e}"),
+        ]);
+        let leaf = prop_oneof![4 => known, 1 => "\\PC{0,300}".prop_map(serde_json::Value::String)];
+        leaf.prop_recursive(3, 24, 4, |inner| {
+            let names = prop::sample::select(vec!["schemaVersion", "mediaType", "config", "layers", "manifests", "digest", "size", "annotations"]);
+            let fields = prop::collection::btree_map(names.prop_map(str::to_owned), inner.clone(), 0..8);
+            prop_oneof![
+                1 => prop::collection::vec(inner, 0..4).prop_map(serde_json::Value::Array),
+                3 => fields.prop_map(|fields| serde_json::Value::Object(fields.into_iter().collect())),
+            ]
+        })
+    }
+
+    fn check(bytes: Vec<u8>, content_type: Option<&str>) -> Result<(), TestCaseError> {
+        let bytes = Bytes::from(bytes);
+        let read = Manifest::read("x", bytes.clone(), content_type, None, None);
+        let parts = read
+            .as_ref()
+            .map_err(Clone::clone)
+            .and_then(|manifest| manifest.parts("x"));
+        if let Ok(manifest) = &read {
+            prop_assert_eq!(
+                (manifest.digest, &manifest.bytes),
+                (Digest::of(&bytes), &bytes)
+            );
+            prop_assert!(is_supported(&manifest.media_type));
+            let _ = (manifest.config(), manifest.referrers("x"));
+        }
+        match parts {
+            Ok(parts) => prop_assert!(
+                parts.blobs.len() <= LAYERS_MAX + 1 && parts.children.len() <= CHILDREN_MAX
+            ),
+            Err(error) => {
+                prop_assert!(
+                    matches!(error.reason, Reason::UnsupportedManifest | Reason::TooLarge),
+                    "{error:?}"
+                );
+                prop_assert!(
+                    error.message.chars().count() <= 256
+                        && !error.message.contains(['\n', '\u{202e}']),
+                    "{error}"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_manifest_or_refused(bytes: Vec<u8>, content_type in prop::option::of("\\PC{0,40}")) {
+            check(bytes, content_type.as_deref())?;
+        }
+
+        #[test]
+        fn any_json_is_a_manifest_or_refused(value in values(), header in 0_usize..4) {
+            let header = [None, Some(OCI_IMAGE_MEDIA_TYPE), Some(OCI_IMAGE_INDEX_MEDIA_TYPE), Some(IMAGE_MANIFEST_LIST_MEDIA_TYPE)][header];
+            check(value.to_string().into_bytes(), header)?;
+        }
+    }
+
+    #[test]
+    fn a_manifest_of_any_depth_or_length_is_refused() {
+        let deep = |open: &str| format!(r#"{{"schemaVersion":2,"config":{}"#, open.repeat(500_000));
+        for body in [deep("["), deep(r#"{"a":"#), "[".repeat(4_000_000)] {
+            let error = read(&body, Some(OCI_IMAGE_MEDIA_TYPE)).unwrap_err();
+            assert_eq!(error.reason, Reason::UnsupportedManifest);
+        }
+        let entry = |n: usize, media_type: &str| {
+            format!(r#"{{"mediaType":"{media_type}","digest":"sha256:{n:064x}","size":1}}"#)
+        };
+        let list = |count: usize, media_type: &str| {
+            let entries: Vec<_> = (0..count).map(|n| entry(n, media_type)).collect();
+            entries.join(",")
+        };
+        for (count, fits) in [(1000, true), (1001, false), (20_000, false)] {
+            let body = image(OCI_IMAGE_MEDIA_TYPE, &list(count, "l"));
+            let parts = read(&body, None).unwrap().parts("x");
+            assert_eq!(
+                parts.as_ref().err().map(|e| e.reason),
+                (!fits).then_some(Reason::TooLarge)
+            );
+            assert!(!fits || parts.unwrap().blobs.len() == 1001);
+            let body = format!(
+                r#"{{"schemaVersion":2,"manifests":[{}]}}"#,
+                list(count, OCI_IMAGE_MEDIA_TYPE)
+            );
+            let parts = read(&body, Some(OCI_IMAGE_INDEX_MEDIA_TYPE))
+                .unwrap()
+                .parts("x");
+            assert_eq!(
+                parts.as_ref().err().map(|e| e.reason),
+                (!fits).then_some(Reason::UnsupportedManifest)
+            );
+            assert!(!fits || parts.unwrap().children.len() == 1000);
+        }
     }
 }

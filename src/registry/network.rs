@@ -119,6 +119,8 @@ fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -148,6 +150,28 @@ mod tests {
                 let found = networks.reach(address.parse().unwrap());
                 assert_eq!(found, reach, "{address}");
             }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_address_reaches_as_far_in_every_spelling_and_a_range_of_ones_own_is_never_public(
+            address: [u8; 4], sixth: [u16; 8], length in 0_u8..=128,
+        ) {
+            let [plain, own] = [vec![], vec![IpNet::new(Ipv6Addr::from(sixth).into(), length).unwrap(), IpNet::new(Ipv4Addr::from(address).into(), length.min(32)).unwrap()]]
+                .map(|cluster| Networks { cluster });
+            let address = Ipv4Addr::from(address);
+            let high = u16::from_be_bytes([address.octets()[0], address.octets()[1]]);
+            let low = u16::from_be_bytes([address.octets()[2], address.octets()[3]]);
+            for spelling in [
+                address.to_ipv6_mapped(), address.to_ipv6_compatible(),
+                Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, high, low), Ipv6Addr::new(0x2002, high, low, 0, 0, 0, 0, 1),
+            ] {
+                prop_assert_eq!(plain.reach(spelling.into()), plain.reach(address.into()), "{}", spelling);
+                prop_assert_ne!(own.reach(spelling.into()), Reach::Public);
+            }
+            prop_assert_ne!(own.reach(address.into()), Reach::Public);
+            prop_assert_ne!(own.reach(Ipv6Addr::from(sixth).into()), Reach::Public);
         }
     }
 }

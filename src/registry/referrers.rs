@@ -4,13 +4,17 @@
 //! none, a tag lists them (the specification's fallback): an index, read and extended here. Guaranteed: only a 404 means that
 //! there is no API; a list is read to its end, on its own address, or it is an error; an entry that is in a list stays in it.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
+use std::fmt;
 
 use bytes::Bytes;
 use oci_client::manifest::OCI_IMAGE_INDEX_MEDIA_TYPE;
 use reqwest::header::LINK;
 use reqwest::{Method, StatusCode, Url};
-use serde_json::{Value, json};
+use serde::Deserialize;
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde_json::value::RawValue;
 
 use super::Registry;
 use super::access::Access;
@@ -19,7 +23,7 @@ use super::credential::Credential;
 use super::endpoint::{Endpoint, address};
 use super::error::Error;
 use super::look::{MANIFEST_MAX, named};
-use super::manifest::{Manifest, digest_of, unsupported};
+use super::manifest::{FirstOf, Manifest, digest_of, unsupported};
 use super::reply::{Refusal, Reply};
 use super::transport::Failure;
 use crate::image::{Digest, Reference, Repository};
@@ -29,14 +33,60 @@ use crate::machine::Reason;
 const LISTED_MAX: usize = 100;
 /// The pages it may come in.
 const PAGES_MAX: usize = 20;
+/// The longest list that is extended: others than this program write there too.
+const EXTENDED_MAX: usize = 10_000;
+/// The fields of such a list.
+const FIELDS_MAX: usize = 100;
 
 /// A referrer as a list names it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Referrer {
     /// The digest of its manifest.
     pub digest: Digest,
-    /// The whole entry, for another list.
-    entry: Value,
+    /// The whole entry as it was written, for another list.
+    entry: String,
+}
+
+/// What is read of a list; entries are not read further than they have to be.
+#[derive(Deserialize)]
+struct Listed<'a> {
+    #[serde(borrow)]
+    manifests: FirstOf<&'a RawValue, LISTED_MAX>,
+}
+
+/// What is read of an entry.
+#[derive(Deserialize)]
+struct Named<'a> {
+    #[serde(borrow)]
+    digest: Option<Cow<'a, str>>,
+}
+
+/// Every field of a JSON object, in its order and as it was written.
+struct Fields<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de> Deserialize<'de> for Fields<'de> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Each;
+        impl<'de> Visitor<'de> for Each {
+            type Value = Fields<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    if fields.len() == FIELDS_MAX {
+                        return Err(A::Error::custom("too many fields"));
+                    }
+                    fields.push(field);
+                }
+                Ok(Fields(fields))
+            }
+        }
+        deserializer.deserialize_map(Each)
+    }
 }
 
 impl Registry {
@@ -126,11 +176,7 @@ impl Manifest {
         if self.media_type != OCI_IMAGE_INDEX_MEDIA_TYPE {
             return Err(no_list(what));
         }
-        let found = entries(what, &self.bytes)?;
-        if found.len() > LISTED_MAX {
-            return Err(too_many(what, "more than 100"));
-        }
-        Ok(found)
+        entries(what, &self.bytes)
     }
 }
 
@@ -144,27 +190,48 @@ pub fn list_with(
     list: Option<&Manifest>,
     added: &[Referrer],
 ) -> Result<Option<Manifest>, Error> {
-    let mut document = match list {
-        Some(list) if list.media_type == OCI_IMAGE_INDEX_MEDIA_TYPE => {
-            serde_json::from_slice(&list.bytes).map_err(|_| no_list(what))?
-        }
+    let empty = format!(
+        r#"{{"schemaVersion":2,"mediaType":"{OCI_IMAGE_INDEX_MEDIA_TYPE}","manifests":[]}}"#
+    );
+    let text = match list {
+        Some(list) if list.media_type == OCI_IMAGE_INDEX_MEDIA_TYPE => &list.bytes,
         Some(_) => return Err(no_list(what)),
-        None => json!({
-            "schemaVersion": 2, "mediaType": OCI_IMAGE_INDEX_MEDIA_TYPE, "manifests": [],
-        }),
+        None => empty.as_bytes(),
     };
-    let manifests = document.get_mut("manifests").and_then(Value::as_array_mut);
-    let manifests = manifests.ok_or_else(|| no_list(what))?;
-    let known: HashSet<String> = manifests.iter().filter_map(digest_text).collect();
-    let before = manifests.len();
-    let missing = added
+    let fields: Fields = serde_json::from_slice(text).map_err(|_| no_list(what))?;
+    let listed = fields.0.iter().find(|(name, _)| name == "manifests");
+    let (_, listed) = listed.ok_or_else(|| no_list(what))?;
+    let listed: FirstOf<&RawValue, EXTENDED_MAX> =
+        serde_json::from_str(listed.get()).map_err(|_| no_list(what))?;
+    if listed.0.len() > EXTENDED_MAX {
+        return Err(too_many(what, "their list names more than 10,000"));
+    }
+    let known: HashSet<Digest> = listed
+        .0
         .iter()
-        .filter(|referrer| !known.contains(&referrer.digest.to_string()));
-    manifests.extend(missing.map(|referrer| referrer.entry.clone()));
-    if manifests.len() == before {
+        .filter_map(|entry| digest_text(entry)?.parse().ok())
+        .collect();
+    let mut missing = added
+        .iter()
+        .filter(|referrer| !known.contains(&referrer.digest))
+        .peekable();
+    if missing.peek().is_none() {
         return Ok(None);
     }
-    let bytes = Bytes::from(document.to_string());
+    let entries = listed.0.iter().map(|entry| entry.get());
+    let entries: Vec<&str> = entries
+        .chain(missing.map(|referrer| referrer.entry.as_str()))
+        .collect();
+    let entries = format!("[{}]", entries.join(","));
+    let fields = fields.0.iter().map(|(name, value)| {
+        let value = if name == "manifests" {
+            &entries
+        } else {
+            value.get()
+        };
+        format!("{}:{value}", serde_json::Value::from(name.as_str()))
+    });
+    let bytes = Bytes::from(format!("{{{}}}", fields.collect::<Vec<_>>().join(",")));
     if bytes.len() > MANIFEST_MAX {
         return Err(too_many(what, "their list would be larger than 4 MiB"));
     }
@@ -177,22 +244,24 @@ pub fn list_with(
 
 /// The entries of a list, each digest once.
 fn entries(what: &str, bytes: &[u8]) -> Result<Vec<Referrer>, Error> {
-    let document: Value = serde_json::from_slice(bytes).map_err(|_| no_list(what))?;
-    let manifests = document.get("manifests").and_then(Value::as_array);
+    let listed: Listed = serde_json::from_slice(bytes).map_err(|_| no_list(what))?;
+    if listed.manifests.0.len() > LISTED_MAX {
+        return Err(too_many(what, "more than 100"));
+    }
     let mut seen = HashSet::new();
     let mut found = Vec::new();
-    for entry in manifests.ok_or_else(|| no_list(what))? {
+    for entry in listed.manifests.0 {
         let digest = digest_of(what, &digest_text(entry).unwrap_or_default())?;
         if seen.insert(digest) {
-            let entry = entry.clone();
+            let entry = entry.get().to_owned();
             found.push(Referrer { digest, entry });
         }
     }
     Ok(found)
 }
 
-fn digest_text(entry: &Value) -> Option<String> {
-    entry.get("digest")?.as_str().map(str::to_owned)
+fn digest_text(entry: &RawValue) -> Option<Cow<'_, str>> {
+    serde_json::from_str::<Named>(entry.get()).ok()?.digest
 }
 
 /// Where a list goes on: on the registry's own address, or nowhere.
@@ -239,6 +308,9 @@ fn too_many(what: &str, why: &str) -> Error {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
     use super::*;
 
     fn list(names: &[&str]) -> Manifest {
@@ -310,5 +382,59 @@ mod tests {
         ] {
             assert_eq!(next_link(value), next, "{value}");
         }
+    }
+
+    proptest! {
+        #[test]
+        fn any_link_leads_on_or_nowhere(text in "\\PC{0,80}|(<|>|;|,|rel|=|next|\"| |a){0,30}") {
+            if let Some(target) = next_link(&text) {
+                prop_assert!(text.contains(&format!("<{target}>")), "{target}");
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_a_list_or_refused(noise: Vec<u8>, field in "\\PC{0,10}", inner in "\\[\\]|\\{\\}|7|\\[7\\]|\\[\\{\\}\\]|\\[\\{\"digest\":7\\}\\]|\\[\\{\"digest\":\"x\"\\}\\]") {
+            let near = format!(r#"{{"schemaVersion":2,{}:1,"manifests":{inner}}}"#, Value::from(field));
+            for bytes in [noise, near.into_bytes()] {
+                let _ = entries("x", &bytes);
+                let list = Manifest { bytes: bytes.into(), ..list(&[]) };
+                let added = super::tests::list(&["new"]).referrers("x").unwrap();
+                if let Ok(Some(merged)) = list_with("x", Some(&list), &added) {
+                    let merged: Value = serde_json::from_slice(&merged.bytes).unwrap();
+                    let before: Value = serde_json::from_slice(&list.bytes).unwrap();
+                    let (merged, before) = (merged["manifests"].as_array().unwrap(), before["manifests"].as_array().unwrap());
+                    prop_assert_eq!(&merged[..before.len()], &before[..]);
+                    prop_assert_eq!(&merged[before.len()], &entry("new"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_list_of_any_length_costs_no_more_than_its_bytes() {
+        let begun = std::time::Instant::now();
+        let filling = r#"{"a":0},"#.repeat(400_000);
+        let long = format!(r#"{{"schemaVersion":2,"manifests":[{filling}{{}}]}}"#);
+        assert_eq!(
+            entries("x", long.as_bytes()).unwrap_err().reason,
+            Reason::TooLarge
+        );
+        let long = Manifest {
+            bytes: long.into(),
+            ..list(&[])
+        };
+        assert_eq!(
+            list_with("x", Some(&long), &[]).unwrap_err().reason,
+            Reason::TooLarge
+        );
+        let wide: String = (0..200_000).map(|n| format!(r#""{n}":0,"#)).collect();
+        let wide = Manifest {
+            bytes: format!(r#"{{{wide}"manifests":[]}}"#).into(),
+            ..list(&[])
+        };
+        assert!(list_with("x", Some(&wide), &[]).is_err());
+        assert!(next_link(&"<a>; rel=x, ".repeat(40_000)).is_none());
+        let took = begun.elapsed();
+        assert!(took < std::time::Duration::from_secs(5), "{took:?}");
     }
 }

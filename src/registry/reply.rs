@@ -5,17 +5,20 @@
 use std::error::Error as StdError;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use reqwest::header::{HeaderMap, RETRY_AFTER, WWW_AUTHENTICATE};
+use bytes::Bytes;
+use reqwest::header::{HeaderMap, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use reqwest::{Response, StatusCode};
 
 use super::access::Challenge;
 use super::budget::Place;
-use super::error::{Answer, Error};
+use super::credential::Credential;
+use super::error::{Answer, Error, secrets};
 use crate::machine::Reason;
 
 /// The most of a refusal's body that is read.
 const REFUSAL_MAX: usize = 64 * 1024;
+/// And the longest time: its words are worth no more, and the places of a copy may be held meanwhile.
+const REFUSAL_PATIENCE: Duration = Duration::from_secs(10);
 
 /// An answer to be judged by the caller: neither a wait nor a 401.
 #[derive(Debug)]
@@ -23,6 +26,9 @@ pub(super) struct Reply {
     pub(super) response: Response,
     /// Whether a redirect led to another address than the one asked.
     pub(super) elsewhere: bool,
+    /// What the request showed, and whose it was.
+    pub(super) authorization: Option<HeaderValue>,
+    pub(super) credential: Credential,
     pub(super) _place: Place,
 }
 
@@ -45,14 +51,18 @@ impl Reply {
 
     /// The refusal this reply is.
     pub(super) async fn answer(self) -> Answer {
-        read_refusal(self.response).await
+        let secrets = secrets(self.authorization.as_ref(), &self.credential);
+        read_refusal(self.response, &secrets).await
     }
 
     /// The refusal this reply is, where its words decide something: an error where they were cut off.
     pub(super) async fn words(mut self, what: &str) -> Result<Answer, Error> {
         let status = self.status();
-        match gather(&mut self.response, REFUSAL_MAX).await {
-            Gathered::All(body) | Gathered::Some(body) => Ok(Answer::read(status, &body)),
+        let secrets = secrets(self.authorization.as_ref(), &self.credential);
+        match gather_refusal(&mut self.response).await {
+            Gathered::All(body) | Gathered::Some(body) => {
+                Ok(Answer::read_hiding(&secrets, status, &body))
+            }
             Gathered::Cut(received, cause) => Err(Error::cut(what, received, &cause)),
         }
     }
@@ -78,12 +88,18 @@ impl Reply {
     }
 }
 
-pub(super) async fn read_refusal(mut response: Response) -> Answer {
+/// Reads a refusal; these secrets are not quoted.
+pub(super) async fn read_refusal(mut response: Response, secrets: &[String]) -> Answer {
     let status = response.status();
-    match gather(&mut response, REFUSAL_MAX).await {
-        Gathered::All(body) | Gathered::Some(body) => Answer::read(status, &body),
+    match gather_refusal(&mut response).await {
+        Gathered::All(body) | Gathered::Some(body) => Answer::read_hiding(secrets, status, &body),
         Gathered::Cut(..) => Answer::read(status, b""),
     }
+}
+
+async fn gather_refusal(response: &mut Response) -> Gathered {
+    let gathered = tokio::time::timeout(REFUSAL_PATIENCE, gather(response, REFUSAL_MAX)).await;
+    gathered.unwrap_or_else(|_| Gathered::Cut(0, "timed out".into()))
 }
 
 /// A body as far as it was read.
@@ -97,17 +113,21 @@ enum Gathered {
 
 /// Reads at most `max` bytes of a body.
 async fn gather(response: &mut Response, max: usize) -> Gathered {
-    let mut body = BytesMut::new();
+    let mut body = Vec::new();
     loop {
         match response.chunk().await {
             Ok(Some(chunk)) => {
                 let room = max - body.len();
                 body.extend_from_slice(chunk.get(..room).unwrap_or(&chunk));
                 if chunk.len() > room {
-                    return Gathered::Some(body.freeze());
+                    return Gathered::Some(body.into());
                 }
             }
-            Ok(None) => return Gathered::All(body.freeze()),
+            Ok(None) => {
+                // What is kept is no larger than what was sent.
+                body.shrink_to_fit();
+                return Gathered::All(body.into());
+            }
             Err(error) => return Gathered::Cut(body.len(), describe(&error.without_url())),
         }
     }
@@ -172,4 +192,56 @@ pub(super) fn describe(error: &reqwest::Error) -> String {
         cause = source;
     }
     cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+    use reqwest::header::HeaderValue;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_retry_after_is_a_time_or_none(bytes: Vec<u8>, number: i128) {
+            for bytes in [bytes, number.to_string().into_bytes()] {
+                if let Ok(value) = HeaderValue::from_bytes(&bytes) {
+                    let _ = retry_after(&HeaderMap::from_iter([(RETRY_AFTER, value)]));
+                }
+            }
+        }
+
+        #[test]
+        fn any_challenges_are_read(values: Vec<Vec<u8>>) {
+            let values = values.iter().filter_map(|bytes| HeaderValue::from_bytes(bytes).ok());
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(WWW_AUTHENTICATE, value);
+            }
+            let _ = challenge_of(&headers);
+        }
+    }
+
+    #[test]
+    fn a_time_that_has_passed_is_now_and_one_before_now_is_none() {
+        let after = |value: &'static str| {
+            retry_after(&HeaderMap::from_iter([(
+                RETRY_AFTER,
+                HeaderValue::from_static(value),
+            )]))
+        };
+        assert_eq!(after("Wed, 21 Oct 2015 07:28:00 GMT"), Some(Duration::ZERO));
+        assert_eq!(
+            after("1000000000000"),
+            Some(Duration::from_secs(1_000_000_000_000))
+        );
+        assert_eq!(
+            after("18446744073709551615"),
+            Some(Duration::from_secs(u64::MAX))
+        );
+        for none in ["-5", "1e12", "18446744073709551616", "soon", ""] {
+            assert_eq!(after(none), None, "{none}");
+        }
+    }
 }

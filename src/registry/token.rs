@@ -35,7 +35,9 @@ const LIFE_DEFAULT: Duration = Duration::from_mins(1);
 /// No token is kept longer.
 const LIFE_MAX: Duration = Duration::from_hours(24);
 /// The most of a token endpoint's answer that is read.
-const TOKEN_MAX: usize = 1024 * 1024;
+const ANSWER_MAX: usize = 64 * 1024;
+/// The longest token that is kept and sent: servers take no longer header.
+const TOKEN_MAX: usize = 16 * 1024;
 /// Tokens kept.
 const TOKENS_MAX: u64 = 10_000;
 
@@ -272,6 +274,11 @@ impl Transport {
                 fetched = self.fetch_token(ask).await;
             }
         }
+        // Who asked for the token does not repeat that.
+        let fetched = fetched.map_err(|failure| match failure {
+            Failure::Refused(error) => Failure::Refused(error.whole()),
+            failure => failure,
+        });
         match fetched {
             Ok(token) => {
                 let token = Arc::new(token);
@@ -313,11 +320,11 @@ impl Transport {
             _ => return refuse(reply.refusal(&what, Refusal::OfRead).await),
         }
         let body = reply
-            .body(&what, TOKEN_MAX)
+            .body(&what, ANSWER_MAX)
             .await
             .map_err(Failure::Refused)?;
         let token = body.and_then(|body| read_token(&body, issued, now_unix()));
-        token.ok_or_else(|| {
+        token.map(|token| token.narrowed(access)).ok_or_else(|| {
             let message = format!("{what}: the token endpoint answered something that is no token");
             Failure::Refused(Error::attempt(Reason::RegistryError, message))
         })
@@ -391,7 +398,8 @@ fn read_token(body: &[u8], issued: Instant, unix: u64) -> Option<Token> {
     let text = answer
         .token
         .or(answer.access_token)
-        .filter(|token| !token.is_empty())?;
+        .filter(|token| (1..=TOKEN_MAX).contains(&token.len()))
+        .filter(|token| token.bytes().all(|c| c.is_ascii_graphic()))?;
     let claims = claims(&text);
     let stated = claims
         .exp
@@ -462,6 +470,8 @@ async fn within<T>(
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+
     use super::super::access::may;
     use super::*;
 
@@ -513,5 +523,68 @@ mod tests {
     fn a_token_never_shows() {
         let token = read(r#"{"token":"s3cret"}"#);
         assert!(!format!("{token:?}").contains("s3cret"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_answer_is_a_token_that_ends_or_none(
+            text in prop_oneof!["\\PC{0,40}", "[a-z\r\n\u{0}]{0,20}", "e30\\.[A-Za-z0-9_-]{0,60}\\.x"], expires: Option<i128>, exp: Option<u64>, iat: Option<u64>,
+            noise: Vec<u8>, unix: u64,
+        ) {
+            let now = Instant::now();
+            let claimed = jwt(&serde_json::json!({"exp": exp, "iat": iat}).to_string());
+            for text in [&text, &claimed] {
+                let expires = expires.map_or("null".to_owned(), |seconds| seconds.to_string());
+                let body = format!(r#"{{"token":{},"expires_in":{expires}}}"#, serde_json::Value::from(text.as_str()));
+                for body in [body.as_bytes(), &noise] {
+                    if let Some(token) = read_token(body, now, unix) {
+                        prop_assert!(token.renew >= now && token.renew <= now + LIFE_MAX);
+                        prop_assert!(token.header.as_bytes().iter().all(|c| (b' '..=b'~').contains(c)));
+                        let (shown, bearer) = (format!("{token:?}"), format!("Bearer {text}"));
+                        prop_assert!(!shown.contains(&bearer), "{}", shown);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_token_is_no_longer_than_a_header_may_be_and_keeps_of_its_claims_what_was_asked_for() {
+        let long = |length: usize| {
+            read_token(
+                format!(r#"{{"token":"{}"}}"#, "a".repeat(length)).as_bytes(),
+                Instant::now(),
+                0,
+            )
+        };
+        assert!(long(TOKEN_MAX).is_some());
+        assert!(long(TOKEN_MAX + 1).is_none());
+        let endpoint = Endpoint {
+            name: "x.io".into(),
+            base: Url::parse("https://x.io/").unwrap(),
+        };
+        let repository = "x.io/a/b".parse().unwrap();
+        let access = Access {
+            endpoint: &endpoint,
+            credential: &super::super::Credential::anonymous(),
+            repository: &repository,
+            push: true,
+            also: None,
+        };
+        let right = |name: &str| {
+            format!(r#"{{"type":"repository","name":"{name}","actions":["push","push","x"]}}"#)
+        };
+        let claims = format!(
+            r#"{{"access":[{},{},{}]}}"#,
+            right("a/c"),
+            right("a/b"),
+            right("a/b")
+        );
+        let rights = read(&format!(r#"{{"token":"{}"}}"#, jwt(&claims)))
+            .narrowed(&access)
+            .rights
+            .unwrap();
+        assert_eq!(rights.len(), 1);
+        assert!(may(&rights, &repository, "push") && !may(&rights, &repository, "pull"));
     }
 }

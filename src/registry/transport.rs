@@ -20,7 +20,7 @@ use super::access::Access;
 use super::activity::{Activity, Waiting};
 use super::budget::{Admission, Entry, Host, Hosts, Lane, Limits, Place};
 use super::endpoint::{Endpoints, address};
-use super::error::{Answer, BuildError, Error};
+use super::error::{Answer, BuildError, Error, secrets};
 use super::hops::{Hops, Lost};
 use super::reply::{Reply, challenge_of, describe, is_untrusted, read_refusal, retry_after};
 use super::token::Tokens;
@@ -230,12 +230,15 @@ impl Transport {
                 return Err(Failure::NotSent);
             }
             let result = self.hops.send(ask, &leave, request).await;
-            let error = match self.judge(ask, &host, &place, admission, result).await {
+            let judged = self.judge(ask, authorization, &host, &place, admission, result);
+            let error = match judged.await {
                 Judged::Reply(response) => {
                     let elsewhere = address(response.url()) != host.name;
                     return Ok(Reply {
                         response,
                         elsewhere,
+                        authorization: authorization.cloned(),
+                        credential: ask.access.credential.clone(),
                         _place: place,
                     });
                 }
@@ -302,6 +305,7 @@ impl Transport {
     async fn judge(
         &self,
         ask: &Ask<'_>,
+        authorization: Option<&HeaderValue>,
         host: &Host,
         place: &Place,
         admission: Admission,
@@ -329,7 +333,8 @@ impl Transport {
                 Judged::Unsettled(Answer::read(status, b"").error(&verb, false))
             }
             405 if !matches!(ask.method, Method::GET | Method::HEAD) => {
-                let answer = read_refusal(response).await;
+                let answer =
+                    read_refusal(response, &secrets(authorization, ask.access.credential)).await;
                 if answer.says_read_only() {
                     host.read_only(admission);
                     return Judged::Again(answer.error(ask.what, true));

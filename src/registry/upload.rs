@@ -19,8 +19,9 @@ use super::activity::Activity;
 use super::blob::{Job, mismatch, named, uploads_url};
 use super::budget::stream_places;
 use super::credential::Credential;
-use super::download::{Download, Meter};
+use super::download::{Download, Flow, Meter};
 use super::error::Error;
+use super::hops;
 use super::manifest::Blob;
 use super::reply::{Refusal, Reply};
 use super::transport::Failure;
@@ -158,6 +159,7 @@ impl Registry {
                 offset: 0,
                 hash: Sha256::new(),
                 resumes: 0,
+                flow: Flow::default(),
                 activity: job.activity.clone(),
                 meter: Arc::clone(&meter),
                 capture: job.capture(blob),
@@ -169,7 +171,7 @@ impl Registry {
         }
         let result = tokio::select! {
             result = self.transport().send(&mut ask) => result,
-            () = meter.stands_still() => {
+            () = meter.stands_still(blob.size, self.transport().settings.read_timeout) => {
                 let message = format!("{what}: the upload stands still");
                 Err(Failure::Unsettled(Error::attempt(Reason::RegistryError, message)))
             }
@@ -242,7 +244,7 @@ impl Registry {
                     .endpoints
                     .may_follow(Some(&access.endpoint.base), url)
             });
-        let location = location.ok_or_else(|| {
+        let location = location.and_then(hops::unsigned).ok_or_else(|| {
             let message = format!("{what}: the registry opened an upload and does not say where");
             Error::attempt(Reason::RegistryError, message)
         })?;

@@ -92,6 +92,8 @@ impl Cluster {
             kube::Error::Api(status) if status.is_forbidden() => AccessError::NotFound(format!(
                 "the controller may not read {origin}; have the namespace added to the controller's"
             )),
+            // Its text may quote what it could not read.
+            kube::Error::SerdeError(_) => unavailable("it cannot be read".into()),
             _ => unavailable(error.to_string()),
         })?;
         let secret = secret

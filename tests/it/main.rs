@@ -15,6 +15,7 @@ mod dialect;
 mod election;
 mod eligibility;
 mod fair;
+mod hostile;
 mod house;
 mod inside;
 mod points;

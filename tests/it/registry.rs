@@ -12,7 +12,7 @@
 )]
 
 mod distribution;
-mod ground;
+pub mod ground;
 mod hops;
 mod listener;
 mod referrers;

@@ -12,6 +12,8 @@ use crate::store::Key;
 
 /// The largest file that is read, in bytes: more than a thousand full-sized requests are not one promotion.
 const FILE_MAX: u64 = 64 * 1024 * 1024;
+/// What its aliases may stand for, in scalars and brackets: a few lines of them can stand for millions.
+const ALIASED_MAX: usize = 20_000;
 
 /// The requests of a YAML file, every one of them valid.
 ///
@@ -23,8 +25,12 @@ pub fn read_requests(path: &Path) -> Result<Vec<PromotionRequest>, FileError> {
         path: path.into(),
         message,
     };
-    let documents: Vec<serde_json::Value> = serde_saphyr::from_multiple(&text)
-        .map_err(|error| parse(format!("is not YAML: {error}; correct it")))?;
+    let options = serde_saphyr::options! {
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: ALIASED_MAX },
+    };
+    let documents: Vec<serde_json::Value> =
+        serde_saphyr::from_multiple_with_options(&text, options)
+            .map_err(|error| parse(format!("is not YAML: {error}; correct it")))?;
     if documents.is_empty() {
         return Err(parse(
             "holds no document; write at least one PromotionRequest".into(),

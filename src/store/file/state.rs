@@ -1,7 +1,8 @@
 //! The state file: what is recorded of the requests of a file, between and during runs.
 //!
 //! Guaranteed: one process at a time has it; at every instant it is one whole state, the newest that was saved or the one
-//! before, also after a crash of the machine.
+//! before, also after a crash of the machine. Its last line is a digest of all others: what was cut off or changed since it was
+//! written is not taken for a state, because it may lack what a later step relies on.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read as _, Seek as _, Write as _};
@@ -19,6 +20,8 @@ use crate::machine::Phase;
 use crate::store::Key;
 
 const KIND: &str = "PromotionState";
+/// How its last line begins.
+const SEAL: &str = "# whole as written: ";
 const WRITABLE: &str = "make its folder writable, or name another --state";
 /// How often somebody who has just locked the file is given 10 ms to write down who it is.
 const INTRODUCTIONS: usize = 50;
@@ -165,6 +168,11 @@ impl Place {
                 "is no state file (kind is '{kind}', not {KIND})"
             )));
         }
+        if !is_whole(&text) {
+            return Err(odd(
+                "is no state file any more (cut off, or changed since it was written)".into(),
+            ));
+        }
         serde_json::from_value(value).map_err(|e| odd(format!("is no state file ({e})")))
     }
 
@@ -202,7 +210,14 @@ impl Drop for Place {
 
 fn text_of(state: &StateFile) -> Result<String, String> {
     let value = serde_json::to_value(state).map_err(|e| e.to_string())?;
-    serde_saphyr::to_string(&value).map_err(|e| e.to_string())
+    let text = serde_saphyr::to_string(&value).map_err(|e| e.to_string())?;
+    Ok(format!("{text}{SEAL}{}\n", Digest::of(text.as_bytes())))
+}
+
+/// Whether this is all that [`text_of`] wrote.
+fn is_whole(text: &str) -> bool {
+    let written = text.rsplit_once(SEAL);
+    written.is_some_and(|(text, seal)| seal == format!("{}\n", Digest::of(text.as_bytes())))
 }
 
 /// Reads what [`text_of`] wrote, however large it became: the size of the file is bounded already.
@@ -212,6 +227,8 @@ fn parse(text: &str) -> Result<serde_json::Value, serde_saphyr::Error> {
             max_nodes: usize::MAX,
             max_events: usize::MAX,
         },
+        // There are none in it.
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 0 },
     };
     serde_saphyr::from_str_with_options(text, options)
 }

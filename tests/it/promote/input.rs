@@ -1,6 +1,7 @@
 //! Bad input: exit code 2, the field and the remedy are named, and no registry is asked anything.
 
 use promotion_controller::embedded::Matcher;
+use promotion_controller::image::Digest;
 use serde_json::{Value, json};
 
 use super::ground::{Ground, document, image};
@@ -201,10 +202,17 @@ async fn a_state_that_is_not_this_files_is_refused_and_left_as_it_is() {
     let good = ground.request("one", &[(":a", "a")], &json!({}));
     ground.documents(std::slice::from_ref(&good));
     let other = |name: &str, hash: &str| {
-        format!(
+        let text = format!(
             "kind: PromotionState\nrequests:\n- name: {name}\n  specHash: {hash}\n  status: {{phase: Posted}}\n"
-        )
+        );
+        let seal = Digest::of(text.as_bytes());
+        format!("{text}# whole as written: {seal}\n")
     };
+    let (mut cut, altered) = (
+        other("one", "x"),
+        other("one", "x").replace("Posted", "Latched"),
+    );
+    cut.truncate(cut.find("  status").unwrap());
     let table = [
         (other("two", "x"), "holds the state of other requests (two)"),
         (
@@ -218,6 +226,8 @@ async fn a_state_that_is_not_this_files_is_refused_and_left_as_it_is() {
             "is no state file",
         ),
         ("\u{0}\u{1}garbage".into(), "is no state file"),
+        (cut, "cut off"),
+        (altered, "changed since it was written"),
     ];
     let state = ground.folder.join("requests.state.yaml");
     for (text, word) in table {

@@ -1,0 +1,17 @@
+//! Whatever a registry, a Secret, a file or a spec says: time and memory are bounded, every end has a reason of the closed set,
+//! no credential is sent where it does not belong, and no float moves but to what was asked for.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that meets an error has failed"
+)]
+
+mod files;
+mod liar;
+mod memory;
+mod secrets;
+mod slow;
+mod sources;
+mod targets;
+mod tokens;
