@@ -40,7 +40,7 @@ fn tag(request: &Request, index: usize) -> Option<&str> {
     request.status.images[index]
         .rollback
         .as_ref()
-        .map(|t| t.as_str())
+        .map(crate::image::Tag::as_str)
 }
 
 #[test]
