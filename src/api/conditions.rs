@@ -3,6 +3,8 @@
 //! `Staged` is the safe point for whoever owns the sources: they may go away. One of `Complete` and `Failed` is True at every
 //! end. A condition's time changes only when its status does.
 
+use std::fmt::Write as _;
+
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
@@ -149,7 +151,7 @@ fn came_of_it(request: &Request) -> String {
     let behind = all(Reason::NotRolledBack).count();
     let mut text = format!("other floats taken back: {back}");
     if let Some((_, spec)) = all(Reason::NotRolledBack).next() {
-        text.push_str(&format!(", not taken back: {behind}, {} first", spec.float));
+        let _ = write!(text, ", not taken back: {behind}, {} first", spec.float);
     }
     text
 }

@@ -83,7 +83,7 @@ pub struct PromotionRequestSpec {
     #[serde(default)]
     #[x_kube(validation = crd::unchanging())]
     pub latch: Latch,
-    /// What becomes of floats already moved when another image of the request fails.
+    /// What becomes of floats already moved when an image of the request fails after the commit. Rollback needs latch Together.
     #[serde(default)]
     #[x_kube(validation = crd::unchanging())]
     pub on_failure: OnFailure,
@@ -182,7 +182,7 @@ pub enum OnFailure {
     /// They stay.
     #[default]
     Hold,
-    /// They are taken back.
+    /// Each that is still at its source goes back to what it was on, if it was on anything; what could not be taken back is named.
     Rollback,
 }
 
@@ -236,7 +236,7 @@ pub struct PromotionRequestStatus {
     /// When the request got its floats to itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_time: Option<Time>,
-    /// When it fails unless it is committed by then.
+    /// When it fails unless it is committed by then; while floats are taken back, when that ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_time: Option<Time>,
     /// When it ended.
@@ -288,7 +288,7 @@ pub struct ImageStatus {
     /// Set once and for all when this float may move, with latch Independently.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub committed: Option<bool>,
-    /// The tag that pins the promoted image while it is taken back.
+    /// The tag that pins the promoted image, until it is known whether its float was taken back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub rollback_tag: Option<String>,

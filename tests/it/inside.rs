@@ -11,6 +11,7 @@ use promotion_controller::api::PromotionRequest;
 use promotion_controller::controller::queue;
 use promotion_controller::engine::leadership::Leadership;
 use promotion_controller::engine::{Engine, Settings};
+use promotion_controller::machine::Reason;
 use promotion_controller::policy::Policy;
 use promotion_controller::registry::{self, Keyring, Registry};
 use promotion_controller::store::file::FileStore;
@@ -42,6 +43,7 @@ pub struct Watched {
     file: FileStore,
     on_save: Mutex<OnSave>,
     saves: Mutex<usize>,
+    told: Mutex<Vec<Event>>,
     stopped: Notify,
 }
 
@@ -51,6 +53,7 @@ impl Watched {
             file,
             on_save: Mutex::new(on_save),
             saves: Mutex::new(0),
+            told: Mutex::default(),
             stopped: Notify::new(),
         }
     }
@@ -62,6 +65,12 @@ impl Watched {
     /// Saves so far.
     pub fn saves(&self) -> usize {
         *self.saves.lock().unwrap()
+    }
+
+    /// How many events had this reason so far.
+    pub fn told(&self, reason: Reason) -> usize {
+        let told = self.told.lock().unwrap();
+        told.iter().filter(|event| event.reason == reason).count()
     }
 
     /// Resolves when a save has stopped.
@@ -132,6 +141,7 @@ impl Store for Watched {
     }
 
     async fn tell(&self, object: &PromotionRequest, event: Event) {
+        self.told.lock().unwrap().push(event.clone());
         self.file.tell(object, event).await;
     }
 }

@@ -202,6 +202,8 @@ impl World {
             () = reached => true,
             () = over => false,
         };
+        // A run that is stopped after its last save has ended: the next one would begin anew what failed.
+        let stopped = stopped && !inside::is_over(&engine);
         let saves = engine.store().saves();
         if !stopped {
             let end = engine.store().objects();

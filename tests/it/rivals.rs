@@ -13,9 +13,11 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use promotion_controller::embedded::{
-    Action, Auth, AuthMode, Digest, Embedded, GateSpec, Matcher, Options, Rule, Settings, User,
+    Action, Auth, AuthMode, Digest, Embedded, GateSpec, Kind, Matcher, Options, Rule, Settings,
+    User,
 };
 use promotion_controller::engine::leadership::Leadership;
+use promotion_controller::machine::Reason;
 use serde_json::json;
 
 use crate::inside::{self, OnSave};
@@ -229,9 +231,12 @@ async fn disturbed(foreign: Foreign, nth: u64) -> Outcome {
         () = &mut over => None,
     };
     let put = Matcher::put_manifest().repository("ci").reference("f");
-    let mut unseen = false;
+    let look = Matcher::kind(Kind::Manifest).method("GET");
+    let look = look.repository("ci").reference("f");
+    let (mut unseen, mut resolved) = (false, false);
     if let Some(entry) = &stopped {
         unseen = put.matches(entry);
+        resolved = registry.count(&look) > usize::from(look.matches(entry));
         match foreign {
             Foreign::Nothing => {}
             Foreign::Moves => drop(registry.seed_image("ci", "f", &image("theirs")).unwrap()),
@@ -273,6 +278,24 @@ async fn disturbed(foreign: Foreign, nth: u64) -> Outcome {
             }
         }
     }
+    // Before it was looked at for the first time, theirs is the one that is displaced, like any other.
+    let moved = match foreign {
+        Foreign::Nothing => false,
+        Foreign::Moves => resolved && !unseen,
+        Foreign::Deletes => there.is_none(),
+    };
+    // The last event is told after the save that ends the request.
+    let all_told = async {
+        while engine.store().told(Reason::Promoted) + engine.store().told(Reason::Unchanged) == 0 {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    assert!(
+        tokio::time::timeout(PATIENCE, all_told).await.is_ok(),
+        "{told}"
+    );
+    let warned = engine.store().told(Reason::FloatMoved);
+    assert_eq!(warned, usize::from(moved), "{told}");
     if foreign == Foreign::Nothing || tags.values().any(|digest| *digest == old) {
         assert!(displaced.contains(&old.to_string()), "{told}");
     }

@@ -484,3 +484,18 @@ async fn a_run_goes_on_with_a_rollback_and_the_one_after_it_promotes_anew() {
     }
     ground.assert_never_dangling();
 }
+
+/// The promoted image is broken by then, so that it cannot be pinned: the float stays, and that is said.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_float_whose_image_cannot_be_pinned_any_more_stays_and_is_named() {
+    let (ground, _controller, second) = half_moved("broken", "Rollback").await;
+    let manifest = ground.registry.manifest(FLOATS, new("f")).unwrap();
+    let layer = *manifest.blobs.last().unwrap();
+    assert!(ground.registry.lose_blob(FLOATS, layer));
+    second.open();
+    let ended = ground.ended("group").await;
+    let wanted = [("Failed", "NotRolledBack"), ("Failed", "TagImmutable")];
+    assert_eq!(ends(&ended)[..2], pairs(&wanted), "{}", ground.log());
+    assert_eq!(at(&ground.registry, "f"), Some(new("f")));
+    assert_eq!(pruned(&ground.registry, "f"), [old("f")]);
+}
