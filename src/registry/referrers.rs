@@ -427,7 +427,8 @@ mod tests {
             list_with("x", Some(&long), &[]).unwrap_err().reason,
             Reason::TooLarge
         );
-        let wide: String = (0..200_000).map(|n| format!(r#""{n}":0,"#)).collect();
+        let wide: Vec<_> = (0..200_000).map(|n| format!(r#""{n}":0,"#)).collect();
+        let wide = wide.concat();
         let wide = Manifest {
             bytes: format!(r#"{{{wide}"manifests":[]}}"#).into(),
             ..list(&[])

@@ -6,6 +6,10 @@
     clippy::panic,
     reason = "a test that meets an error has failed"
 )]
+#![allow(
+    clippy::too_many_lines,
+    reason = "tables of what is said and what it comes to"
+)]
 
 mod files;
 mod liar;

@@ -67,7 +67,7 @@ impl Operation {
                     return Ok(self.told(trouble));
                 }
                 next.extend(found);
-                self.bring_around(subject, around, &mut trouble).await?;
+                Box::pin(self.bring_around(subject, around, &mut trouble)).await?;
             }
             level = next;
         }

@@ -93,7 +93,8 @@ proptest! {
     fn no_other_text_is_a_state(text in "\\PC{1,200}|(kind: PromotionState\n)?([a-z]{0,5}(: |\n|- |\\{|\\[|&a |\\*a|\"|'|\\||>){0,3}){1,20}", noise in prop::collection::vec(any::<u8>(), 1..200)) {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("a.state.yaml");
-        for content in [text.as_bytes(), &noise] {
+        // An empty one is no state yet.
+        for content in [text.as_bytes(), &noise].into_iter().filter(|c| !c.is_empty()) {
             prop_assert_eq!(refused(&state, content), Ok(()));
         }
     }
@@ -126,10 +127,8 @@ fn depth_aliases_and_length_of_a_file_cost_no_more_than_its_size() {
     );
     let mut aliases = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n".to_owned();
     for n in 1..20 {
-        aliases.push_str(&format!(
-            "a{n}: &a{n} [{}]\n",
-            vec![format!("*a{}", n - 1); 9].join(", ")
-        ));
+        let nine = vec![format!("*a{}", n - 1); 9].join(", ");
+        aliases = [aliases, format!("a{n}: &a{n} [{nine}]\n")].concat();
     }
     let began = Instant::now();
     for text in [
@@ -139,7 +138,8 @@ fn depth_aliases_and_length_of_a_file_cost_no_more_than_its_size() {
         "? ".repeat(100_000),
         (0..1000)
             .map(|n| format!("{}a:\n", " ".repeat(n)))
-            .collect(),
+            .collect::<Vec<_>>()
+            .concat(),
         aliases.clone(),
         format!("kind: PromotionState\n{aliases}"),
         format!("kind: PromotionState\nrequests: {}", "[".repeat(200_000)),

@@ -71,7 +71,7 @@ impl Liar {
     }
 
     async fn serve(&self, mut stream: TcpStream) {
-        let (mut bytes, mut chunk) = (Vec::new(), [0; 16 * 1024]);
+        let (mut bytes, mut chunk) = (Vec::new(), vec![0; 16 * 1024]);
         let end = loop {
             if let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
                 break end + 4;
@@ -148,7 +148,7 @@ pub fn head(status: u16, headers: &[(&str, &str)]) -> Vec<u8> {
     let headers = headers
         .iter()
         .map(|(name, value)| format!("{name}: {value}\r\n"));
-    let headers: String = headers.collect();
+    let headers = headers.collect::<Vec<_>>().concat();
     format!("HTTP/1.1 {status} X\r\nconnection: close\r\n{headers}\r\n").into_bytes()
 }
 

@@ -77,7 +77,7 @@ async fn a_blob_that_trickles_is_given_up_and_one_that_is_only_slow_is_not() {
                 image.layer.clone(),
             ]
             .concat();
-            Say::Drip(first, vec![0], Duration::from_secs(3600))
+            Say::Drip(first, vec![0], Duration::from_hours(1))
         })
     });
     whole.await.unwrap();

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::liar::{INDEX, Image, Liar, OCI, Say, answer, descriptor, digest, head, unknown};
 use crate::promote::ground::{Ground, Run, document, verdict};
 
-const MIB: usize = 1024 * 1024;
+const MIB: u64 = 1024 * 1024;
 /// What `promote` may take at its highest while a registry says things without end, a debug build's own needs included.
 pub const MEMORY_MAX: u64 = 64 * 1024 * 1024;
 /// How long one attempt at a source that answers at once may take, waits between its tries and a busy machine included.
@@ -135,7 +135,7 @@ pub async fn tried(case: Case, memory: u64) -> String {
     source.assert_shown_nothing(name);
     let (peak, took) = (measured.peak, measured.took);
     assert!(took < TIME_MAX, "{name}: took {took:?}");
-    let mib = peak as usize / MIB;
+    let mib = peak / MIB;
     assert!(
         peak > 0 && peak <= memory,
         "{name}: {mib} MiB at the highest"
