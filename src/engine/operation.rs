@@ -74,7 +74,7 @@ impl Operation {
     pub async fn run(self) -> Outcome {
         let flow = match self.step {
             Step::Resolve => self.resolve().await,
-            Step::Stage => self.stage().await,
+            Step::Stage => Box::pin(self.stage()).await,
             Step::BackUp => self.back_up().await,
             Step::Latch => self.latch().await,
             Step::Post => self.post().await,
