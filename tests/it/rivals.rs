@@ -16,11 +16,12 @@ use promotion_controller::embedded::{
     Action, Auth, AuthMode, Digest, Embedded, GateSpec, Kind, Matcher, Options, Rule, Settings,
     User,
 };
+use promotion_controller::engine::Engine;
 use promotion_controller::engine::leadership::Leadership;
 use promotion_controller::machine::Reason;
 use serde_json::json;
 
-use crate::inside::{self, OnSave};
+use crate::inside::{self, OnSave, Watched};
 use crate::stage::{LOOK, Stage, condition, object, phase, spec};
 use crate::testbed::RunDir;
 use crate::traces::ground::image;
@@ -201,6 +202,16 @@ struct Outcome {
     reached: bool,
 }
 
+/// Waits for the last event, which is told after the save that ends the request. Whether it came.
+async fn all_told(engine: &Engine<Watched>) -> bool {
+    let told = async {
+        while engine.store().told(Reason::Promoted) + engine.store().told(Reason::Unchanged) == 0 {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, told).await.is_ok()
+}
+
 /// One promotion; before its nth request somebody else touches the float.
 async fn disturbed(foreign: Foreign, nth: u64) -> Outcome {
     let registry = Embedded::start(audited()).await.unwrap();
@@ -284,16 +295,7 @@ async fn disturbed(foreign: Foreign, nth: u64) -> Outcome {
         Foreign::Moves => resolved && !unseen,
         Foreign::Deletes => there.is_none(),
     };
-    // The last event is told after the save that ends the request.
-    let all_told = async {
-        while engine.store().told(Reason::Promoted) + engine.store().told(Reason::Unchanged) == 0 {
-            tokio::time::sleep(LOOK).await;
-        }
-    };
-    assert!(
-        tokio::time::timeout(PATIENCE, all_told).await.is_ok(),
-        "{told}"
-    );
+    assert!(all_told(&engine).await, "{told}");
     let warned = engine.store().told(Reason::FloatMoved);
     assert_eq!(warned, usize::from(moved), "{told}");
     if foreign == Foreign::Nothing || tags.values().any(|digest| *digest == old) {
