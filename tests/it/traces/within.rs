@@ -71,6 +71,16 @@ impl Within {
     }
 }
 
+impl Within {
+    /// Asserts that a request ends Posted, and that the float `f` and its staging tag alone hold this image.
+    async fn promotes_for_the_first_time(&self, name: &str, seed: &str) {
+        assert_eq!(phase(&self.ended(name).await), "Posted");
+        let digest = image(seed).digest();
+        let expected = [("f".to_owned(), digest), ("f_incoming".to_owned(), digest)];
+        assert_eq!(self.registry.tags(FLOATS), expected.into());
+    }
+}
+
 fn spec(registry: &Embedded, seed: &str, float: &str) -> Value {
     let digest = registry.seed_image(SOURCES, seed, &image(seed)).unwrap();
     let host = registry.host();
@@ -123,10 +133,7 @@ async fn without_the_leases_trust_no_tag_is_written_and_nothing_spins() {
     assert!(more <= 2, "{more} requests while nothing could be written");
     assert!(within.registry.tags(FLOATS).is_empty());
     leadership.trust(Instant::now() + PATIENCE);
-    assert_eq!(phase(&within.ended("one").await), "Posted");
-    let a = image("a").digest();
-    let expected = [("f".to_owned(), a), ("f_incoming".to_owned(), a)];
-    assert_eq!(within.registry.tags(FLOATS), expected.into());
+    within.promotes_for_the_first_time("one", "a").await;
 }
 
 /// A lease that is trusted for less than a PUT may take keeps tags from being written just as well, however often it is renewed.
@@ -155,10 +162,7 @@ async fn no_tag_is_written_with_less_than_its_timeout_left_of_the_leases_trust()
     assert!(within.registry.count(&looks) > 0);
     assert_eq!(within.registry.requests(&writes), []);
     leadership.trust(Instant::now() + PATIENCE);
-    assert_eq!(phase(&within.ended("one").await), "Posted");
-    let a = image("a").digest();
-    let expected = [("f".to_owned(), a), ("f_incoming".to_owned(), a)];
-    assert_eq!(within.registry.tags(FLOATS), expected.into());
+    within.promotes_for_the_first_time("one", "a").await;
 }
 
 /// Found by the model: a leader that was frozen beyond its lease recorded what it had found before, and the next leader, which had gone on,
