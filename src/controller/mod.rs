@@ -2,12 +2,14 @@
 //!
 //! ```text
 //! lease ─▶ list and watch ─▶ claims rebuilt ─▶ queue ─▶ engine::reconcile
-//!   └────▶ sweep: finished requests
+//!   ├────▶ sweep: finished requests
+//!   └────▶ brake: what the operator has stopped
 //! ```
 //!
 //! Ends in one of two ways: asked to (drain, settle, release), or because the lease was lost (at once; the next leader goes
 //! on from status).
 
+mod brake;
 pub mod lease;
 pub mod queue;
 mod sweep;
@@ -44,6 +46,8 @@ pub struct Config {
     pub namespace: Option<String>,
     /// Where the lease is; none: no election, a single process.
     pub lease_namespace: Option<String>,
+    /// Where the ConfigMap is that stops work.
+    pub brake_namespace: String,
     /// How this process is named in the lease and in events.
     pub identity: String,
     /// The registries.
@@ -65,6 +69,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), L
         client,
         namespace,
         lease_namespace,
+        brake_namespace,
         identity,
         registry,
         policy,
@@ -108,6 +113,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), L
     let scope = Scope {
         client,
         namespace: namespace.as_deref(),
+        brake_namespace: &brake_namespace,
         sweep_interval,
     };
     lead(&engine, keys, scope, elector, stop).await
@@ -117,6 +123,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), L
 struct Scope<'a> {
     client: Client,
     namespace: Option<&'a str>,
+    brake_namespace: &'a str,
     sweep_interval: Duration,
 }
 
@@ -131,6 +138,7 @@ async fn lead(
     let Scope {
         client,
         namespace,
+        brake_namespace,
         sweep_interval,
     } = scope;
     let (names, writer) = reflector::store();
@@ -141,13 +149,22 @@ async fn lead(
         namespace,
         sweep_interval,
     ));
+    let (braked, is_braked) = oneshot::channel();
+    let brake = Box::pin(brake::follow(
+        engine,
+        client.clone(),
+        brake_namespace,
+        || {
+            let _ = braked.send(());
+        },
+    ));
     let events = watch::events(client, namespace);
     let follow = watch::follow(engine.clone(), writer, events, || {
         let _ = ready.send(());
     });
     let work = async {
-        // Nothing is reconciled before the claims are rebuilt.
-        if is_ready.await.is_ok() {
+        // Nothing is reconciled before the claims are rebuilt, and before it is known what is stopped.
+        if is_ready.await.is_ok() && is_braked.await.is_ok() {
             tracing::info!("ready");
             let keys = futures::stream::poll_fn(move |context| keys.poll_recv(context));
             queue::drive(engine.clone(), names, keys.boxed()).await;
@@ -168,6 +185,7 @@ async fn lead(
         () = follow => tracing::error!("the watch has ended"),
         () = work => tracing::error!("the queue has ended"),
         () = sweep => tracing::error!("the sweep has ended"),
+        () = brake => tracing::error!("the brake is not followed any more"),
         () = end => {}
     }
     if let Some(elector) = elector {

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::brake::Brake;
 use super::reconcile::Record;
 use crate::image::{Digest, Float};
 use crate::machine::claims::{Claims, Contender, Standing, Uid};
@@ -32,6 +33,8 @@ pub(super) struct State {
     pub flights: HashMap<Uid, Flight>,
     /// Requests that have ended or were deleted of late. A UID never comes back.
     left: HashMap<Uid, Instant>,
+    /// What the operator has stopped.
+    pub brake: Brake,
     /// Nothing more is launched.
     pub draining: bool,
     next_flight: u64,
