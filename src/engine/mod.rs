@@ -12,6 +12,7 @@
 //!   after it was saved.
 //! - Losing the memory of the engine loses nothing: the next reconcile launches again what status says.
 
+mod account;
 mod admission;
 mod brake;
 mod flight;
@@ -34,6 +35,7 @@ use crate::machine::claims::{Contender, Standing};
 use crate::policy::Policy;
 use crate::registry::Registry;
 use crate::store::{Key, Store};
+use account::{Due, Facts};
 use leadership::Leadership;
 use memory::Memory;
 use operation::Tools;
@@ -74,6 +76,7 @@ struct Inner<S> {
     settings: Settings,
     triggers: mpsc::UnboundedSender<Key>,
     state: Mutex<State>,
+    due: Mutex<Due>,
 }
 
 impl<S> Clone for Engine<S> {
@@ -108,13 +111,13 @@ impl<S: Store> Engine<S> {
             settings,
             triggers,
             state,
+            due: Mutex::default(),
         };
-        (
-            Self {
-                inner: Arc::new(inner),
-            },
-            queue,
-        )
+        let engine = Self {
+            inner: Arc::new(inner),
+        };
+        engine.tell_at_scrapes();
+        (engine, queue)
     }
 
     /// The store behind it.
@@ -131,6 +134,7 @@ impl<S: Store> Engine<S> {
 
     /// Asks for a reconcile of an object.
     pub fn trigger(&self, key: Key) {
+        account::lock(&self.inner.due).add(&key);
         // The receiver is gone only when the process ends.
         let _ = self.inner.triggers.send(key);
     }
@@ -154,6 +158,7 @@ impl<S: Store> Engine<S> {
         let key = Key::of(object);
         let now = now();
         let contender = contender(&key, &uid, version, &request, now);
+        let facts = Facts::of(object, &request);
         let mut state = self.lock();
         let own = state.known.get_mut(&uid).is_some_and(|known| {
             if let Some(heard) = &mut known.saving {
@@ -162,7 +167,7 @@ impl<S: Store> Engine<S> {
             }
             known.saving.is_some() || known.saved == Some(version)
         });
-        state.note(&key, version, contender, now) && !own
+        state.note(&key, version, contender, facts, now) && !own
     }
 
     /// Takes over from an earlier leader: whoever began and has not ended owns its floats, before anything is launched.
