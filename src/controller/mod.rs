@@ -35,6 +35,8 @@ pub use watch::SILENCE;
 
 /// How long operations may take to end after the first signal: a tag write's timeout, and the save of what it found.
 const DRAIN: Duration = Duration::from_secs(30);
+/// How long an end takes at most that was asked for, beside the settle time: whoever asks has to wait so long before it kills.
+pub const END: Duration = DRAIN.saturating_add(lease::RELEASE);
 
 /// How the controller is set.
 pub struct Config {
