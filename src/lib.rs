@@ -16,8 +16,9 @@
 //! 5. [`registry`]: the only room that speaks to registries.
 //! 6. [`store`]: where requests live, in the Kubernetes API or in a file.
 //! 7. [`controller`]: the engine on a cluster: lease, watch, queue.
-//! 8. [`policy`] and [`cli`]: what is allowed, and the command line.
-//! 9. `embedded`: a quay-like registry in memory, for trying things out and for the tests.
+//! 8. [`metrics`]: what is counted of all this.
+//! 9. [`policy`] and [`cli`]: what is allowed, and the command line.
+//! 10. `embedded`: a quay-like registry in memory, for trying things out and for the tests.
 
 pub mod api;
 pub mod cli;
@@ -27,6 +28,7 @@ pub mod embedded;
 pub mod engine;
 pub mod image;
 pub mod machine;
+pub mod metrics;
 pub mod policy;
 pub mod registry;
 pub mod store;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args};
 use kube::Client;
+use tokio::net::TcpListener;
 
 use super::{RegistryArgs, bad_input, fail, signalled, telemetry, unusable};
 use crate::controller::{Config, SILENCE, run as run_controller};
@@ -25,6 +26,9 @@ pub(super) struct ControllerArgs {
     /// Finished requests are looked at about this often: those whose ttlSecondsAfterFinished has passed are deleted.
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     sweep_interval: u32,
+    /// Serve /metrics, /livez and /readyz here, over plain HTTP [default: nowhere].
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<String>,
     #[command(flatten)]
     registry: RegistryArgs,
 }
@@ -36,6 +40,7 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
         leader_elect,
         lease_namespace,
         sweep_interval,
+        listen,
         registry,
     } = args;
     if registry.allow_registry.is_empty() {
@@ -43,6 +48,17 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
             "no --allow-registry: no registry may be contacted, every request will be NotAllowed"
         );
     }
+    let listener = match &listen {
+        Some(address) => match TcpListener::bind(address).await {
+            Ok(listener) => Some(listener),
+            Err(error) => {
+                return bad_input(&format!(
+                    "--listen: {address} cannot be listened on ({error}); give another HOST:PORT"
+                ));
+            }
+        },
+        None => None,
+    };
     let mut config = match kube::Config::infer().await {
         Ok(config) => config,
         Err(error) => {
@@ -85,6 +101,7 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
         policy,
         engine: settings,
         sweep_interval: Duration::from_secs(sweep_interval.into()),
+        listener,
     };
     match run_controller(config, signalled()).await {
         Ok(()) => ExitCode::SUCCESS,

@@ -11,9 +11,12 @@ use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::Client;
 use kube::api::{Api, ObjectMeta, PostParams};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
+use super::health::Health;
 use crate::engine::leadership::{Leadership, RENEW_EVERY, TRUST};
+use crate::metrics::{Call, Metrics};
+use crate::store::call::call;
 
 /// The Lease's name: all controllers that can write the same floats share it.
 pub const NAME: &str = "promotion-controller";
@@ -60,6 +63,8 @@ pub struct Elector {
     leadership: Leadership,
     /// What was read or written last.
     record: Option<Lease>,
+    health: Health,
+    metrics: Metrics,
 }
 
 impl Elector {
@@ -72,6 +77,18 @@ impl Elector {
             identity,
             leadership,
             record: None,
+            health: Health::default(),
+            metrics: Metrics::default(),
+        }
+    }
+
+    /// The same, which tells these of its turns.
+    #[must_use]
+    pub(super) fn telling(self, health: Health, metrics: Metrics) -> Self {
+        Self {
+            health,
+            metrics,
+            ..self
         }
     }
 
@@ -80,7 +97,9 @@ impl Elector {
         let mut seen: Option<(Option<String>, Instant)> = None;
         let mut told: Option<String> = None;
         loop {
-            match self.look().await {
+            let looked = self.look().await;
+            self.health.turned(looked.is_ok());
+            match looked {
                 Ok(None) => match self.write(None).await {
                     Ok(()) => return Acquired::New,
                     Err(refused) => self.not_taken(&refused),
@@ -125,7 +144,10 @@ impl Elector {
         let mut renewed = Instant::now();
         loop {
             sleep(RENEW_EVERY).await;
-            match self.write(self.record.clone()).await {
+            let written = self.write(self.record.clone()).await;
+            self.health
+                .turned(!matches!(written, Err(Refused::Failed(_))));
+            match written {
                 Ok(()) => renewed = Instant::now(),
                 Err(Refused::Conflict) => match self.look().await {
                     // Our own renewal whose answer was lost.
@@ -154,6 +176,7 @@ impl Elector {
             };
             match self.give_back(lease).await {
                 Ok(()) => {
+                    self.metrics.leadership("released");
                     tracing::info!("released the lease");
                     return;
                 }
@@ -171,7 +194,13 @@ impl Elector {
             spec.renew_time = Some(MicroTime(Timestamp::now()));
         }
         let params = PostParams::default();
-        let given = timeout(CALL, self.api.replace(NAME, &params, &lease)).await;
+        let given = call(
+            &self.metrics,
+            Call::Lease,
+            CALL,
+            self.api.replace(NAME, &params, &lease),
+        )
+        .await;
         let given = given.map_err(|_| "timed out".to_owned())?;
         given.map(|_| ()).map_err(|error| error.to_string())
     }
@@ -188,6 +217,7 @@ impl Elector {
 
     fn lost(&self, why: &str) -> Lost {
         self.leadership.lose();
+        self.metrics.leadership("lost");
         Lost {
             namespace: self.namespace.clone(),
             why: why.into(),
@@ -195,7 +225,7 @@ impl Elector {
     }
 
     async fn look(&self) -> Result<Option<Lease>, String> {
-        let read = timeout(CALL, self.api.get_opt(NAME)).await;
+        let read = call(&self.metrics, Call::Lease, CALL, self.api.get_opt(NAME)).await;
         read.map_err(|_| "timed out".to_owned())?
             .map_err(|error| error.to_string())
     }
@@ -220,7 +250,8 @@ impl Elector {
         };
         let written = if let Some(mut lease) = old {
             lease.spec = Some(spec);
-            timeout(CALL, self.api.replace(NAME, &params, &lease)).await
+            let replace = self.api.replace(NAME, &params, &lease);
+            call(&self.metrics, Call::Lease, CALL, replace).await
         } else {
             let metadata = ObjectMeta {
                 name: Some(NAME.into()),
@@ -230,7 +261,8 @@ impl Elector {
                 metadata,
                 spec: Some(spec),
             };
-            timeout(CALL, self.api.create(&params, &lease)).await
+            let create = self.api.create(&params, &lease);
+            call(&self.metrics, Call::Lease, CALL, create).await
         };
         match written {
             Ok(Ok(lease)) => {

@@ -8,6 +8,8 @@
 //! Ends in one of two ways: asked to (drain, settle, release), or because the lease was lost (at once; the next leader goes
 //! on from status).
 
+mod admin;
+mod health;
 pub mod lease;
 pub mod queue;
 mod sweep;
@@ -20,8 +22,10 @@ use futures::future::{Either, select};
 use kube::Client;
 use kube::runtime::events::Reporter;
 use kube::runtime::reflector;
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::engine::leadership::Leadership;
 use crate::engine::{Engine, Settings};
@@ -29,6 +33,7 @@ use crate::policy::Policy;
 use crate::registry::Registry;
 use crate::store::Key;
 use crate::store::cluster::Cluster;
+use health::Health;
 use lease::{Acquired, Elector, Lost};
 
 pub use watch::SILENCE;
@@ -56,6 +61,8 @@ pub struct Config {
     pub engine: Settings,
     /// How often finished requests are looked at.
     pub sweep_interval: Duration,
+    /// Where metrics and health are served; none: nowhere.
+    pub listener: Option<TcpListener>,
 }
 
 /// Runs until `stop` resolves or the lease is lost.
@@ -72,7 +79,10 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), L
         policy,
         engine: settings,
         sweep_interval,
+        listener,
     } = config;
+    let metrics = registry.metrics().clone();
+    let health = Health::default();
     let leadership = match lease_namespace {
         Some(_) => Leadership::elected(),
         None => Leadership::alone(),
@@ -81,11 +91,28 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), L
         controller: "promotion-controller".into(),
         instance: Some(identity.clone()),
     };
-    let store = Cluster::new(client.clone(), reporter);
+    let store = Cluster::new(client.clone(), reporter, metrics.clone());
     let settle = settings.settle;
     let (engine, keys) = Engine::new(store, registry, policy, leadership.clone(), settings);
+    metrics.at_scrape({
+        let (health, leadership) = (health.clone(), leadership.clone());
+        move |scrape| scrape.leader(health.is_leading() && leadership.covers(Duration::ZERO))
+    });
+    let _served = listener.map(|listener| {
+        let (engine, metrics) = (engine.clone(), metrics.clone());
+        let stalled = move || engine.stalled();
+        AbortOnDropHandle::new(tokio::spawn(admin::serve(
+            listener,
+            metrics,
+            health.clone(),
+            stalled,
+        )))
+    });
     let stop = std::pin::pin!(stop);
-    let elector = lease_namespace.map(|ns| Elector::new(client.clone(), &ns, identity, leadership));
+    let elector = lease_namespace.map(|ns| {
+        Elector::new(client.clone(), &ns, identity, leadership)
+            .telling(health.clone(), metrics.clone())
+    });
     let (stop, elector) = if let Some(mut elector) = elector {
         let acquire = Box::pin(async { (elector.acquire().await, elector) });
         let ((how, elector), stop) = match select(stop, acquire).await {
@@ -93,6 +120,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), L
             Either::Right(acquired) => acquired,
         };
         tracing::info!(?how, "leading");
+        health.leads();
+        metrics.leadership("acquired");
         if how == Acquired::New {
             engine
                 .memory()
@@ -104,6 +133,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), L
             seconds = settle.as_secs(),
             "no election: waiting for earlier writes to settle"
         );
+        health.leads();
+        metrics.leadership("acquired");
         engine.memory().keep_quiet(Instant::now() + settle);
         (stop, None)
     };
@@ -111,6 +142,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), L
         client,
         namespace: namespace.as_deref(),
         sweep_interval,
+        health,
     };
     lead(&engine, keys, scope, elector, stop).await
 }
@@ -120,6 +152,7 @@ struct Scope<'a> {
     client: Client,
     namespace: Option<&'a str>,
     sweep_interval: Duration,
+    health: Health,
 }
 
 /// Leads until `stop` resolves or the lease is lost.
@@ -134,6 +167,7 @@ async fn lead(
         client,
         namespace,
         sweep_interval,
+        health,
     } = scope;
     let (names, writer) = reflector::store();
     let (ready, is_ready) = oneshot::channel();
@@ -142,15 +176,17 @@ async fn lead(
         client.clone(),
         namespace,
         sweep_interval,
+        engine.metrics(),
     ));
     let events = watch::events(client, namespace);
-    let follow = watch::follow(engine.clone(), writer, events, || {
+    let follow = watch::follow(engine.clone(), writer, events, &health, || {
         let _ = ready.send(());
     });
     let work = async {
         // Nothing is reconciled before the claims are rebuilt.
         if is_ready.await.is_ok() {
             tracing::info!("ready");
+            health.rebuilt();
             let keys = futures::stream::poll_fn(move |context| keys.poll_recv(context));
             queue::drive(engine.clone(), names, keys.boxed()).await;
         }
@@ -163,6 +199,7 @@ async fn lead(
     };
     let end = async {
         stop.await;
+        health.ends();
         drain(engine).await;
     };
     tokio::select! {

@@ -31,6 +31,7 @@ pub async fn drive<S: Store>(
 ) {
     let requests = keys.map(|key| Ok::<_, Infallible>(object_ref(&key)));
     let config = Config::default().concurrency(CONCURRENCY);
+    let told = engine.clone();
     applier(
         |object: Arc<Named>, engine: Arc<Engine<S>>| Box::pin(reconcile(object, engine)),
         |_: Arc<Named>, _: &ReconcileError, _: Arc<Engine<S>>| {
@@ -41,12 +42,17 @@ pub async fn drive<S: Store>(
         requests,
         config,
     )
-    .for_each(|result| async move {
+    .for_each(|result| {
         match result {
+            Ok(_) => {}
             // It ended, or was deleted, between the trigger and its turn.
-            Ok(_) | Err(Error::ObjectNotFound(_)) => {}
+            Err(Error::ObjectNotFound(object)) => told.not_there(&Key {
+                namespace: object.namespace.clone().unwrap_or_default(),
+                name: object.name.clone(),
+            }),
             Err(error) => tracing::warn!("{error}"),
         }
+        std::future::ready(())
     })
     .await;
 }

@@ -12,10 +12,12 @@ use kube::Client;
 use kube::api::{Api, ApiResource, DeleteParams, ListParams, Object, ObjectList, Preconditions};
 use kube::core::DeserializeGuard;
 use serde::{Deserialize, Serialize};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use crate::api::{self, PromotionRequest};
 use crate::machine::Phase;
+use crate::metrics::{Call, Metrics};
+use crate::store::call::call;
 use crate::store::cluster::Cluster;
 use crate::store::{Key, Store as _, StoreError};
 
@@ -58,12 +60,19 @@ enum Due {
 }
 
 /// Sweeps for ever, about every so often; `namespace`'s requests, or all.
-pub async fn run(store: &Cluster, client: Client, namespace: Option<&str>, every: Duration) {
+pub async fn run(
+    store: &Cluster,
+    client: Client,
+    namespace: Option<&str>,
+    every: Duration,
+    metrics: &Metrics,
+) {
     let sweeper = Sweeper {
         store,
         client,
         namespace,
         resource: ApiResource::erase::<PromotionRequest>(&()),
+        metrics,
     };
     sleep(jittered(every.min(FIRST))).await;
     loop {
@@ -77,6 +86,7 @@ struct Sweeper<'a> {
     client: Client,
     namespace: Option<&'a str>,
     resource: ApiResource,
+    metrics: &'a Metrics,
 }
 
 impl Sweeper<'_> {
@@ -129,8 +139,10 @@ impl Sweeper<'_> {
         };
         let params = DeleteParams::background().preconditions(preconditions);
         let api = self.api(Some(&key.namespace));
-        match timeout(CALL, api.delete(&key.name, &params)).await {
+        let delete = api.delete(&key.name, &params);
+        match call(self.metrics, Call::Delete, CALL, delete).await {
             Ok(Ok(_)) => {
+                self.metrics.swept();
                 tracing::info!(request = %key, "deleted: its ttlSecondsAfterFinished has passed");
             }
             // Changed, created anew or deleted since it was listed.
@@ -162,7 +174,7 @@ impl Sweeper<'_> {
     async fn list(&self, params: &ListParams) -> kube::Result<ObjectList<Guarded>> {
         sleep(PACE).await;
         let api = self.api(self.namespace);
-        let listed = timeout(CALL, api.list(params)).await;
+        let listed = call(self.metrics, Call::List, CALL, api.list(params)).await;
         listed.unwrap_or_else(|_| {
             let timed_out = std::io::Error::from(std::io::ErrorKind::TimedOut);
             Err(kube::Error::Service(timed_out.into()))

@@ -21,6 +21,7 @@ use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt as _, watcher as watch};
 use kube::{Api, Client, Resource as _};
 
+use super::health::Health;
 use super::queue::{Named, named};
 use crate::api::PromotionRequest;
 use crate::engine::Engine;
@@ -102,6 +103,7 @@ pub async fn follow<S: Store>(
     engine: Engine<S>,
     mut writer: Writer<Named>,
     events: impl Stream<Item = watcher::Result<Event<Guarded>>>,
+    health: &Health,
     ready: impl FnOnce(),
 ) {
     let mut ready = Some(ready);
@@ -112,10 +114,16 @@ pub async fn follow<S: Store>(
         let event = match event {
             Ok(event) => event,
             Err(error) => {
+                health.interrupted();
+                engine.metrics().interrupted();
                 tracing::warn!("the watch was interrupted: {error}");
                 continue;
             }
         };
+        // A list that only begins is no answer yet.
+        if !matches!(event, Event::Init) {
+            health.heard();
+        }
         writer.apply_watcher_event(&trimmed(&event));
         match event {
             Event::Init => listing = Listing::default(),

@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Engine;
 use super::operation::Operation;
 use super::state::InFlight;
+use super::{Engine, account};
 use crate::machine::{Class, Fault, Launch, Outcome, Reason, Request};
 use crate::registry::Activity;
 use crate::store::{Access, Key, Store};
@@ -93,7 +93,7 @@ impl<S: Store> Engine<S> {
             cancel,
             activity,
         };
-        tracing::debug!(request = %key, %float, step = step.as_str(), again = operation.again, "launched");
+        account::launched(key, &float, launch, again);
         Some((index, id, operation))
     }
 
@@ -132,8 +132,8 @@ impl<S: Store> Engine<S> {
             let Some(operation) = flight.operations.get_mut(&index).filter(|o| o.id == id) else {
                 return;
             };
-            let (float, step) = (operation.float.clone(), operation.step);
-            log(key, &float, step, operation.started, &outcome);
+            let step = operation.step;
+            account::ended(self.metrics(), key, operation, &outcome);
             // A step that ended before its own write is as untried as it was.
             let unwritten = matches!(
                 outcome,
@@ -214,23 +214,5 @@ fn succeeded(outcome: &Outcome) -> bool {
         | Outcome::StagedGone
         | Outcome::Faulted(_)
         | Outcome::Dropped => false,
-    }
-}
-
-/// One line per ended step.
-fn log(
-    key: &Key,
-    float: &crate::image::Float,
-    step: crate::machine::Step,
-    started: Instant,
-    outcome: &Outcome,
-) {
-    let took = started.elapsed();
-    let step = step.as_str();
-    match outcome {
-        Outcome::Faulted(fault) => tracing::warn!(
-            request = %key, %float, step, ?took, reason = %fault.reason, "{}", fault.message
-        ),
-        outcome => tracing::info!(request = %key, %float, step, ?took, ?outcome, "step ended"),
     }
 }

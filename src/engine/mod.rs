@@ -12,6 +12,7 @@
 //!   after it was saved.
 //! - Losing the memory of the engine loses nothing: the next reconcile launches again what status says.
 
+mod account;
 mod admission;
 mod flight;
 pub mod leadership;
@@ -33,6 +34,7 @@ use crate::machine::claims::{Contender, Standing};
 use crate::policy::Policy;
 use crate::registry::Registry;
 use crate::store::{Key, Store};
+use account::{Due, Facts};
 use leadership::Leadership;
 use memory::Memory;
 use operation::Tools;
@@ -72,6 +74,7 @@ struct Inner<S> {
     settings: Settings,
     triggers: mpsc::UnboundedSender<Key>,
     state: Mutex<State>,
+    due: Mutex<Due>,
 }
 
 impl<S> Clone for Engine<S> {
@@ -106,13 +109,13 @@ impl<S: Store> Engine<S> {
             settings,
             triggers,
             state,
+            due: Mutex::default(),
         };
-        (
-            Self {
-                inner: Arc::new(inner),
-            },
-            queue,
-        )
+        let engine = Self {
+            inner: Arc::new(inner),
+        };
+        engine.tell_at_scrapes();
+        (engine, queue)
     }
 
     /// The store behind it.
@@ -129,6 +132,7 @@ impl<S: Store> Engine<S> {
 
     /// Asks for a reconcile of an object.
     pub fn trigger(&self, key: Key) {
+        account::lock(&self.inner.due).add(&key);
         // The receiver is gone only when the process ends.
         let _ = self.inner.triggers.send(key);
     }
@@ -152,6 +156,7 @@ impl<S: Store> Engine<S> {
         let key = Key::of(object);
         let now = now();
         let contender = contender(&key, &uid, version, &request, now);
+        let facts = Facts::of(object, &request);
         let mut state = self.lock();
         let own = state.known.get_mut(&uid).is_some_and(|known| {
             if let Some(heard) = &mut known.saving {
@@ -160,7 +165,7 @@ impl<S: Store> Engine<S> {
             }
             known.saving.is_some() || known.saved == Some(version)
         });
-        state.note(&key, version, contender, now) && !own
+        state.note(&key, version, contender, facts, now) && !own
     }
 
     /// Takes over from an earlier leader: whoever began and has not ended owns its floats, before anything is launched.

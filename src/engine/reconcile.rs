@@ -5,8 +5,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
+use super::account::{Facts, Saved};
 use super::admission::Entry;
-use super::{Engine, contender, identity, is_finished};
+use super::{Engine, account, contender, identity, is_finished};
 use crate::api::status::{ReadError, Scenery};
 use crate::api::{self, PromotionRequest, conditions};
 use crate::image::Stamp;
@@ -71,8 +72,10 @@ impl<S: Store> Engine<S> {
     /// # Errors
     /// Where the store cannot be reached; nothing is lost, try again.
     pub async fn reconcile(&self, key: &Key) -> Result<Next, ReconcileError> {
+        let begun = self.turn_begins(key);
         let mut unanswered = None;
         let result = self.reconcile_until(key, &mut unanswered).await;
+        self.turn_ends(begun, result.is_ok());
         if let Some(record) = unanswered {
             let mut state = self.lock();
             if let Some(known) = state.known.get_mut(&record.uid) {
@@ -448,9 +451,20 @@ impl<S: Store> Engine<S> {
             let mut state = self.lock();
             let now = super::now();
             let contender = contender(key, &uid, version, request, now);
-            state.note(key, version, contender, now);
+            let facts = Facts::of(saved, request);
+            state.note(key, version, contender, facts, now);
+            let entered = state.take_entered(&uid);
+            let saved = Saved {
+                key,
+                before,
+                request,
+                notices,
+                entered,
+            };
+            let entered = saved.tell(self.metrics());
             match state.known.get_mut(&uid) {
                 Some(known) => {
+                    known.entered = entered;
                     let events = events(before, request, notices, known.told);
                     known.told += u32::try_from(events.len()).unwrap_or(u32::MAX);
                     events
@@ -465,7 +479,13 @@ impl<S: Store> Engine<S> {
             self.settle_claims(&uid);
         }
         for event in events {
-            tracing::info!(request = %key, reason = %event.reason, "{}", event.note);
+            let (reason, why) = (event.reason.as_str(), event.note.as_str());
+            if event.warning && !request.is_finished() {
+                tracing::warn!(request = %key, reason, why, "warning");
+            } else {
+                tracing::debug!(request = %key, reason, why, "event");
+            }
+            self.metrics().told(event.reason);
             self.inner.store.tell(saved, event).await;
         }
     }
@@ -480,8 +500,15 @@ impl<S: Store> Engine<S> {
         api::status::refuse(&mut object, error, super::now());
         let uid = object.metadata.uid.clone().unwrap_or_default();
         let saved = self.save(key, &uid, &object).await?;
-        tracing::warn!(request = %key, "{error}");
         let note = error.to_string();
+        let created = saved
+            .metadata
+            .creation_timestamp
+            .as_ref()
+            .map(|time| time.0);
+        let (phase, reason) = (machine::Phase::Failed, Reason::InvalidSpec);
+        account::finished(self.metrics(), key, created, phase, reason, &note);
+        self.metrics().told(reason);
         let event = Event {
             reason: Reason::InvalidSpec,
             note,

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::account::{Entered, Facts};
 use super::reconcile::Record;
 use crate::image::{Digest, Float};
 use crate::machine::claims::{Claims, Contender, Standing, Uid};
@@ -31,10 +32,16 @@ pub(super) struct State {
     /// What runs, also of requests that are gone meanwhile.
     pub flights: HashMap<Uid, Flight>,
     /// Requests that have ended or were deleted of late. A UID never comes back.
-    left: HashMap<Uid, Instant>,
+    left: HashMap<Uid, Left>,
     /// Nothing more is launched.
     pub draining: bool,
     next_flight: u64,
+}
+
+/// A request that has left.
+struct Left {
+    at: Instant,
+    entered: Entered,
 }
 
 /// An unfinished request.
@@ -61,6 +68,10 @@ pub(super) struct Known {
     pub told: u32,
     /// Told once that the cancel came too late.
     pub told_cancel: bool,
+    /// What is told of it at a scrape.
+    pub facts: Facts,
+    /// When its images entered their phases.
+    pub entered: Entered,
 }
 
 /// The answer to whether a request may begin.
@@ -123,6 +134,7 @@ impl State {
         key: &Key,
         version: u64,
         mut contender: Contender,
+        facts: Facts,
         now: Timestamp,
     ) -> bool {
         let uid = contender.uid.clone();
@@ -133,6 +145,7 @@ impl State {
             contender.standing = known.contender.standing;
             known.version = version;
             known.contender = contender;
+            known.facts = facts;
             return true;
         }
         if self.left.contains_key(&uid) {
@@ -158,6 +171,8 @@ impl State {
             triggered: false,
             told: 0,
             told_cancel: false,
+            facts,
+            entered: Entered::new(),
         };
         self.known.insert(uid, known);
         true
@@ -166,9 +181,18 @@ impl State {
     /// Forgets a request that has ended or is gone.
     pub fn forget(&mut self, uid: &str) -> Option<Known> {
         let now = Instant::now();
-        self.left.retain(|_, at| *at + LEFT > now);
-        self.left.insert(uid.to_owned(), now);
-        let known = self.known.remove(uid)?;
+        self.left.retain(|_, left| left.at + LEFT > now);
+        let mut known = self.known.remove(uid);
+        let entered = known
+            .as_mut()
+            .map(|known| std::mem::take(&mut known.entered));
+        let left = self.left.remove(uid).map(|left| left.entered);
+        let left = Left {
+            at: now,
+            entered: entered.or(left).unwrap_or_default(),
+        };
+        self.left.insert(uid.to_owned(), left);
+        let known = known?;
         for share in &known.contender.shares {
             if let Some(uids) = self.by_float.get_mut(&share.float) {
                 uids.remove(uid);
@@ -178,6 +202,13 @@ impl State {
             }
         }
         Some(known)
+    }
+
+    /// When the images of a request entered their phases: its own end may come back by the watch before it is answered.
+    pub fn take_entered(&mut self, uid: &str) -> Entered {
+        let known = self.known.get_mut(uid).map(|known| &mut known.entered);
+        let left = self.left.get_mut(uid).map(|left| &mut left.entered);
+        known.or(left).map(std::mem::take).unwrap_or_default()
     }
 
     /// The requests of this name, as far as they are known.
@@ -261,12 +292,12 @@ mod tests {
             standing: Standing::Undecided { since: now },
         };
         let mut state = State::default();
-        assert!(state.note(&key, 1, contender("old"), now));
+        assert!(state.note(&key, 1, contender("old"), Facts::default(), now));
         assert!(state.forget("old").is_some());
-        assert!(!state.note(&key, 2, contender("old"), now));
+        assert!(!state.note(&key, 2, contender("old"), Facts::default(), now));
         assert!(state.sharers(&contender("old")).is_empty());
         // Created anew under its name it is another request.
-        assert!(state.note(&key, 3, contender("new"), now));
+        assert!(state.note(&key, 3, contender("new"), Facts::default(), now));
         assert_eq!(state.named(&key), ["new"]);
     }
 }

@@ -59,6 +59,7 @@ pub use referrers::{Referrer, list_with};
 
 use crate::image::{Digest, Repository};
 use crate::machine::Reason;
+use crate::metrics::Metrics;
 use crate::policy::HostPattern;
 use credential::CredentialKey;
 use endpoint::Endpoint;
@@ -108,6 +109,8 @@ pub struct Settings {
     pub proxies: Proxies,
     /// Host as a spec names it -> address spoken to instead, over plain HTTP.
     pub rewrite: HashMap<String, String>,
+    /// What is counted, here and by the engine that works with these registries.
+    pub metrics: Metrics,
 }
 
 impl Default for Settings {
@@ -125,6 +128,7 @@ impl Default for Settings {
             registry_ca: Vec::new(),
             proxies: Proxies::default(),
             rewrite: HashMap::new(),
+            metrics: Metrics::default(),
         }
     }
 }
@@ -234,6 +238,12 @@ impl Registry {
             .0
             .manifests
             .invalidate_entries_if(move |held, _| held.repository == gone);
+    }
+
+    /// What counts the requests.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.transport().settings.metrics
     }
 
     fn transport(&self) -> &Transport {

@@ -13,10 +13,12 @@ use kube::api::{Api, PostParams};
 use kube::core::Status;
 use kube::runtime::events::{Event as KubeEvent, EventType, Recorder, Reporter};
 use kube::{Client, Resource as _};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
+use super::call::call;
 use super::{Access, AccessError, Event, Key, Store, StoreError};
 use crate::api::PromotionRequest;
+use crate::metrics::{Call, Metrics};
 use crate::registry::Keyring;
 
 /// The longest a call may take, its retries included.
@@ -38,17 +40,19 @@ pub struct Cluster {
     client: Client,
     recorder: Recorder,
     secrets: Mutex<Secrets>,
+    metrics: Metrics,
 }
 
 impl Cluster {
-    /// The cluster behind `client`; events are told as `reporter`.
+    /// The cluster behind `client`; events are told as `reporter`, calls are counted in `metrics`.
     #[must_use]
-    pub fn new(client: Client, reporter: Reporter) -> Self {
+    pub fn new(client: Client, reporter: Reporter, metrics: Metrics) -> Self {
         let recorder = Recorder::new(client.clone(), reporter);
         Self {
             client,
             recorder,
             secrets: Mutex::default(),
+            metrics,
         }
     }
 
@@ -86,7 +90,7 @@ impl Cluster {
         let origin = format!("Secret {namespace}/{name}");
         let unavailable =
             |why: String| AccessError::Unavailable(format!("cannot read {origin}: {why}"));
-        let secret = timeout(CALL, api.get_opt(name)).await;
+        let secret = call(&self.metrics, Call::Secret, CALL, api.get_opt(name)).await;
         let secret = secret.map_err(|_| unavailable("timed out".into()))?;
         let secret = secret.map_err(|error| match &error {
             kube::Error::Api(status) if status.is_forbidden() => AccessError::NotFound(format!(
@@ -112,13 +116,14 @@ impl Cluster {
 
 impl Store for Cluster {
     async fn load(&self, key: &Key) -> Result<Option<PromotionRequest>, StoreError> {
-        let call = timeout(CALL, self.api(key).get(&key.name)).await;
+        let api = self.api(key);
+        let loaded = call(&self.metrics, Call::Load, CALL, api.get(&key.name)).await;
         let failed = |message: String| StoreError::Failed {
             verb: "load",
             key: key.clone(),
             message,
         };
-        match call.map_err(|_| failed("timed out".into()))? {
+        match loaded.map_err(|_| failed("timed out".into()))? {
             Ok(object) => Ok(Some(object)),
             Err(kube::Error::Api(status)) if is_gone(&status, key) => Ok(None),
             Err(error) => Err(failed(error.to_string())),
@@ -129,13 +134,14 @@ impl Store for Cluster {
         let key = Key::of(object);
         let api = self.api(&key);
         let params = PostParams::default();
-        let call = timeout(CALL, api.replace_status(&key.name, &params, object)).await;
+        let save = api.replace_status(&key.name, &params, object);
+        let saved = call(&self.metrics, Call::Save, CALL, save).await;
         let failed = |message: String| StoreError::Failed {
             verb: "save",
             key: key.clone(),
             message,
         };
-        let saved = call.map_err(|_| failed("timed out".into()))?;
+        let saved = saved.map_err(|_| failed("timed out".into()))?;
         saved.map_err(|error| match &error {
             kube::Error::Api(status) if status.is_conflict() => StoreError::Conflict(key.clone()),
             kube::Error::Api(status) if is_gone(status, &key) => StoreError::Gone(key.clone()),
@@ -186,7 +192,8 @@ impl Store for Cluster {
             action: if ended { "End" } else { "Promote" }.into(),
             secondary: None,
         };
-        match timeout(CALL, self.recorder.publish(&event, &reference)).await {
+        let publish = self.recorder.publish(&event, &reference);
+        match call(&self.metrics, Call::Event, CALL, publish).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 tracing::warn!(request = %Key::of(object), "cannot tell an event: {error}");

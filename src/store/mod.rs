@@ -3,6 +3,7 @@
 //! The engine knows only this trait: read an object freshly, save its status if nobody changed it meanwhile, find its
 //! credentials, tell what happened.
 
+pub(crate) mod call;
 pub mod cluster;
 pub mod file;
 

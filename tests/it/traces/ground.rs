@@ -304,6 +304,7 @@ impl Inside {
                     status_interval: Duration::from_millis(200),
                 },
                 sweep_interval: Duration::from_mins(5),
+                listener: None,
             }
         };
         runtime.spawn(async {

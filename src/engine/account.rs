@@ -1,0 +1,332 @@
+//! What the engine tells of its work: one line of log for each transition, and what is counted.
+//!
+//! In come saved records and ended operations; nothing leaves but lines and numbers. Fields are named the same everywhere: `request`,
+//! `float`, `step`, `phase`, `reason`, `digest`, `took` (seconds, to the millisecond), `why`. Transitions are `info`, what a person may
+//! look at is `warn`, steps are `debug`.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::state::InFlight;
+use super::{Engine, Inner};
+use crate::api::{PromotionRequest, conditions};
+use crate::image::Float;
+use crate::machine::{Class, Launch, Notice, Outcome, Phase, Reason, Request, Step};
+use crate::metrics::{Metrics, Scrape};
+use crate::store::{Key, Store};
+
+/// What is told of an unfinished request at a scrape.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Facts {
+    created: Option<Timestamp>,
+    deadline: Option<Timestamp>,
+    reason: Option<Reason>,
+    /// How many of its images are in each phase, in the order of [`Phase::ALL`].
+    phases: [u16; Phase::ALL.len()],
+}
+
+/// When the images of a request entered their phases, as far as this process saw it.
+pub(super) type Entered = Vec<Option<Instant>>;
+
+/// Who waits for a reconcile since when, and when the last one ended.
+#[derive(Debug)]
+pub(super) struct Due {
+    waiting: HashMap<Key, Instant>,
+    ended: Instant,
+}
+
+impl Facts {
+    pub(super) fn of(object: &PromotionRequest, request: &Request) -> Self {
+        let mut phases = [0; Phase::ALL.len()];
+        for image in &request.status.images {
+            phases[image.phase as usize] += 1;
+        }
+        let conditions = object.status.iter().flat_map(|status| &status.conditions);
+        let progressing = conditions.into_iter().find(|c| c.type_ == "Progressing");
+        Self {
+            created: object
+                .metadata
+                .creation_timestamp
+                .as_ref()
+                .map(|time| time.0),
+            deadline: request.status.deadline,
+            reason: progressing.and_then(|condition| Reason::parse(&condition.reason)),
+            phases,
+        }
+    }
+}
+
+impl Default for Due {
+    fn default() -> Self {
+        Self {
+            waiting: HashMap::new(),
+            ended: Instant::now(),
+        }
+    }
+}
+
+impl Due {
+    pub(super) fn add(&mut self, key: &Key) {
+        if !self.waiting.contains_key(key) {
+            self.waiting.insert(key.clone(), Instant::now());
+        }
+    }
+
+    /// For how long requests have been due without a reconcile that ended.
+    fn stalled(&self, now: Instant) -> Option<Duration> {
+        let oldest = self.waiting.values().min()?;
+        Some(now.saturating_duration_since(self.ended.max(*oldest)))
+    }
+}
+
+// === reconciles ===
+
+impl<S: Store> Engine<S> {
+    /// What counts the engine's work.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        self.inner.tools.registry.metrics()
+    }
+
+    /// For how long requests have been due without a reconcile that ended; none: nothing is due.
+    #[must_use]
+    pub fn stalled(&self) -> Option<Duration> {
+        lock(&self.inner.due).stalled(Instant::now())
+    }
+
+    /// Takes note that a request that was due is not there.
+    pub fn not_there(&self, key: &Key) {
+        lock(&self.inner.due).waiting.remove(key);
+    }
+
+    /// A request's turn has come.
+    pub(super) fn turn_begins(&self, key: &Key) -> Instant {
+        let due = lock(&self.inner.due).waiting.remove(key);
+        if let Some(since) = due {
+            self.metrics().reconcile_waited(since.elapsed());
+        }
+        Instant::now()
+    }
+
+    /// A request's turn is over.
+    pub(super) fn turn_ends(&self, begun: Instant, well: bool) {
+        lock(&self.inner.due).ended = Instant::now();
+        self.metrics().reconciled(begun.elapsed(), well);
+    }
+
+    /// Lets every scrape ask this engine what is there, as long as it is.
+    pub(super) fn tell_at_scrapes(&self) {
+        let inner = Arc::downgrade(&self.inner);
+        self.metrics().at_scrape(move |scrape| {
+            if let Some(inner) = inner.upgrade() {
+                tell(&inner, scrape);
+            }
+        });
+    }
+}
+
+fn tell<S>(inner: &Inner<S>, scrape: &Scrape<'_>) {
+    let now = Timestamp::now();
+    let since = |time: Option<Timestamp>| {
+        let passed = time.map(|time| now.duration_since(time));
+        passed
+            .and_then(|passed| Duration::try_from(passed).ok())
+            .unwrap_or_default()
+    };
+    let mut reasons: HashMap<Reason, usize> = HashMap::new();
+    let mut phases = [0_usize; Phase::ALL.len()];
+    let mut steps = Step::ALL.map(|step| (step, 0));
+    let (mut age, mut overdue) = (Duration::ZERO, Duration::ZERO);
+    {
+        let state = inner.state.lock().unwrap_or_else(PoisonError::into_inner);
+        for known in state.known.values() {
+            let facts = &known.facts;
+            for (sum, count) in phases.iter_mut().zip(facts.phases) {
+                *sum += usize::from(count);
+            }
+            if let Some(reason) = facts.reason {
+                *reasons.entry(reason).or_default() += 1;
+            }
+            if facts.reason != Some(Reason::Suspended) {
+                age = age.max(since(facts.created));
+                overdue = overdue.max(since(facts.deadline));
+            }
+        }
+        let operations = state
+            .flights
+            .values()
+            .flat_map(|flight| flight.operations.values());
+        for operation in operations.filter(|o| o.outcome.is_none()) {
+            for (step, count) in &mut steps {
+                *count += usize::from(*step == operation.step);
+            }
+        }
+    }
+    for (reason, count) in reasons {
+        scrape.requests(reason, count);
+    }
+    for (phase, count) in Phase::ALL.into_iter().zip(phases) {
+        scrape.images(phase, count);
+    }
+    for (step, count) in steps {
+        scrape.operations(step, count);
+    }
+    scrape.oldest(age, overdue);
+    scrape.due(lock(&inner.due).waiting.len());
+}
+
+// === operations ===
+
+/// Says that an operation begins.
+pub(super) fn launched(key: &Key, float: &Float, launch: Launch, again: bool) {
+    tracing::debug!(request = %key, %float, step = launch.step.as_str(), again, "step launched");
+}
+
+/// Says what an operation came to: a word about it where it failed, else at `debug`, because what it led to is told once it is saved.
+pub(super) fn ended(metrics: &Metrics, key: &Key, operation: &InFlight, outcome: &Outcome) {
+    let (float, step) = (&operation.float, operation.step.as_str());
+    let took = operation.started.elapsed();
+    metrics.operation(operation.step, outcome, took);
+    let took = seconds(took);
+    match outcome {
+        Outcome::Faulted(fault) => {
+            let (reason, why) = (fault.reason.as_str(), fault.message.as_str());
+            match fault.class {
+                Class::Wait { .. } => {
+                    tracing::info!(request = %key, %float, step, reason, took, why, "step waits");
+                }
+                Class::Attempt | Class::Terminal => {
+                    tracing::warn!(request = %key, %float, step, reason, took, why, "step failed");
+                }
+            }
+        }
+        outcome => {
+            tracing::debug!(request = %key, %float, step, took, ?outcome, "step ended");
+        }
+    }
+}
+
+// === transitions ===
+
+/// A record that was saved.
+pub(super) struct Saved<'a> {
+    pub(super) key: &'a Key,
+    pub(super) before: &'a PromotionRequest,
+    pub(super) request: &'a Request,
+    pub(super) notices: &'a [Notice],
+    /// When its images entered the phases they were in before.
+    pub(super) entered: Entered,
+}
+
+impl Saved<'_> {
+    /// Tells what changed; gives when its images entered the phases they are in now.
+    pub(super) fn tell(self, metrics: &Metrics) -> Entered {
+        let Self {
+            key,
+            before,
+            request,
+            notices,
+            mut entered,
+        } = self;
+        for notice in notices {
+            if notice.reason == Reason::FloatMoved {
+                metrics.moved_by_somebody_else();
+            }
+        }
+        let created = before
+            .metadata
+            .creation_timestamp
+            .as_ref()
+            .map(|time| time.0);
+        let old = before.status.as_ref();
+        if request.status.started.is_some() && old.is_none_or(|old| old.start_time.is_none()) {
+            let waited = since(created);
+            if let Some(waited) = waited {
+                metrics.claimed(waited);
+            }
+            let (images, took) = (request.spec.images.len(), waited.map(seconds));
+            tracing::info!(request = %key, images, took, "request began");
+        }
+        let now = Instant::now();
+        entered.resize(request.spec.images.len(), None);
+        let images = request.spec.images.iter().zip(&request.status.images);
+        for ((index, (spec, image)), entered) in images.enumerate().zip(&mut entered) {
+            let old = old.and_then(|old| old.images.get(index));
+            let old = old.and_then(|image| Phase::parse(&image.phase));
+            if old == Some(image.phase) {
+                continue;
+            }
+            let took = entered.replace(now).map(|since| now - since);
+            if let (Some(old), Some(took)) = (old, took) {
+                metrics.left_phase(old, took);
+            }
+            if old.is_some() || image.phase != Phase::Pending {
+                let digest = image.source.as_ref().map(|source| source.digest);
+                image_line(key, &spec.float, image, digest, took.map(seconds));
+            }
+        }
+        let phase = request.phase();
+        if phase.is_finished() {
+            let end = conditions::Summary::of(request, None);
+            finished(metrics, key, created, phase, end.reason, &end.message);
+        }
+        entered
+    }
+}
+
+fn image_line(
+    key: &Key,
+    float: &Float,
+    image: &crate::machine::Image,
+    digest: Option<crate::image::Digest>,
+    took: Option<f64>,
+) {
+    let phase = image.phase.as_str();
+    let digest = digest.map(tracing::field::display);
+    let reason = image.reason.map(Reason::as_str);
+    if image.phase == Phase::Failed {
+        let why = image.message.as_str();
+        tracing::warn!(request = %key, %float, phase, reason, digest, took, why, "image entered phase");
+    } else {
+        tracing::info!(request = %key, %float, phase, reason, digest, took, "image entered phase");
+    }
+}
+
+/// Says that a request ended.
+pub(super) fn finished(
+    metrics: &Metrics,
+    key: &Key,
+    created: Option<Timestamp>,
+    phase: Phase,
+    reason: Reason,
+    why: &str,
+) {
+    let took = since(created);
+    metrics.ended(phase, reason, took);
+    let (failed, phase, reason) = (phase == Phase::Failed, phase.as_str(), reason.as_str());
+    let took = took.map(seconds);
+    if failed {
+        tracing::warn!(request = %key, phase, reason, took, why, "request ended");
+    } else {
+        tracing::info!(request = %key, phase, reason, took, why, "request ended");
+    }
+}
+
+/// How long ago it was; nothing where that is not known, and no time at all where the clocks disagree.
+fn since(time: Option<Timestamp>) -> Option<Duration> {
+    let passed = Timestamp::now().duration_since(time?);
+    Some(Duration::try_from(passed).unwrap_or_default())
+}
+
+/// As it stands in the log: seconds, to the millisecond.
+fn seconds(took: Duration) -> f64 {
+    (took.as_secs_f64() * 1000.0).round() / 1000.0
+}
+
+pub(super) fn lock(due: &Mutex<Due>) -> std::sync::MutexGuard<'_, Due> {
+    due.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,204 @@
+//! Labels: names that are fixed, values from closed sets.
+
+use std::hash::{Hash, Hasher};
+use std::ops::Deref;
+use std::sync::Arc;
+
+use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
+use prometheus_client::metrics::family::Family;
+
+/// The value of a label: a word of this program, or a host that was given a label.
+#[derive(Debug, Clone)]
+pub(super) enum Value {
+    Word(&'static str),
+    Host(Host),
+}
+
+/// A host's label.
+#[derive(Debug, Clone)]
+pub struct Host(Arc<str>);
+
+/// The values of one series, in the order of its family's labels.
+#[derive(Debug, Clone)]
+pub(super) struct Labels<const N: usize> {
+    names: &'static [&'static str; N],
+    values: [Value; N],
+}
+
+/// A family and the names of its labels.
+pub(super) struct Table<const N: usize, M> {
+    names: &'static [&'static str; N],
+    family: Family<Labels<N>, M>,
+}
+
+/// A call to the API server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    /// Reading one request freshly.
+    Load,
+    /// Saving a status.
+    Save,
+    /// Reading a Secret.
+    Secret,
+    /// Telling an event.
+    Event,
+    /// Reading or writing the Lease.
+    Lease,
+    /// Listing finished requests.
+    List,
+    /// Deleting a finished request.
+    Delete,
+}
+
+/// What kind of request was sent to a registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sent {
+    /// `/v2/` alone.
+    Ping,
+    /// A token.
+    Token,
+    /// A manifest read, or a child manifest put by its digest.
+    Manifest,
+    /// A tag put.
+    Tag,
+    /// A list of referrers.
+    Referrers,
+    /// A blob read or looked for.
+    Blob,
+    /// A blob mounted or uploaded.
+    Upload,
+}
+
+impl<const N: usize, M: 'static> Table<N, M> {
+    pub(super) fn new(names: &'static [&'static str; N], family: Family<Labels<N>, M>) -> Self {
+        Self { names, family }
+    }
+
+    /// The series of these values, made where there is none. Not to be held while another of this family is asked for.
+    pub(super) fn at(&self, values: [Value; N]) -> impl Deref<Target = M> + '_ {
+        self.family.get_or_create(&Labels {
+            names: self.names,
+            values,
+        })
+    }
+
+    pub(super) fn clear(&self) {
+        self.family.clear();
+    }
+}
+
+impl Value {
+    fn as_str(&self) -> &str {
+        match self {
+            Self::Word(word) => word,
+            Self::Host(host) => &host.0,
+        }
+    }
+}
+
+impl From<&'static str> for Value {
+    fn from(word: &'static str) -> Self {
+        Self::Word(word)
+    }
+}
+
+impl From<Host> for Value {
+    fn from(host: Host) -> Self {
+        Self::Host(host)
+    }
+}
+
+impl From<&str> for Host {
+    fn from(name: &str) -> Self {
+        Self(name.into())
+    }
+}
+
+impl<const N: usize> PartialEq for Labels<N> {
+    fn eq(&self, other: &Self) -> bool {
+        let mut pairs = self.values.iter().zip(&other.values);
+        pairs.all(|(a, b)| a.as_str() == b.as_str())
+    }
+}
+
+impl<const N: usize> Eq for Labels<N> {}
+
+impl<const N: usize> Hash for Labels<N> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        for value in &self.values {
+            value.as_str().hash(state);
+        }
+    }
+}
+
+impl<const N: usize> EncodeLabelSet for Labels<N> {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
+        for (name, value) in self.names.iter().zip(&self.values) {
+            (*name, value.as_str()).encode(encoder.encode_label())?;
+        }
+        Ok(())
+    }
+}
+
+impl Call {
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Load => "load",
+            Self::Save => "save",
+            Self::Secret => "secret",
+            Self::Event => "event",
+            Self::Lease => "lease",
+            Self::List => "list",
+            Self::Delete => "delete",
+        }
+    }
+}
+
+impl Sent {
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ping => "ping",
+            Self::Token => "token",
+            Self::Manifest => "manifest",
+            Self::Tag => "tag",
+            Self::Referrers => "referrers",
+            Self::Blob => "blob",
+            Self::Upload => "upload",
+        }
+    }
+}
+
+/// An answer's status: the usual ones by number, the others by their hundred, since a registry may answer with any.
+pub(super) const fn code(status: Option<u16>) -> &'static str {
+    let Some(status) = status else {
+        return "error";
+    };
+    match status {
+        200 => "200",
+        201 => "201",
+        202 => "202",
+        204 => "204",
+        206 => "206",
+        307 => "307",
+        400 => "400",
+        401 => "401",
+        403 => "403",
+        404 => "404",
+        405 => "405",
+        408 => "408",
+        409 => "409",
+        413 => "413",
+        416 => "416",
+        429 => "429",
+        500 => "500",
+        502 => "502",
+        503 => "503",
+        504 => "504",
+        100..=199 => "1xx",
+        200..=299 => "2xx",
+        300..=399 => "3xx",
+        400..=499 => "4xx",
+        500..=599 => "5xx",
+        _ => "xxx",
+    }
+}

@@ -1,0 +1,31 @@
+//! One call to the API server: given up in time, and counted.
+
+use std::time::Duration;
+
+use tokio::time::error::Elapsed;
+use tokio::time::{Instant, timeout};
+
+use crate::metrics::{Call, Metrics};
+
+/// What `work` comes to within `limit`, its retries included.
+pub(crate) async fn call<T>(
+    metrics: &Metrics,
+    call: Call,
+    limit: Duration,
+    work: impl Future<Output = kube::Result<T>>,
+) -> Result<kube::Result<T>, Elapsed> {
+    let sent = Instant::now();
+    let answer = timeout(limit, work).await;
+    let result = match &answer {
+        Ok(Ok(_)) => "ok",
+        Ok(Err(kube::Error::Api(status))) if status.is_conflict() || status.code == 409 => {
+            "conflict"
+        }
+        Ok(Err(kube::Error::Api(status))) if status.is_not_found() || status.code == 404 => "gone",
+        Ok(Err(kube::Error::Api(_))) => "refused",
+        Ok(Err(_)) => "failed",
+        Err(_) => "timeout",
+    };
+    metrics.called(call, result, sent.elapsed());
+    answer
+}
