@@ -67,7 +67,10 @@ fn the_base_images_are_pinned_and_of_one_debian_and_the_compiler_is_recent_enoug
         let line = manifest.lines().find(|l| l.starts_with("rust-version"));
         serde_json::from_str(line.unwrap().split_once('=').unwrap().1).unwrap()
     };
-    assert!(minor(compiler) >= minor(about.as_str().unwrap()), "{compiler}");
+    assert!(
+        minor(compiler) >= minor(about.as_str().unwrap()),
+        "{compiler}"
+    );
 }
 
 #[test]
@@ -76,7 +79,10 @@ fn the_build_is_locked_without_the_embedded_registry_and_from_what_the_context_h
     assert_eq!(runs.len(), 2);
     for run in &runs {
         let build = run.rsplit("&& ").next().unwrap();
-        assert_eq!(build, "cargo build --locked --release --no-default-features");
+        assert_eq!(
+            build,
+            "cargo build --locked --release --no-default-features"
+        );
     }
     let let_through: Vec<String> = file(".dockerignore")
         .lines()

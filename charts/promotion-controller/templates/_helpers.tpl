@@ -82,7 +82,7 @@ annotations:
 {{- range .Values.clusterRanges }}
 {{- $arguments = append $arguments (printf "--cluster-range=%s" .) }}
 {{- end }}
-{{- if .Values.policy }}
+{{- if .Values.policy.rules }}
 {{- $arguments = append $arguments "--policy=/etc/promotion-controller/policy/policy.yaml" }}
 {{- end }}
 {{- if .Values.registryConfig }}
@@ -97,7 +97,7 @@ annotations:
 {{- range .Values.networkPolicy.registryPorts }}
 {{- $ports = append $ports (int .) }}
 {{- end }}
-{{- range concat .Values.registries .Values.plainHttp (values .Values.proxy | sortAlpha) }}
+{{- range concat .Values.registries .Values.plainHttp (list .Values.proxy.http .Values.proxy.https .Values.proxy.all) }}
 {{- with regexFind ":[0-9]+/?$" . }}
 {{- $ports = append $ports (trimAll ":/" . | int) }}
 {{- end }}

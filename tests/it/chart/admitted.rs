@@ -22,7 +22,8 @@ async fn taken(plane: &ControlPlane, manifests: &str) -> usize {
 
 async fn namespaces(plane: &ControlPlane, names: &[&str]) {
     for name in names {
-        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        let namespace =
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
         plane.apply(&namespace.to_string()).await.unwrap();
     }
 }
@@ -62,7 +63,10 @@ async fn the_pods_keep_to_the_restricted_standard() {
         kubectl(plane, &arguments, &pod.to_string()).await;
         // The standard is enforced here.
         pod["spec"]["containers"][0]["securityContext"] = json!({});
-        let refused = plane.kubectl_with_input(&arguments, &pod.to_string()).await.unwrap();
+        let refused = plane
+            .kubectl_with_input(&arguments, &pod.to_string())
+            .await
+            .unwrap();
         let words = String::from_utf8_lossy(&refused.stderr);
         assert!(words.contains("violates PodSecurity"), "{words}");
     }

@@ -158,9 +158,15 @@ pub async fn kubectl(plane: &ControlPlane, arguments: &[&str], input: &str) -> S
 
 /// Takes away what a release leaves, or a test that failed.
 pub async fn clear(plane: &ControlPlane) {
-    let kinds = "validatingadmissionpolicybinding,validatingadmissionpolicy,clusterrolebinding,clusterrole";
+    let kinds =
+        "validatingadmissionpolicybinding,validatingadmissionpolicy,clusterrolebinding,clusterrole";
     let label = "app.kubernetes.io/name=promotion-controller";
     kubectl(plane, &["delete", kinds, "-l", label], "").await;
-    let definition = ["delete", "--ignore-not-found", "crd", "promotionrequests.ci.openshift.io"];
+    let definition = [
+        "delete",
+        "--ignore-not-found",
+        "crd",
+        "promotionrequests.ci.openshift.io",
+    ];
     kubectl(plane, &definition, "").await;
 }

@@ -63,7 +63,14 @@ async fn version(plane: &ControlPlane) -> String {
 /// Waits until the cluster refuses to take the definition back.
 async fn guarded(plane: &ControlPlane) {
     let end = Instant::now() + Duration::from_mins(1);
-    let back = ["label", "crd", DEFINITION, "app.kubernetes.io/version=0.0.1", "--overwrite", "--dry-run=server"];
+    let back = [
+        "label",
+        "crd",
+        DEFINITION,
+        "app.kubernetes.io/version=0.0.1",
+        "--overwrite",
+        "--dry-run=server",
+    ];
     while plane.kubectl(&back).await.unwrap().status.success() {
         assert!(Instant::now() < end, "the definition is not guarded");
         tokio::time::sleep(LOOK * 10).await;
@@ -141,16 +148,30 @@ async fn the_definition_goes_forward_with_the_chart_and_back_with_nothing() {
     assert!(words.contains(&why), "{words}");
     let unversioned = crd_yaml().replace("app.kubernetes.io/version: ", "note: v");
     let replace = ["replace", "-f", "-"];
-    let refused = plane.kubectl_with_input(&replace, &unversioned).await.unwrap();
+    let refused = plane
+        .kubectl_with_input(&replace, &unversioned)
+        .await
+        .unwrap();
     let words = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(words.contains("cannot go back to one without a version"), "{words}");
+    assert!(
+        words.contains("cannot go back to one without a version"),
+        "{words}"
+    );
     assert_eq!(version(plane).await, NEXT);
 
     let told = helm.ok(&to_this, &least()).await;
     let left = format!("is of version {NEXT}, later than this chart's. It was left as it is");
     assert!(told.contains(&left), "{told}");
     let image = "jsonpath={.spec.template.spec.containers[0].image}";
-    let deployment = ["get", "deployment", "pc-promotion-controller", "-n", &namespace, "-o", image];
+    let deployment = [
+        "get",
+        "deployment",
+        "pc-promotion-controller",
+        "-n",
+        &namespace,
+        "-o",
+        image,
+    ];
     assert_eq!(
         kubectl(plane, &deployment, "").await,
         format!("promotion-controller:{ours}")
@@ -162,17 +183,35 @@ async fn the_definition_goes_forward_with_the_chart_and_back_with_nothing() {
     assert_eq!(version(plane).await, NEXT);
     helm.ok(&to_this, &least()).await;
 
-    helm.ok(&["uninstall", "pc", "-n", &namespace], &Value::Null).await;
+    helm.ok(&["uninstall", "pc", "-n", &namespace], &Value::Null)
+        .await;
     assert_eq!(version(plane).await, NEXT);
     assert_eq!(signature(plane, &namespace).await, "next");
     let all = "deployment,service,serviceaccount,poddisruptionbudget,networkpolicy,configmap,role,rolebinding";
-    let left = ["get", all, "-n", &namespace, "-l", "app.kubernetes.io/name=promotion-controller", "-o", "name"];
+    let left = [
+        "get",
+        all,
+        "-n",
+        &namespace,
+        "-l",
+        "app.kubernetes.io/name=promotion-controller",
+        "-o",
+        "name",
+    ];
     assert_eq!(kubectl(plane, &left, "").await, "");
-    let left = ["get", "clusterrole,clusterrolebinding,validatingadmissionpolicy", "-l", "app.kubernetes.io/name=promotion-controller", "-o", "name"];
+    let left = [
+        "get",
+        "clusterrole,clusterrolebinding,validatingadmissionpolicy",
+        "-l",
+        "app.kubernetes.io/name=promotion-controller",
+        "-o",
+        "name",
+    ];
     assert_eq!(kubectl(plane, &left, "").await, "");
     // The same release finds its definition again.
     helm.ok(&install, &least()).await;
-    helm.ok(&["uninstall", "pc", "-n", &namespace], &Value::Null).await;
+    helm.ok(&["uninstall", "pc", "-n", &namespace], &Value::Null)
+        .await;
     assert_eq!(version(plane).await, NEXT);
     clear(plane).await;
 }
@@ -193,7 +232,8 @@ async fn a_definition_that_was_applied_by_hand_is_taken_over_when_helm_is_told_t
     let label = "app.kubernetes.io/managed-by=Helm";
     let managed = kubectl(plane, &["get", "crd", "-l", label, "-o", "name"], "").await;
     assert!(managed.contains(DEFINITION), "{managed}");
-    helm.ok(&["uninstall", "pc", "-n", &namespace], &Value::Null).await;
+    helm.ok(&["uninstall", "pc", "-n", &namespace], &Value::Null)
+        .await;
     assert_eq!(version(plane).await, env!("CARGO_PKG_VERSION"));
     clear(plane).await;
 }

@@ -7,6 +7,10 @@ pub fn least() -> Value {
     json!({"registries": ["quay.io"]})
 }
 
+fn rule() -> Value {
+    json!({"name": "ocp", "namespaces": ["ci"], "sources": ["quay.io/openshift/**"], "floats": ["quay.io/openshift/ci:*"]})
+}
+
 /// Every option set to something else than its default.
 pub fn most() -> Value {
     json!({
@@ -18,7 +22,7 @@ pub fn most() -> Value {
             {"host": "registry.build03.ci.openshift.org:5000", "configMap": "build03-ca", "key": "service-ca.crt"},
         ],
         "clusterRanges": ["203.0.113.0/24", "2001:db8::/32"],
-        "policy": {"rules": []},
+        "policy": {"rules": [rule()]},
         "registryConfig": "own-credentials",
         "qps": 0,
         "concurrency": 32,
@@ -84,20 +88,53 @@ pub fn every() -> Vec<(&'static str, Value)> {
         cases.push((name, values));
     };
     single("named namespaces", json!({"namespaces": ["ci", "ocp"]}));
-    single("all namespaces", json!({"allNamespaces": true, "namespaces": ["ci"]}));
-    single("policy", json!({"policy": {"rules": []}}));
+    single(
+        "all namespaces",
+        json!({"allNamespaces": true, "namespaces": ["ci"]}),
+    );
+    single("policy", json!({"policy": {"rules": [rule()]}}));
     single("own credentials", json!({"registryConfig": "own"}));
-    single("private CA", json!({"registryCa": [{"host": "quay.io", "configMap": "ca"}]}));
-    single("plain HTTP", json!({"plainHttp": ["[fd00::1]:5000", "registry.ci.svc"]}));
+    single(
+        "private CA",
+        json!({"registryCa": [{"host": "quay.io", "configMap": "ca"}]}),
+    );
+    single(
+        "plain HTTP",
+        json!({"plainHttp": ["[fd00::1]:5000", "registry.ci.svc"]}),
+    );
     single("no definition", json!({"crds": {"install": false}}));
-    single("no roles for people", json!({"roles": {"aggregate": false}}));
-    single("another's account", json!({"serviceAccount": {"create": false}}));
-    single("a named account", json!({"serviceAccount": {"name": "pc", "annotations": {"a": "b"}}}));
-    single("service monitor", json!({"metrics": {"serviceMonitor": {"enabled": true}}}));
-    single("alerts", json!({"metrics": {"prometheusRule": {"enabled": true}}}));
-    single("dashboard", json!({"metrics": {"dashboard": {"enabled": true}}}));
-    single("no network policy", json!({"networkPolicy": {"enabled": false}}));
-    single("no disruption budget", json!({"podDisruptionBudget": {"enabled": false}}));
+    single(
+        "no roles for people",
+        json!({"roles": {"aggregate": false}}),
+    );
+    single(
+        "another's account",
+        json!({"serviceAccount": {"create": false}}),
+    );
+    single(
+        "a named account",
+        json!({"serviceAccount": {"name": "pc", "annotations": {"a": "b"}}}),
+    );
+    single(
+        "service monitor",
+        json!({"metrics": {"serviceMonitor": {"enabled": true}}}),
+    );
+    single(
+        "alerts",
+        json!({"metrics": {"prometheusRule": {"enabled": true}}}),
+    );
+    single(
+        "dashboard",
+        json!({"metrics": {"dashboard": {"enabled": true}}}),
+    );
+    single(
+        "no network policy",
+        json!({"networkPolicy": {"enabled": false}}),
+    );
+    single(
+        "no disruption budget",
+        json!({"podDisruptionBudget": {"enabled": false}}),
+    );
     single("no spread", json!({"topologySpread": false}));
     single("a lease elsewhere", json!({"leaseNamespace": "ci"}));
     single("another name", json!({"nameOverride": "x"}));

@@ -52,7 +52,10 @@ async fn deploy_is_what_the_chart_renders() {
     let (mut definition, mut rest) = (HEADER.to_owned(), HEADER.to_owned());
     for document in manifests.split("---\n").filter(|d| !d.trim().is_empty()) {
         let lines: Vec<&str> = document.lines().filter(helms).collect();
-        let text = lines.join("\n").trim().replace("\n  annotations:\nspec:", "\nspec:");
+        let text = lines
+            .join("\n")
+            .trim()
+            .replace("\n  annotations:\nspec:", "\nspec:");
         let into = if text.contains("kind: CustomResourceDefinition\n") {
             &mut definition
         } else {
@@ -139,7 +142,10 @@ fn the_readme_of_the_chart_lists_every_value_with_its_default_and_meaning() {
             default,
             comment,
         } = value;
-        assert!(!comment.is_empty(), "values.yaml does not say what {path} is");
+        assert!(
+            !comment.is_empty(),
+            "values.yaml does not say what {path} is"
+        );
         let comment = comment.replace('|', "\\|");
         table.push_str(&format!("| `{path}` | `{default}` | {comment} |\n"));
     }
@@ -197,10 +203,24 @@ async fn values_that_cannot_be_meant_are_refused_by_their_name() {
         ("/namespaces", json!({"namespaces": ["ci", "ci"]})),
         ("/allNamespaces", json!({"allNamespaces": "false"})),
         ("/plainHttp/0", json!({"plainHttp": ["http://registry"]})),
-        ("/registryCa/0", json!({"registryCa": [{"host": "quay.io"}]})),
-        ("/registryCa/0", json!({"registryCa": [{"host": "quay.io", "configMap": "ca", "secret": "x"}]})),
+        (
+            "/registryCa/0",
+            json!({"registryCa": [{"host": "quay.io"}]}),
+        ),
+        (
+            "/registryCa/0",
+            json!({"registryCa": [{"host": "quay.io", "configMap": "ca", "secret": "x"}]}),
+        ),
         ("/clusterRanges/0", json!({"clusterRanges": ["10.0.0.0"]})),
         ("/policy", json!({"policy": "rules: []"})),
+        (
+            "/policy/rules/0",
+            json!({"policy": {"rules": [{"name": "x", "namespaces": ["ci"], "sources": ["**"]}]}}),
+        ),
+        (
+            "/policy/rules/0/floats",
+            json!({"policy": {"rules": [{"name": "x", "namespaces": ["ci"], "sources": ["**"], "floats": []}]}}),
+        ),
         ("/qps", json!({"qps": -1})),
         ("/concurrency", json!({"concurrency": 2})),
         ("/concurrency", json!({"concurrency": 257})),
@@ -208,14 +228,23 @@ async fn values_that_cannot_be_meant_are_refused_by_their_name() {
         ("/settleSeconds", json!({"settleSeconds": 2})),
         ("/statusInterval", json!({"statusInterval": 0})),
         ("/sweepInterval", json!({"sweepInterval": 86_401})),
-        ("/maxActiveRequestsPerNamespace", json!({"maxActiveRequestsPerNamespace": 0})),
+        (
+            "/maxActiveRequestsPerNamespace",
+            json!({"maxActiveRequestsPerNamespace": -1}),
+        ),
         ("/logFormat", json!({"logFormat": "xml"})),
         ("/replicas", json!({"replicas": 0})),
         ("/replicas", json!({"replicas": "2"})),
         ("/image/digest", json!({"image": {"digest": "latest"}})),
-        ("/image/pullPolicy", json!({"image": {"pullPolicy": "Sometimes"}})),
+        (
+            "/image/pullPolicy",
+            json!({"image": {"pullPolicy": "Sometimes"}}),
+        ),
         ("/metrics/port", json!({"metrics": {"port": 80}})),
-        ("/networkPolicy/dnsPorts", json!({"networkPolicy": {"dnsPorts": []}})),
+        (
+            "/networkPolicy/dnsPorts",
+            json!({"networkPolicy": {"dnsPorts": []}}),
+        ),
         ("/labels/n", json!({"labels": {"n": 1}})),
         ("'regsitries'", json!({"regsitries": ["quay.io"]})),
         ("'enable'", json!({"networkPolicy": {"enable": false}})),
@@ -278,7 +307,10 @@ async fn every_flag_of_the_controller_is_passed_or_is_none_for_a_pod() {
     let rendered = objects(&Helm::alone().await.template("pc", &most()).await);
     let arguments = strings(&container(&rendered)["args"]);
     assert_eq!(arguments[0], "controller");
-    let passed: BTreeSet<String> = arguments[1..].iter().map(|argument| name(argument)).collect();
+    let passed: BTreeSet<String> = arguments[1..]
+        .iter()
+        .map(|argument| name(argument))
+        .collect();
     assert_eq!(passed, known);
 }
 
@@ -364,7 +396,9 @@ async fn a_pod_that_is_ended_has_the_time_that_the_controller_takes_to_end() {
 fn kinds(objects: &[Value]) -> BTreeMap<String, usize> {
     let mut kinds = BTreeMap::new();
     for object in objects {
-        *kinds.entry(object["kind"].as_str().unwrap().into()).or_insert(0) += 1;
+        *kinds
+            .entry(object["kind"].as_str().unwrap().into())
+            .or_insert(0) += 1;
     }
     kinds
 }
@@ -420,7 +454,11 @@ async fn every_option_makes_the_objects_it_is_for_and_no_others() {
         let mut wanted = all.clone();
         wanted.extend(changed.iter().map(|&(kind, n)| (kind.to_owned(), n)));
         wanted.retain(|_, n| *n > 0);
-        assert_eq!(kinds(&objects(&helm.template("pc", &values).await)), wanted, "{case}");
+        assert_eq!(
+            kinds(&objects(&helm.template("pc", &values).await)),
+            wanted,
+            "{case}"
+        );
     }
 }
 
@@ -451,7 +489,10 @@ async fn every_object_carries_the_labels_and_annotations_and_is_in_the_namespace
     assert_eq!(pod["metadata"]["annotations"]["note"], "pods");
     assert_eq!(
         pod["spec"]["containers"][0]["image"],
-        format!("quay.io/example/promotion-controller@sha256:{}", "ab".repeat(32))
+        format!(
+            "quay.io/example/promotion-controller@sha256:{}",
+            "ab".repeat(32)
+        )
     );
     for subject in of_kind(&rendered, "RoleBinding") {
         let somebody = json!([{"kind": "ServiceAccount", "name": "somebody", "namespace": "pc"}]);
@@ -475,25 +516,39 @@ async fn the_network_is_open_to_what_the_values_name_and_to_nothing_else() {
     assert_eq!(ports(dns), [53, 53]);
     assert_eq!(ports(api), [6443]);
     assert_eq!(api["to"][0]["ipBlock"]["cidr"], "192.0.2.1/32");
-    assert_eq!(ports(registries), [443, 8443, 5000, 1080, 3128, 3129, 80]);
+    assert_eq!(ports(registries), [443, 8443, 5000, 3128, 3129, 1080, 80]);
     assert_eq!(registries["to"][0]["ipBlock"]["cidr"], "0.0.0.0/0");
     assert_eq!(ports(further), [3128]);
     let ingress = policy["ingress"].as_array().unwrap();
     assert_eq!(ingress.len(), 1);
-    assert_eq!(ingress[0]["ports"], json!([{"port": "metrics", "protocol": "TCP"}]));
+    assert_eq!(
+        ingress[0]["ports"],
+        json!([{"port": "metrics", "protocol": "TCP"}])
+    );
     assert_eq!(ingress[0]["from"], most()["networkPolicy"]["metricsFrom"]);
 
     let rendered = objects(&helm.template("pc", &least()).await);
     let policy = &only(&rendered, "NetworkPolicy")["spec"];
-    let egress: Vec<Vec<u64>> = policy["egress"].as_array().unwrap().iter().map(ports).collect();
-    assert_eq!(egress, [vec![53, 53, 5353, 5353], vec![443, 6443], vec![443]]);
+    let egress: Vec<Vec<u64>> = policy["egress"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(ports)
+        .collect();
+    assert_eq!(
+        egress,
+        [vec![53, 53, 5353, 5353], vec![443, 6443], vec![443]]
+    );
 }
 
 #[tokio::test]
 async fn the_definition_is_rendered_as_it_is_and_outlives_the_release() {
     let rendered = objects(&Helm::alone().await.template("pc", &least()).await);
     let definition = only(&rendered, "CustomResourceDefinition");
-    assert_eq!(definition["spec"], serde_json::to_value(crd()).unwrap()["spec"]);
+    assert_eq!(
+        definition["spec"],
+        serde_json::to_value(crd()).unwrap()["spec"]
+    );
     let about = &definition["metadata"];
     assert_eq!(about["annotations"]["helm.sh/resource-policy"], "keep");
     assert_eq!(
