@@ -1,5 +1,6 @@
 //! `promotion-controller controller`.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -8,7 +9,9 @@ use kube::Client;
 
 use super::{RegistryArgs, bad_input, fail, signalled, telemetry, unusable};
 use crate::controller::{Config, SILENCE, run as run_controller};
+use crate::engine::Settings;
 use crate::registry::Registry;
+use crate::store::own::OwnFiles;
 
 /// Reconcile the promotion requests of a cluster.
 #[derive(Debug, Args)]
@@ -25,6 +28,16 @@ pub(super) struct ControllerArgs {
     /// Finished requests are looked at about this often: those whose ttlSecondsAfterFinished has passed are deleted.
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     sweep_interval: u32,
+    /// Which namespaces may promote what with the controller's own credentials: a YAML file of rules, followed while it changes
+    /// [default: none may].
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// The controller's own credentials, a dockerconfigjson, followed while it changes [default: it has none].
+    #[arg(long, value_name = "FILE")]
+    registry_config: Option<PathBuf>,
+    /// So many requests of one namespace may have begun at once, and as many plans; the others wait, in their order. 0: any number.
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    max_active_requests_per_namespace: u32,
     #[command(flatten)]
     registry: RegistryArgs,
 }
@@ -36,6 +49,9 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
         leader_elect,
         lease_namespace,
         sweep_interval,
+        policy,
+        registry_config,
+        max_active_requests_per_namespace,
         registry,
     } = args;
     if registry.allow_registry.is_empty() {
@@ -43,6 +59,19 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
             "no --allow-registry: no registry may be contacted, every request will be NotAllowed"
         );
     }
+    match (&policy, &registry_config) {
+        (None, Some(_)) => tracing::warn!(
+            "--registry-config without --policy: no rule lets any request use these credentials"
+        ),
+        (Some(_), None) => tracing::warn!(
+            "--policy without --registry-config: its rules give the use of credentials, and there are none"
+        ),
+        _ => {}
+    }
+    let own = match OwnFiles::read(policy, registry_config).await {
+        Ok(own) => own,
+        Err(message) => return bad_input(&message),
+    };
     let mut config = match kube::Config::infer().await {
         Ok(config) => config,
         Err(error) => {
@@ -65,7 +94,10 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
             ));
         }
     };
-    let settings = registry.engine();
+    let settings = Settings {
+        namespace_max: usize::try_from(max_active_requests_per_namespace).unwrap_or(usize::MAX),
+        ..registry.engine()
+    };
     let policy = registry.listed();
     let registry = match Registry::new(registry.registry(&policy)) {
         Ok(registry) => registry,
@@ -83,6 +115,7 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
         identity,
         registry,
         policy,
+        own,
         engine: settings,
         sweep_interval: Duration::from_secs(sweep_interval.into()),
     };

@@ -22,6 +22,7 @@ use kube::runtime::events::Reporter;
 use kube::runtime::reflector;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::engine::leadership::Leadership;
 use crate::engine::{Engine, Settings};
@@ -29,6 +30,7 @@ use crate::policy::Policy;
 use crate::registry::Registry;
 use crate::store::Key;
 use crate::store::cluster::Cluster;
+use crate::store::own::OwnFiles;
 use lease::{Acquired, Elector, Lost};
 
 pub use watch::SILENCE;
@@ -48,8 +50,10 @@ pub struct Config {
     pub identity: String,
     /// The registries.
     pub registry: Registry,
-    /// Who may promote what.
+    /// The registries that may be contacted.
     pub policy: Policy,
+    /// The controller's own credentials, and who may use them.
+    pub own: OwnFiles,
     /// The engine's.
     pub engine: Settings,
     /// How often finished requests are looked at.
@@ -68,6 +72,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), L
         identity,
         registry,
         policy,
+        own,
         engine: settings,
         sweep_interval,
     } = config;
@@ -79,7 +84,10 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), L
         controller: "promotion-controller".into(),
         instance: Some(identity.clone()),
     };
-    let store = Cluster::new(client.clone(), reporter);
+    // Also while another leads: whoever takes over goes by what they say then.
+    let following = own.clone();
+    let _following = AbortOnDropHandle::new(tokio::spawn(async move { following.follow().await }));
+    let store = Cluster::new(client.clone(), reporter, own.clone());
     let settle = settings.settle;
     let (engine, keys) = Engine::new(store, registry, policy, leadership.clone(), settings);
     let stop = std::pin::pin!(stop);
@@ -106,6 +114,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), L
         (stop, None)
     };
     let scope = Scope {
+        own,
         client,
         namespace: namespace.as_deref(),
         sweep_interval,
@@ -115,6 +124,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), L
 
 /// Whose requests are led.
 struct Scope<'a> {
+    own: OwnFiles,
     client: Client,
     namespace: Option<&'a str>,
     sweep_interval: Duration,
@@ -129,6 +139,7 @@ async fn lead(
     stop: impl Future<Output = ()>,
 ) -> Result<(), Lost> {
     let Scope {
+        own,
         client,
         namespace,
         sweep_interval,
@@ -159,6 +170,12 @@ async fn lead(
             None => std::future::pending().await,
         }
     };
+    let reconsider = async {
+        loop {
+            own.changed().await;
+            engine.reconsider();
+        }
+    };
     let end = async {
         stop.await;
         drain(engine).await;
@@ -168,6 +185,7 @@ async fn lead(
         () = follow => tracing::error!("the watch has ended"),
         () = work => tracing::error!("the queue has ended"),
         () = sweep => tracing::error!("the sweep has ended"),
+        () = reconsider => {}
         () = end => {}
     }
     if let Some(elector) = elector {
