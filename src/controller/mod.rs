@@ -33,6 +33,7 @@ use crate::policy::Policy;
 use crate::registry::Registry;
 use crate::store::Key;
 use crate::store::cluster::Cluster;
+use crate::store::own::OwnFiles;
 use health::Health;
 use lease::{Acquired, Elector, Lost};
 
@@ -55,8 +56,10 @@ pub struct Config {
     pub identity: String,
     /// The registries.
     pub registry: Registry,
-    /// Who may promote what.
+    /// The registries that may be contacted.
     pub policy: Policy,
+    /// The controller's own credentials, and who may use them.
+    pub own: OwnFiles,
     /// The engine's.
     pub engine: Settings,
     /// How often finished requests are looked at.
@@ -77,6 +80,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), L
         identity,
         registry,
         policy,
+        own,
         engine: settings,
         sweep_interval,
         listener,
@@ -91,7 +95,10 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), L
         controller: "promotion-controller".into(),
         instance: Some(identity.clone()),
     };
-    let store = Cluster::new(client.clone(), reporter, metrics.clone());
+    // Also while another leads: whoever takes over goes by what they say then.
+    let following = own.clone();
+    let _following = AbortOnDropHandle::new(tokio::spawn(async move { following.follow().await }));
+    let store = Cluster::new(client.clone(), reporter, own.clone(), metrics.clone());
     let settle = settings.settle;
     let (engine, keys) = Engine::new(store, registry, policy, leadership.clone(), settings);
     metrics.at_scrape({
@@ -139,6 +146,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), L
         (stop, None)
     };
     let scope = Scope {
+        own,
         client,
         namespace: namespace.as_deref(),
         sweep_interval,
@@ -149,6 +157,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), L
 
 /// Whose requests are led.
 struct Scope<'a> {
+    own: OwnFiles,
     client: Client,
     namespace: Option<&'a str>,
     sweep_interval: Duration,
@@ -164,6 +173,7 @@ async fn lead(
     stop: impl Future<Output = ()>,
 ) -> Result<(), Lost> {
     let Scope {
+        own,
         client,
         namespace,
         sweep_interval,
@@ -197,6 +207,12 @@ async fn lead(
             None => std::future::pending().await,
         }
     };
+    let reconsider = async {
+        loop {
+            own.changed().await;
+            engine.reconsider();
+        }
+    };
     let end = async {
         stop.await;
         health.ends();
@@ -207,6 +223,7 @@ async fn lead(
         () = follow => tracing::error!("the watch has ended"),
         () = work => tracing::error!("the queue has ended"),
         () = sweep => tracing::error!("the sweep has ended"),
+        () = reconsider => {}
         () = end => {}
     }
     if let Some(elector) = elector {

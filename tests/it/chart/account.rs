@@ -63,10 +63,18 @@ impl Ground {
 
     /// What a person who installs the chart would give.
     fn values(&self) -> Value {
+        let host = self.registry.host();
         json!({
             "registries": ["127.0.0.1:*"],
-            "plainHttp": [self.registry.host()],
+            "plainHttp": [host],
             "namespaces": [self.named.namespace],
+            "policy": {"rules": [{
+                "name": "granted",
+                "namespaces": [self.other.namespace],
+                "sources": [format!("{host}/src/**")],
+                "floats": [format!("{host}/ci:granted*")],
+            }]},
+            "registryConfig": "own-credentials",
             "registryCa": [{"host": "registry.example", "configMap": "example-ca", "key": "service-ca.crt"}],
             "settleSeconds": 3,
             "sweepInterval": 1,
@@ -84,6 +92,9 @@ impl Ground {
             .create(&PostParams::default(), &config)
             .await
             .unwrap();
+        let host = self.registry.host();
+        let own = [(host.as_str(), "own", "own-pw")];
+        self.release.secret("own-credentials", &own).await;
         self.helm("install", &self.values()).await;
         // The definition is served a moment after it is there.
         let served = [
@@ -337,6 +348,17 @@ async fn with_the_rights_of_the_chart_the_controller_does_its_whole_job() {
     assert_eq!(phase(&done), "Posted", "{}", leader.log());
     assert_eq!(ground.at("g"), Some(new));
 
+    // The controller's own credentials, which are mounted and not read through the API: to whom the policy gives them.
+    let (new, mut images) = ground.request("granted");
+    images.as_object_mut().unwrap().remove("pushSecret");
+    ground.other.create("granted", &images).await;
+    ground.named.create("not-granted", &images).await;
+    let done = ground.other.finished("granted", PATIENCE).await;
+    assert_eq!(phase(&done), "Posted", "{}", leader.log());
+    assert_eq!(ground.at("granted"), Some(new));
+    let refused = ground.named.finished("not-granted", PATIENCE).await;
+    assert_eq!(condition(&refused, "Failed").1, "NotAllowed");
+
     // Another replica takes over within what a rolling update gives the first.
     let second = ground.pod("pod-1").await;
     second.until_said("waiting for the lease").await;
@@ -494,7 +516,7 @@ const TABLE: &[(&str, &str, &str, &str, &str, bool)] = &[
     // Secrets: one by one, where the values say so.
     ("get", CORE, "secrets", "named", "push", ALLOWED),
     ("get", CORE, "secrets", "other", "push", REFUSED),
-    ("get", CORE, "secrets", "release", "push", REFUSED),
+    ("get", CORE, "secrets", "release", "own-credentials", REFUSED),
     ("get", CORE, "secrets", "kube-system", "push", REFUSED),
     ("list", CORE, "secrets", "", "", REFUSED),
     ("list", CORE, "secrets", "named", "", REFUSED),
