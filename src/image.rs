@@ -4,7 +4,7 @@
 //! of the OCI distribution specification ("Pulling manifests": repository names, tags, digests), narrowed to what the custom
 //! resource admits: a host is always written out, there is no default tag, and digests are sha256.
 //!
-//! A float is normalised (the default port is dropped), so that two spellings of one tag are one float.
+//! A float is normalised (the default port is dropped, Docker Hub has one name), so that two spellings of one tag are one float.
 
 use std::fmt;
 use std::str::FromStr;
@@ -183,7 +183,7 @@ pub struct Repository {
 }
 
 impl Repository {
-    /// The registry, `HOST` or `HOST:PORT`, in lower case, without the port 443.
+    /// The registry, `HOST` or `HOST:PORT`, in lower case, without the port 443; `docker.io` whichever way it was spelt.
     #[must_use]
     pub fn host(&self) -> &str {
         &self.host
@@ -232,15 +232,24 @@ fn parse_host(s: &str) -> Option<String> {
         return None;
     }
     match port {
-        None => Some(name.into()),
+        None => Some(registry_name(name).into()),
         Some(port) if port.len() <= 5 && port.bytes().all(|c| c.is_ascii_digit()) => {
             match port.parse::<u16>().ok()? {
                 0 => None,
-                443 => Some(name.into()),
+                443 => Some(registry_name(name).into()),
                 port => Some(format!("{name}:{port}")),
             }
         }
         Some(_) => None,
+    }
+}
+
+/// The one name of a registry that has several: Docker Hub has three.
+#[must_use]
+pub fn registry_name(host: &str) -> &str {
+    match host {
+        "index.docker.io" | "registry-1.docker.io" => "docker.io",
+        _ => host,
     }
 }
 

@@ -1,5 +1,6 @@
 //! `promotion-controller controller`.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -9,7 +10,9 @@ use tokio::net::TcpListener;
 
 use super::{RegistryArgs, bad_input, fail, signalled, telemetry, unusable};
 use crate::controller::{Config, SILENCE, run as run_controller};
+use crate::engine::Settings;
 use crate::registry::Registry;
+use crate::store::own::OwnFiles;
 
 /// Reconcile the promotion requests of a cluster.
 #[derive(Debug, Args)]
@@ -29,6 +32,16 @@ pub(super) struct ControllerArgs {
     /// Serve /metrics, /livez and /readyz here, over plain HTTP [default: nowhere].
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<String>,
+    /// Which namespaces may promote what with the controller's own credentials: a YAML file of rules, followed while it changes
+    /// [default: none may].
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// The controller's own credentials, a dockerconfigjson, followed while it changes [default: it has none].
+    #[arg(long, value_name = "FILE")]
+    registry_config: Option<PathBuf>,
+    /// So many requests of one namespace may have begun at once, and as many plans; the others wait, in their order. 0: any number.
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    max_active_requests_per_namespace: u32,
     #[command(flatten)]
     registry: RegistryArgs,
 }
@@ -41,6 +54,9 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
         lease_namespace,
         sweep_interval,
         listen,
+        policy,
+        registry_config,
+        max_active_requests_per_namespace,
         registry,
     } = args;
     if registry.allow_registry.is_empty() {
@@ -58,6 +74,19 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
             }
         },
         None => None,
+    };
+    match (&policy, &registry_config) {
+        (None, Some(_)) => tracing::warn!(
+            "--registry-config without --policy: no rule lets any request use these credentials"
+        ),
+        (Some(_), None) => tracing::warn!(
+            "--policy without --registry-config: its rules give the use of credentials, and there are none"
+        ),
+        _ => {}
+    }
+    let own = match OwnFiles::read(policy, registry_config).await {
+        Ok(own) => own,
+        Err(message) => return bad_input(&message),
     };
     let mut config = match kube::Config::infer().await {
         Ok(config) => config,
@@ -81,7 +110,10 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
             ));
         }
     };
-    let settings = registry.engine();
+    let settings = Settings {
+        namespace_max: usize::try_from(max_active_requests_per_namespace).unwrap_or(usize::MAX),
+        ..registry.engine()
+    };
     let policy = registry.listed();
     let registry = match Registry::new(registry.registry(&policy)) {
         Ok(registry) => registry,
@@ -100,6 +132,7 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
         identity,
         registry,
         policy,
+        own,
         engine: settings,
         sweep_interval: Duration::from_secs(sweep_interval.into()),
         listener,

@@ -86,6 +86,7 @@ impl RegistryArgs {
         engine::Settings {
             settle: Duration::from_secs(self.settle_seconds.into()),
             status_interval: Duration::from_secs(self.status_interval.into()),
+            namespace_max: 0,
         }
     }
 

@@ -30,7 +30,9 @@ const CALL: Duration = Duration::from_secs(3);
 /// How long a leader may write on whose lease was deleted: until its next renewal is answered.
 pub const UNAWARE: Duration = Duration::from_secs(5);
 /// How often giving it back is tried.
-const RELEASES: usize = 3;
+const RELEASES: u32 = 3;
+/// How long that takes at most: each try is a write and a look.
+pub const RELEASE: Duration = CALL.saturating_mul(2 * RELEASES);
 
 /// How the lease was come by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

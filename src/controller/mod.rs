@@ -9,8 +9,8 @@
 //! Ends in one of two ways: asked to (drain, settle, release), or because the lease was lost (at once; the next leader goes
 //! on from status).
 
-mod brake;
 mod admin;
+mod brake;
 mod health;
 pub mod lease;
 pub mod queue;
@@ -35,6 +35,7 @@ use crate::policy::Policy;
 use crate::registry::Registry;
 use crate::store::Key;
 use crate::store::cluster::Cluster;
+use crate::store::own::OwnFiles;
 use health::Health;
 use lease::{Acquired, Elector, Lost};
 
@@ -42,6 +43,8 @@ pub use watch::SILENCE;
 
 /// How long operations may take to end after the first signal: a tag write's timeout, and the save of what it found.
 const DRAIN: Duration = Duration::from_secs(30);
+/// How long an end takes at most that was asked for, beside the settle time: whoever asks has to wait so long before it kills.
+pub const END: Duration = DRAIN.saturating_add(lease::RELEASE);
 
 /// How the controller is set.
 pub struct Config {
@@ -57,8 +60,10 @@ pub struct Config {
     pub identity: String,
     /// The registries.
     pub registry: Registry,
-    /// Who may promote what.
+    /// The registries that may be contacted.
     pub policy: Policy,
+    /// The controller's own credentials, and who may use them.
+    pub own: OwnFiles,
     /// The engine's.
     pub engine: Settings,
     /// How often finished requests are looked at.
@@ -80,6 +85,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), L
         identity,
         registry,
         policy,
+        own,
         engine: settings,
         sweep_interval,
         listener,
@@ -94,7 +100,10 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), L
         controller: "promotion-controller".into(),
         instance: Some(identity.clone()),
     };
-    let store = Cluster::new(client.clone(), reporter, metrics.clone());
+    // Also while another leads: whoever takes over goes by what they say then.
+    let following = own.clone();
+    let _following = AbortOnDropHandle::new(tokio::spawn(async move { following.follow().await }));
+    let store = Cluster::new(client.clone(), reporter, own.clone(), metrics.clone());
     let settle = settings.settle;
     let (engine, keys) = Engine::new(store, registry, policy, leadership.clone(), settings);
     metrics.at_scrape({
@@ -142,6 +151,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), L
         (stop, None)
     };
     let scope = Scope {
+        own,
         client,
         namespace: namespace.as_deref(),
         brake_namespace: &brake_namespace,
@@ -153,6 +163,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), L
 
 /// Whose requests are led.
 struct Scope<'a> {
+    own: OwnFiles,
     client: Client,
     namespace: Option<&'a str>,
     brake_namespace: &'a str,
@@ -169,6 +180,7 @@ async fn lead(
     stop: impl Future<Output = ()>,
 ) -> Result<(), Lost> {
     let Scope {
+        own,
         client,
         namespace,
         brake_namespace,
@@ -212,6 +224,12 @@ async fn lead(
             None => std::future::pending().await,
         }
     };
+    let reconsider = async {
+        loop {
+            own.changed().await;
+            engine.reconsider();
+        }
+    };
     let end = async {
         stop.await;
         health.ends();
@@ -223,6 +241,7 @@ async fn lead(
         () = work => tracing::error!("the queue has ended"),
         () = sweep => tracing::error!("the sweep has ended"),
         () = brake => tracing::error!("the brake is not followed any more"),
+        () = reconsider => {}
         () = end => {}
     }
     if let Some(elector) = elector {

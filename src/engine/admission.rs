@@ -95,6 +95,12 @@ impl<S: Store> Engine<S> {
                 entry.again = Some(Instant::now() + SECRET_AGAIN);
                 return Ok(entry);
             }
+            Err(AccessError::NotAllowed(message)) => {
+                let mut entry = Entry::of(Admission::Refused(Reason::NotAllowed, message));
+                // What is committed keeps its grant, and goes on once the rest has ended.
+                entry.again = Some(Instant::now() + Duration::from_secs(1));
+                return Ok(entry);
+            }
             Err(AccessError::Unavailable(message)) => {
                 return Ok(Entry::waits(
                     Reason::Queued,

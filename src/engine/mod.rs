@@ -52,6 +52,8 @@ pub struct Settings {
     pub settle: Duration,
     /// A request whose operations still run is saved at most this often.
     pub status_interval: Duration,
+    /// So many requests of one namespace may have begun at once; 0: any number.
+    pub namespace_max: usize,
 }
 
 impl Settings {
@@ -137,6 +139,12 @@ impl<S: Store> Engine<S> {
         account::lock(&self.inner.due).add(&key);
         // The receiver is gone only when the process ends.
         let _ = self.inner.triggers.send(key);
+    }
+
+    /// Asks for a reconcile of everything that is known: what requests may use has changed.
+    pub fn reconsider(&self) {
+        let keys = self.lock().known.values().map(|k| k.key.clone()).collect();
+        self.wake(keys);
     }
 
     /// Takes note of an unfinished object, as read from a list, a watch or a load: it contends for its floats from now on.

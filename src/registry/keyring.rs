@@ -4,7 +4,7 @@
 //! matching path wins, as in `oc` and the kubelet. What this program cannot use (credential helpers, identity tokens) is an
 //! error only where it would be used. Guaranteed: no secret in `Debug` or in an error.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use super::credential::Credential;
 use super::error::one_line;
-use crate::image::Repository;
+use crate::image::{Repository, registry_name};
 
 /// The most of an entry's key that messages show.
 const SHOWN_MAX: usize = 100;
@@ -56,7 +56,11 @@ pub enum KeyringError {
 
 /// A parsed dockerconfigjson.
 #[derive(Clone)]
-pub struct Keyring(Arc<Ring>);
+pub struct Keyring {
+    ring: Arc<Ring>,
+    /// It answers for these repositories alone; none: for all.
+    only: Option<Arc<BTreeSet<Repository>>>,
+}
 
 struct Ring {
     origin: Arc<str>,
@@ -92,14 +96,21 @@ struct DockerEntry {
 }
 
 impl Keyring {
+    fn of(ring: Ring) -> Self {
+        Self {
+            ring: Arc::new(ring),
+            only: None,
+        }
+    }
+
     /// No credentials at all: everything is asked anonymously.
     #[must_use]
     pub fn anonymous() -> Self {
-        Self(Arc::new(Ring {
+        Self::of(Ring {
             origin: "no Secret".into(),
             entries: BTreeMap::new(),
             creds_store: false,
-        }))
+        })
     }
 
     /// Parses a dockerconfigjson. `origin` is how messages name it: `Secret ns/name`, `file X`.
@@ -136,11 +147,11 @@ impl Keyring {
                 },
             );
         }
-        Ok(Self(Arc::new(Ring {
+        Ok(Self::of(Ring {
             origin: origin.into(),
             entries,
             creds_store: config.creds_store.is_some_and(|store| !store.is_empty()),
-        })))
+        }))
     }
 
     /// The credential for `repository`: of the longest matching key, anonymous where none matches.
@@ -149,14 +160,21 @@ impl Keyring {
     /// The entry that matches is of a kind this program does not support.
     pub fn credential(&self, repository: &Repository) -> Result<Credential, KeyringError> {
         let unsupported = |entry: &str, problem| KeyringError::Unsupported {
-            origin: self.0.origin.to_string(),
+            origin: self.ring.origin.to_string(),
             entry: entry.into(),
             problem,
         };
+        if self
+            .only
+            .as_ref()
+            .is_some_and(|only| !only.contains(repository))
+        {
+            return Ok(Credential::missing(Arc::clone(&self.ring.origin)));
+        }
         let full = format!("{}/{}", normal_host(repository.host()), repository.path());
         let mut path = full.as_str();
         loop {
-            match self.0.entries.get(path) {
+            match self.ring.entries.get(path) {
                 Some(Entry::Usable(credential)) => return Ok(credential.clone()),
                 Some(Entry::Unusable { key, problem }) => {
                     return Err(unsupported(&format!("entry {key}"), problem));
@@ -165,11 +183,11 @@ impl Keyring {
             }
             match path.rfind('/') {
                 Some(slash) => path = &path[..slash],
-                None if self.0.creds_store => {
+                None if self.ring.creds_store => {
                     return Err(unsupported("credsStore", "a credential store"));
                 }
                 None => {
-                    return Ok(Credential::missing(Arc::clone(&self.0.origin)));
+                    return Ok(Credential::missing(Arc::clone(&self.ring.origin)));
                 }
             }
         }
@@ -178,27 +196,42 @@ impl Keyring {
     /// This keyring, with the entries of `other` where it has none of that key.
     #[must_use]
     pub fn or(&self, other: &Self) -> Self {
-        let mut entries = other.0.entries.clone();
-        entries.extend(self.0.entries.clone());
-        Self(Arc::new(Ring {
-            origin: format!("{} and {}", self.0.origin, other.0.origin).into(),
+        let mut entries = other.ring.entries.clone();
+        entries.extend(self.ring.entries.clone());
+        Self::of(Ring {
+            origin: format!("{} and {}", self.ring.origin, other.ring.origin).into(),
             entries,
-            creds_store: self.0.creds_store || other.0.creds_store,
-        }))
+            creds_store: self.ring.creds_store || other.ring.creds_store,
+        })
+    }
+
+    /// What it has for these repositories, and for no other.
+    #[must_use]
+    pub fn only(&self, repositories: BTreeSet<Repository>) -> Self {
+        Self {
+            ring: Arc::clone(&self.ring),
+            only: Some(Arc::new(repositories)),
+        }
+    }
+
+    /// Whether nothing at all is in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ring.entries.is_empty() && !self.ring.creds_store
     }
 
     /// How messages name this keyring.
     #[must_use]
     pub fn origin(&self) -> &str {
-        &self.0.origin
+        &self.ring.origin
     }
 }
 
 impl fmt::Debug for Keyring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Keyring")
-            .field("origin", &self.0.origin)
-            .field("entries", &self.0.entries.keys().collect::<Vec<_>>())
+            .field("origin", &self.ring.origin)
+            .field("entries", &self.ring.entries.keys().collect::<Vec<_>>())
             .finish()
     }
 }
@@ -269,14 +302,11 @@ fn normal_key(key: &str) -> String {
     }
 }
 
-/// One name for one registry: Docker Hub has three.
+/// One name for one registry.
 fn normal_host(host: &str) -> String {
     let host = host.to_ascii_lowercase();
     let host = host.strip_suffix(":443").unwrap_or(&host);
-    match host {
-        "index.docker.io" | "registry-1.docker.io" => "docker.io".into(),
-        _ => host.into(),
-    }
+    registry_name(host).into()
 }
 
 #[cfg(test)]

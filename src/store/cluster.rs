@@ -2,7 +2,8 @@
 //!
 //! Loads are quorum reads (no resourceVersion is asked for), saves replace the status under the resourceVersion that was
 //! loaded, and every call has one timeout around all its retries. Secrets are read one by one, by name, at most once a minute, and
-//! anew where a registry rejects what was read.
+//! anew where a registry rejects what was read. What has no `pushSecret` may use the controller's own credentials as far as a rule
+//! lets it.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -16,8 +17,9 @@ use kube::{Client, Resource as _};
 use tokio::time::Instant;
 
 use super::call::call;
+use super::own::OwnFiles;
 use super::{Access, AccessError, Event, Key, Store, StoreError};
-use crate::api::PromotionRequest;
+use crate::api::{self, PromotionRequest};
 use crate::metrics::{Call, Metrics};
 use crate::registry::Keyring;
 
@@ -40,18 +42,21 @@ pub struct Cluster {
     client: Client,
     recorder: Recorder,
     secrets: Mutex<Secrets>,
+    own: OwnFiles,
     metrics: Metrics,
 }
 
 impl Cluster {
-    /// The cluster behind `client`; events are told as `reporter`, calls are counted in `metrics`.
+    /// The cluster behind `client`; events are told as `reporter`; `own` says what the controller has itself, and for whom; calls are
+    /// counted in `metrics`.
     #[must_use]
-    pub fn new(client: Client, reporter: Reporter, metrics: Metrics) -> Self {
+    pub fn new(client: Client, reporter: Reporter, own: OwnFiles, metrics: Metrics) -> Self {
         let recorder = Recorder::new(client.clone(), reporter);
         Self {
             client,
             recorder,
             secrets: Mutex::default(),
+            own,
             metrics,
         }
     }
@@ -73,7 +78,7 @@ impl Cluster {
         let fresh = match &read {
             Ok(_) => SECRET_FRESH,
             Err(AccessError::NotFound(_) | AccessError::Invalid(_)) => SECRET_MISSING,
-            Err(AccessError::Unavailable(_)) => return read,
+            Err(AccessError::Unavailable(_) | AccessError::NotAllowed(_)) => return read,
         };
         let mut secrets = self.secrets();
         secrets.retain(|_, (_, until)| *until > now);
@@ -151,14 +156,17 @@ impl Store for Cluster {
 
     async fn access(&self, object: &PromotionRequest) -> Result<Access, AccessError> {
         let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
-        let push = match &object.spec.push_secret {
-            Some(secret) => self.keyring(namespace, &secret.name).await?,
-            None => Keyring::anonymous(),
-        };
         let pull = match &object.spec.pull_secret {
-            Some(secret) => self.keyring(namespace, &secret.name).await?,
-            None => push.clone(),
+            Some(secret) => Some(self.keyring(namespace, &secret.name).await?),
+            None => None,
         };
+        let Some(secret) = &object.spec.push_secret else {
+            let request = api::status::read(object);
+            let request = request.map_err(|error| AccessError::Unavailable(error.to_string()))?;
+            return self.own.now().access(namespace, &request, pull);
+        };
+        let push = self.keyring(namespace, &secret.name).await?;
+        let pull = pull.unwrap_or_else(|| push.clone());
         Ok(Access { pull, push })
     }
 
@@ -168,6 +176,9 @@ impl Store for Cluster {
         for secret in [&spec.push_secret, &spec.pull_secret].into_iter().flatten() {
             let id = (namespace.to_owned(), secret.name.clone());
             self.secrets().remove(&id);
+        }
+        if spec.push_secret.is_none() {
+            self.own.renew().await;
         }
         self.access(object).await
     }

@@ -6,6 +6,7 @@
 pub(crate) mod call;
 pub mod cluster;
 pub mod file;
+pub mod own;
 
 use std::fmt;
 
@@ -121,6 +122,9 @@ pub enum AccessError {
     /// The Secret is there and cannot be used.
     #[error("{0}")]
     Invalid(String),
+    /// No rule lets the object use the controller's own.
+    #[error("{0}")]
+    NotAllowed(String),
     /// Not known now; ask again.
     #[error("{0}")]
     Unavailable(String),

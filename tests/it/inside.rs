@@ -171,6 +171,7 @@ pub fn start(
         Settings {
             settle,
             status_interval: Duration::from_millis(200),
+            namespace_max: 0,
         },
     );
     engine.memory().keep_quiet(Instant::now() + quiet);

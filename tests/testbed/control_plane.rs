@@ -58,6 +58,7 @@ async fn start_after_building() -> Result<ControlPlane, Error> {
         Binary::KubeControllerManager,
         Binary::Kubectl,
         Binary::Registry,
+        Binary::Helm,
     ] {
         binary(wanted).await?;
     }

@@ -15,6 +15,7 @@ use promotion_controller::embedded::{
 use promotion_controller::engine;
 use promotion_controller::policy::Policy;
 use promotion_controller::registry::{self, Registry};
+use promotion_controller::store::own::OwnFiles;
 use serde_json::{Value, json};
 use tokio::runtime::{Builder, Runtime};
 
@@ -300,9 +301,11 @@ impl Inside {
                 identity: "inside".into(),
                 registry: Registry::with_rests(settings, rest, rest * 10).unwrap(),
                 policy: Policy::default(),
+                own: OwnFiles::none(),
                 engine: engine::Settings {
                     settle,
                     status_interval: Duration::from_millis(200),
+                    namespace_max: 0,
                 },
                 sweep_interval: Duration::from_mins(5),
                 listener: None,

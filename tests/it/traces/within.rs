@@ -143,6 +143,7 @@ async fn no_tag_is_written_with_less_than_its_timeout_left_of_the_leases_trust()
     let settings = Settings {
         settle: SETTLE,
         status_interval: Duration::from_secs(2),
+        namespace_max: 0,
     };
     let timeout = settings.put_timeout();
     let leadership = Leadership::elected();
@@ -196,6 +197,7 @@ fn every_settle_time_leaves_room_for_a_write_between_two_renewals() {
         let settings = Settings {
             settle: Duration::from_secs(seconds),
             status_interval: Duration::from_secs(2),
+            namespace_max: 0,
         };
         let timeout = settings.put_timeout();
         assert!(timeout + Duration::from_secs(2) <= settings.settle);

@@ -1,0 +1,28 @@
+# The released image: the controller and the command, without the embedded registry.
+#   docker build -t promotion-controller:0.1.0 .
+# `.ci/image` runs the commands of the stage `build` without a container.
+
+FROM docker.io/library/rust:1.95.0-slim-trixie AS build
+WORKDIR /build
+# The dependencies are a layer of their own, made anew only when they change: they are built for an empty program. Plain
+# layers, because builders that keep no cache mounts keep those.
+COPY Cargo.toml Cargo.lock ./
+RUN mkdir -p src benches tests/it \
+    && touch src/lib.rs benches/figures.rs tests/it/main.rs \
+    && echo 'fn main() {}' > src/main.rs \
+    && cargo build --locked --release --no-default-features
+COPY src src
+# Copied files keep their times: cargo has to be told that they are newer than the empty ones.
+RUN touch src/lib.rs src/main.rs \
+    && cargo build --locked --release --no-default-features
+
+# glibc, libgcc and the CA certificates of the Debian that it was built on; no shell, no package manager.
+FROM gcr.io/distroless/cc-debian13:nonroot
+LABEL org.opencontainers.image.title="promotion-controller" \
+      org.opencontainers.image.description="Promotes container images to floating tags without ever leaving one dangling" \
+      org.opencontainers.image.licenses="Apache-2.0"
+COPY --from=build /build/target/release/promotion-controller /usr/local/bin/promotion-controller
+# By number, so that runAsNonRoot can be checked.
+USER 65532:65532
+ENTRYPOINT ["/usr/local/bin/promotion-controller"]
+CMD ["controller"]

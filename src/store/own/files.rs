@@ -1,0 +1,277 @@
+//! The two files behind [`Own`], followed while they change.
+//!
+//! They are read every few seconds, as they come: a mounted `ConfigMap` or Secret changes by a link that is swapped, other files by
+//! being written. A change counts once two readings agree, so that a file that is only half written counts for nothing.
+//! Guaranteed: a file that cannot be used changes nothing, and is said once.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt as _;
+use tokio::sync::{Mutex, Notify};
+
+use super::Own;
+use crate::image::Digest;
+use crate::policy::{RULES_MAX, Rules};
+use crate::registry::Keyring;
+
+/// How often the files are looked at.
+pub const FILE_LOOK: Duration = Duration::from_secs(2);
+/// How messages name the controller's credentials; where their file lies is nobody else's business.
+const ORIGIN: &str = "the controller's --registry-config";
+
+/// The files, and what they say. Clones share both.
+#[derive(Debug, Clone)]
+pub struct OwnFiles(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    current: RwLock<Arc<Own>>,
+    files: Mutex<Files>,
+    changed: Notify,
+    unusable: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Files {
+    policy: Option<File>,
+    registry_config: Option<File>,
+}
+
+#[derive(Debug)]
+struct File {
+    flag: &'static str,
+    path: PathBuf,
+    /// What is in force.
+    taken: Option<Digest>,
+    /// What it held when it was last taken or refused.
+    judged: Seen,
+    /// What it held at the last look.
+    seen: Seen,
+}
+
+/// What a file held, by its digest: there is no need to keep secrets twice. Or why it cannot be read.
+type Seen = Result<Digest, io::ErrorKind>;
+
+impl OwnFiles {
+    /// No files: no credentials, and no rules.
+    #[must_use]
+    pub fn none() -> Self {
+        let own = Own {
+            rules: Rules::default(),
+            keyring: Keyring::anonymous(),
+        };
+        Self::of(own, None, None)
+    }
+
+    /// Reads the files that are named.
+    ///
+    /// # Errors
+    /// The first one that cannot be used: its flag, what is wrong, and what to do.
+    pub async fn read(
+        policy: Option<PathBuf>,
+        registry_config: Option<PathBuf>,
+    ) -> Result<Self, String> {
+        let (rules, policy) = match policy {
+            Some(path) => {
+                let (mut file, bytes) = File::open("--policy", path).await?;
+                (file.take(&bytes, rules)?, Some(file))
+            }
+            None => (Rules::default(), None),
+        };
+        let (keyring, registry_config) = match registry_config {
+            Some(path) => {
+                let (mut file, bytes) = File::open("--registry-config", path).await?;
+                (file.take(&bytes, keyring)?, Some(file))
+            }
+            None => (Keyring::anonymous(), None),
+        };
+        Ok(Self::of(Own { rules, keyring }, policy, registry_config))
+    }
+
+    fn of(own: Own, policy: Option<File>, registry_config: Option<File>) -> Self {
+        Self(Arc::new(Shared {
+            current: RwLock::new(Arc::new(own)),
+            files: Mutex::new(Files {
+                policy,
+                registry_config,
+            }),
+            changed: Notify::new(),
+            unusable: AtomicU64::new(0),
+        }))
+    }
+
+    /// What they say now.
+    #[must_use]
+    pub fn now(&self) -> Arc<Own> {
+        let current = self.0.current.read();
+        Arc::clone(&current.unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// How often a file was changed to something that cannot be used.
+    #[must_use]
+    pub fn unusable(&self) -> u64 {
+        self.0.unusable.load(Ordering::Relaxed)
+    }
+
+    /// Resolves when what they say has changed since it was last asked.
+    pub async fn changed(&self) {
+        self.0.changed.notified().await;
+    }
+
+    /// Follows the files for ever.
+    pub async fn follow(&self) {
+        loop {
+            tokio::time::sleep(FILE_LOOK).await;
+            self.look().await;
+        }
+    }
+
+    /// Reads the credentials at once: a registry has rejected what was read before. A file that cannot be used is left to the next
+    /// looks.
+    pub async fn renew(&self) {
+        let mut files = self.0.files.lock().await;
+        let Some(file) = &mut files.registry_config else {
+            return;
+        };
+        let Ok(bytes) = read(&file.path).await else {
+            return;
+        };
+        let digest = Digest::of(&bytes);
+        if file.judged != Ok(digest)
+            && file.taken != Some(digest)
+            && let Ok(keyring) = file.take(&bytes, keyring)
+        {
+            self.change(file, |own| own.keyring = keyring);
+        }
+    }
+
+    async fn look(&self) {
+        let mut files = self.0.files.lock().await;
+        let Files {
+            policy,
+            registry_config,
+        } = &mut *files;
+        if let Some(file) = policy
+            && let Some(rules) = self.settled(file, rules).await
+        {
+            self.change(file, |own| own.rules = rules);
+        }
+        if let Some(file) = registry_config
+            && let Some(keyring) = self.settled(file, keyring).await
+        {
+            self.change(file, |own| own.keyring = keyring);
+        }
+    }
+
+    /// What a file says, if that is something new, the same in two looks, and can be used.
+    async fn settled<T>(
+        &self,
+        file: &mut File,
+        parse: impl FnOnce(&[u8]) -> Result<T, String>,
+    ) -> Option<T> {
+        let bytes = read(&file.path).await;
+        let seen = match &bytes {
+            Ok(bytes) => Ok(Digest::of(bytes)),
+            Err(error) => Err(error.kind()),
+        };
+        let before = std::mem::replace(&mut file.seen, seen);
+        if seen != before || seen == file.judged {
+            return None;
+        }
+        file.judged = seen;
+        if seen.ok().is_some_and(|digest| file.taken == Some(digest)) {
+            // As it was before it was spoilt.
+            return None;
+        }
+        let taken = match bytes {
+            Ok(bytes) => file.take(&bytes, parse),
+            Err(error) => Err(file.unreadable(&error)),
+        };
+        match taken {
+            Ok(taken) => Some(taken),
+            Err(error) => {
+                self.0.unusable.fetch_add(1, Ordering::Relaxed);
+                tracing::error!("{error}; what it said before stays in force");
+                None
+            }
+        }
+    }
+
+    fn change(&self, file: &File, change: impl FnOnce(&mut Own)) {
+        let mut own = Own::clone(&self.now());
+        change(&mut own);
+        tracing::info!(
+            rules = own.rules.len(),
+            "{} has changed: in force now",
+            file.flag
+        );
+        let current = self.0.current.write();
+        *current.unwrap_or_else(PoisonError::into_inner) = Arc::new(own);
+        self.0.changed.notify_one();
+    }
+}
+
+impl File {
+    /// A file as it is at the start, and what it holds.
+    async fn open(flag: &'static str, path: PathBuf) -> Result<(Self, Vec<u8>), String> {
+        let bytes = read(&path).await;
+        let mut file = Self {
+            flag,
+            path,
+            taken: None,
+            judged: Err(io::ErrorKind::NotFound),
+            seen: Err(io::ErrorKind::NotFound),
+        };
+        let bytes = bytes.map_err(|error| file.unreadable(&error))?;
+        file.seen = Ok(Digest::of(&bytes));
+        Ok((file, bytes))
+    }
+
+    fn take<T>(
+        &mut self,
+        bytes: &[u8],
+        parse: impl FnOnce(&[u8]) -> Result<T, String>,
+    ) -> Result<T, String> {
+        let taken = parse(bytes)
+            .map_err(|problem| format!("{}: {}: {problem}", self.flag, self.path.display()))?;
+        let digest = Digest::of(bytes);
+        self.taken = Some(digest);
+        self.judged = Ok(digest);
+        Ok(taken)
+    }
+
+    fn unreadable(&self, error: &io::Error) -> String {
+        let (flag, path) = (self.flag, self.path.display());
+        format!("{flag}: cannot read {path}: {error}; name a readable file")
+    }
+}
+
+fn rules(bytes: &[u8]) -> Result<Rules, String> {
+    let text =
+        std::str::from_utf8(bytes).map_err(|error| format!("is no text: {error}; correct it"))?;
+    Rules::parse(text).map_err(|error| error.to_string())
+}
+
+fn keyring(bytes: &[u8]) -> Result<Keyring, String> {
+    if bytes.len() > RULES_MAX {
+        return Err("is larger than 1 MiB; remove the entries that are not needed".into());
+    }
+    Keyring::parse(bytes, ORIGIN).map_err(|error| error.to_string())
+}
+
+/// What a file holds, and a byte more than can be used where it is larger.
+async fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let file = tokio::fs::File::open(path).await?;
+    let mut bytes = Vec::new();
+    file.take(RULES_MAX as u64 + 1)
+        .read_to_end(&mut bytes)
+        .await?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests;

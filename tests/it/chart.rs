@@ -1,0 +1,17 @@
+//! The Helm chart: what it renders, what it refuses, and what it does on a real API server.
+//!
+//! [`render`] needs no cluster, [`admitted`] asks the API server about every object of every option, [`lifecycle`] installs,
+//! upgrades, goes back and uninstalls, [`account`] runs the controller with the chart's own ServiceAccount and nothing else.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that meets an error has failed"
+)]
+
+mod account;
+mod admitted;
+mod helm;
+mod lifecycle;
+mod options;
+mod render;

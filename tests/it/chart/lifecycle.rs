@@ -1,0 +1,239 @@
+//! Installed, upgraded, taken back and uninstalled: the definition only ever goes forward, and no request is lost.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use kube::api::{Api, DynamicObject, PostParams};
+use kube::core::ApiResource;
+use promotion_controller::api::{PromotionRequest, crd_yaml};
+use serde_json::{Value, json};
+
+use super::helm::{Helm, chart, clear, cluster, kubectl};
+use super::options::least;
+use crate::stage::{LOOK, object, spec};
+use crate::testbed::{ControlPlane, RunDir};
+
+const DEFINITION: &str = "promotionrequests.ci.openshift.io";
+/// The next version of the chart, whose definition has one field more.
+const NEXT: &str = "99.0.0";
+
+/// A copy of the chart as its next version could be.
+fn next_chart(folder: &RunDir) -> PathBuf {
+    let copy = folder.join("next");
+    copy_folder(&chart(), &copy);
+    let edit = |name: &str, change: &dyn Fn(&mut Value)| {
+        let path = copy.join(name);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let mut value: Value = serde_saphyr::from_str(&text).unwrap();
+        change(&mut value);
+        std::fs::write(&path, value.to_string()).unwrap();
+    };
+    edit("Chart.yaml", &|about| {
+        about["version"] = json!(NEXT);
+        about["appVersion"] = json!(NEXT);
+    });
+    edit("files/promotionrequests.yaml", &|crd| {
+        crd["metadata"]["labels"]["app.kubernetes.io/version"] = json!(NEXT);
+        let schema = &mut crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+        let status = &mut schema["properties"]["status"]["properties"];
+        status["signature"] = json!({"type": "string", "maxLength": 64});
+    });
+    copy
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// What the definition in the cluster says its version is.
+async fn version(plane: &ControlPlane) -> String {
+    let path = r"jsonpath={.metadata.labels.app\.kubernetes\.io/version}";
+    kubectl(plane, &["get", "crd", DEFINITION, "-o", path], "").await
+}
+
+/// Waits until the cluster refuses to take the definition back.
+async fn guarded(plane: &ControlPlane) {
+    let end = Instant::now() + Duration::from_mins(1);
+    let back = [
+        "label",
+        "crd",
+        DEFINITION,
+        "app.kubernetes.io/version=0.0.1",
+        "--overwrite",
+        "--dry-run=server",
+    ];
+    while plane.kubectl(&back).await.unwrap().status.success() {
+        assert!(Instant::now() < end, "the definition is not guarded");
+        tokio::time::sleep(LOOK * 10).await;
+    }
+}
+
+/// Requests as the API server has them, fields that our types do not know included.
+fn requests(plane: &ControlPlane, namespace: &str) -> Api<DynamicObject> {
+    let resource = ApiResource::erase::<PromotionRequest>(&());
+    Api::namespaced_with(plane.client().unwrap(), namespace, &resource)
+}
+
+async fn signature(plane: &ControlPlane, namespace: &str) -> Value {
+    let request = requests(plane, namespace).get("r").await.unwrap();
+    request.data["status"]["signature"].clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_definition_goes_forward_with_the_chart_and_back_with_nothing() {
+    let (_turn, plane) = cluster().await;
+    clear(plane).await;
+    let namespace = plane.namespace("release").await.unwrap();
+    let helm = Helm::at(plane.kubeconfig()).await;
+    let folder = RunDir::create("charts").unwrap();
+    let (this, next) = (chart(), next_chart(&folder));
+    let (this, next) = (this.to_str().unwrap(), next.to_str().unwrap());
+    let install = ["install", "pc", this, "-n", &namespace];
+    let to_this = ["upgrade", "pc", this, "-n", &namespace];
+    let to_next = ["upgrade", "pc", next, "-n", &namespace];
+    let ours = env!("CARGO_PKG_VERSION");
+
+    let told = helm.ok(&install, &least()).await;
+    assert!(told.contains("registries   quay.io\n"), "{told}");
+    assert!(told.contains("kubectl get preq -A"), "{told}");
+    let pause = format!(
+        "kubectl -n {namespace} create configmap promotion-controller --from-literal=paused=all\n"
+    );
+    assert!(told.contains(&pause), "{told}");
+    assert!(!told.contains("left as it is"), "{told}");
+    assert_eq!(version(plane).await, ours);
+    guarded(plane).await;
+
+    helm.ok(&to_next, &least()).await;
+    assert_eq!(version(plane).await, NEXT);
+    // What a controller of the next version records.
+    let wanted = object("r", &spec(&[("quay.io/a/b:c", "quay.io/a/b:d")]));
+    let typed: Api<PromotionRequest> = Api::namespaced(plane.client().unwrap(), &namespace);
+    let made = typed.create(&PostParams::default(), &wanted).await.unwrap();
+    let mut made: DynamicObject =
+        serde_json::from_value(serde_json::to_value(made).unwrap()).unwrap();
+    made.data["status"] = json!({"phase": "Pending", "signature": "next"});
+    let params = PostParams::default();
+    // The API server may serve the definition of before for a moment.
+    let end = Instant::now() + Duration::from_mins(1);
+    loop {
+        made.metadata.resource_version = None;
+        let api = requests(plane, &namespace);
+        api.replace_status("r", &params, &made).await.unwrap();
+        if signature(plane, &namespace).await == "next" {
+            break;
+        }
+        assert!(Instant::now() < end, "the field does not come");
+        tokio::time::sleep(LOOK).await;
+    }
+
+    // Back, in each of the ways that people go.
+    let words = helm
+        .refused(&["rollback", "pc", "1", "-n", &namespace], &Value::Null)
+        .await;
+    let why = format!("the definition is of version {NEXT} and cannot go back to {ours}");
+    assert!(words.contains(&why), "{words}");
+    let apply = ["apply", "--server-side", "--force-conflicts", "-f", "-"];
+    let refused = plane.kubectl_with_input(&apply, &crd_yaml()).await.unwrap();
+    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(words.contains(&why), "{words}");
+    let unversioned = crd_yaml().replace("app.kubernetes.io/version: ", "note: v");
+    let replace = ["replace", "-f", "-"];
+    let refused = plane
+        .kubectl_with_input(&replace, &unversioned)
+        .await
+        .unwrap();
+    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        words.contains("cannot go back to one without a version"),
+        "{words}"
+    );
+    assert_eq!(version(plane).await, NEXT);
+
+    let told = helm.ok(&to_this, &least()).await;
+    let left = format!("is of version {NEXT}, later than this chart's. It was left as it is");
+    assert!(told.contains(&left), "{told}");
+    let image = "jsonpath={.spec.template.spec.containers[0].image}";
+    let deployment = [
+        "get",
+        "deployment",
+        "pc-promotion-controller",
+        "-n",
+        &namespace,
+        "-o",
+        image,
+    ];
+    assert_eq!(
+        kubectl(plane, &deployment, "").await,
+        format!("promotion-controller:{ours}")
+    );
+    assert_eq!(version(plane).await, NEXT);
+    assert_eq!(signature(plane, &namespace).await, "next");
+    // And forward once more.
+    helm.ok(&to_next, &least()).await;
+    assert_eq!(version(plane).await, NEXT);
+    helm.ok(&to_this, &least()).await;
+
+    helm.ok(&["uninstall", "pc", "-n", &namespace], &Value::Null)
+        .await;
+    assert_eq!(version(plane).await, NEXT);
+    assert_eq!(signature(plane, &namespace).await, "next");
+    let all = "deployment,service,serviceaccount,poddisruptionbudget,networkpolicy,configmap,role,rolebinding";
+    let left = [
+        "get",
+        all,
+        "-n",
+        &namespace,
+        "-l",
+        "app.kubernetes.io/name=promotion-controller",
+        "-o",
+        "name",
+    ];
+    assert_eq!(kubectl(plane, &left, "").await, "");
+    let left = [
+        "get",
+        "clusterrole,clusterrolebinding,validatingadmissionpolicy",
+        "-l",
+        "app.kubernetes.io/name=promotion-controller",
+        "-o",
+        "name",
+    ];
+    assert_eq!(kubectl(plane, &left, "").await, "");
+    // The same release finds its definition again.
+    helm.ok(&install, &least()).await;
+    helm.ok(&["uninstall", "pc", "-n", &namespace], &Value::Null)
+        .await;
+    assert_eq!(version(plane).await, NEXT);
+    clear(plane).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_definition_that_was_applied_by_hand_is_taken_over_when_helm_is_told_to() {
+    let (_turn, plane) = cluster().await;
+    clear(plane).await;
+    plane.apply_crds(&crd_yaml()).await.unwrap();
+    let namespace = plane.namespace("release").await.unwrap();
+    let helm = Helm::at(plane.kubeconfig()).await;
+    let folder = chart();
+    let install = ["install", "pc", folder.to_str().unwrap(), "-n", &namespace];
+    let words = helm.refused(&install, &least()).await;
+    assert!(words.contains("invalid ownership metadata"), "{words}");
+    let taking = [&install[..], &["--take-ownership"]].concat();
+    helm.ok(&taking, &least()).await;
+    let label = "app.kubernetes.io/managed-by=Helm";
+    let managed = kubectl(plane, &["get", "crd", "-l", label, "-o", "name"], "").await;
+    assert!(managed.contains(DEFINITION), "{managed}");
+    helm.ok(&["uninstall", "pc", "-n", &namespace], &Value::Null)
+        .await;
+    assert_eq!(version(plane).await, env!("CARGO_PKG_VERSION"));
+    clear(plane).await;
+}

@@ -1,0 +1,99 @@
+//! The Dockerfile, as far as it can be read; `.ci/image` runs the commands of its build.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that meets an error has failed"
+)]
+
+use std::path::Path;
+
+use serde_json::Value;
+
+fn file(name: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
+}
+
+/// The instructions of the Dockerfile, each a keyword and the rest.
+fn instructions() -> Vec<(String, String)> {
+    let lines = file("Dockerfile");
+    let lines: Vec<&str> = lines
+        .lines()
+        .filter(|line| !line.starts_with('#') && !line.is_empty())
+        .collect();
+    let joined = lines.join("\n").replace("\\\n", " ");
+    let words = |line: &str| {
+        let (keyword, rest) = line.split_once(' ').unwrap();
+        let rest: Vec<&str> = rest.split_whitespace().collect();
+        (keyword.to_owned(), rest.join(" "))
+    };
+    joined.lines().map(words).collect()
+}
+
+fn of(keyword: &str) -> Vec<String> {
+    let all = instructions().into_iter();
+    all.filter(|(found, _)| found == keyword)
+        .map(|(_, rest)| rest)
+        .collect()
+}
+
+/// `MAJOR.MINOR` as numbers.
+fn minor(version: &str) -> (u32, u32) {
+    let mut numbers = version.split('.').map(|part| part.parse().unwrap());
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
+
+#[test]
+fn the_image_runs_as_a_numbered_user_that_is_not_root_and_starts_the_controller() {
+    let user = of("USER").pop().unwrap();
+    let (user, group) = user.split_once(':').unwrap();
+    assert!(user.parse::<u32>().unwrap() > 0 && group.parse::<u32>().unwrap() > 0);
+    let [start] = of("ENTRYPOINT").try_into().unwrap();
+    let start: Vec<String> = serde_json::from_str(&start).unwrap();
+    let copied = of("COPY").pop().unwrap();
+    assert!(copied.starts_with("--from=build /build/target/release/promotion-controller "));
+    assert!(copied.ends_with(&start[0]), "{copied} {start:?}");
+}
+
+#[test]
+fn the_base_images_are_pinned_and_of_one_debian_and_the_compiler_is_recent_enough() {
+    let [build, run] = of("FROM").try_into().unwrap();
+    assert!(build.ends_with("-slim-trixie AS build"), "{build}");
+    // Debian 13 is trixie: the program finds the glibc that it was linked with.
+    assert_eq!(run, "gcr.io/distroless/cc-debian13:nonroot");
+    let compiler = build.split(':').nth(1).unwrap().split('-').next().unwrap();
+    let about: Value = {
+        let manifest = file("Cargo.toml");
+        let line = manifest.lines().find(|l| l.starts_with("rust-version"));
+        serde_json::from_str(line.unwrap().split_once('=').unwrap().1).unwrap()
+    };
+    assert!(
+        minor(compiler) >= minor(about.as_str().unwrap()),
+        "{compiler}"
+    );
+}
+
+#[test]
+fn the_build_is_locked_without_the_embedded_registry_and_from_what_the_context_has() {
+    let runs = of("RUN");
+    assert_eq!(runs.len(), 2);
+    for run in &runs {
+        let build = run.rsplit("&& ").next().unwrap();
+        assert_eq!(
+            build,
+            "cargo build --locked --release --no-default-features"
+        );
+    }
+    let let_through: Vec<String> = file(".dockerignore")
+        .lines()
+        .filter_map(|line| line.strip_prefix('!').map(str::to_owned))
+        .collect();
+    assert!(file(".dockerignore").lines().any(|line| line == "*"));
+    let mut copied = Vec::new();
+    for copy in of("COPY").iter().filter(|copy| !copy.starts_with("--from")) {
+        let mut words: Vec<&str> = copy.split(' ').collect();
+        words.pop();
+        copied.extend(words.into_iter().map(str::to_owned));
+    }
+    assert_eq!(copied, let_through);
+}
