@@ -13,7 +13,7 @@
 mod clocks;
 mod deletion;
 mod faults;
-mod ground;
-mod relay;
+pub mod ground;
+pub mod relay;
 mod server;
 mod sweep;
