@@ -19,6 +19,7 @@ mod hostile;
 mod house;
 mod inside;
 mod job;
+mod lifecycle;
 mod points;
 mod promote;
 mod registry;
