@@ -23,7 +23,7 @@ pub(super) struct ControllerArgs {
     /// Lead only while holding the Lease; false is for a single process.
     #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, require_equals = true)]
     leader_elect: bool,
-    /// Where the Lease is [default: the pod's namespace, else the kubeconfig context's].
+    /// Where the Lease is, and the ConfigMap promotion-controller whose key paused stops work [default: the pod's namespace, else the kubeconfig context's].
     #[arg(long, value_name = "NAMESPACE")]
     lease_namespace: Option<String>,
     /// Finished requests are looked at about this often: those whose ttlSecondsAfterFinished has passed are deleted.
@@ -100,8 +100,8 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
     // A server, or what is between, that has gone silent: without this a list would wait for it for ever.
     config.read_timeout = Some(SILENCE);
     config.reset_reader_on_write = true;
-    let lease_namespace =
-        leader_elect.then(|| lease_namespace.unwrap_or_else(|| config.default_namespace.clone()));
+    let brake_namespace = lease_namespace.unwrap_or_else(|| config.default_namespace.clone());
+    let lease_namespace = leader_elect.then(|| brake_namespace.clone());
     let client = match Client::try_from(config) {
         Ok(client) => client,
         Err(error) => {
@@ -128,6 +128,7 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
         client,
         namespace,
         lease_namespace,
+        brake_namespace,
         identity,
         registry,
         policy,

@@ -2,13 +2,15 @@
 //!
 //! ```text
 //! lease ─▶ list and watch ─▶ claims rebuilt ─▶ queue ─▶ engine::reconcile
-//!   └────▶ sweep: finished requests
+//!   ├────▶ sweep: finished requests
+//!   └────▶ brake: what the operator has stopped
 //! ```
 //!
 //! Ends in one of two ways: asked to (drain, settle, release), or because the lease was lost (at once; the next leader goes
 //! on from status).
 
 mod admin;
+mod brake;
 mod health;
 pub mod lease;
 pub mod queue;
@@ -52,6 +54,8 @@ pub struct Config {
     pub namespace: Option<String>,
     /// Where the lease is; none: no election, a single process.
     pub lease_namespace: Option<String>,
+    /// Where the ConfigMap is that stops work.
+    pub brake_namespace: String,
     /// How this process is named in the lease and in events.
     pub identity: String,
     /// The registries.
@@ -77,6 +81,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), L
         client,
         namespace,
         lease_namespace,
+        brake_namespace,
         identity,
         registry,
         policy,
@@ -149,6 +154,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), L
         own,
         client,
         namespace: namespace.as_deref(),
+        brake_namespace: &brake_namespace,
         sweep_interval,
         health,
     };
@@ -160,6 +166,7 @@ struct Scope<'a> {
     own: OwnFiles,
     client: Client,
     namespace: Option<&'a str>,
+    brake_namespace: &'a str,
     sweep_interval: Duration,
     health: Health,
 }
@@ -176,6 +183,7 @@ async fn lead(
         own,
         client,
         namespace,
+        brake_namespace,
         sweep_interval,
         health,
     } = scope;
@@ -188,13 +196,22 @@ async fn lead(
         sweep_interval,
         engine.metrics(),
     ));
+    let (braked, is_braked) = oneshot::channel();
+    let brake = Box::pin(brake::follow(
+        engine,
+        client.clone(),
+        brake_namespace,
+        || {
+            let _ = braked.send(());
+        },
+    ));
     let events = watch::events(client, namespace);
     let follow = watch::follow(engine.clone(), writer, events, &health, || {
         let _ = ready.send(());
     });
     let work = async {
-        // Nothing is reconciled before the claims are rebuilt.
-        if is_ready.await.is_ok() {
+        // Nothing is reconciled before the claims are rebuilt, and before it is known what is stopped.
+        if is_ready.await.is_ok() && is_braked.await.is_ok() {
             tracing::info!("ready");
             health.rebuilt();
             let keys = futures::stream::poll_fn(move |context| keys.poll_recv(context));
@@ -223,6 +240,7 @@ async fn lead(
         () = follow => tracing::error!("the watch has ended"),
         () = work => tracing::error!("the queue has ended"),
         () = sweep => tracing::error!("the sweep has ended"),
+        () = brake => tracing::error!("the brake is not followed any more"),
         () = reconsider => {}
         () = end => {}
     }

@@ -20,6 +20,7 @@ use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt as _, watcher as watch};
 use kube::{Api, Client, Resource as _};
+use serde::de::DeserializeOwned;
 
 use super::health::Health;
 use super::queue::{Named, named};
@@ -47,7 +48,7 @@ struct Listing {
 pub fn events(
     client: Client,
     namespace: Option<&str>,
-) -> impl Stream<Item = watcher::Result<Event<Guarded>>> {
+) -> impl Stream<Item = watcher::Result<Event<Guarded>>> + use<> {
     let api: Api<Guarded> = match namespace {
         Some(namespace) => Api::namespaced(client, namespace),
         None => Api::all(client),
@@ -56,8 +57,19 @@ pub fn events(
     let selector: Vec<String> = finished
         .map(|phase| format!("status.phase!={}", phase.as_str()))
         .collect();
+    lasting(api, &selector.join(","))
+}
+
+/// A watch that ends with the process only.
+pub(super) fn lasting<K>(
+    api: Api<K>,
+    fields: &str,
+) -> impl Stream<Item = watcher::Result<Event<K>>> + use<K>
+where
+    K: kube::Resource + Clone + std::fmt::Debug + DeserializeOwned + Send + 'static,
+{
     let config = watcher::Config::default()
-        .fields(&selector.join(","))
+        .fields(fields)
         .page_size(200)
         .timeout(WATCH);
     listing_anew(move || watch(api.clone(), config.clone()).boxed()).backoff(Pause)

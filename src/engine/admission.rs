@@ -74,6 +74,11 @@ impl<S: Store> Engine<S> {
                 return Ok(Entry::waits(Reason::Suspended, "spec.suspend is set", None));
             }
         }
+        if request.status.started.is_none()
+            && let Some(message) = self.stops(request)
+        {
+            return Ok(Entry::waits(Reason::Paused, message, None));
+        }
         let access = match self.inner.store.access(object).await {
             Ok(access) => access,
             Err(AccessError::NotFound(message)) => {
@@ -111,6 +116,13 @@ impl<S: Store> Engine<S> {
         };
         entry.access = Some(access);
         Ok(entry)
+    }
+
+    /// Why none of it is begun, if its operator has stopped work on any of its registries.
+    fn stops(&self, request: &Request) -> Option<String> {
+        let state = self.lock();
+        let hosts = (0..request.spec.images.len()).flat_map(|index| hosts(request, index));
+        state.brake.stops(hosts).map(ToOwned::to_owned)
     }
 
     /// The floats of the unfinished images, for this request alone.
@@ -450,6 +462,16 @@ async fn question(
         answer.map_err(|error| fault(&error))?;
     }
     Ok(())
+}
+
+/// The registries that what is left to do for an image has to do with: from Incoming on the source's is none of them.
+pub(super) fn hosts(request: &Request, index: usize) -> impl Iterator<Item = &str> {
+    let spec = request.spec.images.get(index);
+    let phase = request.status.images.get(index).map(|image| image.phase);
+    let source = spec.filter(|_| phase == Some(Phase::Pending));
+    let source = source.map(|spec| spec.source.repository.host());
+    let float = spec.map(|spec| spec.float.repository().host());
+    source.into_iter().chain(float)
 }
 
 /// The floats that a request needs to go on: of its unfinished images, while it is suspended of the committed ones.

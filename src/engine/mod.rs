@@ -14,6 +14,7 @@
 
 mod account;
 mod admission;
+mod brake;
 mod flight;
 pub mod leadership;
 pub mod memory;
@@ -41,6 +42,7 @@ use operation::Tools;
 use state::State;
 
 pub use admission::ASKING;
+pub use brake::Brake;
 pub use reconcile::{Next, ReconcileError};
 
 /// How the engine is set.
@@ -213,6 +215,30 @@ impl<S: Store> Engine<S> {
         drop(state);
         self.wake(waiting);
         self.settle_claims(uid);
+    }
+
+    /// Stops work, or lets it go on, for every request at once. What waited for its turn meanwhile is as new: its time to be asked
+    /// about begins again, so that going on does not let newer requests pass older ones.
+    pub fn brake(&self, brake: Brake) {
+        let mut state = self.lock();
+        if state.brake == brake {
+            return;
+        }
+        match brake.message() {
+            Some(message) => tracing::warn!("{message}"),
+            None => tracing::info!("nothing is paused (any more)"),
+        }
+        state.brake = brake;
+        let since = now();
+        let mut keys = Vec::with_capacity(state.known.len());
+        for known in state.known.values_mut() {
+            if let Standing::Undecided { .. } = known.contender.standing {
+                known.contender.standing = Standing::Undecided { since };
+            }
+            keys.push(known.key.clone());
+        }
+        drop(state);
+        self.wake(keys);
     }
 
     /// Launches nothing more, gives up reads and copies, and lets tag writes end.

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::account::{Facts, Saved};
-use super::admission::Entry;
+use super::admission::{Entry, hosts};
 use super::{Engine, account, contender, identity, is_finished};
 use crate::api::status::{ReadError, Scenery};
 use crate::api::{self, PromotionRequest, conditions};
@@ -269,6 +269,10 @@ impl<S: Store> Engine<S> {
             let quiet = self.inner.tools.memory.quiet_until(&spec.float, instant);
             let mut scene = Scene {
                 newest_stamp: self.inner.tools.memory.newest_stamp(&spec.float),
+                paused: state
+                    .brake
+                    .stops(hosts(request, index))
+                    .map(ToOwned::to_owned),
                 quiet_until: quiet
                     .map(|until| later(now, until.saturating_duration_since(instant))),
                 ..Scene::default()

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::account::{Entered, Facts};
+use super::brake::Brake;
 use super::reconcile::Record;
 use crate::image::{Digest, Float};
 use crate::machine::claims::{Claims, Contender, Standing, Uid};
@@ -33,6 +34,8 @@ pub(super) struct State {
     pub flights: HashMap<Uid, Flight>,
     /// Requests that have ended or were deleted of late. A UID never comes back.
     left: HashMap<Uid, Left>,
+    /// What the operator has stopped.
+    pub brake: Brake,
     /// Nothing more is launched.
     pub draining: bool,
     next_flight: u64,

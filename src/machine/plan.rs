@@ -42,6 +42,8 @@ pub struct Scene {
     pub quiet_until: Option<Timestamp>,
     /// The newest prune stamp known on the float, of whatever request.
     pub newest_stamp: Option<Stamp>,
+    /// The controller's operator has stopped work on a registry of the image; this says so.
+    pub paused: Option<String>,
 }
 
 /// What a running step waits for.
@@ -141,7 +143,14 @@ fn note_order_and_deadline(request: &mut Request, world: &World) {
 /// An image whose step waits inside says so.
 fn show_waiting(request: &mut Request, world: &World) {
     for (image, scene) in request.status.images.iter_mut().zip(&world.scenes) {
-        if image.phase.is_finished() || scene.running.is_none() {
+        if image.phase.is_finished() {
+            continue;
+        }
+        if scene.running.is_none() {
+            if image.reason == Some(Reason::Paused) && scene.paused.is_none() {
+                image.reason = None;
+                image.message.clear();
+            }
             continue;
         }
         if let Some(waiting) = &scene.waiting {
@@ -321,7 +330,8 @@ fn end_exhausted(request: &mut Request, world: &World) {
     }
 }
 
-/// The floats may move: all images of a group are backed up, or this one is.
+/// The floats may move: all images of a group are backed up, or this one is. While work is stopped nothing is committed: it can
+/// still be cancelled.
 fn commit(request: &mut Request, world: &World) {
     let late = request
         .status
@@ -330,18 +340,20 @@ fn commit(request: &mut Request, world: &World) {
     if request.spec.cancel || request.spec.suspend || late || world.admission != Admission::Holds {
         return;
     }
+    let paused = |index: usize| world.scenes.get(index).is_some_and(|s| s.paused.is_some());
     match request.spec.latch {
         Latch::Together => {
             let phases = || request.status.images.iter().map(|i| i.phase);
             let ready =
                 phases().all(|p| matches!(p, Phase::BackedUp | Phase::Latched | Phase::Posted));
-            if ready && phases().any(|p| p == Phase::BackedUp) {
+            let paused = (0..request.status.images.len()).any(paused);
+            if ready && !paused && phases().any(|p| p == Phase::BackedUp) {
                 request.status.committed = true;
             }
         }
         Latch::Independently => {
-            for image in &mut request.status.images {
-                image.committed |= image.phase == Phase::BackedUp;
+            for (index, image) in request.status.images.iter_mut().enumerate() {
+                image.committed |= image.phase == Phase::BackedUp && !paused(index);
             }
         }
     }
@@ -359,7 +371,18 @@ fn launch(request: &mut Request, world: &World, plan: &mut Plan) {
         let suspended = request.spec.suspend && !committed;
         let image = &mut request.status.images[index];
         let scene = world.scenes.get(index).cloned().unwrap_or_default();
-        if image.phase.is_finished() || scene.running.is_some() || suspended {
+        if image.phase.is_finished() || suspended {
+            continue;
+        }
+        if scene.running.is_some() {
+            if scene.paused.is_some() {
+                plan.drops.push(index);
+            }
+            continue;
+        }
+        if let Some(message) = scene.paused {
+            image.reason = Some(Reason::Paused);
+            image.message = message;
             continue;
         }
         let Some(step) = next_step(image.phase, image.source.is_some(), committed, failed) else {
@@ -429,6 +452,11 @@ fn what_it_waits_for(request: &Request, world: &World) -> Option<(Reason, String
         &world.admission
     {
         return Some((*reason, message.clone()));
+    }
+    if request.is_rolling_back() {
+        let images = request.status.images.iter().zip(&world.scenes);
+        let mut open = images.filter(|(image, _)| image.rollback.is_some());
+        return open.find_map(|(_, scene)| Some((Reason::Paused, scene.paused.clone()?)));
     }
     let waits = |i: &&super::Image| {
         !i.phase.is_finished() && i.reason.is_some_and(|r| r.kind() == Kind::Waiting)

@@ -54,7 +54,7 @@ pub(super) fn plan(request: &mut Request, world: &World, plan: &mut Plan) {
             continue;
         }
         if scene.running.is_some() {
-            if late {
+            if late || scene.paused.is_some() {
                 plan.drops.push(index);
             }
             continue;
@@ -62,6 +62,9 @@ pub(super) fn plan(request: &mut Request, world: &World, plan: &mut Plan) {
         if late {
             let why = format!("not within {GRACE_SECONDS} s");
             image.leave_behind(&why);
+            continue;
+        }
+        if scene.paused.is_some() {
             continue;
         }
         let not_before = image.next_attempt.max(scene.quiet_until);

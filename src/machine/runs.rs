@@ -60,13 +60,15 @@ fn quiet() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// Crashes, lost answers and late writes, which must not show in the end.
+/// Crashes, lost answers, late writes and pauses, which must not show in the end.
 fn healed() -> impl Strategy<Value = Event> {
     prop_oneof![
         Just(Event::Crash),
         (0..6_usize).prop_map(Event::Lose),
         (0..6_usize).prop_map(Event::Late),
         Just(Event::Expire),
+        (0..2_usize).prop_map(Event::Pause),
+        Just(Event::Unpause),
     ]
 }
 

@@ -365,6 +365,7 @@ impl World {
                     .map(time)
                     .filter(|_| !unsettled),
                 newest_stamp: process.stamps.get(&number).copied(),
+                paused: None,
             }
         });
         let world = crate::machine::World {

@@ -98,6 +98,61 @@ fn nothing_is_launched_on_what_runs_or_is_not_due_or_has_not_settled_or_while_dr
 }
 
 #[test]
+fn what_is_paused_is_given_up_says_so_and_goes_on_as_if_nothing_had_been() {
+    let mut each = request(Latch::Independently, &[Pending, Incoming, Pending]);
+    each.status.images[2].attempts = 1;
+    let mut surroundings = running(3, 2, Step::Resolve);
+    for paused in [1, 2] {
+        surroundings.scenes[paused].paused = Some("paused by ci".into());
+    }
+    let held = plan(&mut each, &surroundings);
+    assert_eq!(
+        (steps(&held), held.drops),
+        (vec![(0, Step::Resolve)], vec![2])
+    );
+    assert_eq!(held.waiting, Some((Reason::Paused, "paused by ci".into())));
+    let image = &each.status.images[1];
+    assert_eq!(
+        (image.reason, image.message.as_str()),
+        (Some(Reason::Paused), "paused by ci")
+    );
+    assert_eq!(image.attempts, 0);
+    // It goes on, but the float has not settled: nobody stops it any more.
+    let mut quiet = running(3, 0, Step::Resolve);
+    quiet.scenes[1].quiet_until = Some(at(4));
+    let waits = plan(&mut each, &quiet);
+    assert_eq!((waits.waiting, each.status.images[1].reason), (None, None));
+    quiet.now = at(4);
+    quiet.scenes[1].quiet_until = None;
+    assert!(steps(&plan(&mut each, &quiet)).contains(&(1, Step::BackUp)));
+}
+
+#[test]
+fn while_an_image_is_paused_its_group_is_not_committed_and_can_be_cancelled() {
+    let mut group = request(Latch::Together, &[BackedUp, BackedUp]);
+    let mut surroundings = world(2);
+    surroundings.scenes[1].paused = Some("paused by ci".into());
+    assert_eq!(plan(&mut group, &surroundings).launches, []);
+    assert!(!group.status.committed);
+    group.spec.cancel = true;
+    plan(&mut group, &surroundings);
+    assert!(ends(&group).iter().all(|end| end.0 == Cancelled));
+    // What is committed stays so, and goes no further.
+    let mut group = committed(&[BackedUp, Latched]);
+    surroundings.scenes[0].paused = Some("paused by ci".into());
+    assert_eq!(plan(&mut group, &surroundings).launches, []);
+    assert!(group.status.committed);
+    assert_eq!(
+        steps(&plan(&mut group, &world(2))),
+        [(0, Step::Latch), (1, Step::Post)]
+    );
+    let mut each = request(Latch::Independently, &[BackedUp, BackedUp]);
+    surroundings.scenes[0].paused = None;
+    plan(&mut each, &surroundings);
+    assert_eq!((each.is_committed(0), each.is_committed(1)), (true, false));
+}
+
+#[test]
 fn no_float_of_a_group_moves_until_every_image_is_backed_up() {
     let mut group = request(Latch::Together, &[BackedUp, Incoming, Posted]);
     assert_eq!(steps(&plan(&mut group, &world(3))), [(1, Step::BackUp)]);

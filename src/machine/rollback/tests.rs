@@ -283,3 +283,22 @@ fn a_float_that_may_be_taken_back_is_kept_to_the_end_of_the_whole_request() {
         assert!(!request.is_open(0) && !request.is_open(1));
     }
 }
+
+#[test]
+fn a_paused_registry_holds_the_floats_where_they_are_and_the_request_says_so() {
+    let mut request = failed();
+    let mut paused = world(4);
+    for scene in &mut paused.scenes {
+        scene.paused = Some("paused by ci".into());
+    }
+    let held = plan(&mut request, &paused);
+    assert_eq!(launched(&held), []);
+    assert_eq!(held.waiting, Some((Reason::Paused, "paused by ci".into())));
+    assert_eq!(held.wake, Some(at(GRACE_SECONDS)), "its time runs");
+    let mut one = running(4, 0, Step::RollBack);
+    one.scenes[0].paused = Some("paused by ci".into());
+    let dropped = plan(&mut request, &one);
+    assert_eq!(dropped.drops, [0]);
+    let others = [1, 3].map(|index| (index, Step::RollBack, false));
+    assert_eq!(launched(&dropped), others);
+}

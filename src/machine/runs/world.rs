@@ -77,6 +77,10 @@ pub enum Event {
     Suspend(usize),
     /// `spec.suspend` is unset.
     Resume(usize),
+    /// Work on a float is stopped.
+    Pause(usize),
+    /// Work goes on, on every float.
+    Unpause,
     /// The object is deleted.
     Delete(usize),
     /// Time passes.
@@ -102,6 +106,7 @@ pub struct World {
     /// Deleted ones.
     pub deleted: BTreeSet<usize>,
     sources_gone: bool,
+    paused: BTreeSet<Float>,
     process: Process,
     wire: Vec<(i64, Write)>,
     /// The number of writes of somebody else.
@@ -183,6 +188,7 @@ impl World {
                 .collect(),
             deleted: BTreeSet::new(),
             sources_gone: false,
+            paused: BTreeSet::new(),
             process: Process::new(now - SETTLE, count),
             wire: Vec::new(),
             foreign: 0,
@@ -218,6 +224,8 @@ impl World {
             Event::Cancel(index) => self.requests[index % count].spec.cancel = true,
             Event::Suspend(index) => self.requests[index % count].spec.suspend = true,
             Event::Resume(index) => self.requests[index % count].spec.suspend = false,
+            Event::Pause(number) => _ = self.paused.insert(float(number % 2)),
+            Event::Unpause => self.paused.clear(),
             Event::Delete(index) => self.delete(request(index)),
             Event::Tick(seconds) => self.pass(seconds),
             Event::Expire => self.registry.expire(),
@@ -249,8 +257,9 @@ impl World {
         }
     }
 
-    /// Fair rounds until every request has ended or is held back by its suspension.
+    /// Fair rounds, nothing paused, until every request has ended or is held back by its suspension.
     pub fn settle(&mut self) {
+        self.apply(Event::Unpause);
         for _ in 0..2_500 {
             let rests = |world: &Self, index: usize| {
                 let request = &world.requests[index];
@@ -355,6 +364,7 @@ impl World {
                 waiting: None,
                 quiet_until: self.quiet_until(&spec.float),
                 newest_stamp: None,
+                paused: self.paused.get(&spec.float).map(ToString::to_string),
             });
         let world = crate::machine::World {
             now: time(self.now),

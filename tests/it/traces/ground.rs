@@ -297,6 +297,7 @@ impl Inside {
                 client: stage.plane.client().unwrap(),
                 namespace: Some(stage.namespace.clone()),
                 lease_namespace: None,
+                brake_namespace: stage.namespace.clone(),
                 identity: "inside".into(),
                 registry: Registry::with_rests(settings, rest, rest * 10).unwrap(),
                 policy: Policy::default(),

@@ -1,0 +1,70 @@
+//! The brake on a cluster: the ConfigMap `promotion-controller` in the Lease's namespace, key `paused`, read live.
+//!
+//! What was read stays in force while it cannot be read again. Before it was read once nothing is launched: a controller that
+//! starts in the middle of an incident must not work for a moment first.
+
+use std::pin::pin;
+
+use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::runtime::watcher::Event;
+use kube::{Api, Client};
+
+use super::watch::lasting;
+use crate::engine::{Brake, Engine};
+use crate::store::Store;
+
+/// How the ConfigMap is named.
+const NAME: &str = "promotion-controller";
+/// Its key.
+const KEY: &str = "paused";
+
+/// Follows the ConfigMap for ever. `known` is called once: when it was read, or could not be.
+pub(super) async fn follow<S: Store>(
+    engine: &Engine<S>,
+    client: Client,
+    namespace: &str,
+    known: impl FnOnce(),
+) {
+    let place = format!("ConfigMap {namespace}/{NAME}");
+    let api: Api<ConfigMap> = Api::namespaced(client, namespace);
+    let mut known = Some(known);
+    let mut listed = None;
+    let mut events = pin!(lasting(api, &format!("metadata.name={NAME}")));
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(Event::Init) => {
+                listed = None;
+                continue;
+            }
+            Ok(Event::InitApply(map)) => {
+                listed = Some(map);
+                continue;
+            }
+            Ok(Event::InitDone) => engine.brake(read(listed.take(), &place)),
+            Ok(Event::Apply(map)) => engine.brake(read(Some(map), &place)),
+            Ok(Event::Delete(_)) => engine.brake(Brake::default()),
+            Err(error) => {
+                tracing::warn!("{place} cannot be read now: {error}");
+                if known.is_some() {
+                    engine.brake(unread(&place));
+                }
+            }
+        }
+        if let Some(known) = known.take() {
+            known();
+        }
+    }
+}
+
+/// The brake before the ConfigMap was read.
+fn unread(place: &str) -> Brake {
+    Brake::unknown(format!(
+        "paused until {place} can be read (it need not exist); let the controller list and watch it"
+    ))
+}
+
+fn read(map: Option<ConfigMap>, place: &str) -> Brake {
+    let text = map.and_then(|map| map.data?.remove(KEY));
+    Brake::parse(&text.unwrap_or_default(), place)
+}
