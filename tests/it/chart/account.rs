@@ -39,8 +39,14 @@ struct Ground {
 impl Ground {
     async fn new(plane: &'static ControlPlane) -> Self {
         clear(plane).await;
-        let auth =
-            Auth::new(AuthMode::Bearer).user(User::new("robot", "robot-pw").push("ci").pull("src"));
+        let users = ["robot", "own"].into_iter();
+        let auth = users.fold(Auth::new(AuthMode::Bearer), |auth, name| {
+            auth.user(
+                User::new(name, &format!("{name}-pw"))
+                    .push("ci")
+                    .pull("src"),
+            )
+        });
         let settings = Settings {
             audit: true,
             ..Settings::default()
@@ -283,7 +289,7 @@ async fn with_the_rights_of_the_chart_the_controller_does_its_whole_job() {
         .unwrap()
         .to_string();
     let mut leader = ground.pod("pod-0").await;
-    leader.until_said("ready").await;
+    leader.until_said("claims rebuilt").await;
     for path in ["/livez", "/readyz", "/metrics"] {
         assert_eq!(leader.probe(path).await, Some(200), "{path}");
     }
@@ -447,8 +453,6 @@ struct Ask {
     /// The path of the API, and the resource with its subresource: `api/v1`, `pods/exec`.
     api: &'static str,
     resource: &'static str,
-    /// Which namespace, as the table names it; empty: all of them, or none.
-    namespace: &'static str,
     name: &'static str,
 }
 
@@ -460,7 +464,13 @@ async fn ask(client: &Client, ask: &Ask, namespace: &str, user: Option<&str>) ->
     }
     let (resource, sub) = ask.resource.split_once('/').unwrap_or((ask.resource, ""));
     path.push_str(&format!("/{resource}"));
-    if !ask.name.is_empty() && ask.verb != "list" && ask.verb != "watch" && ask.verb != "create" {
+    // What is created has no name, unless it is created under something that has.
+    let nameless = match ask.verb {
+        "list" | "watch" => true,
+        "create" => sub.is_empty(),
+        _ => ask.name.is_empty(),
+    };
+    if !nameless {
         path.push_str(&format!("/{}", ask.name));
     }
     if !sub.is_empty() {
@@ -669,17 +679,16 @@ async fn of_the_api_the_controller_may_use_what_it_needs_and_nothing_else() {
             verb,
             api,
             resource,
-            namespace,
             name,
         };
         let code = ask(&client, &asked, &real(namespace), None).await;
         if (code != 403) != allowed {
-            wrong.push(format!("{asked:?}: {code}"));
+            wrong.push(format!("{asked:?} in {namespace}: {code}"));
         }
         // Everybody else's rights are not its own either.
         if !allowed {
             let code = ask(&client, &asked, &real(namespace), Some("admin")).await;
-            assert_eq!(code, 403, "as admin, {asked:?}");
+            assert_eq!(code, 403, "as admin, {asked:?} in {namespace}");
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
@@ -781,7 +790,6 @@ async fn people(ground: &Ground) {
         verb,
         api: OURS,
         resource,
-        namespace: "named",
         name,
     };
     // The roles are put together a moment after they are there.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use kube::api::{Api, DynamicObject, PostParams};
+use kube::api::{Api, DynamicObject, Patch, PatchParams, PostParams};
 use kube::core::ApiResource;
 use promotion_controller::api::{PromotionRequest, crd_yaml};
 use serde_json::{Value, json};
@@ -118,21 +118,15 @@ async fn the_definition_goes_forward_with_the_chart_and_back_with_nothing() {
     // What a controller of the next version records.
     let wanted = object("r", &spec(&[("quay.io/a/b:c", "quay.io/a/b:d")]));
     let typed: Api<PromotionRequest> = Api::namespaced(plane.client().unwrap(), &namespace);
-    let made = typed.create(&PostParams::default(), &wanted).await.unwrap();
-    let mut made: DynamicObject =
-        serde_json::from_value(serde_json::to_value(made).unwrap()).unwrap();
-    made.data["status"] = json!({"phase": "Pending", "signature": "next"});
-    let params = PostParams::default();
+    typed.create(&PostParams::default(), &wanted).await.unwrap();
+    let status = json!({"status": {"phase": "Pending", "signature": "next"}});
     // The API server may serve the definition of before for a moment.
     let end = Instant::now() + Duration::from_mins(1);
-    loop {
-        made.metadata.resource_version = None;
-        let api = requests(plane, &namespace);
-        api.replace_status("r", &params, &made).await.unwrap();
-        if signature(plane, &namespace).await == "next" {
-            break;
-        }
+    while signature(plane, &namespace).await != "next" {
         assert!(Instant::now() < end, "the field does not come");
+        let (params, patch) = (PatchParams::default(), Patch::Merge(&status));
+        let api = requests(plane, &namespace);
+        api.patch_status("r", &params, &patch).await.unwrap();
         tokio::time::sleep(LOOK).await;
     }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use promotion_controller::api::{crd, crd_yaml};
 use promotion_controller::controller::END;
 use serde_json::{Value, json};
@@ -545,10 +546,8 @@ async fn the_network_is_open_to_what_the_values_name_and_to_nothing_else() {
 async fn the_definition_is_rendered_as_it_is_and_outlives_the_release() {
     let rendered = objects(&Helm::alone().await.template("pc", &least()).await);
     let definition = only(&rendered, "CustomResourceDefinition");
-    assert_eq!(
-        definition["spec"],
-        serde_json::to_value(crd()).unwrap()["spec"]
-    );
+    let read: CustomResourceDefinition = serde_json::from_value(definition.clone()).unwrap();
+    assert_eq!(read.spec, crd().spec);
     let about = &definition["metadata"];
     assert_eq!(about["annotations"]["helm.sh/resource-policy"], "keep");
     assert_eq!(
