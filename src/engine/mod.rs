@@ -39,6 +39,7 @@ use operation::Tools;
 use state::State;
 
 pub use admission::ASKING;
+pub use operation::forecast;
 pub use reconcile::{Next, ReconcileError};
 
 /// How the engine is set.
