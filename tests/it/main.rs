@@ -19,6 +19,7 @@ mod hostile;
 mod house;
 mod inside;
 mod points;
+mod policy;
 mod promote;
 mod registry;
 mod rivals;
