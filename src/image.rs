@@ -491,6 +491,10 @@ mod tests {
 
     #[test]
     fn the_default_port_is_dropped_so_that_one_float_has_one_name() {
+        for name in ["index.docker.io", "registry-1.docker.io:443"] {
+            let hub: Float = format!("{name}/o/r:t").parse().unwrap();
+            assert_eq!(hub, "docker.io/o/r:t".parse().unwrap());
+        }
         let a: Float = "quay.io:443/o/r:t".parse().unwrap();
         let b: Float = "quay.io/o/r:t".parse().unwrap();
         assert_eq!(a, b);

@@ -1,4 +1,4 @@
-//! Whether a request has its floats to itself: eligibility, the claim, and the end of those it supersedes.
+//! Whether a request has its floats to itself: eligibility, a seat, the claim, and the end of those it supersedes.
 //!
 //! Everything a claim ends is saved on the loser before the winner's claim is saved, and both before the first registry
 //! request under the claim: the record outlives the winner.
@@ -16,6 +16,7 @@ use super::{Engine, identity, is_finished};
 use crate::api::{self, PromotionRequest};
 use crate::image::{Float, Repository};
 use crate::machine::claims::{Rival, Standing, Verdict};
+use crate::machine::seats::Room;
 use crate::machine::{Admission, Class, Fault, Latch, Mode, Phase, Reason, Request};
 use crate::registry::{Activity, Registry};
 use crate::store::{Access, AccessError, Key, Store, StoreError};
@@ -34,6 +35,8 @@ pub(super) struct Entry {
     pub access: Option<Access>,
     /// Look again then.
     pub again: Option<Instant>,
+    /// It waits for a seat, and for nothing else.
+    pub in_line: bool,
 }
 
 impl Entry {
@@ -42,6 +45,7 @@ impl Entry {
             admission,
             access: None,
             again: None,
+            in_line: false,
         }
     }
 
@@ -51,6 +55,20 @@ impl Entry {
             admission: Admission::Waits(reason, message.into()),
             access: None,
             again,
+            in_line: false,
+        }
+    }
+
+    /// Waits for a seat. It is woken when there is one.
+    fn in_line(most: usize, room: &Room) -> Self {
+        let what = if room.plans { "plans" } else { "requests" };
+        let message = format!(
+            "{most} {what} of this namespace have begun, as many as may at once (--max-active-requests-per-namespace); \
+             waits for one of them to end"
+        );
+        Self {
+            in_line: true,
+            ..Self::waits(Reason::Queued, message, None)
         }
     }
 }
@@ -58,6 +76,36 @@ impl Entry {
 impl<S: Store> Engine<S> {
     /// Finds out whether a request may run, and claims its floats if it may begin.
     pub(super) async fn admit(
+        &self,
+        key: &Key,
+        uid: &str,
+        object: &PromotionRequest,
+        request: &Request,
+    ) -> Result<Entry, StoreError> {
+        let entry = self.judge(key, uid, object, request).await?;
+        if !entry.in_line && entry.admission != Admission::Holds {
+            self.stand_back(uid);
+        }
+        Ok(entry)
+    }
+
+    /// What cannot begin for another reason than that there is no seat lets the next come; a plan that is held up gives its seat up.
+    pub(super) fn stand_back(&self, uid: &str) {
+        let mut state = self.lock();
+        let Some(known) = state.known.get(uid) else {
+            return;
+        };
+        let room = known.room();
+        state.seats.stand_back(&room, uid);
+        if room.plans {
+            state.seats.leave(&room, uid);
+        }
+        let called = state.call(&room);
+        drop(state);
+        self.wake(called);
+    }
+
+    async fn judge(
         &self,
         key: &Key,
         uid: &str,
@@ -98,7 +146,8 @@ impl<S: Store> Engine<S> {
             Err(AccessError::NotAllowed(message)) => {
                 let mut entry = Entry::of(Admission::Refused(Reason::NotAllowed, message));
                 // What is committed keeps its grant, and goes on once the rest has ended.
-                entry.again = Some(Instant::now() + Duration::from_secs(1));
+                let goes_on = request.has_open_commit();
+                entry.again = goes_on.then(|| Instant::now() + Duration::from_secs(1));
                 return Ok(entry);
             }
             Err(AccessError::Unavailable(message)) => {
@@ -110,7 +159,7 @@ impl<S: Store> Engine<S> {
             }
         };
         let mut entry = if request.spec.mode == Mode::Plan {
-            Entry::of(Admission::Holds)
+            self.seat_plan(uid)
         } else {
             self.claim(key, uid, request, &access).await?
         };
@@ -150,33 +199,10 @@ impl<S: Store> Engine<S> {
         if let Some(entry) = self.ask(key, uid, request, access) {
             return Ok(entry);
         }
-        self.stand(uid, Standing::Eligible);
         let now = super::now();
-        let verdict = {
-            let mut state = self.lock();
-            let state: &mut State = &mut state;
-            let Some(known) = state.known.get(uid) else {
-                return Ok(Entry::waits(
-                    Reason::Queued,
-                    "not known yet",
-                    Some(Duration::from_secs(1)),
-                ));
-            };
-            let me = known.contender.clone();
-            let sharers = state.sharers(&me);
-            let verdict = state.claims.judge(&me, sharers.into_iter(), now);
-            // Taken under the same lock as judged, so that two requests cannot both claim.
-            if matches!(verdict, Verdict::Claim(_)) && !state.claims.take(uid, &floats) {
-                return Ok(Entry::waits(
-                    Reason::Queued,
-                    "another request holds a float",
-                    Some(Duration::from_secs(1)),
-                ));
-            }
-            if let (Verdict::Claim(rivals), Some(known)) = (&verdict, state.known.get_mut(uid)) {
-                known.claiming = !rivals.is_empty();
-            }
-            verdict
+        let verdict = match self.sit_and_take(uid, &floats, now) {
+            Ok(verdict) => verdict,
+            Err(entry) => return Ok(entry),
         };
         match verdict {
             Verdict::Wait { behind, until } => {
@@ -194,9 +220,8 @@ impl<S: Store> Engine<S> {
                 // What is left of it, if anything is, is judged again at once.
                 let again = Some(Instant::now());
                 Ok(Entry {
-                    admission,
-                    access: None,
                     again,
+                    ..Entry::of(admission)
                 })
             }
             Verdict::Claim(rivals) => {
@@ -216,6 +241,61 @@ impl<S: Store> Engine<S> {
                 Ok(Entry::of(Admission::Holds))
             }
         }
+    }
+
+    /// What the claims say of a request that may push; where they let it begin, a seat and its floats are its own. Err: it waits for
+    /// a seat. All under one lock, so that no two can both claim.
+    fn sit_and_take(&self, uid: &str, floats: &[Float], now: Timestamp) -> Result<Verdict, Entry> {
+        let soon = |why: &str| Entry::waits(Reason::Queued, why, Some(Duration::from_secs(1)));
+        let mut state = self.lock();
+        let state: &mut State = &mut state;
+        let Some(known) = state.known.get_mut(uid) else {
+            return Err(soon("not known yet"));
+        };
+        let before = std::mem::replace(&mut known.contender.standing, Standing::Eligible);
+        let (me, room) = (known.contender.clone(), known.room());
+        let sharers = state.sharers(&me);
+        let verdict = state.claims.judge(&me, sharers.into_iter(), now);
+        let Verdict::Claim(rivals) = &verdict else {
+            return Ok(verdict);
+        };
+        let older = rivals.iter().map(|rival| &rival.uid);
+        if !state.seats.ask(&room, uid, me.order, older) {
+            // It may not begin: nobody of another namespace waits for it.
+            if let Some(known) = state.known.get_mut(uid) {
+                known.contender.standing = Standing::Ineligible;
+            }
+            if before != Standing::Ineligible {
+                let floats = me.shares.iter().map(|share| &share.float);
+                self.wake(state.keys_on(floats, uid));
+            }
+            return Err(Entry::in_line(state.seats.most(), &room));
+        }
+        if !state.claims.take(uid, floats) {
+            return Err(soon("another request holds a float"));
+        }
+        if let Some(known) = state.known.get_mut(uid) {
+            known.claiming = !rivals.is_empty();
+        }
+        // Whoever stood behind it in the line waits for its float now.
+        self.wake(state.call(&room));
+        Ok(verdict)
+    }
+
+    /// A plan needs no float, but a seat among the plans.
+    fn seat_plan(&self, uid: &str) -> Entry {
+        let mut state = self.lock();
+        let state: &mut State = &mut state;
+        let Some(known) = state.known.get(uid) else {
+            return Entry::of(Admission::Holds);
+        };
+        let (room, order) = (known.room(), known.contender.order);
+        if state.seats.ask(&room, uid, order, std::iter::empty()) {
+            let called = state.call(&room);
+            self.wake(called);
+            return Entry::of(Admission::Holds);
+        }
+        Entry::in_line(state.seats.most(), &room)
     }
 
     /// Ends an older request on the floats that `winner` claims. Err: it cannot be ended, the winner waits.

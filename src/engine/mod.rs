@@ -32,6 +32,7 @@ use tokio::time::Instant;
 use crate::api::{self, PromotionRequest};
 use crate::machine::Request;
 use crate::machine::claims::{Contender, Standing};
+use crate::machine::seats::Seats;
 use crate::policy::Policy;
 use crate::registry::Registry;
 use crate::store::{Key, Store};
@@ -106,7 +107,7 @@ impl<S: Store> Engine<S> {
             leadership,
             put_timeout: settings.put_timeout(),
         };
-        let state = Mutex::default();
+        let state = Mutex::new(State::new(Seats::new(settings.namespace_max)));
         let inner = Inner {
             store,
             tools,
@@ -187,9 +188,11 @@ impl<S: Store> Engine<S> {
         let mut state = self.lock();
         let state = &mut *state;
         for known in state.known.values() {
-            let owned = known.contender.owned();
+            let (owned, room) = (known.contender.owned(), known.room());
             if !owned.is_empty() && !state.claims.take(&known.contender.uid, &owned) {
                 tracing::error!(request = %known.key, "two requests have begun on one float; this one waits");
+            } else if !owned.is_empty() || (room.plans && known.contender.started) {
+                state.seats.take(&room, &known.contender.uid);
             }
         }
         tracing::info!(
@@ -212,7 +215,11 @@ impl<S: Store> Engine<S> {
             operation.cancel.cancel();
         }
         let floats = known.contender.shares.iter().map(|share| &share.float);
-        let waiting = state.keys_on(floats, uid);
+        let mut waiting = state.keys_on(floats, uid);
+        let room = known.room();
+        state.seats.leave(&room, uid);
+        state.seats.stand_back(&room, uid);
+        waiting.extend(state.call(&room));
         drop(state);
         self.wake(waiting);
         self.settle_claims(uid);
@@ -301,7 +308,8 @@ impl<S: Store> Engine<S> {
         if running.is_empty() && !state.known.contains_key(uid) {
             state.flights.remove(uid);
         }
-        let waiting = state.keys_on(freed.iter(), uid);
+        let mut waiting = state.keys_on(freed.iter(), uid);
+        waiting.extend(state.leave_seat(uid));
         self.wake(waiting);
         if let Some(again) = again {
             let (engine, uid) = (self.clone(), uid.to_owned());

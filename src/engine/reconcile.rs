@@ -158,6 +158,7 @@ impl<S: Store> Engine<S> {
             Ok(request) => request,
             Err(error @ ReadError::Status { .. }) => {
                 tracing::error!(request = %key, "{error}");
+                self.stand_back(&uid);
                 return Ok(Next::Triggered);
             }
             Err(error @ ReadError::Spec { .. }) => return self.refuse(key, object, &error).await,
@@ -179,6 +180,7 @@ impl<S: Store> Engine<S> {
             admission,
             access,
             again,
+            ..
         } = self.admit(key, &uid, &object, &request).await?;
         let launching = access.is_some() && !draining;
         let world = World {

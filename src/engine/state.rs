@@ -15,6 +15,7 @@ use super::brake::Brake;
 use super::reconcile::Record;
 use crate::image::{Digest, Float};
 use crate::machine::claims::{Claims, Contender, Standing, Uid};
+use crate::machine::seats::{Room, Seats};
 use crate::machine::{Outcome, Reason, Step};
 use crate::registry::Activity;
 use crate::store::{Access, Key};
@@ -26,6 +27,8 @@ const LEFT: Duration = Duration::from_mins(1);
 #[derive(Default)]
 pub(super) struct State {
     pub claims: Claims,
+    /// How many of a namespace may have begun at once.
+    pub seats: Seats,
     /// The unfinished requests that are known.
     pub known: HashMap<Uid, Known>,
     /// Which of them name a float.
@@ -123,7 +126,46 @@ pub(super) struct InFlight {
     pub outcome: Option<Outcome>,
 }
 
+impl Known {
+    /// With whom it is counted. One that only plans contends for nothing.
+    pub fn room(&self) -> Room {
+        Room {
+            namespace: self.key.namespace.clone(),
+            plans: self.contender.shares.is_empty(),
+        }
+    }
+}
+
 impl State {
+    pub fn new(seats: Seats) -> Self {
+        Self {
+            seats,
+            ..Self::default()
+        }
+    }
+
+    /// Those of a room who are to come now, as there are seats.
+    pub fn call(&mut self, room: &Room) -> Vec<Key> {
+        let called = self.seats.call(room);
+        let known = called.iter().filter_map(|uid| self.known.get(uid));
+        known.map(|known| known.key.clone()).collect()
+    }
+
+    /// A request has no float any more: its seat is free. One that plans keeps its own to its end.
+    pub fn leave_seat(&mut self, uid: &str) -> Vec<Key> {
+        let Some(known) = self.known.get(uid) else {
+            return Vec::new();
+        };
+        let room = known.room();
+        let floats = known.contender.shares.iter().map(|share| &share.float);
+        let mut owners = floats.filter_map(|float| self.claims.owner(float));
+        if room.plans || owners.any(|owner| owner == uid) {
+            return Vec::new();
+        }
+        self.seats.leave(&room, uid);
+        self.call(&room)
+    }
+
     /// A number no other operation of this process has.
     pub fn next_flight(&mut self) -> u64 {
         self.next_flight += 1;

@@ -40,6 +40,7 @@ const fn wish(images: &'static [(usize, &'static str)], latch: Latch) -> Wish {
         latch,
         on_failure: OnFailure::Hold,
         suspended: false,
+        namespace: "a",
     }
 }
 
@@ -59,6 +60,7 @@ const fn scenario(name: &'static str, wishes: &'static [Wish]) -> Scenario {
         refused: None,
         post1: false,
         attempts: 5,
+        seats: 0,
         wishes,
     }
 }
@@ -126,6 +128,34 @@ const MIXED: Scenario = scenario(
         wish(&[(1, "B1"), (0, "B0")], T),
     ],
 );
+
+/// The last one is of another namespace, and newer than one of the first that has no seat yet.
+const SEATED: Scenario = Scenario {
+    seats: 1,
+    ..scenario(
+        "one seat for two, and a float that another namespace wants",
+        &[
+            wish(&[(0, "A0")], T),
+            wish(&[(1, "B1")], T),
+            Wish {
+                namespace: "b",
+                ..wish(&[(1, "C1")], T)
+            },
+        ],
+    )
+};
+/// All on one float, in one namespace.
+const IN_LINE: Scenario = Scenario {
+    seats: 1,
+    ..scenario(
+        "one seat, two on one float after another",
+        &[
+            wish(&[(1, "A1")], T),
+            wish(&[(0, "B0")], T),
+            wish(&[(0, "C0")], T),
+        ],
+    )
+};
 
 const FAILS: Scenario = Scenario {
     refused: Some("f0__post1"),
@@ -200,6 +230,7 @@ fn explore(scenario: Scenario, list: &str, mutation: Option<Mutation>) -> Found 
     let mut setup = Setup::new(scenario, faults(list), mutation);
     // Which of two requests begins is a matter of luck where one is held back.
     let luck = scenario.wishes.iter().any(|wish| wish.suspended);
+    let luck = luck || scenario.seats > 0;
     // So is how far the others of a group got before one failed.
     let group = |wish: &Wish| wish.images.len() > 1;
     let luck = luck || (scenario.refused.is_some() && scenario.wishes.iter().any(group));
@@ -398,6 +429,17 @@ fn a_group_that_fails_is_taken_back_or_says_what_was_not_under_every_fault() {
                 &["crash", "late", "refused", "removed", "delete"],
             ),
         ]);
+    }
+}
+
+#[test]
+fn a_request_that_waits_for_a_seat_keeps_every_promise_and_ends_like_every_other() {
+    hold(&[
+        (SEATED, &["", "suspend"]),
+        (IN_LINE, &["", "suspend", "delete"]),
+    ]);
+    if deep() {
+        hold(&[(SEATED, &["crash"])]);
     }
 }
 

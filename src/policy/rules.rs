@@ -130,7 +130,7 @@ impl Rule {
 pub fn missing_rule(namespace: &str, source: &Source, float: &Float) -> String {
     let repository = &source.repository;
     format!(
-        "- {{name: {namespace}, namespaces: [{namespace}], sources: [\"{repository}\"], floats: [\"{float}\"]}}"
+        "- {{name: \"{namespace}\", namespaces: [\"{namespace}\"], sources: [\"{repository}\"], floats: [\"{float}\"]}}"
     )
 }
 
@@ -261,11 +261,14 @@ rules:
     #[test]
     fn the_rule_that_a_refusal_names_grants_what_was_refused_and_only_to_that_namespace() {
         let digest = crate::image::Digest::of(b"image");
-        for source in ["quay.io:5000/a/b:v1", &format!("docker.io/a/b@{digest}")] {
+        for (namespace, source) in [
+            ("ci-1", "quay.io:5000/a/b:v1"),
+            ("123", &format!("docker.io/a/b@{digest}")),
+        ] {
             let (source, float) = (source.parse().unwrap(), "quay.io/a/b:f".parse().unwrap());
-            let text = format!("rules:\n{}\n", missing_rule("ci-1", &source, &float));
+            let text = format!("rules:\n{}\n", missing_rule(namespace, &source, &float));
             let rules = Rules::parse(&text).unwrap();
-            assert!(rules.of("ci-1")[0].grants(&source, &float), "{text}");
+            assert!(rules.of(namespace)[0].grants(&source, &float), "{text}");
             assert!(rules.of("ci").is_empty());
         }
     }

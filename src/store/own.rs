@@ -159,7 +159,7 @@ mod tests {
             for part in [
                 &format!("spec.images[{index}]"),
                 "--policy",
-                &format!("namespaces: [{namespace}]"),
+                &format!("namespaces: [\"{namespace}\"]"),
                 &format!("\"{source}\""),
                 &format!("\"{float}\""),
             ] {

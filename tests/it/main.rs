@@ -23,6 +23,7 @@ mod inside;
 mod job;
 mod lifecycle;
 mod points;
+mod policy;
 mod promote;
 mod registry;
 mod rivals;

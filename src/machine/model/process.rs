@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 
 use crate::image::{Digest, Float, Stamp, Tag};
-use crate::machine::claims::{Claims, Contender, Standing, Verdict};
+use crate::machine::claims::{Claims, Contender, Standing, Uid, Verdict};
 use crate::machine::runs::steps::{Answer, Ask, Halt, Running, Seen, faulted};
+use crate::machine::seats::{Room, Seats};
 use crate::machine::{
     Admission, Class, Context, Launch, Outcome, Phase, Plan, Reason, Request, Scene, Step, advance,
     plan,
@@ -22,6 +23,8 @@ pub struct Process {
     pub quiet_until: i64,
     /// Who owns which float.
     pub owners: BTreeMap<usize, usize>,
+    /// How many of a namespace may have begun at once.
+    pub seats: Seats,
     /// The steps that run, and those that ended and are not recorded yet.
     pub running: BTreeMap<Who, Shared<Op>>,
     /// Steps that were launched and did not come back with success.
@@ -68,6 +71,9 @@ pub struct Op {
     blind: bool,
 }
 
+/// Why a request waits that has no seat.
+const SEATLESS: &str = "no seat";
+
 fn time(second: i64) -> Timestamp {
     Timestamp::from_second(second).expect("a time")
 }
@@ -76,9 +82,10 @@ fn time(second: i64) -> Timestamp {
 
 impl Process {
     /// A process that has listed all requests.
-    pub fn new(quiet_until: i64, now: i64, requests: usize) -> Self {
+    pub fn new(quiet_until: i64, now: i64, requests: usize, seats: usize) -> Self {
         Self {
             quiet_until,
+            seats: Seats::new(seats),
             known: vec![Some(Known::Undecided(now)); requests],
             ..Self::default()
         }
@@ -208,7 +215,14 @@ impl World {
             self.save(process, index, &request);
         }
         let harvest = self.harvest(process, index, &mut request);
-        let Some(admission) = self.admit(process, index, &request) else {
+        let admission = self.admit(process, index, &request);
+        let in_line = admission == Some(Admission::Waits(Reason::Queued, SEATLESS.into()));
+        if !in_line && admission != Some(Admission::Holds) {
+            process
+                .seats
+                .stand_back(&self.room(index), &index.to_string());
+        }
+        let Some(admission) = admission else {
             // Those that it supersedes are ended first; its own save is another action, and a crash may come between.
             return;
         };
@@ -305,6 +319,12 @@ impl World {
                 Some(Admission::Superseded(losing(request, &floats), by))
             }
             Verdict::Claim(rivals) => {
+                let others: Vec<Uid> = rivals.iter().map(|rival| rival.uid.clone()).collect();
+                let (room, uid) = (self.room(index), index.to_string());
+                if !process.seats.ask(&room, &uid, me.order, others.iter()) {
+                    process.known[index] = Some(Known::Ineligible);
+                    return waits(Reason::Queued, SEATLESS);
+                }
                 process
                     .owners
                     .extend(numbers.into_iter().map(|n| (n, index)));
@@ -480,6 +500,22 @@ impl World {
             *owner != index || owned.contains(float) || runs || quiet
         });
         process.owners = owners;
+        if !process.owners.values().any(|owner| *owner == index) {
+            process.seats.leave(&self.room(index), &index.to_string());
+        }
+        if process.known[index].is_none() {
+            process
+                .seats
+                .stand_back(&self.room(index), &index.to_string());
+        }
+    }
+
+    /// With whom a request is counted.
+    pub fn room(&self, index: usize) -> Room {
+        Room {
+            namespace: self.setup.scenario.wishes[index].namespace.into(),
+            plans: false,
+        }
     }
 
     /// What is known of an unfinished request.

@@ -20,6 +20,8 @@ pub struct Scenario {
     pub post1: bool,
     /// Launches of an image that may fail.
     pub attempts: u32,
+    /// So many requests of a namespace may have begun at once; 0: any number.
+    pub seats: usize,
     /// In the order they are created.
     pub wishes: &'static [Wish],
 }
@@ -35,6 +37,8 @@ pub struct Wish {
     pub on_failure: OnFailure,
     /// It begins suspended.
     pub suspended: bool,
+    /// Its namespace.
+    pub namespace: &'static str,
 }
 
 /// How often each kind of fault may come.

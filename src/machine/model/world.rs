@@ -151,7 +151,7 @@ impl World {
         });
         let objects: Vec<Object> = objects.collect();
         let now = 1_770_000_000;
-        let mut leader = Process::new(0, now, objects.len());
+        let mut leader = Process::new(0, now, objects.len(), setup.scenario.seats);
         if setup.mutation == Some(Mutation::HeardOutOfOrder) {
             leader.known[0] = None;
         }
@@ -410,8 +410,12 @@ impl World {
         } else {
             quiet
         };
-        let mut leader = Process::new(self.now + quiet, self.now, count);
+        let seats = self.setup.scenario.seats;
+        let mut leader = Process::new(self.now + quiet, self.now, count, seats);
         for index in 0..count {
+            if !self.owned_by_record(index).is_empty() {
+                leader.seats.take(&self.room(index), &index.to_string());
+            }
             for float in self.owned_by_record(index) {
                 leader
                     .owners

@@ -101,6 +101,10 @@ fn a_star_stays_within_a_label_and_two_cross_dots() {
     assert!(!pattern("registry.*.ci.openshift.org").matches("registry.a.b.ci.openshift.org"));
     assert!(pattern("**.openshift.org").matches("registry.a.b.ci.openshift.org"));
     assert!(pattern("127.0.0.1:*").matches("127.0.0.1:5000"));
+    assert!(pattern("registry-1.docker.io").matches("docker.io"));
+    assert!(pattern("docker.io").matches("registry-1.docker.io"));
+    assert!(pattern("*.docker.io").matches("registry-1.docker.io"));
+    assert!(!pattern("docker.io").matches("auth.docker.io"));
     assert!(pattern("quay.io:443").matches("quay.io"));
     assert!(pattern("[fd00::1]:5000").matches("[fd00::1]:5000"));
     assert!("Quay.io".parse::<HostPattern>().is_err());
