@@ -13,6 +13,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Volume};
 use kube::Client;
 use kube::api::{Api, PostParams};
+use promotion_controller::api::PromotionRequestStatus;
 use promotion_controller::controller::END;
 use promotion_controller::embedded::{
     Auth, AuthMode, Embedded, ImageSpec, Options, Settings, Shape, User,
@@ -277,6 +278,12 @@ impl Pod {
     }
 }
 
+/// Whether a status says that its request waits, and why.
+fn waits(status: &PromotionRequestStatus, reason: &str) -> bool {
+    let mut conditions = status.conditions.iter();
+    conditions.any(|c| c.type_ == "Progressing" && c.reason == reason)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn with_the_rights_of_the_chart_the_controller_does_its_whole_job() {
     let (_turn, plane) = cluster().await;
@@ -333,12 +340,10 @@ async fn with_the_rights_of_the_chart_the_controller_does_its_whole_job() {
     // A namespace that was not named: its requests are heard of and told what is missing.
     let (new, images) = ground.request("g");
     ground.other.create("r", &images).await;
-    let waits = |s: &promotion_controller::api::PromotionRequestStatus| {
-        s.conditions
-            .iter()
-            .any(|c| c.type_ == "Progressing" && c.reason == "SecretNotFound")
-    };
-    let waiting = ground.other.until("r", PATIENCE, waits).await;
+    let waiting = ground
+        .other
+        .until("r", PATIENCE, |s| waits(s, "SecretNotFound"))
+        .await;
     let (_, _, message) = condition(&waiting, "Progressing");
     let secret = format!(
         "the controller may not read Secret {}/push",
@@ -364,6 +369,31 @@ async fn with_the_rights_of_the_chart_the_controller_does_its_whole_job() {
     assert_eq!(ground.at("granted"), Some(new));
     let refused = ground.named.finished("not-granted", PATIENCE).await;
     assert_eq!(condition(&refused, "Failed").1, "NotAllowed");
+
+    // The brake, as the notes of the chart tell it.
+    let namespace = ground.release.namespace.as_str();
+    let pause = [
+        "create",
+        "configmap",
+        NAME,
+        "--from-literal=paused=all",
+        "-n",
+        namespace,
+    ];
+    kubectl(plane, &pause, "").await;
+    leader.until_said("paused").await;
+    let (new, images) = ground.request("p");
+    ground.named.create("p", &images).await;
+    let waiting = ground
+        .named
+        .until("p", PATIENCE, |s| waits(s, "Paused"))
+        .await;
+    assert_eq!(phase(&waiting), "Pending");
+    assert_eq!(ground.at("p"), None);
+    kubectl(plane, &["delete", "configmap", NAME, "-n", namespace], "").await;
+    let done = ground.named.finished("p", PATIENCE).await;
+    assert_eq!(phase(&done), "Posted", "{}", leader.log());
+    assert_eq!(ground.at("p"), Some(new));
 
     // Another replica takes over within what a rolling update gives the first.
     let second = ground.pod("pod-1").await;
@@ -395,7 +425,6 @@ async fn with_the_rights_of_the_chart_the_controller_does_its_whole_job() {
     let trail = ground.registry.audit_trail();
     assert!(trail.is_empty(), "{trail:?}");
     drop(second);
-    let namespace = &ground.release.namespace;
     ground
         .helm
         .ok(&["uninstall", NAME, "-n", namespace], &Value::Null)

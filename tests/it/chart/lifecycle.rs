@@ -140,7 +140,7 @@ async fn the_definition_goes_forward_with_the_chart_and_back_with_nothing() {
     let refused = plane.kubectl_with_input(&apply, &crd_yaml()).await.unwrap();
     let words = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(words.contains(&why), "{words}");
-    let unversioned = crd_yaml().replace("app.kubernetes.io/version: ", "note: v");
+    let unversioned = crd_yaml().replace("app.kubernetes.io/version:", "note:");
     let replace = ["replace", "-f", "-"];
     let refused = plane
         .kubectl_with_input(&replace, &unversioned)
