@@ -97,13 +97,12 @@ fn verdict(request: &Request, phase: Phase) -> (Reason, String) {
             (Reason::Cancelled, message)
         }
         Phase::Failed => {
-            let failed = || images().filter(|(image, _)| image.phase == Phase::Failed);
-            let own = failed().find(|(image, _)| image.has_failed_itself());
-            let Some((image, spec)) = own.or_else(|| failed().next()) else {
+            let Some((image, spec)) = speaker(request).and_then(|index| images().nth(index)) else {
                 return (Reason::RegistryError, String::new());
             };
             let reason = image.reason.unwrap_or(Reason::RegistryError);
-            let count = failed().count();
+            let failed = images().filter(|(image, _)| image.phase == Phase::Failed);
+            let count = failed.count();
             let taken_back = if request.status.rollback {
                 format!("; {}", came_of_it(request))
             } else {
@@ -129,6 +128,22 @@ fn verdict(request: &Request, phase: Phase) -> (Reason, String) {
             ),
         ),
     }
+}
+
+/// The failed image that speaks for the request.
+fn speaker(request: &Request) -> Option<usize> {
+    let images = &request.status.images;
+    let own = images
+        .iter()
+        .position(crate::machine::Image::has_failed_itself);
+    own.or_else(|| images.iter().position(|image| image.phase == Phase::Failed))
+}
+
+/// The final reason of a request that failed for one that only a newer version knows, which ended the image that speaks for it.
+fn of_a_newer_version(status: &PromotionRequestStatus, request: &Request) -> Option<String> {
+    let index = speaker(request).filter(|_| request.phase() == Phase::Failed)?;
+    let unknown = request.status.images[index].reason.is_none();
+    status.images.get(index)?.reason.clone().filter(|_| unknown)
 }
 
 /// What a rollback is at.
@@ -169,7 +184,7 @@ fn progress(request: &Request) -> String {
             parts.push(format!("{n} {}", phase.as_str()));
         }
     }
-    let mut text = parts.join(", ");
+    let mut text = format!("images: {}", parts.join(", "));
     if let Some(image) = images.iter().find(retried) {
         text.push_str("; to be tried again: ");
         text.push_str(&image.message);
@@ -185,12 +200,20 @@ pub(super) fn write(
     generation: Option<i64>,
 ) {
     let summary = Summary::of(request, scenery.waiting.as_ref());
-    set(&mut status.conditions, &summary, scenery.now, generation);
+    let theirs = of_a_newer_version(status, request);
+    let reason = theirs.as_deref().unwrap_or(summary.reason.as_str());
+    set_all(
+        &mut status.conditions,
+        &summary,
+        reason,
+        scenery.now,
+        generation,
+    );
     if let Some(message) = &request.status.expiring {
         place(
             &mut status.conditions,
             (EXPIRING, true),
-            (Reason::Expiring, message),
+            (Reason::Expiring.as_str(), message),
             scenery.now,
             generation,
         );
@@ -210,6 +233,22 @@ pub(super) fn set(
     now: Timestamp,
     generation: Option<i64>,
 ) {
+    set_all(
+        conditions,
+        summary,
+        summary.reason.as_str(),
+        now,
+        generation,
+    );
+}
+
+fn set_all(
+    conditions: &mut Vec<Condition>,
+    summary: &Summary,
+    reason: &str,
+    now: Timestamp,
+    generation: Option<i64>,
+) {
     let finished = summary.phase.is_finished();
     let complete = matches!(summary.phase, Phase::Posted | Phase::Planned);
     let truths = [
@@ -218,7 +257,7 @@ pub(super) fn set(
         ("Complete", complete),
         ("Failed", finished && !complete),
     ];
-    let said = (summary.reason, summary.message.as_str());
+    let said = (reason, summary.message.as_str());
     for truth in truths {
         place(conditions, truth, said, now, generation);
     }
@@ -228,7 +267,7 @@ pub(super) fn set(
 fn place(
     conditions: &mut Vec<Condition>,
     (kind, truth): (&str, bool),
-    (reason, message): (Reason, &str),
+    (reason, message): (&str, &str),
     now: Timestamp,
     generation: Option<i64>,
 ) {
@@ -242,7 +281,7 @@ fn place(
     let new = Condition {
         type_: kind.into(),
         status: status.into(),
-        reason: reason.as_str().into(),
+        reason: reason.into(),
         message: cut(message, MESSAGE_MAX),
         last_transition_time: since,
         observed_generation: generation,
@@ -290,5 +329,46 @@ mod tests {
             (2, "True")
         );
         assert_eq!(read(&object).unwrap(), request);
+    }
+
+    #[test]
+    fn an_image_that_failed_for_a_reason_of_a_newer_version_keeps_it_and_speaks_with_it() {
+        let image = |tag: &str| serde_json::json!({"source": "x.io/a/b:c", "float": format!("x.io/a/b:{tag}")});
+        let mut object: PromotionRequest = serde_json::from_value(serde_json::json!({
+            "apiVersion": "ci.openshift.io/v1alpha1", "kind": "PromotionRequest", "metadata": {"name": "x"},
+            "spec": {"images": [image("d"), image("e")]},
+            "status": {"images": [
+                {"float": "x.io/a/b:d", "phase": "Failed", "reason": "SignatureInvalid", "message": "not by us"},
+                {"float": "x.io/a/b:e", "phase": "Pending", "reason": "SignerAway"},
+            ]},
+        }))
+        .unwrap();
+        let scenery = Scenery {
+            now: Timestamp::from_second(1).unwrap(),
+            waiting: None,
+        };
+        let reasons = |object: &PromotionRequest| -> Vec<Option<String>> {
+            let images = object.status.iter().flat_map(|status| &status.images);
+            images.map(|image| image.reason.clone()).collect()
+        };
+        let unknown = Some("SignatureInvalid".to_owned());
+        let mut request = read(&object).unwrap();
+        write(&mut object, &request, &scenery);
+        // What the other waits for now is this version's to say.
+        assert_eq!(reasons(&object), [unknown.clone(), None]);
+        let of = |object: &PromotionRequest, kind: &str| {
+            let conditions = &object.status.as_ref().unwrap().conditions;
+            let found = conditions.iter().find(|c| c.type_ == kind).unwrap();
+            (found.reason.clone(), found.message.clone())
+        };
+        assert_eq!(of(&object, "Progressing").0, "Pending");
+
+        let image = &mut request.status.images[1];
+        (image.phase, image.reason) = (Phase::Failed, Some(Reason::Held));
+        write(&mut object, &request, &scenery);
+        assert_eq!(reasons(&object), [unknown, Some("Held".into())]);
+        let (reason, message) = of(&object, "Failed");
+        assert_eq!(reason, "SignatureInvalid");
+        assert_eq!(message, "2 of 2 images failed; x.io/a/b:d: not by us");
     }
 }

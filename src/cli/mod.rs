@@ -2,9 +2,11 @@
 
 mod again;
 mod controller;
+mod convert;
 mod credentials;
 #[cfg(feature = "embedded-registry")]
 mod embedded;
+mod preview;
 mod progress;
 mod promote;
 #[cfg(feature = "embedded-registry")]
@@ -42,6 +44,10 @@ enum Command {
     Controller(controller::ControllerArgs),
     /// Carry out the promotion requests of a file, without a cluster.
     Promote(promote::PromoteArgs),
+    /// Say what carrying out the promotion requests of a file would do, and write nothing.
+    Preview(preview::PreviewArgs),
+    /// Turn `oc image mirror` mappings, or the scripts that run it, into promotion requests.
+    Convert(convert::ConvertArgs),
     /// Print the CRD.
     Crd,
     /// Serve the embedded registry: quay-like, in memory, collecting what no tag holds at once.
@@ -159,6 +165,8 @@ pub fn main() -> ExitCode {
         match command {
             Command::Controller(args) => Box::pin(controller::run(args)).await,
             Command::Promote(args) => Box::pin(promote::run(args)).await,
+            Command::Preview(args) => Box::pin(preview::run(args)).await,
+            Command::Convert(args) => convert::run(&args),
             Command::Crd => {
                 print!("{}", crate::api::crd_yaml());
                 ExitCode::SUCCESS

@@ -141,8 +141,10 @@ fn tell<S>(inner: &Inner<S>, scrape: &Scrape<'_>) {
     let mut phases = [0_usize; Phase::ALL.len()];
     let mut steps = Step::ALL.map(|step| (step, 0));
     let (mut age, mut overdue) = (Duration::ZERO, Duration::ZERO);
+    let paused;
     {
         let state = inner.state.lock().unwrap_or_else(PoisonError::into_inner);
+        paused = state.brake.scope();
         for known in state.known.values() {
             let facts = &known.facts;
             for (sum, count) in phases.iter_mut().zip(facts.phases) {
@@ -176,6 +178,9 @@ fn tell<S>(inner: &Inner<S>, scrape: &Scrape<'_>) {
         scrape.operations(step, count);
     }
     scrape.oldest(age, overdue);
+    if let Some(scope) = paused {
+        scrape.paused(scope);
+    }
     scrape.due(lock(&inner.due).waiting.len());
 }
 

@@ -75,6 +75,15 @@ impl Brake {
         stops.then_some(&self.message)
     }
 
+    /// How much is stopped, as metrics say it.
+    pub(super) const fn scope(&self) -> Option<&'static str> {
+        match self.stopped {
+            Stopped::Nothing => None,
+            Stopped::Hosts(_) => Some("hosts"),
+            Stopped::Everything => Some("all"),
+        }
+    }
+
     /// The line, if anything is stopped.
     #[must_use]
     pub fn message(&self) -> Option<&str> {

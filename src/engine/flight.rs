@@ -200,6 +200,7 @@ impl<S: Store> Engine<S> {
 fn succeeded(outcome: &Outcome) -> bool {
     match outcome {
         Outcome::Resolved { .. }
+        | Outcome::Foreseen(_)
         | Outcome::Staged { .. }
         | Outcome::BackedUp
         | Outcome::Latched

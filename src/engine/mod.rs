@@ -43,6 +43,7 @@ use state::State;
 
 pub use admission::ASKING;
 pub use brake::Brake;
+pub use operation::forecast;
 pub use reconcile::{Next, ReconcileError};
 
 /// How the engine is set.

@@ -6,6 +6,7 @@
 //!
 //! The order of requests within each step is what the promises rest on; the comments say which.
 
+mod foresight;
 mod referrers;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,6 +23,8 @@ use crate::machine::{
 };
 use crate::registry::{self, Activity, Credential, Manifest, Put, Registry};
 use crate::store::Access;
+
+pub use foresight::forecast;
 
 /// A read that contradicts our own write is repeated after this.
 const READ_AGAIN: Duration = Duration::from_secs(1);
@@ -73,6 +76,7 @@ impl Operation {
     /// Runs the step to its outcome.
     pub async fn run(self) -> Outcome {
         let flow = match self.step {
+            Step::Resolve if self.mode == Mode::Plan => Box::pin(self.foresee()).await,
             Step::Resolve => self.resolve().await,
             Step::Stage => Box::pin(self.stage()).await,
             Step::BackUp => self.back_up().await,
@@ -85,20 +89,7 @@ impl Operation {
     }
 
     async fn resolve(&self) -> Flow<Outcome> {
-        let float = match self.mode {
-            Mode::Promote => self.look(self.spec.float.tag()).await?,
-            Mode::Plan => {
-                let tag = Reference::Tag(self.spec.float.tag().clone());
-                let credential = self.push()?;
-                let repository = self.repository();
-                self.read(
-                    self.tools
-                        .registry
-                        .fetch(repository, &tag, &credential, &self.activity),
-                )
-                .await?
-            }
-        };
+        let float = self.look(self.spec.float.tag()).await?;
         let (source, media_type) = match (&self.image.source, &self.spec.source.reference) {
             (Some(known), _) => (known.digest, known.media_type.clone()),
             (None, Reference::Digest(digest)) => (*digest, None),

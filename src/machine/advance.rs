@@ -8,8 +8,8 @@ use jiff::Timestamp;
 
 use super::rollback;
 use super::{
-    Class, DISPLACED_MAX, Fault, Foreign, Image, Mode, Notice, Outcome, Phase, Pin, RESCUED_MAX,
-    Reason, Request, SourceFacts, after,
+    Class, DISPLACED_MAX, Fault, Forecast, Foreign, Image, Mode, Notice, Outcome, Phase, Pin,
+    RESCUED_MAX, Reason, Request, SourceFacts, after,
 };
 use crate::image::{Digest, Float, Stamp};
 
@@ -77,7 +77,15 @@ pub fn advance(request: &mut Request, index: usize, outcome: Outcome, context: &
             },
         ) => {
             record.succeed();
-            record.resolve(source, media_type, float, plan_only);
+            record.resolve(source, media_type, float);
+            // A plan goes no further, whatever it is given.
+            if plan_only {
+                record.image.end(Phase::Planned, Reason::Planned, "");
+            }
+        }
+        (Phase::Pending, Outcome::Foreseen(forecast)) if plan_only => {
+            record.succeed();
+            record.foresee(*forecast);
         }
         (
             Phase::Pending,
@@ -179,13 +187,7 @@ impl Record<'_> {
     }
 
     /// Records where source and float are, and what will be displaced.
-    fn resolve(
-        &mut self,
-        digest: Digest,
-        media_type: Option<String>,
-        float: Option<Digest>,
-        plan_only: bool,
-    ) {
+    fn resolve(&mut self, digest: Digest, media_type: Option<String>, float: Option<Digest>) {
         let source = self
             .image
             .source
@@ -196,11 +198,16 @@ impl Record<'_> {
         } else if let Some(old) = float {
             self.displace(old);
         }
-        if plan_only {
-            self.image.end(Phase::Planned, Reason::Planned, "");
-        } else if self.image.unchanged {
+        if self.image.unchanged {
             self.image.end(Phase::Posted, Reason::Unchanged, "");
         }
+    }
+
+    /// Records where source and float are, and what a promotion would do about it: the end of a plan.
+    fn foresee(&mut self, forecast: Forecast) {
+        let line = forecast.to_string();
+        self.resolve(forecast.source, forecast.media_type, forecast.held.float);
+        self.image.end(Phase::Planned, Reason::Planned, line);
     }
 
     /// Records that the source is held in the float's repository.

@@ -24,6 +24,7 @@
 
 mod advance;
 pub mod claims;
+mod forecast;
 mod plan;
 mod reason;
 mod request;
@@ -39,6 +40,7 @@ mod samples;
 mod table;
 
 pub use advance::{Context, Effect, advance};
+pub use forecast::{Bytes, Children, Copying, Forecast, Held, Tally, Write, WrittenTag};
 pub use plan::{Admission, Launch, Plan, Scene, Waiting, World, plan};
 pub use reason::{Kind, Reason};
 pub use request::{
@@ -179,6 +181,8 @@ pub enum Outcome {
         /// The float's digest.
         float: Option<Digest>,
     },
+    /// What promoting the image would do; nothing was written.
+    Foreseen(Box<Forecast>),
     /// `<float>_incoming` holds the source digest.
     Staged {
         /// The source's media type.

@@ -11,6 +11,7 @@ use super::{
     Class, Context, Effect, Fault, Foreign, Image, ImageSpec, Latch, Mode, OnFailure, Outcome,
     Phase, Pin, Reason, Referrers, Request, SourceFacts, Spec, Status, Step, advance,
 };
+use super::{Copying, Forecast, Held};
 use crate::image::{Digest, Float};
 
 /// What becomes of the attempt that the launch used.
@@ -52,6 +53,13 @@ fn kinds() -> Vec<(&'static str, Outcome)> {
             media_type: None,
             float: Some(digest("old")),
         },
+        Outcome::Foreseen(Box::new(Forecast::of(
+            &float(),
+            digest("new"),
+            None,
+            Held::default(),
+            Copying::default(),
+        ))),
         Outcome::Staged {
             media_type: "application/json".into(),
             bytes: 1,
@@ -91,6 +99,7 @@ fn kind(outcome: &Outcome) -> &'static str {
             media_type: _,
             float: _,
         } => "Resolved",
+        Outcome::Foreseen(_) => "Foreseen",
         Outcome::Staged {
             media_type: _,
             bytes: _,
@@ -122,8 +131,9 @@ fn kind(outcome: &Outcome) -> &'static str {
     }
 }
 
-const KINDS: [&str; 17] = [
+const KINDS: [&str; 18] = [
     "Resolved",
+    "Foreseen",
     "Staged",
     "Unpinned",
     "StampTaken",
@@ -160,6 +170,8 @@ fn table() -> Vec<(&'static str, [Cell; 4])> {
     vec![
         //                   Pending                                Incoming                                    BackedUp                                    Latched
         ("Resolved",      [Some((Pending, TakenBack, Cleared)),  None,                                       None,                                       None]),
+        // The end of a plan, and none of what promotes.
+        ("Foreseen",      [None,                                 None,                                       None,                                       None]),
         ("Staged",        [Some((Incoming, TakenBack, Cleared)), None,                                       None,                                       None]),
         ("Unpinned",      [Some((Pending, TakenBack, Cleared)),  None,                                       None,                                       Some((Latched, TakenBack, Cleared))]),
         ("StampTaken",    [Some((Pending, TakenBack, Cleared)),  Some((Incoming, TakenBack, Cleared)),       None,                                       Some((Latched, TakenBack, Cleared))]),

@@ -334,6 +334,11 @@ impl Scrape<'_> {
         self.0.leader.at([]).set(leads.into());
     }
 
+    /// What is paused: `all` or `hosts`.
+    pub fn paused(&self, scope: &'static str) {
+        self.0.paused.at([scope.into()]).set(1);
+    }
+
     /// One registry. Hosts that share a label are added up.
     pub fn registry(&self, host: &Host, state: RegistryState) {
         let RegistryState {

@@ -32,6 +32,8 @@ pub(super) struct Job<'a> {
     pub(super) pull: &'a Credential,
     pub(super) push: &'a Credential,
     pub(super) activity: &'a Activity,
+    /// Whether the target is written to, or only looked at.
+    pub(super) writes: bool,
     /// Whether mounting is still worth a try.
     pub(super) mounts: AtomicBool,
     /// The config whose labels count for the tag of this image.
@@ -53,7 +55,7 @@ impl Job<'_> {
     }
 
     pub(super) fn target(&self) -> Access<'_> {
-        Access::new(&self.to_at, self.push, self.to, true)
+        Access::new(&self.to_at, self.push, self.to, self.writes)
     }
 
     pub(super) fn present(&self, digest: Digest, kind: Kind) -> Present {

@@ -27,16 +27,18 @@ const BLOBS_MAX: usize = 20_000;
 /// The bytes of the manifests below the top one.
 const CHILDREN_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Blobs, and manifests, of one copy on their way at once.
-const AT_ONCE: usize = 8;
+pub(super) const AT_ONCE: usize = 8;
 /// How often a child's PUT is repeated when nothing certain is known of it.
 const REPEATS_MAX: u32 = 3;
 
 /// What a copy has to bring.
 #[derive(Default)]
-struct Plan {
-    blobs: Vec<Blob>,
+pub(super) struct Plan {
+    pub(super) blobs: Vec<Blob>,
     /// Children that the target does not have, by level.
-    levels: Vec<Vec<Manifest>>,
+    pub(super) levels: Vec<Vec<Manifest>>,
+    /// How many there are with those that it has.
+    pub(super) children: usize,
 }
 
 impl Registry {
@@ -94,12 +96,13 @@ impl Registry {
             push,
             activity,
             mounts: AtomicBool::new(from.host() == to.host()),
+            writes: true,
             config: manifest.config(),
         })
     }
 
     /// Finds out what is to be brought: level by level, leaving out what the target has.
-    async fn plan(&self, job: &Job<'_>, top: &Manifest) -> Result<Plan, Error> {
+    pub(super) async fn plan(&self, job: &Job<'_>, top: &Manifest) -> Result<Plan, Error> {
         let mut plan = Plan::default();
         let (mut blobs, mut children) = (HashSet::new(), HashSet::new());
         let mut bytes = 0;
@@ -130,6 +133,7 @@ impl Registry {
                         .filter(|child| children.insert(*child)),
                 );
             }
+            plan.children = children.len();
             if next.is_empty() {
                 return Ok(plan);
             }

@@ -11,7 +11,7 @@
 //! In reading order: `error` (how answers count), `keyring` and `credential`, `endpoint` (addresses), `access` (rights), `budget` (what
 //! a host is asked to bear; `queue`, `pace`, `breaker`), `hops` (who may be connected to; `network`, `clients`), `transport` (the one
 //! way out; `token`, `reply`), `manifest`, `look` and `put` (tags),
-//! `copy` (`blob`, `upload`, `download`), `referrers` and `labels` (what else belongs to staging an image).
+//! `copy` (`blob`, `upload`, `download`), `survey` (what a copy would take), `referrers` and `labels` (what else belongs to staging an image).
 
 mod access;
 mod activity;
@@ -36,6 +36,7 @@ mod put;
 mod queue;
 mod referrers;
 mod reply;
+mod survey;
 mod token;
 mod transport;
 mod upload;

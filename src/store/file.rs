@@ -22,7 +22,7 @@ use crate::api::{Mode, PromotionRequest, PromotionRequestStatus};
 use crate::image::Float;
 use crate::machine::Phase;
 use crate::registry::Keyring;
-pub use documents::read_requests;
+pub use documents::{parse_requests, read_requests};
 use state::{Entry, Place, StateFile, spec_hash};
 
 /// Why requests or their state cannot be used. Nothing was written.

@@ -20,6 +20,8 @@ mod hostile;
 mod house;
 mod image;
 mod inside;
+mod job;
+mod lifecycle;
 mod points;
 mod promote;
 mod registry;

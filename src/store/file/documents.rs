@@ -21,6 +21,14 @@ const ALIASED_MAX: usize = 20_000;
 /// The first document that is none, with its field and what to do.
 pub fn read_requests(path: &Path) -> Result<Vec<PromotionRequest>, FileError> {
     let text = read_text(path, "name a readable file")?;
+    parse_requests(&text, path)
+}
+
+/// The requests of a YAML text, every one of them valid; `path` is how errors name it.
+///
+/// # Errors
+/// As [`read_requests`].
+pub fn parse_requests(text: &str, path: &Path) -> Result<Vec<PromotionRequest>, FileError> {
     let parse = |message: String| FileError::Parse {
         path: path.into(),
         message,
@@ -28,9 +36,8 @@ pub fn read_requests(path: &Path) -> Result<Vec<PromotionRequest>, FileError> {
     let options = serde_saphyr::options! {
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: ALIASED_MAX },
     };
-    let documents: Vec<serde_json::Value> =
-        serde_saphyr::from_multiple_with_options(&text, options)
-            .map_err(|error| parse(format!("is not YAML: {error}; correct it")))?;
+    let documents: Vec<serde_json::Value> = serde_saphyr::from_multiple_with_options(text, options)
+        .map_err(|error| parse(format!("is not YAML: {error}; correct it")))?;
     if documents.is_empty() {
         return Err(parse(
             "holds no document; write at least one PromotionRequest".into(),
@@ -65,8 +72,13 @@ pub(super) fn read_text(path: &Path, remedy: &'static str) -> Result<String, Fil
         remedy,
     };
     let mut text = String::new();
-    let mut file = File::open(path).map_err(io)?.take(FILE_MAX + 1);
-    file.read_to_string(&mut text).map_err(io)?;
+    if path == Path::new("-") {
+        let mut input = std::io::stdin().lock().take(FILE_MAX + 1);
+        input.read_to_string(&mut text).map_err(io)?;
+    } else {
+        let mut file = File::open(path).map_err(io)?.take(FILE_MAX + 1);
+        file.read_to_string(&mut text).map_err(io)?;
+    }
     if text.len() as u64 > FILE_MAX {
         return Err(FileError::Parse {
             path: path.into(),

@@ -79,6 +79,7 @@ struct Rule {
 
 struct Inner {
     server: String,
+    token: String,
     client: reqwest::Client,
     rules: Mutex<Vec<Rule>>,
     log: Mutex<Vec<Seen>>,
@@ -103,6 +104,7 @@ impl Relay {
             .unwrap();
         let inner = Arc::new(Inner {
             server: plane.server().to_owned(),
+            token: plane.admin_token().to_owned(),
             client,
             rules: Mutex::default(),
             log: Mutex::default(),
@@ -236,6 +238,10 @@ async fn pass(State(inner): State<Arc<Inner>>, request: Request) -> Response<Bod
     let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
     let url = format!("{}{}", inner.server, parts.uri);
     let mut forward = inner.client.request(parts.method, url).body(body);
+    // client-go sends no token over plain HTTP.
+    if !parts.headers.contains_key("authorization") {
+        forward = forward.bearer_auth(&inner.token);
+    }
     for (name, value) in &parts.headers {
         if !["host", "content-length", "connection"].contains(&name.as_str()) {
             forward = forward.header(name, value);

@@ -1,0 +1,208 @@
+package v1alpha1
+
+import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+// PromotionRequest promotes images to floating tags without ever leaving one dangling.
+//
+// +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
+type PromotionRequest struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec   PromotionRequestSpec   `json:"spec"`
+	Status PromotionRequestStatus `json:"status,omitzero"`
+}
+
+// PromotionRequestList is a list of requests.
+//
+// +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
+type PromotionRequestList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+
+	Items []PromotionRequest `json:"items"`
+}
+
+// PromotionRequestSpec is what is to be promoted, and how. Only suspend, cancel (one way) and ttlSecondsAfterFinished can
+// change. What is left out is filled in by the API server.
+type PromotionRequestSpec struct {
+	// Images are the images, 1 to 256, each with the float it goes to; no float twice.
+	Images []ImageSpec `json:"images"`
+	// Latch says whether all floats move together, or each when it is ready.
+	Latch Latch `json:"latch,omitempty"`
+	// OnFailure says what becomes of floats already moved when an image fails after the commit.
+	OnFailure OnFailure `json:"onFailure,omitempty"`
+	// Referrers says whether signatures and attestations are copied as well.
+	Referrers Referrers `json:"referrers,omitempty"`
+	// Mode is Promote, or Plan, which writes nothing.
+	Mode Mode `json:"mode,omitempty"`
+	// PullSecret is what sources are read with.
+	PullSecret *SecretRef `json:"pullSecret,omitempty"`
+	// PushSecret is what the floats' repositories are read and written with.
+	PushSecret *SecretRef `json:"pushSecret,omitempty"`
+	// Attempts is how often a step of an image may fail over its life, 1 to 20.
+	Attempts int32 `json:"attempts,omitempty"`
+	// DeadlineSeconds is how long the request may take, 60 to 86400.
+	DeadlineSeconds int32 `json:"deadlineSeconds,omitempty"`
+	// TTLSecondsAfterFinished is how long the finished request is kept.
+	TTLSecondsAfterFinished *int32 `json:"ttlSecondsAfterFinished,omitempty"`
+	// Suspend holds the request back as long as it is not committed.
+	Suspend *bool `json:"suspend,omitempty"`
+	// Cancel ends the request unless it is committed already. It cannot be taken back.
+	Cancel *bool `json:"cancel,omitempty"`
+}
+
+// ImageSpec is one image and its float.
+type ImageSpec struct {
+	// Source is where the image is read: HOST[:PORT]/REPOSITORY@sha256:DIGEST, or :TAG.
+	Source string `json:"source"`
+	// Float is the moving tag it goes to: HOST[:PORT]/REPOSITORY:TAG.
+	Float string `json:"float"`
+}
+
+// SecretRef names a Secret of type kubernetes.io/dockerconfigjson in the request's namespace.
+type SecretRef struct {
+	Name string `json:"name"`
+}
+
+// Latch says when the floats of a request move.
+type Latch string
+
+// The ways to latch.
+const (
+	// LatchTogether: no float before every image is staged and backed up.
+	LatchTogether Latch = "Together"
+	// LatchIndependently: each as soon as it is staged and backed up.
+	LatchIndependently Latch = "Independently"
+)
+
+// OnFailure says what becomes of floats already moved when another image fails.
+type OnFailure string
+
+// What may become of them.
+const (
+	// OnFailureHold: they stay.
+	OnFailureHold OnFailure = "Hold"
+	// OnFailureRollback: they go back to what they were on. It needs LatchTogether.
+	OnFailureRollback OnFailure = "Rollback"
+)
+
+// Referrers says what is done about signatures, attestations and the like.
+type Referrers string
+
+// What may be done about them.
+const (
+	ReferrersIgnore     Referrers = "Ignore"
+	ReferrersBestEffort Referrers = "BestEffort"
+	ReferrersRequire    Referrers = "Require"
+)
+
+// Mode says whether anything is written.
+type Mode string
+
+// The modes.
+const (
+	ModePromote Mode = "Promote"
+	ModePlan    Mode = "Plan"
+)
+
+// Phase is what is true of an image now. A newer controller may know others.
+type Phase string
+
+// The phases; the last four are finished.
+const (
+	PhasePending   Phase = "Pending"
+	PhaseIncoming  Phase = "Incoming"
+	PhaseBackedUp  Phase = "BackedUp"
+	PhaseLatched   Phase = "Latched"
+	PhasePosted    Phase = "Posted"
+	PhasePlanned   Phase = "Planned"
+	PhaseFailed    Phase = "Failed"
+	PhaseCancelled Phase = "Cancelled"
+)
+
+// The types of conditions. One of Complete and Failed is True at every end.
+const (
+	// ConditionProgressing carries what the request waits for or works at.
+	ConditionProgressing = "Progressing"
+	// ConditionStaged: the sources may go away.
+	ConditionStaged = "Staged"
+	// ConditionComplete: every image is Posted or Planned.
+	ConditionComplete = "Complete"
+	// ConditionFailed: an image is Failed or Cancelled.
+	ConditionFailed = "Failed"
+	// ConditionExpiring: an image's labels make its tags expire.
+	ConditionExpiring = "Expiring"
+)
+
+// PromotionRequestStatus is where a request stands.
+type PromotionRequestStatus struct {
+	// ObservedGeneration is the generation of the spec that this status speaks of.
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+	// Order is the place in the order of requests.
+	Order int64 `json:"order,omitempty"`
+	// Committed is set once and for all when the floats may move: from here on the request runs to its end.
+	Committed bool `json:"committed,omitempty"`
+	// Rollback is set when the floats already moved are being taken back.
+	Rollback bool `json:"rollback,omitempty"`
+	// Phase is the least advanced phase of the unfinished images; then Failed, Cancelled, Posted or Planned.
+	Phase Phase `json:"phase,omitempty"`
+	// Progress is finished images of all, as in 2/3.
+	Progress string `json:"progress,omitempty"`
+	// StartTime is when the request got its floats to itself.
+	StartTime *metav1.Time `json:"startTime,omitempty"`
+	// DeadlineTime is when it fails unless it is committed by then.
+	DeadlineTime *metav1.Time `json:"deadlineTime,omitempty"`
+	// CompletionTime is when it ended.
+	CompletionTime *metav1.Time `json:"completionTime,omitempty"`
+	// Conditions are Progressing, Staged, Complete and Failed; Expiring where it applies.
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+	// Images are the images, in the order of the spec.
+	Images []ImageStatus `json:"images,omitempty"`
+}
+
+// ImageStatus is where one image stands.
+type ImageStatus struct {
+	// Float is the float, as in the spec.
+	Float string `json:"float"`
+	// Phase is what is true of it now.
+	Phase Phase `json:"phase"`
+	// Reason is why it waits or ended.
+	Reason string `json:"reason,omitempty"`
+	// Message is the same for a person.
+	Message string `json:"message,omitempty"`
+	// Source is what the source named when it was resolved.
+	Source *SourceStatus `json:"source,omitempty"`
+	// Unchanged: the float had the source digest already; nothing was written.
+	Unchanged bool `json:"unchanged,omitempty"`
+	// FirstPromotion: there was no float before.
+	FirstPromotion bool `json:"firstPromotion,omitempty"`
+	// Committed is set once and for all when this float may move, with LatchIndependently.
+	Committed bool `json:"committed,omitempty"`
+	// RollbackTag pins the promoted image until it is known whether its float was taken back.
+	RollbackTag string `json:"rollbackTag,omitempty"`
+	// Displaced is what the float showed before it moved, newest last.
+	Displaced []PinStatus `json:"displaced,omitempty"`
+	// Rescued is what other tags of the float held alone.
+	Rescued []PinStatus `json:"rescued,omitempty"`
+	// Promoted is the promoted image, by digest: HOST/REPOSITORY@sha256:DIGEST.
+	Promoted string `json:"promoted,omitempty"`
+	// BytesCopied is how many bytes were written to the float's repository.
+	BytesCopied int64 `json:"bytesCopied,omitempty"`
+	// Attempts is how many launches failed or were cut off.
+	Attempts int32 `json:"attempts,omitempty"`
+	// NextAttemptTime is before when it is not tried again.
+	NextAttemptTime *metav1.Time `json:"nextAttemptTime,omitempty"`
+}
+
+// SourceStatus is a source, resolved.
+type SourceStatus struct {
+	Digest    string `json:"digest"`
+	MediaType string `json:"mediaType,omitempty"`
+}
+
+// PinStatus is a digest and the tag that pins it.
+type PinStatus struct {
+	Digest   string `json:"digest"`
+	PruneTag string `json:"pruneTag"`
+}

@@ -1,0 +1,312 @@
+//! `promotion-controller preview`: what carrying out the requests of a file would do. Nothing is written.
+//!
+//! In come the documents that `promote` and the API server take; out comes, for each image, what `mode: Plan` finds: what would be
+//! copied, which tags would be written with which digest and what they hold now, or why it would fail. With `--against`, beside
+//! what a script does about the same floats. Guaranteed: GET, HEAD and requests for tokens only; the right to write is asked for
+//! only where the repository is there already, because some registries make the one that a token names.
+
+mod against;
+mod report;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use futures::{StreamExt as _, stream};
+use tokio::time::{Instant, timeout_at};
+
+use super::{RegistryArgs, bad_input, convert, credentials, fail, signalled, telemetry, unusable};
+use crate::api::PromotionRequest;
+use crate::api::status::read;
+use crate::engine::forecast;
+use crate::image::Float;
+use crate::machine::{Class, Fault, Forecast, ImageSpec, Reason, Request};
+use crate::policy::Policy;
+use crate::registry::{Activity, Keyring, Registry, Settings};
+use crate::store::Access;
+use crate::store::Key;
+use crate::store::file::read_requests;
+use against::Script;
+use report::{Found, Push, Report};
+
+/// Images looked at at once; how fast the registry is asked is its budget's.
+const AT_ONCE: usize = 32;
+
+/// Say what carrying out the promotion requests of a file would do, and write nothing.
+#[derive(Debug, Args)]
+pub(super) struct PreviewArgs {
+    /// A YAML file with one or more promotion requests, a document each; - is standard input.
+    #[arg(short = 'f', long = "file", value_name = "FILE")]
+    file: PathBuf,
+    /// Compare with what this script, or this mapping file, does about the same floats (repeatable).
+    #[arg(long, value_name = "FILE")]
+    against: Vec<PathBuf>,
+    /// Credentials, a dockerconfigjson [default: `$REGISTRY_AUTH_FILE`, else the usual podman and docker files].
+    #[arg(long, value_name = "FILE")]
+    registry_config: Option<PathBuf>,
+    /// Give up on what is not known after so many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    timeout: u32,
+    /// How the findings are printed.
+    #[arg(
+        short = 'o',
+        long = "output",
+        value_enum,
+        value_name = "FORMAT",
+        default_value = "table"
+    )]
+    output: Output,
+    /// Look at a registry in memory that stands in for every registry of the file.
+    #[cfg(feature = "embedded-registry")]
+    #[arg(long)]
+    embedded_registry: bool,
+    #[command(flatten)]
+    registry: RegistryArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// What is looked at, and with what.
+struct Preview {
+    requests: Vec<(PromotionRequest, Request)>,
+    script: Option<Script>,
+    policy: Policy,
+    registry: Registry,
+    access: Access,
+    /// Lives as long as it is asked.
+    #[cfg(feature = "embedded-registry")]
+    _stand_ins: Option<super::embedded::StandIns>,
+}
+
+pub(super) async fn run(args: PreviewArgs) -> ExitCode {
+    telemetry::start("error");
+    let (output, timeout) = (args.output, args.timeout);
+    let preview = match set_up(args).await {
+        Ok(preview) => preview,
+        Err(message) => return bad_input(&message),
+    };
+    let end = Instant::now() + Duration::from_secs(timeout.into());
+    let report = tokio::select! {
+        report = preview.report(end) => report,
+        () = signalled() => return fail("interrupted; nothing was written"),
+    };
+    let printed = match output {
+        Output::Table => report.print_table(),
+        Output::Json => report.print_json(),
+    };
+    match printed {
+        Err(message) => fail(&message),
+        Ok(()) if report.in_the_way() == 0 => ExitCode::SUCCESS,
+        Ok(()) => ExitCode::FAILURE,
+    }
+}
+
+/// Reads and checks everything; nothing is contacted before all of it is right.
+#[cfg_attr(
+    not(feature = "embedded-registry"),
+    allow(
+        clippy::unused_async,
+        reason = "only the embedded registry is waited for"
+    )
+)]
+async fn set_up(args: PreviewArgs) -> Result<Preview, String> {
+    let objects = read_requests(&args.file).map_err(|error| error.to_string())?;
+    let script = if args.against.is_empty() {
+        None
+    } else {
+        let intent =
+            convert::read(&args.against).map_err(|all| format!("--against: {}", all.join("; ")))?;
+        Some(Script::of(intent))
+    };
+    let policy = args.registry.listed_or_all();
+    #[cfg_attr(not(feature = "embedded-registry"), allow(unused_mut))]
+    let mut settings: Settings = args.registry.registry(&policy);
+    #[cfg(feature = "embedded-registry")]
+    let stand_ins = if args.embedded_registry {
+        let stand_ins = super::embedded::StandIns::start(&objects).await?;
+        settings.rewrite = stand_ins.rewrite();
+        Some(stand_ins)
+    } else {
+        None
+    };
+    let keyring = credentials(&args)?;
+    let mut requests = Vec::new();
+    for object in objects {
+        let request = read(&object).map_err(|error| error.to_string())?;
+        requests.push((object, request));
+    }
+    Ok(Preview {
+        requests,
+        script,
+        policy,
+        registry: Registry::new(settings).map_err(|error| unusable(&error))?,
+        access: Access {
+            pull: keyring.clone(),
+            push: keyring,
+        },
+        #[cfg(feature = "embedded-registry")]
+        _stand_ins: stand_ins,
+    })
+}
+
+/// An embedded registry knows nobody, and must not be shown anybody's password unasked.
+fn credentials(args: &PreviewArgs) -> Result<Keyring, String> {
+    #[cfg(feature = "embedded-registry")]
+    if args.embedded_registry && args.registry_config.is_none() {
+        return Ok(Keyring::anonymous());
+    }
+    credentials::find(args.registry_config.as_deref())
+}
+
+impl Preview {
+    /// What is found of everything until `end`.
+    async fn report(&self, end: Instant) -> Report {
+        let mut moved: HashMap<&Float, Key> = HashMap::new();
+        let mut images = Vec::new();
+        for (number, (object, request)) in self.requests.iter().enumerate() {
+            for (index, image) in request.spec.images.iter().enumerate() {
+                let key = Key::of(object);
+                let before = moved
+                    .insert(&image.float, key)
+                    .filter(|before| *before != Key::of(object));
+                images.push((number, index, image, before));
+            }
+        }
+        let found: Vec<Found> = stream::iter(images)
+            .map(|(number, index, image, before)| async move {
+                let (_, request) = &self.requests[number];
+                let finding = self.find(request, index, image, end).await;
+                let push = match &finding {
+                    Ok(forecast) => self.push(image, forecast, end).await,
+                    Err(_) => Push::NotKnown,
+                };
+                Found {
+                    request: number,
+                    source: image.source.clone(),
+                    float: image.float.clone(),
+                    script: self
+                        .script
+                        .as_ref()
+                        .map(|script| script.compare(image, finding.as_ref().ok())),
+                    before,
+                    finding,
+                    push,
+                }
+            })
+            .buffered(AT_ONCE)
+            .collect()
+            .await;
+        let names = self
+            .requests
+            .iter()
+            .map(|(object, _)| Key::of(object).to_string());
+        let floats = found.iter().map(|image| &image.float).collect();
+        Report {
+            requests: names.collect(),
+            missed: self
+                .script
+                .as_ref()
+                .map(|script| script.missed(&floats))
+                .unwrap_or_default(),
+            images: found,
+        }
+    }
+
+    async fn find(
+        &self,
+        request: &Request,
+        index: usize,
+        image: &ImageSpec,
+        end: Instant,
+    ) -> Result<Forecast, Fault> {
+        let ends = |reason, message: &str| Fault {
+            reason,
+            message: message.into(),
+            class: Class::Terminal,
+        };
+        if request.spec.cancel {
+            return Err(ends(Reason::Cancelled, "spec.cancel is set; leave it out"));
+        }
+        if request.spec.suspend {
+            return Err(ends(
+                Reason::Suspended,
+                "spec.suspend is set; set it to false to go on",
+            ));
+        }
+        if let Err(message) = self.policy.check(&alone(request, image)) {
+            let at = format!("spec.images[{index}]");
+            return Err(ends(
+                Reason::NotAllowed,
+                &message.replace("spec.images[0]", &at),
+            ));
+        }
+        let activity = Arc::new(Activity::default());
+        let forecast = forecast(&self.registry, &self.access, image, &activity);
+        match timeout_at(end, forecast).await {
+            Ok(forecast) => forecast,
+            Err(_) => Err(not_in_time(&activity)),
+        }
+    }
+
+    /// Whether the credential says that it may push. Where the float is there, its repository is, and asking makes none.
+    async fn push(&self, image: &ImageSpec, forecast: &Forecast, end: Instant) -> Push {
+        let repository = image.float.repository();
+        let held = forecast.held;
+        let there = [held.float, held.incoming, held.pre, held.post1];
+        if forecast.is_unchanged() || there.iter().all(Option::is_none) {
+            return Push::NotKnown;
+        }
+        let Ok(credential) = self.access.push.credential(repository) else {
+            return Push::NotKnown;
+        };
+        let activity = Activity::default();
+        let asked = self
+            .registry
+            .claims_push(repository, &credential, &activity);
+        match timeout_at(end, asked).await {
+            Ok(Ok(true)) => Push::Granted,
+            Ok(Err(error)) if error.class == crate::registry::Class::Terminal => {
+                Push::Denied(Fault {
+                    reason: error.reason,
+                    message: error.message,
+                    class: Class::Terminal,
+                })
+            }
+            Ok(_) | Err(_) => Push::NotKnown,
+        }
+    }
+}
+
+/// The request with this image alone, as far as a policy looks at it.
+fn alone(request: &Request, image: &ImageSpec) -> Request {
+    let mut alone = request.clone();
+    alone.spec.images = vec![image.clone()];
+    alone.status.images.truncate(1);
+    alone
+}
+
+/// What was waited for when time ran out.
+fn not_in_time(activity: &Activity) -> Fault {
+    let waiting = activity.waiting();
+    let (reason, message) = match waiting {
+        Some(waiting) => (waiting.reason, waiting.message),
+        None => (
+            Reason::RegistryUnavailable,
+            "not known within --timeout".into(),
+        ),
+    };
+    Fault {
+        reason,
+        message,
+        class: Class::Wait { seconds: 1 },
+    }
+}

@@ -1,0 +1,318 @@
+//! What was found, for people and for programs.
+
+use std::io::{ErrorKind, Write as _};
+
+use serde_json::{Value, json};
+
+use super::super::convert::STAMP;
+use super::against::{Comparison, Difference, Missed};
+use crate::image::{Float, Source};
+use crate::machine::{Bytes, Class, Fault, Forecast, Tally, Write, WrittenTag};
+use crate::store::Key;
+
+/// All that was found.
+pub(super) struct Report {
+    /// The requests' names.
+    pub(super) requests: Vec<String>,
+    /// Their images, in their order.
+    pub(super) images: Vec<Found>,
+    /// What the script moves and no request does.
+    pub(super) missed: Vec<Missed>,
+}
+
+/// What was found of one image.
+pub(super) struct Found {
+    /// The index of its request.
+    pub(super) request: usize,
+    pub(super) source: Source,
+    pub(super) float: Float,
+    pub(super) finding: Result<Forecast, Fault>,
+    pub(super) push: Push,
+    /// An earlier request on the same float.
+    pub(super) before: Option<Key>,
+    pub(super) script: Option<Comparison>,
+}
+
+/// Whether the float's repository may be written.
+pub(super) enum Push {
+    Granted,
+    Denied(Fault),
+    /// Only writing would tell.
+    NotKnown,
+}
+
+/// What would become of an image.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Promote,
+    Unchanged,
+    Fail,
+    NotKnown,
+}
+
+impl Verdict {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Promote => "Promote",
+            Self::Unchanged => "Unchanged",
+            Self::Fail => "Fail",
+            Self::NotKnown => "NotKnown",
+        }
+    }
+}
+
+impl Push {
+    fn as_str(&self) -> &'static str {
+        match self {
+            Self::Granted => "Granted",
+            Self::Denied(_) => "Denied",
+            Self::NotKnown => "NotKnown",
+        }
+    }
+}
+
+impl Found {
+    fn verdict(&self) -> Verdict {
+        match (&self.finding, &self.push) {
+            (Ok(forecast), _) if forecast.is_unchanged() => Verdict::Unchanged,
+            (Ok(_), Push::Denied(_)) => Verdict::Fail,
+            (Ok(_), _) => Verdict::Promote,
+            (Err(fault), _) if matches!(fault.class, Class::Wait { .. }) => Verdict::NotKnown,
+            (Err(_), _) => Verdict::Fail,
+        }
+    }
+
+    fn fault(&self) -> Option<&Fault> {
+        match (&self.finding, &self.push) {
+            (Err(fault), _) | (Ok(_), Push::Denied(fault)) => Some(fault),
+            (Ok(_), _) => None,
+        }
+    }
+
+    /// One line.
+    fn message(&self) -> String {
+        let mut message = match (self.fault(), &self.finding) {
+            (Some(fault), _) => fault.message.clone(),
+            (None, Ok(forecast)) => forecast.to_string(),
+            (None, Err(_)) => String::new(),
+        };
+        if let Some(before) = &self.before {
+            message.push_str(&format!(
+                "; {before} moves this float first, which is not foreseen here"
+            ));
+        }
+        message
+    }
+
+    fn is_in_the_way(&self) -> bool {
+        matches!(self.verdict(), Verdict::Fail | Verdict::NotKnown)
+            || self.script.as_ref().is_some_and(Comparison::contradicts)
+    }
+
+    fn json(&self) -> Value {
+        let forecast = self.finding.as_ref().ok();
+        let text = |digest: Option<crate::image::Digest>| digest.map(|digest| digest.to_string());
+        let mut value = json!({
+            "source": self.source.to_string(),
+            "float": self.float.to_string(),
+            "verdict": self.verdict().as_str(),
+            "reason": self.fault().map(|fault| fault.reason.as_str()),
+            "message": self.message(),
+            "push": self.push.as_str(),
+            "sourceDigest": text(forecast.map(|forecast| forecast.source)),
+            "mediaType": forecast.and_then(|forecast| forecast.media_type.clone()),
+            "floatDigest": text(forecast.and_then(|forecast| forecast.held.float)),
+            "tags": forecast.map(|forecast| tags(&self.float, forecast)).unwrap_or_default(),
+        });
+        if let Some(Forecast { copying, .. }) = forecast {
+            let tally = |tally: Tally| json!({"blobs": tally.blobs, "bytes": tally.bytes});
+            value["copy"] = json!({
+                "present": tally(copying.present),
+                "mountable": tally(copying.mountable),
+                "missing": tally(copying.missing),
+                "manifests": {"present": copying.children.present, "missing": copying.children.missing},
+            });
+        }
+        if let Some(script) = &self.script {
+            value["script"] = script.json();
+        }
+        value
+    }
+}
+
+/// The tags that would be written, a value each.
+fn tags(float: &Float, forecast: &Forecast) -> Vec<Value> {
+    let tag = |write: &Write| {
+        json!({
+            "tag": name(float, &write.tag),
+            "digest": write.digest.to_string(),
+            "holds": write.holds.map(|digest| digest.to_string()),
+        })
+    };
+    forecast.writes.iter().map(tag).collect()
+}
+
+/// The name of a tag; the stamp of a prune tag is not known before it is written.
+pub(super) fn name(float: &Float, tag: &WrittenTag) -> String {
+    match tag {
+        WrittenTag::Named(tag) => tag.to_string(),
+        WrittenTag::Prune { .. } => format!("{STAMP}_prune_{}", float.tag()),
+    }
+}
+
+impl Report {
+    /// How many images, or floats of a script, something is in the way of.
+    pub(super) fn in_the_way(&self) -> usize {
+        self.images
+            .iter()
+            .filter(|image| image.is_in_the_way())
+            .count()
+            + self.missed.len()
+    }
+
+    /// # Errors
+    /// What could not be written, unless the reader has gone.
+    pub(super) fn print_json(&self) -> Result<(), String> {
+        let requests = self.requests.iter().enumerate().map(|(number, name)| {
+            let images = self.images.iter().filter(|image| image.request == number);
+            json!({"name": name, "images": images.map(Found::json).collect::<Vec<_>>()})
+        });
+        let mut report = json!({
+            "requests": requests.collect::<Vec<_>>(),
+            "inTheWay": self.in_the_way(),
+        });
+        if self.images.iter().any(|image| image.script.is_some()) {
+            report["missed"] = self.missed.iter().map(Missed::json).collect();
+        }
+        let text = serde_json::to_string_pretty(&report).map_err(|error| error.to_string())?;
+        write_out(&text)
+    }
+
+    /// # Errors
+    /// As [`Report::print_json`].
+    pub(super) fn print_table(&self) -> Result<(), String> {
+        let mut lines = Vec::new();
+        for (number, name) in self.requests.iter().enumerate() {
+            lines.push(name.clone());
+            for image in self.images.iter().filter(|image| image.request == number) {
+                image.lines(&mut lines);
+            }
+        }
+        lines.extend(self.missed.iter().map(Missed::line));
+        lines.push(self.summary());
+        write_out(&lines.join("\n"))
+    }
+
+    fn summary(&self) -> String {
+        let count = |verdict| {
+            self.images
+                .iter()
+                .filter(|image| image.verdict() == verdict)
+                .count()
+        };
+        let mut counts = vec![
+            format!("{} would be promoted", count(Verdict::Promote)),
+            format!("{} already in place", count(Verdict::Unchanged)),
+        ];
+        for (verdict, what) in [
+            (Verdict::Fail, "would fail"),
+            (Verdict::NotKnown, "not known"),
+        ] {
+            if count(verdict) > 0 {
+                counts.push(format!("{} {what}", count(verdict)));
+            }
+        }
+        let contradict =
+            |image: &&Found| image.script.as_ref().is_some_and(Comparison::contradicts);
+        let differ = self.images.iter().filter(contradict).count() + self.missed.len();
+        if differ > 0 {
+            counts.push(format!("{differ} not as in the script"));
+        }
+        format!("{}; nothing was written", counts.join(", "))
+    }
+}
+
+impl Found {
+    fn lines(&self, lines: &mut Vec<String>) {
+        lines.push(format!(
+            "  {}  {}: {}",
+            self.float,
+            self.verdict().as_str(),
+            self.message()
+        ));
+        if let Ok(forecast) = &self.finding
+            && !forecast.is_unchanged()
+        {
+            lines.push(format!(
+                "    from  {}@{}",
+                self.source.repository, forecast.source
+            ));
+            let copying = forecast.copying;
+            for (what, tally) in [
+                ("there", copying.present),
+                ("mount", copying.mountable),
+                ("copy ", copying.missing),
+            ] {
+                if tally.blobs > 0 {
+                    lines.push(format!(
+                        "    {what} {} blobs, {}",
+                        tally.blobs,
+                        Bytes(tally.bytes)
+                    ));
+                }
+            }
+            let children = copying.children;
+            if children.present + children.missing > 0 {
+                lines.push(format!(
+                    "    child manifests: {} to put, {} there",
+                    children.missing, children.present
+                ));
+            }
+            let width = forecast
+                .writes
+                .iter()
+                .map(|write| name(&self.float, &write.tag).len())
+                .max();
+            for write in &forecast.writes {
+                let held = match write.holds {
+                    Some(digest) if digest == write.digest => "as now".into(),
+                    Some(digest) => format!("now {digest}"),
+                    None => "new".into(),
+                };
+                lines.push(format!(
+                    "    write {:<width$}  {}  {held}",
+                    name(&self.float, &write.tag),
+                    write.digest,
+                    width = width.unwrap_or_default()
+                ));
+            }
+            lines.push(format!(
+                "    push  {}",
+                match &self.push {
+                    Push::Granted => "the token says that it may",
+                    Push::Denied(_) => "denied",
+                    Push::NotKnown => "not known without writing",
+                }
+            ));
+        }
+        if let Some(script) = &self.script {
+            lines.extend(script.lines().into_iter().map(|line| format!("    {line}")));
+        }
+    }
+}
+
+impl Difference {
+    pub(super) fn json(&self) -> Value {
+        json!({"tag": self.tag, "why": self.why})
+    }
+}
+
+fn write_out(text: &str) -> Result<(), String> {
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(format!("cannot write to standard output: {error}"))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,124 @@
+//! The step of a plan: Resolve, and a survey of what the other steps would find.
+//!
+//! In come the image's spec and credentials; out comes what promoting it would do. Guaranteed: nothing is written, and no token is
+//! asked for with the right to write: some registries make the repository that it names.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::try_join;
+use tokio_util::sync::CancellationToken;
+
+use super::{Flow, Operation, Tools};
+use crate::engine::leadership::Leadership;
+use crate::engine::memory::Memory;
+use crate::image::{Digest, Reference, Tag};
+use crate::machine::{
+    Class, Copying, Fault, Forecast, Held, Image, ImageSpec, Mode, Outcome, Reason, Referrers, Step,
+};
+use crate::registry::{Activity, Registry};
+use crate::store::Access;
+
+/// What promoting an image would do now, found as `mode: Plan` finds it; or why it would fail.
+///
+/// # Errors
+/// What the step would end with.
+pub async fn forecast(
+    registry: &Registry,
+    access: &Access,
+    spec: &ImageSpec,
+    activity: &Arc<Activity>,
+) -> Result<Forecast, Fault> {
+    let tools = Tools {
+        registry: registry.clone(),
+        memory: Arc::new(Memory::new(Duration::ZERO)),
+        leadership: Leadership::alone(),
+        put_timeout: Duration::ZERO,
+    };
+    let operation = Operation {
+        tools,
+        access: access.clone(),
+        spec: spec.clone(),
+        image: Image::default(),
+        mode: Mode::Plan,
+        referrers: Referrers::Ignore,
+        step: Step::Resolve,
+        again: false,
+        seen: None,
+        cancel: CancellationToken::new(),
+        activity: Arc::clone(activity),
+    };
+    match operation.run().await {
+        Outcome::Foreseen(forecast) => Ok(*forecast),
+        Outcome::Faulted(fault) => Err(fault),
+        other => Err(Fault {
+            reason: Reason::RegistryError,
+            message: format!("the plan ended without a finding ({other:?})"),
+            class: Class::Attempt,
+        }),
+    }
+}
+
+impl Operation {
+    /// Finds out what promoting the image would do.
+    pub(super) async fn foresee(&self) -> Flow<Outcome> {
+        let float = &self.spec.float;
+        let mut held = Held {
+            float: self.peek(float.tag()).await?,
+            ..Held::default()
+        };
+        let (recorded, named) = (&self.image.source, &self.spec.source.reference);
+        let reference = match (recorded, named) {
+            (Some(known), _) => Reference::Digest(known.digest),
+            (None, named) => named.clone(),
+        };
+        if let Reference::Digest(source) = reference
+            && held.float == Some(source)
+        {
+            return Ok(self.foreseen(source, None, held, Copying::default()));
+        }
+        let manifest = self.source_manifest(&reference).await?;
+        if held.float == Some(manifest.digest) {
+            let media_type = Some(manifest.media_type);
+            return Ok(self.foreseen(manifest.digest, media_type, held, Copying::default()));
+        }
+        let (incoming, pre, post1) = (float.incoming(), float.pre(), float.post1());
+        (held.incoming, held.pre, held.post1) =
+            try_join!(self.peek(&incoming), self.peek(&pre), self.peek(&post1))?;
+        let (pull, push) = (self.pull()?, self.push()?);
+        let from = &self.spec.source.repository;
+        let survey = self.tools.registry.survey(
+            from,
+            &manifest,
+            self.repository(),
+            &pull,
+            &push,
+            &self.activity,
+        );
+        // Boxed: every operation is as large as its largest step, and plans are few.
+        let copying = self.read(Box::pin(survey)).await?;
+        Ok(self.foreseen(manifest.digest, Some(manifest.media_type), held, copying))
+    }
+
+    fn foreseen(
+        &self,
+        source: Digest,
+        media_type: Option<String>,
+        held: Held,
+        copying: Copying,
+    ) -> Outcome {
+        let forecast = Forecast::of(&self.spec.float, source, media_type, held, copying);
+        Outcome::Foreseen(Box::new(forecast))
+    }
+
+    /// Where a tag of the float's repository is, as a credential sees it that may only read.
+    async fn peek(&self, tag: &Tag) -> Flow<Option<Digest>> {
+        let reference = Reference::Tag(tag.clone());
+        let credential = self.push()?;
+        let fetch =
+            self.tools
+                .registry
+                .fetch(self.repository(), &reference, &credential, &self.activity);
+        Ok(self.read(fetch).await?.map(|manifest| manifest.digest))
+    }
+}

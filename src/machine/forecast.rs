@@ -1,0 +1,398 @@
+//! What promoting an image would do: the end of `mode: Plan`.
+//!
+//! In come the digests that the float and its tags hold and what a copy would take, as reads alone found them; out come the tags
+//! that the steps would write, in their order, and one line that says it all.
+
+use std::fmt;
+
+use crate::image::{Digest, Float, Tag};
+
+/// What promoting an image would do.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Forecast {
+    /// The digest to promote.
+    pub source: Digest,
+    /// Its media type, where its manifest was read.
+    pub media_type: Option<String>,
+    /// What the float's tags hold now.
+    pub held: Held,
+    /// What staging it would copy.
+    pub copying: Copying,
+    /// The tags that would be written; none where the float is at the source.
+    pub writes: Vec<Write>,
+}
+
+/// What the tags of a float hold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Held {
+    /// The float itself.
+    pub float: Option<Digest>,
+    /// `<float>_incoming`.
+    pub incoming: Option<Digest>,
+    /// `<float>__pre`.
+    pub pre: Option<Digest>,
+    /// `<float>__post1`.
+    pub post1: Option<Digest>,
+}
+
+/// What a copy would take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Copying {
+    /// Blobs that the float's repository has.
+    pub present: Tally,
+    /// Blobs that could be mounted from the source's repository.
+    pub mountable: Tally,
+    /// Blobs that would be streamed.
+    pub missing: Tally,
+    /// Manifests that an index lists.
+    pub children: Children,
+}
+
+/// Blobs and their bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Tally {
+    /// How many.
+    pub blobs: u64,
+    /// How large together.
+    pub bytes: u64,
+}
+
+/// Manifests below the top one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Children {
+    /// Those that the float's repository has.
+    pub present: u64,
+    /// Those that would be put.
+    pub missing: u64,
+}
+
+/// A tag that would be written.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Write {
+    /// Which.
+    pub tag: WrittenTag,
+    /// What it would hold.
+    pub digest: Digest,
+    /// What it holds now.
+    pub holds: Option<Digest>,
+}
+
+/// The name of a tag that would be written.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum WrittenTag {
+    /// Known.
+    Named(Tag),
+    /// A prune tag, whose stamp is that of the moment: for what the float shows, or else for what another of its tags holds alone.
+    Prune {
+        /// The digest was found on another tag of the float.
+        rescue: bool,
+    },
+}
+
+impl Forecast {
+    /// What the steps would do to `float`.
+    #[must_use]
+    pub fn of(
+        float: &Float,
+        source: Digest,
+        media_type: Option<String>,
+        held: Held,
+        copying: Copying,
+    ) -> Self {
+        Self {
+            source,
+            media_type,
+            held,
+            copying,
+            writes: writes(float, source, held),
+        }
+    }
+
+    /// Whether the float is at the source, so that nothing is done.
+    #[must_use]
+    pub fn is_unchanged(&self) -> bool {
+        self.held.float == Some(self.source)
+    }
+}
+
+/// The tags that the steps would write, in their order.
+fn writes(float: &Float, source: Digest, held: Held) -> Vec<Write> {
+    let mut writes = Vec::new();
+    if held.float == Some(source) {
+        return writes;
+    }
+    let mut pinned = Vec::new();
+    let mut pin = |writes: &mut Vec<Write>, digest: Digest| {
+        if digest != source && !pinned.contains(&digest) {
+            pinned.push(digest);
+            let rescue = Some(digest) != held.float;
+            writes.push(Write {
+                tag: WrittenTag::Prune { rescue },
+                digest,
+                holds: None,
+            });
+        }
+    };
+    let named = |tag, digest, holds| Write {
+        tag: WrittenTag::Named(tag),
+        digest,
+        holds,
+    };
+    if let Some(digest) = held.incoming {
+        pin(&mut writes, digest);
+    }
+    writes.push(named(float.incoming(), source, held.incoming));
+    if let Some(old) = held.float {
+        pin(&mut writes, old);
+        writes.push(named(float.pre(), old, held.pre));
+    }
+    writes.push(named(float.tag().clone(), source, held.float));
+    if held.float.is_some() {
+        if let Some(digest) = held.post1 {
+            pin(&mut writes, digest);
+        }
+        writes.push(named(float.post1(), source, held.post1));
+    }
+    writes
+}
+
+/// One line, at most 256 bytes whatever the float's name.
+impl fmt::Display for Forecast {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_unchanged() {
+            return f.write_str("the float is at the source already: nothing would be written");
+        }
+        write!(f, "would {}; write ", self.copying)?;
+        let prunes = self
+            .writes
+            .iter()
+            .filter(|w| matches!(w.tag, WrittenTag::Prune { .. }));
+        f.write_str("_incoming, ")?;
+        match prunes.count() {
+            0 => {}
+            1 => f.write_str("1 prune tag, ")?,
+            n => write!(f, "{n} prune tags, ")?,
+        }
+        match self.held.float {
+            Some(old) => write!(f, "__pre, float, __post1; float is at {}", old.short()),
+            None => f.write_str("float; float does not exist"),
+        }
+    }
+}
+
+/// What follows "would".
+impl fmt::Display for Copying {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all = self.present.blobs + self.mountable.blobs + self.missing.blobs;
+        match (self.missing.blobs, self.mountable.blobs) {
+            (0, 0) => write!(f, "copy no blob")?,
+            (0, mount) => write!(
+                f,
+                "mount {mount} of {all} blobs ({})",
+                Bytes(self.mountable.bytes)
+            )?,
+            (copy, 0) => write!(
+                f,
+                "copy {copy} of {all} blobs ({})",
+                Bytes(self.missing.bytes)
+            )?,
+            (copy, mount) => write!(
+                f,
+                "copy {copy} of {all} blobs ({}), mount {mount}",
+                Bytes(self.missing.bytes)
+            )?,
+        }
+        match self.children.missing {
+            0 => Ok(()),
+            1 => f.write_str(", put 1 child manifest"),
+            n => write!(f, ", put {n} child manifests"),
+        }
+    }
+}
+
+/// A number of bytes for a person.
+#[derive(Debug, Clone, Copy)]
+pub struct Bytes(pub u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+        let power = self.0.checked_ilog2().unwrap_or_default() / 10;
+        let Some(unit) = (power as usize).checked_sub(1).and_then(|at| units.get(at)) else {
+            return write!(f, "{} B", self.0);
+        };
+        // In tenths, rounded down: never more than there is.
+        let tenths = u128::from(self.0) * 10 >> (10 * power);
+        write!(f, "{}.{} {unit}", tenths / 10, tenths % 10)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::machine::samples::digest;
+
+    fn float() -> Float {
+        "quay.io/openshift/ci:a".parse().unwrap()
+    }
+
+    fn forecast(held: Held) -> Forecast {
+        Forecast::of(&float(), digest("new"), None, held, Copying::default())
+    }
+
+    fn held(float: &str, incoming: &str, post1: &str) -> Held {
+        let some = |name: &str| (!name.is_empty()).then(|| digest(name));
+        Held {
+            float: some(float),
+            incoming: some(incoming),
+            pre: Some(digest("older")),
+            post1: some(post1),
+        }
+    }
+
+    /// `TAG=DIGEST` for each write, in order.
+    fn written(held: Held) -> Vec<String> {
+        let names = ["new", "old", "lost", "gone"].map(|name| (digest(name), name));
+        let name = |digest| names.iter().find(|(known, _)| *known == digest).unwrap().1;
+        let writes = forecast(held).writes.into_iter();
+        writes
+            .map(|write| {
+                let tag = match write.tag {
+                    WrittenTag::Named(tag) => tag.to_string(),
+                    WrittenTag::Prune { rescue: true } => "rescue".into(),
+                    WrittenTag::Prune { rescue: false } => "prune".into(),
+                };
+                format!("{tag}={}", name(write.digest))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_tags_that_would_be_written_are_those_of_the_steps() {
+        let usual = [
+            "a_incoming=new",
+            "prune=old",
+            "a__pre=old",
+            "a=new",
+            "a__post1=new",
+        ];
+        assert_eq!(written(held("new", "lost", "gone")), [""; 0]);
+        assert_eq!(written(held("", "", "")), ["a_incoming=new", "a=new"]);
+        for (incoming, post1) in [("", ""), ("new", "new"), ("new", "old")] {
+            assert_eq!(
+                written(held("old", incoming, post1)),
+                usual,
+                "{incoming} {post1}"
+            );
+        }
+        assert_eq!(
+            written(held("old", "old", "old")),
+            [
+                "prune=old",
+                "a_incoming=new",
+                "a__pre=old",
+                "a=new",
+                "a__post1=new"
+            ]
+        );
+        assert_eq!(
+            written(held("old", "lost", "gone")),
+            [
+                "rescue=lost",
+                "a_incoming=new",
+                "prune=old",
+                "a__pre=old",
+                "a=new",
+                "rescue=gone",
+                "a__post1=new"
+            ]
+        );
+        assert_eq!(
+            written(held("old", "lost", "lost")),
+            [
+                "rescue=lost",
+                "a_incoming=new",
+                "prune=old",
+                "a__pre=old",
+                "a=new",
+                "a__post1=new"
+            ]
+        );
+        assert_eq!(
+            written(held("", "lost", "gone")),
+            ["rescue=lost", "a_incoming=new", "a=new"]
+        );
+    }
+
+    #[test]
+    fn what_a_tag_holds_now_stands_beside_what_it_would_hold() {
+        let writes = forecast(held("old", "new", "")).writes;
+        let holds: Vec<_> = writes.iter().map(|write| write.holds).collect();
+        let some = |name| Some(digest(name));
+        assert_eq!(holds, [some("new"), None, some("older"), some("old"), None]);
+    }
+
+    #[test]
+    fn one_line_says_it_and_fits_a_message() {
+        let tally = |blobs, bytes| Tally { blobs, bytes };
+        let copying = Copying {
+            present: tally(1, 1),
+            mountable: tally(2, 5000),
+            missing: tally(3, 12_900_000),
+            children: Children {
+                present: 1,
+                missing: 4,
+            },
+        };
+        let say =
+            |held, copying| Forecast::of(&float(), digest("new"), None, held, copying).to_string();
+        assert_eq!(
+            say(held("old", "lost", ""), copying),
+            format!(
+                "would copy 3 of 6 blobs (12.3 MiB), mount 2, put 4 child manifests; write _incoming, 2 prune tags, __pre, float, __post1; float is at {}",
+                digest("old").short()
+            )
+        );
+        assert_eq!(
+            say(
+                held("", "", ""),
+                Copying {
+                    missing: tally(0, 0),
+                    children: Children::default(),
+                    ..copying
+                }
+            ),
+            "would mount 2 of 3 blobs (4.8 KiB); write _incoming, float; float does not exist"
+        );
+        assert_eq!(
+            say(held("new", "", ""), Copying::default()),
+            "the float is at the source already: nothing would be written"
+        );
+        let most = tally(u64::MAX / 3, u64::MAX);
+        let most = Copying {
+            present: most,
+            mountable: most,
+            missing: most,
+            children: Children {
+                present: 0,
+                missing: u64::MAX,
+            },
+        };
+        assert!(say(held("old", "lost", "gone"), most).len() <= 256);
+    }
+
+    #[test]
+    fn bytes_are_never_shown_as_more_than_they_are() {
+        for (bytes, shown) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (1_048_575, "1023.9 KiB"),
+            (1_048_576, "1.0 MiB"),
+            (u64::MAX, "15.9 EiB"),
+        ] {
+            assert_eq!(Bytes(bytes).to_string(), shown);
+        }
+    }
+}

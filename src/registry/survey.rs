@@ -1,0 +1,126 @@
+//! What a copy would bring, found by reads alone.
+//!
+//! In comes a manifest of the source and where it is to go; out come counts and bytes of what is there, what could be mounted and
+//! what would be streamed. The walk is that of [`Registry::copy`], with the same bounds, budget and memory; nothing is written, and
+//! tokens are asked for pulling only.
+
+use futures::{StreamExt, TryStreamExt, stream};
+
+use super::access::Access;
+use super::activity::Activity;
+use super::blob::{Job, blob_url, named};
+use super::copy::AT_ONCE;
+use super::credential::Credential;
+use super::error::Error;
+use super::manifest::{Blob, Manifest};
+use super::transport::Failure;
+use super::{Kind, Registry};
+use crate::image::Repository;
+use crate::machine::{Copying, Reason};
+
+/// Where a blob is found.
+enum Place {
+    /// The target has it.
+    There,
+    /// The source has it.
+    Elsewhere,
+}
+
+impl Registry {
+    /// What copying everything `manifest` references from `from` to `to` would take. Blobs of child manifests that the target has
+    /// are not looked for.
+    ///
+    /// # Errors
+    /// `SourceIncomplete` where neither side has a part; else as its requests fail.
+    pub async fn survey(
+        &self,
+        from: &Repository,
+        manifest: &Manifest,
+        to: &Repository,
+        pull: &Credential,
+        push: &Credential,
+        activity: &Activity,
+    ) -> Result<Copying, Error> {
+        let mut copying = Copying::default();
+        if from == to {
+            return Ok(copying);
+        }
+        let job = Job {
+            writes: false,
+            ..self.job(from, manifest, to, pull, push, activity)?
+        };
+        let plan = self.plan(&job, manifest).await?;
+        copying.children.missing = plan.levels.iter().map(|level| level.len() as u64).sum();
+        copying.children.present = plan.children as u64 - copying.children.missing;
+        let mounts = self.may_mount(&job).await?;
+        let job = &job;
+        let mut found = stream::iter(plan.blobs)
+            .map(|blob| async move { self.find(job, blob).await.map(|place| (place, blob)) })
+            .buffer_unordered(AT_ONCE);
+        while let Some((place, blob)) = found.try_next().await? {
+            let tally = match place {
+                Place::There => &mut copying.present,
+                Place::Elsewhere if mounts => &mut copying.mountable,
+                Place::Elsewhere => &mut copying.missing,
+            };
+            tally.blobs += 1;
+            tally.bytes = tally.bytes.saturating_add(blob.size);
+        }
+        Ok(copying)
+    }
+
+    /// Whether the token of `credential` for `repository` says that it may push there; false where no token tells. Asked only where
+    /// the repository is known to exist: some registries make it for whoever asks.
+    ///
+    /// # Errors
+    /// `PermissionDenied` or `Unauthorized` where it says that it may not.
+    pub async fn claims_push(
+        &self,
+        repository: &Repository,
+        credential: &Credential,
+        activity: &Activity,
+    ) -> Result<bool, Error> {
+        let endpoint = self.endpoint(repository)?;
+        let access = Access::new(&endpoint, credential, repository, true);
+        let grant = self.transport().authorise(&access, None, None, activity);
+        let grant = grant.await.map_err(Failure::into_error)?;
+        Ok(grant.tells_rights())
+    }
+
+    /// Whether blobs could be mounted: on one registry, by a credential that may write here and read there.
+    async fn may_mount(&self, job: &Job<'_>) -> Result<bool, Error> {
+        if job.from.host() != job.to.host() {
+            return Ok(false);
+        }
+        let access = Access::new(&job.from_at, job.push, job.from, false);
+        match self
+            .transport()
+            .authorise(&access, None, None, job.activity)
+            .await
+        {
+            Ok(grant) => Ok(grant.may_pull(job.from)),
+            Err(Failure::Refused(_)) => Ok(false),
+            Err(failure) => Err(failure.into_error()),
+        }
+    }
+
+    async fn find(&self, job: &Job<'_>, blob: Blob) -> Result<Place, Error> {
+        let key = job.present(blob.digest, Kind::Blob);
+        if self.0.present.contains_key(&key) {
+            return Ok(Place::There);
+        }
+        if self.has_blob(job, blob).await? {
+            self.0.present.insert(key, ());
+            return Ok(Place::There);
+        }
+        let what = named(job.from, blob.digest);
+        let access = job.source();
+        let url = blob_url(&access, blob.digest);
+        let ask = self.blob_ask(reqwest::Method::HEAD, url, &what, &access, job.activity);
+        if self.is_there(ask).await? {
+            return Ok(Place::Elsewhere);
+        }
+        let message = format!("{what}: the source image misses this blob; rebuild it");
+        Err(Error::attempt(Reason::SourceIncomplete, message))
+    }
+}
