@@ -1,7 +1,8 @@
 //! The Helm chart: what it renders, what it refuses, and what it does on a real API server.
 //!
 //! [`render`] needs no cluster, [`admitted`] asks the API server about every object of every option, [`lifecycle`] installs,
-//! upgrades, goes back and uninstalls, [`account`] runs the controller with the chart's own ServiceAccount and nothing else.
+//! upgrades, goes back and uninstalls. [`job`] runs the controller with the chart's own ServiceAccount and nothing else, and [`rights`]
+//! tries what that may do and what not.
 
 #![allow(
     clippy::unwrap_used,
@@ -9,9 +10,11 @@
     reason = "a test that meets an error has failed"
 )]
 
-mod account;
 mod admitted;
+mod ground;
 mod helm;
+mod job;
 mod lifecycle;
 mod options;
 mod render;
+mod rights;

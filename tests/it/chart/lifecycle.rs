@@ -88,6 +88,50 @@ async fn signature(plane: &ControlPlane, namespace: &str) -> Value {
     request.data["status"]["signature"].clone()
 }
 
+/// What a controller of the next version could record: a request with a field that the present version does not know.
+async fn record(plane: &ControlPlane, namespace: &str) {
+    let wanted = object("r", &spec(&[("quay.io/a/b:c", "quay.io/a/b:d")]));
+    let typed: Api<PromotionRequest> = Api::namespaced(plane.client().unwrap(), namespace);
+    typed.create(&PostParams::default(), &wanted).await.unwrap();
+    let status = json!({"status": {"phase": "Pending", "signature": "next"}});
+    // The API server may serve the definition of before for a moment.
+    let end = Instant::now() + Duration::from_mins(1);
+    while signature(plane, namespace).await != "next" {
+        assert!(Instant::now() < end, "the field does not come");
+        let (params, patch) = (PatchParams::default(), Patch::Merge(&status));
+        let api = requests(plane, namespace);
+        api.patch_status("r", &params, &patch).await.unwrap();
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Tries each of the ways in which people go back.
+async fn nothing_takes_it_back(plane: &ControlPlane, helm: &Helm, namespace: &str) {
+    let ours = env!("CARGO_PKG_VERSION");
+    let why = format!("the definition is of version {NEXT} and cannot go back to {ours}");
+    let rollback = ["rollback", "pc", "1", "-n", namespace];
+    let words = helm.refused(&rollback, &Value::Null).await;
+    assert!(words.contains(&why), "{words}");
+    let unversioned = crd_yaml().replace("app.kubernetes.io/version:", "note:");
+    let without = "cannot go back to one without a version".to_owned();
+    for (verb, definition, why) in [
+        ("apply", crd_yaml(), why),
+        ("replace", unversioned, without),
+    ] {
+        let mut arguments = vec![verb, "-f", "-"];
+        if verb == "apply" {
+            arguments.extend(["--server-side", "--force-conflicts"]);
+        }
+        let refused = plane
+            .kubectl_with_input(&arguments, &definition)
+            .await
+            .unwrap();
+        let words = String::from_utf8_lossy(&refused.stderr);
+        assert!(words.contains(&why), "{words}");
+    }
+    assert_eq!(version(plane).await, NEXT);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_definition_goes_forward_with_the_chart_and_back_with_nothing() {
     let (_turn, plane) = cluster().await;
@@ -115,43 +159,8 @@ async fn the_definition_goes_forward_with_the_chart_and_back_with_nothing() {
 
     helm.ok(&to_next, &least()).await;
     assert_eq!(version(plane).await, NEXT);
-    // What a controller of the next version records.
-    let wanted = object("r", &spec(&[("quay.io/a/b:c", "quay.io/a/b:d")]));
-    let typed: Api<PromotionRequest> = Api::namespaced(plane.client().unwrap(), &namespace);
-    typed.create(&PostParams::default(), &wanted).await.unwrap();
-    let status = json!({"status": {"phase": "Pending", "signature": "next"}});
-    // The API server may serve the definition of before for a moment.
-    let end = Instant::now() + Duration::from_mins(1);
-    while signature(plane, &namespace).await != "next" {
-        assert!(Instant::now() < end, "the field does not come");
-        let (params, patch) = (PatchParams::default(), Patch::Merge(&status));
-        let api = requests(plane, &namespace);
-        api.patch_status("r", &params, &patch).await.unwrap();
-        tokio::time::sleep(LOOK).await;
-    }
-
-    // Back, in each of the ways that people go.
-    let words = helm
-        .refused(&["rollback", "pc", "1", "-n", &namespace], &Value::Null)
-        .await;
-    let why = format!("the definition is of version {NEXT} and cannot go back to {ours}");
-    assert!(words.contains(&why), "{words}");
-    let apply = ["apply", "--server-side", "--force-conflicts", "-f", "-"];
-    let refused = plane.kubectl_with_input(&apply, &crd_yaml()).await.unwrap();
-    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(words.contains(&why), "{words}");
-    let unversioned = crd_yaml().replace("app.kubernetes.io/version: ", "note: v");
-    let replace = ["replace", "-f", "-"];
-    let refused = plane
-        .kubectl_with_input(&replace, &unversioned)
-        .await
-        .unwrap();
-    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(
-        words.contains("cannot go back to one without a version"),
-        "{words}"
-    );
-    assert_eq!(version(plane).await, NEXT);
+    record(plane, &namespace).await;
+    nothing_takes_it_back(plane, &helm, &namespace).await;
 
     let told = helm.ok(&to_this, &least()).await;
     let left = format!("is of version {NEXT}, later than this chart's. It was left as it is");

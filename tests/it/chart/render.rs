@@ -294,7 +294,7 @@ async fn every_flag_of_the_controller_is_passed_or_is_none_for_a_pod() {
         .output()
         .unwrap();
     let help = String::from_utf8(help.stdout).unwrap();
-    let name = |word: &str| word.split('=').next().unwrap().to_owned();
+    let name = |word: &str| word.split(['=', '[']).next().unwrap().to_owned();
     let known: BTreeSet<String> = help
         .lines()
         .filter_map(|line| {
