@@ -4,7 +4,7 @@
 //! the machine and the method. Guaranteed: a row whose outcome is wrong (a tag, a digest, a phase) fails the run; a figure beyond
 //! its limit is marked and listed at the end, as times depend on what else the machine does.
 //!
-//! Each section is a module: [`requests`], [`writes`], [`fairness`], [`peers`], [`bytes`], [`faults`]. What they stand on: [`measure`] (what a
+//! Each section is a module: [`requests`], [`writes`], [`fairness`], [`peers`], [`bytes`], [`faults`], [`scale`]. What they stand on: [`measure`] (what a
 //! command took), [`served`] (the registry as a process of its own), [`promotion`] (what is promoted, and whether it was),
 //! [`plain`] (the loops this program is compared with), [`tools`] (the staged script and its command lines).
 
@@ -25,6 +25,7 @@ mod promotion;
 mod relay;
 mod report;
 mod requests;
+mod scale;
 #[path = "../../tests/it/stage.rs"]
 #[allow(dead_code)]
 mod stage;
@@ -47,10 +48,13 @@ cargo bench [-- [SECTION…] [--quick]]
   peers     promote, a plain loop and the staged script, side by side
   bytes     large layers from registry to registry
   faults    a registry that is down, answers 429 and 503, cuts bodies
+  scale     a thousand requests at once, and ten thousand that have ended
 
 Without a section: all. --quick: small sizes, to see that it works.";
 
-const SECTIONS: [&str; 6] = ["requests", "writes", "fairness", "peers", "bytes", "faults"];
+const SECTIONS: [&str; 7] = [
+    "requests", "writes", "fairness", "peers", "bytes", "faults", "scale",
+];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -93,7 +97,8 @@ fn main() -> ExitCode {
                 "fairness" => fairness::run(&mut report).await,
                 "peers" => peers::run(&mut report).await,
                 "bytes" => bytes::run(&mut report).await,
-                _ => faults::run(&mut report).await,
+                "faults" => faults::run(&mut report).await,
+                _ => scale::run(&mut report).await,
             }
         }
     });

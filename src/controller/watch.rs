@@ -40,7 +40,8 @@ pub const SILENCE: Duration = Duration::from_secs(40);
 /// What is being listed.
 #[derive(Default)]
 struct Listing {
-    objects: Vec<PromotionRequest>,
+    /// Of those that can be read. No more is kept of them: thousands of objects at once would be too much.
+    keys: Vec<Key>,
     uids: HashSet<String>,
 }
 
@@ -142,21 +143,25 @@ pub async fn follow<S: Store>(
             Event::InitApply(object) => {
                 // One that cannot be read is there all the same: it keeps the floats that it has begun on.
                 listing.uids.extend(object.meta().uid.clone());
-                listing.objects.extend(decoded(object));
+                // Also if this list breaks off and the next one does not show it any more.
+                known.extend(object.meta().uid.clone());
+                if let Some(object) = decoded(object) {
+                    engine.observe(&object);
+                    listing.keys.push(Key::of(&object));
+                }
             }
             Event::InitDone => {
-                let Listing { objects, uids } = std::mem::take(&mut listing);
+                let Listing { keys, uids } = std::mem::take(&mut listing);
                 for uid in known.difference(&uids) {
                     engine.gone(uid);
                 }
                 known = uids;
                 if let Some(ready) = ready.take() {
-                    engine.rebuild(objects.iter());
+                    engine.rebuild(std::iter::empty());
                     ready();
                 }
-                for object in &objects {
-                    engine.observe(object);
-                    engine.trigger(Key::of(object));
+                for key in keys {
+                    engine.trigger(key);
                 }
             }
             Event::Apply(object) => {

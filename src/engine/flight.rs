@@ -1,20 +1,16 @@
 //! Operations in flight: launched after a save, landed with an outcome, reported at most once per status interval.
 
 use std::sync::Arc;
-use std::time::Duration;
-
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::operation::Operation;
 use super::state::InFlight;
+use super::turns::Line;
 use super::{Engine, account};
 use crate::machine::{Class, Fault, Launch, Outcome, Reason, Request};
 use crate::registry::Activity;
 use crate::store::{Access, Key, Store};
-
-/// What a tag was seen to hold serves the launch that follows at once, and no later one.
-const SEEN_FRESH: Duration = Duration::from_secs(1);
 
 impl<S: Store> Engine<S> {
     /// Launches what was just saved. All of it is in flight before any of it runs, so that the first to end does not count as
@@ -61,7 +57,6 @@ impl<S: Store> Engine<S> {
             let flight = state.flights.entry(uid.to_owned()).or_default();
             let again = !flight.tried.insert((index, step)) || again;
             let seen = flight.seen.remove(&index);
-            let seen = seen.filter(|(_, at)| at.elapsed() < SEEN_FRESH);
             let operation = InFlight {
                 id,
                 step,
@@ -78,7 +73,7 @@ impl<S: Store> Engine<S> {
                 // Saved when the end was not known yet: it is recorded as given up.
                 cancel.cancel();
             }
-            (id, again, seen.map(|(digest, _)| digest))
+            (id, again, seen)
         };
         let operation = Operation {
             tools: self.inner.tools.clone(),
@@ -97,11 +92,24 @@ impl<S: Store> Engine<S> {
         Some((index, id, operation))
     }
 
-    /// Runs an operation in flight, to its landing.
+    /// Runs an operation in flight, when its turn comes, to its landing.
     fn run(&self, key: &Key, uid: &str, index: usize, id: u64, operation: Operation) {
         let activity = Arc::clone(&operation.activity);
         let (engine, key, uid) = (self.clone(), key.clone(), uid.to_owned());
         tokio::spawn(async move {
+            let (turns, line) = (
+                engine.inner.turns.clone(),
+                Line::of(&operation.spec, operation.step),
+            );
+            let turn = tokio::select! {
+                biased;
+                () = operation.cancel.cancelled() => None,
+                turn = turns.enter(line, &uid) => Some(turn),
+            };
+            let Some(_turn) = turn else {
+                engine.land(&key, &uid, index, id, Outcome::Dropped);
+                return;
+            };
             // A task of its own, so that a defect in a step ends in an outcome and not in a float that waits for ever.
             let mut work = tokio::spawn(operation.run());
             let outcome = loop {

@@ -10,6 +10,7 @@
 //! - A save that would change nothing is not made.
 //! - Operations are tasks of their own, keyed by UID: a long copy blocks nothing. What they found is dropped from memory only
 //!   after it was saved.
+//! - Of the operations in flight a bounded number is at work; the others wait for their turn, each as no more than its record.
 //! - Losing the memory of the engine loses nothing: the next reconcile launches again what status says.
 
 mod account;
@@ -21,6 +22,7 @@ pub mod memory;
 mod operation;
 mod reconcile;
 mod state;
+mod turns;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -41,6 +43,7 @@ use leadership::Leadership;
 use memory::Memory;
 use operation::Tools;
 use state::State;
+use turns::Turns;
 
 pub use admission::ASKING;
 pub use brake::Brake;
@@ -79,6 +82,7 @@ struct Inner<S> {
     policy: Policy,
     settings: Settings,
     triggers: mpsc::UnboundedSender<Key>,
+    turns: Turns,
     state: Mutex<State>,
     due: Mutex<Due>,
 }
@@ -101,6 +105,7 @@ impl<S: Store> Engine<S> {
         settings: Settings,
     ) -> (Self, mpsc::UnboundedReceiver<Key>) {
         let (triggers, queue) = mpsc::unbounded_channel();
+        let turns = Turns::new(registry.concurrency());
         let tools = Tools {
             registry,
             memory: Arc::new(Memory::new(settings.settle)),
@@ -114,6 +119,7 @@ impl<S: Store> Engine<S> {
             policy,
             settings,
             triggers,
+            turns,
             state,
             due: Mutex::default(),
         };
@@ -180,7 +186,8 @@ impl<S: Store> Engine<S> {
         state.note(&key, version, contender, facts, now) && !own
     }
 
-    /// Takes over from an earlier leader: whoever began and has not ended owns its floats, before anything is launched.
+    /// Takes over from an earlier leader: whoever began and has not ended, of these objects and of those observed before, owns its
+    /// floats, before anything is launched.
     pub fn rebuild<'a>(&self, objects: impl Iterator<Item = &'a PromotionRequest>) {
         for object in objects {
             self.observe(object);

@@ -32,6 +32,8 @@ const READ_AGAIN: Duration = Duration::from_secs(1);
 const LOOK_TWICE: Duration = Duration::from_secs(2);
 /// Whether the lease was renewed is looked at again after this.
 const LEASE_AGAIN: Duration = Duration::from_millis(50);
+/// What a tag was seen to hold serves for so long: the launch that follows at once, if it does not have to wait for its turn.
+const SEEN_FRESH: Duration = Duration::from_secs(1);
 /// The pauses before the second and third look at a source that is not there.
 const SOURCE_LOOKS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
 
@@ -56,8 +58,8 @@ pub(super) struct Operation {
     pub step: Step,
     /// It may have run before.
     pub again: bool,
-    /// What the tag that it is to overwrite was seen to hold a moment ago; recorded since.
-    pub seen: Option<Digest>,
+    /// What the tag that it is to overwrite was seen to hold, and when; recorded since.
+    pub seen: Option<(Digest, Instant)>,
     pub cancel: CancellationToken,
     pub activity: Arc<Activity>,
 }
@@ -376,7 +378,10 @@ impl Operation {
 
     /// What a tag that is to be overwritten holds: as it was seen when the record of its digest was asked for, else a look.
     async fn found(&self, tag: &Tag) -> Flow<Option<Manifest>> {
-        if let Some(digest) = self.seen.filter(|digest| self.image.pin(*digest).is_some())
+        let fresh = |(digest, at): &(Digest, Instant)| {
+            at.elapsed() < SEEN_FRESH && self.image.pin(*digest).is_some()
+        };
+        if let Some((digest, _)) = self.seen.filter(fresh)
             && let Some(manifest) = self.held(digest).await?
         {
             return Ok(Some(manifest));

@@ -2,7 +2,8 @@
 //!
 //! Plain data behind one lock that is never held over an await. Losing all of it loses nothing: status has what matters.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,23 +32,21 @@ pub(super) struct State {
     pub seats: Seats,
     /// The unfinished requests that are known.
     pub known: HashMap<Uid, Known>,
+    /// Which of them have a name: one, most often.
+    by_key: HashMap<Key, Vec<Uid>>,
     /// Which of them name a float.
     by_float: HashMap<Float, HashSet<Uid>>,
     /// What runs, also of requests that are gone meanwhile.
     pub flights: HashMap<Uid, Flight>,
     /// Requests that have ended or were deleted of late. A UID never comes back.
-    left: HashMap<Uid, Left>,
+    left: HashMap<Uid, Entered>,
+    /// The same, the oldest first.
+    leaving: VecDeque<(Uid, Instant)>,
     /// What the operator has stopped.
     pub brake: Brake,
     /// Nothing more is launched.
     pub draining: bool,
     next_flight: u64,
-}
-
-/// A request that has left.
-struct Left {
-    at: Instant,
-    entered: Entered,
 }
 
 /// An unfinished request.
@@ -197,6 +196,10 @@ impl State {
             return false;
         }
         contender.standing = Standing::Undecided { since: now };
+        self.by_key
+            .entry(key.clone())
+            .or_default()
+            .push(uid.clone());
         for share in &contender.shares {
             self.by_float
                 .entry(share.float.clone())
@@ -225,19 +228,18 @@ impl State {
 
     /// Forgets a request that has ended or is gone.
     pub fn forget(&mut self, uid: &str) -> Option<Known> {
-        let now = Instant::now();
-        self.left.retain(|_, left| left.at + LEFT > now);
         let mut known = self.known.remove(uid);
         let entered = known
             .as_mut()
             .map(|known| std::mem::take(&mut known.entered));
-        let left = self.left.remove(uid).map(|left| left.entered);
-        let left = Left {
-            at: now,
-            entered: entered.or(left).unwrap_or_default(),
-        };
-        self.left.insert(uid.to_owned(), left);
+        self.remember_left(uid, entered);
         let known = known?;
+        if let Some(uids) = self.by_key.get_mut(&known.key) {
+            uids.retain(|other| other != uid);
+            if uids.is_empty() {
+                self.by_key.remove(&known.key);
+            }
+        }
         for share in &known.contender.shares {
             if let Some(uids) = self.by_float.get_mut(&share.float) {
                 uids.remove(uid);
@@ -252,14 +254,37 @@ impl State {
     /// When the images of a request entered their phases: its own end may come back by the watch before it is answered.
     pub fn take_entered(&mut self, uid: &str) -> Entered {
         let known = self.known.get_mut(uid).map(|known| &mut known.entered);
-        let left = self.left.get_mut(uid).map(|left| &mut left.entered);
-        known.or(left).map(std::mem::take).unwrap_or_default()
+        let entered = known.or(self.left.get_mut(uid));
+        entered.map(std::mem::take).unwrap_or_default()
+    }
+
+    fn remember_left(&mut self, uid: &str, entered: Option<Entered>) {
+        let now = Instant::now();
+        while self
+            .leaving
+            .front()
+            .is_some_and(|(_, at)| *at + LEFT <= now)
+        {
+            if let Some((uid, _)) = self.leaving.pop_front() {
+                self.left.remove(&uid);
+            }
+        }
+        match self.left.entry(uid.to_owned()) {
+            Entry::Vacant(place) => {
+                place.insert(entered.unwrap_or_default());
+                self.leaving.push_back((uid.to_owned(), now));
+            }
+            Entry::Occupied(mut place) => {
+                if let Some(entered) = entered {
+                    place.insert(entered);
+                }
+            }
+        }
     }
 
     /// The requests of this name, as far as they are known.
     pub fn named(&self, key: &Key) -> Vec<Uid> {
-        let known = self.known.iter().filter(|(_, known)| known.key == *key);
-        known.map(|(uid, _)| uid.clone()).collect()
+        self.by_key.get(key).cloned().unwrap_or_default()
     }
 
     /// The requests that share a float with `contender`, itself included.

@@ -6,7 +6,7 @@
 //! A request claims all its floats at once or none, so nobody holds one float while waiting for another: no deadlock. The
 //! last created wins: a claim ends every older request on the float that is not committed, before anything is written.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -23,6 +23,8 @@ pub type Uid = String;
 #[derive(Debug, Clone, Default)]
 pub struct Claims {
     owners: HashMap<Float, Uid>,
+    /// The same by owner: whoever gives back floats looks at its own alone.
+    floats: HashMap<Uid, HashSet<Float>>,
 }
 
 /// What is known of an unfinished request.
@@ -123,6 +125,10 @@ impl Claims {
         if !floats.iter().all(free) {
             return false;
         }
+        if !floats.is_empty() {
+            let owned = self.floats.entry(uid.to_owned()).or_default();
+            owned.extend(floats.iter().cloned());
+        }
         self.owners
             .extend(floats.iter().map(|float| (float.clone(), uid.to_owned())));
         true
@@ -130,11 +136,17 @@ impl Claims {
 
     /// Takes every float from `uid` that `keep` does not keep; gives those that are free now.
     pub fn release(&mut self, uid: &str, mut keep: impl FnMut(&Float) -> bool) -> Vec<Float> {
-        let gone = |float: &Float, owner: &mut Uid| owner == uid && !keep(float);
-        self.owners
-            .extract_if(gone)
-            .map(|(float, _)| float)
-            .collect()
+        let Some(owned) = self.floats.get_mut(uid) else {
+            return Vec::new();
+        };
+        let released: Vec<_> = owned.extract_if(|float| !keep(float)).collect();
+        if owned.is_empty() {
+            self.floats.remove(uid);
+        }
+        for float in &released {
+            self.owners.remove(float);
+        }
+        released
     }
 
     /// How many floats are owned.

@@ -131,7 +131,7 @@ impl Registry {
             .invalidate(&held(repository, digest, credential));
     }
 
-    fn cached(
+    pub(super) fn cached(
         &self,
         repository: &Repository,
         reference: &Reference,

@@ -47,6 +47,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use moka::policy::EvictionPolicy;
 
 pub use activity::{Activity, Waiting};
 pub use clients::Proxies;
@@ -67,11 +68,13 @@ use endpoint::Endpoint;
 use transport::Transport;
 
 /// The manifests kept, in bytes.
-const MANIFESTS_MAX: u64 = 64 * 1024 * 1024;
+const MANIFESTS_MAX: u64 = 32 * 1024 * 1024;
+/// What one of them takes beside its own bytes, about.
+const MANIFEST_KEPT: usize = 1024;
 /// How long a blob or child manifest is remembered as present: registries hold what no tag holds for about an hour.
 const PRESENT_FOR: Duration = Duration::from_mins(50);
 /// How many of them are remembered.
-const PRESENT_MAX: u64 = 200_000;
+const PRESENT_MAX: u64 = 50_000;
 /// How long it is remembered that a credential may push, where only trying tells.
 const PUSHABLE_FOR: Duration = Duration::from_hours(1);
 /// How many such answers are remembered.
@@ -195,13 +198,16 @@ impl Registry {
     ) -> Result<Self, BuildError> {
         let manifests = moka::sync::Cache::builder()
             .weigher(|_, manifest: &Manifest| {
-                u32::try_from(manifest.bytes.len() + 512).unwrap_or(u32::MAX)
+                u32::try_from(manifest.bytes.len() + MANIFEST_KEPT).unwrap_or(u32::MAX)
             })
             .max_capacity(MANIFESTS_MAX)
+            // What is new is what is in work: by default it would have to be wanted more often than what has long been promoted.
+            .eviction_policy(EvictionPolicy::lru())
             .support_invalidation_closures()
             .build();
         let present = moka::sync::Cache::builder()
             .max_capacity(PRESENT_MAX)
+            .eviction_policy(EvictionPolicy::lru())
             .time_to_live(PRESENT_FOR)
             .support_invalidation_closures()
             .build();
@@ -247,6 +253,12 @@ impl Registry {
         &self.transport().settings.metrics
     }
 
+    /// How many requests may be in flight to one registry.
+    #[must_use]
+    pub fn concurrency(&self) -> usize {
+        self.transport().settings.concurrency
+    }
+
     fn transport(&self) -> &Transport {
         &self.0.transport
     }
@@ -258,5 +270,43 @@ impl Registry {
                 format!("{repository}: its host is no address; correct it"),
             )
         })
+    }
+}
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::image::{Float, Reference};
+
+    #[test]
+    fn a_new_manifest_is_kept_however_often_those_kept_before_were_wanted() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let registry = Registry::new(Settings::default()).unwrap();
+        let float: Float = "quay.io/openshift/ci:f".parse().unwrap();
+        let credential = Credential::anonymous();
+        let manifest = |n: usize| {
+            let annotation = "x".repeat(256 * 1024);
+            let config = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+            let body = format!(
+                r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{{"mediaType":"c","digest":"{config}","size":2}},"layers":[],"annotations":{{"{n}":"{annotation}"}}}}"#
+            );
+            Manifest::read("x", body.into(), None, None, None).unwrap()
+        };
+        let kept = |manifest: &Manifest| {
+            let reference = Reference::Digest(manifest.digest);
+            registry.cached(float.repository(), &reference, &credential)
+        };
+        for n in 0..200 {
+            let manifest = manifest(n);
+            registry.remember(float.repository(), &manifest, &credential);
+            for _ in 0..5 {
+                kept(&manifest);
+            }
+        }
+        let new = manifest(200);
+        registry.remember(float.repository(), &new, &credential);
+        registry.0.manifests.run_pending_tasks();
+        assert_eq!(kept(&new), Some(new));
+        assert!(registry.0.manifests.weighted_size() <= MANIFESTS_MAX);
     }
 }

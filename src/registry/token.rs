@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use moka::policy::EvictionPolicy;
 use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest::{Method, StatusCode, Url};
 use serde::Deserialize;
@@ -36,10 +37,12 @@ const LIFE_DEFAULT: Duration = Duration::from_mins(1);
 const LIFE_MAX: Duration = Duration::from_hours(24);
 /// The most of a token endpoint's answer that is read.
 const ANSWER_MAX: usize = 64 * 1024;
+/// One that nobody wanted for so long is not kept.
+const IDLE_MAX: Duration = Duration::from_hours(1);
 /// The longest token that is kept and sent: servers take no longer header.
 const TOKEN_MAX: usize = 16 * 1024;
 /// Tokens kept.
-const TOKENS_MAX: u64 = 10_000;
+const TOKENS_MAX: u64 = 5_000;
 
 /// What is known of the registries' challenges, and the tokens.
 #[derive(Debug)]
@@ -87,7 +90,8 @@ impl Tokens {
     pub(super) fn new() -> Self {
         let cells = moka::sync::Cache::builder()
             .max_capacity(TOKENS_MAX)
-            .time_to_idle(LIFE_MAX)
+            .eviction_policy(EvictionPolicy::lru())
+            .time_to_idle(IDLE_MAX)
             .build();
         Self {
             challenges: Mutex::new(HashMap::new()),

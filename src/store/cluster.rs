@@ -21,7 +21,7 @@ use super::own::OwnFiles;
 use super::{Access, AccessError, Event, Key, Store, StoreError};
 use crate::api::{self, PromotionRequest};
 use crate::metrics::{Call, Metrics};
-use crate::registry::Keyring;
+use crate::registry::{Flights, Keyring};
 
 /// The longest a call may take, its retries included.
 const CALL: Duration = Duration::from_secs(15);
@@ -29,6 +29,8 @@ const CALL: Duration = Duration::from_secs(15);
 const SECRET_FRESH: Duration = Duration::from_mins(1);
 /// A Secret that was missing is looked for again after this.
 const SECRET_MISSING: Duration = Duration::from_secs(5);
+/// That one could not be read is told to all who waited for it, instead of each asking a server that does not answer.
+const SECRET_UNREAD: Duration = Duration::from_millis(500);
 /// The type and key of the Secrets that are understood.
 const SECRET_TYPE: &str = "kubernetes.io/dockerconfigjson";
 const SECRET_KEY: &str = ".dockerconfigjson";
@@ -44,6 +46,8 @@ pub struct Cluster {
     secrets: Mutex<Secrets>,
     own: OwnFiles,
     metrics: Metrics,
+    /// Many requests want the same Secret at once: one reads it.
+    reading: Flights<SecretName>,
 }
 
 impl Cluster {
@@ -58,6 +62,7 @@ impl Cluster {
             secrets: Mutex::default(),
             own,
             metrics,
+            reading: Flights::new(),
         }
     }
 
@@ -68,22 +73,31 @@ impl Cluster {
     /// A Secret's credentials, from memory if they were read within the last minute.
     async fn keyring(&self, namespace: &str, name: &str) -> Result<Keyring, AccessError> {
         let id = (namespace.to_owned(), name.to_owned());
-        let now = Instant::now();
-        if let Some((known, until)) = self.secrets().get(&id)
-            && *until > now
-        {
-            return known.clone();
+        if let Some(known) = self.known_secret(&id) {
+            return known;
         }
+        let _turn = self.reading.enter(&id).await;
+        if let Some(known) = self.known_secret(&id) {
+            return known;
+        }
+        let asked = Instant::now();
         let read = self.read_secret(namespace, name).await;
-        let fresh = match &read {
-            Ok(_) => SECRET_FRESH,
-            Err(AccessError::NotFound(_) | AccessError::Invalid(_)) => SECRET_MISSING,
-            Err(AccessError::Unavailable(_) | AccessError::NotAllowed(_)) => return read,
+        let until = match &read {
+            Ok(_) => asked + SECRET_FRESH,
+            Err(AccessError::NotFound(_) | AccessError::Invalid(_)) => asked + SECRET_MISSING,
+            Err(AccessError::Unavailable(_)) => Instant::now() + SECRET_UNREAD,
+            Err(AccessError::NotAllowed(_)) => return read,
         };
         let mut secrets = self.secrets();
-        secrets.retain(|_, (_, until)| *until > now);
-        secrets.insert(id, (read.clone(), now + fresh));
+        secrets.retain(|_, (_, until)| *until > asked);
+        secrets.insert(id, (read.clone(), until));
         read
+    }
+
+    fn known_secret(&self, id: &SecretName) -> Option<Result<Keyring, AccessError>> {
+        let secrets = self.secrets();
+        let (known, until) = secrets.get(id)?;
+        (*until > Instant::now()).then(|| known.clone())
     }
 
     fn secrets(&self) -> MutexGuard<'_, Secrets> {

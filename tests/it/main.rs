@@ -22,6 +22,7 @@ mod image;
 mod inside;
 mod job;
 mod lifecycle;
+mod many;
 mod points;
 mod policy;
 mod promote;

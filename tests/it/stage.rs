@@ -264,6 +264,11 @@ impl Controller {
         self.process.exit_code()
     }
 
+    /// The highest resident memory of the process so far, in bytes; none once it is gone.
+    pub fn peak_memory(&self) -> Option<u64> {
+        self.process.peak_memory()
+    }
+
     pub fn signal(&mut self, signal: Signal) {
         self.process.signal(signal);
     }

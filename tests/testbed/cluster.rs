@@ -150,6 +150,22 @@ impl ControlPlane {
             })
     }
 
+    /// The name and kubeconfig of a service account that may do everything, and whose requests the audit log tells apart.
+    pub async fn mighty_account(&self, name: &str) -> Result<(String, PathBuf), Error> {
+        let namespace = "default";
+        let token = self.service_account_token(namespace, name).await?;
+        let binding = serde_json::json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "ClusterRoleBinding",
+            "metadata": {"name": name},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
+            "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
+        });
+        self.apply(&binding.to_string()).await?;
+        let user = format!("system:serviceaccount:{namespace}:{name}");
+        Ok((user, self.kubeconfig_for(&token)?))
+    }
+
     /// Runs kubectl as the administrator and waits for its end, whatever its exit status.
     pub async fn kubectl(&self, arguments: &[&str]) -> Result<Output, Error> {
         self.kubectl_with_input(arguments, "").await

@@ -15,7 +15,7 @@ use tokio::sync::OnceCell;
 use super::credentials::Credentials;
 use super::kubeconfig::Endpoint;
 use super::net::{http_client, https_client, locked, wait_ready};
-use super::{Binary, Error, RunDir, Signal, Supervised, binary, free_port};
+use super::{Binary, Error, RunDir, Signal, Supervised, audit, binary, free_port};
 
 /// A start takes 2 s on an idle machine; compilers may be busy on the same cores.
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -107,7 +107,9 @@ impl ControlPlane {
             "admin.kubeconfig",
             &endpoint.kubeconfig(&credentials.admin_token),
         )?;
-        let apiserver_arguments = apiserver_arguments(&etcd_url, port, &credentials, &directory);
+        let mut apiserver_arguments =
+            apiserver_arguments(&etcd_url, port, &credentials, &directory);
+        apiserver_arguments.extend(audit::arguments(&directory)?);
         let apiserver = Supervised::spawn(
             "kube-apiserver",
             &apiserver_program,

@@ -15,6 +15,7 @@
 )]
 
 mod access_log;
+mod audit;
 mod binaries;
 mod cluster;
 mod control_plane;
@@ -33,6 +34,7 @@ mod supervised;
 mod tokens;
 
 pub use access_log::{AccessLog, LoggedRequest};
+pub use audit::AuditedRequest;
 pub use binaries::{Binary, binary, build};
 pub use control_plane::{ControlPlane, shared};
 pub use distribution::{Distribution, DistributionOptions, RegistryAuth};

@@ -60,6 +60,7 @@ impl Signal {
 #[derive(Debug)]
 pub struct Supervised {
     name: String,
+    program: PathBuf,
     shell: Child,
     log: PathBuf,
 }
@@ -98,6 +99,7 @@ impl Supervised {
             .map_err(Error::file("run", program))?;
         Ok(Self {
             name: name.to_owned(),
+            program: program.to_owned(),
             shell,
             log,
         })
@@ -119,6 +121,27 @@ impl Supervised {
     /// The part's exit code, once it is gone: 128 and the signal's number where a signal ended it.
     pub fn exit_code(&mut self) -> Option<i32> {
         self.shell.try_wait().ok().flatten()?.code()
+    }
+
+    /// The highest resident memory of the part so far, in bytes; none once it is gone.
+    pub fn peak_memory(&self) -> Option<u64> {
+        let status = std::fs::read_to_string(self.process()?.join("status")).ok()?;
+        let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+        let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+        Some(kib * 1024)
+    }
+
+    /// The part in `/proc`: the child of our shell that runs the program.
+    fn process(&self) -> Option<PathBuf> {
+        let parent = format!("PPid:\t{}", self.shell.id());
+        let program = self.program.canonicalize().ok()?;
+        let is_part = |process: &PathBuf| {
+            let status = std::fs::read_to_string(process.join("status")).unwrap_or_default();
+            status.lines().any(|line| line == parent)
+                && std::fs::read_link(process.join("exe")).is_ok_and(|exe| exe == program)
+        };
+        let processes = std::fs::read_dir("/proc").ok()?.flatten();
+        processes.map(|process| process.path()).find(is_part)
     }
 
     /// Kills the part and blocks until it is gone.

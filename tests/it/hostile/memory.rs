@@ -6,8 +6,8 @@ use super::liar::{INDEX, Image, OCI, Say, answer, digest, head};
 use super::sources::{Case, MEMORY_MAX, all};
 
 const MIB: usize = 1024 * 1024;
-/// With 64 MiB of manifests, the most that is kept of them, and eight more on their way.
-const MANY_MAX: u64 = 224 * 1024 * 1024;
+/// With 32 MiB of manifests, the most that is kept of them, 64 MiB of one index, and eight more on their way.
+const MANY_MAX: u64 = 192 * 1024 * 1024;
 
 fn is_manifest(head: &str) -> bool {
     head.contains("/manifests/")
