@@ -34,6 +34,12 @@ impl HostPattern {
         matches(self.0.as_bytes(), host.as_bytes())
     }
 
+    /// The one host that is meant, where it is only one.
+    #[must_use]
+    pub fn exact(&self) -> Option<&str> {
+        Some(self.0.as_str()).filter(|pattern| !pattern.contains('*'))
+    }
+
     /// Whether a host is meant by name: stars alone match everybody and name nobody.
     #[must_use]
     pub fn names(&self, host: &str) -> bool {

@@ -7,7 +7,8 @@ use clap::{ArgAction, Args};
 use kube::Client;
 use tokio::net::TcpListener;
 
-use super::{RegistryArgs, bad_input, fail, signalled, telemetry, unusable};
+use super::telemetry::{self, LogArgs};
+use super::{RegistryArgs, bad_input, signalled, unusable};
 use crate::controller::{Config, SILENCE, run as run_controller};
 use crate::registry::Registry;
 
@@ -30,19 +31,22 @@ pub(super) struct ControllerArgs {
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<String>,
     #[command(flatten)]
+    log: LogArgs,
+    #[command(flatten)]
     registry: RegistryArgs,
 }
 
 pub(super) async fn run(args: ControllerArgs) -> ExitCode {
-    telemetry::start("info");
     let ControllerArgs {
         namespace,
         leader_elect,
         lease_namespace,
         sweep_interval,
         listen,
+        log,
         registry,
     } = args;
+    telemetry::start(&log, "info");
     if registry.allow_registry.is_empty() {
         tracing::warn!(
             "no --allow-registry: no registry may be contacted, every request will be NotAllowed"
@@ -105,6 +109,9 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
     };
     match run_controller(config, signalled()).await {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&error.to_string()),
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
     }
 }

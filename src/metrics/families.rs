@@ -164,6 +164,8 @@ families! {
         "Requests that wait for their turn at a registry";
     registry_limit: There "promotion_controller_registry_requests_limit" [host]
         "Places that there are at a registry; fewer after a 429";
+    paused: There "promotion_controller_paused" [scope]
+        "1 while promotions are paused: all of them (scope all), or those that use a registry (scope its host)";
     build_info: Constant "promotion_controller_build_info" [version]
         "1, by the version of this program";
 }

@@ -18,6 +18,7 @@ mod fair;
 mod hostile;
 mod house;
 mod inside;
+mod metrics;
 mod points;
 mod promote;
 mod registry;
