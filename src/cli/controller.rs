@@ -8,7 +8,8 @@ use clap::{ArgAction, Args};
 use kube::Client;
 use tokio::net::TcpListener;
 
-use super::{RegistryArgs, bad_input, fail, signalled, telemetry, unusable};
+use super::telemetry::{self, LogArgs};
+use super::{RegistryArgs, bad_input, signalled, unusable};
 use crate::controller::{Config, SILENCE, run as run_controller};
 use crate::engine::Settings;
 use crate::registry::Registry;
@@ -43,11 +44,12 @@ pub(super) struct ControllerArgs {
     #[arg(long, value_name = "N", default_value_t = 200)]
     max_active_requests_per_namespace: u32,
     #[command(flatten)]
+    log: LogArgs,
+    #[command(flatten)]
     registry: RegistryArgs,
 }
 
 pub(super) async fn run(args: ControllerArgs) -> ExitCode {
-    telemetry::start("info");
     let ControllerArgs {
         namespace,
         leader_elect,
@@ -57,8 +59,10 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
         policy,
         registry_config,
         max_active_requests_per_namespace,
+        log,
         registry,
     } = args;
+    telemetry::start(&log, "info");
     if registry.allow_registry.is_empty() {
         tracing::warn!(
             "no --allow-registry: no registry may be contacted, every request will be NotAllowed"
@@ -139,6 +143,9 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
     };
     match run_controller(config, signalled()).await {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&error.to_string()),
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
     }
 }

@@ -10,8 +10,9 @@ use tokio::time::Instant;
 use super::again::look_again;
 use super::progress::Display;
 use super::summary::{Output, print, summarise};
+use super::telemetry::{self, LogArgs};
 use super::work::{End, carry_out};
-use super::{RegistryArgs, bad_input, credentials, fail, signalled, telemetry, unusable};
+use super::{RegistryArgs, bad_input, credentials, fail, signalled, unusable};
 use crate::api::PromotionRequest;
 use crate::api::status::read;
 use crate::engine::Engine;
@@ -41,6 +42,8 @@ pub(super) struct PromoteArgs {
     #[arg(long)]
     embedded_registry: bool,
     #[command(flatten)]
+    log: LogArgs,
+    #[command(flatten)]
     registry: RegistryArgs,
 }
 
@@ -58,7 +61,7 @@ struct Run {
 }
 
 pub(super) async fn run(args: PromoteArgs) -> ExitCode {
-    telemetry::start("error");
+    telemetry::start(&args.log, "error");
     let output = args.output;
     let mut display = Display::new();
     let run = match set_up(args, &display).await {

@@ -18,7 +18,7 @@ pub(super) struct RegistryServeArgs {
 }
 
 pub(super) async fn run(args: RegistryServeArgs) -> ExitCode {
-    telemetry::start("info");
+    telemetry::start(&telemetry::LogArgs::default(), "info");
     let RegistryServeArgs { listen } = args;
     let listener = match tokio::net::TcpListener::bind(listen).await {
         Ok(listener) => listener,

@@ -11,7 +11,6 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::state::InFlight;
 use super::{Engine, Inner};
 use crate::api::{PromotionRequest, conditions};
 use crate::image::Float;
@@ -192,11 +191,15 @@ pub(super) fn launched(key: &Key, float: &Float, launch: Launch, again: bool) {
 }
 
 /// Says what an operation came to: a word about it where it failed, else at `debug`, because what it led to is told once it is saved.
-pub(super) fn ended(metrics: &Metrics, key: &Key, operation: &InFlight, outcome: &Outcome) {
-    let (float, step) = (&operation.float, operation.step.as_str());
-    let took = operation.started.elapsed();
-    metrics.operation(operation.step, outcome, took);
-    let took = seconds(took);
+pub(super) fn ended(
+    metrics: &Metrics,
+    key: &Key,
+    (float, step, started): (&Float, Step, Instant),
+    outcome: &Outcome,
+) {
+    let took = started.elapsed();
+    metrics.operation(step, outcome, took);
+    let (step, took) = (step.as_str(), seconds(took));
     match outcome {
         Outcome::Faulted(fault) => {
             let (reason, why) = (fault.reason.as_str(), fault.message.as_str());
@@ -334,4 +337,31 @@ fn seconds(took: Duration) -> f64 {
 
 pub(super) fn lock(due: &Mutex<Due>) -> std::sync::MutexGuard<'_, Due> {
     due.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_due_is_stalled_since_it_was_due_or_since_a_reconcile_ended() {
+        let second = Duration::from_secs(1);
+        let key = |name: &str| Key {
+            namespace: "ci".into(),
+            name: name.into(),
+        };
+        let mut due = Due::default();
+        tokio::time::advance(5 * second).await;
+        assert_eq!(due.stalled(Instant::now()), None);
+        due.add(&key("a"));
+        tokio::time::advance(2 * second).await;
+        due.add(&key("a"));
+        due.add(&key("b"));
+        tokio::time::advance(second).await;
+        assert_eq!(due.stalled(Instant::now()), Some(3 * second));
+        due.waiting.remove(&key("a"));
+        assert_eq!(due.stalled(Instant::now()), Some(second));
+        due.ended = Instant::now();
+        assert_eq!(due.stalled(Instant::now()), Some(Duration::ZERO));
+    }
 }

@@ -8,7 +8,8 @@ use super::operation::Operation;
 use super::state::InFlight;
 use super::turns::Line;
 use super::{Engine, account};
-use crate::machine::{Class, Fault, Launch, Outcome, Reason, Request};
+use crate::image::Float;
+use crate::machine::{Class, Fault, Launch, Outcome, Reason, Request, Step};
 use crate::registry::Activity;
 use crate::store::{Access, Key, Store};
 
@@ -131,6 +132,10 @@ impl<S: Store> Engine<S> {
 
     /// Keeps what an operation found until it is recorded.
     fn land(&self, key: &Key, uid: &str, index: usize, id: u64, outcome: Outcome) {
+        let Some((float, step, started)) = self.begun(uid, index, id) else {
+            return;
+        };
+        account::ended(self.metrics(), key, (&float, step, started), &outcome);
         let known = {
             let mut state = self.lock();
             let known = state.known.contains_key(uid);
@@ -140,8 +145,6 @@ impl<S: Store> Engine<S> {
             let Some(operation) = flight.operations.get_mut(&index).filter(|o| o.id == id) else {
                 return;
             };
-            let step = operation.step;
-            account::ended(self.metrics(), key, operation, &outcome);
             // A step that ended before its own write is as untried as it was.
             let unwritten = matches!(
                 outcome,
@@ -165,6 +168,13 @@ impl<S: Store> Engine<S> {
         } else {
             self.settle_claims(uid);
         }
+    }
+
+    /// What an operation in flight works at, and since when.
+    fn begun(&self, uid: &str, index: usize, id: u64) -> Option<(Float, Step, Instant)> {
+        let state = self.lock();
+        let operation = state.flights.get(uid)?.operations.get(&index)?;
+        (operation.id == id).then(|| (operation.float.clone(), operation.step, operation.started))
     }
 
     /// Asks for a reconcile: at once if nothing else of the request runs, else once per status interval.

@@ -453,21 +453,24 @@ impl<S: Store> Engine<S> {
         let Some((uid, version)) = identity(saved) else {
             return;
         };
-        let events = {
+        let facts = Facts::of(saved, request);
+        let entered = {
             let mut state = self.lock();
             let now = super::now();
             let contender = contender(key, &uid, version, request, now);
-            let facts = Facts::of(saved, request);
             state.note(key, version, contender, facts, now);
-            let entered = state.take_entered(&uid);
-            let saved = Saved {
-                key,
-                before,
-                request,
-                notices,
-                entered,
-            };
-            let entered = saved.tell(self.metrics());
+            state.take_entered(&uid)
+        };
+        let record = Saved {
+            key,
+            before,
+            request,
+            notices,
+            entered,
+        };
+        let entered = record.tell(self.metrics());
+        let events = {
+            let mut state = self.lock();
             match state.known.get_mut(&uid) {
                 Some(known) => {
                     known.entered = entered;

@@ -390,3 +390,59 @@ fn seconds(duration: Duration) -> i64 {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_named_in_full_always_have_a_label_and_of_the_others_the_first() {
+        let metrics = Metrics::default();
+        let shown = |address: &str, named: bool| {
+            let host = metrics.host(address, named);
+            metrics.copied(&host, 1);
+        };
+        for number in 0..2 * HOSTS_MAX {
+            shown(&format!("10.0.0.1:{number}"), false);
+        }
+        shown("quay.io:443", true);
+        shown("quay.io:443", false);
+        shown("10.0.0.1:0", false);
+        let text = metrics.render();
+        let value = |host: &str| {
+            let series = format!("registry_copied_bytes_total{{host=\"{host}\"}} ");
+            let line = text.lines().find_map(|line| line.split_once(&series));
+            line.and_then(|(_, value)| value.parse::<usize>().ok())
+        };
+        assert_eq!(value("quay.io"), Some(2));
+        assert_eq!(value("10.0.0.1:0"), Some(2));
+        assert_eq!(value("10.0.0.1:31"), Some(1));
+        assert_eq!(value("10.0.0.1:32"), None);
+        assert_eq!(value("other"), Some(HOSTS_MAX));
+    }
+
+    #[test]
+    fn what_was_there_at_one_scrape_is_forgotten_at_the_next_and_counts_stay() {
+        let metrics = Metrics::default();
+        let host = metrics.host("quay.io:443", true);
+        let there = Arc::new(Mutex::new(true));
+        let seen = Arc::clone(&there);
+        metrics.at_scrape(move |scrape| {
+            if *lock(&seen) {
+                scrape.requests(Reason::Queued, 3);
+                scrape.requests(Reason::Queued, 4);
+            }
+        });
+        metrics.put_off(&host, Reason::RateLimited);
+        let queued = "promotion_controller_requests{reason=\"Queued\"} 7";
+        let limited = "registry_waits_total{host=\"quay.io\",reason=\"RateLimited\"} 1";
+        let first = metrics.render();
+        assert!(first.contains(queued) && first.contains(limited), "{first}");
+        *lock(&there) = false;
+        let second = metrics.render();
+        assert!(
+            !second.contains("Queued") && second.contains(limited),
+            "{second}"
+        );
+    }
+}

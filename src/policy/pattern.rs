@@ -116,6 +116,12 @@ impl HostPattern {
         means(host) || means(registry_name(host))
     }
 
+    /// The one host that is meant, where it is only one.
+    #[must_use]
+    pub fn exact(&self) -> Option<&str> {
+        Some(self.0.as_str()).filter(|pattern| !pattern.contains('*'))
+    }
+
     /// Whether a host is meant by name: stars alone match everybody and name nobody.
     #[must_use]
     pub fn names(&self, host: &str) -> bool {

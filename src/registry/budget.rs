@@ -7,7 +7,7 @@
 //! Places are taken in one order, so that no two copies wait for each other: hosts by name, and whoever holds one place waits for
 //! nothing else but places further on in that order.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,6 +20,7 @@ use super::breaker::{Bad, Breaker, Ticket};
 use super::error::Error;
 use super::queue::{Permit, Queue, Want};
 use crate::machine::Reason;
+use crate::metrics::{self, Metrics, RegistryState, Scrape};
 
 /// Token fetches in flight per host: quay limits its token endpoint to a burst of two.
 const TOKENS: usize = 2;
@@ -62,13 +63,18 @@ pub(super) struct Limits {
 #[derive(Debug)]
 pub(super) struct Hosts {
     limits: Limits,
-    hosts: Mutex<HashMap<String, Arc<Host>>>,
+    metrics: Metrics,
+    /// The hosts that the configuration names in full.
+    named: HashSet<String>,
+    known: Mutex<HashMap<String, Arc<Host>>>,
 }
 
 /// One address, `HOST:PORT`, and its state.
 #[derive(Debug)]
 pub(super) struct Host {
     pub(super) name: String,
+    /// What it is counted as.
+    pub(super) label: metrics::Host,
     queue: Arc<Queue>,
     tokens: Arc<Semaphore>,
     /// Open while the host is unwell or limits the rate.
@@ -104,22 +110,45 @@ impl Place {
 }
 
 impl Hosts {
-    pub(super) fn new(limits: Limits) -> Self {
+    /// `named`: the addresses, `HOST:PORT`, that the configuration names in full.
+    pub(super) fn new(limits: Limits, metrics: Metrics, named: HashSet<String>) -> Self {
         Self {
             limits,
-            hosts: Mutex::new(HashMap::new()),
+            metrics,
+            named,
+            known: Mutex::new(HashMap::new()),
+        }
+    }
+
+    /// Tells what each is asked to bear now.
+    pub(super) fn tell(&self, scrape: &Scrape<'_>) {
+        let hosts: Vec<_> = lock(&self.known).values().cloned().collect();
+        for host in hosts {
+            let (in_flight, queued, limit) = host.queue.load();
+            let state = RegistryState {
+                rests: host.all.is_open(),
+                refuses_writes: host.writes.is_open(),
+                in_flight,
+                queued,
+                limit,
+            };
+            scrape.registry(&host.label, state);
         }
     }
 
     /// The state of the host of this name, made where there is none.
     pub(super) fn get(&self, name: &str) -> Arc<Host> {
-        let mut hosts = lock(&self.hosts);
+        let mut hosts = lock(&self.known);
         if hosts.len() >= HOSTS_MAX {
             hosts.retain(|_, host| Arc::strong_count(host) > 1);
         }
-        let host = hosts
-            .entry(name.to_owned())
-            .or_insert_with(|| Arc::new(Host::new(name, self.limits)));
+        let host = hosts.entry(name.to_owned()).or_insert_with(|| {
+            let label = self.metrics.host(name, self.named.contains(name));
+            Arc::new(Host {
+                label,
+                ..Host::new(name, self.limits)
+            })
+        });
         Arc::clone(host)
     }
 }
@@ -129,6 +158,7 @@ impl Host {
         let breaker = || Arc::new(Breaker::new(limits.rest_first, limits.rest_max));
         Self {
             name: name.to_owned(),
+            label: name.into(),
             queue: Queue::new(limits),
             tokens: Arc::new(Semaphore::new(TOKENS)),
             all: breaker(),

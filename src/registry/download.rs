@@ -26,6 +26,7 @@ use super::reply::Refusal;
 use super::transport::Failure;
 use crate::image::{Digest, Repository};
 use crate::machine::Reason;
+use crate::metrics;
 
 /// How often a download goes on within one upload.
 const RESUMES_MAX: u32 = 5;
@@ -42,6 +43,8 @@ pub(super) struct Download {
     pub(super) registry: Registry,
     pub(super) from: Repository,
     pub(super) at: Endpoint,
+    /// What the source is counted as.
+    pub(super) counted: metrics::Host,
     pub(super) pull: Credential,
     pub(super) blob: Blob,
     pub(super) response: Option<Response>,
@@ -184,6 +187,7 @@ impl Download {
         }
         self.meter.bytes.fetch_add(length, Ordering::Relaxed);
         self.activity.wrote(length);
+        self.registry.metrics().copied(&self.counted, length);
         Ok(Some(chunk))
     }
 

@@ -43,6 +43,11 @@ impl Endpoints {
         Ok(Self { plain, rewrite })
     }
 
+    /// The addresses that the configuration names for plain HTTP.
+    pub(super) fn plain(&self) -> impl Iterator<Item = String> + '_ {
+        self.plain.iter().cloned()
+    }
+
     /// Where `repository`'s registry is spoken to.
     pub(super) fn of(&self, repository: &Repository) -> Option<Endpoint> {
         let name = repository.host();

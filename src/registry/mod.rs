@@ -220,7 +220,8 @@ impl Registry {
             .max_capacity(UNLISTED_MAX)
             .time_to_live(UNLISTED_FOR)
             .build();
-        Ok(Self(Arc::new(Shared {
+        let metrics = settings.metrics.clone();
+        let shared = Arc::new(Shared {
             transport: Transport::new(settings, first, longest)?,
             manifests,
             present,
@@ -228,7 +229,14 @@ impl Registry {
             lifetimes,
             unlisted,
             flights: Flights::new(),
-        })))
+        });
+        let known = Arc::downgrade(&shared);
+        metrics.at_scrape(move |scrape| {
+            if let Some(shared) = known.upgrade() {
+                shared.transport.tell(scrape);
+            }
+        });
+        Ok(Self(shared))
     }
 
     /// Forgets what was remembered of a repository's content (manifests, blobs, children), so that the next look or copy asks

@@ -205,6 +205,13 @@ impl Queue {
         });
     }
 
+    /// Places taken, tickets that wait, and places that there are.
+    pub(super) fn load(&self) -> (usize, usize, usize) {
+        let state = lock(&self.state);
+        let queued = state.waiting.iter().sum();
+        (state.in_flight, queued, state.window())
+    }
+
     /// Changes the state, then gives what can be given.
     fn with(self: &Arc<Self>, change: impl FnOnce(&mut State)) {
         let mut state = lock(&self.state);

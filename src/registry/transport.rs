@@ -25,6 +25,7 @@ use super::hops::{Hops, Lost};
 use super::reply::{Reply, challenge_of, describe, is_untrusted, read_refusal, retry_after};
 use super::token::Tokens;
 use crate::machine::Reason;
+use crate::metrics::{Scrape, Sent};
 
 /// The same bad answer so often from one URL, while the host serves others, is not the host's illness.
 const BAD_ANSWERS_MAX: u32 = 20;
@@ -89,6 +90,23 @@ impl Ask<'_> {
             prompt: self.prompt,
         }
     }
+
+    /// What it is counted as.
+    fn sort(&self) -> Sent {
+        let reads = matches!(self.method, Method::GET | Method::HEAD);
+        // `/v2/<name>/manifests/<reference>`, `/v2/<name>/referrers/<digest>`
+        let mut parts = self.url.path().rsplit('/');
+        let (last, above) = (parts.next().unwrap_or_default(), parts.next());
+        match self.lane {
+            Lane::Tokens if self.url.path() == "/v2/" => Sent::Ping,
+            Lane::Tokens => Sent::Token,
+            Lane::Blobs if reads => Sent::Blob,
+            Lane::Blobs => Sent::Upload,
+            Lane::Manifests if above == Some("referrers") => Sent::Referrers,
+            Lane::Manifests if !reads && !last.contains(':') => Sent::Tag,
+            Lane::Manifests => Sent::Manifest,
+        }
+    }
 }
 
 /// Why there is no reply.
@@ -127,14 +145,22 @@ impl Transport {
             rest_first,
             rest_max,
         };
+        let listed = settings.allowed.iter().flatten();
+        let listed = listed.filter_map(|pattern| pattern.exact().map(with_port));
+        let named = endpoints.plain().chain(listed).collect();
         Ok(Self {
             hops: Hops::new(&settings, &endpoints)?,
             endpoints,
             tokens: Tokens::new(),
-            hosts: Hosts::new(limits),
+            hosts: Hosts::new(limits, settings.metrics.clone(), named),
             rest_first,
             settings,
         })
+    }
+
+    /// Tells what each host is asked to bear now.
+    pub(super) fn tell(&self, scrape: &Scrape<'_>) {
+        self.hosts.tell(scrape);
     }
 
     /// The state of the host that `url` is at.
@@ -229,9 +255,20 @@ impl Transport {
             if !gate() {
                 return Err(Failure::NotSent);
             }
-            let result = self.hops.send(ask, &leave, request).await;
+            let sent = Instant::now();
+            // Boxed: every step of every operation holds this future.
+            let result = Box::pin(self.hops.send(ask, &leave, request)).await;
+            if !matches!(result, Err(Lost::Barred { sent: false, .. })) {
+                let status = result.as_ref().ok().map(|answer| answer.status().as_u16());
+                let (metrics, took) = (&self.settings.metrics, sent.elapsed());
+                metrics.asked(&host.label, ask.sort(), status, took);
+            }
             let judged = self.judge(ask, authorization, &host, &place, admission, result);
-            let error = match judged.await {
+            let judged = judged.await;
+            if let Judged::Again(error) | Judged::Unsettled(error) = &judged {
+                self.settings.metrics.put_off(&host.label, error.reason);
+            }
+            let error = match judged {
                 Judged::Reply(response) => {
                     let elsewhere = address(response.url()) != host.name;
                     return Ok(Reply {
@@ -347,6 +384,14 @@ impl Transport {
                 Judged::Reply(response)
             }
         }
+    }
+}
+
+/// `HOST:PORT` of a host as the configuration names it, where it is one of HTTPS.
+fn with_port(host: &str) -> String {
+    match host.rsplit_once(':') {
+        Some((_, port)) if !port.ends_with(']') => host.to_owned(),
+        _ => format!("{host}:443"),
     }
 }
 

@@ -152,6 +152,7 @@ impl Registry {
                 registry: self.clone(),
                 from: job.from.clone(),
                 at: job.from_at.clone(),
+                counted: self.transport().host(&job.from_at.base).label.clone(),
                 pull: job.pull.clone(),
                 blob,
                 response: Some(response),

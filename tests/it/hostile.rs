@@ -12,7 +12,7 @@
 )]
 
 mod files;
-mod liar;
+pub mod liar;
 mod memory;
 mod secrets;
 mod slow;

@@ -23,6 +23,7 @@ mod inside;
 mod job;
 mod lifecycle;
 mod many;
+mod metrics;
 mod points;
 mod policy;
 mod promote;

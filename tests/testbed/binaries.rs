@@ -30,6 +30,8 @@ pub enum Binary {
     Registry,
     /// Helm 3.
     Helm,
+    /// Prometheus' checks of rules and their unit tests; one on PATH is preferred.
+    Promtool,
     /// go-containerregistry's command line: a peer in the benchmarks.
     Crane,
     /// regclient's command line: a peer in the benchmarks.
@@ -45,6 +47,8 @@ struct Recipe {
     /// The Go module whose version is the binary's.
     versioned: &'static str,
     package: &'static str,
+    /// What is left out of the build, or put in.
+    tags: &'static str,
     /// Variables for the linker's `-X`, and what of the version each is to hold.
     version_variables: &'static [(&'static str, Part)],
     /// About how long a build without a cache takes on two cores.
@@ -89,6 +93,7 @@ impl Binary {
             go_mod: KUBERNETES,
             versioned: "k8s.io/kubernetes",
             package,
+            tags: "",
             version_variables: KUBERNETES_VARIABLES,
             minutes,
         };
@@ -108,6 +113,7 @@ impl Binary {
                 go_mod: include_str!("go/etcd/go.mod"),
                 versioned: "go.etcd.io/etcd/server/v3",
                 package: "go.etcd.io/etcd/server/v3",
+                tags: "",
                 version_variables: &[],
                 minutes: 1,
             },
@@ -117,6 +123,7 @@ impl Binary {
                 go_mod: include_str!("go/registry/go.mod"),
                 versioned: "github.com/distribution/distribution/v3",
                 package: "github.com/distribution/distribution/v3/cmd/registry",
+                tags: "",
                 version_variables: &[(
                     "github.com/distribution/distribution/v3/version.version",
                     Part::Whole,
@@ -129,8 +136,20 @@ impl Binary {
                 go_mod: include_str!("go/helm/go.mod"),
                 versioned: "helm.sh/helm/v3",
                 package: "helm.sh/helm/v3/cmd/helm",
+                tags: "",
                 version_variables: &[("helm.sh/helm/v3/internal/version.version", Part::Whole)],
                 minutes: 3,
+            },
+            Self::Promtool => Recipe {
+                name: "promtool",
+                module: "promtool",
+                go_mod: include_str!("go/promtool/go.mod"),
+                versioned: "github.com/prometheus/prometheus",
+                package: "github.com/prometheus/prometheus/cmd/promtool",
+                // Service discovery is most of it, and not needed.
+                tags: "remove_all_sd",
+                version_variables: &[],
+                minutes: 2,
             },
             Self::Crane => Recipe {
                 name: "crane",
@@ -138,6 +157,7 @@ impl Binary {
                 go_mod: include_str!("go/crane/go.mod"),
                 versioned: "github.com/google/go-containerregistry",
                 package: "github.com/google/go-containerregistry/cmd/crane",
+                tags: "",
                 version_variables: &[(
                     "github.com/google/go-containerregistry/cmd/crane/cmd.Version",
                     Part::Whole,
@@ -150,6 +170,7 @@ impl Binary {
                 go_mod: include_str!("go/regctl/go.mod"),
                 versioned: "github.com/regclient/regclient",
                 package: "github.com/regclient/regclient/cmd/regctl",
+                tags: "",
                 version_variables: &[(
                     "github.com/regclient/regclient/internal/version.vcsTag",
                     Part::Whole,
@@ -163,7 +184,7 @@ impl Binary {
     fn is_command_line(self) -> bool {
         matches!(
             self,
-            Self::Kubectl | Self::Helm | Self::Crane | Self::Regctl
+            Self::Kubectl | Self::Helm | Self::Promtool | Self::Crane | Self::Regctl
         )
     }
 }
@@ -270,7 +291,8 @@ impl Recipe {
                 format!("{flags} -X {variable}={}", part.of(version))
             });
         let status = go()
-            .args(["build", "-mod=readonly", "-trimpath", "-ldflags", &ldflags])
+            .args(["build", "-mod=readonly", "-trimpath", "-tags", self.tags])
+            .args(["-ldflags", &ldflags])
             .arg("-o")
             .arg(&unfinished)
             .arg(self.package)

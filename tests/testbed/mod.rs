@@ -1,5 +1,5 @@
 //! The real components the integration tests and benchmarks run against: kube-apiserver with etcd,
-//! kubectl, and CNCF distribution registries with token authentication.
+//! kubectl, promtool, and CNCF distribution registries with token authentication.
 //!
 //! Enters: nothing but the machine. Binaries come from `KUBEBUILDER_ASSETS`, from `target/testbed/bin`, or
 //! are built once from the Go modules beside this file. Leaves: running parts on 127.0.0.1, on ports that

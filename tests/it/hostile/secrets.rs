@@ -9,9 +9,10 @@ use promotion_controller::embedded::{Auth, AuthMode, Embedded, Options, Settings
 use serde_json::json;
 
 use super::liar::{Liar, answer, unknown};
+use crate::metrics::Scraped;
 use crate::promote::ground::{Ground, document, ended, image, verdict};
 use crate::stage::{Stage, condition, phase};
-use crate::testbed::Supervised;
+use crate::testbed::{Supervised, free_port};
 
 /// In every planted text, so that also a part of one is found.
 const MARK: &str = "s3cret";
@@ -119,12 +120,13 @@ async fn promote_shows_no_secret_at_any_level_of_logging() {
     let malformed = json!({"auths": {&host: {"auth": "s3cret"}}});
     let encoded = json!({"auths": {&host: {"auth": STANDARD.encode("bot-s3cret")}}});
     let shapeless = json!({"auths": "bot-s3cret"});
-    for (auth, code) in [
-        (good, 1),
-        (wrong, 1),
-        (malformed, 2),
-        (encoded, 2),
-        (shapeless, 2),
+    for (auth, code, format) in [
+        (good.clone(), 1, "text"),
+        (good, 1, "json"),
+        (wrong, 1, "json"),
+        (malformed, 2, "text"),
+        (encoded, 2, "json"),
+        (shapeless, 2, "text"),
     ] {
         let ground = Ground::new().await;
         let image = |source: &str, float: &str| json!({"source": source, "float": float});
@@ -147,6 +149,7 @@ async fn promote_shows_no_secret_at_any_level_of_logging() {
         let mut command = ground.command(&[
             "-ojson",
             "--registry-config=auth.json",
+            &format!("--log-format={format}"),
             &plain[0],
             &plain[1],
         ]);
@@ -169,8 +172,16 @@ async fn promote_shows_no_secret_at_any_level_of_logging() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_controller_shows_no_secret_in_status_events_or_logs() {
-    let stage = Stage::new("hostile-secrets").await;
+async fn the_controller_shows_no_secret_in_status_events_logs_or_metrics() {
+    // Each with a controller, registries and Secrets of its own.
+    let text = Box::pin(nothing_secret_is_shown("text"));
+    let json = Box::pin(nothing_secret_is_shown("json"));
+    tokio::join!(text, json);
+}
+
+async fn nothing_secret_is_shown(format: &str) {
+    let stage = Stage::new(&format!("hostile-secrets-{format}")).await;
+    let port = free_port().unwrap();
     let (registry, echo) = (registry().await, echoing().await);
     let (host, echo) = (registry.host(), echo.host());
     stage
@@ -205,6 +216,8 @@ async fn the_controller_shows_no_secret_in_status_events_or_logs() {
         format!("--namespace={}", stage.namespace),
         "--leader-elect=false".into(),
         "--settle-seconds=3".into(),
+        format!("--log-format={format}"),
+        format!("--listen=127.0.0.1:{port}"),
         "--allow-registry=127.0.0.1:*".into(),
         format!("--plain-http={host}"),
         format!("--plain-http={echo}"),
@@ -266,6 +279,14 @@ async fn the_controller_shows_no_secret_in_status_events_or_logs() {
             &serde_json::to_string(&last).unwrap(),
         );
     }
+    let scraped = Scraped::of(port).await.unwrap();
+    assert!(scraped.sum("promotions_total") >= 3, "{}", scraped.text);
+    assert!(
+        scraped.sum(&format!(r#"registry_requests_total{{host="{echo}"}}"#)) >= 3,
+        "{}",
+        scraped.text
+    );
+    assert_clean("what is scraped", &scraped.text);
     let log = stage.log();
     assert!(
         log.contains("TRACE") || log.contains("DEBUG"),
