@@ -45,9 +45,19 @@ fn ttl(seconds: u32) -> Value {
 async fn finished_requests_go_when_their_time_is_over_as_it_is_set_by_then() {
     let ground = Ground::new("ttl").await;
     let _controller = ground.controller(&["--sweep-interval=1"]);
-    let mut specs = ["at-once", "later", "longer", "kept", "unfinished"].map(|name| {
+    let names_of_all = [
+        "at-once",
+        "later",
+        "longer",
+        "kept",
+        "unfinished",
+        "cancelled",
+        "planned",
+        "failed",
+    ];
+    let mut specs = names_of_all.map(|name| {
         let seconds = match name {
-            "at-once" | "unfinished" => 0,
+            "at-once" | "unfinished" | "cancelled" | "planned" | "failed" => 0,
             "longer" => 6,
             _ => 604_800,
         };
@@ -55,6 +65,9 @@ async fn finished_requests_go_when_their_time_is_over_as_it_is_set_by_then() {
         (name, with_ttl(images, seconds))
     });
     specs[4].1["suspend"] = json!(true);
+    specs[5].1["cancel"] = json!(true);
+    specs[6].1["mode"] = json!("Plan");
+    specs[7].1["images"][0]["source"] = json!(format!("{}/src/none:x", ground.registry.host()));
     for (name, spec) in &specs {
         ground.stage.create(name, spec).await;
     }
@@ -65,7 +78,9 @@ async fn finished_requests_go_when_their_time_is_over_as_it_is_set_by_then() {
             ground.stage.patch(name, &ttl(604_800)).await;
         }
     }
-    until_gone(&ground, "at-once").await;
+    for name in ["at-once", "cancelled", "planned", "failed"] {
+        until_gone(&ground, name).await;
+    }
     ground.stage.patch("later", &ttl(0)).await;
     until_gone(&ground, "later").await;
     tokio::time::sleep(Duration::from_secs(8)).await;
