@@ -11,7 +11,8 @@
 //! its [`Outcome`]; [`plan`] says what may run next and records it. Both are functions of their arguments: time, jitter and the
 //! state of the world come in as values. [`claims`] orders the requests that share a float.
 //!
-//! A committed group that fails can take its floats back; `rollback` is that alone.
+//! A committed group that fails can take its floats back; `rollback` is that alone. A request that only plans ends with a
+//! [`Forecast`] of each image.
 //!
 //! Phases are participles (what is true now), steps are imperatives (what to do next), outcomes carry the evidence:
 //!
