@@ -27,6 +27,8 @@ pub(super) use intent::{Intended, Intent, STAMP};
 
 /// The largest file that is read, in bytes.
 const FILE_MAX: u64 = 4 * 1024 * 1024;
+/// The longest complaint that is shown, in characters.
+const COMPLAINT_MAX: usize = 800;
 /// Images of one request.
 const IMAGES_MAX: usize = 256;
 /// The longest name that is made of a file's.
@@ -178,7 +180,10 @@ pub(super) fn read(files: &[PathBuf]) -> Result<Intent, Vec<String>> {
         }
     }
     if !complaints.is_empty() {
-        return Err(complaints);
+        return Err(complaints
+            .iter()
+            .map(|complaint| line_of(complaint))
+            .collect());
     }
     intent(&read).map_err(|all| {
         // What is said of no line is said of the file.
@@ -193,8 +198,17 @@ pub(super) fn read(files: &[PathBuf]) -> Result<Intent, Vec<String>> {
         };
         let told = all.into_iter();
         told.map(|c| if known(&c) { c } else { format!("{file}: {c}") })
+            .map(|complaint| line_of(&complaint))
             .collect()
     })
+}
+
+/// What is shown of a complaint: one line that a terminal can bear, whatever was in the file.
+fn line_of(complaint: &str) -> String {
+    let shown = complaint.chars().take(COMPLAINT_MAX);
+    shown
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
 }
 
 fn named(path: &Path) -> Rc<str> {

@@ -58,7 +58,10 @@ fn lines(image: &ImageStatus, phase: &str) -> Vec<String> {
     let source = image.source.as_ref().map(|source| source.digest.as_str());
     match (image.phase.as_str(), source) {
         ("Posted", Some(digest)) => lines.push(format!("    promoted  {digest}")),
-        ("Planned", Some(digest)) => lines.push(format!("    would be {digest}")),
+        ("Planned", Some(digest)) => {
+            lines.push(format!("    would be {digest}"));
+            lines.extend(image.message.as_ref().map(|found| format!("    {found}")));
+        }
         _ => {}
     }
     for pin in image.displaced.iter().chain(&image.rescued) {

@@ -11,7 +11,7 @@ use super::{
     Class, DISPLACED_MAX, Fault, Forecast, Foreign, Image, Mode, Notice, Outcome, Phase, Pin,
     RESCUED_MAX, Reason, Request, SourceFacts, after,
 };
-use crate::image::{Digest, Float, Stamp};
+use crate::image::{Digest, Float, Stamp, Tag};
 
 /// The longest backoff, in seconds.
 const BACKOFF_MAX: i64 = 120;
@@ -77,11 +77,7 @@ pub fn advance(request: &mut Request, index: usize, outcome: Outcome, context: &
             },
         ) => {
             record.succeed();
-            record.resolve(source, media_type, float);
-            // A plan goes no further, whatever it is given.
-            if plan_only {
-                record.image.end(Phase::Planned, Reason::Planned, "");
-            }
+            record.resolve(source, media_type, float, plan_only);
         }
         (Phase::Pending, Outcome::Foreseen(forecast)) if plan_only => {
             record.succeed();
@@ -105,12 +101,7 @@ pub fn advance(request: &mut Request, index: usize, outcome: Outcome, context: &
         }
         (Phase::Pending | Phase::Incoming | Phase::Latched, Outcome::StampTaken { tag }) => {
             record.succeed();
-            let next = record.next_stamp();
-            let image = &mut *record.image;
-            let pins = image.displaced.iter_mut().chain(&mut image.rescued);
-            for pin in pins.filter(|pin| pin.tag == tag) {
-                pin.tag = record.float.prune(next);
-            }
+            record.restamp(&tag);
         }
         (Phase::Incoming, Outcome::BackedUp) => {
             record.succeed();
@@ -187,7 +178,13 @@ impl Record<'_> {
     }
 
     /// Records where source and float are, and what will be displaced.
-    fn resolve(&mut self, digest: Digest, media_type: Option<String>, float: Option<Digest>) {
+    fn resolve(
+        &mut self,
+        digest: Digest,
+        media_type: Option<String>,
+        float: Option<Digest>,
+        plan_only: bool,
+    ) {
         let source = self
             .image
             .source
@@ -198,7 +195,9 @@ impl Record<'_> {
         } else if let Some(old) = float {
             self.displace(old);
         }
-        if self.image.unchanged {
+        if plan_only {
+            self.image.end(Phase::Planned, Reason::Planned, "");
+        } else if self.image.unchanged {
             self.image.end(Phase::Posted, Reason::Unchanged, "");
         }
     }
@@ -206,8 +205,14 @@ impl Record<'_> {
     /// Records where source and float are, and what a promotion would do about it: the end of a plan.
     fn foresee(&mut self, forecast: Forecast) {
         let line = forecast.to_string();
-        self.resolve(forecast.source, forecast.media_type, forecast.held.float);
-        self.image.end(Phase::Planned, Reason::Planned, line);
+        let Forecast {
+            source,
+            media_type,
+            held,
+            ..
+        } = forecast;
+        self.resolve(source, media_type, held.float, true);
+        self.image.message = line;
     }
 
     /// Records that the source is held in the float's repository.
@@ -217,6 +222,19 @@ impl Record<'_> {
         }
         self.image.bytes += bytes;
         self.image.phase = Phase::Incoming;
+    }
+
+    /// A prune tag is taken by another digest: the next second is recorded for ours.
+    fn restamp(&mut self, taken: &Tag) {
+        let next = self.float.prune(self.next_stamp());
+        let pins = self
+            .image
+            .displaced
+            .iter_mut()
+            .chain(&mut self.image.rescued);
+        for pin in pins.filter(|pin| pin.tag == *taken) {
+            pin.tag = next.clone();
+        }
     }
 
     /// Makes `digest` the newest displaced one: an entry that is listed already keeps its prune tag.

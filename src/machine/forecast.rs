@@ -222,7 +222,7 @@ impl fmt::Display for Bytes {
             return write!(f, "{} B", self.0);
         };
         // In tenths, rounded down: never more than there is.
-        let tenths = u128::from(self.0) * 10 >> (10 * power);
+        let tenths = (u128::from(self.0) * 10) >> (10 * power);
         write!(f, "{}.{} {unit}", tenths / 10, tenths % 10)
     }
 }

@@ -12,7 +12,8 @@
 //! state of the world come in as values. [`claims`] orders the requests that share a float; [`seats`] says how many of one namespace may be
 //! at work.
 //!
-//! A committed group that fails can take its floats back; `rollback` is that alone.
+//! A committed group that fails can take its floats back; `rollback` is that alone. A request that only plans ends with a
+//! [`Forecast`] of each image.
 //!
 //! Phases are participles (what is true now), steps are imperatives (what to do next), outcomes carry the evidence:
 //!

@@ -4,13 +4,13 @@
 //! staged script copies an image under several names; what this program makes itself (`_incoming`, prune tags, `__pre`, `__post1`)
 //! is never taken for a float, and a float that is copied from its `_incoming` has the source that was staged there.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::rc::Rc;
 
 use super::script::{Invocation, Pair};
 use super::shell::UNKNOWN;
-use crate::image::{Float, Reference, Source, Tag};
+use crate::image::{Float, Reference, Source};
 
 /// How the stamp of a prune tag is written where it is not known yet.
 pub(in crate::cli) const STAMP: &str = "YYYYMMDDHHMMSS";
@@ -152,38 +152,37 @@ impl Gathered {
             left_out,
         } = self;
         let staged = once(staged, "staged", complaints);
-        let mut sources: HashMap<Float, Source> = HashMap::new();
+        let at_incoming: HashMap<&Float, &Source> = staged
+            .iter()
+            .map(|(float, source, _)| (float, source))
+            .collect();
+        // By the float as a source would name it.
+        let mut moved: HashMap<String, Source> = HashMap::new();
         let mut meant = Vec::new();
         for (float, source, place) in floats {
-            let from = match &source.reference {
-                Reference::Tag(tag) => Some((&source.repository, tag)),
-                Reference::Digest(_) => None,
-            };
-            let is = |repository, tag: &Tag| from == Some((repository, tag));
-            let source = if is(float.repository(), &float.incoming()) {
-                let Some((_, staged, _)) = staged.iter().find(|(staged, ..)| *staged == float)
-                else {
+            let from_incoming = source.repository == *float.repository()
+                && source.reference == Reference::Tag(float.incoming());
+            let source = if from_incoming {
+                let Some(staged) = at_incoming.get(&float) else {
                     complaints.push(format!(
                         "{place}: {float} is copied from its _incoming, and nothing here is copied there; give the file that does it too, or name the source"
                     ));
                     continue;
                 };
-                staged.clone()
+                (*staged).clone()
             } else {
                 // What was moved before in the same run is what is found there.
-                let moved = sources
-                    .iter()
-                    .find(|(other, _)| is(other.repository(), other.tag()));
-                moved.map_or(source, |(_, source)| source.clone())
+                moved.get(&source.to_string()).cloned().unwrap_or(source)
             };
-            sources
-                .entry(float.clone())
+            moved
+                .entry(float.to_string())
                 .or_insert_with(|| source.clone());
             meant.push((float, source, place));
         }
         let mut meant = once(meant, "written", complaints);
+        let moved: HashSet<Float> = meant.iter().map(|(float, ..)| float.clone()).collect();
         for (float, source, place) in staged {
-            if !meant.iter().any(|(other, ..)| *other == float) {
+            if !moved.contains(&float) {
                 intent.warnings.push(format!(
                     "{place}: {float} is staged and never moved here; it is taken to be meant"
                 ));
@@ -322,6 +321,8 @@ fn shown(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+
     use super::super::{mapping, script};
     use super::*;
 
@@ -360,7 +361,7 @@ mod tests {
         let intent = of(text).unwrap();
         assert_eq!(
             floats(&intent),
-            [("r.io/p:x".to_owned(), "a".to_owned(), 4)]
+            [("r.io/p:x".to_owned(), "a".to_owned(), 3)]
         );
         assert_eq!(
             pins(&intent, 0),
@@ -471,6 +472,25 @@ mod tests {
             unknown.iter().all(|c| c.contains("write the name out")) && unknown.len() == 2,
             "{unknown:?}"
         );
+    }
+
+    proptest! {
+        #[test]
+        fn any_mappings_mean_something_or_are_refused_by_their_place(
+            text in "((q\\.io/ci:|r\\.io/p[:@]|[ab]|_incoming|__pre|__post1|20240603235401_prune_|sha256:|=| |\\n|\\PC){0,12}\\n){0,6}"
+        ) {
+            let Ok(pairs) = mapping::read(&text, 1) else {
+                return Ok(());
+            };
+            let invocation = Invocation { options: super::super::options::Options::default(), pairs };
+            match intent(&[("f".into(), vec![invocation])]) {
+                Ok(intent) => {
+                    let floats: HashSet<_> = intent.floats.iter().map(|intended| &intended.float).collect();
+                    prop_assert!(!floats.is_empty() && floats.len() == intent.floats.len());
+                }
+                Err(complaints) => prop_assert!(!complaints.is_empty()),
+            }
+        }
     }
 
     #[test]

@@ -13,8 +13,10 @@ use super::{Complaint, mapping};
 
 /// How deep functions may call each other.
 const CALLS_MAX: usize = 8;
-/// How many commands a run may come to.
-const STEPS_MAX: usize = 200_000;
+/// How many words a run may come to.
+const WORDS_MAX: usize = 1_000_000;
+/// The longest text that a word or a variable may come to, in bytes.
+const TEXT_MAX: usize = 64 * 1024;
 
 /// Words of the shell's grammar that stand before a command.
 const GRAMMAR: [&str; 12] = [
@@ -53,13 +55,14 @@ pub(super) fn is_script(text: &str) -> bool {
 /// What cannot be read, each with its line and what to do.
 pub(super) fn read(text: &str) -> Result<Vec<Invocation>, Vec<Complaint>> {
     let script = shell::read(text).map_err(|(line, what)| vec![Complaint::new(line, what)])?;
-    let functions = functions(&script.commands);
+    let (functions, named) = functions(&script.commands);
     let mut run = Run {
         script: &script,
         constant: constants(&script.commands),
         variables: HashMap::new(),
         functions,
-        steps: 0,
+        named,
+        left: WORDS_MAX,
         invocations: Vec::new(),
         complaints: Vec::new(),
     };
@@ -71,7 +74,7 @@ pub(super) fn read(text: &str) -> Result<Vec<Invocation>, Vec<Complaint>> {
     }
 }
 
-/// A function: its name, and the commands of its body, the first one from a word of it on.
+/// A function: the commands of its body, the first one from a word of it on.
 #[derive(Debug)]
 struct Function {
     body: std::ops::Range<usize>,
@@ -81,9 +84,9 @@ struct Function {
     end: usize,
 }
 
-/// The functions of a script, by name, with where each begins.
-fn functions(commands: &[Command]) -> BTreeMap<usize, (String, Function)> {
-    let mut functions = BTreeMap::new();
+/// The functions of a script by where they begin, and where by name: the last one of a name counts.
+fn functions(commands: &[Command]) -> (BTreeMap<usize, Function>, HashMap<String, usize>) {
+    let (mut functions, mut named) = (BTreeMap::new(), HashMap::new());
     let mut at = 0;
     while let Some(command) = commands.get(at) {
         let Some((name, words)) = definition(command) else {
@@ -115,10 +118,11 @@ fn functions(commands: &[Command]) -> BTreeMap<usize, (String, Function)> {
             from,
             end: end + 1,
         };
-        functions.insert(at, (name, function));
+        functions.insert(at, function);
+        named.insert(name, at);
         at = end + 1;
     }
-    functions
+    (functions, named)
 }
 
 /// The name of the function that a command begins to define, and how many words that takes.
@@ -174,8 +178,11 @@ struct Run<'a> {
     /// Which variables are always given the same value.
     constant: HashMap<String, bool>,
     variables: HashMap<String, String>,
-    functions: BTreeMap<usize, (String, Function)>,
-    steps: usize,
+    /// The functions by where they begin, and where by name.
+    functions: BTreeMap<usize, Function>,
+    named: HashMap<String, usize>,
+    /// Words that the run may still come to.
+    left: usize,
     invocations: Vec<Invocation>,
     complaints: Vec<Complaint>,
 }
@@ -196,19 +203,11 @@ impl Run<'_> {
                 return;
             };
             let inside = call.is_some() && at == range.start;
-            if let Some((_, function)) = self.functions.get(&at).filter(|_| !inside) {
+            if let Some(function) = self.functions.get(&at).filter(|_| !inside) {
                 at = function.end;
                 continue;
             }
-            self.steps += 1;
-            if self.steps > STEPS_MAX {
-                if self.steps == STEPS_MAX + 1 {
-                    let line = command.words.first().map_or(1, |word| word.line);
-                    self.complain(
-                        line,
-                        "the script comes to more than 200,000 commands; split it",
-                    );
-                }
+            if self.left == 0 {
                 return;
             }
             let from = call.filter(|_| inside).map_or(0, |(_, from)| from);
@@ -231,13 +230,24 @@ impl Run<'_> {
             let value = self.expand(value, parameters);
             self.variables.insert(name.into(), value);
         }
+        let begun = words.first().map_or(1, |word| word.line);
         let words: Vec<Word> = words
             .iter()
             .skip_while(|word| {
                 GRAMMAR.contains(&word.text.as_str()) || assignment(&word.text).is_some()
             })
             .flat_map(|word| self.words(word, parameters, line))
+            .take(self.left)
             .collect();
+        // A command counts as a word, too: one that assigns has no other.
+        self.left = self.left.saturating_sub(words.len() + 1);
+        if self.left == 0 {
+            self.complain(
+                begun,
+                "the script comes to more than 1,000,000 words; split it",
+            );
+            return;
+        }
         let words = without_redirections(words);
         let Some(first) = words.first() else {
             return;
@@ -250,12 +260,10 @@ impl Run<'_> {
             parameters.drain(..count.unwrap_or(1).min(parameters.len()));
             return;
         }
-        let called = self
-            .functions
-            .values()
-            .find(|(name, _)| *name == first.text)
-            .map(|(_, function)| (function.body.clone(), function.from));
-        if let Some((body, from)) = called {
+        let called = self.named.get(&first.text);
+        let called = called.and_then(|at| self.functions.get(at));
+        if let Some(Function { body, from, .. }) = called {
+            let (body, from) = (body.clone(), *from);
             if depth == CALLS_MAX {
                 self.complain(
                     first.line,
@@ -365,6 +373,10 @@ impl Run<'_> {
             }
         }
         out.push_str(rest);
+        if out.len() > TEXT_MAX {
+            // No name is as long; what is made of it is not worth its memory.
+            return UNKNOWN.into();
+        }
         out
     }
 
@@ -402,6 +414,8 @@ fn without_redirections(words: Vec<Word>) -> Vec<Word> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::fmt::Write as _;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -482,7 +496,7 @@ mod tests {
             ("\noc image mirror -f list.txt", 2, "convert that file"),
             ("oc image mirror --filename=$X", 1, "convert that file"),
             ("oc image mirror a", 1, "write"),
-            ("f() { f a; }\nf b", 1, "write the call out"),
+            ("f() { f a; }\nf b", 2, "write the call out"),
             ("oc image mirror 'a=b", 1, "close it"),
         ] {
             let complaints = read(text).unwrap_err();
@@ -498,7 +512,7 @@ mod tests {
         let mut text = String::from("f0() { oc image mirror a=b; }\n");
         for n in 1..8 {
             let calls = format!("f{}; ", n - 1).repeat(20);
-            text.push_str(&format!("f{n}() {{ {calls} }}\n"));
+            writeln!(text, "f{n}() {{ {calls} }}").unwrap();
         }
         text.push_str("f7");
         let complaints = read(&text).unwrap_err();
@@ -507,6 +521,27 @@ mod tests {
             "{complaints:?}"
         );
         assert!(complaints.len() < 10, "{}", complaints.len());
+    }
+
+    #[test]
+    fn words_and_texts_that_multiply_end() {
+        let mut doubling = String::from("f0() { v=$v$v; oc image mirror a=b; }\n");
+        for n in 1..8 {
+            let calls = format!("f{} \"$@\" \"$@\" \"$@\" \"$@\"; ", n - 1).repeat(8);
+            writeln!(doubling, "f{n}() {{ {calls} }}").unwrap();
+        }
+        doubling.push_str("f7 a b c d");
+        let complaints = read(&doubling).unwrap_err();
+        assert!(
+            complaints.iter().all(|c| c.what.contains("split it")),
+            "{complaints:?}"
+        );
+        let mut chain = String::from("v0=x\n");
+        for n in 1..100 {
+            writeln!(chain, "v{n}=$v{m}$v{m}", m = n - 1).unwrap();
+        }
+        chain.push_str("oc image mirror $v99=b");
+        assert_eq!(pairs(&chain).len(), 1);
     }
 
     proptest! {

@@ -1,6 +1,7 @@
 //! What was found, for people and for programs.
 
-use std::io::{ErrorKind, Write as _};
+use std::fmt::Write as _;
+use std::io::ErrorKind;
 
 use serde_json::{Value, json};
 
@@ -97,9 +98,10 @@ impl Found {
             (None, Err(_)) => String::new(),
         };
         if let Some(before) = &self.before {
-            message.push_str(&format!(
+            let _ = write!(
+                message,
                 "; {before} moves this float first, which is not foreseen here"
-            ));
+            );
         }
         message
     }
@@ -308,6 +310,7 @@ impl Difference {
 }
 
 fn write_out(text: &str) -> Result<(), String> {
+    use std::io::Write as _;
     let mut out = std::io::stdout().lock();
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {

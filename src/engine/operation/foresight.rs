@@ -48,7 +48,7 @@ pub async fn forecast(
         cancel: CancellationToken::new(),
         activity: Arc::clone(activity),
     };
-    match operation.run().await {
+    match Box::pin(operation.run()).await {
         Outcome::Foreseen(forecast) => Ok(*forecast),
         Outcome::Faulted(fault) => Err(fault),
         other => Err(Fault {

@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use super::*;
-use crate::machine::Latch;
 use crate::machine::samples::{at, digest, fault, float, now, pin, prune, request};
+use crate::machine::{Copying, Held, Latch};
 use Phase::{BackedUp, Failed, Incoming, Latched, Pending, Planned, Posted};
 
 fn context() -> Context {
@@ -85,6 +85,56 @@ fn a_plan_ends_as_planned_whatever_it_found() {
             (image.phase, image.reason, image.unchanged),
             (Planned, Some(Reason::Planned), unchanged)
         );
+    }
+}
+
+#[test]
+fn what_a_plan_foresees_is_its_message_and_none_of_what_promotes() {
+    let held = |float: Option<&str>| Held {
+        float: float.map(digest),
+        ..Held::default()
+    };
+    let foreseen = |found| {
+        let copying = Copying::default();
+        let forecast = Forecast::of(
+            &float(0),
+            digest("new"),
+            Some("type".into()),
+            held(found),
+            copying,
+        );
+        Outcome::Foreseen(Box::new(forecast))
+    };
+    for (found, unchanged, displaced) in [
+        (None, false, 0),
+        (Some("old"), false, 1),
+        (Some("new"), true, 0),
+    ] {
+        let mut request = launched(Pending);
+        let ignored = advance(&mut request, 0, foreseen(found), &context());
+        assert_eq!((ignored, &request), (Effect::Ignored, &launched(Pending)));
+        request.spec.mode = Mode::Plan;
+        record(&mut request, foreseen(found));
+        let image = &request.status.images[0];
+        assert_eq!(
+            (
+                image.phase,
+                image.reason,
+                image.unchanged,
+                image.displaced.len(),
+                image.attempts
+            ),
+            (Planned, Some(Reason::Planned), unchanged, displaced, 0)
+        );
+        let source = image.source.as_ref().unwrap();
+        assert_eq!(
+            (source.digest, source.media_type.as_deref()),
+            (digest("new"), Some("type"))
+        );
+        let Outcome::Foreseen(forecast) = foreseen(found) else {
+            unreachable!()
+        };
+        assert_eq!(image.message, forecast.to_string());
     }
 }
 
