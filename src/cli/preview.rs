@@ -88,7 +88,7 @@ struct Preview {
 }
 
 pub(super) async fn run(args: PreviewArgs) -> ExitCode {
-    telemetry::start("error");
+    telemetry::start(&telemetry::LogArgs::default(), "error");
     let (output, timeout) = (args.output, args.timeout);
     let preview = match set_up(args).await {
         Ok(preview) => preview,
