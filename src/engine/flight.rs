@@ -1,6 +1,7 @@
 //! Operations in flight: launched after a save, landed with an outcome, reported at most once per status interval.
 
 use std::sync::Arc;
+
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -97,6 +98,8 @@ impl<S: Store> Engine<S> {
     fn run(&self, key: &Key, uid: &str, index: usize, id: u64, operation: Operation) {
         let activity = Arc::clone(&operation.activity);
         let (engine, key, uid) = (self.clone(), key.clone(), uid.to_owned());
+        // Boxed: thousands may wait, and a task has room for a value wherever it is moved.
+        let operation = Box::new(operation);
         tokio::spawn(async move {
             let (turns, line) = (
                 engine.inner.turns.clone(),

@@ -210,7 +210,7 @@ mod tests {
 
     type Entering<'a> = Pin<Box<dyn Future<Output = Turn> + 'a>>;
 
-    /// Operations of one request.
+    /// Operations of one request. Polled outside a runtime: in it, a task that polls a lot is told that nothing is ready.
     struct Operations<'a> {
         waiting: Vec<Entering<'a>>,
         at_work: Vec<Turn>,
@@ -247,8 +247,8 @@ mod tests {
         Line::of(&ImageSpec { source, float }, step)
     }
 
-    #[tokio::test]
-    async fn a_line_is_shared_alike_and_has_room_for_the_first_of_many_requests() {
+    #[test]
+    fn a_line_is_shared_alike_and_has_room_for_the_first_of_many_requests() {
         let turns = Turns::new(2);
         let stage = line("build", Step::Stage);
         let mut one = Operations::launch(&turns, &stage, "one", 20);
@@ -279,8 +279,8 @@ mod tests {
         assert!(turns.lock().is_empty());
     }
 
-    #[tokio::test]
-    async fn a_small_request_passes_a_large_one() {
+    #[test]
+    fn a_small_request_passes_a_large_one() {
         let turns = Turns::new(1);
         let latch = line("build", Step::Latch);
         let mut large = Operations::launch(&turns, &latch, "large", 100);
@@ -296,8 +296,8 @@ mod tests {
         assert_eq!((large.at_work(), small.at_work()), (1, 3));
     }
 
-    #[tokio::test]
-    async fn a_large_request_has_its_turns_however_many_small_ones_come() {
+    #[test]
+    fn a_large_request_has_its_turns_however_many_small_ones_come() {
         let turns = Turns::new(1);
         let latch = line("build", Step::Latch);
         let names: Vec<String> = (0..15).map(|n| format!("long {n}")).collect();
@@ -326,8 +326,8 @@ mod tests {
         drop(long);
     }
 
-    #[tokio::test]
-    async fn nobody_waits_behind_another_registry_nor_a_tag_behind_copies() {
+    #[test]
+    fn nobody_waits_behind_another_registry_nor_a_tag_behind_copies() {
         let turns = Turns::new(1);
         let mut down = Operations::launch(&turns, &line("down", Step::Stage), "a", 10);
         let mut well = Operations::launch(&turns, &line("well", Step::Stage), "a", 10);
@@ -336,8 +336,8 @@ mod tests {
         assert_eq!(at_work, [4, 4, 4]);
     }
 
-    #[tokio::test]
-    async fn who_has_left_takes_nothing() {
+    #[test]
+    fn who_has_left_takes_nothing() {
         let turns = Turns::new(1);
         let post = line("build", Step::Post);
         let mut first = Operations::launch(&turns, &post, "first", 6);

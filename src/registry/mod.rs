@@ -74,7 +74,7 @@ const MANIFEST_KEPT: usize = 1024;
 /// How long a blob or child manifest is remembered as present: registries hold what no tag holds for about an hour.
 const PRESENT_FOR: Duration = Duration::from_mins(50);
 /// How many of them are remembered.
-const PRESENT_MAX: u64 = 50_000;
+const PRESENT_MAX: u64 = 25_000;
 /// How long it is remembered that a credential may push, where only trying tells.
 const PUSHABLE_FOR: Duration = Duration::from_hours(1);
 /// How many such answers are remembered.
