@@ -160,6 +160,8 @@ fn read(text: &str) -> Result<WrittenRules, String> {
         // Nothing in it needs them, and a few lines of them can stand for millions.
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 0 },
         with_snippet: false,
+        // A namespace may be called `on` or `no`.
+        strict_booleans: true,
     };
     let document: serde_json::Value = serde_saphyr::from_str_with_options(text, options)
         .map_err(|error| format!("is not YAML: {}; correct it", one_line(&error.to_string())))?;
@@ -167,7 +169,9 @@ fn read(text: &str) -> Result<WrittenRules, String> {
     let tracked = serde_path_to_error::Deserializer::new(document, &mut track);
     WrittenRules::deserialize(tracked).map_err(|error| {
         let (path, error) = (track.path().to_string(), one_line(&error.to_string()));
-        if path == "." {
+        if error.ends_with("expected a string") {
+            format!("{path}: {error}; quote it")
+        } else if path == "." {
             format!("{error}; {SHAPE}")
         } else {
             format!("{path}: {error}; {SHAPE}")
@@ -226,6 +230,13 @@ rules:
         assert_eq!(
             granted(&rules, "ci-1", build, float).as_deref(),
             Some("payload")
+        );
+        let short = PAYLOAD.replacen("[ci, ci-*]", "[on, 'no', y, \"7\"]", 1);
+        let short = Rules::parse(&short).unwrap();
+        assert!(
+            ["on", "no", "y", "7"]
+                .iter()
+                .all(|name| short.of(name).len() == 1)
         );
         let own = ("quay.io/team-a/src:x", "quay.io/team-a/app:latest");
         assert_eq!(
@@ -315,7 +326,7 @@ rules:
             ),
             (
                 ("namespaces: [ci, ci-*]", "namespaces: [ci, 7]"),
-                &["rules[0].namespaces[1]", "invalid type"],
+                &["rules[0].namespaces[1]", "invalid type", "quote it"],
             ),
             (
                 ("namespaces: [ci, ci-*]", "namespaces: [ci, CI]"),

@@ -232,6 +232,7 @@ impl fmt::Debug for Keyring {
         f.debug_struct("Keyring")
             .field("origin", &self.ring.origin)
             .field("entries", &self.ring.entries.keys().collect::<Vec<_>>())
+            .field("only", &self.only)
             .finish()
     }
 }

@@ -490,7 +490,7 @@ async fn a_file_that_cannot_be_used_at_the_start_is_bad_input() {
     for (flag, words) in files
         .flags()
         .into_iter()
-        .zip(["says no tag; append", "is not a dockerconfigjson"])
+        .zip(["says no tag: append", "is not a dockerconfigjson"])
     {
         let mut controller = stage.controller(&[&flag]);
         let end = Instant::now() + PATIENCE;

@@ -6,6 +6,9 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// What is no pattern, and why.
+type Wrong = (&'static str, fn(String) -> PatternError);
+
 /// What a pattern means, in its plainest words.
 fn means(pattern: &[u8], text: &[u8], fence: fn(u8) -> bool) -> bool {
     match pattern {
@@ -241,7 +244,7 @@ fn a_source_is_meant_by_tag_by_digest_or_by_both() {
 #[test]
 fn what_is_no_pattern_says_what_to_write_instead() {
     use PatternError as E;
-    let sources: Vec<(&str, fn(String) -> E)> = vec![
+    let sources: Vec<Wrong> = vec![
         ("", E::Repository),
         ("quay.io", E::Repository),
         ("quay.io:5000", E::Repository),
@@ -271,7 +274,7 @@ fn what_is_no_pattern_says_what_to_write_instead() {
             "{text}"
         );
     }
-    let floats: Vec<(&str, fn(String) -> E)> = vec![
+    let floats: Vec<Wrong> = vec![
         ("quay.io/openshift/ci", E::NoTag),
         ("quay.io:5000/openshift/ci", E::NoTag),
         ("quay.io/**", E::NoTag),
