@@ -129,7 +129,7 @@ impl Ground {
         Api::namespaced(self.plane.client().unwrap(), &self.release.namespace)
     }
 
-    /// A token of the ServiceAccount that the Deployment names.
+    /// A token of the account that the Deployment names.
     async fn token(&self) -> String {
         let deployment: Deployment = self.released().get(NAME).await.unwrap();
         let pod = deployment.spec.template.spec.unwrap();
