@@ -129,7 +129,7 @@ impl Ground {
         Api::namespaced(self.plane.client().unwrap(), &self.release.namespace)
     }
 
-    /// A token of the ServiceAccount that the Deployment names.
+    /// A token of the account that the Deployment names.
     async fn token(&self) -> String {
         let deployment: Deployment = self.released().get(NAME).await.unwrap();
         let pod = deployment.spec.template.spec.unwrap();
@@ -165,13 +165,6 @@ impl Ground {
             !arguments.iter().any(|a| a.contains("/etc/")),
             "{arguments:?}"
         );
-        // TEMPORARY: until every flag is there.
-        let help = std::process::Command::new(env!("CARGO_BIN_EXE_promotion-controller"))
-            .args(["controller", "--help"])
-            .output()
-            .unwrap();
-        let help = String::from_utf8(help.stdout).unwrap();
-        arguments.retain(|a| !a.starts_with("--") || help.contains(a.split('=').next().unwrap()));
         let listen = format!("127.0.0.1:{}", free_port().unwrap());
         for argument in &mut arguments {
             if argument == "--listen=0.0.0.0:8080" {

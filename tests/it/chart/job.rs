@@ -1,4 +1,4 @@
-//! The controller with the chart's own ServiceAccount: its whole job is possible, and it asks for nothing that it may not have.
+//! The controller with the chart's own service account: its whole job is possible, and it asks for nothing that it may not have.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};

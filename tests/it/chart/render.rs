@@ -62,7 +62,7 @@ async fn deploy_is_what_the_chart_renders() {
         } else {
             &mut rest
         };
-        into.push_str(&format!("---\n{text}\n"));
+        into.extend(["---\n", text.as_str(), "\n"]);
     }
     drift(&folder.join("crd.yaml"), &definition, "deploy");
     drift(&folder.join("controller.yaml"), &rest, "deploy");
@@ -148,7 +148,8 @@ fn the_readme_of_the_chart_lists_every_value_with_its_default_and_meaning() {
             "values.yaml does not say what {path} is"
         );
         let comment = comment.replace('|', "\\|");
-        table.push_str(&format!("| `{path}` | `{default}` | {comment} |\n"));
+        let row = format!("| `{path}` | `{default}` | {comment} |\n");
+        table.push_str(&row);
     }
     let path = chart().join("README.md");
     let readme = std::fs::read_to_string(&path).unwrap();

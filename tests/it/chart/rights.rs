@@ -1,4 +1,4 @@
-//! What the chart's own ServiceAccount may do, what it may not, and what the roles for people give.
+//! What the chart's own service account may do, what it may not, and what the roles for people give.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -65,24 +65,22 @@ struct Ask {
 
 /// Asks it and returns the code of the answer.
 async fn ask(client: &Client, ask: &Ask, namespace: &str, user: Option<&str>) -> u16 {
-    let mut path = format!("/{}", ask.api);
-    if !namespace.is_empty() {
-        path.push_str(&format!("/namespaces/{namespace}"));
-    }
     let (resource, sub) = ask.resource.split_once('/').unwrap_or((ask.resource, ""));
-    path.push_str(&format!("/{resource}"));
     // What is created has no name, unless it is created under something that has.
     let nameless = match ask.verb {
         "list" | "watch" => true,
         "create" => sub.is_empty(),
         _ => ask.name.is_empty(),
     };
-    if !nameless {
-        path.push_str(&format!("/{}", ask.name));
-    }
-    if !sub.is_empty() {
-        path.push_str(&format!("/{sub}"));
-    }
+    let place = if namespace.is_empty() {
+        String::new()
+    } else {
+        format!("namespaces/{namespace}")
+    };
+    let name = if nameless { "" } else { ask.name };
+    let parts = [ask.api, &place, resource, name, sub].into_iter();
+    let parts: Vec<&str> = parts.filter(|part| !part.is_empty()).collect();
+    let path = format!("/{}", parts.join("/"));
     let selected = format!("fieldSelector=metadata.name%3D{}", ask.name);
     let (method, query) = match ask.verb {
         "get" => ("GET", String::new()),
