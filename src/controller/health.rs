@@ -206,7 +206,7 @@ mod tests {
             advance(2 * TOGETHER).await;
         }
         // Each attempt is met by silence.
-        for _ in 0..3 {
+        for _ in 0..2 {
             health.interrupted();
             assert_eq!(health.ready(), Ok(()));
             advance(43 * SECOND).await;
