@@ -278,7 +278,10 @@ fn print(args: &ConvertArgs, intent: &Intent) -> Result<String, String> {
             name.clone()
         };
         let document = document(args, intent, name, floats);
-        let document = serde_saphyr::to_string(&document).map_err(|error| error.to_string())?;
+        // A name on a line of its own reads and greps badly.
+        let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
+        let document = serde_saphyr::to_string_with_options(&document, options)
+            .map_err(|error| error.to_string())?;
         text.push_str(document.trim_end());
         text.push('\n');
     }

@@ -179,7 +179,9 @@ impl Registry {
             .has_manifest(&job.target(), digest, job.activity)
             .await?
         {
-            self.0.present.insert(key, ());
+            if job.writes {
+                self.0.present.insert(key, ());
+            }
             return Ok(None);
         }
         let reference = Reference::Digest(digest);

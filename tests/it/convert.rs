@@ -126,7 +126,7 @@ async fn what_is_printed_is_taken_by_the_api_server_with_all_that_was_said() {
         ],
         "",
     );
-    assert!(!ran.stdout.contains('#'), "{}", ran.stdout);
+    assert!(!ran.stdout.contains(['#', '>']), "{}", ran.stdout);
     let applied = plane
         .kubectl_with_input(
             &["apply", "--dry-run=server", "-o", "json", "-f", "-"],

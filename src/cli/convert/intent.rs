@@ -151,6 +151,8 @@ impl Gathered {
             mut pins,
             left_out,
         } = self;
+        // What is missing may be what was refused.
+        let whole = complaints.is_empty();
         let staged = once(staged, "staged", complaints);
         let at_incoming: HashMap<&Float, &Source> = staged
             .iter()
@@ -164,9 +166,11 @@ impl Gathered {
                 && source.reference == Reference::Tag(float.incoming());
             let source = if from_incoming {
                 let Some(staged) = at_incoming.get(&float) else {
-                    complaints.push(format!(
-                        "{place}: {float} is copied from its _incoming, and nothing here is copied there; give the file that does it too, or name the source"
-                    ));
+                    if whole {
+                        complaints.push(format!(
+                            "{place}: {float} is copied from its _incoming, and nothing here is copied there; give the file that does it too, or name the source"
+                        ));
+                    }
                     continue;
                 };
                 (*staged).clone()
@@ -472,6 +476,14 @@ mod tests {
             unknown.iter().all(|c| c.contains("write the name out")) && unknown.len() == 2,
             "{unknown:?}"
         );
+    }
+
+    #[test]
+    fn what_follows_from_a_fault_is_no_fault_of_its_own() {
+        let text = "oc image mirror r.io/p:$X=q.io/ci:a_incoming\noc image mirror q.io/ci:a_incoming=q.io/ci:a";
+        let complaints = of(text).unwrap_err();
+        assert_eq!(complaints.len(), 1, "{complaints:?}");
+        assert!(complaints[0].starts_with("f:1: "), "{complaints:?}");
     }
 
     proptest! {
