@@ -239,9 +239,10 @@ impl<S: Store> Engine<S> {
         if state.brake == brake {
             return;
         }
-        match brake.message() {
-            Some(message) => tracing::warn!("{message}"),
-            None => tracing::info!("nothing is paused (any more)"),
+        if let Some(message) = brake.message() {
+            tracing::warn!("{message}");
+        } else {
+            tracing::info!("nothing is paused (any more)");
         }
         state.brake = brake;
         let since = now();

@@ -300,8 +300,9 @@ mod tests {
     fn a_large_request_has_its_turns_however_many_small_ones_come() {
         let turns = Turns::new(1);
         let latch = line("build", Step::Latch);
-        let names: Vec<String> = (0..15).map(|n| format!("long {n}")).collect();
-        let long = names.iter();
+        let names: Vec<String> = (0..200).map(|n| format!("new {n}")).collect();
+        let others: Vec<String> = (0..15).map(|n| format!("long {n}")).collect();
+        let long = others.iter();
         let long = long.map(|name| Operations::launch(&turns, &latch, name, 1));
         let long: Vec<_> = long.collect();
         // One place is left, and what it is ahead by is used up.
@@ -310,7 +311,6 @@ mod tests {
             assert_eq!(large.at_work(), 1);
             large.at_work.clear();
         }
-        let names: Vec<String> = (0..200).map(|n| format!("new {n}")).collect();
         let mut left = Vec::new();
         let mut older = Operations::launch(&turns, &latch, "first", 10);
         for name in &names {

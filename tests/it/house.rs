@@ -102,7 +102,7 @@ fn only_the_registry_layer_speaks_http_and_only_the_store_and_the_controller_the
 fn every_test_that_the_readme_names_is_there() {
     let readme = readme();
     let promises = readme.split("\n## What is promised\n").nth(1).unwrap();
-    let promises = promises.split("\n\nWho may create").next().unwrap();
+    let promises = promises.split("\n## ").next().unwrap();
     let mut code = String::new();
     for folder in ["src", "tests"] {
         for file in sources(&root().join(folder)) {

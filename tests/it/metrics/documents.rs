@@ -230,6 +230,12 @@ fn every_alert_names_what_is_there_and_says_what_to_do() {
     }
     let known: BTreeSet<String> = RUNBOOK.iter().map(|&section| section.to_owned()).collect();
     assert_eq!(sections, known);
+    let page = read("docs/runbook.md");
+    let headings = page.lines().filter_map(|line| line.strip_prefix("## "));
+    let anchors: BTreeSet<String> = headings
+        .map(|heading| heading.to_lowercase().replace(' ', "-"))
+        .collect();
+    assert!(anchors.is_superset(&known), "{anchors:?}");
 }
 
 #[test]
