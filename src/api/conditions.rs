@@ -12,6 +12,8 @@ use super::PromotionRequestStatus;
 use super::status::{Scenery, cut};
 use crate::machine::{Kind, Phase, Reason, Request};
 
+/// Every condition's type. The first four are there from the first save on.
+pub const TYPES: [&str; 5] = ["Progressing", "Staged", "Complete", "Failed", EXPIRING];
 /// The condition of a request one of whose images makes its tags expire. It is the record of that, too.
 const EXPIRING: &str = "Expiring";
 /// The longest message of a condition, in bytes.
@@ -251,14 +253,9 @@ fn set_all(
 ) {
     let finished = summary.phase.is_finished();
     let complete = matches!(summary.phase, Phase::Posted | Phase::Planned);
-    let truths = [
-        ("Progressing", !finished),
-        ("Staged", summary.staged),
-        ("Complete", complete),
-        ("Failed", finished && !complete),
-    ];
+    let truths = [!finished, summary.staged, complete, finished && !complete];
     let said = (reason, summary.message.as_str());
-    for truth in truths {
+    for truth in TYPES.into_iter().zip(truths) {
         place(conditions, truth, said, now, generation);
     }
 }

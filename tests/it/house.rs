@@ -9,7 +9,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use promotion_controller::machine::{Kind, Reason};
+use promotion_controller::api::conditions;
+use promotion_controller::machine::{Kind, Phase, Reason};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -53,6 +54,24 @@ fn the_readme_names_every_reason_once_with_its_kind() {
         .map(|r| (r.to_string(), word(r.kind()).to_owned()))
         .collect();
     assert_eq!(named, known);
+}
+
+#[test]
+fn the_readme_names_every_phase_and_every_condition_once() {
+    let readme = readme();
+    let section = readme.split("\n## Phases and conditions\n").nth(1).unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let (phases, others) = section.split_once("\n| Condition |").unwrap();
+    // What the first cell of each row names.
+    let named = |table: &str| -> Vec<String> {
+        let rows = table.lines().filter_map(|line| line.strip_prefix("| `"));
+        let cells = rows.map(|row| row.split(" |").next().unwrap());
+        let names = cells.flat_map(|cell| cell.split(['`', ',', ' ']));
+        let names = names.filter(|name| !name.is_empty());
+        names.map(str::to_owned).collect()
+    };
+    assert_eq!(named(phases), Phase::ALL.map(Phase::as_str));
+    assert_eq!(named(others), conditions::TYPES);
 }
 
 #[test]
