@@ -107,8 +107,11 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), L
     let settle = settings.settle;
     let (engine, keys) = Engine::new(store, registry, policy, leadership.clone(), settings);
     metrics.at_scrape({
-        let (health, leadership) = (health.clone(), leadership.clone());
-        move |scrape| scrape.leader(health.is_leading() && leadership.covers(Duration::ZERO))
+        let (health, leadership, own) = (health.clone(), leadership.clone(), own.clone());
+        move |scrape| {
+            scrape.leader(health.is_leading() && leadership.covers(Duration::ZERO));
+            scrape.unusable_files(own.unusable());
+        }
     });
     let _served = listener.map(|listener| {
         let (engine, metrics) = (engine.clone(), metrics.clone());

@@ -166,6 +166,8 @@ families! {
         "Places that there are at a registry; fewer after a 429";
     paused: There "promotion_controller_paused" [scope]
         "1 while work is paused, altogether (all) or at registries (hosts)";
+    unusable_files: There "promotion_controller_unusable_files" []
+        "Files of --policy and --registry-config that cannot be used as they are now: what they said before is in force";
     build_info: Constant "promotion_controller_build_info" [version]
         "1, by the version of this program";
 }

@@ -329,6 +329,11 @@ impl Scrape<'_> {
         self.0.reconcile_queue_depth.at([]).inc_by(whole(count));
     }
 
+    /// Files of the controller's own that cannot be used as they are.
+    pub fn unusable_files(&self, count: usize) {
+        self.0.unusable_files.at([]).set(whole(count));
+    }
+
     /// Whether this process leads.
     pub fn leader(&self, leads: bool) {
         self.0.leader.at([]).set(leads.into());

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ struct Shared {
     current: RwLock<Arc<Own>>,
     files: Mutex<Files>,
     changed: Notify,
-    unusable: AtomicU64,
+    unusable: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -100,7 +100,7 @@ impl OwnFiles {
                 registry_config,
             }),
             changed: Notify::new(),
-            unusable: AtomicU64::new(0),
+            unusable: AtomicUsize::new(0),
         }))
     }
 
@@ -111,9 +111,9 @@ impl OwnFiles {
         Arc::clone(&current.unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// How often a file was changed to something that cannot be used.
+    /// How many of them cannot be used as they are now: what they said before is in force.
     #[must_use]
-    pub fn unusable(&self) -> u64 {
+    pub fn unusable(&self) -> usize {
         self.0.unusable.load(Ordering::Relaxed)
     }
 
@@ -165,6 +165,9 @@ impl OwnFiles {
         {
             self.change(file, |own| own.keyring = keyring);
         }
+        let unusable = [policy, registry_config].into_iter().flatten();
+        let unusable = unusable.filter(|file| file.judged.ok() != file.taken);
+        self.0.unusable.store(unusable.count(), Ordering::Relaxed);
     }
 
     /// What a file says, if that is something new, the same in two looks, and can be used.
@@ -194,7 +197,6 @@ impl OwnFiles {
         match taken {
             Ok(taken) => Some(taken),
             Err(error) => {
-                self.0.unusable.fetch_add(1, Ordering::Relaxed);
                 tracing::error!("{error}; what it said before stays in force");
                 None
             }
