@@ -8,7 +8,9 @@ use promotion_controller::embedded::{Embedded, GateSpec, Matcher, Options};
 use serde_json::json;
 
 use super::ground::{Ground, PATIENCE, put, waits_for};
+use crate::metrics::Scraped;
 use crate::stage::{Controller, condition, phase, spec};
+use crate::testbed::free_port;
 
 /// Longer than it takes to hear of the ConfigMap and to save a status.
 const A_WHILE: Duration = Duration::from_secs(3);
@@ -110,7 +112,9 @@ async fn one_registry_is_stopped_and_what_has_to_do_with_others_alone_goes_on() 
     let other = Embedded::start(Options::default()).await.unwrap();
     ground.pause(&other.host()).await;
     let flag = format!("--plain-http={}", other.host());
-    let _controller = ground.braked(&[&flag]);
+    let port = free_port().unwrap();
+    let listen = format!("--listen=127.0.0.1:{port}");
+    let _controller = ground.braked(&[&flag, &listen]);
     let (_, here) = ground.request("a", "f");
     let (_, source) = ground.source("b");
     let there = spec(&[(&source, &format!("{}/ci:g", other.host()))]);
@@ -121,10 +125,15 @@ async fn one_registry_is_stopped_and_what_has_to_do_with_others_alone_goes_on() 
     let why = ground.paused("there").await;
     assert!(why.contains(&format!("paused: {}", other.host())), "{why}");
     assert_eq!(other.count(&Matcher::default()), 0);
+    let scraped = Scraped::of(port).await.unwrap();
+    assert_eq!(scraped.sum(r#"paused{scope="hosts"}"#), 1);
+    assert_eq!(scraped.sum(r#"requests{reason="Paused"}"#), 1);
     ground.pause("false").await;
     let there = ground.stage.finished("there", PATIENCE).await;
     assert_eq!(phase(&there), "Posted");
     assert!(other.tag("ci", "g").is_some());
+    let scraped = Scraped::of(port).await.unwrap();
+    assert_eq!(scraped.sum("paused"), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
