@@ -98,7 +98,10 @@ pub(super) async fn carry_out(
     mut stop: impl Future<Output = ()> + Unpin,
 ) -> End {
     let objects = engine.store().objects();
-    engine.rebuild(objects.iter());
+    for object in &objects {
+        engine.observe(object);
+    }
+    engine.rebuild();
     let mut awaited = Awaited::default();
     for object in objects.iter().filter(|o| !is_finished(o)) {
         let uid = object.metadata.uid.clone().unwrap_or_default();

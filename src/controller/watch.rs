@@ -157,7 +157,7 @@ pub async fn follow<S: Store>(
                 }
                 known = uids;
                 if let Some(ready) = ready.take() {
-                    engine.rebuild(std::iter::empty());
+                    engine.rebuild();
                     ready();
                 }
                 for key in keys {

@@ -149,7 +149,7 @@ impl<S: Store> Engine<S> {
         let _ = self.inner.triggers.send(key);
     }
 
-    /// Asks for a reconcile of everything that is known: what requests may use has changed.
+    /// Asks for a reconcile of everything that is known: what requests may do has changed.
     pub fn reconsider(&self) {
         let keys = self.lock().known.values().map(|k| k.key.clone()).collect();
         self.wake(keys);
@@ -186,12 +186,9 @@ impl<S: Store> Engine<S> {
         state.note(&key, version, contender, facts, now) && !own
     }
 
-    /// Takes over from an earlier leader: whoever began and has not ended, of these objects and of those observed before, owns its
-    /// floats, before anything is launched.
-    pub fn rebuild<'a>(&self, objects: impl Iterator<Item = &'a PromotionRequest>) {
-        for object in objects {
-            self.observe(object);
-        }
+    /// Takes over from an earlier leader: whoever of those observed so far began and has not ended owns its floats, before anything is
+    /// launched.
+    pub fn rebuild(&self) {
         let mut state = self.lock();
         let state = &mut *state;
         for known in state.known.values() {
@@ -235,26 +232,26 @@ impl<S: Store> Engine<S> {
     /// Stops work, or lets it go on, for every request at once. What waited for its turn meanwhile is as new: its time to be asked
     /// about begins again, so that going on does not let newer requests pass older ones.
     pub fn brake(&self, brake: Brake) {
-        let mut state = self.lock();
-        if state.brake == brake {
-            return;
+        let message = brake.message().map(ToOwned::to_owned);
+        {
+            let mut state = self.lock();
+            if state.brake == brake {
+                return;
+            }
+            state.brake = brake;
+            let since = now();
+            for known in state.known.values_mut() {
+                if let Standing::Undecided { .. } = known.contender.standing {
+                    known.contender.standing = Standing::Undecided { since };
+                }
+            }
         }
-        if let Some(message) = brake.message() {
+        if let Some(message) = message {
             tracing::warn!("{message}");
         } else {
             tracing::info!("nothing is paused (any more)");
         }
-        state.brake = brake;
-        let since = now();
-        let mut keys = Vec::with_capacity(state.known.len());
-        for known in state.known.values_mut() {
-            if let Standing::Undecided { .. } = known.contender.standing {
-                known.contender.standing = Standing::Undecided { since };
-            }
-            keys.push(known.key.clone());
-        }
-        drop(state);
-        self.wake(keys);
+        self.reconsider();
     }
 
     /// Launches nothing more, gives up reads and copies, and lets tag writes end.

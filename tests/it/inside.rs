@@ -176,7 +176,10 @@ pub fn start(
     );
     engine.memory().keep_quiet(Instant::now() + quiet);
     let objects = engine.store().objects();
-    engine.rebuild(objects.iter());
+    for object in &objects {
+        engine.observe(object);
+    }
+    engine.rebuild();
     for object in &objects {
         engine.trigger(Key::of(object));
     }
