@@ -104,7 +104,8 @@ impl Repository {
             if reached.contains_key(&digest) {
                 continue;
             }
-            let Some(kept) = self.manifests.get(&digest) else {
+            let kept = self.manifests.get(&digest);
+            let Some(kept) = kept.filter(|_| self.resolves(digest)) else {
                 reached.insert(digest, vec![digest]);
                 continue;
             };

@@ -30,10 +30,11 @@ const UPLOAD_ID: HeaderName = HeaderName::from_static("docker-upload-uuid");
 pub(super) fn read(call: &Call) -> Result<Response, Refusal> {
     let repository = &call.entry.repository;
     let digest = parsed(&call.entry.reference)?;
-    let blob = call
-        .registry
-        .store()
-        .blob(repository, digest, Instant::now())?;
+    let now = Instant::now();
+    let (recall, life) = (&call.registry.blobs, call.settings.stale_blobs);
+    let blob = recall.or_read(repository, digest, life, now, || {
+        call.registry.store().blob(repository, digest, now)
+    })?;
     if !call.is_head()
         && let Some(base) = elsewhere(call)
     {

@@ -168,12 +168,17 @@ impl Call {
         challenge
     }
 
-    pub(super) fn ping(&self) -> Result<Response, Refusal> {
-        if self.caller.as_ref().is_ok_and(Caller::is_authenticated) {
-            Ok(answers::json_response(StatusCode::OK, &json!(true)))
+    pub(super) fn ping(&self) -> Response {
+        let mut response = if self.caller.as_ref().is_ok_and(Caller::is_authenticated) {
+            answers::json_response(StatusCode::OK, &json!(true))
         } else {
-            Err(Refusal::unauthorized(&self.challenge()))
+            Refusal::unauthorized(&self.challenge()).response()
+        };
+        if self.settings.sparse {
+            let name = HeaderName::from_static("x-sparse-manifest-support");
+            answers::set(response.headers_mut(), name, "true");
         }
+        response
     }
 
     /// The token endpoint.

@@ -19,10 +19,13 @@ use tokio_util::sync::CancellationToken;
 use super::answers::{self, Refusal};
 use super::auth::{Authority, Caller, Rejected};
 use super::call::{Call, gathered, text};
+use super::content::Blob;
 use super::faults::{Action, Faults};
 use super::gate::{Gates, Held, Moment};
 use super::log::{Entry, Log, Phase};
+use super::manifest::Manifest;
 use super::names::{self, Kind, Target};
+use super::recall::{Bucket, Recall};
 use super::settings::{Options, Settings};
 use super::store::Store;
 use super::uploads::Uploads;
@@ -40,6 +43,10 @@ pub(super) struct Registry {
     pub(super) log: Log,
     pub(super) gates: Arc<Gates>,
     pub(super) held: Held,
+    /// Answers by digest that outlive what they told.
+    pub(super) manifests: Recall<Arc<Manifest>>,
+    pub(super) blobs: Recall<Blob>,
+    bucket: Bucket,
     pub(super) stop: CancellationToken,
     /// Base URL of the second listener.
     pub(super) storage: String,
@@ -166,7 +173,15 @@ async fn proceed(
 
 /// The work with what faults do before it. None: the connection is to be cut.
 async fn struck(mut call: Call) -> Option<Response> {
-    let actions = call.actions.clone();
+    let (actions, rate) = (call.actions.clone(), call.settings.rate);
+    if !call
+        .registry
+        .bucket
+        .admits(call.entry.kind, rate, Instant::now())
+    {
+        call.drain().await;
+        return Some(answers::page(StatusCode::TOO_MANY_REQUESTS));
+    }
     for action in actions.iter() {
         match action {
             Action::Delay { ms } => {
@@ -222,7 +237,7 @@ async fn work(mut call: Call) -> Response {
 
 async fn dispatch(call: &mut Call) -> Result<Response, Refusal> {
     match call.entry.kind {
-        Kind::Ping => return call.ping(),
+        Kind::Ping => return Ok(call.ping()),
         Kind::Token => return call.token(),
         Kind::Storage => return blobs::read(call),
         Kind::Other => return Ok(answers::page(StatusCode::NOT_FOUND)),
@@ -263,6 +278,9 @@ impl Registry {
             log: Log::new(options.log_entries),
             gates: Arc::new(Gates::default()),
             held: Held::new(),
+            manifests: Recall::default(),
+            blobs: Recall::default(),
+            bucket: Bucket::default(),
             stop,
             storage,
             control: options.control,

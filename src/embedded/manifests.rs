@@ -56,7 +56,12 @@ pub(super) fn read(call: &Call) -> Result<Response, Refusal> {
     let repository = &call.entry.repository;
     let now = Instant::now();
     let manifest = match reference(call)? {
-        Reference::Digest(digest) => call.registry.store().manifest(repository, digest, now)?,
+        Reference::Digest(digest) => {
+            let (recall, life) = (&call.registry.manifests, call.settings.stale_manifests);
+            recall.or_read(repository, digest, life, now, || {
+                call.registry.store().manifest(repository, digest, now)
+            })?
+        }
         Reference::Tag(tag) => {
             let manifest = by_tag(call, &tag, now)?;
             if !is_accepted(call, manifest.media_type) {

@@ -55,6 +55,18 @@ pub struct Settings {
     pub discard_blobs: bool,
     /// Redirect every blob GET to the second listener, as quay.io does to its object storage.
     pub redirect_blobs: bool,
+    /// How long a read of a manifest by digest is answered as before, whatever became of it; quay: 300 s.
+    #[serde(rename = "stale_manifests_ms", with = "millis")]
+    pub stale_manifests: Duration,
+    /// The same for blobs; quay: 60 s.
+    #[serde(rename = "stale_blobs_ms", with = "millis")]
+    pub stale_blobs: Duration,
+    /// Take an index whose children are missing, and say so at `/v2/`: quay's sparse indexes.
+    pub sparse: bool,
+    /// A digest resolves only where a tag or a grace holds it or an index that lists it, as on quay: not what is two levels below.
+    pub one_level: bool,
+    /// Requests a second for manifests and blobs together, beyond which 429 is answered; none at 0. Quay: 50.
+    pub rate: u32,
     /// Look for dangling tags after every change. Costs a walk over the repository for each.
     pub audit: bool,
     /// Waited before every request.
@@ -107,6 +119,11 @@ impl Default for Settings {
             referrers_page: 100,
             discard_blobs: false,
             redirect_blobs: false,
+            stale_manifests: Duration::ZERO,
+            stale_blobs: Duration::ZERO,
+            sparse: false,
+            one_level: false,
+            rate: 0,
             audit: false,
             latency: Duration::ZERO,
             token_life: Duration::from_hours(1),
@@ -122,6 +139,8 @@ impl Settings {
             check: self.check,
             audit: self.audit,
             referrers: self.referrers,
+            sparse: self.sparse,
+            one_level: self.one_level,
         }
     }
 }

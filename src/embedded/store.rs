@@ -51,6 +51,10 @@ pub struct Policy {
     pub audit: bool,
     /// A subject holds what refers to it.
     pub referrers: bool,
+    /// Take an index whose children are not in the repository.
+    pub sparse: bool,
+    /// Resolve by digest only what a tag or a grace holds, or a child of that.
+    pub one_level: bool,
 }
 
 /// Everything the registry stores. Pure: it asks no clock and does no I/O.
@@ -70,6 +74,7 @@ pub struct Store {
 pub(super) struct Repository {
     pub(super) public: bool,
     subjects_hold: bool,
+    one_level: bool,
     pub(super) tags: BTreeMap<String, Digest>,
     pub(super) manifests: HashMap<Digest, Kept<Arc<Manifest>>>,
     pub(super) blobs: HashMap<Digest, Kept<Blob>>,
@@ -167,6 +172,7 @@ impl Store {
         self.policy = policy;
         for repository in self.repositories.values_mut() {
             repository.subjects_hold = policy.referrers;
+            repository.one_level = policy.one_level;
         }
         self.expire(now);
         if sweep {
@@ -234,7 +240,7 @@ impl Store {
         now: Instant,
     ) -> Result<Arc<Manifest>, StoreError> {
         self.expire(now);
-        self.repository(repository)?.manifest(digest)
+        self.repository(repository)?.resolve(digest)
     }
 
     /// The manifest a tag names.
@@ -291,10 +297,10 @@ impl Store {
         now: Instant,
     ) -> Result<(), StoreError> {
         self.expire(now);
-        let check = self.policy.check;
+        let (check, sparse) = (self.policy.check, self.policy.sparse);
         let found = self.repository_mut(repository);
         if check {
-            found.check(manifest)?;
+            found.check(manifest, sparse)?;
         }
         let digest = manifest.digest;
         found.insert(manifest);
@@ -500,6 +506,7 @@ impl Store {
         if !self.repositories.contains_key(name) {
             let repository = Repository {
                 subjects_hold: self.policy.referrers,
+                one_level: self.policy.one_level,
                 ..Repository::default()
             };
             self.repositories.insert(name.to_owned(), repository);

@@ -18,7 +18,7 @@ use super::error::Error;
 use super::manifest::Blob;
 use super::transport::{Ask, Content, Failure};
 use super::upload::RESTARTS_MAX;
-use super::{Kind, Present, Registry};
+use super::{Brought, Present, Registry};
 use crate::image::{Digest, Repository};
 use crate::machine::Reason;
 
@@ -58,12 +58,17 @@ impl Job<'_> {
         Access::new(&self.to_at, self.push, self.to, self.writes)
     }
 
-    pub(super) fn present(&self, digest: Digest, kind: Kind) -> Present {
-        Present {
-            credential: self.push.key(),
-            repository: self.to.clone(),
+    pub(super) fn present(&self, digest: Digest) -> Present {
+        Present::of(&self.target(), digest)
+    }
+}
+
+impl Present {
+    pub(super) fn of(access: &Access<'_>, digest: Digest) -> Self {
+        Self {
+            credential: access.credential.key(),
+            repository: access.repository.clone(),
             digest,
-            kind,
         }
     }
 }
@@ -71,19 +76,23 @@ impl Job<'_> {
 impl Registry {
     /// Brings one blob to the target, once however many copies need it.
     pub(super) async fn bring(&self, job: &Job<'_>, blob: Blob) -> Result<(), Error> {
-        let key = job.present(blob.digest, Kind::Blob);
-        if self.0.present.contains_key(&key) {
+        let key = job.present(blob.digest);
+        let known = || self.0.blobs.get(&key);
+        if known().is_some_and(|known| known.there) {
             return Ok(());
         }
         let _flight = self.0.flights.enter(&key).await;
-        if self.0.present.contains_key(&key) {
+        let known = known();
+        if known.is_some_and(|known| known.there) {
             return Ok(());
         }
         let mut session = None;
-        if job.mounts.load(Ordering::Relaxed) {
+        // What was said to be mounted, and is missed, is not mounted again.
+        if job.mounts.load(Ordering::Relaxed) && !known.is_some_and(|known| known.mounted) {
             match self.mount(job, blob).await? {
                 Mount::Mounted => {
-                    self.0.present.insert(key, ());
+                    let (there, mounted) = (true, true);
+                    self.0.blobs.insert(key, Brought { there, mounted });
                     return Ok(());
                 }
                 Mount::Session(url) => session = Some(url),
@@ -93,12 +102,17 @@ impl Registry {
         if session.is_some() || !self.has_blob(job, blob).await? {
             self.transfer(job, blob, session).await?;
         }
-        self.0.present.insert(key, ());
+        let (there, mounted) = (true, false);
+        self.0.blobs.insert(key, Brought { there, mounted });
         Ok(())
     }
 
-    /// Whether the target has the blob, asked by HEAD.
+    /// Whether the target has the blob, asked by HEAD, unless the registry was seen to miss it: its answer may come from a cache.
     pub(super) async fn has_blob(&self, job: &Job<'_>, blob: Blob) -> Result<bool, Error> {
+        let known = self.0.blobs.get(&job.present(blob.digest));
+        if known.is_some_and(|known| !known.there) {
+            return Ok(false);
+        }
         let what = named(job.to, blob.digest);
         let access = job.target();
         let url = blob_url(&access, blob.digest);

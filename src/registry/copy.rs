@@ -2,6 +2,7 @@
 //!
 //! In comes a manifest of the source; when it returns, the target has its blobs and child manifests, so that a PUT of the
 //! manifest itself can succeed. Guaranteed: blobs come before the manifest that needs them and children before their parents;
+//! a child is put each time, because what a HEAD by digest says may come from a cache that outlives what was collected;
 //! an index is at most four levels deep, lists at most 1000 manifests and 64 MiB of them.
 
 use std::collections::HashSet;
@@ -9,6 +10,7 @@ use std::sync::atomic::AtomicBool;
 
 use futures::{StreamExt, TryStreamExt, stream};
 
+use super::access::Access;
 use super::activity::Activity;
 use super::blob::Job;
 use super::credential::Credential;
@@ -16,7 +18,7 @@ use super::error::Error;
 use super::look::named;
 use super::manifest::{Blob, CHILDREN_MAX, Manifest};
 use super::put::{Bounds, Put};
-use super::{Kind, Registry};
+use super::{Brought, Present, Registry};
 use crate::image::{Digest, Reference, Repository};
 use crate::machine::Reason;
 
@@ -28,16 +30,18 @@ const BLOBS_MAX: usize = 20_000;
 const CHILDREN_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Blobs, and manifests, of one copy on their way at once.
 pub(super) const AT_ONCE: usize = 8;
-/// How often a child's PUT is repeated when nothing certain is known of it.
+/// How often a PUT by digest is repeated when nothing certain is known of it.
 const REPEATS_MAX: u32 = 3;
+/// How often the blobs of a manifest are brought anew when the registry misses one.
+const MISSED_MAX: u32 = 2;
 
 /// What a copy has to bring.
 #[derive(Default)]
 pub(super) struct Plan {
     pub(super) blobs: Vec<Blob>,
-    /// Children that the target does not have, by level.
+    /// Children that are to be put, by level.
     pub(super) levels: Vec<Vec<Manifest>>,
-    /// How many there are with those that it has.
+    /// How many there are, with those that a survey found there.
     pub(super) children: usize,
 }
 
@@ -62,11 +66,7 @@ impl Registry {
         }
         let job = self.job(from, manifest, to, pull, push, activity)?;
         let plan = self.plan(&job, manifest).await?;
-        stream::iter(plan.blobs)
-            .map(|blob| self.bring(&job, blob))
-            .buffer_unordered(AT_ONCE)
-            .try_collect::<()>()
-            .await?;
+        self.bring_all(&job, plan.blobs).await?;
         for level in plan.levels.into_iter().rev() {
             stream::iter(level)
                 .map(|child| self.place(&job, child))
@@ -75,6 +75,14 @@ impl Registry {
                 .await?;
         }
         Ok(())
+    }
+
+    async fn bring_all(&self, job: &Job<'_>, blobs: Vec<Blob>) -> Result<(), Error> {
+        stream::iter(blobs)
+            .map(|blob| self.bring(job, blob))
+            .buffer_unordered(AT_ONCE)
+            .try_collect()
+            .await
     }
 
     /// A manifest on its way from one repository to another.
@@ -101,7 +109,7 @@ impl Registry {
         })
     }
 
-    /// Finds out what is to be brought: level by level, leaving out what the target has.
+    /// Finds out what is to be brought, level by level. A survey leaves out what the target has.
     pub(super) async fn plan(&self, job: &Job<'_>, top: &Manifest) -> Result<Plan, Error> {
         let mut plan = Plan::default();
         let (mut blobs, mut children) = (HashSet::new(), HashSet::new());
@@ -146,7 +154,7 @@ impl Registry {
                 return Err(Error::terminal(Reason::UnsupportedManifest, message));
             }
             let mut found = stream::iter(next)
-                .map(|digest| self.missing(job, digest))
+                .map(|digest| self.child(job, digest))
                 .buffer_unordered(AT_ONCE);
             level = Vec::new();
             while let Some(child) = found.try_next().await? {
@@ -169,19 +177,13 @@ impl Registry {
         }
     }
 
-    /// The child as the source has it; nothing where the target has it already.
-    async fn missing(&self, job: &Job<'_>, digest: Digest) -> Result<Option<Manifest>, Error> {
-        let key = job.present(digest, Kind::Manifest);
-        if self.0.present.contains_key(&key) {
-            return Ok(None);
-        }
-        if self
-            .has_manifest(&job.target(), digest, job.activity)
-            .await?
+    /// The child as the source has it; nothing where a survey finds that the target has it.
+    async fn child(&self, job: &Job<'_>, digest: Digest) -> Result<Option<Manifest>, Error> {
+        if !job.writes
+            && self
+                .has_manifest(&job.target(), digest, job.activity)
+                .await?
         {
-            if job.writes {
-                self.0.present.insert(key, ());
-            }
             return Ok(None);
         }
         let reference = Reference::Digest(digest);
@@ -199,46 +201,44 @@ impl Registry {
 
     /// Puts a child manifest.
     async fn place(&self, job: &Job<'_>, child: Manifest) -> Result<(), Error> {
-        self.put_by_digest(job, &child, false).await?;
-        self.0
-            .present
-            .insert(job.present(child.digest, Kind::Manifest), ());
-        Ok(())
+        self.put_by_digest(job, &child).await.map(|_| ())
     }
 
-    /// Puts a manifest by its digest, again and again until it is certain that it is there. Whether the registry says that it took
-    /// note of what the manifest refers to; where that is wanted (`answered`), finding it there is not enough.
+    /// Puts a manifest by its digest, again until the registry answers that it has it. Where it misses a blob that was remembered,
+    /// or that a cache showed, all are brought once more; where it misses one that it said it mounted, they are uploaded. Whether
+    /// it says that it took note of what the manifest refers to.
     pub(super) async fn put_by_digest(
         &self,
         job: &Job<'_>,
         manifest: &Manifest,
-        answered: bool,
     ) -> Result<bool, Error> {
         let (target, reference) = (job.target(), Reference::Digest(manifest.digest));
         let bounds = Bounds {
             timeout: self.transport().settings.request_timeout,
             patience: None,
         };
-        let mut repeats = 0;
+        let (mut repeats, mut missed) = (0, 0);
         loop {
             let (put, noted) = self
                 .put(&target, &reference, manifest, bounds, || true, job.activity)
                 .await;
             let error = match put {
                 Put::Written => return Ok(noted),
-                Put::ContentMissing(error) => {
-                    self.doubt(job, manifest);
+                Put::ContentMissing(_) if missed < MISSED_MAX && job.from != job.to => {
+                    missed += 1;
+                    let parts = manifest.parts(&named(job.to, &reference))?;
+                    self.bring_all(job, parts.blobs).await?;
+                    continue;
+                }
+                Put::ContentMissing(error) | Put::Refused(error) | Put::Immutable(error) => {
                     return Err(error);
                 }
-                Put::Refused(error) | Put::Immutable(error) => return Err(error),
                 Put::NotSent => continue,
                 Put::Unknown(error) => error,
             };
-            // A read waits until the host is well again.
-            let there = self.has_manifest(&target, manifest.digest, job.activity);
-            if there.await? && !answered {
-                return Ok(false);
-            }
+            // A read waits until the host is well again. That it finds the manifest says nothing: a cache may have answered.
+            self.has_manifest(&target, manifest.digest, job.activity)
+                .await?;
             repeats += 1;
             if repeats > REPEATS_MAX {
                 let message = format!("{} (repeated {REPEATS_MAX} times)", error.message);
@@ -247,20 +247,15 @@ impl Registry {
         }
     }
 
-    /// Forgets that the parts of a manifest are present: the registry says that one of them is not.
-    pub(super) fn doubt(&self, job: &Job<'_>, manifest: &Manifest) {
-        let Ok(parts) = manifest.parts("") else {
-            return;
-        };
+    /// Takes note that the registry misses content of a manifest: its blobs are brought again, without asking for them first.
+    pub(super) fn doubt(&self, access: &Access<'_>, manifest: &Manifest) {
+        let parts = manifest.parts("").unwrap_or_default();
         for blob in parts.blobs {
-            self.0
-                .present
-                .invalidate(&job.present(blob.digest, Kind::Blob));
-        }
-        for child in parts.children {
-            self.0
-                .present
-                .invalidate(&job.present(child, Kind::Manifest));
+            let key = Present::of(access, blob.digest);
+            let known = self.0.blobs.get(&key);
+            let mounted = known.is_some_and(|known| known.mounted);
+            let there = false;
+            self.0.blobs.insert(key, Brought { there, mounted });
         }
     }
 }

@@ -23,7 +23,7 @@ use super::error::{Error, one_line};
 use super::manifest::{Blob, Descriptor, Manifest};
 use super::reply::Refusal;
 use super::transport::Failure;
-use super::{Kind, Present, Registry};
+use super::{Present, Registry};
 use crate::image::{Digest, Repository};
 use crate::machine::Reason;
 
@@ -100,7 +100,7 @@ impl Job<'_> {
     pub(super) fn capture(&self, blob: Blob) -> Option<Capture> {
         let config = self.config.filter(|config| *config == blob)?;
         (config.size <= CONFIG_MAX).then(|| Capture {
-            key: self.present(blob.digest, Kind::Blob),
+            key: self.present(blob.digest),
             bytes: Vec::new(),
         })
     }
@@ -158,12 +158,7 @@ impl Registry {
         config: Blob,
         activity: &Activity,
     ) -> Result<Option<String>, Error> {
-        let key = Present {
-            credential: access.credential.key(),
-            repository: access.repository.clone(),
-            digest: config.digest,
-            kind: Kind::Blob,
-        };
+        let key = Present::of(access, config.digest);
         let _flight = self.0.flights.enter(&key).await;
         if let Some(known) = self.0.lifetimes.get(&key) {
             return Ok(known);

@@ -71,7 +71,7 @@ use transport::Transport;
 const MANIFESTS_MAX: u64 = 32 * 1024 * 1024;
 /// What one of them takes beside its own bytes, about.
 const MANIFEST_KEPT: usize = 1024;
-/// How long a blob or child manifest is remembered as present: registries hold what no tag holds for about an hour.
+/// How long a blob is remembered as brought: registries hold what no tag holds for about an hour.
 const PRESENT_FOR: Duration = Duration::from_mins(50);
 /// How many of them are remembered.
 const PRESENT_MAX: u64 = 25_000;
@@ -145,7 +145,7 @@ pub struct Registry(Arc<Shared>);
 struct Shared {
     transport: Transport,
     manifests: moka::sync::Cache<Held, Manifest>,
-    present: moka::sync::Cache<Present, ()>,
+    blobs: moka::sync::Cache<Present, Brought>,
     pushable: moka::sync::Cache<(CredentialKey, Repository), ()>,
     /// What the labels of an image say of the life of its tags, by its config.
     lifetimes: moka::sync::Cache<Present, Option<String>>,
@@ -162,19 +162,21 @@ struct Held {
     digest: Digest,
 }
 
-/// Content of a repository, as one credential knows it to be there.
+/// A blob of a repository, as one credential brings it there.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Present {
     credential: CredentialKey,
     repository: Repository,
     digest: Digest,
-    kind: Kind,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Kind {
-    Blob,
-    Manifest,
+/// What is known of a blob that was to be brought to a repository. Child manifests are not remembered: they are put each time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Brought {
+    /// It is there. Else the registry refused a manifest for want of content since, and what a HEAD says of it is not believed.
+    there: bool,
+    /// The registry said last that it mounted it.
+    mounted: bool,
 }
 
 impl Registry {
@@ -205,7 +207,7 @@ impl Registry {
             .eviction_policy(EvictionPolicy::lru())
             .support_invalidation_closures()
             .build();
-        let present = moka::sync::Cache::builder()
+        let blobs = moka::sync::Cache::builder()
             .max_capacity(PRESENT_MAX)
             .eviction_policy(EvictionPolicy::lru())
             .time_to_live(PRESENT_FOR)
@@ -224,7 +226,7 @@ impl Registry {
         let shared = Arc::new(Shared {
             transport: Transport::new(settings, first, longest)?,
             manifests,
-            present,
+            blobs,
             pushable,
             lifetimes,
             unlisted,
@@ -239,15 +241,15 @@ impl Registry {
         Ok(Self(shared))
     }
 
-    /// Forgets what was remembered of a repository's content (manifests, blobs, children), so that the next look or copy asks
-    /// again.
+    /// Forgets what was remembered of a repository's content (manifests, blobs), so that the next look or copy asks again. What
+    /// is known to be missing stays known: an answer to a HEAD may come from a cache.
     pub fn forget(&self, repository: &Repository) {
         let gone = repository.clone();
         // These fail only without `support_invalidation_closures`.
         let _ = self
             .0
-            .present
-            .invalidate_entries_if(move |present, ()| present.repository == gone);
+            .blobs
+            .invalidate_entries_if(move |blob, known| blob.repository == gone && known.there);
         let gone = repository.clone();
         let _ = self
             .0

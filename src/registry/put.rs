@@ -104,8 +104,10 @@ impl Registry {
             Ok(reply) => {
                 let noted = reply.header("oci-subject").is_some();
                 let put = outcome(&what, manifest, reply).await;
-                if matches!(put, Put::Written) {
-                    self.remember(access.repository, manifest, access.credential);
+                match put {
+                    Put::Written => self.remember(access.repository, manifest, access.credential),
+                    Put::ContentMissing(_) => self.doubt(access, manifest),
+                    _ => {}
                 }
                 (put, noted)
             }

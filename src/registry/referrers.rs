@@ -163,7 +163,7 @@ impl Registry {
     ) -> Result<bool, Error> {
         self.copy(from, manifest, to, pull, push, activity).await?;
         let job = self.job(from, manifest, to, pull, push, activity)?;
-        self.put_by_digest(&job, manifest, true).await
+        self.put_by_digest(&job, manifest).await
     }
 }
 

@@ -6,6 +6,7 @@
 
 use futures::{StreamExt, TryStreamExt, stream};
 
+use super::Registry;
 use super::access::Access;
 use super::activity::Activity;
 use super::blob::{Job, blob_url, named};
@@ -14,7 +15,6 @@ use super::credential::Credential;
 use super::error::Error;
 use super::manifest::{Blob, Manifest};
 use super::transport::Failure;
-use super::{Kind, Registry};
 use crate::image::Repository;
 use crate::machine::{Copying, Reason};
 
@@ -105,8 +105,8 @@ impl Registry {
     }
 
     async fn find(&self, job: &Job<'_>, blob: Blob) -> Result<Place, Error> {
-        let key = job.present(blob.digest, Kind::Blob);
-        if self.0.present.contains_key(&key) {
+        let known = self.0.blobs.get(&job.present(blob.digest));
+        if known.is_some_and(|known| known.there) {
             return Ok(Place::There);
         }
         // Not remembered: by the time it is promoted, what held the blob may be gone.

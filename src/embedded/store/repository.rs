@@ -20,7 +20,38 @@ impl Repository {
         Ok(found.content.clone())
     }
 
-    pub(super) fn check(&self, manifest: &Manifest) -> Result<(), StoreError> {
+    /// The manifest a digest resolves to: also one that is stored need not.
+    pub(super) fn resolve(&self, digest: Digest) -> Result<Arc<Manifest>, StoreError> {
+        let found = self.manifest(digest)?;
+        if self.resolves(digest) {
+            Ok(found)
+        } else {
+            Err(StoreError::ManifestUnknown(digest.to_string()))
+        }
+    }
+
+    /// Whether a stored manifest resolves by its digest.
+    pub(in super::super) fn resolves(&self, digest: Digest) -> bool {
+        let alive = |digest: &Digest| {
+            let kept = self.manifests.get(digest);
+            self.tagged.contains_key(digest) || kept.is_some_and(|kept| kept.grace.is_some())
+        };
+        let named = |parent: &Digest| {
+            let kept = self.manifests.get(parent);
+            kept.is_some_and(|kept| kept.content.children.contains(&digest))
+        };
+        let subject = self.manifests.get(&digest);
+        let subject = subject.and_then(|kept| kept.content.subject);
+        !self.one_level
+            || alive(&digest)
+            || self
+                .manifests
+                .keys()
+                .any(|parent| alive(parent) && named(parent))
+            || (self.subjects_hold && subject.is_some_and(|subject| alive(&subject)))
+    }
+
+    pub(super) fn check(&self, manifest: &Manifest, sparse: bool) -> Result<(), StoreError> {
         let blobs: Vec<_> = manifest
             .blobs
             .iter()
@@ -30,7 +61,7 @@ impl Repository {
         let children: Vec<_> = manifest
             .children
             .iter()
-            .filter(|digest| !self.manifests.contains_key(digest))
+            .filter(|digest| !sparse && !self.manifests.contains_key(digest))
             .copied()
             .collect();
         if blobs.is_empty() && children.is_empty() {

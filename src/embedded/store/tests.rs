@@ -23,6 +23,8 @@ impl World {
             check: true,
             audit: true,
             referrers: true,
+            sparse: false,
+            one_level: false,
         };
         Self {
             store: Store::new(policy),
@@ -489,4 +491,50 @@ fn a_long_random_life_keeps_exactly_what_a_full_walk_reaches() {
         assert_eq!(found.blobs.keys().copied().collect::<HashSet<_>>(), blobs);
     }
     assert!(world.store.audit_trail().is_empty());
+}
+
+#[test]
+fn at_one_level_a_grandchild_of_a_tag_does_not_resolve_and_dangles() {
+    let mut world = World::new();
+    let policy = Policy {
+        one_level: true,
+        ..world.store.policy
+    };
+    world.store.set_policy(policy, world.now);
+    let (a, b) = (image("a", &["one"]), image("b", &["two"]));
+    let inner = index(&[&a]);
+    let outer = index(&[&inner, &b]);
+    world.push("x", &outer);
+    assert!(world.resolves(&outer) && world.resolves(&inner) && world.resolves(&b));
+    assert!(!world.resolves(&a));
+    let missing: Vec<Digest> = world.store.dangling().iter().map(|d| d.missing).collect();
+    assert_eq!(missing, [a.digest()]);
+    // A tag of its own makes it good, and it was never collected.
+    world.push("inner", &inner);
+    assert!(world.resolves(&a) && world.store.dangling().is_empty());
+    world.untag("inner");
+    assert!(!world.resolves(&a));
+}
+
+#[test]
+fn a_sparse_index_is_taken_without_its_children_and_dangles() {
+    let mut world = World::new();
+    let policy = Policy {
+        sparse: true,
+        ..world.store.policy
+    };
+    world.store.set_policy(policy, world.now);
+    let (a, b) = (image("a", &["one"]), image("b", &["two"]));
+    world.hold(&a);
+    let both = index(&[&a, &b]);
+    world
+        .store
+        .put_manifest(R, Some("x"), &both.manifest, world.now)
+        .unwrap();
+    let missing: Vec<Digest> = world.store.dangling().iter().map(|d| d.missing).collect();
+    assert_eq!(missing, [b.digest()]);
+    // Blobs are looked for all the same.
+    let bare = image("c", &["three"]);
+    let refused = world.store.put_manifest(R, None, &bare.manifest, world.now);
+    assert!(refused.is_err());
 }
