@@ -4,17 +4,31 @@
 
 FROM docker.io/library/rust:1.95.0-slim-trixie AS build
 WORKDIR /build
+# Puts the list of dependencies into the program, where scanners of images look for it.
+RUN cargo install --quiet --locked cargo-auditable --version 0.7.7
 # The dependencies are a layer of their own, made anew only when they change: they are built for an empty program. Plain
 # layers, because builders that keep no cache mounts keep those.
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir -p src benches tests/it \
     && touch src/lib.rs benches/figures.rs tests/it/main.rs \
     && echo 'fn main() {}' > src/main.rs \
-    && cargo build --locked --release --no-default-features
+    && RUSTFLAGS="--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo --remap-path-prefix=$PWD=/build" \
+       cargo auditable build --locked --release --no-default-features
+# The licence texts of everything that is linked in, as its authors ship them.
+RUN rm -rf licenses && mkdir licenses \
+    && cargo tree --locked --no-default-features --edges normal --no-dedupe --prefix none --format '{p} {l}' \
+       | grep -v ' (/' | sort -u > licenses/README \
+    && while read -r name version _; do \
+         for text in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/"$name-${version#v}"/; do \
+           find "$text" -maxdepth 1 -type f \( -iname 'LICEN[CS]E*' -o -iname 'COPYING*' -o -iname 'NOTICE*' \) \
+             -exec sh -c 'mkdir -p "licenses/$1" && cp "$2" "licenses/$1/"' _ "$name-${version#v}" {} \; ; \
+         done; \
+       done < licenses/README
 COPY src src
 # Copied files keep their times: cargo has to be told that they are newer than the empty ones.
 RUN touch src/lib.rs src/main.rs \
-    && cargo build --locked --release --no-default-features
+    && RUSTFLAGS="--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo --remap-path-prefix=$PWD=/build" \
+       cargo auditable build --locked --release --no-default-features
 
 # glibc, libgcc and the CA certificates of the Debian that it was built on; no shell, no package manager.
 FROM gcr.io/distroless/cc-debian13:nonroot
@@ -22,6 +36,7 @@ LABEL org.opencontainers.image.title="promotion-controller" \
       org.opencontainers.image.description="Promotes container images to floating tags without ever leaving one dangling" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /build/target/release/promotion-controller /usr/local/bin/promotion-controller
+COPY --from=build /build/licenses /usr/share/licenses/promotion-controller
 # By number, so that runAsNonRoot can be checked.
 USER 65532:65532
 ENTRYPOINT ["/usr/local/bin/promotion-controller"]
