@@ -23,6 +23,12 @@ const TOKENS: usize = 10_000;
 pub struct Auth {
     /// How credentials are asked for.
     pub mode: AuthMode,
+    /// How the ping asks for them, where it does so in another way than the repositories: most that differ have it open.
+    pub ping: Option<AuthMode>,
+    /// Repositories that ask in a way of their own.
+    pub modes: Vec<ModeOf>,
+    /// Who may not see a repository is told that there is none, instead of being asked for a credential.
+    pub hides: bool,
     /// Who there is.
     pub users: Vec<User>,
     /// Repositories, or prefixes of whole path segments, from which everybody may pull.
@@ -40,6 +46,16 @@ pub enum AuthMode {
     Basic,
     /// Bearer tokens from `/v2/auth`.
     Bearer,
+}
+
+/// How some repositories ask for credentials.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModeOf {
+    /// A repository, or a prefix of whole path segments.
+    pub repositories: String,
+    /// How these ask.
+    pub mode: AuthMode,
 }
 
 /// A user and its rights.
@@ -146,6 +162,50 @@ impl Auth {
     pub fn public(mut self, repositories: &str) -> Self {
         self.public.push(repositories.to_owned());
         self
+    }
+
+    /// Lets the ping ask in this way, whatever the repositories do.
+    #[must_use]
+    pub fn ping(mut self, mode: AuthMode) -> Self {
+        self.ping = Some(mode);
+        self
+    }
+
+    /// Lets a repository, or all under a prefix of whole path segments, ask in this way.
+    #[must_use]
+    pub fn mode_of(mut self, repositories: &str, mode: AuthMode) -> Self {
+        self.modes.push(ModeOf {
+            repositories: repositories.to_owned(),
+            mode,
+        });
+        self
+    }
+
+    /// Hides what somebody may not see, instead of asking for a credential.
+    #[must_use]
+    pub fn hiding(mut self) -> Self {
+        self.hides = true;
+        self
+    }
+
+    /// How a repository asks; the ping, where none is named.
+    fn mode_at(&self, repository: &str) -> AuthMode {
+        if repository.is_empty() {
+            return self.ping.unwrap_or(self.mode);
+        }
+        let own = self
+            .modes
+            .iter()
+            .find(|own| covers(&own.repositories, repository));
+        own.map_or(self.mode, |own| own.mode)
+    }
+
+    /// Whether anything asks in this way.
+    fn asks_by(&self, mode: AuthMode) -> bool {
+        let own = self.modes.iter().map(|own| own.mode);
+        own.chain([self.mode])
+            .chain(self.ping)
+            .any(|used| used == mode)
     }
 
     fn known(&self, name: &str, password: &str) -> Option<&User> {
@@ -271,8 +331,17 @@ impl Authority {
         *self.auth.write().unwrap_or_else(PoisonError::into_inner) = auth;
     }
 
-    pub(super) fn mode(&self) -> AuthMode {
-        self.read(|auth| auth.mode)
+    /// How a repository asks for credentials; the ping, where none is named.
+    pub(super) fn mode(&self, repository: &str) -> AuthMode {
+        self.read(|auth| auth.mode_at(repository))
+    }
+
+    pub(super) fn has_tokens(&self) -> bool {
+        self.read(|auth| auth.asks_by(AuthMode::Bearer))
+    }
+
+    pub(super) fn hides(&self) -> bool {
+        self.read(|auth| auth.hides)
     }
 
     /// Makes every token that was issued invalid.
@@ -280,13 +349,14 @@ impl Authority {
         self.lock_tokens().clear();
     }
 
-    /// Who a request on the registry comes from.
+    /// Who a request on a repository comes from, or a ping, where none is named.
     pub(super) fn caller(
         &self,
+        repository: &str,
         authorization: Option<&str>,
         now: Instant,
     ) -> Result<Caller, Rejected> {
-        match (self.mode(), authorization) {
+        match (self.mode(repository), authorization) {
             (AuthMode::None, header) => Ok(Caller {
                 // Told apart in the log all the same.
                 user: header.and_then(basic).map(|(name, _)| name),
@@ -488,13 +558,17 @@ mod tests {
         let header = format!("Bearer {token}");
         let now = Instant::now();
         assert_eq!(
-            authority.caller(Some(&header), now).unwrap().user.unwrap(),
+            authority
+                .caller("a", Some(&header), now)
+                .unwrap()
+                .user
+                .unwrap(),
             "bot"
         );
         let later = now + Duration::from_secs(61);
-        assert!(authority.caller(Some(&header), later).is_err());
+        assert!(authority.caller("a", Some(&header), later).is_err());
         authority.revoke();
-        assert!(authority.caller(Some(&header), now).is_err());
+        assert!(authority.caller("a", Some(&header), now).is_err());
     }
 
     #[test]

@@ -21,6 +21,7 @@ use super::http::Registry;
 use super::log::Entry;
 use super::names;
 use super::settings::{Dialect, Settings};
+use super::store::StoreError;
 
 /// Bytes of an unwanted body that are read so that its sender gets to see the answer.
 const DRAIN: u64 = 16 << 20;
@@ -137,6 +138,9 @@ impl Call {
         };
         if granted {
             Ok(())
+        } else if !rights.pull && self.registry.authority.hides() {
+            let unknown = StoreError::RepositoryUnknown(repository.clone());
+            Err(unknown.into())
         } else {
             // Quay answers a missing right like a missing credential.
             Err(Refusal::unauthorized(&self.challenge()))
@@ -145,7 +149,7 @@ impl Call {
 
     fn challenge(&self) -> String {
         let host = self.header(&HOST).unwrap_or("localhost");
-        if self.registry.authority.mode() == AuthMode::Basic {
+        if self.registry.authority.mode(&self.entry.repository) == AuthMode::Basic {
             return format!("Basic realm=\"{host}\"");
         }
         // By its realm a client knows quay.
@@ -183,7 +187,7 @@ impl Call {
 
     /// The token endpoint.
     pub(super) fn token(&self) -> Result<Response, Refusal> {
-        if self.registry.authority.mode() != AuthMode::Bearer || self.method != Method::GET {
+        if !self.registry.authority.has_tokens() || self.method != Method::GET {
             return Ok(answers::page(StatusCode::NOT_FOUND));
         }
         let caller = self.caller.as_ref().map_err(|_| {

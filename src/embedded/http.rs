@@ -106,7 +106,9 @@ async fn pass(
     let caller = match target.kind {
         Kind::Token => registry.authority.applicant(authorization),
         Kind::Storage => Ok(Caller::anonymous()),
-        _ => registry.authority.caller(authorization, Instant::now()),
+        _ => registry
+            .authority
+            .caller(&target.repository, authorization, Instant::now()),
     };
     let entry = registry.log.receive(arrival(&parts, target, &caller));
     let ticket = Ticket {

@@ -57,7 +57,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use audit::Dangling;
-pub use auth::{Auth, AuthMode, Grant, User};
+pub use auth::{Auth, AuthMode, Grant, ModeOf, User};
 pub use content::{Blob, Digest, DigestError, Pieces};
 pub use faults::{Action, ActiveRule, Matcher, RetryAfter, Rule, When};
 pub use gate::{Gate, GateSpec, GateState, Moment};

@@ -28,8 +28,8 @@ pub(super) struct Access<'a> {
     pub(super) also: Option<&'a Repository>,
 }
 
-/// What a registry wants to see.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+/// What a registry wants to see. Two that differ in their scope alone are one: the scopes are those of the access.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Challenge {
     /// Nothing.
     Open,
@@ -43,8 +43,10 @@ pub(super) enum Challenge {
 }
 
 /// What is sent with a request, and what is known about it.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct Grant {
+    /// What it answers.
+    pub(super) challenge: Challenge,
     pub(super) header: Option<HeaderValue>,
     pub(super) token: Option<Arc<Token>>,
 }
@@ -100,6 +102,9 @@ impl Access<'_> {
 
     /// Why a 401 with this grant is final.
     pub(super) fn refused(&self, answer: &Answer, grant: &Grant, insufficient: bool) -> Error {
+        if grant.header.is_none() && !self.credential.is_anonymous() {
+            return self.unnamed().with_status(answer.status);
+        }
         let lacks = insufficient
             || grant
                 .token
@@ -143,6 +148,22 @@ impl Access<'_> {
         Error::terminal(Reason::PermissionDenied, message)
     }
 
+    /// Nothing was shown, for it was not said what to show.
+    fn unnamed(&self) -> Error {
+        let repository = self.repository;
+        let message =
+            format!("{repository}: the registry asks for a credential and does not say which kind");
+        Error::attempt(Reason::RegistryError, message)
+    }
+
+    /// It was shown what it asked for, and asked for something else, again and again.
+    pub(super) fn unsteady(&self) -> Error {
+        let repository = self.repository;
+        let message =
+            format!("{repository}: the registry asks for another kind of credential each time");
+        Error::attempt(Reason::RegistryError, message)
+    }
+
     pub(super) fn no_entry(&self) -> Error {
         let (repository, named) = (self.repository, self.credential.named());
         let message = format!(
@@ -168,13 +189,11 @@ impl Challenge {
             let parsed = if challenge.scheme.eq_ignore_ascii_case("bearer") {
                 let insufficient =
                     param("error").is_some_and(|error| error == "insufficient_scope");
-                (
-                    Self::Bearer {
-                        realm: param("realm")?,
-                        service: param("service"),
-                    },
-                    insufficient,
-                )
+                let Some(realm) = param("realm") else {
+                    continue;
+                };
+                let service = param("service");
+                (Self::Bearer { realm, service }, insufficient)
             } else if challenge.scheme.eq_ignore_ascii_case("basic") {
                 (Self::Basic, false)
             } else {
@@ -207,6 +226,15 @@ impl Token {
 }
 
 impl Grant {
+    /// Nothing is shown.
+    pub(super) fn bare() -> Self {
+        Self {
+            challenge: Challenge::Open,
+            header: None,
+            token: None,
+        }
+    }
+
     pub(super) fn header(&self) -> Option<&HeaderValue> {
         self.header.as_ref()
     }
@@ -292,6 +320,12 @@ mod tests {
             Challenge::Basic
         );
         assert_eq!(Challenge::parse("Negotiate"), None);
+        assert_eq!(
+            Challenge::parse("Bearer service=\"x\", Basic realm=\"x\"")
+                .unwrap()
+                .0,
+            Challenge::Basic
+        );
     }
 
     proptest! {

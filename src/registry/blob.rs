@@ -129,7 +129,7 @@ impl Registry {
         // Some token endpoints refuse altogether where one scope is denied: then without mounting, which tells what is wrong.
         match self
             .transport()
-            .authorise(&access, None, None, job.activity)
+            .authorise(&access, None, job.activity)
             .await
         {
             Ok(grant) if grant.may_pull(job.from) => {}

@@ -18,7 +18,6 @@ use super::access::{Access, Challenge};
 use super::activity::Activity;
 use super::blob::{Job, blob_url, mismatch, named};
 use super::credential::Credential;
-use super::endpoint::Endpoint;
 use super::error::{Error, one_line};
 use super::manifest::{Blob, Descriptor, Manifest};
 use super::reply::Refusal;
@@ -116,7 +115,8 @@ impl Registry {
         activity: &Activity,
     ) -> Option<String> {
         let endpoint = self.endpoint(repository).ok()?;
-        if !self.is_quay(&endpoint) {
+        let access = Access::new(&endpoint, credential, repository, true);
+        if !self.is_quay(&access) {
             return None;
         }
         let config = manifest.config()?;
@@ -125,7 +125,6 @@ impl Registry {
         {
             return meant(&value);
         }
-        let access = Access::new(&endpoint, credential, repository, true);
         let labels = self.read_labels(&access, config, activity);
         match tokio::time::timeout(PATIENCE, labels).await {
             Ok(Ok(value)) => value,
@@ -141,11 +140,11 @@ impl Registry {
     }
 
     /// Whether the registry is quay: it says so by its token endpoint.
-    fn is_quay(&self, endpoint: &Endpoint) -> bool {
-        if endpoint.name == "quay.io" {
+    fn is_quay(&self, access: &Access<'_>) -> bool {
+        if access.endpoint.name == "quay.io" {
             return true;
         }
-        let Some(Challenge::Bearer { realm, .. }) = self.transport().tokens.known(endpoint) else {
+        let Some(Challenge::Bearer { realm, .. }) = self.transport().tokens.known(access) else {
             return false;
         };
         reqwest::Url::parse(&realm).is_ok_and(|realm| realm.path().ends_with("/v2/auth"))

@@ -82,7 +82,7 @@ impl Registry {
     ) -> Result<bool, Error> {
         let endpoint = self.endpoint(repository)?;
         let access = Access::new(&endpoint, credential, repository, true);
-        let grant = self.transport().authorise(&access, None, None, activity);
+        let grant = self.transport().authorise(&access, None, activity);
         let grant = grant.await.map_err(Failure::into_error)?;
         Ok(grant.tells_rights())
     }
@@ -95,7 +95,7 @@ impl Registry {
         let access = Access::new(&job.from_at, job.push, job.from, false);
         match self
             .transport()
-            .authorise(&access, None, None, job.activity)
+            .authorise(&access, None, job.activity)
             .await
         {
             Ok(grant) => Ok(grant.may_pull(job.from)),

@@ -1,15 +1,15 @@
 //! Tokens: what is sent to show a right.
 //!
-//! In comes whose rights are used on which repository ([`Access`]); out comes a [`Grant`]: the `Authorization` to send. The
-//! challenge of a registry is learnt once (`GET /v2/`, or the first upload session that is asked for) and again whenever a 401 names another one. Tokens are kept by address,
-//! credential and scopes, fetched by one at a time, and renewed at 80 % of their life.
+//! In comes whose rights are used on which repository ([`Access`]), and what is to be answered; out comes a [`Grant`]: the
+//! `Authorization` to send. What a registry will ask for is guessed: as its repository asked last, else as the registry itself did
+//! (`GET /v2/`, or the first upload session that is asked for). Only the 401 of a request says what that request wants. Tokens are
+//! kept by address, realm, service, credential and scopes, fetched by one at a time, and renewed at 80 % of their life.
 //!
 //! Guaranteed: what one credential was granted never serves another; a right that the token itself says is missing (quay and
 //! distribution answer 200 with fewer actions) is an error before anything is sent; a token endpoint that is unwell is waited
 //! for and never reads as "unauthorized".
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
@@ -29,6 +29,7 @@ use super::error::Error;
 use super::look::CUTS_MAX;
 use super::reply::{Refusal, Reply, challenge_of};
 use super::transport::{Ask, Content, Failure, PATIENCE, Transport};
+use crate::image::Repository;
 use crate::machine::Reason;
 
 /// The life of a token that names none (the specification's default).
@@ -43,24 +44,43 @@ const IDLE_MAX: Duration = Duration::from_hours(1);
 const TOKEN_MAX: usize = 16 * 1024;
 /// Tokens kept.
 const TOKENS_MAX: u64 = 5_000;
+/// Registries of which it is kept what they asked for.
+const GREETINGS_MAX: u64 = 5_000;
+/// Repositories of which it is kept what they asked for.
+const CHALLENGES_MAX: u64 = 10_000;
 
-/// What is known of the registries' challenges, and the tokens.
+/// What registries asked for, and the tokens.
 #[derive(Debug)]
 pub(super) struct Tokens {
-    challenges: Mutex<HashMap<String, Arc<Learnt>>>,
+    /// By address.
+    greetings: moka::sync::Cache<String, Arc<Greeting>>,
+    /// By repository, and whether it was to be written to.
+    challenges: moka::sync::Cache<(Repository, bool), Challenge>,
     cells: moka::sync::Cache<TokenKey, Arc<tokio::sync::Mutex<Cell>>>,
 }
 
+/// What a registry asked for at the first of all requests.
 #[derive(Debug, Default)]
-struct Learnt {
-    challenge: Mutex<Option<Challenge>>,
-    /// Held by the one that pings.
+struct Greeting {
+    challenge: OnceLock<Challenge>,
+    /// Held by the one that asks.
     ping: tokio::sync::Mutex<()>,
+}
+
+/// What became of a request that was to be the first to its registry.
+#[derive(Debug)]
+pub(super) enum First {
+    /// It was not the first, or told nothing.
+    NotTried,
+    LetIn(Box<Reply>),
+    Asked(Challenge),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct TokenKey {
     address: String,
+    realm: String,
+    service: Option<String>,
     credential: CredentialKey,
     scopes: String,
 }
@@ -88,163 +108,162 @@ struct Claims {
 
 impl Tokens {
     pub(super) fn new() -> Self {
-        let cells = moka::sync::Cache::builder()
-            .max_capacity(TOKENS_MAX)
-            .eviction_policy(EvictionPolicy::lru())
-            .time_to_idle(IDLE_MAX)
-            .build();
         Self {
-            challenges: Mutex::new(HashMap::new()),
-            cells,
+            greetings: kept(GREETINGS_MAX),
+            challenges: kept(CHALLENGES_MAX),
+            cells: kept(TOKENS_MAX),
         }
     }
 
-    /// Remembers what a 401 told. Whether it was news.
-    pub(super) fn learn(&self, endpoint: &Endpoint, challenge: &Challenge) -> bool {
-        let learnt = self.learnt(endpoint);
-        let mut known = learnt
-            .challenge
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let news = known.as_ref() != Some(challenge);
-        *known = Some(challenge.clone());
-        news
+    /// Remembers what a 401 asked for.
+    pub(super) fn learn(&self, access: &Access<'_>, challenge: &Challenge) {
+        let key = (access.repository.clone(), access.push);
+        if self.challenges.get(&key).as_ref() != Some(challenge) {
+            self.challenges.insert(key, challenge.clone());
+        }
     }
 
-    /// The registry's challenge, as far as it is known.
-    pub(super) fn known(&self, endpoint: &Endpoint) -> Option<Challenge> {
-        self.learnt(endpoint).known()
+    /// What will be asked for, as far as that can be guessed.
+    pub(super) fn known(&self, access: &Access<'_>) -> Option<Challenge> {
+        let key = (access.repository.clone(), access.push);
+        let own = self.challenges.get(&key);
+        own.or_else(|| self.greeting(access.endpoint).challenge.get().cloned())
     }
 
-    fn learnt(&self, endpoint: &Endpoint) -> Arc<Learnt> {
-        let mut challenges = self
-            .challenges
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(challenges.entry(address(&endpoint.base)).or_default())
+    fn greeting(&self, endpoint: &Endpoint) -> Arc<Greeting> {
+        let address = address(&endpoint.base);
+        self.greetings.get_with(address, Arc::default)
     }
 }
 
-impl Learnt {
-    fn known(&self) -> Option<Challenge> {
-        self.challenge
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
+/// A memory of so many, which forgets what nobody wanted for long.
+fn kept<K, V>(most: u64) -> moka::sync::Cache<K, V>
+where
+    K: std::hash::Hash + Eq + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    moka::sync::Cache::builder()
+        .max_capacity(most)
+        .eviction_policy(EvictionPolicy::lru())
+        .time_to_idle(IDLE_MAX)
+        .build()
 }
 
 impl Transport {
-    /// What to send for `access`. `spent` is a grant that was refused and must not be given again.
+    /// What to send for `access`, as far as it can be guessed what it will be asked for. A refusal is that of the guess.
     pub(super) async fn authorise(
         &self,
         access: &Access<'_>,
+        patience: Option<Duration>,
+        activity: &Activity,
+    ) -> Result<Grant, Failure> {
+        let guess = self.guess(access, patience, activity).await?;
+        self.answering(access, guess, None, patience, activity)
+            .await
+    }
+
+    /// What to send to answer a challenge. `spent` is a grant that was refused and must not be given again.
+    pub(super) async fn answering(
+        &self,
+        access: &Access<'_>,
+        challenge: Challenge,
         spent: Option<&Grant>,
         patience: Option<Duration>,
         activity: &Activity,
     ) -> Result<Grant, Failure> {
-        match self.challenge(access, patience, activity).await? {
-            Challenge::Open => Ok(Grant::default()),
-            Challenge::Basic => Ok(Grant {
-                header: access.credential.secret().map(basic),
-                token: None,
-            }),
-            Challenge::Bearer { realm, service } => {
-                let ask = TokenAsk {
-                    access,
-                    realm: &realm,
-                    service: service.as_deref(),
-                    patience,
-                    activity,
-                };
-                let token = self.token(&ask, spent).await?;
-                if let Some(action) = access.lacking(token.rights.as_ref()) {
-                    let anonymous = access.credential.is_anonymous();
-                    let error = if anonymous {
-                        access.no_entry()
-                    } else {
-                        access.denied(action)
-                    };
-                    return Err(Failure::Refused(error));
-                }
-                Ok(Grant {
-                    header: Some(token.header.clone()),
-                    token: Some(token),
-                })
+        let shown = || access.credential.secret().map(basic);
+        let (realm, service) = match &challenge {
+            // Absence has to be believed: who asks for nothing may still hide from strangers what is there.
+            Challenge::Open if !access.push => return Ok(Grant::bare()),
+            Challenge::Open | Challenge::Basic => {
+                return Ok(Grant {
+                    header: shown(),
+                    challenge,
+                    token: None,
+                });
             }
+            Challenge::Bearer { realm, service } => (realm, service.as_deref()),
+        };
+        let ask = TokenAsk {
+            access,
+            realm,
+            service,
+            patience,
+            activity,
+        };
+        let token = self.token(&ask, spent).await?;
+        if let Some(action) = access.lacking(token.rights.as_ref()) {
+            let anonymous = access.credential.is_anonymous();
+            let error = if anonymous {
+                access.no_entry()
+            } else {
+                access.denied(action)
+            };
+            return Err(Failure::Refused(error));
         }
+        Ok(Grant {
+            challenge,
+            header: Some(token.header.clone()),
+            token: Some(token),
+        })
     }
 
-    /// The registry's challenge: as remembered, else by the one ping.
-    async fn challenge(
+    /// What `access` will be asked for: as remembered, else as the one ping was.
+    pub(super) async fn guess(
         &self,
         access: &Access<'_>,
         patience: Option<Duration>,
         activity: &Activity,
     ) -> Result<Challenge, Failure> {
         let endpoint = access.endpoint;
-        let learnt = self.tokens.learnt(endpoint);
-        if let Some(challenge) = learnt.known() {
+        if let Some(challenge) = self.tokens.known(access) {
             return Ok(challenge);
         }
-        let _ping = within(patience, learnt.ping.lock(), endpoint).await?;
-        if let Some(challenge) = learnt.known() {
-            return Ok(challenge);
+        let greeting = self.tokens.greeting(endpoint);
+        let _ping = within(patience, greeting.ping.lock(), endpoint).await?;
+        if let Some(challenge) = greeting.challenge.get() {
+            return Ok(challenge.clone());
         }
         let what = format!("{}/v2/", endpoint.name);
         let mut ask = self.plain_ask(&what, endpoint.url(""), access, patience, activity);
         let reply = self.exchange(&mut ask, None, || true).await?;
-        let status = reply.status();
-        let challenge = if status.is_success() {
-            Challenge::Open
-        } else if status == StatusCode::UNAUTHORIZED && !reply.elsewhere {
-            let Some((challenge, _)) = challenge_of(reply.response.headers()) else {
-                let message = format!(
-                    "{what}: the registry asks for a credential and does not say which kind"
-                );
-                return Err(Failure::Refused(Error::attempt(
-                    Reason::RegistryError,
-                    message,
-                )));
-            };
-            challenge
-        } else {
-            let message = format!("{what}: answered {status}; is this a registry?");
-            return Err(Failure::Refused(Error::attempt(
-                Reason::RegistryError,
-                message,
-            )));
-        };
-        self.tokens.learn(endpoint, &challenge);
-        Ok(challenge)
+        let asked = reply.status() == StatusCode::UNAUTHORIZED && !reply.elsewhere;
+        let challenge = asked.then(|| challenge_of(reply.response.headers()));
+        // Whatever else it answers, a repository of it may be asked.
+        let challenge = challenge
+            .flatten()
+            .map_or(Challenge::Open, |(asked, _)| asked);
+        Ok(greeting.challenge.get_or_init(|| challenge).clone())
     }
 
-    /// The first request to a registry, `ask`, without a credential: what it answers tells its challenge as a ping would. Its reply,
-    /// where it was let in; nothing where the challenge is known already, or is now.
+    /// Sends `ask` without a credential, where it is the first request to its registry: what it answers tells what a ping would.
     pub(super) async fn try_first(
         &self,
         access: &Access<'_>,
         ask: &mut Ask<'_>,
-    ) -> Result<Option<Reply>, Failure> {
-        let learnt = self.tokens.learnt(access.endpoint);
-        if learnt.known().is_some() {
-            return Ok(None);
+    ) -> Result<First, Failure> {
+        let known = || self.tokens.known(access).is_some();
+        if known() {
+            return Ok(First::NotTried);
         }
-        let _ping = within(ask.patience, learnt.ping.lock(), access.endpoint).await?;
-        if learnt.known().is_some() {
-            return Ok(None);
+        let greeting = self.tokens.greeting(access.endpoint);
+        let _ping = within(ask.patience, greeting.ping.lock(), access.endpoint).await?;
+        if known() {
+            return Ok(First::NotTried);
         }
         let reply = self.exchange(ask, None, || true).await?;
         if reply.status().is_success() {
-            self.tokens.learn(access.endpoint, &Challenge::Open);
-            return Ok(Some(reply));
+            greeting.challenge.get_or_init(|| Challenge::Open);
+            return Ok(First::LetIn(Box::new(reply)));
         }
         if reply.status() == StatusCode::UNAUTHORIZED
             && let Some((challenge, _)) = challenge_of(reply.response.headers())
         {
-            self.tokens.learn(access.endpoint, &challenge);
+            self.tokens.learn(access, &challenge);
+            greeting.challenge.get_or_init(|| challenge.clone());
+            return Ok(First::Asked(challenge));
         }
-        Ok(None)
+        Ok(First::NotTried)
     }
 
     async fn token(
@@ -255,6 +274,8 @@ impl Transport {
         let access = ask.access;
         let key = TokenKey {
             address: address(&access.endpoint.base),
+            realm: ask.realm.to_owned(),
+            service: ask.service.map(str::to_owned),
             credential: access.credential.key(),
             scopes: access.scopes().join(" "),
         };
@@ -521,6 +542,27 @@ mod tests {
         assert!(!may(rights, &own, "push"));
         assert!(!may(rights, &other, "pull"));
         assert!(read(r#"{"token":"a.b.c"}"#).rights.is_none());
+    }
+
+    #[test]
+    fn however_many_registries_and_repositories_there_are_few_are_remembered() {
+        let (tokens, none) = (Tokens::new(), super::super::Credential::anonymous());
+        for n in 0..30_000 {
+            let endpoint = Endpoint {
+                name: format!("r{n}.io"),
+                base: Url::parse(&format!("https://r{n}.io/")).unwrap(),
+            };
+            let repository = format!("r{n}.io/a/b").parse().unwrap();
+            let access = Access::new(&endpoint, &none, &repository, true);
+            let greeting = tokens.greeting(&endpoint);
+            greeting.challenge.get_or_init(|| Challenge::Open);
+            tokens.learn(&access, &Challenge::Basic);
+            assert_eq!(tokens.known(&access), Some(Challenge::Basic));
+        }
+        tokens.greetings.run_pending_tasks();
+        tokens.challenges.run_pending_tasks();
+        assert!(tokens.greetings.entry_count() <= GREETINGS_MAX);
+        assert!(tokens.challenges.entry_count() <= CHALLENGES_MAX);
     }
 
     #[test]

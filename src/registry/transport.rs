@@ -2,7 +2,7 @@
 //!
 //! In goes an [`Ask`]; out comes a [`Reply`] whose status the caller has to judge, or a [`Failure`]. What is waited out inside:
 //! 429 in any form, read-only maintenance (405), connections that cannot be made, and, for requests that are safe to repeat,
-//! 5xx, 408, resets and timeouts as well. A 401 is answered with a fresh token, once.
+//! 5xx, 408, resets and timeouts as well. A 401 is answered with what it asks for, or a fresh token, as long as there is one.
 //!
 //! Guaranteed: a request that may have changed something is never repeated here; the registry's credentials and tokens go to
 //! the registry's own address only; every address is checked before it is asked (`hops`); no URL gets into an error.
@@ -16,7 +16,7 @@ use reqwest::{Body, Method, Request, Response, StatusCode, Url};
 use tokio::time::Instant;
 
 use super::Settings;
-use super::access::Access;
+use super::access::{Access, Grant};
 use super::activity::{Activity, Waiting};
 use super::budget::{Admission, Entry, Host, Hosts, Lane, Limits, Place};
 use super::endpoint::{Endpoints, address};
@@ -29,8 +29,8 @@ use crate::metrics::{Scrape, Sent};
 
 /// The same bad answer so often from one URL, while the host serves others, is not the host's illness.
 const BAD_ANSWERS_MAX: u32 = 20;
-/// How often one request is sent with another token or challenge.
-const ROUNDS_MAX: u32 = 3;
+/// How often one request is sent with another token or challenge: a guess, what it asks for, a token that is fresh, and again.
+const ROUNDS_MAX: u32 = 4;
 /// How long a stream's places are held while its hosts are unwell: others need them.
 pub(super) const PATIENCE: Duration = Duration::from_secs(3);
 /// The longest pause between two bad answers to one request.
@@ -184,48 +184,60 @@ impl Transport {
             return self.exchange(ask, None, gate).await;
         }
         let began = Instant::now();
-        let mut spent = None;
-        let mut renewed = false;
-        for round in 1.. {
-            let grant = self
-                .authorise(access, spent.as_ref(), ask.patience, ask.activity)
-                .await?;
-            renewed |= grant.is_issued_since(began);
+        let safe = matches!(ask.method, Method::GET | Method::HEAD);
+        let (patience, activity) = (ask.patience, ask.activity);
+        let guess = self.guess(access, patience, activity).await?;
+        let guessed = self.answering(access, guess.clone(), None, patience, activity);
+        let (mut grant, mut in_vain) = match guessed.await {
+            // A guess: what this request itself is asked for, it is told without a credential.
+            Err(Failure::Refused(error)) if matches!(ask.content, Content::Nothing) => {
+                (Grant::bare(), Some(error))
+            }
+            grant => (grant?, None),
+        };
+        for _ in 0..ROUNDS_MAX {
             let reply = self.exchange(ask, grant.header(), &mut gate).await?;
             if reply.elsewhere || reply.response.status() != StatusCode::UNAUTHORIZED {
-                return Ok(reply);
+                return match in_vain {
+                    // What a stranger is shown is no answer to one who has a credential.
+                    Some(error) if safe => Err(Failure::Refused(error)),
+                    _ => Ok(reply),
+                };
             }
-            let challenge = challenge_of(reply.response.headers());
+            let told = challenge_of(reply.response.headers());
+            if let Some((asked, _)) = &told {
+                self.tokens.learn(access, asked);
+            }
+            let told_nothing = told.is_none();
+            let (asked, insufficient) = told.unwrap_or((grant.challenge.clone(), false));
+            if let Some(error) = in_vain.take_if(|_| told_nothing || asked == guess) {
+                return Err(Failure::Refused(error));
+            }
+            in_vain = None;
             let answer = reply.answer().await;
-            let (learnt, insufficient) = match &challenge {
-                Some((challenge, insufficient)) => {
-                    (self.tokens.learn(access.endpoint, challenge), *insufficient)
-                }
-                None => (false, false),
-            };
             // A fresh token that was refused says no for good, unless it aged while the host was waited for.
-            let fresh = challenge.is_none() || !grant.is_token() || (renewed && grant.is_young());
-            if round >= ROUNDS_MAX || (!learnt && fresh) {
-                return Err(Failure::Refused(access.refused(
-                    &answer,
-                    &grant,
-                    insufficient,
-                )));
-            }
+            let fresh = !grant.is_token() || (grant.is_issued_since(began) && grant.is_young());
+            let next = if fresh && asked == grant.challenge {
+                None
+            } else {
+                let next = self.answering(access, asked, Some(&grant), patience, activity);
+                Some(next.await?).filter(|next| next.header != grant.header)
+            };
+            let Some(next) = next else {
+                let error = access.refused(&answer, &grant, insufficient);
+                return Err(Failure::Refused(error));
+            };
             if matches!(ask.content, Content::Spent) {
-                // The next try is given another one.
-                let _ = self
-                    .authorise(access, Some(&grant), ask.patience, ask.activity)
-                    .await?;
+                // The next try is given the other one.
                 let message = format!("{}: the token was refused", ask.what);
                 return Err(Failure::Unsettled(Error::attempt(
                     Reason::RegistryError,
                     message,
                 )));
             }
-            spent = Some(grant);
+            grant = next;
         }
-        Err(Failure::NotSent)
+        Err(Failure::Refused(access.unsteady()))
     }
 
     /// Sends until there is an answer that is not waited out. `authorization` is what `ask.access` came to.

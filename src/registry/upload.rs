@@ -24,6 +24,7 @@ use super::error::Error;
 use super::hops;
 use super::manifest::Blob;
 use super::reply::{Refusal, Reply};
+use super::token::First;
 use super::transport::Failure;
 use super::transport::{Content, PATIENCE};
 use crate::image::{Digest, Repository};
@@ -33,6 +34,15 @@ use crate::machine::Reason;
 pub(super) const RESTARTS_MAX: u32 = 3;
 /// How often a source may be unwell for one blob while it serves others.
 const UNWELL_MAX: u32 = 20;
+
+/// What is known of the right to push.
+enum Tried {
+    /// The token tells that there is one.
+    MayPush,
+    /// An upload session was opened.
+    Session(Url),
+    NotTold,
+}
 
 impl Registry {
     /// Streams one blob from source to target, however often that takes.
@@ -52,8 +62,11 @@ impl Registry {
             target.well(true, job.activity).await;
             // Tokens are had before places are taken: a token endpoint may be unwell for long.
             for access in [job.source(), job.target()] {
-                let grant = transport.authorise(&access, None, None, job.activity);
-                grant.await.map_err(Failure::into_error)?;
+                // What is refused to a guess, the requests themselves are told.
+                match transport.authorise(&access, None, job.activity).await {
+                    Ok(_) | Err(Failure::Refused(_)) => {}
+                    Err(failure) => return Err(failure.into_error()),
+                }
             }
             let places = stream_places(&source, &target, job.activity).await;
             let outcome = self.stream(job, blob, session.take()).await;
@@ -192,20 +205,39 @@ impl Registry {
         }
     }
 
-    /// An upload session as the very first request to a registry, which saves the ping where it is open to everybody.
+    /// What can be known of the right to push without an upload session, or with one that is the very first request to a registry and
+    /// saves the ping.
     async fn try_session(
         &self,
         access: &Access<'_>,
         what: &str,
         activity: &Activity,
-    ) -> Option<Url> {
+    ) -> Result<Tried, Failure> {
+        let transport = self.transport();
         let url = uploads_url(access);
         let mut ask = self.blob_ask(Method::POST, url, what, access, activity);
-        let tried = self.transport().try_first(access, &mut ask).await;
-        let reply = tried.ok()??;
-        (reply.status() == StatusCode::ACCEPTED)
-            .then(|| self.location(&reply, access, what).ok())
-            .flatten()
+        let first = transport.try_first(access, &mut ask).await;
+        let grant = match first {
+            Ok(First::LetIn(reply)) if reply.status() == StatusCode::ACCEPTED => {
+                let session = self
+                    .location(&reply, access, what)
+                    .map_err(Failure::Refused);
+                return session.map(Tried::Session);
+            }
+            Ok(First::Asked(challenge)) => {
+                let grant = transport.answering(access, challenge, None, None, activity);
+                Some(grant.await?)
+            }
+            Ok(_) | Err(_) => match transport.authorise(access, None, activity).await {
+                // So ends a guess.
+                Err(Failure::Refused(_)) => None,
+                grant => Some(grant?),
+            },
+        };
+        Ok(match grant {
+            Some(grant) if grant.tells_rights() => Tried::MayPush,
+            _ => Tried::NotTold,
+        })
     }
 
     /// Opens an upload session. `placed`: whether a place on that host is held.
@@ -288,16 +320,16 @@ impl Registry {
         let access = Access::new(&endpoint, credential, repository, true);
         let key = (credential.key(), repository.clone());
         let what = repository.to_string();
-        let mut session = self.try_session(&access, &what, activity).await;
-        if session.is_none() {
-            let grant = self.transport().authorise(&access, None, None, activity);
-            let grant = grant.await.map_err(Failure::into_error)?;
-            if grant.tells_rights() || self.0.pushable.contains_key(&key) {
-                return Ok(());
+        let tried = self.try_session(&access, &what, activity).await;
+        let session = match tried.map_err(Failure::into_error)? {
+            Tried::MayPush => return Ok(()),
+            Tried::Session(session) => session,
+            Tried::NotTold if self.0.pushable.contains_key(&key) => return Ok(()),
+            Tried::NotTold => {
+                let begun = self.begin(&access, &what, false, activity).await;
+                begun.map_err(Failure::into_error)?
             }
-            let begun = self.begin(&access, &what, false, activity).await;
-            session = Some(begun.map_err(Failure::into_error)?);
-        }
+        };
         self.0.pushable.insert(key, ());
         // The answer is known: nobody has to wait for the cleaning up.
         let (registry, repository) = (self.clone(), repository.clone());
@@ -305,7 +337,7 @@ impl Registry {
         tokio::spawn(async move {
             let access = Access::new(&endpoint, &credential, &repository, true);
             registry
-                .cancel(session.as_ref(), &access, &what, &activity)
+                .cancel(Some(&session), &access, &what, &activity)
                 .await;
         });
         Ok(())

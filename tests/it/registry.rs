@@ -11,6 +11,7 @@
     reason = "the ground is made for these tests"
 )]
 
+mod challenges;
 mod collected;
 mod distribution;
 pub mod ground;
@@ -496,7 +497,7 @@ async fn a_cold_start_pings_once_and_fetches_one_token() {
 }
 
 #[tokio::test]
-async fn a_missing_right_is_known_before_anything_is_sent() {
+async fn a_missing_right_is_known_before_anything_is_sent_with_it() {
     let host = guarded(AuthMode::Bearer).await;
     let (client, reader) = (client(&[&host]), credential(&host, "reader"));
     let manifest = seeded(&host, &client, "src/a", Shape::Oci, &reader).await;
@@ -523,6 +524,11 @@ async fn a_missing_right_is_known_before_anything_is_sent() {
     );
     assert_eq!(host.count(&Matcher::put_manifest()), 0);
     let bot = credential(&host, "bot");
+    // What a repository itself asks for is told to a stranger.
+    let strangers = host.requests(&upload("POST"));
+    assert!(strangers.len() <= 1, "{strangers:?}");
+    assert!(strangers.iter().all(|post| post.status == Some(401)));
+    host.reset_log();
     client
         .may_push(&repository(&host, "team/a"), &bot, &activity)
         .await
