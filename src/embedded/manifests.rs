@@ -198,7 +198,8 @@ pub(super) async fn write(call: &mut Call) -> Result<Response, Refusal> {
         stored.map_err(|error| rejected(error, call.settings.dialect))?;
     }
     let mut response = answers::created(&format!("/v2/{repository}/manifests/{digest}"), digest);
-    if let Some(subject) = subject.filter(|_| call.settings.referrers) {
+    let noted = call.settings.referrers && call.settings.oci_subject;
+    if let Some(subject) = subject.filter(|_| noted) {
         let name = HeaderName::from_static("oci-subject");
         set(response.headers_mut(), name, &subject.to_string());
     }
@@ -320,10 +321,16 @@ pub(super) fn list_referrers(call: &Call) -> Result<Response, Refusal> {
         ));
     };
     let wanted = call.query("artifactType");
-    let referrers = call
-        .registry
-        .store()
-        .referrers(&call.entry.repository, digest, Instant::now());
+    let mut store = call.registry.store();
+    if call.settings.dialect == Dialect::Quay {
+        let held = store.manifest(&call.entry.repository, digest, Instant::now());
+        held.map_err(|_| {
+            let message = "manifest invalid";
+            Refusal::new(StatusCode::BAD_REQUEST, "MANIFEST_INVALID", message)
+        })?;
+    }
+    let referrers = store.referrers(&call.entry.repository, digest, Instant::now());
+    drop(store);
     let last = call.query("last").and_then(|last| last.parse().ok());
     let mut referrers = referrers
         .iter()

@@ -49,6 +49,8 @@ pub struct Settings {
     pub check: bool,
     /// Whether there is a referrers API: without it a subject holds nothing, and its referrers need a tag that lists them.
     pub referrers: bool,
+    /// Whether a PUT of a manifest with a subject is answered with `OCI-Subject`, where there is a referrers API; quay: no.
+    pub oci_subject: bool,
     /// Referrers on one page.
     pub referrers_page: usize,
     /// Keep only digest and length of pushed blobs over 64 KiB; reading one back is a 500.
@@ -116,6 +118,7 @@ impl Default for Settings {
             hold: Duration::from_hours(1),
             check: true,
             referrers: true,
+            oci_subject: true,
             referrers_page: 100,
             discard_blobs: false,
             redirect_blobs: false,

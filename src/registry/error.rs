@@ -185,6 +185,11 @@ impl Answer {
         self.code.as_ref() == Some(code)
     }
 
+    /// Whether the registry's error has this code.
+    pub(super) fn has_code(&self, code: &str) -> bool {
+        self.code.as_ref().is_some_and(|own| code_name(own) == code)
+    }
+
     fn is_other(&self, code: &str) -> bool {
         matches!(&self.code, Some(OciErrorCode::Other(other)) if other == code)
     }

@@ -57,7 +57,7 @@ pub(crate) use flight::Flights;
 pub use keyring::{Keyring, KeyringError};
 pub use manifest::Manifest;
 pub use put::Put;
-pub use referrers::{Referrer, list_with};
+pub use referrers::{Listing, Referrer, list_with};
 
 use crate::image::{Digest, Repository};
 use crate::machine::Reason;
@@ -81,10 +81,10 @@ const PUSHABLE_FOR: Duration = Duration::from_hours(1);
 const PUSHABLE_MAX: u64 = 10_000;
 /// How many images' lifetimes are remembered.
 const LIFETIMES_MAX: u64 = 10_000;
-/// How long it is remembered that a registry has no referrers API.
+/// How long it is remembered that a repository's registry has no referrers API.
 const UNLISTED_FOR: Duration = Duration::from_hours(1);
-/// Of how many registries.
-const UNLISTED_MAX: u64 = 1000;
+/// Of how many repositories.
+const UNLISTED_MAX: u64 = 10_000;
 
 /// How registries are spoken to.
 #[derive(Debug, Clone)]
@@ -149,8 +149,8 @@ struct Shared {
     pushable: moka::sync::Cache<(CredentialKey, Repository), ()>,
     /// What the labels of an image say of the life of its tags, by its config.
     lifetimes: moka::sync::Cache<Present, Option<String>>,
-    /// Registries without a referrers API, by address.
-    unlisted: moka::sync::Cache<String, ()>,
+    /// Repositories that a credential was told no referrers of, for want of an API.
+    unlisted: moka::sync::Cache<(CredentialKey, Repository), ()>,
     flights: Flights<Present>,
 }
 

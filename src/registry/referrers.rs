@@ -1,8 +1,9 @@
 //! Referrers: signatures, attestations and whatever else names a manifest as its subject.
 //!
 //! In comes a digest; out comes what its registry lists as referring to it, or that the registry has no such API. Where it has
-//! none, a tag lists them (the specification's fallback): an index, read and extended here. Guaranteed: only a 404 means that
-//! there is no API; a list is read to its end, on its own address, or it is an error; an entry that is in a list stays in it.
+//! none, a tag lists them (the specification's fallback): an index, read and extended here. Guaranteed: an outage, a limit or a
+//! missing right never means that there is no API; how sure an answer is that means it is told with it; a list is read to its end,
+//! on its own address, or it is an error; an entry that is in a list stays in it.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -10,8 +11,8 @@ use std::fmt;
 
 use bytes::Bytes;
 use oci_client::manifest::OCI_IMAGE_INDEX_MEDIA_TYPE;
-use reqwest::header::LINK;
-use reqwest::{Method, StatusCode, Url};
+use reqwest::header::{CONTENT_TYPE, LINK};
+use reqwest::{Method, Response, StatusCode, Url};
 use serde::Deserialize;
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -20,8 +21,8 @@ use super::Registry;
 use super::access::Access;
 use super::activity::Activity;
 use super::credential::Credential;
-use super::endpoint::{Endpoint, address};
-use super::error::Error;
+use super::endpoint::Endpoint;
+use super::error::{Answer, Error};
 use super::look::{MANIFEST_MAX, named};
 use super::manifest::{FirstOf, Manifest, digest_of, unsupported};
 use super::reply::{Refusal, Reply};
@@ -47,11 +48,39 @@ pub struct Referrer {
     entry: String,
 }
 
+/// What a registry says of what refers to a manifest.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Listing {
+    /// All that it lists.
+    Of(Vec<Referrer>),
+    /// It has no API for that, in its own words.
+    Unsupported,
+    /// It answers no list: a page, a bare 404 or 400, a redirect to somewhere else. Something between here and there may have.
+    None,
+}
+
 /// What is read of a list; entries are not read further than they have to be.
 #[derive(Deserialize)]
 struct Listed<'a> {
     #[serde(borrow)]
-    manifests: FirstOf<&'a RawValue, LISTED_MAX>,
+    manifests: Option<FirstOf<&'a RawValue, LISTED_MAX>>,
+}
+
+/// What of an answer tells that it means a list, whatever it is: then it has to be one.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Meant<'a> {
+    #[serde(borrow, default)]
+    media_type: Option<Cow<'a, str>>,
+    #[serde(default)]
+    manifests: Option<serde::de::IgnoredAny>,
+}
+
+/// What is read of a manifest that refers to another.
+#[derive(Deserialize)]
+struct Referring<'a> {
+    #[serde(borrow)]
+    subject: Option<Named<'a>>,
 }
 
 /// What is read of an entry.
@@ -90,22 +119,24 @@ impl<'de> Deserialize<'de> for Fields<'de> {
 }
 
 impl Registry {
-    /// What a registry lists as referring to `subject`; none where it has no API for that. `push`: it is read to be written to.
+    /// What a registry lists as referring to `subject`. `push`: it is read to be written to; `anew`: it is asked although it was
+    /// found to have no API for that.
     ///
     /// # Errors
-    /// Anything but a list or a 404; more than 100 referrers.
+    /// An outage, a missing right, a list that is none or not whole; more than 100 referrers.
     pub async fn referrers(
         &self,
         repository: &Repository,
         subject: Digest,
         credential: &Credential,
         push: bool,
+        anew: bool,
         activity: &Activity,
-    ) -> Result<Option<Vec<Referrer>>, Error> {
+    ) -> Result<Listing, Error> {
         let endpoint = self.endpoint(repository)?;
-        let host = address(&endpoint.base);
-        if self.0.unlisted.contains_key(&host) {
-            return Ok(None);
+        let key = (credential.key(), repository.clone());
+        if !anew && self.0.unlisted.contains_key(&key) {
+            return Ok(Listing::None);
         }
         let reference = Reference::Digest(subject);
         let what = format!("the referrers of {}", named(repository, &reference));
@@ -120,28 +151,42 @@ impl Registry {
                 .send(&mut ask)
                 .await
                 .map_err(Failure::into_error)?;
-            match reply.status() {
-                StatusCode::OK => {}
-                StatusCode::NOT_FOUND if page == 0 && !reply.elsewhere => {
-                    // A repository that is not there says nothing about the registry.
-                    if !reply.words(&what).await?.says_absent() {
-                        self.0.unlisted.insert(host, ());
-                    }
-                    return Ok(None);
+            if page == 0 && may_be_no_api(&reply) {
+                let told = reply.words(&what).await?;
+                // What is not there, or unwell, says nothing about the registry.
+                let passing = matches!(told.status.as_u16(), 429 | 500 | 502..=599);
+                if !passing && !told.says_absent() && !is_unknown_subject(&told) {
+                    self.0.unlisted.insert(key, ());
                 }
-                _ => return Err(reply.refusal(&what, Refusal::OfRead).await),
+                return Ok(if told.has_code("UNSUPPORTED") {
+                    Listing::Unsupported
+                } else {
+                    Listing::None
+                });
             }
-            let next = next_page(&reply, &endpoint, &what)?;
+            if reply.status() != StatusCode::OK {
+                return Err(reply.refusal(&what, Refusal::OfRead).await);
+            }
+            let next = next_page(&reply, &endpoint, &what);
+            let content_type = content_type(&reply);
             let Some(bytes) = reply.body(&what, MANIFEST_MAX).await? else {
+                if page == 0 && content_type.as_deref() == Some("text/html") {
+                    return Ok(Listing::None);
+                }
                 return Err(too_many(&what, "their list is larger than 4 MiB"));
             };
+            if page == 0 && !means_list(content_type.as_deref(), &bytes) {
+                self.0.unlisted.insert(key, ());
+                return Ok(Listing::None);
+            }
+            let next = next?;
             found.extend(entries(&what, &bytes)?);
             if found.len() > LISTED_MAX {
                 return Err(too_many(&what, "more than 100"));
             }
             match next {
                 Some(next) => url = next,
-                None => return Ok(Some(found)),
+                None => return Ok(Listing::Of(found)),
             }
         }
         Err(too_many(&what, "more than 20 pages"))
@@ -168,6 +213,14 @@ impl Registry {
 }
 
 impl Manifest {
+    /// Whether it refers to the manifest of this digest.
+    #[must_use]
+    pub fn refers_to(&self, subject: Digest) -> bool {
+        let referring: Option<Referring> = serde_json::from_slice(&self.bytes).ok();
+        let named = referring.and_then(|referring| referring.subject?.digest);
+        named.is_some_and(|digest| digest.parse::<Digest>().is_ok_and(|named| named == subject))
+    }
+
     /// The referrers that this index lists: the content of a fallback tag.
     ///
     /// # Errors
@@ -201,13 +254,13 @@ pub fn list_with(
     let fields: Fields = serde_json::from_slice(text).map_err(|_| no_list(what))?;
     let listed = fields.0.iter().find(|(name, _)| name == "manifests");
     let (_, listed) = listed.ok_or_else(|| no_list(what))?;
-    let listed: FirstOf<&RawValue, EXTENDED_MAX> =
+    let listed: Option<FirstOf<&RawValue, EXTENDED_MAX>> =
         serde_json::from_str(listed.get()).map_err(|_| no_list(what))?;
-    if listed.0.len() > EXTENDED_MAX {
+    let listed = listed.map_or_else(Vec::new, |listed| listed.0);
+    if listed.len() > EXTENDED_MAX {
         return Err(too_many(what, "their list names more than 10,000"));
     }
     let known: HashSet<Digest> = listed
-        .0
         .iter()
         .filter_map(|entry| digest_text(entry)?.parse().ok())
         .collect();
@@ -218,7 +271,7 @@ pub fn list_with(
     if missing.peek().is_none() {
         return Ok(None);
     }
-    let entries = listed.0.iter().map(|entry| entry.get());
+    let entries = listed.iter().map(|entry| entry.get());
     let entries: Vec<&str> = entries
         .chain(missing.map(|referrer| referrer.entry.as_str()))
         .collect();
@@ -245,12 +298,13 @@ pub fn list_with(
 /// The entries of a list, each digest once.
 fn entries(what: &str, bytes: &[u8]) -> Result<Vec<Referrer>, Error> {
     let listed: Listed = serde_json::from_slice(bytes).map_err(|_| no_list(what))?;
-    if listed.manifests.0.len() > LISTED_MAX {
+    let listed = listed.manifests.map_or_else(Vec::new, |listed| listed.0);
+    if listed.len() > LISTED_MAX {
         return Err(too_many(what, "more than 100"));
     }
     let mut seen = HashSet::new();
     let mut found = Vec::new();
-    for entry in listed.manifests.0 {
+    for entry in listed {
         let digest = digest_of(what, &digest_text(entry).unwrap_or_default())?;
         if seen.insert(digest) {
             let entry = entry.get().to_owned();
@@ -258,6 +312,44 @@ fn entries(what: &str, bytes: &[u8]) -> Result<Vec<Referrer>, Error> {
         }
     }
     Ok(found)
+}
+
+/// Whether an answer can mean that there is no API. One that came from elsewhere, by another path than the API's, is a web page's.
+fn may_be_no_api(reply: &Reply) -> bool {
+    match reply.status().as_u16() {
+        300..=400 | 404..=406 | 410 | 501 => true,
+        _ => reply.elsewhere && is_astray(&reply.response),
+    }
+}
+
+/// Whether a redirect of the API led to something that is none.
+pub(super) fn is_astray(response: &Response) -> bool {
+    !response.url().path().contains("/referrers/")
+}
+
+/// How quay says that it does not hold the subject.
+fn is_unknown_subject(told: &Answer) -> bool {
+    told.status.as_u16() == 400 && told.has_code("MANIFEST_INVALID")
+}
+
+fn content_type(reply: &Reply) -> Option<String> {
+    let value = reply.header(CONTENT_TYPE.as_str())?;
+    let value = value.split(';').next().unwrap_or(value);
+    Some(value.trim().to_ascii_lowercase())
+}
+
+/// Whether an answer means to be a list: by its header, or by what it says of itself.
+fn means_list(content_type: Option<&str>, bytes: &[u8]) -> bool {
+    if content_type == Some(OCI_IMAGE_INDEX_MEDIA_TYPE) {
+        return true;
+    }
+    let Ok(meant) = serde_json::from_slice::<Meant>(bytes) else {
+        return false;
+    };
+    match meant.media_type {
+        Some(own) => own == OCI_IMAGE_INDEX_MEDIA_TYPE,
+        None => meant.manifests.is_some(),
+    }
 }
 
 fn digest_text(entry: &RawValue) -> Option<Cow<'_, str>> {

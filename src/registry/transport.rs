@@ -22,6 +22,7 @@ use super::budget::{Admission, Entry, Host, Hosts, Lane, Limits, Place};
 use super::endpoint::{Endpoints, address};
 use super::error::{Answer, BuildError, Error, secrets};
 use super::hops::{Hops, Lost};
+use super::referrers::is_astray;
 use super::reply::{Reply, challenge_of, describe, is_untrusted, read_refusal, retry_after};
 use super::token::Tokens;
 use crate::machine::Reason;
@@ -366,6 +367,11 @@ impl Transport {
         };
         let status = response.status();
         let elsewhere = address(response.url()) != host.name;
+        // A web page's limits and outages are no registry's.
+        if matches!(ask.sort(), Sent::Referrers) && is_astray(&response) {
+            host.serves(ask.lane, admission);
+            return Judged::Reply(response);
+        }
         match status.as_u16() {
             429 => {
                 host.limits(ask.lane, place, admission, retry_after(response.headers()));

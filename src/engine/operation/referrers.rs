@@ -11,10 +11,10 @@ use std::collections::HashSet;
 use futures::{StreamExt, stream};
 use tokio::time::Instant;
 
-use super::{Flow, Operation, READ_AGAIN, Written, fault};
+use super::{Flow, LOOK_TWICE, Operation, READ_AGAIN, Written, fault};
 use crate::image::{Digest, Reference, Tag};
 use crate::machine::{Class, Fault, Notice, Outcome, Reason, Referrers};
-use crate::registry::{self, Manifest, Referrer, list_with};
+use crate::registry::{self, Listing, Manifest, Referrer, list_with};
 
 /// Referrers of one image, those of its referrers included.
 const REFERRERS_MAX: usize = 100;
@@ -28,6 +28,8 @@ const AT_ONCE: usize = 4;
 struct Trouble {
     first: Option<String>,
     count: usize,
+    /// Two looks apart agreed that the source's registry has no API for referrers.
+    unlisted: bool,
 }
 
 /// What refers to one manifest, in the source's repository.
@@ -106,13 +108,14 @@ impl Operation {
     async fn around(&self, subject: Digest, trouble: &mut Trouble) -> Flow<Around> {
         let [signature, attestation, sbom] = subject.cosign_tags();
         let (listed, signature, attestation, sbom) = futures::join!(
-            self.listed(subject),
+            self.listed(subject, trouble.unlisted),
             self.at_source(signature),
             self.at_source(attestation),
             self.at_source(sbom),
         );
         let mut around = Around::default();
         let listed = self.tolerate(listed, trouble)?;
+        trouble.unlisted |= matches!(listed, Some((_, false)));
         for found in [signature, attestation, sbom] {
             around
                 .named
@@ -124,19 +127,48 @@ impl Operation {
         Ok(around)
     }
 
-    /// What the source's registry lists, and whether it has the API for that.
-    async fn listed(&self, subject: Digest) -> Flow<(Vec<Referrer>, bool)> {
+    /// What the source's registry lists, and whether it has the API for that. `unlisted`: it was found to have none.
+    async fn listed(&self, subject: Digest, unlisted: bool) -> Flow<(Vec<Referrer>, bool)> {
         let (from, pull) = (&self.spec.source.repository, self.pull()?);
         let registry = &self.tools.registry;
-        let listed = registry.referrers(from, subject, &pull, false, &self.activity);
-        if let Some(listed) = self.read(listed).await? {
-            return Ok((listed, true));
+        let required = self.referrers == Referrers::Require;
+        // An answer that says so without a registry's words is believed where another, later, says the same.
+        let mut unsure = required && !unlisted;
+        loop {
+            let listed = registry.referrers(from, subject, &pull, false, required, &self.activity);
+            match self.read(listed).await? {
+                Listing::Of(listed) => return Ok((listed, true)),
+                Listing::None if unsure => unsure = false,
+                Listing::None | Listing::Unsupported => break,
+            }
+            self.pause(LOOK_TWICE).await?;
         }
         let Some((tag, list)) = self.at_source(subject.referrers_tag()).await? else {
             return Ok((Vec::new(), false));
         };
+        if list.digest == subject {
+            // GitLab: the tag of a digest's name is that digest.
+            return Ok((Vec::new(), false));
+        }
         let listed = judged(list.referrers(&format!("{from}:{tag}")))?;
-        Ok((listed, false))
+        let named: Vec<_> = stream::iter(listed)
+            .map(|referrer| self.referring(subject, referrer))
+            .buffered(AT_ONCE)
+            .collect()
+            .await;
+        let named: Flow<Vec<_>> = named.into_iter().collect();
+        Ok((named?.into_iter().flatten().collect(), false))
+    }
+
+    /// An entry of a tag's list, if what it names refers to `subject`. What is not there is told when it is copied.
+    async fn referring(&self, subject: Digest, referrer: Referrer) -> Flow<Option<Referrer>> {
+        let (from, pull) = (&self.spec.source.repository, self.pull()?);
+        let reference = Reference::Digest(referrer.digest);
+        let registry = &self.tools.registry;
+        let fetch = registry.fetch(from, &reference, &pull, &self.activity);
+        let manifest = self.read(fetch).await?;
+        let refers = manifest.is_none_or(|manifest| manifest.refers_to(subject));
+        Ok(refers.then_some(referrer))
     }
 
     /// What a tag of the source's repository holds, read again while it contradicts our own last write.
@@ -187,7 +219,7 @@ impl Operation {
             return Ok(());
         }
         let there = self.there(subject).await;
-        let Some(there) = self.tolerate(there, trouble)? else {
+        let Some((there, lists)) = self.tolerate(there, trouble)? else {
             return Ok(());
         };
         let missing = around.listed.into_iter();
@@ -201,7 +233,8 @@ impl Operation {
         for referrer in brought {
             unlisted.extend(self.tolerate(referrer, trouble)?.flatten());
         }
-        if !unlisted.is_empty() {
+        // A registry that lists them itself needs no tag for it, also where it does not say so when it takes them (quay).
+        if !lists && !unlisted.is_empty() {
             unlisted.sort_by_key(|referrer| referrer.digest);
             let list = self.list(subject, &unlisted).await;
             self.tolerate(list, trouble)?;
@@ -209,19 +242,31 @@ impl Operation {
         Ok(())
     }
 
-    /// What is listed in the float's repository already.
-    async fn there(&self, subject: Digest) -> Flow<HashSet<Digest>> {
+    /// What is listed in the float's repository already, and whether its registry lists it itself.
+    async fn there(&self, subject: Digest) -> Flow<(HashSet<Digest>, bool)> {
         let (to, push) = (self.repository(), self.push()?);
         let registry = &self.tools.registry;
-        let listed = registry.referrers(to, subject, &push, true, &self.activity);
-        let listed = match self.read(listed).await? {
-            Some(listed) => listed,
-            None => match self.look(&subject.referrers_tag()).await? {
-                Some(list) => judged(list.referrers(&format!("{to}:{}", subject.referrers_tag())))?,
-                None => Vec::new(),
-            },
+        let anew = self.referrers == Referrers::Require;
+        let listed = registry.referrers(to, subject, &push, true, anew, &self.activity);
+        let (listed, lists) = match self.read(listed).await? {
+            Listing::Of(listed) => (listed, true),
+            Listing::Unsupported | Listing::None => {
+                let tag = subject.referrers_tag();
+                let listed = match self.list_at(subject, &tag).await? {
+                    Some(list) => judged(list.referrers(&format!("{to}:{tag}")))?,
+                    None => Vec::new(),
+                };
+                (listed, false)
+            }
         };
-        Ok(listed.iter().map(|referrer| referrer.digest).collect())
+        let digests = listed.iter().map(|referrer| referrer.digest);
+        Ok((digests.collect(), lists))
+    }
+
+    /// The list at a tag of the float's repository. The subject itself is none: on GitLab every tag of a digest's name is that.
+    async fn list_at(&self, subject: Digest, tag: &Tag) -> Flow<Option<Manifest>> {
+        let list = self.look(tag).await?;
+        Ok(list.filter(|list| list.digest != subject))
     }
 
     /// Copies one referrer; gives it back where a tag has to list it.
@@ -246,7 +291,7 @@ impl Operation {
         let tag = subject.referrers_tag();
         let what = format!("{}:{tag}", self.repository());
         let _turn = self.turn(&tag).await?;
-        let list = self.look(&tag).await?;
+        let list = self.list_at(subject, &tag).await?;
         match judged(list_with(&what, list.as_ref(), unlisted))? {
             Some(list) => self.write(&tag, &list).await,
             None => Ok(()),

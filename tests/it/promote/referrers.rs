@@ -194,7 +194,72 @@ async fn where_the_sources_registry_has_no_api_the_tag_that_lists_them_is_read()
     pair.posted("Require").await;
     assert!(listed.iter().all(|image| pair.there(image)));
     assert_eq!(pair.list(), None);
-    assert_eq!(pair.sources.count(&kind()), 1, "remembered");
+    // One look, and another before it is believed; so for what each referrer would be referred to by, but for the pause.
+    assert_eq!(pair.sources.count(&kind()), 2 + 2);
+    pair.documents(&["b"], "BestEffort", 5);
+    pair.sources.reset_log();
+    pair.promote().await.exits(0);
+    assert_eq!(
+        pair.sources.count(&kind()),
+        1,
+        "remembered within a process"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_404_out_of_the_blue_is_not_believed_where_referrers_are_required() {
+    let pair = Pair::new([true, true]).await;
+    let found = pair.refer(&pair.image, "sig");
+    pair.sources
+        .add_rule(Rule::new(kind(), Action::page(404)).times(1));
+    pair.posted("Require").await;
+    assert!(pair.there(&found));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_lists_referrers_without_saying_so_gets_no_tag_for_it() {
+    let pair = Pair::new([true, true]).await;
+    pair.ground
+        .registry
+        .update(|settings| settings.oci_subject = false);
+    let found = pair.refer(&pair.image, "sig");
+    pair.posted("Require").await;
+    assert!(pair.there(&found));
+    assert_eq!(pair.list(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_that_is_the_subject_itself_or_lists_strangers_is_no_list_of_referrers() {
+    let children = vec![image("amd64"), image("arm64")];
+    let subject = Image::index(children).unwrap();
+    for strangers in [false, true] {
+        for requirement in ["BestEffort", "Require"] {
+            let mut pair = Pair::new([false, false]).await;
+            pair.sources.seed_image("src/x", "a", &subject).unwrap();
+            let tag = name(subject.digest(), "");
+            let list = if strangers {
+                Image::index(vec![image("stranger"), referrer(&subject, "sig")]).unwrap()
+            } else {
+                pair.ground
+                    .registry
+                    .seed_image("ci", &tag, &subject)
+                    .unwrap();
+                subject.clone()
+            };
+            pair.sources.seed_image("src/x", &tag, &list).unwrap();
+            pair.image = subject.clone();
+            let run = pair.posted(requirement).await;
+            assert!(!run.stderr.contains("was not all copied"), "{}", run.stderr);
+            assert!(!pair.there(&image("stranger")));
+            let listed = strangers.then(|| vec![referrer(&subject, "sig").digest()]);
+            let listed = listed.unwrap_or_else(|| subject.manifest.children.clone());
+            assert_eq!(
+                pair.list(),
+                Some(listed),
+                "{requirement}, strangers: {strangers}"
+            );
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -253,7 +318,7 @@ async fn a_throttled_look_up_is_waited_for_and_never_means_none() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_look_up_moves_no_float_where_referrers_are_required_and_warns_elsewhere() {
-    for (status, code) in [(403, "DENIED"), (400, "UNSUPPORTED")] {
+    for (status, code) in [(403, "DENIED"), (409, "UNKNOWN")] {
         let pair = Pair::new([true, true]).await;
         pair.refer(&pair.image, "sig");
         pair.sources
