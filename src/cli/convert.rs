@@ -10,7 +10,7 @@ mod options;
 mod script;
 mod shell;
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -19,6 +19,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::{bad_input, fail, say};
+use crate::files;
 use crate::store::file::parse_requests;
 use intent::intent;
 use script::Invocation;
@@ -26,7 +27,7 @@ use script::Invocation;
 pub(super) use intent::{Intended, Intent, STAMP};
 
 /// The largest file that is read, in bytes.
-const FILE_MAX: u64 = 4 * 1024 * 1024;
+const FILE_MAX: usize = 4 * 1024 * 1024;
 /// The longest complaint that is shown, in characters.
 const COMPLAINT_MAX: usize = 800;
 /// Images of one request.
@@ -228,22 +229,12 @@ fn placed(name: &str, complaints: Vec<Complaint>) -> Vec<String> {
 fn text_of(path: &Path) -> Result<String, Vec<String>> {
     let name = named(path);
     let refused = |what: String| vec![format!("{name}: {what}")];
-    let mut bytes = Vec::new();
-    let read = if path == Path::new("-") {
-        std::io::stdin()
-            .lock()
-            .take(FILE_MAX + 1)
-            .read_to_end(&mut bytes)
-    } else {
-        std::fs::File::open(path).and_then(|file| file.take(FILE_MAX + 1).read_to_end(&mut bytes))
-    };
-    read.map_err(|error| refused(format!("cannot be read: {error}; name a readable file")))?;
-    if bytes.len() as u64 > FILE_MAX {
-        return Err(refused(format!(
-            "is larger than {} MiB; split it",
-            FILE_MAX >> 20
-        )));
-    }
+    let bytes = files::read_or_stdin(path, FILE_MAX).map_err(|error| match error.kind() {
+        ErrorKind::FileTooLarge => {
+            refused(format!("is larger than {} MiB; split it", FILE_MAX >> 20))
+        }
+        _ => refused(format!("cannot be read: {error}; name a readable file")),
+    })?;
     String::from_utf8(bytes)
         .map_err(|_| refused("is not UTF-8; name a mapping file or a shell script".into()))
 }

@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use crate::files;
 use crate::registry::Keyring;
 
 /// The credentials of `named`, else of `$REGISTRY_AUTH_FILE`, else of the usual files that are there, the first one with an entry
@@ -32,7 +33,7 @@ pub(super) fn find(named: Option<&Path>) -> Result<Keyring, String> {
 }
 
 fn read(path: &Path, named_by: &str) -> Result<Keyring, String> {
-    let json = std::fs::read(path).map_err(|error| {
+    let json = files::read(path, files::SMALL).map_err(|error| {
         format!(
             "{named_by}: cannot read {}: {error}; name a readable file",
             path.display()

@@ -23,6 +23,7 @@ use super::endpoint::address;
 use super::error::BuildError;
 use super::network::{Networks, Reach};
 use super::reply::describe;
+use crate::files;
 
 /// How long a connection is kept unused: less than load balancers do (60 s and more), so that no write meets a closed one.
 const IDLE: Duration = Duration::from_secs(30);
@@ -287,7 +288,8 @@ fn intercepts(matcher: &Matcher, url: &Url) -> bool {
 
 /// The certificates of a PEM bundle; the problem where there is none that can be trusted.
 fn read_roots(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let text = std::fs::read(file).map_err(|error| format!("cannot be read ({error})"))?;
+    let text =
+        files::read(file, files::SMALL).map_err(|error| format!("cannot be read ({error})"))?;
     let mut roots = Vec::new();
     for root in CertificateDer::pem_slice_iter(&text) {
         let root = root.map_err(|error| format!("is no PEM file ({error})"))?;

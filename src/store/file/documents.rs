@@ -1,17 +1,17 @@
 //! The documents of a YAML file: a path comes in, valid requests in their order come out, or the first fault with its field and
 //! what to do about it.
 
-use std::fs::File;
-use std::io::Read as _;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use super::FileError;
 use crate::api::PromotionRequest;
 use crate::api::status::read;
+use crate::files;
 use crate::store::Key;
 
 /// The largest file that is read, in bytes: more than a thousand full-sized requests are not one promotion.
-const FILE_MAX: u64 = 64 * 1024 * 1024;
+const FILE_MAX: usize = 64 * 1024 * 1024;
 /// What its aliases may stand for, in scalars and brackets: a few lines of them can stand for millions.
 const ALIASED_MAX: usize = 20_000;
 
@@ -71,21 +71,15 @@ pub(super) fn read_text(path: &Path, remedy: &'static str) -> Result<String, Fil
         source,
         remedy,
     };
-    let mut text = String::new();
-    if path == Path::new("-") {
-        let mut input = std::io::stdin().lock().take(FILE_MAX + 1);
-        input.read_to_string(&mut text).map_err(io)?;
-    } else {
-        let mut file = File::open(path).map_err(io)?.take(FILE_MAX + 1);
-        file.read_to_string(&mut text).map_err(io)?;
-    }
-    if text.len() as u64 > FILE_MAX {
-        return Err(FileError::Parse {
+    let bytes = files::read_or_stdin(path, FILE_MAX).map_err(|error| match error.kind() {
+        ErrorKind::FileTooLarge => FileError::Parse {
             path: path.into(),
             message: format!("is larger than {} MiB; split it", FILE_MAX >> 20),
-        });
-    }
-    Ok(text)
+        },
+        _ => io(error),
+    })?;
+    let invalid = |error| io(std::io::Error::new(ErrorKind::InvalidData, error));
+    String::from_utf8(bytes).map_err(invalid)
 }
 
 fn text_at(document: &serde_json::Value, pointer: &str) -> String {

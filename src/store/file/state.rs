@@ -6,10 +6,14 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 
 use super::FileError;
@@ -22,6 +26,8 @@ use crate::store::Key;
 const KIND: &str = "PromotionState";
 /// How its last line begins.
 const SEAL: &str = "# whole as written: ";
+/// What is recorded is nobody else's to read: messages of registries, and names.
+const PRIVATE: u32 = 0o600;
 const WRITABLE: &str = "make its folder writable, or name another --state";
 /// How often somebody who has just locked the file is given 10 ms to write down who it is.
 const INTRODUCTIONS: usize = 50;
@@ -191,7 +197,12 @@ impl Place {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(io(error)),
             _ => {}
         }
-        let mut file = File::create_new(&next).map_err(io)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(PRIVATE)
+            .open(&next)
+            .map_err(io)?;
         file.write_all(text.as_bytes()).map_err(io)?;
         file.sync_all().map_err(io)?;
         fs::rename(&next, &self.path).map_err(io)?;
@@ -276,8 +287,24 @@ fn lock(state: &Path) -> Result<File, FileError> {
         .write(true)
         .create(true)
         .truncate(false)
+        .mode(PRIVATE)
+        // Whoever may write this folder must not have another file of ours emptied, nor have us wait at a pipe.
+        .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
         .open(&path)
-        .map_err(io)?;
+        .map_err(|error| match Errno::from_io_error(&error) {
+            Some(Errno::LOOP) => strange(&path, "is a link"),
+            _ => io(error),
+        })?;
+    let found = file.metadata().map_err(io)?;
+    if !found.is_file() {
+        return Err(strange(&path, "is not a regular file"));
+    }
+    if found.uid() != geteuid().as_raw() {
+        return Err(strange(&path, "belongs to another user"));
+    }
+    if found.nlink() != 1 {
+        return Err(strange(&path, "is another file too (a hard link)"));
+    }
     match file.try_lock() {
         Ok(()) => {
             file.set_len(0).map_err(io)?;
@@ -290,6 +317,14 @@ fn lock(state: &Path) -> Result<File, FileError> {
             holder: holder(&mut file),
         }),
         Err(TryLockError::Error(source)) => Err(io(source)),
+    }
+}
+
+/// What stands where the lock is to be, and is none of ours.
+fn strange(path: &Path, message: &str) -> FileError {
+    FileError::Parse {
+        path: path.into(),
+        message: format!("{message}; remove it, or name another --state"),
     }
 }
 
@@ -492,6 +527,49 @@ mod tests {
                 error.contains(odd) && error.contains("name another --state"),
                 "{error}"
             );
+        }
+    }
+
+    #[test]
+    fn a_lock_that_is_a_link_or_not_of_ones_own_is_refused_and_left_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let (state, lock, precious) = (at("a.yaml"), at("a.yaml.lock"), at("precious"));
+        fs::write(&precious, "precious").unwrap();
+        let refused = |why: &str| {
+            let error = Place::take(&state).unwrap_err().to_string();
+            assert!(error.contains("a.yaml.lock"), "{error}");
+            assert!(error.contains(why) && error.contains("--state"), "{error}");
+            assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
+            fs::remove_file(&lock).ok();
+        };
+        std::os::unix::fs::symlink(&precious, &lock).unwrap();
+        refused("is a link");
+        std::os::unix::fs::symlink(at("nowhere"), &lock).unwrap();
+        refused("is a link");
+        assert!(!at("nowhere").exists());
+        fs::hard_link(&precious, &lock).unwrap();
+        refused("is another file too");
+        let kind = rustix::fs::FileType::Fifo;
+        let mode = rustix::fs::Mode::from_raw_mode(PRIVATE);
+        rustix::fs::mknodat(rustix::fs::CWD, &lock, kind, mode, 0).unwrap();
+        refused("is not a regular file");
+        fs::create_dir(&lock).unwrap();
+        assert!(Place::take(&state).is_err());
+    }
+
+    #[test]
+    fn what_is_recorded_is_nobody_elses_to_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.yaml");
+        fs::write(&path, "").unwrap();
+        let place = Place::take(&path).unwrap();
+        place
+            .replace(&StateFile::new(None, vec![entry("a", "Posted", 0)]))
+            .unwrap();
+        for name in ["a.yaml", "a.yaml.lock"] {
+            let mode = fs::metadata(folder.path().join(name)).unwrap().mode();
+            assert_eq!(mode & 0o777, 0o600, "{name}");
         }
     }
 

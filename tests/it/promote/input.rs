@@ -269,10 +269,19 @@ async fn every_bad_argument_is_refused_with_its_name() {
     ground.folder.write("empty.pem", "").unwrap();
     let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
     ground.folder.write("broken.pem", broken).unwrap();
-    let table: [(&[&str], &[&str]); 14] = [
+    let table: [(&[&str], &[&str]); 16] = [
         (
             &["--registry-config=none.json"],
             &["--registry-config", "none.json", "readable"],
+        ),
+        // They never end, and are not read for ever.
+        (
+            &["--registry-config=/dev/zero"],
+            &["--registry-config", "/dev/zero", "larger than 1 MiB"],
+        ),
+        (
+            &["--registry-ca=quay.io=/dev/zero"],
+            &["--registry-ca quay.io=/dev/zero", "larger than 1 MiB"],
         ),
         (
             &["--registry-config=home"],
