@@ -139,7 +139,7 @@ families! {
     reconcile_queue_wait: Calls "promotion_controller_reconcile_queue_wait_seconds" []
         "Time from when a promotion request was due to its turn";
     api_requests: Counts "promotion_controller_api_requests_total" [call result]
-        "Calls to the API server, by call (load, save, secret, event, lease, list, delete) and result (ok, conflict, gone, refused, timeout, failed)";
+        "Calls to the API server, by call (load, save, secret, event, lease, definition, list, delete) and result (ok, conflict, gone, refused, timeout, failed)";
     api_request_duration: Calls "promotion_controller_api_request_duration_seconds" [call]
         "Time that calls to the API server took, their retries included";
     watch_interruptions: Counts "promotion_controller_watch_interruptions_total" []

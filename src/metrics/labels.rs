@@ -44,6 +44,8 @@ pub enum Call {
     Event,
     /// Reading or writing the Lease.
     Lease,
+    /// Looking whose installation the definition belongs to.
+    Definition,
     /// Listing finished requests.
     List,
     /// Deleting a finished request.
@@ -80,6 +82,11 @@ impl<const N: usize, M: 'static> Table<N, M> {
             names: self.names,
             values,
         })
+    }
+
+    /// Lets the series of these values be there, at 0 where it is new.
+    pub(super) fn begin(&self, values: [Value; N]) {
+        drop(self.at(values));
     }
 
     pub(super) fn clear(&self) {
@@ -141,6 +148,21 @@ impl<const N: usize> EncodeLabelSet for Labels<N> {
 }
 
 impl Call {
+    /// Every call.
+    pub(super) const ALL: [Self; 8] = [
+        Self::Load,
+        Self::Save,
+        Self::Secret,
+        Self::Event,
+        Self::Lease,
+        Self::Definition,
+        Self::List,
+        Self::Delete,
+    ];
+    /// What a call comes to.
+    pub(super) const RESULTS: [&str; 6] =
+        ["ok", "conflict", "gone", "refused", "timeout", "failed"];
+
     pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Load => "load",
@@ -148,6 +170,7 @@ impl Call {
             Self::Secret => "secret",
             Self::Event => "event",
             Self::Lease => "lease",
+            Self::Definition => "definition",
             Self::List => "list",
             Self::Delete => "delete",
         }

@@ -61,13 +61,7 @@ impl Default for Metrics {
             .build_info
             .at([env!("CARGO_PKG_VERSION").into()])
             .set(1);
-        // What has never happened is 0, so that the first time is a rise.
-        for (phase, reason) in ends() {
-            let _ = families
-                .promotions
-                .at([phase.as_str().into(), reason.as_str().into()]);
-        }
-        let _ = families.foreign_moves.at([]);
+        families.begin();
         Self(Arc::new(Shared {
             families,
             registry,
@@ -82,6 +76,83 @@ impl std::fmt::Debug for Metrics {
         f.write_str("Metrics")
     }
 }
+
+impl Families {
+    /// What has never happened is 0, so that the first time is a rise. Of registries only what is known of each from its first
+    /// request on begins so: see [`Metrics::host`].
+    fn begin(&self) {
+        for (phase, reason) in ends() {
+            self.promotions
+                .begin([phase.as_str().into(), reason.as_str().into()]);
+        }
+        for phase in Phase::ALL {
+            if phase.is_finished() {
+                self.promotion_duration.begin([phase.as_str().into()]);
+            } else {
+                self.image_phase_duration.begin([phase.as_str().into()]);
+            }
+        }
+        for reason in Reason::ALL.iter().copied() {
+            self.events.begin([reason.as_str().into()]);
+            if reason.kind() == Kind::Retried || reason == Reason::StagedLost {
+                self.attempts.begin([reason.as_str().into()]);
+            }
+        }
+        for step in Step::ALL {
+            for result in RESULTS {
+                self.operation_duration
+                    .begin([step.as_str().into(), result.into()]);
+            }
+        }
+        for call in Call::ALL {
+            self.api_request_duration.begin([call.as_str().into()]);
+            for result in Call::RESULTS {
+                self.api_requests
+                    .begin([call.as_str().into(), result.into()]);
+            }
+        }
+        for change in ["acquired", "lost", "released"] {
+            self.leadership_changes.begin([change.into()]);
+        }
+        self.foreign_moves.begin([]);
+        self.promotion_queue_duration.begin([]);
+        self.reconcile_duration.begin([]);
+        self.reconcile_errors.begin([]);
+        self.reconcile_queue_wait.begin([]);
+        self.swept_requests.begin([]);
+        self.watch_interruptions.begin([]);
+    }
+
+    /// What is there is 0 where nobody says otherwise.
+    fn nothing_is_there(&self) {
+        for reason in Reason::ALL.iter().copied() {
+            if matches!(reason.kind(), Kind::Waiting | Kind::Retried | Kind::Working) {
+                self.requests.begin([reason.as_str().into()]);
+            }
+        }
+        for phase in Phase::ALL {
+            self.images.begin([phase.as_str().into()]);
+        }
+        for step in Step::ALL {
+            self.operations_in_flight.begin([step.as_str().into()]);
+        }
+        for scope in ["all", "hosts"] {
+            self.paused.begin([scope.into()]);
+        }
+        for alone in [
+            &self.oldest_request_age,
+            &self.overdue,
+            &self.reconcile_queue_depth,
+            &self.leader,
+            &self.unusable_files,
+        ] {
+            alone.begin([]);
+        }
+    }
+}
+
+/// What an operation comes to.
+const RESULTS: [&str; 5] = ["done", "waits", "failed", "refused", "dropped"];
 
 /// Every way a request can end.
 fn ends() -> impl Iterator<Item = (Phase, Reason)> {
@@ -111,6 +182,7 @@ impl Metrics {
         // Held over the encoding too: two scrapes at once must not see each other's half of what is there.
         let probes = lock(&self.0.probes);
         families.forget_what_is_there();
+        families.nothing_is_there();
         for probe in probes.iter() {
             probe(&Scrape(families));
         }
@@ -256,6 +328,16 @@ impl Metrics {
         hosts.found += usize::from(!named);
         let host = Host::from(shown);
         hosts.labels.insert(shown.to_owned(), host.clone());
+        self.families().registry_copied.begin([host.clone().into()]);
+        for reason in [
+            Reason::RateLimited,
+            Reason::RegistryUnavailable,
+            Reason::RegistryReadOnly,
+        ] {
+            self.families()
+                .registry_waits
+                .begin([host.clone().into(), reason.as_str().into()]);
+        }
         host
     }
 
@@ -446,7 +528,7 @@ mod tests {
         *lock(&there) = false;
         let second = metrics.render();
         assert!(
-            !second.contains("Queued") && second.contains(limited),
+            second.contains("requests{reason=\"Queued\"} 0") && second.contains(limited),
             "{second}"
         );
     }

@@ -1,5 +1,6 @@
-//! One call to the API server: given up in time, and counted.
+//! One call to the API server: given up in time, counted, and its failure told with its cause.
 
+use std::error::Error;
 use std::time::Duration;
 
 use tokio::time::error::Elapsed;
@@ -28,4 +29,18 @@ pub(crate) async fn call<T>(
     };
     metrics.called(call, result, sent.elapsed());
     answer
+}
+
+/// An error with what caused it, each said once. Errors of the client alone do not tell that a certificate is not trusted.
+pub(crate) fn causes(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let words = cause.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        next = cause.source();
+    }
+    text
 }

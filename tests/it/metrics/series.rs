@@ -38,7 +38,10 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
             "result",
             words("done waits failed refused dropped ok conflict gone timeout"),
         ),
-        ("call", words("load save secret event lease list delete")),
+        (
+            "call",
+            words("load save secret event lease definition list delete"),
+        ),
         ("change", words("acquired lost released")),
         (
             "class",
@@ -47,7 +50,7 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
         ("code", words(codes)),
         ("requests", words("all writes")),
         ("version", words(env!("CARGO_PKG_VERSION"))),
-        ("scope", words("all")),
+        ("scope", words("all hosts")),
         (
             "le",
             words(
