@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use futures::{StreamExt as _, stream};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::{RegistryArgs, bad_input, convert, credentials, fail, signalled, telemetry, unusable};
 use crate::api::PromotionRequest;
@@ -25,7 +25,7 @@ use crate::engine::forecast;
 use crate::image::Float;
 use crate::machine::{Class, Fault, Forecast, ImageSpec, Reason, Request};
 use crate::policy::Policy;
-use crate::registry::{Activity, Keyring, Registry, Settings};
+use crate::registry::{Activity, Keyring, Registry, Settings, Waiting};
 use crate::store::Access;
 use crate::store::Key;
 use crate::store::file::read_requests;
@@ -34,6 +34,12 @@ use report::{Found, Push, Report};
 
 /// Images looked at at once; how fast the registry is asked is its budget's.
 const AT_ONCE: usize = 32;
+/// A registry that is not available for so long is not waited for any more.
+const UNAVAILABLE: Duration = Duration::from_secs(5);
+/// A try to connect takes up to ten seconds, and is no sign that it is available.
+const BREAK: Duration = Duration::from_secs(12);
+/// How often is looked at what is waited for.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Say what carrying out the promotion requests of a file would do, and write nothing.
 #[derive(Debug, Args)]
@@ -251,9 +257,11 @@ impl Preview {
         }
         let activity = Arc::new(Activity::default());
         let forecast = forecast(&self.registry, &self.access, image, &activity);
-        match timeout_at(end, forecast).await {
-            Ok(forecast) => forecast,
-            Err(_) => Err(not_in_time(&activity)),
+        let mut waits = Waits::default();
+        tokio::select! {
+            forecast = forecast => forecast,
+            () = waits.too_long(&activity) => Err(waits.fault()),
+            () = sleep_until(end) => Err(waits.fault()),
         }
     }
 
@@ -294,19 +302,49 @@ fn alone(request: &Request, image: &ImageSpec) -> Request {
     alone
 }
 
-/// What was waited for when time ran out.
-fn not_in_time(activity: &Activity) -> Fault {
-    let waiting = activity.waiting();
-    let (reason, message) = match waiting {
-        Some(waiting) => (waiting.reason, waiting.message),
-        None => (
-            Reason::RegistryUnavailable,
-            "not known within --timeout".into(),
-        ),
-    };
-    Fault {
-        reason,
-        message,
-        class: Class::Wait { seconds: 1 },
+/// What the look at an image has waited for.
+#[derive(Default)]
+struct Waits {
+    /// Why it waited last.
+    last: Option<Waiting>,
+    /// Since when it waits for an unavailable registry, with short breaks for trying again, and when it was last seen to.
+    unavailable: Option<(Instant, Instant)>,
+}
+
+impl Waits {
+    /// Resolves when a registry has not been available for [`UNAVAILABLE`]: whoever looks wants to know why, and not in five minutes.
+    async fn too_long(&mut self, activity: &Activity) {
+        loop {
+            sleep(LOOK).await;
+            let Some(waiting) = activity.waiting() else {
+                continue;
+            };
+            let now = Instant::now();
+            if waiting.reason == Reason::RegistryUnavailable {
+                let recent = self.unavailable.filter(|(_, seen)| *seen + BREAK > now);
+                let since = recent.map_or(now, |(since, _)| since);
+                self.unavailable = Some((since, now));
+            }
+            self.last = Some(waiting);
+            if (self.unavailable).is_some_and(|(since, _)| since + UNAVAILABLE <= now) {
+                return;
+            }
+        }
+    }
+
+    /// Why nothing is known.
+    fn fault(&self) -> Fault {
+        let (reason, message) = match &self.last {
+            Some(waiting) => (waiting.reason, waiting.message.clone()),
+            None => (
+                Reason::RegistryUnavailable,
+                "not known within --timeout".into(),
+            ),
+        };
+        Fault {
+            reason,
+            message,
+            class: Class::Wait { seconds: 1 },
+        }
     }
 }

@@ -163,6 +163,16 @@ pub(super) fn is_untrusted(error: &reqwest::Error) -> bool {
     )
 }
 
+/// Whether TLS was answered in another protocol, which is plain HTTP where nobody says otherwise.
+pub(super) fn is_plain(error: &reqwest::Error) -> bool {
+    matches!(
+        cause(error),
+        Some(rustls::Error::InvalidMessage(
+            rustls::InvalidMessage::InvalidContentType
+        ))
+    )
+}
+
 /// The first cause of that type in the chain of causes.
 pub(super) fn cause<T: StdError + 'static>(error: &reqwest::Error) -> Option<&T> {
     let mut cause: Option<&(dyn StdError + 'static)> = error.source();

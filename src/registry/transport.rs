@@ -23,7 +23,9 @@ use super::endpoint::{Endpoints, address};
 use super::error::{Answer, BuildError, Error, secrets};
 use super::hops::{Hops, Lost};
 use super::referrers::is_astray;
-use super::reply::{Reply, challenge_of, describe, is_untrusted, read_refusal, retry_after};
+use super::reply::{
+    Reply, challenge_of, describe, is_plain, is_untrusted, read_refusal, retry_after,
+};
 use super::token::Tokens;
 use crate::machine::Reason;
 use crate::metrics::{Scrape, Sent};
@@ -478,6 +480,14 @@ fn failed(ask: &Ask<'_>, host: &Host, admission: Admission, lost: Lost) -> Judge
             at.trim_end_matches(":443"),
         );
         return Judged::Final(Error::terminal(Reason::CertificateUntrusted, message));
+    }
+    if is_plain(&error) {
+        host.serves(ask.lane, admission);
+        let message = format!(
+            "{}: {at} does not speak TLS; if it answers plain HTTP, give --plain-http {at}",
+            ask.what
+        );
+        return Judged::Final(Error::attempt(Reason::RegistryError, message));
     }
     if error.is_builder() {
         host.serves(ask.lane, admission);

@@ -404,3 +404,49 @@ async fn a_preview_can_be_tried_without_a_registry() {
         run.stdout
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_is_not_there_or_speaks_plain_http_is_told_within_seconds_with_the_remedy()
+{
+    let ground = Ground::new().await;
+    ground.seed("src/x", "a", "new");
+    let closed = format!("127.0.0.1:{}", crate::testbed::free_port().unwrap());
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = silent.local_addr().unwrap().to_string();
+    let host = ground.registry.host();
+    let plain = format!("give --plain-http {host}");
+    for (host, cause) in [
+        (&closed, "Connection refused"),
+        (&host, plain.as_str()),
+        (&silent, "is not reachable"),
+    ] {
+        let image = json!({"source": format!("{host}/src/x:a"), "float": format!("{host}/ci:a")});
+        let request = json!({
+            "apiVersion": "ci.openshift.io/v1alpha1", "kind": "PromotionRequest",
+            "metadata": {"name": "one"}, "spec": {"images": [image], "attempts": 2},
+        });
+        ground.documents_anew(&[request]);
+        let begun = std::time::Instant::now();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_promotion-controller"));
+        command
+            .args(["preview", "-f", "requests.yaml", "-ojson"])
+            .current_dir(ground.folder.path())
+            .env_clear()
+            .env("HOME", ground.folder.join("home"))
+            .kill_on_drop(true);
+        let run = ended(command).await.exits(1);
+        let took = begun.elapsed();
+        println!("{cause}: told after {took:.1?}");
+        assert!(took < std::time::Duration::from_secs(25), "{took:?}");
+        assert!(run.stdout.contains(cause), "{}", run.stdout);
+    }
+    // The command that promotes says it too.
+    let other = Ground::new().await;
+    other.documents(&[ground.request("one", &[(":a", "a")], &json!({}))]);
+    let begun = std::time::Instant::now();
+    let running = other.start(&[]);
+    running.says(&plain).await;
+    println!("promote: told after {:.1?}", begun.elapsed());
+    running.terminate().await;
+    running.ended().await.exits(1);
+}
