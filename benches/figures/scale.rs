@@ -420,6 +420,7 @@ async fn ended(report: &mut Report, ground: &Ground, model: &PromotionRequest) {
     finished.buffer_unordered(AT_ONCE).count().await;
 
     let registry = ground.registry().await;
+    stage.rules().await;
     let lease = format!("--lease-namespace={}", stage.namespace);
     let plain = format!("--plain-http={}", registry.host());
     let flags = [EVERYWHERE, "--leader-elect=true", &lease, &plain];

@@ -69,7 +69,7 @@ type job struct {
 }
 
 // run asks for the promotion and waits. When ctx is interrupted it takes the request back; release is called then, so that a
-// second signal ends the program.
+// second signal, a second later or more, ends the program.
 func (j *job) run(ctx context.Context, release func()) *failure {
 	request, err := j.ensure(ctx)
 	if err == nil {

@@ -19,6 +19,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"k8s.io/client-go/tools/clientcmd"
 )
@@ -72,7 +73,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 	defer stop()
 	ctx, release := signal.NotifyContext(timed, syscall.SIGTERM, syscall.SIGINT)
 	defer release()
-	failed := job.run(ctx, release)
+	// Some programs send a signal twice, to the process and to its group: repeats within a second are one.
+	failed := job.run(ctx, func() { time.AfterFunc(time.Second, release) })
 	if err := job.report(stdout, failed); err != nil {
 		job.log.Printf("error: %v", err)
 	}

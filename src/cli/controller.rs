@@ -5,12 +5,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{ArgAction, Args};
-use kube::Client;
 use tokio::net::TcpListener;
 
 use super::telemetry::{self, LogArgs};
-use super::{RegistryArgs, bad_input, signalled, unusable};
-use crate::controller::{Config, SILENCE, run as run_controller};
+use super::{BAD_INPUT, RegistryArgs, bad_input, cluster, signalled, unusable};
+use crate::controller::{Config, Ended, run as run_controller};
 use crate::engine::Settings;
 use crate::registry::Registry;
 use crate::store::own::OwnFiles;
@@ -92,28 +91,16 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
         Ok(own) => own,
         Err(message) => return bad_input(&message),
     };
-    let mut config = match kube::Config::infer().await {
-        Ok(config) => config,
-        Err(error) => {
-            return bad_input(&format!(
-                "no cluster: {error}; set KUBECONFIG, or run in a pod"
-            ));
-        }
+    let cluster::Cluster {
+        client,
+        server,
+        namespace: default_namespace,
+    } = match cluster::infer().await {
+        Ok(cluster) => cluster,
+        Err(message) => return bad_input(&message),
     };
-    config.connect_timeout = Some(Duration::from_secs(5));
-    // A server, or what is between, that has gone silent: without this a list would wait for it for ever.
-    config.read_timeout = Some(SILENCE);
-    config.reset_reader_on_write = true;
-    let brake_namespace = lease_namespace.unwrap_or_else(|| config.default_namespace.clone());
+    let brake_namespace = lease_namespace.unwrap_or(default_namespace);
     let lease_namespace = leader_elect.then(|| brake_namespace.clone());
-    let client = match Client::try_from(config) {
-        Ok(client) => client,
-        Err(error) => {
-            return bad_input(&format!(
-                "the cluster's configuration cannot be used: {error}"
-            ));
-        }
-    };
     let settings = Settings {
         namespace_max: usize::try_from(max_active_requests_per_namespace).unwrap_or(usize::MAX),
         ..registry.engine()
@@ -130,6 +117,7 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
     let identity = format!("{host}_{}", uuid::Uuid::new_v4());
     let config = Config {
         client,
+        server,
         namespace,
         lease_namespace,
         brake_namespace,
@@ -141,11 +129,14 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
         sweep_interval: Duration::from_secs(sweep_interval.into()),
         listener,
     };
-    match run_controller(config, signalled()).await {
+    match Box::pin(run_controller(config, signalled())).await {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!("{error}");
-            ExitCode::FAILURE
+        Err(ended) => {
+            tracing::error!("{ended}");
+            match ended {
+                Ended::Lost(_) => ExitCode::FAILURE,
+                Ended::Refused(_) => ExitCode::from(BAD_INPUT),
+            }
         }
     }
 }

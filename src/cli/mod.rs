@@ -1,6 +1,8 @@
 //! The command line: parses, sets up, and hands over.
 
+mod adopt;
 mod again;
+mod cluster;
 mod controller;
 mod convert;
 mod credentials;
@@ -42,7 +44,10 @@ pub struct Cli {
 enum Command {
     /// Reconcile the promotion requests of a cluster.
     Controller(controller::ControllerArgs),
-    /// Carry out the promotion requests of a file, without a cluster.
+    /// Let the controllers of another Lease rule this cluster's promotion requests.
+    AdoptLease(adopt::AdoptArgs),
+    /// Carry out the promotion requests of a file, without a cluster. It orders the requests of one state file; it keeps no order
+    /// with a controller, nor with a promote that has another state file: let only one of them write a float.
     Promote(promote::PromoteArgs),
     /// Say what carrying out the promotion requests of a file would do, and write nothing.
     Preview(preview::PreviewArgs),
@@ -164,6 +169,7 @@ pub fn main() -> ExitCode {
     let code = runtime.block_on(async {
         match command {
             Command::Controller(args) => Box::pin(controller::run(args)).await,
+            Command::AdoptLease(args) => adopt::run(args).await,
             Command::Promote(args) => Box::pin(promote::run(args)).await,
             Command::Preview(args) => Box::pin(preview::run(args)).await,
             Command::Convert(args) => convert::run(&args),
@@ -196,7 +202,10 @@ fn say(line: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
-/// Resolves at the first SIGTERM or SIGINT; the second ends the process.
+/// Signals within this time are one: some programs send each twice, to a process and to its group.
+const REPEATED: Duration = Duration::from_secs(1);
+
+/// Resolves at the first SIGTERM or SIGINT; a second one, later than [`REPEATED`], ends the process.
 async fn signalled() {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut term), Ok(mut interrupt)) = (
@@ -212,8 +221,14 @@ async fn signalled() {
         }
     };
     next().await;
+    let repeated = tokio::time::Instant::now() + REPEATED;
     tokio::spawn(async move {
-        next().await;
+        loop {
+            next().await;
+            if tokio::time::Instant::now() >= repeated {
+                break;
+            }
+        }
         say("ended at once; what was in flight is taken up by the next run");
         std::process::exit(1);
     });

@@ -22,13 +22,16 @@ use crate::registry::{Keyring, Registry};
 use crate::store::Key;
 use crate::store::file::{FileStore, Update, read_requests};
 
-/// Carry out the promotion requests of a file, without a cluster.
+/// Carry out the promotion requests of a file, without a cluster. It orders the requests of one state file; it keeps no order with a
+/// controller, nor with a promote that has another state file: let only one of them write a float.
 #[derive(Debug, Args)]
 pub(super) struct PromoteArgs {
-    /// A YAML file with one or more promotion requests, a document each; their order is their order of creation.
+    /// A YAML file with one or more promotion requests, a document each; their order is their order of creation. - is standard
+    /// input.
     #[arg(short = 'f', long = "file", value_name = "FILE")]
     file: PathBuf,
-    /// Where the status is kept [default: FILE with the extension .state.yaml].
+    /// Where the status is kept [default: FILE with the extension .state.yaml; of standard input nowhere: what is interrupted then
+    /// begins anew].
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
     /// Credentials, a dockerconfigjson [default: `$REGISTRY_AUTH_FILE`, else the usual podman and docker files].
@@ -56,8 +59,8 @@ struct Run {
     updates: UnboundedReceiver<Update>,
     #[cfg(feature = "embedded-registry")]
     stand_ins: Option<super::embedded::StandIns>,
-    /// Removed with the run: the state of an embedded registry is worth nothing afterwards.
-    _temporary: Option<tempfile::TempDir>,
+    /// Removed with the run: the state of an embedded registry is worth nothing afterwards, and that of standard input has no name.
+    temporary: Option<tempfile::TempDir>,
 }
 
 pub(super) async fn run(args: PromoteArgs) -> ExitCode {
@@ -76,7 +79,7 @@ pub(super) async fn run(args: PromoteArgs) -> ExitCode {
         updates,
         #[cfg(feature = "embedded-registry")]
         stand_ins,
-        _temporary,
+        temporary,
     } = run;
     let mut stop = Box::pin(signalled());
     let before = engine.store().objects();
@@ -102,6 +105,9 @@ pub(super) async fn run(args: PromoteArgs) -> ExitCode {
     }
     let done = |o: &PromotionRequest| matches!(phase(o), Some(Phase::Posted | Phase::Planned));
     match end {
+        End::Interrupted if temporary.is_some() => fail(
+            "interrupted; without --state nothing is kept: called again it begins anew, from what the registry holds",
+        ),
         End::Interrupted => fail("interrupted; call it again to go on from here"),
         End::Unsaved => {
             fail("the state cannot be saved; call it again once it can, to go on from here")
@@ -140,8 +146,6 @@ async fn set_up(args: PromoteArgs, display: &Display) -> Result<Run, String> {
     let settings = args.registry.engine();
     #[cfg_attr(not(feature = "embedded-registry"), allow(unused_mut))]
     let mut registry = args.registry.registry(&policy);
-    #[cfg_attr(not(feature = "embedded-registry"), allow(unused_mut))]
-    let mut temporary: Option<tempfile::TempDir> = None;
     #[cfg(feature = "embedded-registry")]
     let stand_ins = if args.embedded_registry {
         let stand_ins = super::embedded::StandIns::start(&objects).await?;
@@ -153,13 +157,18 @@ async fn set_up(args: PromoteArgs, display: &Display) -> Result<Run, String> {
                 "embedded registry: {address} stands in for {host}"
             ));
         }
-        if args.state.is_none() {
-            temporary = Some(
-                tempfile::tempdir()
-                    .map_err(|error| format!("cannot make a temporary folder: {error}"))?,
-            );
-        }
         Some(stand_ins)
+    } else {
+        None
+    };
+    #[cfg(feature = "embedded-registry")]
+    let embedded = args.embedded_registry;
+    #[cfg(not(feature = "embedded-registry"))]
+    let embedded = false;
+    let nameless = embedded || args.file == Path::new("-");
+    let temporary = if nameless && args.state.is_none() {
+        let folder = tempfile::tempdir();
+        Some(folder.map_err(|error| format!("cannot make a temporary folder: {error}"))?)
     } else {
         None
     };
@@ -194,7 +203,7 @@ async fn set_up(args: PromoteArgs, display: &Display) -> Result<Run, String> {
         updates,
         #[cfg(feature = "embedded-registry")]
         stand_ins,
-        _temporary: temporary,
+        temporary,
     })
 }
 

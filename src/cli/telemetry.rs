@@ -66,5 +66,8 @@ fn discreet() -> Targets {
     Targets::new()
         .with_default(LevelFilter::WARN)
         .with_target("kube_client", LevelFilter::ERROR)
+        // What these say of each call that fails is told by whoever called, with its cause, and once.
+        .with_target("kube_client::client::builder", LevelFilter::OFF)
+        .with_target("rustls_platform_verifier", LevelFilter::OFF)
         .with_target(env!("CARGO_CRATE_NAME"), LevelFilter::TRACE)
 }

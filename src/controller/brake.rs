@@ -13,6 +13,7 @@ use kube::{Api, Client};
 use super::watch::lasting;
 use crate::engine::{Brake, Engine};
 use crate::store::Store;
+use crate::store::call::causes;
 
 /// How the ConfigMap is named.
 const NAME: &str = "promotion-controller";
@@ -45,7 +46,7 @@ pub(super) async fn follow<S: Store>(
             Ok(Event::Apply(map)) => engine.brake(read(Some(map), &place)),
             Ok(Event::Delete(_)) => engine.brake(Brake::default()),
             Err(error) => {
-                tracing::warn!("{place} cannot be read now: {error}");
+                tracing::warn!("{place} cannot be read now: {}", causes(&error));
                 if known.is_some() {
                     engine.brake(unread(&place));
                 }

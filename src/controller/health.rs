@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// How long the API server may be silent, or the watch be broken, before a process is not ready; and how long the loop of the lease
-/// may stand still before it is dead. A turn of it takes eight seconds at the longest.
+/// may stand still before it is dead. A turn of it takes eleven seconds at the longest.
 pub const PATIENCE: Duration = Duration::from_mins(1);
 /// How long reconciles that are due may all stand still.
 pub const STALLED: Duration = Duration::from_mins(10);
@@ -30,6 +30,8 @@ struct State {
     turned: Option<Instant>,
     /// When the API server last answered it.
     answered: Option<Instant>,
+    /// Nobody has said whose the definition is, or it is not there.
+    barred: bool,
     /// The first and the last of the interruptions that the watch has not recovered from.
     interrupted: Option<(Instant, Instant)>,
 }
@@ -52,6 +54,7 @@ impl Default for Health {
             role: Role::Waiting,
             turned: None,
             answered: None,
+            barred: false,
             interrupted: None,
         })))
     }
@@ -66,6 +69,11 @@ impl Health {
         if answered {
             state.answered = Some(now);
         }
+    }
+
+    /// Whether this process may not even wait for the lease.
+    pub fn barred(&self, barred: bool) {
+        self.lock().barred = barred;
     }
 
     /// This process leads.
@@ -131,6 +139,9 @@ impl State {
             Role::Waiting if self.answered.is_none_or(|at| now >= at + PATIENCE) => {
                 Err("waiting for the lease, and the API server does not answer")
             }
+            Role::Waiting if self.barred => Err(
+                "waiting for the definition to be there and to name this Lease; the log says how",
+            ),
             Role::Beginning => Err("leading, and the requests are not listed yet"),
             Role::Leading if broken => Err("leading, and the watch is interrupted"),
             Role::Waiting | Role::Leading => Ok(()),

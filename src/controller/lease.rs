@@ -14,15 +14,17 @@ use kube::api::{Api, ObjectMeta, PostParams};
 use tokio::time::{Instant, sleep};
 
 use super::health::Health;
+use super::installation::{Barred, Installation};
 use crate::engine::leadership::{Leadership, RENEW_EVERY, TRUST};
 use crate::metrics::{Call, Metrics};
-use crate::store::call::call;
+use crate::store::call::{call, causes};
 
 /// The Lease's name: all controllers that can write the same floats share it.
 pub const NAME: &str = "promotion-controller";
 /// How long a lease lasts without renewal, in seconds.
 const DURATION_SECONDS: i32 = 15;
-const DURATION: Duration = Duration::from_secs(15);
+/// The same; as long as whoever led may go on without knowing that it does not any more.
+pub const DURATION: Duration = Duration::from_secs(15);
 /// The longest that another's record is waited for: one that names more was not written by a controller of ours.
 const DURATION_MAX: Duration = Duration::from_mins(1);
 /// How long one call may take.
@@ -63,6 +65,8 @@ pub struct Elector {
     leadership: Leadership,
     /// What was read or written last.
     record: Option<Lease>,
+    /// Looked at before each renewal.
+    installation: Option<Installation>,
     health: Health,
     metrics: Metrics,
 }
@@ -77,6 +81,7 @@ impl Elector {
             identity,
             leadership,
             record: None,
+            installation: None,
             health: Health::default(),
             metrics: Metrics::default(),
         }
@@ -88,6 +93,15 @@ impl Elector {
         Self {
             health,
             metrics,
+            ..self
+        }
+    }
+
+    /// The same, which renews only while the definition names its Lease.
+    #[must_use]
+    pub(super) fn of(self, installation: Installation) -> Self {
+        Self {
+            installation: Some(installation),
             ..self
         }
     }
@@ -144,7 +158,16 @@ impl Elector {
         let mut renewed = Instant::now();
         loop {
             sleep(RENEW_EVERY).await;
-            let written = self.write(self.record.clone()).await;
+            let ruled = match &self.installation {
+                Some(installation) => installation.look().await.map(drop),
+                None => Ok(()),
+            };
+            let written = match ruled {
+                // Without its definition there is nothing to write for; made anew, it names a Lease again, or none.
+                Ok(()) | Err(Barred::Undefined(_)) => self.write(self.record.clone()).await,
+                Err(Barred::Another(why) | Barred::Unnamed(why)) => return self.lost(&why),
+                Err(Barred::Unread(why)) => Err(Refused::Failed(why)),
+            };
             self.health
                 .turned(!matches!(written, Err(Refused::Failed(_))));
             match written {
@@ -202,7 +225,7 @@ impl Elector {
         )
         .await;
         let given = given.map_err(|_| "timed out".to_owned())?;
-        given.map(|_| ()).map_err(|error| error.to_string())
+        given.map(|_| ()).map_err(|error| causes(&error))
     }
 
     /// Says why the lease could not be taken, unless another process was quicker.
@@ -227,7 +250,7 @@ impl Elector {
     async fn look(&self) -> Result<Option<Lease>, String> {
         let read = call(&self.metrics, Call::Lease, CALL, self.api.get_opt(NAME)).await;
         read.map_err(|_| "timed out".to_owned())?
-            .map_err(|error| error.to_string())
+            .map_err(|error| causes(&error))
     }
 
     /// Makes the lease ours, or renews it, under the resourceVersion it was read at.
@@ -274,7 +297,7 @@ impl Elector {
                 Err(Refused::Conflict)
             }
             Ok(Err(kube::Error::Api(status))) if status.is_not_found() => Err(Refused::Gone),
-            Ok(Err(error)) => Err(Refused::Failed(error.to_string())),
+            Ok(Err(error)) => Err(Refused::Failed(causes(&error))),
             Err(_) => Err(Refused::Failed("timed out".into())),
         }
     }

@@ -12,6 +12,7 @@
 mod admin;
 mod brake;
 mod health;
+pub mod installation;
 pub mod lease;
 pub mod queue;
 mod sweep;
@@ -37,6 +38,7 @@ use crate::store::Key;
 use crate::store::cluster::Cluster;
 use crate::store::own::OwnFiles;
 use health::Health;
+use installation::{Installation, Refused};
 use lease::{Acquired, Elector, Lost};
 
 pub use watch::SILENCE;
@@ -50,6 +52,8 @@ pub const END: Duration = DRAIN.saturating_add(lease::RELEASE);
 pub struct Config {
     /// Where the requests are.
     pub client: Client,
+    /// The address of `client`'s API server, for whoever cannot reach it.
+    pub server: String,
     /// Only this namespace's requests; none: all.
     pub namespace: Option<String>,
     /// Where the lease is; none: no election, a single process.
@@ -72,13 +76,25 @@ pub struct Config {
     pub listener: Option<TcpListener>,
 }
 
-/// Runs until `stop` resolves or the lease is lost.
+/// Why a controller ended unasked.
+#[derive(Debug, thiserror::Error)]
+pub enum Ended {
+    /// The lease was lost.
+    #[error(transparent)]
+    Lost(#[from] Lost),
+    /// The definition belongs to another installation.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+}
+
+/// Runs until `stop` resolves, the lease is lost, or another installation rules.
 ///
 /// # Errors
-/// The lease was lost.
-pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), Lost> {
+/// The lease was lost, or the definition names another.
+pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), Ended> {
     let Config {
         client,
+        server,
         namespace,
         lease_namespace,
         brake_namespace,
@@ -124,36 +140,32 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), L
         )))
     });
     let stop = std::pin::pin!(stop);
+    let installation = Installation::new(
+        client.clone(),
+        server,
+        lease_namespace.clone(),
+        metrics.clone(),
+    );
     let elector = lease_namespace.map(|ns| {
         Elector::new(client.clone(), &ns, identity, leadership)
             .telling(health.clone(), metrics.clone())
+            .of(installation.clone())
     });
-    let (stop, elector) = if let Some(mut elector) = elector {
-        let acquire = Box::pin(async { (elector.acquire().await, elector) });
-        let ((how, elector), stop) = match select(stop, acquire).await {
-            Either::Left(_) => return Ok(()),
-            Either::Right(acquired) => acquired,
-        };
-        tracing::info!(?how, "leading");
-        health.leads();
-        metrics.leadership("acquired");
-        if how == Acquired::New {
-            engine
-                .memory()
-                .keep_quiet(Instant::now() + lease::UNAWARE + settle);
-        }
-        (stop, Some(elector))
-    } else {
-        tracing::info!(
-            seconds = settle.as_secs(),
-            "no election: waiting for earlier writes to settle"
-        );
-        health.leads();
-        metrics.leadership("acquired");
-        engine.memory().keep_quiet(Instant::now() + settle);
-        (stop, None)
+    let right = Box::pin(begin(&installation, elector, &health));
+    let (begun, stop) = match select(stop, right).await {
+        Either::Left(_) => return Ok(()),
+        Either::Right((begun, stop)) => (begun?, stop),
     };
+    let Begun { elector, unaware } = begun;
+    health.leads();
+    metrics.leadership("acquired");
+    if let Some(unaware) = unaware {
+        engine
+            .memory()
+            .keep_quiet(Instant::now() + unaware + settle);
+    }
     let scope = Scope {
+        installation,
         own,
         client,
         namespace: namespace.as_deref(),
@@ -164,8 +176,52 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), L
     lead(&engine, keys, scope, elector, stop).await
 }
 
+/// The right to lead.
+struct Begun {
+    elector: Option<Elector>,
+    /// How long somebody else may write on who does not know yet that this one leads; none where nobody can.
+    unaware: Option<Duration>,
+}
+
+/// Waits until this process leads.
+async fn begin(
+    installation: &Installation,
+    elector: Option<Elector>,
+    health: &Health,
+) -> Result<Begun, Refused> {
+    installation.enter(health).await?;
+    let Some(mut elector) = elector else {
+        tracing::info!("no election: waiting for earlier writes to settle");
+        return Ok(Begun {
+            elector: None,
+            unaware: Some(Duration::ZERO),
+        });
+    };
+    let how = elector.acquire().await;
+    // The definition may have changed hands while this process waited.
+    let adopted = match installation.look().await {
+        Ok(adopted) => adopted,
+        Err(barred) => {
+            elector.release().await;
+            return Err(barred.into());
+        }
+    };
+    tracing::info!(?how, "leading");
+    // After an adoption the former leader goes on for as long as it trusts its own lease.
+    let unaware = if adopted {
+        lease::DURATION
+    } else {
+        lease::UNAWARE
+    };
+    Ok(Begun {
+        elector: Some(elector),
+        unaware: (how == Acquired::New).then_some(unaware),
+    })
+}
+
 /// Whose requests are led.
 struct Scope<'a> {
+    installation: Installation,
     own: OwnFiles,
     client: Client,
     namespace: Option<&'a str>,
@@ -181,8 +237,9 @@ async fn lead(
     scope: Scope<'_>,
     mut elector: Option<Elector>,
     stop: impl Future<Output = ()>,
-) -> Result<(), Lost> {
+) -> Result<(), Ended> {
     let Scope {
+        installation,
         own,
         client,
         namespace,
@@ -223,8 +280,8 @@ async fn lead(
     };
     let keep = async {
         match &mut elector {
-            Some(elector) => elector.keep().await,
-            None => std::future::pending().await,
+            Some(elector) => Ended::from(elector.keep().await),
+            None => installation.another(&health).await.into(),
         }
     };
     let reconsider = async {
@@ -239,7 +296,7 @@ async fn lead(
         drain(engine).await;
     };
     tokio::select! {
-        lost = keep => return Err(lost),
+        ended = keep => return Err(ended),
         () = follow => tracing::error!("the watch has ended"),
         () = work => tracing::error!("the queue has ended"),
         () = sweep => tracing::error!("the sweep has ended"),
@@ -248,7 +305,12 @@ async fn lead(
         () = end => {}
     }
     if let Some(elector) = elector {
-        elector.release().await;
+        if engine.memory().inherited_until(Instant::now()).is_some() {
+            // Who finds a lease given back waits for nothing.
+            tracing::info!("keeping the lease until it runs out: earlier writes may still land");
+        } else {
+            elector.release().await;
+        }
     }
     Ok(())
 }

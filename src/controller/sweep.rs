@@ -17,7 +17,7 @@ use tokio::time::sleep;
 use crate::api::{self, PromotionRequest};
 use crate::machine::Phase;
 use crate::metrics::{Call, Metrics};
-use crate::store::call::call;
+use crate::store::call::{call, causes};
 use crate::store::cluster::Cluster;
 use crate::store::{Key, Store as _, StoreError};
 
@@ -101,7 +101,7 @@ impl Sweeper<'_> {
                     (Vec::new(), status.metadata.and_then(|list| list.continue_))
                 }
                 Err(error) => {
-                    tracing::warn!("cannot list finished requests: {error}");
+                    tracing::warn!("cannot list finished requests: {}", causes(&error));
                     return;
                 }
             };
@@ -147,7 +147,7 @@ impl Sweeper<'_> {
             }
             // Changed, created anew or deleted since it was listed.
             Ok(Err(kube::Error::Api(status))) if status.is_conflict() || status.is_not_found() => {}
-            Ok(Err(error)) => tracing::warn!(request = %key, "cannot delete: {error}"),
+            Ok(Err(error)) => tracing::warn!(request = %key, "cannot delete: {}", causes(&error)),
             Err(_) => tracing::warn!(request = %key, "cannot delete: timed out"),
         }
     }

@@ -23,10 +23,12 @@ use kube::{Api, Client, Resource as _};
 use serde::de::DeserializeOwned;
 
 use super::health::Health;
+use super::installation::{APPLY, DEFINITION};
 use super::queue::{Named, named};
 use crate::api::PromotionRequest;
 use crate::engine::Engine;
 use crate::machine::Phase;
+use crate::store::call::causes;
 use crate::store::{Key, Store};
 
 type Guarded = DeserializeGuard<PromotionRequest>;
@@ -120,6 +122,7 @@ pub async fn follow<S: Store>(
     ready: impl FnOnce(),
 ) {
     let mut ready = Some(ready);
+    let mut said = String::new();
     let mut known: HashSet<String> = HashSet::new();
     let mut listing = Listing::default();
     let mut events = pin!(events);
@@ -129,13 +132,21 @@ pub async fn follow<S: Store>(
             Err(error) => {
                 health.interrupted();
                 engine.metrics().interrupted();
-                tracing::warn!("the watch was interrupted: {error}");
+                let why = why(&error);
+                // It is asked again every second or two, and may be refused for hours.
+                if why == said {
+                    tracing::debug!("the watch was interrupted: {why}");
+                } else {
+                    tracing::warn!("the watch was interrupted: {why}");
+                    said = why;
+                }
                 continue;
             }
         };
         // A list that only begins is no answer yet.
         if !matches!(event, Event::Init) {
             health.heard();
+            said.clear();
         }
         writer.apply_watcher_event(&trimmed(&event));
         match event {
@@ -182,6 +193,21 @@ pub async fn follow<S: Store>(
         }
         // The watch has no end; without this pause a burst of events would keep the reconciles from running.
         tokio::task::yield_now().await;
+    }
+}
+
+/// Why a watch was interrupted, and what to do where that is known.
+fn why(error: &watcher::Error) -> String {
+    let (watcher::Error::InitialListFailed(cause) | watcher::Error::WatchStartFailed(cause)) =
+        error
+    else {
+        return causes(error);
+    };
+    match cause {
+        kube::Error::Api(status) if status.code == 404 => {
+            format!("the definition {DEFINITION} is not served: {APPLY}")
+        }
+        _ => causes(error),
     }
 }
 

@@ -59,6 +59,12 @@ impl Memory {
         inner.quiet_until = inner.quiet_until.max(Some(until));
     }
 
+    /// Until when writes of an earlier process may still land, where that is not over.
+    #[must_use]
+    pub fn inherited_until(&self, now: Instant) -> Option<Instant> {
+        self.lock().quiet_until.filter(|&until| until > now)
+    }
+
     /// A tag write is being sent now.
     pub fn sending(&self, now: Instant) {
         let mut inner = self.lock();

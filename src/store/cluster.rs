@@ -16,7 +16,7 @@ use kube::runtime::events::{Event as KubeEvent, EventType, Recorder, Reporter};
 use kube::{Client, Resource as _};
 use tokio::time::Instant;
 
-use super::call::call;
+use super::call::{call, causes};
 use super::own::OwnFiles;
 use super::{Access, AccessError, Event, Key, Store, StoreError};
 use crate::api::{self, PromotionRequest};
@@ -117,7 +117,7 @@ impl Cluster {
             )),
             // Its text may quote what it could not read.
             kube::Error::SerdeError(_) => unavailable("it cannot be read".into()),
-            _ => unavailable(error.to_string()),
+            _ => unavailable(causes(&error)),
         })?;
         let secret = secret
             .ok_or_else(|| AccessError::NotFound(format!("{origin} does not exist; create it")))?;
@@ -145,7 +145,7 @@ impl Store for Cluster {
         match loaded.map_err(|_| failed("timed out".into()))? {
             Ok(object) => Ok(Some(object)),
             Err(kube::Error::Api(status)) if is_gone(&status, key) => Ok(None),
-            Err(error) => Err(failed(error.to_string())),
+            Err(error) => Err(failed(causes(&error))),
         }
     }
 
@@ -164,7 +164,7 @@ impl Store for Cluster {
         saved.map_err(|error| match &error {
             kube::Error::Api(status) if status.is_conflict() => StoreError::Conflict(key.clone()),
             kube::Error::Api(status) if is_gone(status, &key) => StoreError::Gone(key.clone()),
-            _ => failed(error.to_string()),
+            _ => failed(causes(&error)),
         })
     }
 
@@ -227,7 +227,7 @@ impl Store for Cluster {
         match call(&self.metrics, Call::Event, CALL, publish).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::warn!(request = %Key::of(object), "cannot tell an event: {error}");
+                tracing::warn!(request = %Key::of(object), "cannot tell an event: {}", causes(&error));
             }
             Err(_) => tracing::warn!(request = %Key::of(object), "cannot tell an event: timed out"),
         }

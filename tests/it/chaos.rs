@@ -179,7 +179,7 @@ fn seconds_of(milliseconds: i64) -> f64 {
 async fn killed_frozen_and_ended_controllers_lose_nothing_and_move_no_float_back() {
     let (seed, seconds) = (seed(), seconds());
     let registry = Served::start(&json!({"audit": true, "latency_ms": LATENCY_MS})).await;
-    let stage = Stage::new("chaos").await;
+    let stage = Stage::elected("chaos").await;
     let floats: Vec<String> = (0..6)
         .map(|number| format!("ocp_4.2{number}_cli"))
         .collect();

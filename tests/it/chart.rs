@@ -2,7 +2,7 @@
 //!
 //! [`render`] needs no cluster, [`admitted`] asks the API server about every object of every option, [`lifecycle`] installs,
 //! upgrades, goes back and uninstalls. [`job`] runs the controller with the chart's own service account and nothing else, and [`rights`]
-//! tries what that may do and what not.
+//! tries what that may do and what not. [`front_door`] follows the README.
 
 #![allow(
     clippy::unwrap_used,
@@ -11,6 +11,7 @@
 )]
 
 mod admitted;
+mod front_door;
 mod ground;
 mod helm;
 mod job;

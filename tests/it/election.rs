@@ -58,7 +58,7 @@ impl Pair {
         let registry = Embedded::start(Options::default().settings(settings))
             .await
             .unwrap();
-        let stage = Stage::new(prefix).await;
+        let stage = Stage::elected(prefix).await;
         let old = seed(&registry, FLOATS, "f", "old");
         let arguments = [
             "--leader-elect=true".to_owned(),

@@ -21,6 +21,7 @@ mod hostile;
 mod house;
 mod image;
 mod inside;
+mod installation;
 mod job;
 mod lifecycle;
 mod many;

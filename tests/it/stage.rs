@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use promotion_controller::api::{PromotionRequest, PromotionRequestStatus, crd_yaml};
+use promotion_controller::controller::installation::{ADOPTED_FROM, DEFINITION, LEASE};
 use promotion_controller::embedded::Gate;
 use serde_json::{Value, json};
-use tokio::sync::OnceCell;
+use tokio::sync::{Mutex, MutexGuard, OnceCell};
 
 use crate::testbed::{ControlPlane, RunDir, Signal, Supervised, shared};
 
@@ -26,6 +28,8 @@ pub struct Stage {
     pub plane: &'static ControlPlane,
     pub namespace: String,
     pub folder: RunDir,
+    /// At the control plane of those who elect a leader, of which there is one for a definition.
+    _turn: Option<MutexGuard<'static, ()>>,
 }
 
 /// A controller process.
@@ -45,6 +49,15 @@ pub async fn plane() -> &'static ControlPlane {
     plane
 }
 
+/// Lets the definition name a Lease, or none (null), as nobody adopted it.
+pub async fn name_lease(plane: &ControlPlane, lease: Value) {
+    let api: Api<CustomResourceDefinition> = Api::all(plane.client().unwrap());
+    let change = json!({"metadata": {"annotations": {LEASE: lease, ADOPTED_FROM: null}}});
+    api.patch(DEFINITION, &PatchParams::default(), &Patch::Merge(&change))
+        .await
+        .unwrap();
+}
+
 impl Stage {
     pub async fn new(prefix: &str) -> Self {
         Self::on(plane().await, prefix).await
@@ -57,7 +70,31 @@ impl Stage {
             plane,
             namespace,
             folder: RunDir::create(prefix).unwrap(),
+            _turn: None,
         }
+    }
+
+    /// A namespace for controllers that elect a leader: the definition names its Lease. One test at a time has this control plane.
+    pub async fn elected(prefix: &str) -> Self {
+        static TURN: Mutex<()> = Mutex::const_new(());
+        static PLANE: OnceCell<ControlPlane> = OnceCell::const_new();
+        let turn = TURN.lock().await;
+        // Everything is built, by whoever needs it first.
+        shared().await;
+        let plane = PLANE.get_or_try_init(ControlPlane::start).await.unwrap();
+        plane.apply_crds(&crd_yaml()).await.unwrap();
+        let stage = Self::on(plane, prefix).await;
+        stage.rules().await;
+        Self {
+            _turn: Some(turn),
+            ..stage
+        }
+    }
+
+    /// Lets the definition name this namespace's Lease.
+    pub async fn rules(&self) {
+        let lease = format!("{}/promotion-controller", self.namespace);
+        name_lease(self.plane, json!(lease)).await;
     }
 
     /// Starts a controller for this namespace: without election and with the smallest settle time, unless `arguments` say

@@ -50,6 +50,17 @@ annotations:
 {{ default .Release.Namespace .Values.leaseNamespace }}
 {{- end }}
 
+{{- /* The Lease that the definition in the cluster names; else, where there is a cluster to ask, this release's. */}}
+{{- define "promotion-controller.lease" -}}
+{{- $crd := lookup "apiextensions.k8s.io/v1" "CustomResourceDefinition" "" "promotionrequests.ci.openshift.io" | default dict -}}
+{{- $named := get (dig "metadata" "annotations" dict $crd) "ci.openshift.io/lease" -}}
+{{- if $named -}}
+{{ $named }}
+{{- else if lookup "v1" "Namespace" "" "kube-system" -}}
+{{ include "promotion-controller.leaseNamespace" . }}/promotion-controller
+{{- end }}
+{{- end }}
+
 {{- define "promotion-controller.image" -}}
 {{- if .Values.image.digest -}}
 {{ .Values.image.repository }}@{{ .Values.image.digest }}

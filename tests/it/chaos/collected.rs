@@ -60,7 +60,7 @@ async fn what_distribution_collects_amid_requests_is_never_what_a_tag_or_a_displ
     let mut draws = StdRng::seed_from_u64(seed);
     let start = || Distribution::start(DistributionOptions::default());
     let (registry, source) = tokio::try_join!(start(), start()).unwrap();
-    let stage = Stage::new("chaos-collected").await;
+    let stage = Stage::elected("chaos-collected").await;
     let floats: Vec<String> = (0..3).map(|number| format!("f{number}")).collect();
     let mut begun = BTreeMap::new();
     for float in &floats[..2] {

@@ -83,5 +83,14 @@ async fn the_api_server_takes_what_kustomize_makes_of_deploy() {
     only(&made, "Namespace");
     only(&made, "CustomResourceDefinition");
     only(&made, "Deployment");
+    // Loudly not, before the image is said.
+    let apply = ["apply", "--dry-run=server", "-f", "-"];
+    let refused = plane.kubectl_with_input(&apply, &built).await.unwrap();
+    let words = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        words.contains("spec.template.spec.containers[0].image: Required value"),
+        "{words}"
+    );
+    let built = built.replace("image: \"\"", "image: registry.example.com/a:b");
     assert_eq!(taken(plane, &built).await, made.len());
 }

@@ -68,6 +68,7 @@ impl Ground {
         let host = self.registry.host();
         json!({
             "registries": ["127.0.0.1:*"],
+            "image": {"repository": "registry.example.com/promotion-controller"},
             "plainHttp": [host],
             "namespaces": [self.named.namespace],
             "policy": {"rules": [{

@@ -41,7 +41,7 @@ fn next_chart(folder: &RunDir) -> PathBuf {
     copy
 }
 
-fn copy_folder(from: &Path, to: &Path) {
+pub(super) fn copy_folder(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
@@ -145,6 +145,12 @@ async fn the_definition_goes_forward_with_the_chart_and_back_with_nothing() {
     let to_this = ["upgrade", "pc", this, "-n", &namespace];
     let to_next = ["upgrade", "pc", next, "-n", &namespace];
     let ours = env!("CARGO_PKG_VERSION");
+    // Who records what the next version's controller would.
+    let least = || {
+        let mut values = least();
+        values["statusWriters"] = json!(["admin"]);
+        values
+    };
 
     let told = helm.ok(&install, &least()).await;
     assert!(told.contains("registries   quay.io\n"), "{told}");
@@ -177,7 +183,7 @@ async fn the_definition_goes_forward_with_the_chart_and_back_with_nothing() {
     ];
     assert_eq!(
         kubectl(plane, &deployment, "").await,
-        format!("promotion-controller:{ours}")
+        format!("registry.example.com/promotion-controller:{ours}")
     );
     assert_eq!(version(plane).await, NEXT);
     assert_eq!(signature(plane, &namespace).await, "next");
@@ -238,5 +244,85 @@ async fn a_definition_that_was_applied_by_hand_is_taken_over_when_helm_is_told_t
     helm.ok(&["uninstall", "pc", "-n", &namespace], &Value::Null)
         .await;
     assert_eq!(version(plane).await, env!("CARGO_PKG_VERSION"));
+    clear(plane).await;
+}
+
+/// The Lease that the definition names.
+async fn lease(plane: &ControlPlane) -> String {
+    let path = r"jsonpath={.metadata.annotations.ci\.openshift\.io/lease}";
+    kubectl(plane, &["get", "crd", DEFINITION, "-o", path], "").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_definition_is_given_to_another_installation_by_adopting_alone() {
+    let (_turn, plane) = cluster().await;
+    clear(plane).await;
+    let namespace = plane.namespace("first").await.unwrap();
+    let next = plane.namespace("next").await.unwrap();
+    let helm = Helm::at(plane.kubeconfig()).await;
+    let folder = chart();
+    let folder = folder.to_str().unwrap();
+    let upgrade = ["upgrade", "--install", "pc", folder, "-n", &namespace];
+    let upgrade_next = [
+        "upgrade",
+        "--install",
+        "pc",
+        folder,
+        "--take-ownership",
+        "-n",
+        &next,
+    ];
+    let full = |namespace: &str| format!("{namespace}/promotion-controller");
+    helm.ok(&upgrade, &least()).await;
+    guarded(plane).await;
+    assert_eq!(lease(plane).await, full(&namespace));
+    let mut moved = least();
+    moved["leaseNamespace"] = json!(next);
+    let words = helm.refused(&upgrade, &moved).await;
+    let remedy = format!("adopt-lease --lease-namespace {next}` as an administrator first");
+    assert!(words.contains(&remedy), "{words}");
+    let words = helm.refused(&upgrade_next, &least()).await;
+    assert!(words.contains(&remedy), "{words}");
+    // By hand, by manifests that were rendered elsewhere, and by a definition without the annotation.
+    let naming = |name: &str| format!("ci.openshift.io/lease{name}");
+    for change in [naming("=other/promotion-controller"), naming("-")] {
+        let annotate = ["annotate", "crd", DEFINITION, &change, "--overwrite"];
+        let refused = plane.kubectl(&annotate).await.unwrap();
+        let words = String::from_utf8_lossy(&refused.stderr);
+        assert!(
+            words.contains("belongs to the installation whose Lease is"),
+            "{words}"
+        );
+    }
+    let refused = plane
+        .kubectl_with_input(&["replace", "-f", "-"], &crd_yaml())
+        .await
+        .unwrap();
+    assert!(!refused.status.success());
+    plane.apply_crds(&crd_yaml()).await.unwrap();
+    assert_eq!(lease(plane).await, full(&namespace));
+
+    let adopt = |namespace: &str| {
+        let program = env!("CARGO_BIN_EXE_promotion-controller");
+        std::process::Command::new(program)
+            .args(["adopt-lease", "--lease-namespace", namespace])
+            .env("KUBECONFIG", plane.kubeconfig())
+            .output()
+            .unwrap()
+    };
+    for to in [&next, &namespace, &next] {
+        let done = adopt(to);
+        assert!(done.status.success(), "{done:?}");
+        assert_eq!(lease(plane).await, full(to));
+    }
+    helm.refused(&upgrade, &least()).await;
+    helm.ok(&upgrade_next, &least()).await;
+    assert_eq!(lease(plane).await, full(&next));
+    // What its first revision holds names no other Lease either.
+    helm.ok(&["rollback", "pc", "1", "-n", &next], &Value::Null)
+        .await;
+    assert_eq!(lease(plane).await, full(&next));
+    helm.ok(&["uninstall", "pc", "-n", &next], &Value::Null)
+        .await;
     clear(plane).await;
 }

@@ -4,7 +4,10 @@ use serde_json::{Value, json};
 
 /// What has to be given.
 pub fn least() -> Value {
-    json!({"registries": ["quay.io"]})
+    json!({
+        "registries": ["quay.io"],
+        "image": {"repository": "registry.example.com/promotion-controller"},
+    })
 }
 
 fn rule() -> Value {
@@ -16,6 +19,8 @@ pub fn most() -> Value {
     json!({
         "registries": ["quay.io", "registry.*.ci.openshift.org", "127.0.0.1:5000"],
         "namespaces": ["ci", "ocp"],
+        "secretNames": ["push", "pull"],
+        "statusWriters": ["system:serviceaccount:velero:velero"],
         "plainHttp": ["127.0.0.1:5000", "registry.ci.svc"],
         "registryCa": [
             {"host": "registry.build02.ci.openshift.org", "configMap": "build02-ca"},
@@ -139,5 +144,14 @@ pub fn every() -> Vec<(&'static str, Value)> {
     single("a lease elsewhere", json!({"leaseNamespace": "ci"}));
     single("another name", json!({"nameOverride": "x"}));
     single("a proxy", json!({"proxy": {"https": "http://proxy:3128"}}));
+    single(
+        "a proxy with a password",
+        json!({"proxy": {"secret": "proxy", "no": ".svc"}}),
+    );
+    single(
+        "named Secrets",
+        json!({"namespaces": ["ci"], "secretNames": ["push"]}),
+    );
+    single("who restores", json!({"statusWriters": ["admin"]}));
     cases
 }

@@ -56,7 +56,9 @@ async fn deploy_is_what_the_chart_renders() {
         let text = lines
             .join("\n")
             .trim()
-            .replace("\n  annotations:\nspec:", "\nspec:");
+            .replace("\n  annotations:\nspec:", "\nspec:")
+            // What an overlay sets: the API server takes no container without an image.
+            .replace(&format!("\"set-me:{}\"", env!("CARGO_PKG_VERSION")), "\"\"");
         let into = if text.contains("kind: CustomResourceDefinition\n") {
             &mut definition
         } else {
@@ -248,6 +250,16 @@ async fn values_that_cannot_be_meant_are_refused_by_their_name() {
             json!({"networkPolicy": {"dnsPorts": []}}),
         ),
         ("/labels/n", json!({"labels": {"n": 1}})),
+        ("/secretNames/0", json!({"secretNames": ["*"]})),
+        (
+            "/statusWriters/0",
+            json!({"statusWriters": ["admin'] || ['"]}),
+        ),
+        (
+            "/proxy/https",
+            json!({"proxy": {"https": "http://me:secret@proxy:3128"}}),
+        ),
+        ("/proxy/secret", json!({"proxy": {"secret": "Proxy"}})),
         ("'regsitries'", json!({"regsitries": ["quay.io"]})),
         ("'enable'", json!({"networkPolicy": {"enable": false}})),
     ];
@@ -276,6 +288,49 @@ async fn without_registries_nothing_is_rendered_and_the_remedy_is_told() {
             words.contains("registries is empty: list the registries that may be contacted, for example --set 'registries={quay.io}'"),
             "{words}"
         );
+    }
+}
+
+#[tokio::test]
+async fn without_an_image_nothing_is_rendered_and_the_remedy_is_told() {
+    let folder = chart();
+    let template = ["template", "x", folder.to_str().unwrap()];
+    let values = json!({"registries": ["quay.io"]});
+    let words = Helm::alone().await.refused(&template, &values).await;
+    assert!(
+        words.contains("image.repository is empty: say where the image was pushed to"),
+        "{words}"
+    );
+}
+
+#[tokio::test]
+async fn a_proxy_with_a_password_is_read_from_its_secret_where_no_value_is_given() {
+    let mut values = least();
+    values["proxy"] = json!({"secret": "proxy", "no": ".svc"});
+    let rendered = objects(&Helm::alone().await.template("pc", &values).await);
+    let environment = container(&rendered)["env"].as_array().unwrap();
+    let of = |name: &str| environment.iter().find(|v| v["name"] == name).unwrap();
+    for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
+        let wanted = json!({"name": "proxy", "key": name, "optional": true});
+        assert_eq!(of(name)["valueFrom"]["secretKeyRef"], wanted);
+    }
+    assert_eq!(of("NO_PROXY")["value"], ".svc");
+}
+
+#[tokio::test]
+async fn only_named_secrets_are_read_where_the_values_name_them() {
+    let helm = Helm::alone().await;
+    for (names, wanted) in [(json!([]), Value::Null), (json!(["push"]), json!(["push"]))] {
+        let mut values = least();
+        values["namespaces"] = json!(["ci"]);
+        values["secretNames"] = names;
+        let rendered = objects(&helm.template("pc", &values).await);
+        let roles = of_kind(&rendered, "ClusterRole");
+        let secrets = roles
+            .iter()
+            .find(|role| role["rules"][0]["resources"] == json!(["secrets"]))
+            .unwrap();
+        assert_eq!(secrets["rules"][0]["resourceNames"], wanted);
     }
 }
 
@@ -419,19 +474,20 @@ async fn every_option_makes_the_objects_it_is_for_and_no_others() {
         ("RoleBinding", 1),
         ("Service", 1),
         ("ServiceAccount", 1),
-        ("ValidatingAdmissionPolicy", 1),
-        ("ValidatingAdmissionPolicyBinding", 1),
+        ("ValidatingAdmissionPolicy", 2),
+        ("ValidatingAdmissionPolicyBinding", 2),
     ];
     let all: BTreeMap<String, usize> = all.map(|(kind, n)| (kind.to_owned(), n)).into();
     for (case, values) in every() {
         let changed: &[(&str, usize)] = match case {
             "named namespaces" => &[("RoleBinding", 3)],
+            "named Secrets" => &[("RoleBinding", 2)],
             "all namespaces" => &[("ClusterRoleBinding", 2)],
             "policy" | "dashboard" => &[("ConfigMap", 1)],
             "no definition" => &[
                 ("CustomResourceDefinition", 0),
-                ("ValidatingAdmissionPolicy", 0),
-                ("ValidatingAdmissionPolicyBinding", 0),
+                ("ValidatingAdmissionPolicy", 1),
+                ("ValidatingAdmissionPolicyBinding", 1),
             ],
             "no roles for people" => &[("ClusterRole", 2)],
             "another's account" => &[("ServiceAccount", 0)],
@@ -442,8 +498,8 @@ async fn every_option_makes_the_objects_it_is_for_and_no_others() {
             "most" => &[
                 ("ConfigMap", 2),
                 ("CustomResourceDefinition", 0),
-                ("ValidatingAdmissionPolicy", 0),
-                ("ValidatingAdmissionPolicyBinding", 0),
+                ("ValidatingAdmissionPolicy", 1),
+                ("ValidatingAdmissionPolicyBinding", 1),
                 ("ClusterRole", 2),
                 ("ServiceAccount", 0),
                 ("ServiceMonitor", 1),
@@ -478,7 +534,10 @@ async fn every_object_carries_the_labels_and_annotations_and_is_in_the_namespace
         match kind {
             "RoleBinding" => bindings.push(namespace),
             "Role" => assert_eq!(namespace, "ci"),
-            "ClusterRole" | "ClusterRoleBinding" => assert_eq!(namespace, ""),
+            "ClusterRole"
+            | "ClusterRoleBinding"
+            | "ValidatingAdmissionPolicy"
+            | "ValidatingAdmissionPolicyBinding" => assert_eq!(namespace, ""),
             _ => assert_eq!(namespace, "pc", "{kind}"),
         }
         // Whoever pauses the controller makes this one, and an upgrade must not undo that.

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use k8s_openapi::api::authorization::v1::{SelfSubjectRulesReview, SelfSubjectRulesReviewSpec};
 use kube::Client;
-use kube::api::{Api, PostParams};
+use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::json;
 
 use super::ground::{Ground, NAME, PATIENCE};
@@ -240,9 +240,26 @@ const TABLE: &[(&str, &str, &str, &str, &str, bool)] = &[
         REFUSED,
     ),
     ("get", CORE, "serviceaccounts", "release", NAME, REFUSED),
-    // Nothing of the cluster.
+    // Nothing of the cluster but whose installation the definition belongs to.
     (
         "get",
+        CRDS,
+        "customresourcedefinitions",
+        "",
+        "promotionrequests.ci.openshift.io",
+        ALLOWED,
+    ),
+    (
+        "get",
+        CRDS,
+        "customresourcedefinitions",
+        "",
+        "others.example.com",
+        REFUSED,
+    ),
+    ("list", CRDS, "customresourcedefinitions", "", "", REFUSED),
+    (
+        "update",
         CRDS,
         "customresourcedefinitions",
         "",
@@ -273,6 +290,12 @@ const EVERYWHERE: &[(&str, &str, &str, &str)] = &[
     ("update", "ci.openshift.io", "promotionrequests/status", ""),
     ("create", "events.k8s.io", "events", ""),
     ("patch", "events.k8s.io", "events", ""),
+    (
+        "get",
+        "apiextensions.k8s.io",
+        "customresourcedefinitions",
+        "promotionrequests.ci.openshift.io",
+    ),
     // Those of everybody whom the API server knows.
     (
         "create",
@@ -369,7 +392,47 @@ async fn of_the_api_the_controller_may_use_what_it_needs_and_nothing_else() {
         tokio::time::sleep(LOOK).await;
     }
     people(&ground).await;
+    nobody_else_writes_status(&ground).await;
     ground.uninstall().await;
+}
+
+/// Not even an administrator, unless the values name who restores backups. A spec is changed as ever.
+async fn nobody_else_writes_status(ground: &Ground) {
+    let (_, images) = ground.request("q");
+    ground.named.create("q", &images).await;
+    let forged = json!({"status": {"committed": true, "phase": "BackedUp"}});
+    let api = ground.named.requests();
+    let (params, patch) = (PatchParams::default(), Patch::Merge(&forged));
+    // The policy acts a moment after it is there.
+    let end = Instant::now() + PATIENCE;
+    let refused = loop {
+        match api.patch_status("q", &params, &patch).await {
+            Err(kube::Error::Api(status)) => break status.message,
+            answer => assert!(Instant::now() < end, "{answer:?}"),
+        }
+        tokio::time::sleep(LOOK).await;
+    };
+    let account = format!("system:serviceaccount:{}:{NAME}", ground.release.namespace);
+    for word in [account.as_str(), "not admin", "statusWriters"] {
+        assert!(refused.contains(word), "{refused}");
+    }
+    let mut whole = ground.named.get("q").await;
+    whole.status = serde_json::from_value(forged["status"].clone()).ok();
+    let replaced = api
+        .replace_status("q", &PostParams::default(), &whole)
+        .await;
+    assert!(replaced.is_err(), "{replaced:?}");
+    ground
+        .named
+        .patch("q", &json!({"spec": {"suspend": true}}))
+        .await;
+    let mut values = ground.values();
+    values["statusWriters"] = json!(["admin"]);
+    ground.helm("upgrade", &values).await;
+    while let Err(error) = api.patch_status("q", &params, &patch).await {
+        assert!(Instant::now() < end, "{error}");
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 /// Who has view sees requests, who has edit or admin makes them, and status is nobody's but the controller's.

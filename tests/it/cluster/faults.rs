@@ -6,7 +6,7 @@ use promotion_controller::embedded::GateSpec;
 
 use super::ground::{Ground, PATIENCE, put, until, waits_for};
 use super::relay::{Call, Fault, Relay};
-use crate::stage::phase;
+use crate::stage::{Stage, phase};
 
 const ALWAYS: usize = usize::MAX;
 /// Beyond this an operator would ask what is wrong; what the watch promises, and a promotion.
@@ -64,7 +64,8 @@ async fn a_save_that_landed_and_was_sent_again_by_the_client_is_known_as_our_own
 #[tokio::test(flavor = "multi_thread")]
 async fn refusals_and_cuts_of_every_kind_delay_and_lose_nothing() {
     const FLOATS: usize = 6;
-    let (ground, relay) = ground("refusals").await;
+    let ground = Ground::of(Stage::elected("refusals").await).await;
+    let relay = Relay::start(ground.stage.plane, &ground.stage.folder).await;
     let olds: Vec<_> = (0..FLOATS).map(|n| ground.old(&format!("f{n}"))).collect();
     for call in [Call::Load, Call::Save] {
         relay.add(call, Fault::Refuse(500, None), 4, ALWAYS);

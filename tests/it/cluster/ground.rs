@@ -8,7 +8,7 @@ use promotion_controller::embedded::{Embedded, ImageSpec, Matcher, Options, Sett
 use serde_json::Value;
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
 
-use crate::stage::{Controller, LOOK, Stage, phase, spec};
+use crate::stage::{Controller, LOOK, Stage, name_lease, phase, spec};
 use crate::testbed::ControlPlane;
 
 pub const PATIENCE: Duration = Duration::from_mins(2);
@@ -37,6 +37,7 @@ pub async fn alone() -> (MutexGuard<'static, ()>, &'static ControlPlane) {
         plane.restart_apiserver().await.unwrap();
     }
     plane.apply_crds(&crd_yaml()).await.unwrap();
+    name_lease(plane, Value::Null).await;
     (turn, plane)
 }
 

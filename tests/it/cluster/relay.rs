@@ -196,7 +196,9 @@ impl Inner {
 fn call(request: &Request) -> Call {
     let uri = request.uri();
     let (path, query) = (uri.path(), uri.query().unwrap_or_default());
-    let Some((_, rest)) = path.split_once("/promotionrequests") else {
+    // The definition's own name begins so too.
+    let ours = path.strip_prefix("/apis/ci.openshift.io/");
+    let Some((_, rest)) = ours.and_then(|path| path.split_once("/promotionrequests")) else {
         return if path.contains("/leases") {
             Call::Lease
         } else {

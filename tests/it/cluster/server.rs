@@ -134,6 +134,7 @@ async fn supervised<T>(
 async fn a_leader_that_loses_its_lease_with_the_api_server_ends_and_the_next_one_finishes() {
     let (_turn, plane) = alone().await;
     let ground = Ground::of(Stage::on(plane, "outage").await).await;
+    ground.stage.rules().await;
     let lease = format!("--lease-namespace={}", ground.stage.namespace);
     let start = || ground.controller(&["--leader-elect=true", "--settle-seconds=12", &lease]);
     let work = async {
@@ -202,7 +203,7 @@ async fn a_definition_that_is_missing_at_first_or_made_anew_is_waited_for() {
     delete_definition(plane).await;
     let mut controller = ground.controller(&["--settle-seconds=8"]);
     until("a word about it", PATIENCE, || {
-        ground.stage.log().contains("the watch was interrupted")
+        ground.stage.log().contains("is not there: apply the CRD")
     })
     .await;
     plane.apply_crds(&crd_yaml()).await.unwrap();

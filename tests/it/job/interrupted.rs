@@ -60,6 +60,9 @@ async fn a_job_ended_before_the_commit_cancels_its_request_and_no_float_moves() 
         .gate(GateSpec::before(source.repository("src/f")));
     let mut job = Job::start(&ground.stage, &asked.kubeconfig, "1", &[&asked.image]).await;
     ground.stage.reached(&gate).await;
+    // As coreutils' timeout does.
+    job.process.signal(Signal::Terminate);
+    job.until_said("setting spec.cancel").await;
     job.process.signal(Signal::Terminate);
     let ended = job.ended().await;
     ended.assert_failed("Cancelled");

@@ -22,7 +22,7 @@ const RUNBOOK: [&str; 8] = [
     "paused",
 ];
 /// What a scrape adds to every series, and the grouping of histograms.
-const ADDED: [&str; 5] = ["namespace", "pod", "job", "instance", "le"];
+const ADDED: [&str; 6] = ["namespace", "cluster", "pod", "job", "instance", "le"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -8,7 +8,7 @@ use promotion_controller::embedded::{
 };
 use serde_json::json;
 
-use super::ground::{Ground, put, verdict};
+use super::ground::{Ground, Run, put, verdict};
 
 /// What becomes of the write at which a run is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,6 +149,9 @@ async fn a_terminated_run_records_the_write_that_was_sent_and_is_taken_up() {
     running
         .says("tag writes that were sent are waited for")
         .await;
+    // As coreutils' timeout does, to the process and to its group.
+    running.terminate().await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
     gate.open();
     let run = running.ended().await.exits(1);
     assert!(run.stderr.contains("call it again"), "{}", run.stderr);
@@ -257,4 +260,65 @@ async fn children_collected_between_their_push_and_that_of_their_index_are_broug
     }
     assert_eq!(ground.registry.tag("ci", "a"), Some(index.digest()));
     ground.assert_never_dangling();
+}
+
+/// The command of [`Ground::command`] with the documents on standard input.
+async fn piped(ground: &Ground, arguments: &[&str]) -> Run {
+    let text = std::fs::read(ground.folder.join("requests.yaml")).unwrap();
+    let mut command = ground.command(arguments);
+    let args: Vec<_> = command.as_std().get_args().map(ToOwned::to_owned).collect();
+    let args = args.into_iter().map(|argument| {
+        if argument == "requests.yaml" {
+            "-".into()
+        } else {
+            argument
+        }
+    });
+    let mut anew = tokio::process::Command::new(command.as_std().get_program());
+    anew.args(args)
+        .current_dir(ground.folder.path())
+        .env_clear()
+        .env("HOME", ground.folder.join("home"))
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .kill_on_drop(true);
+    command = anew;
+    let mut child = command.spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut input, &text)
+        .await
+        .unwrap();
+    drop(input);
+    let output = tokio::time::timeout(super::ground::PATIENCE, child.wait_with_output())
+        .await
+        .unwrap()
+        .unwrap();
+    Run {
+        code: output.status.code(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_state_of_standard_input_is_kept_only_where_it_is_named() {
+    let ground = ground().await;
+    let files = || {
+        let names = std::fs::read_dir(ground.folder.path()).unwrap();
+        let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names
+            .filter(|name| name != "home" && name != ".lock")
+            .collect();
+        names.sort();
+        names
+    };
+    piped(&ground, &[]).await.exits(0);
+    assert_eq!(files(), ["requests.yaml"]);
+    // Another input does not meet the state of the first.
+    let other = ground.request("two", &[(":a", "z")], &json!({}));
+    ground.documents(&[other]);
+    piped(&ground, &[]).await.exits(0);
+    piped(&ground, &["--state=kept.yaml"]).await.exits(0);
+    assert_eq!(files(), ["kept.yaml", "kept.yaml.lock", "requests.yaml"]);
 }

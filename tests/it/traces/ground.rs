@@ -295,6 +295,7 @@ impl Inside {
             let _inside = runtime.enter();
             Config {
                 client: stage.plane.client().unwrap(),
+                server: stage.plane.server().to_owned(),
                 namespace: Some(stage.namespace.clone()),
                 lease_namespace: None,
                 brake_namespace: stage.namespace.clone(),
