@@ -87,6 +87,20 @@ impl Refusal {
         self
     }
 
+    /// Harbor says this of a manifest or a repository that is not there.
+    pub(super) fn not_found(mut self, repository: &str, reference: &str) -> Self {
+        let mark = if reference.contains(':') { '@' } else { ':' };
+        for (code, message, _) in &mut self.errors {
+            *message = match *code {
+                "MANIFEST_UNKNOWN" => format!("artifact {repository}{mark}{reference} not found"),
+                "NAME_UNKNOWN" => format!("repository {repository} not found"),
+                _ => continue,
+            };
+            *code = "NOT_FOUND";
+        }
+        self
+    }
+
     pub(super) fn response(self) -> Response {
         let errors: Vec<Value> = self
             .errors
@@ -214,6 +228,7 @@ pub(super) fn faulty(action: &Action) -> Option<Response> {
             };
             (response, *retry_after)
         }
+        Action::LieMount => (empty(StatusCode::CREATED), None),
         _ => return None,
     };
     let mut response = response;

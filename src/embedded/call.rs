@@ -155,7 +155,7 @@ impl Call {
         // By its realm a client knows quay.
         let realm = match self.settings.dialect {
             Dialect::Quay => "v2/auth",
-            Dialect::Distribution => "token",
+            Dialect::Distribution | Dialect::Harbor | Dialect::Ecr => "token",
         };
         let mut challenge = format!("Bearer realm=\"http://{host}/{realm}\",service=\"{host}\"");
         if !self.entry.repository.is_empty() {

@@ -178,6 +178,12 @@ pub enum Action {
     TagExpired,
     /// A mount is not done: 202 with an upload session.
     RefuseMount,
+    /// A mount is not done, and 201 says that it is. Other requests pass.
+    LieMount,
+    /// Does the work and leaves `Location` out of the answer.
+    NoLocation,
+    /// 307 to the same place, once for each request: there it is taken.
+    RedirectWrite,
     /// A late write: the body is read at once, the work done when the hold is released (`release_held`) or over, whether the
     /// client is still there or not. Where it is not, the log says `dropped`; the tag's history shows the write.
     HoldWrite {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Request, State};
-use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderName, HeaderValue};
+use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderName, HeaderValue, LOCATION};
 use axum::http::request::Parts;
 use axum::http::{Method, StatusCode};
 use axum::response::Response;
@@ -26,7 +26,7 @@ use super::log::{Entry, Log, Phase};
 use super::manifest::Manifest;
 use super::names::{self, Kind, Target};
 use super::recall::{Bucket, Recall};
-use super::settings::{Options, Settings};
+use super::settings::{Dialect, Options, Settings};
 use super::store::Store;
 use super::uploads::Uploads;
 use super::wire::Line;
@@ -193,6 +193,15 @@ async fn struck(mut call: Call) -> Option<Response> {
             }
             Action::DropConnection => return None,
             Action::ReadOnly if !call.entry.is_write() => {}
+            Action::LieMount if call.query("mount").is_none() => {}
+            Action::RedirectWrite if call.query("moved").is_none() => {
+                let (path, query) = (&call.entry.path, &call.entry.query);
+                let mut response = answers::empty(StatusCode::TEMPORARY_REDIRECT);
+                let location = format!("{path}?{query}&moved=1");
+                answers::set(response.headers_mut(), LOCATION, &location);
+                call.drain().await;
+                return Some(response);
+            }
             _ => {
                 if let Some(response) = answers::faulty(action) {
                     call.drain().await;
@@ -228,6 +237,12 @@ async fn work(mut call: Call) -> Response {
     call.drain().await;
     let mut response = result.unwrap_or_else(|refusal| {
         let refusal = if expired { refusal.expired() } else { refusal };
+        let refusal = match (call.settings.dialect, call.entry.kind) {
+            (Dialect::Harbor, Kind::Manifest) if !call.entry.is_write() => {
+                refusal.not_found(&call.entry.repository, &call.entry.reference)
+            }
+            _ => refusal,
+        };
         refusal.response()
     });
     let version = HeaderName::from_static("docker-distribution-api-version");

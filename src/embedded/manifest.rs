@@ -35,7 +35,7 @@ pub struct Manifest {
     pub media_type: &'static str,
     /// As they were pushed.
     pub bytes: Bytes,
-    /// Its config and its layers but for foreign ones, each once.
+    /// Its config and its layers but for those that lie elsewhere, each once.
     pub blobs: Vec<Digest>,
     /// The manifests of an index or list, each once.
     pub children: Vec<Digest>,
@@ -163,7 +163,7 @@ impl Manifest {
             blobs.extend(
                 layers
                     .iter()
-                    .filter(|layer| !layer.is_foreign())
+                    .filter(|layer| !layer.lies_elsewhere())
                     .map(|layer| layer.digest),
             );
         }
@@ -187,11 +187,9 @@ impl Manifest {
 }
 
 impl Descriptor {
-    /// Foreign layers lie elsewhere: a registry need not have them.
-    fn is_foreign(&self) -> bool {
-        self.media_type.contains(".foreign.")
-            || self.media_type.contains("nondistributable")
-            || !self.urls.is_empty()
+    /// Layers that say where they lie need not be in the registry, whatever their type.
+    fn lies_elsewhere(&self) -> bool {
+        !self.urls.is_empty()
     }
 }
 
@@ -220,16 +218,18 @@ mod tests {
             "layers": [
                 {"mediaType": "l", "digest": Digest::of(b"one")},
                 {"mediaType": "l", "digest": Digest::of(b"one")},
-                {"mediaType": "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", "digest": Digest::of(b"far")},
+                {"mediaType": "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", "digest": Digest::of(b"far"), "urls": ["http://elsewhere"]},
+                {"mediaType": "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", "digest": Digest::of(b"near")},
                 {"mediaType": "l", "digest": Digest::of(b"linked"), "urls": ["http://elsewhere"]},
             ],
         })
     }
 
     #[test]
-    fn blobs_are_named_once_and_foreign_layers_not_at_all() {
+    fn blobs_are_named_once_and_layers_that_lie_elsewhere_not_at_all() {
         let manifest = parse(Some(OCI_MANIFEST), &image()).unwrap();
-        assert_eq!(manifest.blobs, [Digest::of(b"config"), Digest::of(b"one")]);
+        let held = [b"config".as_slice(), b"one", b"near"].map(Digest::of);
+        assert_eq!(manifest.blobs, held);
         assert_eq!(manifest.artifact_type.as_deref(), Some("c"));
     }
 

@@ -115,7 +115,7 @@ fn is_accepted(call: &Call, media_type: &str) -> bool {
 
 /// What a client gets that does not accept what is stored.
 fn converted(call: &Call, tag: &str, manifest: &Manifest) -> Result<Response, Refusal> {
-    if call.settings.dialect == Dialect::Distribution {
+    if call.settings.dialect != Dialect::Quay {
         let message = format!(
             "the manifest is stored as {}: accept that",
             manifest.media_type
@@ -215,8 +215,26 @@ fn refuse_immutable(
         && let Some(tag) = tag
         && exists(tag)
     {
-        let message = format!("tag `{tag}` is immutable");
-        return Err(Refusal::new(StatusCode::CONFLICT, "TAG_IMMUTABLE", message));
+        let repository = &call.entry.repository;
+        return Err(match call.settings.dialect {
+            Dialect::Harbor => {
+                let message = format!(
+                    "Failed to process request due to '{repository}:{tag}' configured as immutable."
+                );
+                Refusal::new(StatusCode::PRECONDITION_FAILED, "PRECONDITION", message)
+            }
+            Dialect::Ecr => {
+                let message = format!(
+                    "The image tag '{tag}' already exists in the '{repository}' repository and cannot be overwritten \
+                    because the repository is immutable."
+                );
+                Refusal::new(StatusCode::BAD_REQUEST, "TAG_INVALID", message)
+            }
+            Dialect::Quay | Dialect::Distribution => {
+                let message = format!("tag `{tag}` is immutable");
+                Refusal::new(StatusCode::CONFLICT, "TAG_IMMUTABLE", message)
+            }
+        });
     }
     Ok(())
 }
@@ -241,7 +259,7 @@ fn rejected(error: StoreError, dialect: Dialect) -> Refusal {
                 json!({"message": message}),
             )
         }
-        Dialect::Distribution => {
+        Dialect::Distribution | Dialect::Harbor | Dialect::Ecr => {
             let mut missing = blobs
                 .iter()
                 .chain(&children)
@@ -281,7 +299,7 @@ pub(super) fn list_tags(call: &Call) -> Result<Response, Refusal> {
     let asked = call.query("n").and_then(|n| n.parse::<usize>().ok());
     let page = match call.settings.dialect {
         Dialect::Quay => asked.unwrap_or(QUAY_PAGE).min(QUAY_PAGE),
-        Dialect::Distribution => asked.unwrap_or(usize::MAX),
+        Dialect::Distribution | Dialect::Harbor | Dialect::Ecr => asked.unwrap_or(usize::MAX),
     };
     let last = call.query("last").unwrap_or_default();
     let mut store = call.registry.store();

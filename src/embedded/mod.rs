@@ -15,7 +15,8 @@
 //!   index may lack children ([`Settings::sparse`]), a digest resolves one level below a tag ([`Settings::one_level`]), and one rate
 //!   holds for manifests and blobs together ([`Settings::rate`]).
 //!
-//! [`Dialect::Distribution`] switches to the other registry's ways in the last two.
+//! [`Dialect::Distribution`] switches to the other registry's ways in the last two; [`Dialect::Harbor`] and [`Dialect::Ecr`] do so
+//! too, with the words of their own for what is not there and what must not move.
 //!
 //! # In reading order
 //!

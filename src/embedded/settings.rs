@@ -31,6 +31,10 @@ pub enum Dialect {
     Quay,
     /// CNCF distribution: `MANIFEST_BLOB_UNKNOWN` for each unknown blob, 400 without a fitting `Accept`.
     Distribution,
+    /// Harbor: as distribution; a manifest that is not there is `NOT_FOUND`, an immutable tag a 412 `PRECONDITION`.
+    Harbor,
+    /// ECR: as distribution; an immutable tag is a 400 `TAG_INVALID`.
+    Ecr,
 }
 
 /// What may be switched at run time.

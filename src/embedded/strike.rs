@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::HeaderValue;
-use axum::http::header::CONTENT_LENGTH;
+use axum::http::header::{CONTENT_LENGTH, LOCATION};
 use axum::response::Response;
 use bytes::Bytes;
 use futures::stream::{self, Stream, StreamExt as _};
@@ -31,6 +31,10 @@ pub(super) fn body(mut response: Response, actions: &[Action]) -> Response {
                 response
             }
             Action::LieLength { by } => with_length(response, *by),
+            Action::NoLocation => {
+                response.headers_mut().remove(LOCATION);
+                response
+            }
             Action::Corrupt { at } => {
                 let at = *at;
                 response.map(|body| Body::from_stream(corrupted(body, at)))

@@ -100,7 +100,12 @@ impl Registry {
             }
         }
         if session.is_some() || !self.has_blob(job, blob).await? {
-            self.transfer(job, blob, session).await?;
+            match self.transfer(job, blob, session).await {
+                Err(error) if blob.elsewhere && error.reason == Reason::SourceIncomplete => {
+                    return Ok(());
+                }
+                transferred => transferred?,
+            }
         }
         let (there, mounted) = (true, false);
         self.0.blobs.insert(key, Brought { there, mounted });
@@ -148,15 +153,17 @@ impl Registry {
                     return Ok(Mount::Mounted);
                 }
                 Err(Failure::Unsettled(_)) => continue,
-                // Distribution refuses the whole request where the right to pull is missing.
-                Err(Failure::Refused(error)) if matches!(error.status(), Some(401 | 403)) => {
+                // A refusal is no reason not to send the blob: distribution's is that the right to pull is missing.
+                Err(Failure::Refused(error)) if matches!(error.status(), Some(400..500)) => {
                     return Ok(Mount::Declined);
                 }
                 Err(failure) => return Err(failure.into_error()),
             };
             return Ok(match reply.status() {
                 StatusCode::CREATED => Mount::Mounted,
-                StatusCode::ACCEPTED => Mount::Session(self.location(&reply, &access, &what)?),
+                StatusCode::ACCEPTED => self
+                    .location(&reply, &access, &what)
+                    .map_or(Mount::Declined, Mount::Session),
                 _ => Mount::Declined,
             });
         }

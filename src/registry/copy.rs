@@ -46,8 +46,8 @@ pub(super) struct Plan {
 }
 
 impl Registry {
-    /// Brings everything `manifest` references (config, layers but foreign ones, child manifests) from `from` to `to`. The
-    /// manifest itself is not put. Within one repository there is nothing to do; on one host blobs are mounted where the push
+    /// Brings everything `manifest` references (config, layers, child manifests) from `from` to `to`. Of layers that are not to be
+    /// distributed, those that say where they are fetched from may be missing at the source. The manifest itself is not put. Within one repository there is nothing to do; on one host blobs are mounted where the push
     /// credential may pull the source; otherwise what the target does not have is streamed.
     ///
     /// # Errors

@@ -22,7 +22,6 @@ use super::endpoint::Endpoint;
 use super::error::Error;
 use super::labels::Capture;
 use super::manifest::Blob;
-use super::reply::Refusal;
 use super::transport::Failure;
 use crate::image::{Digest, Repository};
 use crate::machine::Reason;
@@ -270,16 +269,16 @@ impl Registry {
                 Ok(reply.response)
             }
             StatusCode::PARTIAL_CONTENT if offset > 0 => Ok(reply.response),
-            StatusCode::NOT_FOUND if !reply.elsewhere => {
+            StatusCode::NOT_FOUND => {
+                let absence = reply.absence(&what, false).await;
+                absence.map_err(Failure::Refused)?;
                 let message = format!("{what}: the source image misses this blob; rebuild it");
                 Err(Failure::Refused(Error::attempt(
                     Reason::SourceIncomplete,
                     message,
                 )))
             }
-            _ => Err(Failure::Refused(
-                reply.refusal(&what, Refusal::OfRead).await,
-            )),
+            _ => Err(Failure::Refused(reply.refusal(&what).await)),
         }
     }
 }

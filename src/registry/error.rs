@@ -1,7 +1,7 @@
 //! What can go wrong at a registry, and how it counts.
 //!
 //! In comes what a registry answered (status, error envelope, any body at all); out comes an [`Error`] with one of the program's
-//! reasons, its class, and one line of text that names the object and the remedy. Guaranteed: that line is at most 256
+//! reasons, its class (both by the table of `dialect`), and one line of text that names the object and the remedy. Guaranteed: that line is at most 256
 //! characters, carries no secret and no URL, and at most 200 characters of a registry's own words.
 
 use std::path::PathBuf;
@@ -9,17 +9,20 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use oci_client::errors::{OciEnvelope, OciErrorCode};
 use reqwest::StatusCode;
 use reqwest::header::HeaderValue;
+use serde_json::Value;
 
 use super::credential::Credential;
+use super::dialect::{Asked, Meaning, meaning, words};
 use crate::machine::Reason;
 
 /// The longest message of an [`Error`], in characters.
 const MESSAGE_MAX: usize = 256;
 /// How much of a registry's own words goes into a message, in characters.
 const QUOTE_MAX: usize = 200;
+/// How much of a page that is no envelope is read for its words.
+const PAGE_MAX: usize = 2048;
 
 /// How an error counts against a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +49,7 @@ pub struct Error {
     /// One line, at most 256 characters, without secrets and URLs.
     pub message: String,
     status: Option<StatusCode>,
+    meaning: Option<Meaning>,
     cut: bool,
 }
 
@@ -89,6 +93,7 @@ impl Error {
             class,
             message: one_line(message.as_ref(), MESSAGE_MAX),
             status: None,
+            meaning: None,
             cut: false,
         }
     }
@@ -97,6 +102,11 @@ impl Error {
     #[must_use]
     pub fn status(&self) -> Option<u16> {
         self.status.map(|s| s.as_u16())
+    }
+
+    /// What the registry's answer means, where it rests on one.
+    pub(super) fn meaning(&self) -> Option<Meaning> {
+        self.meaning
     }
 
     pub(super) fn with_status(mut self, status: StatusCode) -> Self {
@@ -132,207 +142,132 @@ pub enum BuildError {
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) status: StatusCode,
-    /// The error envelope's first code, where the body is one.
-    code: Option<OciErrorCode>,
-    /// Every message and detail of the envelope in lower case, for the few cases that only the text tells apart.
+    /// What was asked.
+    asked: Asked,
+    /// The first code of the error envelope; empty where the body is none.
+    code: String,
+    /// What is said, as the table compares it.
     words: String,
     quote: String,
 }
 
 impl Answer {
     /// Reads a refusal's body, which may be anything: JSON, HTML, nothing.
-    pub(super) fn read(status: StatusCode, body: &[u8]) -> Self {
-        Self::read_hiding(&[], status, body)
+    pub(super) fn read(asked: Asked, status: StatusCode, body: &[u8]) -> Self {
+        Self::read_hiding(&[], asked, status, body)
     }
 
     /// As [`Answer::read`]; these secrets are not quoted, should the registry say them back.
-    pub(super) fn read_hiding(secrets: &[String], status: StatusCode, body: &[u8]) -> Self {
-        let Ok(envelope) = serde_json::from_slice::<OciEnvelope>(body) else {
-            let words = String::from_utf8_lossy(body.get(..2048).unwrap_or(body)).to_lowercase();
+    pub(super) fn read_hiding(
+        secrets: &[String],
+        asked: Asked,
+        status: StatusCode,
+        body: &[u8],
+    ) -> Self {
+        let errors = errors(body);
+        let Some(first) = errors.first() else {
+            let said = String::from_utf8_lossy(body.get(..PAGE_MAX).unwrap_or(body));
             return Self {
                 status,
-                code: None,
-                words,
+                asked,
+                code: String::new(),
+                words: words(&said),
                 quote: String::new(),
             };
         };
-        let mut words = String::new();
-        for error in &envelope.errors {
-            words.push_str(&error.message.to_lowercase());
-            words.push(' ');
-            words.push_str(&error.detail.to_string().to_lowercase());
-            words.push(' ');
-        }
-        let first = envelope.errors.into_iter().next();
-        let quote = first.as_ref().map_or_else(String::new, |error| {
-            let code = one_line(&hiding(secrets, code_name(&error.code)), 40);
-            let message = hiding(secrets, error.message.clone());
-            if message.is_empty() {
-                code
-            } else {
-                format!("{code}: {}", one_line(&message, QUOTE_MAX))
+        let said = errors
+            .iter()
+            .map(|e| format!("{} {} ", e.message, e.detail));
+        let code = one_line(&hiding(secrets, first.code.clone()), 40);
+        let parts = [first.message.as_str(), first.reason()];
+        let mut quote = code;
+        for part in parts {
+            let part = hiding(secrets, part.to_owned());
+            if !part.is_empty() && !quote.contains(&part) {
+                quote = format!("{quote}: {part}");
             }
-        });
+        }
         Self {
             status,
-            code: first.map(|e| e.code),
-            words,
-            quote,
+            asked,
+            words: words(&said.collect::<String>()),
+            quote: one_line(&quote, QUOTE_MAX),
+            code: errors.into_iter().next().unwrap_or_default().code,
         }
     }
 
-    fn is(&self, code: &OciErrorCode) -> bool {
-        self.code.as_ref() == Some(code)
+    /// What the table says that it means.
+    pub(super) fn meaning(&self) -> Meaning {
+        meaning(self.asked, self.status.as_u16(), &self.code, &self.words)
     }
 
     /// Whether the registry's error has this code.
     pub(super) fn has_code(&self, code: &str) -> bool {
-        self.code.as_ref().is_some_and(|own| code_name(own) == code)
+        self.code.eq_ignore_ascii_case(code)
     }
 
-    fn is_other(&self, code: &str) -> bool {
-        matches!(&self.code, Some(OciErrorCode::Other(other)) if other == code)
-    }
-
-    /// A 404 by which the registry itself says that the manifest or the repository is not there. A bare 404 (a proxy, a
+    /// A 404 by which the registry itself says that what was asked for, or its repository, is not there. A bare 404 (a proxy, a
     /// wrong path, a HEAD) does not say that.
     pub(super) fn says_absent(&self) -> bool {
-        self.status == StatusCode::NOT_FOUND
-            && (self.is(&OciErrorCode::ManifestUnknown)
-                || self.is(&OciErrorCode::NameUnknown)
-                || self.is_other("TAG_EXPIRED"))
+        self.meaning() == Meaning::Absent
     }
 
-    /// A manifest refused because something it references is unknown there. Quay says so with `MANIFEST_INVALID` and a text
-    /// alone ("Unknown blob", and others for a child manifest).
-    pub(super) fn says_content_missing(&self) -> bool {
-        let unknown = ["unknown", "could not find", "could not load", "not found"]
-            .iter()
-            .any(|words| self.words.contains(words));
-        matches!(self.status, StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST)
-            && (self.is(&OciErrorCode::ManifestBlobUnknown)
-                || self.is(&OciErrorCode::ManifestUnknown)
-                || self.is(&OciErrorCode::BlobUnknown)
-                || (self.is(&OciErrorCode::ManifestInvalid) && unknown))
-    }
-
-    /// The registry holds the tag immutable (quay's codes).
-    pub(super) fn says_immutable(&self) -> bool {
-        self.status == StatusCode::CONFLICT
-            && (self.is_other("TAG_IMMUTABLE") || self.is_other("TAG_ALREADY_EXISTS"))
-    }
-
-    /// A write refused because the whole registry is read-only: quay answers 405 `DENIED`, or Flask's "METHOD NOT ALLOWED".
-    /// A disabled namespace answers 405 `DENIED` as well and is no maintenance.
-    pub(super) fn says_read_only(&self) -> bool {
-        let words = &self.words;
-        self.status == StatusCode::METHOD_NOT_ALLOWED
-            && !self.is(&OciErrorCode::Unsupported)
-            && !(words.contains("namespace") && words.contains("disabled"))
-            && (self.is(&OciErrorCode::Denied)
-                || words.contains("method not allowed")
-                || words.contains("readonly")
-                || words.contains("read-only"))
-    }
-
-    /// An upload session that the registry no longer knows or cannot go on with: the blob starts anew.
-    pub(super) fn says_session_lost(&self) -> bool {
-        self.status == StatusCode::RANGE_NOT_SATISFIABLE
-            || self.is(&OciErrorCode::BlobUploadUnknown)
-            || self.is(&OciErrorCode::BlobUploadInvalid)
-    }
-
-    /// The class of this refusal. `what` names the object, `write` tells whether it was to be changed.
-    pub(super) fn error(&self, what: &str, write: bool) -> Error {
+    /// The class of this refusal. `what` names the object.
+    pub(super) fn error(&self, what: &str) -> Error {
+        let meaning = self.meaning();
+        let (reason, class, text, remedy) = meaning.verdict();
         let said = if self.quote.is_empty() {
             String::new()
         } else {
             format!(" ({})", self.quote)
         };
-        let status = self.status.as_u16();
-        let error = match status {
-            401 => Error::terminal(
-                Reason::Unauthorized,
-                format!("{what}: the registry wants another credential{said}; renew it"),
-            ),
-            403 if self.words.contains("quota") => Error::terminal(
-                Reason::QuotaExceeded,
-                format!("{what}: the quota is used up{said}; raise it or remove tags"),
-            ),
-            403 => Error::terminal(
-                Reason::PermissionDenied,
-                format!("{what}: the credential lacks the right{said}; grant it"),
-            ),
-            404 if write && self.is(&OciErrorCode::NameUnknown) => Error::terminal(
-                Reason::PermissionDenied,
-                format!(
-                    "{what}: the repository does not exist and the account may not create it; create it"
-                ),
-            ),
-            400 | 404 if self.says_content_missing() && write => Error::attempt(
-                Reason::ManifestRejected,
-                format!("{what}: the registry misses content of this manifest{said}"),
-            ),
-            400 if self.is(&OciErrorCode::ManifestInvalid) => Error::attempt(
-                Reason::ManifestRejected,
-                format!("{what}: the registry refuses the manifest{said}"),
-            ),
-            400 if self.is(&OciErrorCode::DigestInvalid) || self.is(&OciErrorCode::SizeInvalid) => {
-                Error::attempt(
-                    Reason::DigestMismatch,
-                    format!("{what}: the registry received other content than was named{said}"),
-                )
-            }
-            400 if self.is(&OciErrorCode::NameInvalid) || self.is(&OciErrorCode::TagInvalid) => {
-                Error::terminal(
-                    Reason::InvalidSpec,
-                    format!("{what}: the registry does not accept this name{said}; choose another"),
-                )
-            }
-            408 | 500 | 502..=504 | 506..=599 => Error::wait(
-                Reason::RegistryUnavailable,
-                None,
-                format!("{what}: the registry answered {status}"),
-            ),
-            405 if self.says_read_only() => Error::wait(
-                Reason::RegistryReadOnly,
-                None,
-                format!("{what}: the registry is read-only{said}"),
-            ),
-            409 if self.says_immutable() => Error::terminal(
-                Reason::TagImmutable,
-                format!(
-                    "{what}: the registry holds this tag immutable; lift that or choose another float"
-                ),
-            ),
-            413 => Error::terminal(
-                Reason::TooLarge,
-                format!("{what}: too large for the registry{said}"),
-            ),
-            415 => Error::terminal(
-                Reason::UnsupportedManifest,
-                format!("{what}: the registry does not accept this media type{said}"),
-            ),
-            429 => Error::wait(
-                Reason::RateLimited,
-                None,
-                format!("{what}: the registry limits the rate"),
-            ),
-            _ => Error::attempt(
-                Reason::RegistryError,
-                format!("{what}: the registry answered {status}{said}"),
-            ),
+        let text = if text.is_empty() {
+            format!("the registry answered {}", self.status.as_u16())
+        } else {
+            text.to_owned()
         };
-        error.with_status(self.status)
+        let error = Error::new(reason, class, format!("{what}: {text}{said}{remedy}"));
+        Error {
+            meaning: Some(meaning),
+            ..error.with_status(self.status)
+        }
     }
 }
 
-/// The code as it stands on the wire.
-fn code_name(code: &OciErrorCode) -> String {
-    match serde_json::to_value(code) {
-        Ok(serde_json::Value::String(name)) => name,
-        _ => String::new(),
+/// One error of an envelope.
+#[derive(Debug, Default)]
+struct Said {
+    code: String,
+    message: String,
+    detail: Value,
+}
+
+impl Said {
+    /// Why, where it stands in the detail (quay), which may be that alone.
+    fn reason(&self) -> &str {
+        let detail = self.detail.get("message").unwrap_or(&self.detail);
+        detail.as_str().unwrap_or_default()
     }
+}
+
+/// The errors of an envelope, as far as they can be read: none where it is none.
+fn errors(body: &[u8]) -> Vec<Said> {
+    let envelope: Value = serde_json::from_slice(body).unwrap_or_default();
+    let Some(Value::Array(errors)) = envelope.get("errors") else {
+        return Vec::new();
+    };
+    let text = |error: &Value, field: &str| match error.get(field) {
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Number(number)) => number.to_string(),
+        _ => String::new(),
+    };
+    let errors = errors.iter().filter(|error| error.is_object());
+    let said = errors.map(|error| Said {
+        code: text(error, "code"),
+        message: text(error, "message"),
+        detail: error.get("detail").cloned().unwrap_or_default(),
+    });
+    said.collect()
 }
 
 /// What a request showed, and what that was had with: no message may.
@@ -397,126 +332,59 @@ mod tests {
 
     use super::*;
 
-    fn answer(status: u16, code: &str, message: &str) -> Answer {
-        let body =
-            format!(r#"{{"errors":[{{"code":"{code}","message":"{message}","detail":{{}}}}]}}"#);
-        Answer::read(StatusCode::from_u16(status).unwrap(), body.as_bytes())
+    fn read(status: u16, body: &str) -> Answer {
+        let status = StatusCode::from_u16(status).unwrap();
+        Answer::read(Asked::Manifest, status, body.as_bytes())
     }
 
     #[test]
-    fn only_a_typed_404_says_absent() {
-        for code in ["MANIFEST_UNKNOWN", "NAME_UNKNOWN", "TAG_EXPIRED"] {
-            assert!(answer(404, code, "").says_absent(), "{code}");
-            assert!(!answer(400, code, "").says_absent(), "{code}");
-        }
-        assert!(!answer(404, "BLOB_UNKNOWN", "").says_absent());
-        assert!(!Answer::read(StatusCode::NOT_FOUND, b"<html>404</html>").says_absent());
-        assert!(!Answer::read(StatusCode::NOT_FOUND, b"").says_absent());
-        assert!(!Answer::read(StatusCode::NOT_FOUND, br#"{"errors":[]}"#).says_absent());
-    }
-
-    #[test]
-    fn quays_manifest_invalid_is_told_apart_by_its_text() {
-        assert!(
-            answer(
-                400,
-                "MANIFEST_INVALID",
-                "manifest invalid: Unknown blob `x`"
-            )
-            .says_content_missing()
-        );
-        assert!(!answer(400, "MANIFEST_INVALID", "manifest invalid").says_content_missing());
-        assert!(answer(404, "MANIFEST_BLOB_UNKNOWN", "").says_content_missing());
-    }
-
-    #[test]
-    fn maintenance_is_told_from_a_disabled_namespace() {
-        assert!(answer(405, "DENIED", "System is currently read-only").says_read_only());
-        assert!(
-            Answer::read(StatusCode::METHOD_NOT_ALLOWED, b"METHOD NOT ALLOWED").says_read_only()
-        );
-        assert!(!answer(405, "DENIED", "namespace 'x' has been disabled").says_read_only());
-        assert!(!answer(405, "UNSUPPORTED", "unsupported").says_read_only());
-        assert!(!answer(403, "DENIED", "read-only").says_read_only());
-    }
-
-    #[test]
-    fn every_status_has_the_class_of_the_rules() {
-        let wait = Class::Wait { after: None };
-        for (status, code, message, reason, class) in [
+    fn an_envelope_is_read_as_far_as_it_can_be() {
+        for (body, shown) in [
             (
-                401,
-                "UNAUTHORIZED",
-                "",
-                Reason::Unauthorized,
-                Class::Terminal,
-            ),
-            (403, "DENIED", "", Reason::PermissionDenied, Class::Terminal),
-            (
-                403,
-                "DENIED",
-                "Quota has been exceeded",
-                Reason::QuotaExceeded,
-                Class::Terminal,
+                r#"{"errors":[{"code":"MANIFEST_INVALID","message":"manifest invalid","detail":{"message":"Unknown blob `x`"}}]}"#,
+                "(MANIFEST_INVALID: manifest invalid: Unknown blob `x`)",
             ),
             (
-                404,
-                "NAME_UNKNOWN",
-                "",
-                Reason::PermissionDenied,
-                Class::Terminal,
+                r#"{"errors":[{"code":"X","message":"why","detail":"because"}]}"#,
+                "(X: why: because)",
             ),
             (
-                400,
-                "MANIFEST_INVALID",
-                "x",
-                Reason::ManifestRejected,
-                Class::Attempt,
+                r#"{"errors":[{"code":"X","message":"why","detail":{"message":"why"}}]}"#,
+                "(X: why)",
             ),
             (
-                400,
-                "DIGEST_INVALID",
-                "",
-                Reason::DigestMismatch,
-                Class::Attempt,
+                r#"{"errors":[{"code":"X","message":null,"detail":null},{"code":"Y"}]}"#,
+                "(X)",
             ),
-            (405, "DENIED", "read-only", Reason::RegistryReadOnly, wait),
-            (
-                405,
-                "UNSUPPORTED",
-                "",
-                Reason::RegistryError,
-                Class::Attempt,
-            ),
-            (
-                409,
-                "TAG_IMMUTABLE",
-                "",
-                Reason::TagImmutable,
-                Class::Terminal,
-            ),
-            (413, "", "", Reason::TooLarge, Class::Terminal),
-            (415, "", "", Reason::UnsupportedManifest, Class::Terminal),
-            (429, "", "", Reason::RateLimited, wait),
-            (500, "", "", Reason::RegistryUnavailable, wait),
-            (501, "", "", Reason::RegistryError, Class::Attempt),
-            (502, "", "", Reason::RegistryUnavailable, wait),
-            (408, "", "", Reason::RegistryUnavailable, wait),
-            (418, "", "", Reason::RegistryError, Class::Attempt),
+            (r#"{"errors":[{"code":7,"message":["y"]}]}"#, "(7)"),
+            (r#"{"errors":[null,"x",{"code":"Z"}]}"#, "(Z)"),
+            (r#"{"errors":null}"#, ""),
+            (r#"{"errors":[]}"#, ""),
+            (r#"[{"code":"X"}]"#, ""),
+            ("<html>", ""),
         ] {
-            let error = answer(status, code, message).error("x", true);
-            assert_eq!(
-                (error.reason, error.class),
-                (reason, class),
-                "{status} {code} {message}"
-            );
+            let error = read(418, body).error("x");
+            let wanted = format!("x: the registry answered 418 {shown}");
+            assert_eq!(error.message, wanted.trim(), "{body}");
+        }
+        let envelope = |code: &str| format!(r#"{{"errors":[{{"code":"{code}","message":null}}]}}"#);
+        assert!(read(404, &envelope("MANIFEST_UNKNOWN")).says_absent());
+        assert!(!read(404, &envelope("UNKNOWN")).says_absent());
+        for bare in [
+            "",
+            "<html>404 manifest unknown</html>",
+            r#"{"errors":[]}"#,
+            r#"{"code":"MANIFEST_UNKNOWN"}"#,
+        ] {
+            assert!(!read(404, bare).says_absent(), "{bare}");
         }
     }
 
     #[test]
     fn a_message_is_one_short_line_whatever_the_registry_says() {
         let long = "a\\nb".repeat(300);
-        let error = answer(418, "X", &long).error("quay.io/a:b", false);
+        let body = format!(r#"{{"errors":[{{"code":"X","message":"{long}"}}]}}"#);
+        let error = read(418, &body).error("quay.io/a:b");
         assert!(
             error.message.chars().count() <= MESSAGE_MAX,
             "{}",
@@ -536,8 +404,9 @@ mod tests {
     proptest! {
         #[test]
         fn any_refusal_is_one_plain_line(status in 200_u16..600, body: Vec<u8>, write: bool) {
-            let answer = Answer::read(StatusCode::from_u16(status).unwrap(), &body);
-            let error = answer.error("quay.io/a:b", write);
+            let asked = if write { Asked::Tag } else { Asked::Manifest };
+            let answer = Answer::read(asked, StatusCode::from_u16(status).unwrap(), &body);
+            let error = answer.error("quay.io/a:b");
             prop_assert!(is_plain(&error.message), "{:?}", error.message);
         }
 
@@ -554,7 +423,8 @@ mod tests {
             let error = serde_json::json!({"code": format!("{code}{said}"), "message": message, "detail": message});
             let body = serde_json::json!({"errors": [error]}).to_string();
             let status = StatusCode::from_u16(status).unwrap();
-            let error = Answer::read_hiding(&secrets, status, body.as_bytes()).error("quay.io/a:b", write);
+            let asked = if write { Asked::Upload } else { Asked::Token };
+            let error = Answer::read_hiding(&secrets, asked, status, body.as_bytes()).error("quay.io/a:b");
             prop_assert!(is_plain(&error.message), "{:?}", error.message);
             // Also not by halves, where the line is cut.
             prop_assert!(!error.message.contains("s3cret"), "{:?}", error.message);
@@ -569,11 +439,8 @@ mod tests {
             "{\"errors\":",
             "{\"errors\":[{\"code\":\"X\",\"message\":\"\",\"detail\":[",
         ] {
-            let error = Answer::read(StatusCode::IM_A_TEAPOT, deep.repeat(10_000).as_bytes());
-            assert_eq!(
-                error.error("x", false).message,
-                "x: the registry answered 418"
-            );
+            let error = read(418, &deep.repeat(10_000));
+            assert_eq!(error.error("x").message, "x: the registry answered 418");
         }
     }
 }

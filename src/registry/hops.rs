@@ -2,10 +2,13 @@
 //!
 //! In comes a request and, later, the redirects it meets; out comes the answer of the last address, or why one was not asked.
 //!
-//! Guaranteed: a host is asked at an internal address only if it is meant by name: on the list, configured by itself, or, where
-//! there is no list, named by a spec. Without a list a registry at an internal address may also lead to others such, but never to
-//! the machine's own link. What a proxy would connect to cannot be seen, so it has to be meant by name. Redirects are followed by
-//! reads alone, five at most, none out of TLS; the registry's `Authorization` goes to no other address. No error shows a URL.
+//! Guaranteed: a host is asked at an internal address only if it is meant by name: on the list, a registry configured by itself,
+//! or, where there is no list, named by a spec. How a host is spoken to is no leave to be led there. Without a list a registry at
+//! an internal address may also lead to others such, but never to the machine's own link. What a proxy would connect to cannot be
+//! seen, so it has to be meant by name. Redirects are followed five at most, none out of TLS, by writes within the registry's own
+//! address alone; the registry's `Authorization` goes to no other address. Of writes only the content of a blob goes to another address, where that is known as
+//! no registry, and never to what could be read as a manifest's; nothing but an upload of one's own is deleted. No error shows a
+//! URL.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -16,18 +19,20 @@ use tokio::time::Instant;
 use url::Host;
 
 use super::Settings;
+use super::access::Access;
 use super::budget::Lane;
 use super::clients::{Barred, Clients, Pair, Pass};
 use super::endpoint::{Endpoint, Endpoints, address};
 use super::error::{BuildError, Error};
+use super::location::{is_like_a_manifest, is_own_upload};
 use super::network::{Networks, Reach};
 use super::reply::cause;
 use super::transport::Ask;
 use crate::machine::Reason;
 use crate::policy::HostPattern;
 
-/// Redirects followed for one GET or HEAD.
-const REDIRECTS_MAX: usize = 5;
+/// Redirects followed for one request.
+pub(super) const REDIRECTS_MAX: usize = 5;
 /// How many registries are remembered to be at an internal address.
 const MET_MAX: u64 = 10_000;
 
@@ -38,7 +43,7 @@ pub(super) struct Hops {
     networks: Arc<Networks>,
     endpoints: Arc<Endpoints>,
     allowed: Option<Vec<HostPattern>>,
-    /// Whether a registry was last met at an internal address, by `HOST:PORT`.
+    /// What has answered as a registry, by `HOST:PORT`: whether it was last met at an internal address.
     met: moka::sync::Cache<String, bool>,
 }
 
@@ -103,11 +108,25 @@ impl Hops {
     /// Leave to ask `ask.url`, as far as can be told before it is resolved.
     pub(super) fn leave(&self, ask: &Ask<'_>) -> Result<Leave<'_>, Error> {
         let registry = ask.access.endpoint;
-        self.check(registry, Hop::of(ask), &ask.url, self.is_inner(registry))
+        let hop = Hop::of(ask);
+        let problem = match ask.method {
+            Method::GET | Method::HEAD => None,
+            Method::DELETE => (!is_own_upload(ask.access, &ask.url)).then_some(Problem::Foreign),
+            Method::PUT if ask.lane == Lane::Blobs => self.no_upload(ask.access, &ask.url),
+            _ => (hop != Hop::Registry).then_some(Problem::Foreign),
+        };
+        if let Some(problem) = problem {
+            return Err(self.refusal(registry, Hop::Upload, &ask.url, problem));
+        }
+        self.check(registry, hop, &ask.url, self.is_inner(registry))
     }
 
-    /// Whether `registry` may have an upload sent to `location`, as far as can be told before it is resolved.
-    pub(super) fn may_upload(&self, registry: &Endpoint, location: &Url) -> Result<(), Error> {
+    /// Whether an upload to `access` may be sent to `location`, as far as can be told before it is resolved.
+    pub(super) fn may_upload(&self, access: &Access<'_>, location: &Url) -> Result<(), Error> {
+        let registry = access.endpoint;
+        if let Some(problem) = self.no_upload(access, location) {
+            return Err(self.refusal(registry, Hop::Upload, location, problem));
+        }
         let hop = if registry.is_at(location) {
             Hop::Registry
         } else {
@@ -115,6 +134,41 @@ impl Hops {
         };
         self.check(registry, hop, location, self.is_inner(registry))
             .map(drop)
+    }
+
+    /// Where a write has to be sent instead of where it was answered, if it was redirected: on the registry's own address, and to
+    /// the same tag or digest, or else it is an error. None where `answer` is no such redirect.
+    pub(super) fn moved(&self, ask: &Ask<'_>, answer: &Response) -> Option<Result<Url, Error>> {
+        let writes = matches!(ask.method, Method::PUT | Method::POST);
+        if !writes || !matches!(answer.status().as_u16(), 307 | 308) {
+            return None;
+        }
+        let next = target(answer)?;
+        let registry = ask.access.endpoint;
+        let own = registry.is_at(&ask.url) && registry.is_at(&next);
+        let problem = match ask.lane {
+            _ if !own => Some(Problem::Foreign),
+            Lane::Blobs => self.no_upload(ask.access, &next),
+            Lane::Manifests if last_two(&ask.url) == last_two(&next) => None,
+            _ => Some(Problem::Manifest),
+        };
+        Some(match problem {
+            Some(problem) => Err(self.refusal(registry, Hop::Redirect, &next, problem)),
+            None => Ok(next),
+        })
+    }
+
+    /// Why no blob is sent to `location`, whoever it belongs to.
+    fn no_upload(&self, access: &Access<'_>, location: &Url) -> Option<Problem> {
+        if is_own_upload(access, location) {
+            return None;
+        }
+        if is_like_a_manifest(location) {
+            return Some(Problem::Manifest);
+        }
+        let other = !access.endpoint.is_at(location);
+        let known = other && self.met.contains_key(&address(location));
+        known.then_some(Problem::Foreign)
     }
 
     /// Sends `request`, which is `ask`, and follows what a read is redirected to.
@@ -184,8 +238,9 @@ impl Hops {
         let url = request.url().clone();
         match client.execute(request).await {
             Ok(answer) => {
-                if self.allowed.is_none() && !leave.proxied && registry.is_at(&url) {
-                    self.met.insert(address(&url), self.is_from_inside(&answer));
+                if registry.is_at(&url) {
+                    let inner = !leave.proxied && self.is_from_inside(&answer);
+                    self.met.insert(address(&url), inner);
                 }
                 Ok(answer)
             }
@@ -216,8 +271,11 @@ impl Hops {
             None if inner => Pass::Inner,
             _ => Pass::Public,
         };
+        let private = self.clients.trusts_privately(url);
         let problem = match literal(url) {
             _ if proxied && pass != Pass::Any => Some(Problem::Unseen),
+            // Its CA is for who is meant by name.
+            _ if private && pass != Pass::Any => Some(Problem::Unlisted),
             Some(address) if !proxied && !pass.lets(self.networks.reach(address)) => {
                 Some(Problem::Internal)
             }
@@ -232,14 +290,16 @@ impl Hops {
         }
     }
 
-    /// Whether the host of `url` is meant by name, so that its address does not matter.
+    /// Whether the host of `url` is meant by name, so that its address does not matter. How a host is spoken to names it as a
+    /// registry of its own, not as a place where another one leads to.
     fn is_named(&self, registry: &Endpoint, url: &Url) -> bool {
-        if self.endpoints.is_configured(url) || self.clients.trusts_privately(url) {
+        let own = registry.is_at(url);
+        let private = self.clients.trusts_privately(url);
+        if own && (private || self.endpoints.is_configured(url)) {
             return true;
         }
-        let own = registry.is_at(url);
         let Some(allowed) = &self.allowed else {
-            return own;
+            return own || private;
         };
         let (bare, full) = (shown(url), address(url));
         allowed.iter().any(|pattern| {
@@ -275,6 +335,16 @@ impl Hops {
         let problem = match problem {
             Problem::Internal => "at an internal address",
             Problem::Unseen => "behind a proxy and not on the list",
+            Problem::Unlisted => "not on the list",
+            Problem::Foreign | Problem::Manifest => {
+                let what = if matches!(problem, Problem::Manifest) {
+                    "a manifest's place"
+                } else {
+                    "another registry's"
+                };
+                let message = format!("{led} {what}; nothing is written there: correct {name}");
+                return Error::terminal(Reason::NotAllowed, message);
+            }
         };
         let remedy = match &self.allowed {
             Some(_) => format!("have --allow-registry {host} added"),
@@ -290,6 +360,12 @@ enum Problem {
     Internal,
     /// What the proxy connects to is not seen here.
     Unseen,
+    /// It has a CA of its own, for who names it.
+    Unlisted,
+    /// A write that is not the registry's own affair.
+    Foreign,
+    /// It could be a manifest, with its tags.
+    Manifest,
 }
 
 /// Where an answer redirects to: nowhere, where it is no redirect, or one without a usable `Location`.
@@ -299,6 +375,12 @@ fn target(answer: &Response) -> Option<Url> {
     }
     let location = answer.headers().get(LOCATION)?.to_str().ok()?;
     unsigned(answer.url().join(location).ok()?)
+}
+
+/// `manifests/<reference>` of a URL.
+fn last_two(url: &Url) -> Option<(&str, &str)> {
+    let (before, last) = url.path().rsplit_once('/')?;
+    Some((before.rsplit_once('/')?.1, last))
 }
 
 /// A URL that a registry led to, without a name and password, whoever wrote them there.
@@ -405,8 +487,8 @@ mod tests {
             ("quay.io", "https://s3.corp.example/x", Pass::Any),
             ("quay.io", "https://10.0.0.7/x", Pass::Any),
             ("quay.io", "https://[fd00::1]:8443/x", Pass::Any),
-            ("quay.io", "http://10.0.0.8:5000/x", Pass::Any),
-            ("quay.io", "http://10.0.0.9/x", Pass::Any),
+            ("10.0.0.8:5000", "http://10.0.0.8:5000/x", Pass::Any),
+            ("old.example", "http://10.0.0.9/x", Pass::Any),
             ("docker.io", "https://registry-1.docker.io/x", Pass::Any),
             ("docker.io", "https://auth.docker.io/x", Pass::Public),
             // On the list by stars alone.
@@ -420,6 +502,9 @@ mod tests {
         for url in [
             "https://10.0.0.7:444/x",
             "http://10.0.0.8:5001/x",
+            // Being spoken to without TLS, or standing in for another, is no leave to be led there.
+            "http://10.0.0.8:5000/x",
+            "http://10.0.0.9/x",
             "https://127.1/x",
             "https://[fd00::1]/x",
             "https://52.1.2.3/x",

@@ -20,7 +20,6 @@ use super::blob::{Job, blob_url, mismatch, named};
 use super::credential::Credential;
 use super::error::{Error, one_line};
 use super::manifest::{Blob, Descriptor, Manifest};
-use super::reply::Refusal;
 use super::transport::Failure;
 use super::{Present, Registry};
 use crate::image::{Digest, Repository};
@@ -84,6 +83,7 @@ impl Manifest {
         Some(Blob {
             digest: config.digest.parse().ok()?,
             size: u64::try_from(config.size).ok()?,
+            elsewhere: false,
         })
     }
 
@@ -192,7 +192,7 @@ impl Registry {
             .await
             .map_err(Failure::into_error)?;
         if reply.status() != StatusCode::OK {
-            return Err(reply.refusal(&what, Refusal::OfRead).await);
+            return Err(reply.refusal(&what).await);
         }
         let max = usize::try_from(CONFIG_MAX).unwrap_or(usize::MAX);
         let bytes = reply.body(&what, max).await?.ok_or_else(too_large)?;
@@ -269,6 +269,7 @@ mod tests {
         let config = Blob {
             digest: Digest::of(b"config"),
             size: 6,
+            elsewhere: false,
         };
         assert_eq!(image.config(), Some(config));
         let empty = "application/vnd.oci.empty.v1+json";

@@ -1,7 +1,8 @@
 //! Reading manifests: a look at a float, a source, a pin.
 //!
 //! In comes a repository and a tag or digest; out comes a manifest or its absence. Guaranteed: at most 4 MiB are read, whatever the
-//! registry announces; where absence decides something, only a typed 404 to a push credential is absence.
+//! registry announces; where absence decides something, only a typed 404 of the registry itself to a push credential is absence;
+//! where it does not, a typed one at the end of a redirect is one too.
 
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Method, StatusCode};
@@ -12,7 +13,6 @@ use super::budget::Lane;
 use super::credential::Credential;
 use super::error::{Answer, Error};
 use super::manifest::Manifest;
-use super::reply::Refusal;
 use super::transport::{Ask, Content, Failure};
 use super::{Held, Registry};
 use crate::image::{Digest, Reference, Repository, Tag};
@@ -190,10 +190,11 @@ impl Registry {
         let reply = reply.map_err(Failure::into_error)?;
         match reply.status() {
             StatusCode::OK => {}
-            StatusCode::NOT_FOUND if !reply.elsewhere => {
-                return Ok(Got::Absent(reply.words(what).await?));
+            StatusCode::NOT_FOUND => {
+                let decides = ask.access.push;
+                return reply.absence(what, decides).await.map(Got::Absent);
             }
-            _ => return Err(reply.refusal(what, Refusal::OfRead).await),
+            _ => return Err(reply.refusal(what).await),
         }
         let content_type = reply.header(CONTENT_TYPE.as_str()).map(str::to_owned);
         let stated = reply.header("docker-content-digest").map(str::to_owned);
@@ -233,7 +234,7 @@ impl Registry {
         match reply.status() {
             StatusCode::OK => Ok(true),
             StatusCode::NOT_FOUND => Ok(false),
-            _ => Err(reply.refusal(ask.what, Refusal::OfRead).await),
+            _ => Err(reply.refusal(ask.what).await),
         }
     }
 

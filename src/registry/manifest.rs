@@ -1,8 +1,8 @@
 //! Manifests: checked, and what they reference.
 //!
 //! In come bytes and what came with them; out comes a [`Manifest`] whose digest was computed here and whose media type is one of
-//! the four that can be promoted. Guaranteed: the media type of the header and the one in the body agree; an index is not an image
-//! at the same time.
+//! the four that can be promoted. Guaranteed: the media type of the header and the one in the body agree (where neither tells it,
+//! what the body holds does); an index is not an image at the same time.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -16,6 +16,7 @@ use oci_client::manifest::{
 };
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 
 use super::error::{Error, one_line};
 use crate::image::Digest;
@@ -25,6 +26,8 @@ use crate::machine::Reason;
 pub(super) const CHILDREN_MAX: usize = 1000;
 /// Layers of one image.
 pub(super) const LAYERS_MAX: usize = 1000;
+/// Docker's schema 1, signed or not.
+const SCHEMA_ONE: &str = "application/vnd.docker.distribution.manifest.v1+";
 /// Docker's name for a layer that is fetched from elsewhere.
 const FOREIGN_LAYER: &str = "application/vnd.docker.image.rootfs.foreign.diff.tar";
 
@@ -44,6 +47,8 @@ pub struct Manifest {
 pub(super) struct Blob {
     pub(super) digest: Digest,
     pub(super) size: u64,
+    /// It is not to be distributed, and the manifest says where it is fetched from: the source need not have it.
+    pub(super) elsewhere: bool,
 }
 
 /// What a manifest references: blobs of its own, or other manifests.
@@ -62,6 +67,7 @@ pub(super) struct Descriptor<'a> {
     #[serde(borrow)]
     pub(super) digest: Cow<'a, str>,
     pub(super) size: i64,
+    urls: Option<FirstOf<IgnoredAny, 0>>,
 }
 
 /// What an image, or an artifact in the shape of one, consists of. Layers are required by the specification and left out by some.
@@ -80,12 +86,12 @@ struct Index<'a> {
     manifests: FirstOf<Descriptor<'a>, CHILDREN_MAX>,
 }
 
-/// The first `MAX` entries of a list, and one more where there are more.
+/// The first `MAX` entries of a list, and one more where there are more. Some write an empty list as null.
 pub(super) struct FirstOf<T, const MAX: usize>(pub(super) Vec<T>);
 
 impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for FirstOf<T, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_seq(Entries(PhantomData))
+        deserializer.deserialize_any(Entries(PhantomData))
     }
 }
 
@@ -96,6 +102,10 @@ impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for Entries<T, MAX
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a list")
+    }
+
+    fn visit_unit<E: serde::de::Error>(self) -> Result<Self::Value, E> {
+        Ok(FirstOf(Vec::new()))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
@@ -114,15 +124,29 @@ impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for Entries<T, MAX
 /// The fields that tell what a manifest is.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Shape {
+struct Shape<'a> {
     schema_version: Option<i64>,
     media_type: Option<String>,
+    /// Some write a list of nothing as null.
+    #[serde(default, borrow, deserialize_with = "there")]
+    manifests: Option<&'a RawValue>,
+    #[serde(borrow)]
+    config: Option<&'a RawValue>,
     #[serde(default)]
-    manifests: Option<serde::de::IgnoredAny>,
-    #[serde(default)]
-    config: Option<serde::de::IgnoredAny>,
-    #[serde(default)]
-    layers: Option<serde::de::IgnoredAny>,
+    layers: Option<IgnoredAny>,
+}
+
+/// What a descriptor, or the first of a list, says that it is.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Typed<'a> {
+    #[serde(borrow)]
+    media_type: Option<Cow<'a, str>>,
+}
+
+/// A field that is there, also where it is null.
+fn there<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    Deserialize::deserialize(deserializer).map(Some)
 }
 
 impl Manifest {
@@ -143,6 +167,16 @@ impl Manifest {
         named: Option<Digest>,
         stated: Option<&str>,
     ) -> Result<Self, Error> {
+        let shape = serde_json::from_slice::<Shape>(&bytes);
+        // Its digest is that of a part of it where it is signed.
+        let first = content_type.is_some_and(|value| value.trim().starts_with(SCHEMA_ONE));
+        if first
+            || shape
+                .as_ref()
+                .is_ok_and(|shape| shape.schema_version == Some(1))
+        {
+            return Err(unsupported(what, "it is of docker schema 1"));
+        }
         let digest = Digest::of(&bytes);
         let stated = stated.filter(|stated| stated.starts_with("sha256:"));
         let wrong = named.is_some_and(|named| named != digest)
@@ -154,7 +188,8 @@ impl Manifest {
             );
             return Err(Error::attempt(Reason::DigestMismatch, message));
         }
-        let media_type = media_type(what, &bytes, content_type)?;
+        let shape = shape.map_err(|_| unsupported(what, "it is not a JSON manifest"))?;
+        let media_type = media_type(what, &shape, content_type)?;
         Ok(Self {
             digest,
             media_type,
@@ -162,7 +197,7 @@ impl Manifest {
         })
     }
 
-    /// The blobs and children it references, each once, in order. Layers that are not to be distributed are left out.
+    /// The blobs and children it references, each once, in order.
     pub(super) fn parts(&self, what: &str) -> Result<Parts, Error> {
         let bad =
             |error: serde_json::Error| unsupported(what, &format!("it cannot be read ({error})"));
@@ -197,13 +232,17 @@ impl Manifest {
             let message = format!("{what}: it has more than 1000 layers; make it of fewer");
             return Err(Error::terminal(Reason::TooLarge, message));
         }
-        let layers = layers.iter().filter(|layer| is_distributed(layer));
         for descriptor in std::iter::once(&image.config).chain(layers) {
             let digest = digest_of(what, &descriptor.digest)?;
             let size = u64::try_from(descriptor.size)
                 .map_err(|_| unsupported(what, "it names a blob of negative size"))?;
             if seen.insert(digest) {
-                parts.blobs.push(Blob { digest, size });
+                let elsewhere = descriptor.is_elsewhere();
+                parts.blobs.push(Blob {
+                    digest,
+                    size,
+                    elsewhere,
+                });
             }
         }
         Ok(parts)
@@ -231,30 +270,58 @@ fn is_supported(media_type: &str) -> bool {
     )
 }
 
-fn is_distributed(layer: &Descriptor<'_>) -> bool {
-    !layer
-        .media_type
-        .starts_with(IMAGE_LAYER_NONDISTRIBUTABLE_MEDIA_TYPE)
-        && !layer.media_type.starts_with(FOREIGN_LAYER)
+impl Descriptor<'_> {
+    /// Whether it is a layer that is not to be distributed, with the places it is fetched from.
+    fn is_elsewhere(&self) -> bool {
+        let kinds = [IMAGE_LAYER_NONDISTRIBUTABLE_MEDIA_TYPE, FOREIGN_LAYER];
+        kinds.iter().any(|kind| self.media_type.starts_with(kind))
+            && self.urls.as_ref().is_some_and(|urls| !urls.0.is_empty())
+    }
+}
+
+impl Shape<'_> {
+    /// The media type of what it holds, where nobody tells it: docker's where its config, or the first manifest it lists, is.
+    fn media_type(&self) -> Option<&'static str> {
+        let is_dockers = |entry: &RawValue| {
+            let typed: Option<Typed> = serde_json::from_str(entry.get()).ok();
+            let media_type = typed.and_then(|typed| typed.media_type);
+            media_type.is_some_and(|media_type| media_type.starts_with("application/vnd.docker."))
+        };
+        if self.schema_version != Some(2) {
+            return None;
+        }
+        let list = match (self.manifests, self.config) {
+            (Some(list), None) => list,
+            (Some(list), _) if list.get() != "null" => list,
+            (_, Some(config)) if is_dockers(config) => return Some(IMAGE_MANIFEST_MEDIA_TYPE),
+            (_, Some(_)) => return Some(OCI_IMAGE_MEDIA_TYPE),
+            (None, None) => return None,
+        };
+        let listed: FirstOf<&RawValue, 0> = serde_json::from_str(list.get()).ok()?;
+        Some(if listed.0.first().copied().is_some_and(is_dockers) {
+            IMAGE_MANIFEST_LIST_MEDIA_TYPE
+        } else {
+            OCI_IMAGE_INDEX_MEDIA_TYPE
+        })
+    }
 }
 
 /// The media type that header and body agree on.
-fn media_type(what: &str, bytes: &[u8], content_type: Option<&str>) -> Result<String, Error> {
-    let shape: Shape = serde_json::from_slice(bytes)
-        .map_err(|_| unsupported(what, "it is not a JSON manifest"))?;
-    if shape.schema_version == Some(1) {
-        return Err(unsupported(what, "it is of docker schema 1"));
-    }
+fn media_type(what: &str, shape: &Shape<'_>, content_type: Option<&str>) -> Result<String, Error> {
     let header = content_type
         .and_then(|value| value.split(';').next())
         .map(|value| value.trim().to_ascii_lowercase())
         .filter(|value| {
             !matches!(
                 value.as_str(),
-                "" | "application/json" | "application/octet-stream" | "text/plain"
+                "" | "application/json"
+                    | "application/octet-stream"
+                    | "binary/octet-stream"
+                    | "text/plain"
             )
         });
-    let media_type = match (header, shape.media_type) {
+    let body = shape.media_type.clone().filter(|body| !body.is_empty());
+    let media_type = match (header, body) {
         (Some(header), Some(body)) if header != body => {
             let (header, body) = (one_line(&header, 60), one_line(&body, 60));
             return Err(unsupported(
@@ -263,7 +330,10 @@ fn media_type(what: &str, bytes: &[u8], content_type: Option<&str>) -> Result<St
             ));
         }
         (Some(media_type), _) | (None, Some(media_type)) => media_type,
-        (None, None) => return Err(unsupported(what, "its media type is not told")),
+        (None, None) => match shape.media_type() {
+            Some(held) => held.to_owned(),
+            None => return Err(unsupported(what, "its media type is not told")),
+        },
     };
     if !is_supported(&media_type) {
         return Err(unsupported(
@@ -275,10 +345,11 @@ fn media_type(what: &str, bytes: &[u8], content_type: Option<&str>) -> Result<St
         media_type.as_str(),
         OCI_IMAGE_INDEX_MEDIA_TYPE | IMAGE_MANIFEST_LIST_MEDIA_TYPE
     );
-    let (lists, holds) = (
-        shape.manifests.is_some(),
-        shape.config.is_some() || shape.layers.is_some(),
-    );
+    let lists = match shape.manifests.map(RawValue::get) {
+        Some("null") => index,
+        list => list.is_some(),
+    };
+    let holds = shape.config.is_some() || shape.layers.is_some();
     if lists != index || holds == index {
         return Err(unsupported(what, "its content is not of its media type"));
     }
@@ -373,18 +444,118 @@ mod tests {
     }
 
     #[test]
-    fn foreign_layers_and_repeated_blobs_are_left_out() {
-        let a = "a".repeat(64);
-        let layers = format!(
-            r#"{{"mediaType":"l","digest":"sha256:{a}","size":7}},{{"mediaType":"l","digest":"sha256:{a}","size":7}},
-            {{"mediaType":"{FOREIGN_LAYER}.gzip","digest":"sha256:{HEX}","size":9,"urls":["http://x/"]}}"#
-        );
-        let parts = read(&image(IMAGE_MANIFEST_MEDIA_TYPE, &layers), None)
-            .unwrap()
-            .parts("x")
-            .unwrap();
-        let sizes: Vec<_> = parts.blobs.iter().map(|blob| blob.size).collect();
-        assert_eq!((sizes, parts.children.len()), (vec![2, 7], 0));
+    fn only_a_layer_that_says_where_it_is_fetched_from_may_be_missing() {
+        let layer = |n: u32, media_type: &str, urls: &str| {
+            let digest = Digest::of(&n.to_be_bytes());
+            format!(r#"{{"mediaType":"{media_type}","digest":"{digest}","size":{n}{urls}}}"#)
+        };
+        let (foreign, urls) = (format!("{FOREIGN_LAYER}.gzip"), r#","urls":["http://x/"]"#);
+        let layers = [
+            layer(7, "l", ""),
+            layer(7, "l", ""),
+            layer(8, "l", urls),
+            layer(9, &foreign, urls),
+            layer(10, &foreign, ""),
+            layer(11, &foreign, r#","urls":[]"#),
+            layer(12, &foreign, r#","urls":null"#),
+            layer(
+                13,
+                &format!("{IMAGE_LAYER_NONDISTRIBUTABLE_MEDIA_TYPE}+zstd"),
+                urls,
+            ),
+        ];
+        let manifest = read(&image(IMAGE_MANIFEST_MEDIA_TYPE, &layers.join(",")), None);
+        let parts = manifest.unwrap().parts("x").unwrap();
+        let found: Vec<_> = parts
+            .blobs
+            .iter()
+            .map(|blob| (blob.size, blob.elsewhere))
+            .collect();
+        let wanted = [
+            (2, false),
+            (7, false),
+            (8, false),
+            (9, true),
+            (10, false),
+            (11, false),
+            (12, false),
+            (13, true),
+        ];
+        assert_eq!((found, parts.children.len()), (wanted.to_vec(), 0));
+    }
+
+    #[test]
+    fn docker_schema_1_is_what_it_is_whatever_digest_is_stated() {
+        let signed = r#"{"schemaVersion":1,"name":"a","signatures":[]}"#;
+        let other = format!("sha256:{HEX}");
+        for content_type in [
+            Some("application/vnd.docker.distribution.manifest.v1+prettyjws"),
+            Some("application/vnd.docker.distribution.manifest.v1+json; charset=utf-8"),
+            Some("application/json"),
+            None,
+        ] {
+            let bytes = Bytes::from(signed);
+            let named = Some(other.parse().unwrap());
+            let error = Manifest::read("x", bytes, content_type, named, Some(&other)).unwrap_err();
+            assert_eq!(
+                error.reason,
+                Reason::UnsupportedManifest,
+                "{content_type:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn where_nobody_tells_the_media_type_what_is_held_does() {
+        let config = |kind: &str| {
+            format!(r#""config":{{"mediaType":"{kind}","digest":"sha256:{HEX}","size":2}}"#)
+        };
+        let docker = config("application/vnd.docker.container.image.v1+json");
+        let oci = config("application/vnd.oci.image.config.v1+json");
+        let child = |kind: &str| {
+            format!(r#""manifests":[{{"mediaType":"{kind}","digest":"sha256:{HEX}","size":1}}]"#)
+        };
+        for (held, media_type) in [
+            (
+                format!(r#"{docker},"layers":[]"#),
+                IMAGE_MANIFEST_MEDIA_TYPE,
+            ),
+            (
+                format!(r#"{docker},"layers":null,"manifests":null"#),
+                IMAGE_MANIFEST_MEDIA_TYPE,
+            ),
+            (format!(r#"{oci},"layers":[]"#), OCI_IMAGE_MEDIA_TYPE),
+            (
+                format!(r#"{oci},"layers":[],"mediaType":"""#),
+                OCI_IMAGE_MEDIA_TYPE,
+            ),
+            (
+                child(IMAGE_MANIFEST_MEDIA_TYPE),
+                IMAGE_MANIFEST_LIST_MEDIA_TYPE,
+            ),
+            (child(OCI_IMAGE_MEDIA_TYPE), OCI_IMAGE_INDEX_MEDIA_TYPE),
+            (r#""manifests":null"#.to_owned(), OCI_IMAGE_INDEX_MEDIA_TYPE),
+        ] {
+            let body = format!(r#"{{"schemaVersion":2,{held}}}"#);
+            for header in [
+                None,
+                Some("application/json; charset=utf-8"),
+                Some("binary/octet-stream"),
+            ] {
+                let manifest = read(&body, header).unwrap();
+                assert_eq!(manifest.media_type, media_type, "{body}");
+                assert_eq!(manifest.bytes, body, "to the byte");
+                assert!(manifest.parts("x").is_ok(), "{body}");
+            }
+        }
+        for nothing in [
+            r#"{"schemaVersion":2}"#,
+            r#"{"config":{},"layers":[]}"#,
+            "[]",
+        ] {
+            let error = read(nothing, Some("application/json")).unwrap_err();
+            assert_eq!(error.reason, Reason::UnsupportedManifest, "{nothing}");
+        }
     }
 
     #[test]

@@ -8,8 +8,8 @@
 //! says so with a typed 404 to a credential that may push there; a tag that may have been written is never written again from
 //! here; what one credential was granted or shown never serves another; memory does not grow with the size of images.
 //!
-//! In reading order: `error` (how answers count), `keyring` and `credential`, `endpoint` (addresses), `access` (rights), `budget` (what
-//! a host is asked to bear; `queue`, `pace`, `breaker`), `hops` (who may be connected to; `network`, `clients`), `transport` (the one
+//! In reading order: `dialect` and `error` (what answers mean, and how they count), `keyring` and `credential`, `endpoint` (addresses), `access` (rights), `budget` (what
+//! a host is asked to bear; `queue`, `pace`, `breaker`), `hops` (who may be connected to; `network`, `location`, `clients`), `transport` (the one
 //! way out; `token`, `reply`), `manifest`, `look` and `put` (tags),
 //! `copy` (`blob`, `upload`, `download`), `survey` (what a copy would take), `referrers` and `labels` (what else belongs to staging an image).
 
@@ -21,6 +21,7 @@ mod budget;
 mod clients;
 mod copy;
 mod credential;
+mod dialect;
 mod download;
 mod endpoint;
 mod error;
@@ -28,6 +29,7 @@ mod flight;
 mod hops;
 mod keyring;
 mod labels;
+mod location;
 mod look;
 mod manifest;
 mod network;

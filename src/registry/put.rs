@@ -11,6 +11,7 @@ use super::Registry;
 use super::access::Access;
 use super::activity::Activity;
 use super::credential::Credential;
+use super::dialect::Meaning;
 use super::error::Error;
 use super::look::named;
 use super::manifest::Manifest;
@@ -111,7 +112,7 @@ impl Registry {
                 }
                 (put, noted)
             }
-            Err(Failure::Refused(error) | Failure::Restart(error)) => (Put::Refused(error), false),
+            Err(Failure::Refused(error) | Failure::Restart(error)) => (refused(error), false),
             Err(Failure::Unsettled(error)) => (Put::Unknown(error), false),
             Err(Failure::NotSent) => (Put::NotSent, false),
         }
@@ -132,15 +133,19 @@ async fn outcome(what: &str, manifest: &Manifest, reply: Reply) -> Put {
             _ => Put::Written,
         };
     }
-    let answer = reply.answer().await;
-    let error = answer.error(what, true);
-    if !status.is_client_error() {
-        Put::Unknown(error)
-    } else if answer.says_immutable() {
-        Put::Immutable(error)
-    } else if answer.says_content_missing() {
-        Put::ContentMissing(error)
+    let error = reply.answer().await.error(what);
+    if status.is_client_error() {
+        refused(error)
     } else {
-        Put::Refused(error)
+        Put::Unknown(error)
+    }
+}
+
+/// A definite no, told apart by what it means.
+fn refused(error: Error) -> Put {
+    match error.meaning() {
+        Some(Meaning::Immutable) => Put::Immutable(error),
+        Some(Meaning::ContentMissing) => Put::ContentMissing(error),
+        _ => Put::Refused(error),
     }
 }

@@ -25,7 +25,7 @@ use super::endpoint::Endpoint;
 use super::error::{Answer, Error};
 use super::look::{MANIFEST_MAX, named};
 use super::manifest::{FirstOf, Manifest, digest_of, unsupported};
-use super::reply::{Refusal, Reply};
+use super::reply::Reply;
 use super::transport::Failure;
 use crate::image::{Digest, Reference, Repository};
 use crate::machine::Reason;
@@ -165,7 +165,7 @@ impl Registry {
                 });
             }
             if reply.status() != StatusCode::OK {
-                return Err(reply.refusal(&what, Refusal::OfRead).await);
+                return Err(reply.refusal(&what).await);
             }
             let next = next_page(&reply, &endpoint, &what);
             let content_type = content_type(&reply);

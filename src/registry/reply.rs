@@ -12,6 +12,7 @@ use reqwest::{Response, StatusCode};
 use super::access::Challenge;
 use super::budget::Place;
 use super::credential::Credential;
+use super::dialect::Asked;
 use super::error::{Answer, Error, secrets};
 use crate::machine::Reason;
 
@@ -24,19 +25,14 @@ const REFUSAL_PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Reply {
     pub(super) response: Response,
+    /// What was asked.
+    pub(super) asked: Asked,
     /// Whether a redirect led to another address than the one asked.
     pub(super) elsewhere: bool,
     /// What the request showed, and whose it was.
     pub(super) authorization: Option<HeaderValue>,
     pub(super) credential: Credential,
     pub(super) _place: Place,
-}
-
-/// What was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Refusal {
-    OfRead,
-    OfWrite,
 }
 
 impl Reply {
@@ -52,7 +48,7 @@ impl Reply {
     /// The refusal this reply is.
     pub(super) async fn answer(self) -> Answer {
         let secrets = secrets(self.authorization.as_ref(), &self.credential);
-        read_refusal(self.response, &secrets).await
+        read_refusal(self.response, self.asked, &secrets).await
     }
 
     /// The refusal this reply is, where its words decide something: an error where they were cut off.
@@ -61,21 +57,32 @@ impl Reply {
         let secrets = secrets(self.authorization.as_ref(), &self.credential);
         match gather_refusal(&mut self.response).await {
             Gathered::All(body) | Gathered::Some(body) => {
-                Ok(Answer::read_hiding(&secrets, status, &body))
+                Ok(Answer::read_hiding(&secrets, self.asked, status, &body))
             }
             Gathered::Cut(received, cause) => Err(Error::cut(what, received, &cause)),
         }
     }
 
     /// The refusal this reply is, classed. What a redirect's target refuses says nothing about rights at the registry.
-    pub(super) async fn refusal(self, what: &str, of: Refusal) -> Error {
+    pub(super) async fn refusal(self, what: &str) -> Error {
         if self.elsewhere {
-            let status = self.status().as_u16();
-            let message =
-                format!("{what}: the storage the registry redirects to answered {status}");
-            return Error::attempt(Reason::RegistryError, message);
+            return of_storage(what, self.status());
         }
-        self.answer().await.error(what, of == Refusal::OfWrite)
+        self.answer().await.error(what)
+    }
+
+    /// Whether this 404 says that what was asked for is not there. At the registry any does; where a redirect led elsewhere only a
+    /// typed one, and only to a read that decides no write.
+    pub(super) async fn absence(self, what: &str, decides: bool) -> Result<Answer, Error> {
+        let (elsewhere, status) = (self.elsewhere, self.status());
+        if elsewhere && decides {
+            return Err(of_storage(what, status));
+        }
+        let answer = self.words(what).await?;
+        if elsewhere && !answer.says_absent() {
+            return Err(of_storage(what, status));
+        }
+        Ok(answer)
     }
 
     /// The body, at most `max` bytes of it: none where it is longer, an error where it was cut off.
@@ -88,12 +95,25 @@ impl Reply {
     }
 }
 
+/// What a redirect's target refused.
+fn of_storage(what: &str, status: StatusCode) -> Error {
+    let status = status.as_u16();
+    let message = format!("{what}: the storage the registry redirects to answered {status}");
+    Error::attempt(Reason::RegistryError, message)
+}
+
 /// Reads a refusal; these secrets are not quoted.
-pub(super) async fn read_refusal(mut response: Response, secrets: &[String]) -> Answer {
+pub(super) async fn read_refusal(
+    mut response: Response,
+    asked: Asked,
+    secrets: &[String],
+) -> Answer {
     let status = response.status();
     match gather_refusal(&mut response).await {
-        Gathered::All(body) | Gathered::Some(body) => Answer::read_hiding(secrets, status, &body),
-        Gathered::Cut(..) => Answer::read(status, b""),
+        Gathered::All(body) | Gathered::Some(body) => {
+            Answer::read_hiding(secrets, asked, status, &body)
+        }
+        Gathered::Cut(..) => Answer::read(asked, status, b""),
     }
 }
 

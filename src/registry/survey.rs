@@ -24,6 +24,8 @@ enum Place {
     There,
     /// The source has it.
     Elsewhere,
+    /// Neither has it, nor has to.
+    Nowhere,
 }
 
 impl Registry {
@@ -59,6 +61,7 @@ impl Registry {
             .buffer_unordered(AT_ONCE);
         while let Some((place, blob)) = found.try_next().await? {
             let tally = match place {
+                Place::Nowhere => continue,
                 Place::There => &mut copying.present,
                 Place::Elsewhere if mounts => &mut copying.mountable,
                 Place::Elsewhere => &mut copying.missing,
@@ -119,6 +122,9 @@ impl Registry {
         let ask = self.blob_ask(reqwest::Method::HEAD, url, &what, &access, job.activity);
         if self.is_there(ask).await? {
             return Ok(Place::Elsewhere);
+        }
+        if blob.elsewhere {
+            return Ok(Place::Nowhere);
         }
         let message = format!("{what}: the source image misses this blob; rebuild it");
         Err(Error::attempt(Reason::SourceIncomplete, message))

@@ -27,7 +27,7 @@ use super::credential::CredentialKey;
 use super::endpoint::{Endpoint, address};
 use super::error::Error;
 use super::look::CUTS_MAX;
-use super::reply::{Refusal, Reply, challenge_of};
+use super::reply::{Reply, challenge_of};
 use super::transport::{Ask, Content, Failure, PATIENCE, Transport};
 use crate::image::Repository;
 use crate::machine::Reason;
@@ -342,7 +342,7 @@ impl Transport {
                 return refuse(access.no_entry());
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return refuse(access.rejected()),
-            _ => return refuse(reply.refusal(&what, Refusal::OfRead).await),
+            _ => return refuse(reply.refusal(&what).await),
         }
         let body = reply
             .body(&what, ANSWER_MAX)

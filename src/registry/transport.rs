@@ -2,7 +2,8 @@
 //!
 //! In goes an [`Ask`]; out comes a [`Reply`] whose status the caller has to judge, or a [`Failure`]. What is waited out inside:
 //! 429 in any form, read-only maintenance (405), connections that cannot be made, and, for requests that are safe to repeat,
-//! 5xx, 408, resets and timeouts as well. A 401 is answered with what it asks for, or a fresh token, as long as there is one.
+//! 5xx, 408, resets and timeouts as well. A 401 is answered with what it asks for, or a fresh token, as long as there is one. A write
+//! that is redirected (307, 308) within the registry's own address is sent again there, the gate being asked again.
 //!
 //! Guaranteed: a request that may have changed something is never repeated here; the registry's credentials and tokens go to
 //! the registry's own address only; every address is checked before it is asked (`hops`); no URL gets into an error.
@@ -19,16 +20,17 @@ use super::Settings;
 use super::access::{Access, Grant};
 use super::activity::{Activity, Waiting};
 use super::budget::{Admission, Entry, Host, Hosts, Lane, Limits, Place};
+use super::dialect::{Asked, Meaning};
 use super::endpoint::{Endpoints, address};
 use super::error::{Answer, BuildError, Error, secrets};
-use super::hops::{Hops, Lost};
+use super::hops::{Hops, Lost, REDIRECTS_MAX};
 use super::referrers::is_astray;
 use super::reply::{
     Reply, challenge_of, describe, is_plain, is_untrusted, read_refusal, retry_after,
 };
 use super::token::Tokens;
 use crate::machine::Reason;
-use crate::metrics::{Scrape, Sent};
+use crate::metrics::Scrape;
 
 /// The same bad answer so often from one URL, while the host serves others, is not the host's illness.
 const BAD_ANSWERS_MAX: u32 = 20;
@@ -94,20 +96,26 @@ impl Ask<'_> {
         }
     }
 
-    /// What it is counted as.
-    fn sort(&self) -> Sent {
+    fn mounts(&self) -> bool {
+        self.method == Method::POST && self.url.query_pairs().any(|(name, _)| name == "mount")
+    }
+
+    /// What it asks, by which its answer is read and it is counted.
+    pub(super) fn asked(&self) -> Asked {
         let reads = matches!(self.method, Method::GET | Method::HEAD);
         // `/v2/<name>/manifests/<reference>`, `/v2/<name>/referrers/<digest>`
         let mut parts = self.url.path().rsplit('/');
         let (last, above) = (parts.next().unwrap_or_default(), parts.next());
         match self.lane {
-            Lane::Tokens if self.url.path() == "/v2/" => Sent::Ping,
-            Lane::Tokens => Sent::Token,
-            Lane::Blobs if reads => Sent::Blob,
-            Lane::Blobs => Sent::Upload,
-            Lane::Manifests if above == Some("referrers") => Sent::Referrers,
-            Lane::Manifests if !reads && !last.contains(':') => Sent::Tag,
-            Lane::Manifests => Sent::Manifest,
+            Lane::Tokens if self.url.path() == "/v2/" => Asked::Ping,
+            Lane::Tokens => Asked::Token,
+            Lane::Blobs if reads => Asked::Blob,
+            Lane::Blobs if self.mounts() => Asked::Mount,
+            Lane::Blobs => Asked::Upload,
+            Lane::Manifests if above == Some("referrers") => Asked::Referrers,
+            Lane::Manifests if reads => Asked::Manifest,
+            Lane::Manifests if last.contains(':') => Asked::Child,
+            Lane::Manifests => Asked::Tag,
         }
     }
 }
@@ -255,7 +263,7 @@ impl Transport {
         let safe = matches!(ask.method, Method::GET | Method::HEAD);
         let deadline = ask.patience.map(|patience| Instant::now() + patience);
         let before = host.served();
-        let (mut bad, mut served, mut rests) = (0, before, 0);
+        let (mut bad, mut served, mut rests, mut moves) = (0, before, 0, 0);
         loop {
             let admission = host
                 .admit(!safe, deadline, ask.activity)
@@ -276,7 +284,7 @@ impl Transport {
             if !matches!(result, Err(Lost::Barred { sent: false, .. })) {
                 let status = result.as_ref().ok().map(|answer| answer.status().as_u16());
                 let (metrics, took) = (&self.settings.metrics, sent.elapsed());
-                metrics.asked(&host.label, ask.sort(), status, took);
+                metrics.asked(&host.label, ask.asked().sent(), status, took);
             }
             let judged = self.judge(ask, authorization, &host, &place, admission, result);
             let judged = judged.await;
@@ -285,9 +293,20 @@ impl Transport {
             }
             let error = match judged {
                 Judged::Reply(response) => {
+                    // What was sent as a stream has to be opened again by who sent it.
+                    let again = !matches!(ask.content, Content::Spent);
+                    if again && let Some(next) = self.hops.moved(ask, &response) {
+                        moves += 1;
+                        if moves > REDIRECTS_MAX {
+                            return Err(Failure::Refused(astray(ask, "too many redirects")));
+                        }
+                        ask.url = next.map_err(Failure::Refused)?;
+                        continue;
+                    }
                     let elsewhere = address(response.url()) != host.name;
                     return Ok(Reply {
                         response,
+                        asked: ask.asked(),
                         elsewhere,
                         authorization: authorization.cloned(),
                         credential: ask.access.credential.clone(),
@@ -370,14 +389,14 @@ impl Transport {
         let status = response.status();
         let elsewhere = address(response.url()) != host.name;
         // A web page's limits and outages are no registry's.
-        if matches!(ask.sort(), Sent::Referrers) && is_astray(&response) {
+        if ask.asked() == Asked::Referrers && is_astray(&response) {
             host.serves(ask.lane, admission);
             return Judged::Reply(response);
         }
         match status.as_u16() {
             429 => {
                 host.limits(ask.lane, place, admission, retry_after(response.headers()));
-                Judged::Again(Answer::read(status, b"").error(ask.what, false))
+                Judged::Again(Answer::read(ask.asked(), status, b"").error(ask.what))
             }
             408 | 500 | 502..=504 | 506..=599 => {
                 if elsewhere {
@@ -387,17 +406,18 @@ impl Transport {
                     admission.unwell(message, retry_after(response.headers()), false);
                 }
                 let verb = format!("{}: {}", ask.what, ask.method);
-                Judged::Unsettled(Answer::read(status, b"").error(&verb, false))
+                Judged::Unsettled(Answer::read(ask.asked(), status, b"").error(&verb))
             }
             405 if !matches!(ask.method, Method::GET | Method::HEAD) => {
-                let answer =
-                    read_refusal(response, &secrets(authorization, ask.access.credential)).await;
-                if answer.says_read_only() {
+                let secrets = secrets(authorization, ask.access.credential);
+                let answer = read_refusal(response, ask.asked(), &secrets).await;
+                let error = answer.error(ask.what);
+                if error.meaning() == Some(Meaning::ReadOnly) {
                     host.read_only(admission);
-                    return Judged::Again(answer.error(ask.what, true));
+                    return Judged::Again(error);
                 }
                 host.serves(ask.lane, admission);
-                Judged::Final(answer.error(ask.what, true))
+                Judged::Final(error)
             }
             _ => {
                 host.serves(ask.lane, admission);
@@ -456,6 +476,10 @@ fn build(ask: &mut Ask<'_>, authorization: Option<&HeaderValue>) -> Result<Reque
     Ok(request)
 }
 
+fn astray(ask: &Ask<'_>, problem: &str) -> Error {
+    Error::attempt(Reason::RegistryError, format!("{}: {problem}", ask.what))
+}
+
 /// Reads a sending that had no answer.
 fn failed(ask: &Ask<'_>, host: &Host, admission: Admission, lost: Lost) -> Judged {
     let (error, at) = match lost {
@@ -467,8 +491,7 @@ fn failed(ask: &Ask<'_>, host: &Host, admission: Admission, lost: Lost) -> Judge
         }
         Lost::Astray(problem) => {
             host.serves(ask.lane, admission);
-            let message = format!("{}: {problem}", ask.what);
-            return Judged::Final(Error::attempt(Reason::RegistryError, message));
+            return Judged::Final(astray(ask, problem));
         }
         Lost::Broken { error, at } => (error, at),
     };

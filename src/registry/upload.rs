@@ -2,7 +2,7 @@
 //!
 //! In comes a blob that the target does not have; when it returns, it has. Guaranteed: places are held only while both hosts are
 //! well; an upload of which nothing certain is known is looked for before it is started anew, three times at most; a session that
-//! is not used is cancelled.
+//! is not used is cancelled, if it has the form of one of ours at the registry's own address: nothing else is ever deleted.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,11 +19,13 @@ use super::activity::Activity;
 use super::blob::{Job, mismatch, named, uploads_url};
 use super::budget::stream_places;
 use super::credential::Credential;
+use super::dialect::Meaning;
 use super::download::{Download, Flow, Meter};
 use super::error::Error;
-use super::hops;
+use super::hops::{self, REDIRECTS_MAX};
+use super::location::is_own_upload;
 use super::manifest::Blob;
-use super::reply::{Refusal, Reply};
+use super::reply::Reply;
 use super::token::First;
 use super::transport::Failure;
 use super::transport::{Content, PATIENCE};
@@ -122,7 +124,7 @@ impl Registry {
             None => self.begin(&access, &what, true, job.activity).await?,
         };
         let outcome = self
-            .upload(job, blob, &what, &access, location.clone(), response)
+            .send_blob(job, blob, &what, &access, &location, response)
             .await;
         if outcome.is_err() {
             self.cancel(Some(&location), &access, &what, job.activity)
@@ -131,19 +133,45 @@ impl Registry {
         outcome
     }
 
-    /// The closing PUT of an upload, with the whole content.
+    /// Sends a blob to its upload session, and to where that is redirected.
+    async fn send_blob(
+        &self,
+        job: &Job<'_>,
+        blob: Blob,
+        what: &str,
+        access: &Access<'_>,
+        location: &Url,
+        response: Response,
+    ) -> Result<(), Failure> {
+        let (mut url, mut response) = (location.clone(), response);
+        url.query_pairs_mut()
+            .append_pair("digest", &blob.digest.to_string());
+        for _ in 0..=REDIRECTS_MAX {
+            let moved = self.upload(job, blob, what, access, url, response).await?;
+            let Some(next) = moved else {
+                return Ok(());
+            };
+            url = next;
+            let again = self.open(job.from, &job.from_at, job.pull, blob, 0, job.activity);
+            response = again.await?;
+        }
+        let message = format!("{what}: too many redirects");
+        Err(Failure::Refused(Error::attempt(
+            Reason::RegistryError,
+            message,
+        )))
+    }
+
+    /// The closing PUT of an upload, with the whole content. Where it has to be sent instead, if that is said.
     async fn upload(
         &self,
         job: &Job<'_>,
         blob: Blob,
         what: &str,
         access: &Access<'_>,
-        mut location: Url,
+        location: Url,
         response: Response,
-    ) -> Result<(), Failure> {
-        location
-            .query_pairs_mut()
-            .append_pair("digest", &blob.digest.to_string());
+    ) -> Result<Option<Url>, Failure> {
         let mut ask = self.blob_ask(Method::PUT, location, what, access, job.activity);
         ask.headers.insert(
             CONTENT_TYPE,
@@ -191,14 +219,21 @@ impl Registry {
             }
         };
         let outcome = match result {
-            Ok(reply) => landed(what, blob, reply).await,
+            Ok(reply) => match self.transport().hops.moved(&ask, &reply.response) {
+                Some(next) => next.map(Some).map_err(Failure::Refused),
+                None => landed(what, blob, reply).await.map(|()| None),
+            },
+            // It had the blob and failed at it: it may fail at it again (quay at a layer over its maximum), so it is an attempt.
+            Err(Failure::Unsettled(error)) if error.status() == Some(500) => Err(Failure::Refused(
+                Error::attempt(Reason::RegistryError, &error.message),
+            )),
             Err(failure) => Err(failure),
         };
-        if outcome.is_err() {
+        if !matches!(outcome, Ok(None)) {
             job.activity.take_back(meter.bytes.load(Ordering::Relaxed));
         }
         match (outcome, meter.fault()) {
-            (Ok(()), _) => Ok(()),
+            (Ok(moved), _) => Ok(moved),
             // What broke the stream is why the upload ended.
             (Err(_), Some(fault)) => Err(fault),
             (Err(failure), None) => Err(failure),
@@ -257,9 +292,7 @@ impl Registry {
                 .location(&reply, access, what)
                 .map_err(Failure::Refused);
         }
-        Err(Failure::Refused(
-            reply.refusal(what, Refusal::OfWrite).await,
-        ))
+        Err(Failure::Refused(reply.refusal(what).await))
     }
 
     /// Where an upload goes on: relative or absolute, its query kept.
@@ -281,13 +314,11 @@ impl Registry {
             let message = format!("{what}: the registry opened an upload and does not say where");
             Error::attempt(Reason::RegistryError, message)
         })?;
-        self.transport()
-            .hops
-            .may_upload(access.endpoint, &location)?;
+        self.transport().hops.may_upload(access, &location)?;
         Ok(location)
     }
 
-    /// Cancels an upload session, as far as the registry takes part.
+    /// Cancels an upload session of ours, as far as the registry takes part.
     pub(super) async fn cancel(
         &self,
         session: Option<&Url>,
@@ -295,7 +326,7 @@ impl Registry {
         what: &str,
         activity: &Activity,
     ) {
-        let Some(session) = session else {
+        let Some(session) = session.filter(|session| is_own_upload(access, session)) else {
             return;
         };
         let mut ask = self.blob_ask(Method::DELETE, session.clone(), what, access, activity);
@@ -359,9 +390,9 @@ async fn landed(what: &str, blob: Blob, reply: Reply) -> Result<(), Failure> {
             message,
         )));
     }
-    let answer = reply.answer().await;
-    let error = answer.error(what, true);
-    if answer.says_session_lost() || !answer.status.is_client_error() {
+    let status = reply.status();
+    let error = reply.answer().await.error(what);
+    if error.meaning() == Some(Meaning::SessionLost) || !status.is_client_error() {
         return Err(Failure::Unsettled(error));
     }
     Err(Failure::Refused(error))

@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use promotion_controller::embedded::{Action, Kind, Matcher, Rule, When};
+use promotion_controller::embedded::{Action, Dialect, Kind, Matcher, Rule, When};
 use serde_json::{Value, json};
 
 use crate::promote::ground::{Ground, Run};
@@ -226,5 +226,124 @@ async fn answers_that_break_off_are_asked_for_again_and_use_no_attempt() {
     let matcher = Matcher::kind(Kind::Manifest).method("GET");
     let cut = Rule::new(matcher, Action::CutBody { after: 10 }).when(When::Every(3));
     let (_, run) = promoted(&[cut.times(8)], &[]).await;
+    assert_eq!(attempts(&run), [0, 0]);
+}
+
+/// An answer without doing anything, in words.
+fn said(status: u16, code: &str, message: &str) -> Action {
+    Action::Status {
+        status,
+        code: Some(code.into()),
+        message: Some(message.into()),
+        detail: None,
+        body: None,
+        retry_after: None,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_413_that_hides_a_502_fails_no_image() {
+    let matcher = Matcher::kind(Kind::Upload).method("PUT");
+    let ground = ground(&json!({})).await;
+    // On one registry blobs are mounted.
+    ground
+        .registry
+        .add_rule(Rule::new(Matcher::kind(Kind::Upload), Action::RefuseMount));
+    ground
+        .registry
+        .add_rule(Rule::new(matcher, Action::page(413)).times(2));
+    let run = ground.promote(&["-o", "json"]).await.exits(0);
+    let used: u64 = attempts(&run).iter().sum();
+    assert!((1..=2).contains(&used), "{}", run.stderr);
+    ground.assert_never_dangling();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pushes_that_are_disabled_are_waited_out() {
+    let disabled = said(
+        405,
+        "METHOD NOT ALLOWED",
+        "Pushes to the registry are currently disabled. Please contact the administrator for more information.",
+    );
+    for matcher in [
+        Matcher::put_manifest().tag(true),
+        Matcher::kind(Kind::Upload),
+    ] {
+        let (_, run) = promoted(&[Rule::new(matcher, disabled.clone()).times(3)], &[]).await;
+        assert_eq!(attempts(&run), [0, 0]);
+        assert!(run.stderr.contains("read-only"), "{}", run.stderr);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_config_at_which_a_tag_is_answered_500_and_then_201_is_promoted() {
+    let matcher = Matcher::put_manifest().reference("a_incoming");
+    let failed = Rule::new(matcher, Action::error(500, "UNKNOWN"));
+    let (_, run) = promoted(&[failed.times(1)], &[]).await;
+    assert_eq!(attempts(&run), [0, 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_every_dialect_floats_are_promoted_and_absent_ones_made() {
+    for dialect in [Dialect::Distribution, Dialect::Harbor, Dialect::Ecr] {
+        let ground = ground(&json!({})).await;
+        ground
+            .registry
+            .update(|switches| switches.dialect = dialect);
+        ground.promote(&[]).await.exits(0);
+        assert_eq!(ground.tags("ci"), undisturbed().await, "{dialect:?}");
+        ground.assert_never_dangling();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_tags_must_not_move_no_float_of_a_group_does() {
+    for dialect in [Dialect::Quay, Dialect::Harbor, Dialect::Ecr] {
+        let ground = ground(&json!({})).await;
+        // Promoted once, so that its pins are there.
+        ground.promote(&[]).await.exits(0);
+        ground.seed("src/x", "a", "newer-a");
+        ground.seed("src/x", "first", "newer-first");
+        let images = [(":a", "a"), (":first", "first")];
+        ground.documents_anew(&[ground.request("two", &images, &json!({}))]);
+        let before = ground.tags("ci");
+        ground
+            .registry
+            .update(|switches| switches.dialect = dialect);
+        ground.registry.add_rule(Rule::new(
+            Matcher::put_manifest().tag(true),
+            Action::ImmutableTag,
+        ));
+        ground.registry.reset_log();
+        let run = ground.promote(&["-o", "json"]).await.exits(1);
+        assert!(
+            run.stdout.contains("TagImmutable"),
+            "{dialect:?} {}",
+            run.stdout
+        );
+        let floats = |tags: Vec<(String, String)>| -> Vec<_> {
+            let floats = tags
+                .into_iter()
+                .filter(|(tag, _)| ["a", "first"].contains(&&**tag));
+            floats.collect()
+        };
+        assert_eq!(floats(ground.tags("ci")), floats(before), "{dialect:?}");
+        for float in ["a", "first"] {
+            let puts = ground
+                .registry
+                .count(&Matcher::put_manifest().reference(float));
+            assert_eq!(puts, 0, "{dialect:?} {float}");
+        }
+        ground.assert_never_dangling();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_that_are_redirected_at_the_same_registry_are_followed() {
+    let writes = Matcher {
+        write: Some(true),
+        ..Matcher::default()
+    };
+    let (_, run) = promoted(&[Rule::new(writes, Action::RedirectWrite)], &[]).await;
     assert_eq!(attempts(&run), [0, 0]);
 }

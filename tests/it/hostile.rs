@@ -12,6 +12,7 @@
 )]
 
 mod files;
+mod led;
 pub mod liar;
 mod memory;
 mod secrets;

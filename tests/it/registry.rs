@@ -11,6 +11,7 @@
     reason = "the ground is made for these tests"
 )]
 
+mod answers;
 mod challenges;
 mod collected;
 mod distribution;

@@ -258,6 +258,56 @@ async fn an_immutable_tag_may_be_made_and_not_moved_or_removed() {
 }
 
 #[tokio::test]
+async fn harbor_and_ecr_say_in_their_own_words_what_is_absent_and_what_must_not_move() {
+    for (dialect, immutable, absent) in [
+        (Dialect::Harbor, (412, "PRECONDITION"), "NOT_FOUND"),
+        (Dialect::Ecr, (400, "TAG_INVALID"), "MANIFEST_UNKNOWN"),
+    ] {
+        let bench = Bench::new().await;
+        bench.registry.update(|settings| settings.dialect = dialect);
+        let image = bench.seed("r", "x", Shape::Oci, "x");
+        let gone = bench.send("GET", "/v2/r/manifests/gone").await;
+        assert_eq!(gone.status(), 404);
+        assert_eq!(error(gone).await.0, absent);
+        bench.registry.add_rule(always(Action::ImmutableTag));
+        let refused = bench.put("r", "x", &image.manifest).await;
+        assert_eq!(refused.status(), immutable.0);
+        assert_eq!(error(refused).await.0, immutable.1);
+    }
+}
+
+#[tokio::test]
+async fn a_write_is_redirected_once_to_where_it_is_taken() {
+    let bench = Bench::new().await;
+    let image = bench.seed("r", "x", Shape::Oci, "x");
+    bench.registry.add_rule(always(Action::RedirectWrite));
+    let led = bench.put("r", "new", &image.manifest).await;
+    assert_eq!(led.status(), 307);
+    let next = header(&led, "location").to_owned();
+    assert_eq!(next, "/v2/r/manifests/new?&moved=1");
+    assert_eq!(bench.registry.tags("r").len(), 1);
+    let put = bench.put("r", "new?moved=1", &image.manifest).await;
+    assert_eq!(put.status(), 201);
+    assert_eq!(bench.registry.tags("r").len(), 2);
+    bench.registry.clear_rules();
+    let uploads = || Matcher::kind(Kind::Upload);
+    bench
+        .registry
+        .add_rule(Rule::new(uploads(), Action::LieMount));
+    let path = format!("/v2/r2/blobs/uploads/?mount={}&from=r", image.blobs[0].0);
+    assert_eq!(bench.send("POST", &path).await.status(), 201);
+    let blob = format!("/v2/r2/blobs/{}", image.blobs[0].0);
+    assert_eq!(bench.send("HEAD", &blob).await.status(), 404);
+    bench.registry.clear_rules();
+    bench
+        .registry
+        .add_rule(Rule::new(uploads(), Action::NoLocation));
+    let begun = bench.send("POST", "/v2/r/blobs/uploads/").await;
+    assert_eq!(begun.status(), 202);
+    assert!(begun.headers().get("location").is_none());
+}
+
+#[tokio::test]
 async fn headers_lie() {
     let bench = Bench::new().await;
     let image = bench.seed("r", "x", Shape::Oci, "x");

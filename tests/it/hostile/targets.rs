@@ -219,6 +219,12 @@ async fn an_upload_that_begins_or_ends_badly_is_an_error_of_one_kind() {
             "a 413",
             Box::new(began),
             Box::new(|| answer(413, &[], b"")),
+            attempt,
+        ),
+        (
+            "a 413 of the registry itself",
+            Box::new(began),
+            Box::new(|| answer(413, &[], br#"{"errors":[{"code":"SIZE_INVALID"}]}"#)),
             (Reason::TooLarge, Class::Terminal),
         ),
     ];

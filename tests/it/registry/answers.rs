@@ -1,0 +1,460 @@
+//! What other registries than quay answer, and quay on a bad day: each answer comes to what it means.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use promotion_controller::embedded::{
+    Action, Dialect, Embedded, ImageBuilder, Kind, Layer, Matcher, Rule, Shape,
+};
+use promotion_controller::image::{Digest, Reference};
+use promotion_controller::machine::Reason;
+use promotion_controller::registry::{
+    Activity, Class, Credential, Error, Manifest, Put, Registry, Settings,
+};
+
+use super::ground::{
+    by_tag, client, client_with, fetched, open, repository, seeded, settings, tag,
+};
+use super::listener::{Listener, answer};
+use crate::hostile::liar::{self, Image, Liar};
+
+const QUIET: fn() -> Credential = Credential::anonymous;
+
+fn upload(method: &str) -> Matcher {
+    Matcher::kind(Kind::Upload).method(method)
+}
+
+fn said(status: u16, code: &str, message: &str) -> Action {
+    Action::Status {
+        status,
+        code: Some(code.into()),
+        message: Some(message.into()),
+        detail: None,
+        body: None,
+        retry_after: None,
+    }
+}
+
+/// Copies `src/a` to `team/a`, within ten seconds.
+async fn copied(
+    client: &Registry,
+    from: &Embedded,
+    manifest: &Manifest,
+    to: &Embedded,
+) -> Result<(), Error> {
+    let (source, target) = (repository(from, "src/a"), repository(to, "team/a"));
+    let (none, activity) = (QUIET(), Activity::default());
+    let copying = client.copy(&source, manifest, &target, &none, &none, &activity);
+    let copied = tokio::time::timeout(Duration::from_secs(10), copying).await;
+    copied.unwrap_or_else(|_| panic!("waited: {:?}", activity.waiting()))
+}
+
+async fn put(client: &Registry, to: &Embedded, name: &str, manifest: &Manifest) -> Put {
+    let (target, none, activity) = (repository(to, "team/a"), QUIET(), Activity::default());
+    let gate = || true;
+    client
+        .put_tag(&target, &tag(name), manifest, &none, gate, &activity)
+        .await
+}
+
+#[tokio::test]
+async fn what_harbor_has_not_is_absent_and_what_a_page_says_is_not() {
+    let host = open().await;
+    host.update(|switches| switches.dialect = Dialect::Harbor);
+    let client = client(&[&host]);
+    let (target, activity) = (repository(&host, "team/a"), Activity::default());
+    for name in ["x", "y"] {
+        let found = client.look(&target, &tag(name), &QUIET(), &activity).await;
+        assert_eq!(found.unwrap(), None);
+        // The repository is there, the artifact is not.
+        let manifest = seeded(&host, &client, "team/a", Shape::Oci, &QUIET()).await;
+        assert!(matches!(
+            put(&client, &host, "x", &manifest).await,
+            Put::Written
+        ));
+    }
+    for action in [
+        said(404, "NOT_FOUND", "page not found"),
+        said(404, "UNKNOWN", "artifact team/a:z not found"),
+        Action::page(404),
+        Action::Status {
+            status: 404,
+            code: None,
+            message: None,
+            detail: None,
+            body: Some("artifact team/a:z not found".into()),
+            retry_after: None,
+        },
+    ] {
+        host.clear_rules();
+        host.add_rule(Rule::new(Matcher::kind(Kind::Manifest), action.clone()));
+        let error = client.look(&target, &tag("z"), &QUIET(), &activity).await;
+        let error = error.unwrap_err();
+        assert_eq!(
+            (error.reason, error.class),
+            (Reason::RegistryError, Class::Attempt),
+            "{action:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_tag_that_must_not_move_is_told_in_every_dialect() {
+    for dialect in [
+        Dialect::Quay,
+        Dialect::Distribution,
+        Dialect::Harbor,
+        Dialect::Ecr,
+    ] {
+        let host = open().await;
+        host.update(|switches| switches.dialect = dialect);
+        let client = client(&[&host]);
+        let manifest = seeded(&host, &client, "team/a", Shape::Oci, &QUIET()).await;
+        host.add_rule(Rule::new(Matcher::put_manifest(), Action::ImmutableTag));
+        assert!(matches!(
+            put(&client, &host, "new", &manifest).await,
+            Put::Written
+        ));
+        let Put::Immutable(error) = put(&client, &host, "seed", &manifest).await else {
+            panic!("{dialect:?}");
+        };
+        assert_eq!(
+            (error.reason, error.class),
+            (Reason::TagImmutable, Class::Terminal),
+            "{dialect:?}: {error}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_413_is_an_attempt_unless_the_registry_itself_says_that_it_is_too_large() {
+    for (action, wanted) in [
+        (Action::page(413), (Reason::RegistryError, Class::Attempt)),
+        (
+            said(413, "SIZE_INVALID", "Uploaded blob is larger than allowed"),
+            (Reason::TooLarge, Class::Terminal),
+        ),
+    ] {
+        let (from, to) = (open().await, open().await);
+        let client = client(&[&from, &to]);
+        let manifest = seeded(&from, &client, "src/a", Shape::Oci, &QUIET()).await;
+        to.add_rule(Rule::new(upload("PUT"), action).times(1));
+        let error = copied(&client, &from, &manifest, &to).await.unwrap_err();
+        assert_eq!((error.reason, error.class), wanted, "{error}");
+        copied(&client, &from, &manifest, &to).await.unwrap();
+        assert!(matches!(
+            put(&client, &to, "x", &manifest).await,
+            Put::Written
+        ));
+    }
+}
+
+#[tokio::test]
+async fn a_blob_at_which_the_registry_fails_is_sent_once_in_an_attempt() {
+    let (from, to) = (open().await, open().await);
+    let client = client(&[&from, &to]);
+    let image = ImageBuilder::oci("x").layer(Layer::named("x")).build();
+    from.seed_image("src/a", "seed", &image.unwrap()).unwrap();
+    let manifest = fetched(&from, &client, "src/a", &QUIET()).await;
+    let layer = Layer::named("x").digest().to_string();
+    to.add_rule(Rule::new(
+        upload("PUT").reference(&layer),
+        Action::error(500, "UNKNOWN"),
+    ));
+    for n in 1..=3 {
+        let error = copied(&client, &from, &manifest, &to).await.unwrap_err();
+        assert_eq!(
+            (error.reason, error.class),
+            (Reason::RegistryError, Class::Attempt),
+            "{error}"
+        );
+        assert_eq!(to.count(&upload("PUT").reference(&layer)), n, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn writes_that_are_redirected_within_the_registry_are_sent_again_there() {
+    let (from, to) = (open().await, open().await);
+    let client = client(&[&from, &to]);
+    let manifest = seeded(&from, &client, "src/a", Shape::Index, &QUIET()).await;
+    let writes = Matcher {
+        write: Some(true),
+        ..Matcher::default()
+    };
+    to.add_rule(Rule::new(writes, Action::RedirectWrite));
+    let (target, activity) = (repository(&to, "team/a"), Activity::default());
+    client.may_push(&target, &QUIET(), &activity).await.unwrap();
+    copied(&client, &from, &manifest, &to).await.unwrap();
+    let asked = AtomicUsize::new(0);
+    let gate = || {
+        asked.fetch_add(1, Ordering::Relaxed);
+        true
+    };
+    let none = QUIET();
+    let name = tag("x");
+    let putting = client.put_tag(&target, &name, &manifest, &none, gate, &activity);
+    assert!(matches!(putting.await, Put::Written));
+    assert_eq!(asked.load(Ordering::Relaxed), 2, "before every sending");
+    assert_eq!(
+        to.tag("team/a", "x").unwrap().to_string(),
+        manifest.digest.to_string()
+    );
+    let mount = repository(&to, "team/b");
+    client
+        .copy(&target, &manifest, &mount, &none, &none, &activity)
+        .await
+        .unwrap();
+    assert_eq!(to.dangling().len(), 0);
+}
+
+#[tokio::test]
+async fn a_write_is_followed_to_no_other_address_nor_to_another_tag() {
+    let from = open().await;
+    let elsewhere = Listener::start(|_| answer(201, &[], "")).await;
+    let away = format!("http://{}", elsewhere.host());
+    for (post, put, to) in [
+        (307, 200, away.clone()),
+        (308, 200, away.clone()),
+        (200, 307, away.clone()),
+        (200, 308, away.clone()),
+        (200, 307, "/v2/team/a/manifests/other".into()),
+        (307, 200, "/v2/team/a/manifests/other".into()),
+        (307, 200, "/v2/team/a/blobs/uploads/".into()),
+    ] {
+        let next = to.clone();
+        let host = Listener::start(move |head| {
+            let path = head.split(' ').nth(1).unwrap();
+            let again = if next.starts_with("http") {
+                format!("{next}{path}")
+            } else {
+                next.clone()
+            };
+            let said = |status| match status {
+                200 => answer(202, &[("location", "/v2/team/a/blobs/uploads/1")], ""),
+                status => answer(status, &[("location", &again)], ""),
+            };
+            match head.split(' ').next().unwrap() {
+                "get" => answer(200, &[], ""),
+                "post" => said(post),
+                "put" => said(put),
+                _ => answer(404, &[], ""),
+            }
+        })
+        .await;
+        let mut settings = settings(&[&from]);
+        settings.plain_http.extend([host.host(), elsewhere.host()]);
+        let client = client_with(settings);
+        let manifest = seeded(&from, &client, "src/a", Shape::Oci, &QUIET()).await;
+        let target = format!("{}/team/a", host.host()).parse().unwrap();
+        let (source, none, activity) = (repository(&from, "src/a"), QUIET(), Activity::default());
+        let work = async {
+            let copied = client.copy(&source, &manifest, &target, &none, &none, &activity);
+            let copied = copied.await;
+            let name = tag("x");
+            let put = client.put_tag(&target, &name, &manifest, &none, || true, &activity);
+            (copied.unwrap_err(), put.await)
+        };
+        let (error, tagged) = tokio::time::timeout(Duration::from_secs(10), work)
+            .await
+            .unwrap_or_else(|_| panic!("{post} {put} {to}: {:?}", activity.waiting()));
+        assert!(!matches!(error.class, Class::Wait { .. }), "{to}: {error}");
+        if put != 200 {
+            assert!(
+                matches!(&tagged, Put::Refused(e) if e.reason == Reason::NotAllowed),
+                "{tagged:?}"
+            );
+        }
+        assert_eq!(elsewhere.connections(), 0, "{post} {put}: {error}");
+        let other = host
+            .heads()
+            .iter()
+            .any(|head| head.contains("/manifests/other"));
+        assert!(!other, "{post} {put}: {:#?}", host.heads());
+    }
+}
+
+#[tokio::test]
+async fn a_mount_that_is_not_answered_as_it_should_be_falls_back_to_a_copy() {
+    for action in [
+        Action::page(405),
+        said(405, "METHOD NOT ALLOWED", "Method Not Allowed"),
+        Action::error(405, "UNSUPPORTED"),
+        Action::error(400, "UNSUPPORTED"),
+        Action::page(404),
+        Action::page(403),
+        Action::NoLocation,
+    ] {
+        let host = open().await;
+        let client = client(&[&host]);
+        let manifest = seeded(&host, &client, "src/a", Shape::Oci, &QUIET()).await;
+        host.add_rule(Rule::new(upload("POST"), action.clone()).times(1));
+        let copied = copied(&client, &host, &manifest, &host).await;
+        copied.unwrap_or_else(|error| panic!("{action:?}: {error}"));
+        assert!(
+            matches!(put(&client, &host, "x", &manifest).await, Put::Written),
+            "{action:?}"
+        );
+    }
+}
+
+/// A registry that leads all reads to `regional`.
+async fn front(regional: String) -> Listener {
+    Listener::start(move |head| {
+        let path = head.split(' ').nth(1).unwrap();
+        if path == "/v2/" {
+            return answer(200, &[], "");
+        }
+        answer(
+            307,
+            &[("location", &format!("http://{regional}{path}"))],
+            "",
+        )
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_typed_404_behind_a_redirect_is_an_absence_to_reads_and_never_to_a_look() {
+    let regional = open().await;
+    let seed = client(&[&regional]);
+    let image = ImageBuilder::oci("x")
+        .layer(Layer::named("x"))
+        .build()
+        .unwrap();
+    regional.seed_image("src/a", "seed", &image).unwrap();
+    let manifest = fetched(&regional, &seed, "src/a", &QUIET()).await;
+    let front = front(regional.host()).await;
+    let mut settings = settings(&[&regional]);
+    settings.plain_http.push(front.host());
+    let client = client_with(settings);
+    let (none, activity) = (QUIET(), Activity::default());
+    let at = format!("{}/src/a", front.host()).parse().unwrap();
+    let gone = Digest::of(b"gone");
+    for reference in [by_tag("gone"), Reference::Digest(gone)] {
+        let found = client.fetch(&at, &reference, &none, &activity).await;
+        assert_eq!(found.unwrap(), None, "{reference}");
+    }
+    for found in [
+        client.look(&at, &tag("gone"), &none, &activity).await,
+        client.held(&at, gone, &none, &activity).await,
+    ] {
+        let error = found.unwrap_err();
+        assert_eq!(
+            (error.reason, error.class),
+            (Reason::RegistryError, Class::Attempt)
+        );
+    }
+    // A part that is missing there is missing.
+    let to = open().await;
+    assert!(regional.lose_blob("src/a", Layer::named("x").digest()));
+    let target = repository(&to, "team/a");
+    let mut settings = super::ground::settings(&[&regional, &to]);
+    settings.plain_http.push(front.host());
+    let client = client_with(settings);
+    let copied = client.copy(&at, &manifest, &target, &none, &none, &activity);
+    assert_eq!(copied.await.unwrap_err().reason, Reason::SourceIncomplete);
+    // A page there tells nothing.
+    regional.add_rule(Rule::new(Matcher::kind(Kind::Manifest), Action::page(404)));
+    let error = client.fetch(&at, &by_tag("gone"), &none, &activity).await;
+    assert!(error.unwrap_err().message.contains("redirects to"));
+}
+
+#[tokio::test]
+async fn a_layer_is_left_out_only_where_it_says_where_it_is_and_the_source_lacks_it() {
+    let foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
+    for (urls, there, works) in [
+        (None, true, true),
+        (None, false, false),
+        (Some("http://x/"), true, true),
+        (Some("http://x/"), false, true),
+    ] {
+        let to = open().await;
+        let image = Image::new("windows").with(|manifest| {
+            manifest["layers"][0]["mediaType"] = foreign.into();
+            if let Some(url) = urls {
+                manifest["layers"][0]["urls"] = serde_json::json!([url]);
+            }
+        });
+        let (honest, layer) = (image.clone(), liar::digest(&image.layer));
+        let lost = layer.clone();
+        let from = Liar::start(move |head| {
+            if head.contains(&lost) && !there {
+                return liar::unknown();
+            }
+            honest.honest(head)
+        })
+        .await;
+        let mut settings = settings(&[&to]);
+        settings.plain_http.push(from.host());
+        let client = client_with(settings);
+        let (none, activity) = (QUIET(), Activity::default());
+        let source = format!("{}/src/a", from.host()).parse().unwrap();
+        let found = client.fetch(&source, &by_tag("t"), &none, &activity).await;
+        let manifest = found.unwrap().unwrap();
+        let target = repository(&to, "team/a");
+        let planned = client.survey(&source, &manifest, &target, &none, &none, &activity);
+        assert_eq!(planned.await.is_ok(), works, "{urls:?} {there}");
+        let copied = client.copy(&source, &manifest, &target, &none, &none, &activity);
+        match copied.await {
+            Ok(()) => assert!(works, "{urls:?} {there}"),
+            Err(error) => {
+                assert!(!works, "{urls:?} {there}: {error}");
+                assert_eq!(error.reason, Reason::SourceIncomplete, "{error}");
+                continue;
+            }
+        }
+        let sent = to.count(&upload("PUT").reference(&layer));
+        assert_eq!(sent, usize::from(there), "{urls:?} {there}");
+        assert!(matches!(
+            put(&client, &to, "x", &manifest).await,
+            Put::Written
+        ));
+    }
+}
+
+#[tokio::test]
+async fn the_reason_in_the_detail_is_shown_and_schema_1_is_what_it_is() {
+    let host = open().await;
+    let client = client(&[&host]);
+    let manifest = seeded(&host, &client, "src/a", Shape::Oci, &QUIET()).await;
+    let Put::ContentMissing(error) = put(&client, &host, "x", &manifest).await else {
+        panic!("it has no blobs there");
+    };
+    assert!(
+        error
+            .message
+            .contains("manifest invalid: Unknown blob `sha256:"),
+        "{error}"
+    );
+    // Signed: its digest is that of a part of it.
+    let signed = br#"{"schemaVersion":1,"name":"a","signatures":[{}]}"#;
+    let old = Liar::start(|head| {
+        if head.starts_with("GET /v2/ ") {
+            return liar::answer(200, &[], b"");
+        }
+        let kind = "application/vnd.docker.distribution.manifest.v1+prettyjws";
+        let headers = [
+            ("content-type", kind),
+            ("docker-content-digest", &liar::digest(b"payload")),
+        ];
+        liar::answer(200, &headers, signed)
+    })
+    .await;
+    let client = client_with(Settings {
+        plain_http: vec![old.host()],
+        ..Settings::default()
+    });
+    let (none, activity) = (QUIET(), Activity::default());
+    let at = format!("{}/src/a", old.host()).parse().unwrap();
+    for found in [
+        client.look(&at, &tag("t"), &none, &activity).await,
+        client.fetch(&at, &by_tag("t"), &none, &activity).await,
+    ] {
+        let error = found.unwrap_err();
+        assert_eq!(
+            (error.reason, error.class),
+            (Reason::UnsupportedManifest, Class::Terminal),
+            "{error}"
+        );
+    }
+}
