@@ -151,6 +151,7 @@ const FIXED: &[&str] = &[
     "tag immutab",
     "immutability",
     "cannot be overwritten",
+    "does not allow updating assets",
 ];
 /// What is not there, in the envelope of Harbor.
 const NAMED: &[&str] = &[
@@ -170,7 +171,7 @@ const RULES: &[Rule] = &[
     // Not to be mounted is to be sent.
     rule(&[Mount],  &[4],                       ANY,                                                      ANY,                        Meaning::NotMounted),
     rule(&[],       &[401],                     ANY,                                                      ANY,                        Meaning::Unauthorized),
-    // Tags that must not move: quay and others by code; ECR 400 TAG_INVALID, Harbor 412 PRECONDITION, by their words.
+    // Tags that must not move: quay and others by code; ECR 400 TAG_INVALID, Harbor 412 PRECONDITION, Nexus 400, by their words.
     rule(&[Tag],    &[400, 403, 405, 409, 412], &["TAG_IMMUTABLE", "TAG_ALREADY_EXISTS", "IMAGETAGALREADYEXISTSEXCEPTION"], ANY,        Meaning::Immutable),
     rule(&[Tag],    &[400, 403, 405, 409, 412], ANY,                                                      FIXED,                      Meaning::Immutable),
     rule(WRITES,    &[403, 412],                ANY,                                                      &["quota", "upper limit"],  Meaning::QuotaExceeded),
@@ -435,6 +436,9 @@ mod tests {
             &[Tag], Meaning::Immutable, Meaning::BadName),
         (400, "TAG_INVALID", "the tag is invalid", &[], Meaning::BadName, Meaning::BadName),
         (412, "PRECONDITION", "Failed to process request due to 'a:x' configured as immutable.", &[Tag], Meaning::Immutable, Meaning::Other),
+        (400, "UNKNOWN", "Repository does not allow updating assets: docker", &[Tag], Meaning::Immutable, Meaning::Other),
+        (403, "DENIED", "Update tag x: the repository has immutable tags enabled", &[Tag], Meaning::Immutable, Meaning::Denied),
+        (403, "DENIED", "requested access to immutable/team is denied", &[], Meaning::Denied, Meaning::Denied),
         (412, "PROJECTPOLICYVIOLATION", "current image with vulnerabilities", &[], Meaning::Other, Meaning::Other),
         // Content that is missing, and manifests that are not taken.
         (400, "MANIFEST_INVALID", "manifest invalid message Unknown blob `sha256:0a`", &[Child, Tag], Meaning::ContentMissing, Meaning::Rejected),

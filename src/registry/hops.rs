@@ -24,7 +24,7 @@ use super::budget::Lane;
 use super::clients::{Barred, Clients, Pair, Pass};
 use super::endpoint::{Endpoint, Endpoints, address};
 use super::error::{BuildError, Error};
-use super::location::{is_like_a_manifest, is_own_upload};
+use super::location::{is_like_a_manifest, is_like_a_registry, is_own_upload};
 use super::network::{Networks, Reach};
 use super::reply::cause;
 use super::transport::Ask;
@@ -167,8 +167,9 @@ impl Hops {
             return Some(Problem::Manifest);
         }
         let other = !access.endpoint.is_at(location);
-        let known = other && self.met.contains_key(&address(location));
-        known.then_some(Problem::Foreign)
+        let registrys =
+            || is_like_a_registry(location) || self.met.contains_key(&address(location));
+        (other && registrys()).then_some(Problem::Foreign)
     }
 
     /// Sends `request`, which is `ask`, and follows what a read is redirected to.

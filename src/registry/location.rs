@@ -25,9 +25,26 @@ pub(super) fn is_own_upload(access: &Access<'_>, url: &Url) -> bool {
         })
 }
 
-/// Whether `url` could be read as a manifest's: `v2` and, later, `manifests` among the words of its path and query, in any case and
-/// encoding.
+/// Whether `url` could be read as a manifest's: `v2` and, later, `manifests` among its words.
 pub(super) fn is_like_a_manifest(url: &Url) -> bool {
+    follow(&words(url), &["v2", "manifests"])
+}
+
+/// Whether `url` could be read as a place in any registry's API. A storage has `v2` in its paths too, and no `uploads`.
+pub(super) fn is_like_a_registry(url: &Url) -> bool {
+    let words = words(url);
+    words.first().is_some_and(|first| first == "v2")
+        || follow(&words, &["v2", "manifests"])
+        || follow(&words, &["v2", "blobs", "uploads"])
+}
+
+fn follow(words: &[String], wanted: &[&str]) -> bool {
+    let mut words = words.iter();
+    wanted.iter().all(|wanted| words.any(|word| word == wanted))
+}
+
+/// The words of a path and query, in any case and encoding.
+fn words(url: &Url) -> Vec<String> {
     let mut text = url[url::Position::BeforePath..].to_owned();
     for _ in 0..DECODED_MAX {
         let decoded = percent_decode_str(&text).decode_utf8_lossy().into_owned();
@@ -37,8 +54,11 @@ pub(super) fn is_like_a_manifest(url: &Url) -> bool {
         text = decoded;
     }
     let text = text.to_ascii_lowercase();
-    let mut words = text.split(|c: char| !c.is_ascii_alphanumeric() && !"._-".contains(c));
-    words.any(|word| word == "v2") && words.any(|word| word == "manifests")
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && !"._-".contains(c));
+    words
+        .filter(|word| !word.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 #[cfg(test)]
@@ -100,10 +120,20 @@ mod tests {
             "https://s3.example/docker/registry/v2/repositories/team/a/_manifests/x",
             "https://gcs.example/upload?upload_id=v2",
             "/artifacts-uploads/namespaces/x/repositories/y/uploads/z",
-            "/v2/team/a/blobs/uploads/1?_state=abc",
+            "https://s3.example/docker/registry/v2/blobs/sha256/00/0",
             "/manifests/v2/x",
         ] {
+            assert!(!is_like_a_registry(&at(storage)), "{storage}");
             assert!(!is_like_a_manifest(&at(storage)), "{storage}");
+        }
+        for registry in [
+            "/v2/team/a/blobs/uploads/1?_state=abc",
+            "https://v.example/V2/",
+            "https://v.example/%76%32%2fx",
+            "https://v.example/artifactory/api/docker/x/v2/team/a/blobs/uploads/1",
+        ] {
+            assert!(is_like_a_registry(&at(registry)), "{registry}");
+            assert!(!is_like_a_manifest(&at(registry)), "{registry}");
         }
     }
 
@@ -125,7 +155,8 @@ mod tests {
                 }
             };
             let path = format!("https://v.example{before}{}{between}team/a{between}{}{after}", spelt("v2"), spelt("manifests"));
-            prop_assert!(is_like_a_manifest(&Url::parse(&path).unwrap()), "{path}");
+            let url = Url::parse(&path).unwrap();
+            prop_assert!(is_like_a_manifest(&url) && is_like_a_registry(&url), "{path}");
         }
     }
 }

@@ -408,7 +408,10 @@ impl Transport {
                 let verb = format!("{}: {}", ask.what, ask.method);
                 Judged::Unsettled(Answer::read(ask.asked(), status, b"").error(&verb))
             }
-            405 if !matches!(ask.method, Method::GET | Method::HEAD) => {
+            // What a storage does not do says nothing of maintenance.
+            405 if !matches!(ask.method, Method::GET | Method::HEAD)
+                && ask.access.endpoint.is_at(&ask.url) =>
+            {
                 let secrets = secrets(authorization, ask.access.credential);
                 let answer = read_refusal(response, ask.asked(), &secrets).await;
                 let error = answer.error(ask.what);

@@ -219,10 +219,14 @@ impl Registry {
             }
         };
         let outcome = match result {
-            Ok(reply) => match self.transport().hops.moved(&ask, &reply.response) {
-                Some(next) => next.map(Some).map_err(Failure::Refused),
-                None => landed(what, blob, reply).await.map(|()| None),
-            },
+            Ok(mut reply) => {
+                if let Some(next) = self.transport().hops.moved(&ask, &reply.response) {
+                    next.map(Some).map_err(Failure::Refused)
+                } else {
+                    reply.elsewhere = !access.endpoint.is_at(&ask.url);
+                    landed(what, blob, reply).await.map(|()| None)
+                }
+            }
             // It had the blob and failed at it: it may fail at it again (quay at a layer over its maximum), so it is an attempt.
             Err(Failure::Unsettled(error)) if error.status() == Some(500) => Err(Failure::Refused(
                 Error::attempt(Reason::RegistryError, &error.message),
@@ -391,7 +395,7 @@ async fn landed(what: &str, blob: Blob, reply: Reply) -> Result<(), Failure> {
         )));
     }
     let status = reply.status();
-    let error = reply.answer().await.error(what);
+    let error = reply.refusal(what).await;
     if error.meaning() == Some(Meaning::SessionLost) || !status.is_client_error() {
         return Err(Failure::Unsettled(error));
     }

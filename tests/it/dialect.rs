@@ -347,3 +347,14 @@ async fn writes_that_are_redirected_at_the_same_registry_are_followed() {
     let (_, run) = promoted(&[Rule::new(writes, Action::RedirectWrite)], &[]).await;
     assert_eq!(attempts(&run), [0, 0]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mount_that_lies_costs_an_attempt_and_no_image() {
+    let ground = ground(&json!({})).await;
+    ground
+        .registry
+        .add_rule(Rule::new(Matcher::kind(Kind::Upload), Action::LieMount));
+    ground.promote(&["-o", "json"]).await.exits(0);
+    assert_eq!(ground.tags("ci"), undisturbed().await);
+    ground.assert_never_dangling();
+}

@@ -139,6 +139,32 @@ async fn no_upload_leads_to_what_is_known_as_another_registry() {
 }
 
 #[tokio::test]
+async fn no_upload_leads_into_the_api_of_a_registry_that_was_never_met() {
+    let (from, victim) = (open().await, open().await);
+    for named in [Named::Listed, Named::Plain, Named::Free] {
+        for path in [
+            "/v2/team/a/blobs/uploads/1",
+            "/prefix/v2/a/blobs/uploads/",
+            "/v2/",
+        ] {
+            let attacker = leading(format!("http://{}{path}", victim.host())).await;
+            let settings = naming(named, &attacker, &from, &victim);
+            let error = copied(&from, &attacker, settings).await.unwrap_err();
+            assert_eq!(
+                error.reason,
+                Reason::NotAllowed,
+                "{named:?} {path}: {error}"
+            );
+            assert_eq!(
+                victim.count(&Matcher::default()),
+                0,
+                "{named:?} {path}: {error}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
 async fn only_an_upload_of_ones_own_is_given_up() {
     let from = open().await;
     let storage = Liar::start(|_| answer(400, &[], b"")).await;

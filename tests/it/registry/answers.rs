@@ -458,3 +458,60 @@ async fn the_reason_in_the_detail_is_shown_and_schema_1_is_what_it_is() {
         );
     }
 }
+
+#[tokio::test]
+async fn a_mount_that_lies_is_followed_by_a_copy() {
+    let host = open().await;
+    let client = client(&[&host]);
+    for shape in [Shape::Oci, Shape::Index] {
+        let name = format!("{shape:?}");
+        let manifest = seeded(&host, &client, "src/a", shape, &QUIET()).await;
+        host.add_rule(Rule::new(upload("POST"), Action::LieMount));
+        let mut tries = 0;
+        let written = loop {
+            tries += 1;
+            copied(&client, &host, &manifest, &host).await.unwrap();
+            match put(&client, &host, &name, &manifest).await {
+                // As the engine does: the next attempt.
+                Put::ContentMissing(_) if tries < 3 => client.forget(&repository(&host, "team/a")),
+                put => break put,
+            }
+        };
+        assert!(matches!(written, Put::Written), "{name}: {written:?}");
+        assert_eq!(host.dangling().len(), 0);
+        host.clear_rules();
+        assert!(host.delete_tag("team/a", &name).is_ok());
+    }
+}
+
+#[tokio::test]
+async fn what_a_storage_refuses_is_no_word_of_the_registry() {
+    let from = open().await;
+    for status in [400, 401, 403, 404, 405, 413, 415] {
+        let storage = Listener::start(move |_| answer(status, &[], "")).await;
+        let location = format!("http://{}/up?signature=s3cret", storage.host());
+        let host = Listener::start(move |head| match head.split(' ').next().unwrap() {
+            "get" => answer(200, &[], ""),
+            "post" => answer(202, &[("location", &location)], ""),
+            _ => answer(404, &[], ""),
+        })
+        .await;
+        let mut settings = settings(&[&from]);
+        settings.plain_http.push(host.host());
+        let client = client_with(settings);
+        let manifest = seeded(&from, &client, "src/a", Shape::Oci, &QUIET()).await;
+        let target = format!("{}/team/a", host.host()).parse().unwrap();
+        let (source, none, activity) = (repository(&from, "src/a"), QUIET(), Activity::default());
+        let copying = client.copy(&source, &manifest, &target, &none, &none, &activity);
+        let copied = tokio::time::timeout(Duration::from_secs(10), copying).await;
+        let error = copied.unwrap().unwrap_err();
+        assert_eq!(
+            (error.reason, error.class),
+            (Reason::RegistryError, Class::Attempt),
+            "{error}"
+        );
+        let words = format!("the storage the registry redirects to answered {status}");
+        assert!(error.message.contains(&words), "{error}");
+        assert!(!error.message.contains("s3cret"), "{error}");
+    }
+}
