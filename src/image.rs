@@ -14,8 +14,10 @@ use jiff::tz::TimeZone;
 
 /// The longest tag the OCI specification allows, in bytes.
 pub const TAG_MAX: usize = 128;
-/// The longest tag of a float: its prune tag is 21 bytes longer and must fit [`TAG_MAX`].
-pub const FLOAT_TAG_MAX: usize = 107;
+/// The longest tag of a float: its longest pin is 30 bytes longer and must fit [`TAG_MAX`].
+pub const FLOAT_TAG_MAX: usize = 98;
+/// The longest tag of a float that an earlier version admitted: a request on one is carried to its end.
+const OPEN_FLOAT_TAG_MAX: usize = 107;
 
 const PRUNE: &str = "_prune_";
 const STAMP_LEN: usize = 14;
@@ -26,6 +28,8 @@ const RESERVED_PREFIXES: [&str; 4] = [
     "art__",
 ];
 const RESERVED_SUFFIXES: [&str; 3] = ["_incoming", "__pre", "__post1"];
+const RESCUED: &str = "__rescued";
+const BROKEN: &str = "__broken";
 
 /// Why a string is not the name it should be. The text says what to change.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -49,9 +53,9 @@ pub enum ParseError {
     /// A float without a tag, or with a digest.
     #[error("'{0}' is not a float: write HOST[:PORT]/REPOSITORY:TAG, without a digest")]
     NotAFloat(String),
-    /// A float whose prune tag would be too long.
+    /// A float whose pins' names would be too long.
     #[error(
-        "the tag of '{0}' is longer than 107 characters, so that its prune tag would not fit 128; choose a shorter tag"
+        "the tag of '{0}' is longer than 98 characters, so that the names of its pins would not fit 128; choose a shorter tag"
     )]
     FloatTooLong(String),
     /// A float that collides with tags this program or the release tooling makes.
@@ -382,10 +386,54 @@ impl Float {
         Tag(format!("{}__post1", self.tag))
     }
 
-    /// Pins one displaced image for good: `<YYYYMMDDHHMMSS>_prune_<float>`, in UTC.
+    /// Pins one displaced image for good: `<YYYYMMDDHHMMSS>_prune_<float>`, in UTC. Whoever reverts a float takes the newest of
+    /// these, so only what the float itself showed gets one.
     #[must_use]
     pub fn prune(&self, stamp: Stamp) -> Tag {
-        Tag(format!("{stamp}{PRUNE}{}", self.tag))
+        self.stamped(stamp, "")
+    }
+
+    /// Pins for good what another tag of the float held alone: `<YYYYMMDDHHMMSS>_prune_<float>__rescued`.
+    #[must_use]
+    pub fn rescued(&self, stamp: Stamp) -> Tag {
+        self.stamped(stamp, RESCUED)
+    }
+
+    /// Pins for good what a rollback takes the float back from: `<YYYYMMDDHHMMSS>_prune_<float>__broken`.
+    #[must_use]
+    pub fn broken(&self, stamp: Stamp) -> Tag {
+        self.stamped(stamp, BROKEN)
+    }
+
+    fn stamped(&self, stamp: Stamp, suffix: &str) -> Tag {
+        // A longer tag was admitted by an earlier version: its pins keep the one name they had.
+        let fits = self.tag.as_str().len() <= FLOAT_TAG_MAX;
+        let suffix = if fits { suffix } else { "" };
+        Tag(format!("{stamp}{PRUNE}{}{suffix}", self.tag))
+    }
+
+    /// Whether a tag is a stamped pin of this float, of whatever kind and time.
+    #[must_use]
+    pub fn is_stamped(&self, tag: &Tag) -> bool {
+        Stamp::of(tag).is_some_and(|stamp| {
+            [self.prune(stamp), self.rescued(stamp), self.broken(stamp)].contains(tag)
+        })
+    }
+
+    /// A float that is named now: all its pins' names fit, and it is no pin of another float.
+    ///
+    /// # Errors
+    /// What is no float, and what only an earlier version admitted.
+    pub fn new(text: &str) -> Result<Self, ParseError> {
+        let float: Self = text.parse()?;
+        let name = float.tag.as_str();
+        if name.len() > FLOAT_TAG_MAX {
+            return Err(ParseError::FloatTooLong(text.into()));
+        }
+        if [RESCUED, BROKEN].iter().any(|s| name.ends_with(s)) {
+            return Err(ParseError::Reserved(text.into()));
+        }
+        Ok(float)
     }
 }
 
@@ -395,6 +443,7 @@ impl fmt::Display for Float {
     }
 }
 
+/// A float of a request that is there, which may be one that only an earlier version admitted; [`Float::new`] for others.
 impl FromStr for Float {
     type Err = ParseError;
 
@@ -406,7 +455,7 @@ impl FromStr for Float {
         let repository = repository.parse()?;
         let tag: Tag = tag.parse()?;
         let name = tag.as_str();
-        if name.len() > FLOAT_TAG_MAX {
+        if name.len() > OPEN_FLOAT_TAG_MAX {
             return Err(ParseError::FloatTooLong(s.into()));
         }
         if RESERVED_PREFIXES.iter().any(|p| name.starts_with(p))
@@ -523,11 +572,10 @@ mod tests {
             assert!(bad.parse::<Source>().is_err(), "{bad}");
             assert!(bad.parse::<Float>().is_err(), "{bad}");
         }
-        let long = format!("quay.io/a:{}", "t".repeat(108));
-        assert!(matches!(
-            long.parse::<Float>(),
-            Err(ParseError::FloatTooLong(_))
-        ));
+        let long = |length| format!("quay.io/a:{}", "t".repeat(length));
+        for refused in [Float::new(&long(99)), long(108).parse()] {
+            assert!(matches!(refused, Err(ParseError::FloatTooLong(_))));
+        }
         for reserved in [
             "x_incoming",
             "x__pre",
@@ -537,12 +585,62 @@ mod tests {
             "remove__rc_payload__1",
             "art__x",
             "20260101000000_prune_x",
+            "x__rescued",
+            "x__broken",
         ] {
             let float = format!("quay.io/a:{reserved}");
             assert!(
-                matches!(float.parse::<Float>(), Err(ParseError::Reserved(_))),
+                matches!(Float::new(&float), Err(ParseError::Reserved(_))),
                 "{float}"
             );
+        }
+    }
+
+    #[test]
+    fn only_what_the_float_showed_is_pinned_under_the_name_that_a_revert_looks_for() {
+        let float = Float::new("quay.io/a:x").unwrap();
+        let stamp = Stamp::at("2026-03-04T05:06:07Z".parse().unwrap());
+        let names = [
+            float.prune(stamp),
+            float.rescued(stamp),
+            float.broken(stamp),
+        ];
+        assert_eq!(
+            names.each_ref().map(Tag::as_str),
+            [
+                "20260304050607_prune_x",
+                "20260304050607_prune_x__rescued",
+                "20260304050607_prune_x__broken"
+            ]
+        );
+        for name in &names {
+            assert!(float.is_stamped(name), "{name}");
+            assert_eq!(Stamp::of(name), Some(stamp));
+        }
+        for other in [
+            "20260304050607_prune_xy",
+            "20269904050607_prune_x",
+            "x__pre",
+            "20260304050607_prune_x__pre",
+        ] {
+            assert!(!float.is_stamped(&other.parse().unwrap()), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_float_that_an_earlier_version_admitted_keeps_the_names_its_pins_had() {
+        let stamp = Stamp::at("2026-03-04T05:06:07Z".parse().unwrap());
+        for length in [99, 107] {
+            let tag = "t".repeat(length);
+            let float: Float = format!("quay.io/a:{tag}").parse().unwrap();
+            for pin in [
+                float.prune(stamp),
+                float.rescued(stamp),
+                float.broken(stamp),
+            ] {
+                assert_eq!(pin.as_str(), format!("20260304050607_prune_{tag}"));
+                assert!(float.is_stamped(&pin));
+            }
         }
     }
 
@@ -553,7 +651,7 @@ mod tests {
         let stamp = Stamp::at("2026-03-04T05:06:07Z".parse().unwrap());
         let prune = float.prune(stamp);
         assert_eq!(prune.as_str(), format!("20260304050607_prune_{tag}"));
-        assert_eq!(prune.as_str().len(), TAG_MAX);
+        assert_eq!(float.rescued(stamp).as_str().len(), TAG_MAX);
         assert_eq!(Stamp::of(&prune), Some(stamp));
         assert_eq!(stamp.next().to_string(), "20260304050608");
         assert_eq!(float.incoming().as_str(), format!("{tag}_incoming"));
@@ -588,8 +686,9 @@ mod tests {
                 && text.chars().all(|c| word(c) || c == '.' || c == '-');
             prop_assert_eq!(text.parse::<Tag>().is_ok(), fits);
             if let Ok(float) = format!("quay.io/a:{text}").parse::<Float>() {
-                let prune = float.prune(Stamp::at(Timestamp::from_second(second).unwrap()));
-                for tag in [float.incoming(), float.pre(), float.post1(), prune] {
+                let stamp = Stamp::at(Timestamp::from_second(second).unwrap());
+                let stamped = [float.prune(stamp), float.rescued(stamp), float.broken(stamp)];
+                for tag in [float.incoming(), float.pre(), float.post1()].into_iter().chain(stamped) {
                     prop_assert_eq!(tag.as_str().parse::<Tag>().unwrap(), tag);
                 }
             }

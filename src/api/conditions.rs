@@ -103,20 +103,30 @@ fn verdict(request: &Request, phase: Phase) -> (Reason, String) {
                 return (Reason::RegistryError, String::new());
             };
             let reason = image.reason.unwrap_or(Reason::RegistryError);
-            let failed = images().filter(|(image, _)| image.phase == Phase::Failed);
-            let count = failed.count();
-            let taken_back = if request.status.rollback {
-                format!("; {}", came_of_it(request))
-            } else {
-                String::new()
+            let failed = || images().filter(|(image, _)| image.phase == Phase::Failed);
+            // What only its group's failure ended did not fail.
+            let own = failed()
+                .filter(|(image, _)| image.has_failed_itself())
+                .count();
+            let held = failed().filter(|(image, _)| image.reason == Some(Reason::Held));
+            let (own, held) = match (own, held.count()) {
+                (0, _) => (failed().count(), 0),
+                counts => counts,
             };
-            (
-                reason,
-                format!(
-                    "{count} of {all} images failed{taken_back}; {}: {}",
-                    spec.float, image.message
-                ),
-            )
+            let mut message = format!("{own} of {all} images failed");
+            if held > 0 {
+                let _ = write!(message, ", {held} held back");
+            }
+            if request.status.rollback {
+                let _ = write!(message, "; {}", came_of_it(request));
+            }
+            let (float, why) = (spec.float.to_string(), &image.message);
+            if names(why, &float) {
+                let _ = write!(message, "; {why}");
+            } else {
+                let _ = write!(message, "; {float}: {why}");
+            }
+            (reason, message)
         }
         _ if unchanged == all => (
             Reason::Unchanged,
@@ -130,6 +140,13 @@ fn verdict(request: &Request, phase: Phase) -> (Reason, String) {
             ),
         ),
     }
+}
+
+/// Whether a text names a float, and not just another tag that begins as it does.
+fn names(text: &str, float: &str) -> bool {
+    let in_tag = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    let mut found = text.match_indices(float);
+    found.any(|(at, _)| !text[at + float.len()..].starts_with(in_tag))
 }
 
 /// The failed image that speaks for the request.
@@ -329,6 +346,40 @@ mod tests {
     }
 
     #[test]
+    fn a_failure_is_told_apart_from_those_held_back_with_it_and_names_its_float_once() {
+        use crate::machine::samples;
+        let mut request = samples::request(
+            crate::machine::Latch::Together,
+            &[Phase::Failed, Phase::Failed, Phase::Posted, Phase::Failed],
+        );
+        let float = request.spec.images[1].float.to_string();
+        let images = &mut request.status.images;
+        for image in [0, 3] {
+            images[image].reason = Some(Reason::Held);
+        }
+        images[1].reason = Some(Reason::FloatMoved);
+        for (message, told) in [
+            ("denied".to_owned(), format!("{float}: denied")),
+            (format!("{float}: denied"), format!("{float}: denied")),
+            (
+                format!("moved {float} (last x)"),
+                format!("moved {float} (last x)"),
+            ),
+            (
+                format!("{float}_incoming: denied"),
+                format!("{float}: {float}_incoming: denied"),
+            ),
+        ] {
+            request.status.images[1].message = message;
+            let summary = Summary::of(&request, None);
+            assert_eq!(
+                summary.message,
+                format!("1 of 4 images failed, 2 held back; {told}")
+            );
+        }
+    }
+
+    #[test]
     fn an_image_that_failed_for_a_reason_of_a_newer_version_keeps_it_and_speaks_with_it() {
         let image = |tag: &str| serde_json::json!({"source": "x.io/a/b:c", "float": format!("x.io/a/b:{tag}")});
         let mut object: PromotionRequest = serde_json::from_value(serde_json::json!({
@@ -366,6 +417,9 @@ mod tests {
         assert_eq!(reasons(&object), [unknown, Some("Held".into())]);
         let (reason, message) = of(&object, "Failed");
         assert_eq!(reason, "SignatureInvalid");
-        assert_eq!(message, "2 of 2 images failed; x.io/a/b:d: not by us");
+        assert_eq!(
+            message,
+            "1 of 2 images failed, 1 held back; x.io/a/b:d: not by us"
+        );
     }
 }

@@ -40,14 +40,14 @@ pub(super) const SOURCE: &str = concat!(
 pub(super) const SOURCE_MESSAGE: &str = "must be HOST[:PORT]/REPOSITORY@sha256:DIGEST or HOST[:PORT]/REPOSITORY:TAG (with both, \
     the digest counts), written in full and without a scheme: there is no default host and no default tag";
 
-/// What a float looks like. Its prune tag is 21 characters longer and must fit the 128 of a tag.
+/// What a float looks like. Its longest pin's name is 30 characters longer and must fit the 128 of a tag.
 pub(super) const FLOAT: &str = concat!(
     "self.matches('",
     repository!(),
-    ":[a-zA-Z0-9_][a-zA-Z0-9._-]{0,106}$')"
+    ":[a-zA-Z0-9_][a-zA-Z0-9._-]{0,97}$')"
 );
-pub(super) const FLOAT_MESSAGE: &str = "must be HOST[:PORT]/REPOSITORY:TAG without a digest, the tag at most 107 characters, \
-    so that its prune tag fits 128; write the host in full, or shorten the tag";
+pub(super) const FLOAT_MESSAGE: &str = "must be HOST[:PORT]/REPOSITORY:TAG without a digest, the tag at most 98 characters, \
+    so that the names of its pins fit 128; write the host in full, or shorten the tag";
 
 /// Tags that pin a float's past, and those of release payloads.
 pub(super) const FLOAT_NOT_RESERVED: &str = "!self.matches(':([0-9]{14}_prune_|rc_payload__|preserved__rc_payload__|remove__rc_payload__|art__)[a-zA-Z0-9._-]*$')";
@@ -56,8 +56,11 @@ pub(super) const FLOAT_NOT_RESERVED_MESSAGE: &str =
 
 /// Tags that a promotion makes beside its float.
 pub(super) const FLOAT_NOT_DERIVED: &str =
-    "!self.endsWith('_incoming') && !self.endsWith('__pre') && !self.endsWith('__post1')";
-pub(super) const FLOAT_NOT_DERIVED_MESSAGE: &str = "a float cannot end in _incoming, __pre or __post1, which promotions make themselves; choose another tag";
+    "!self.matches('(_incoming|__pre|__post1|__rescued|__broken)$')";
+pub(super) const FLOAT_NOT_DERIVED_MESSAGE: &str = "a float cannot end in _incoming, __pre, __post1, __rescued or __broken, which promotions make themselves; choose another tag";
+
+/// What a prune tag looks like, of whatever float.
+pub(super) const PRUNE_TAG: &str = "^[0-9]{14}_prune_[a-zA-Z0-9._-]+$";
 
 const IMMUTABLE: &str =
     "only suspend, cancel and ttlSecondsAfterFinished may change; create another request instead";

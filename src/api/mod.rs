@@ -148,7 +148,7 @@ pub struct ImageSpec {
     #[schemars(length(min = 1, max = 512))]
     #[x_kube(validation = (crd::SOURCE, crd::SOURCE_MESSAGE))]
     pub source: String,
-    /// The moving tag it goes to: HOST[:PORT]/REPOSITORY:TAG, the tag at most 107 characters.
+    /// The moving tag it goes to: HOST[:PORT]/REPOSITORY:TAG, the tag at most 98 characters.
     #[schemars(length(min = 1, max = 363))]
     #[x_kube(
         validation = (crd::FLOAT, crd::FLOAT_MESSAGE),
@@ -290,18 +290,26 @@ pub struct ImageStatus {
     pub committed: Option<bool>,
     /// The tag that pins the promoted image, until it is known whether its float was taken back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 128))]
+    #[schemars(length(max = 128), regex(pattern = crd::PRUNE_TAG))]
     pub rollback_tag: Option<String>,
     /// What the float showed before it moved, newest last, each with the tag that pins it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub displaced: Vec<PinStatus>,
+    /// What the float showed, with mode Plan: no tag pins it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 71), regex(pattern = "^sha256:[a-f0-9]{64}$"))]
+    pub would_displace: Option<String>,
     /// What other tags of the float held alone, with the tag that pins it now.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 3))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub rescued: Vec<PinStatus>,
+    /// When the pins were last seen in place, while the image is backed up; they are looked at again before the float moves where
+    /// that is an hour ago, or this is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned_time: Option<Time>,
     /// The promoted image, by digest: HOST/REPOSITORY@sha256:DIGEST.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 330))]
@@ -348,7 +356,7 @@ pub struct PinStatus {
     #[schemars(length(max = 71), regex(pattern = "^sha256:[a-f0-9]{64}$"))]
     pub digest: String,
     /// The prune tag that pins it, in the float's repository.
-    #[schemars(length(max = 128))]
+    #[schemars(length(max = 128), regex(pattern = crd::PRUNE_TAG))]
     pub prune_tag: String,
     /// Fields of a newer version.
     #[serde(flatten)]

@@ -10,7 +10,7 @@ use super::{
     ImageStatus, Latch, Mode, OnFailure, PinStatus, PromotionRequest, PromotionRequestStatus,
     Referrers, SourceStatus, conditions,
 };
-use crate::image::Float;
+use crate::image::{Float, Tag};
 use crate::machine::{
     self, Image, ImageSpec, Phase, Pin, Reason, Request, SourceFacts, Spec, Status,
 };
@@ -52,7 +52,7 @@ pub fn read(object: &PromotionRequest) -> Result<Request, ReadError> {
         read_phase("phase", phase)?;
     }
     let spec = read_spec(object)?;
-    let status = read_status(object, &status, spec.images.len())?;
+    let status = read_status(object, &status, &spec.images)?;
     Ok(Request { spec, status })
 }
 
@@ -125,20 +125,22 @@ fn read_spec(object: &PromotionRequest) -> Result<Spec, ReadError> {
 fn read_status(
     object: &PromotionRequest,
     status: &PromotionRequestStatus,
-    images: usize,
+    images: &[ImageSpec],
 ) -> Result<Status, ReadError> {
     let odd = |field: String, message: &str| ReadError::Status {
         field,
         message: message.into(),
     };
-    if !status.images.is_empty() && status.images.len() != images {
+    if !status.images.is_empty() && status.images.len() != images.len() {
         return Err(odd(
             "images".into(),
             "has not one entry for each image of the spec",
         ));
     }
-    let mut record = Status::new(images);
-    for (index, (read, from)) in record.images.iter_mut().zip(&status.images).enumerate() {
+    let mut record = Status::new(images.len());
+    let floats = images.iter().map(|image| &image.float);
+    let read = record.images.iter_mut().zip(&status.images).zip(floats);
+    for (index, ((read, from), float)) in read.enumerate() {
         if object
             .spec
             .images
@@ -147,7 +149,7 @@ fn read_status(
         {
             return Err(odd(format!("images[{index}].float"), "is not the spec's"));
         }
-        *read = read_image(from)
+        *read = read_image(from, float)
             .map_err(|(field, message)| odd(format!("images[{index}].{field}"), &message))?;
     }
     let order = status.order.map(u64::try_from).transpose();
@@ -168,7 +170,7 @@ fn read_phase(field: &str, name: &str) -> Result<Phase, ReadError> {
     })
 }
 
-fn read_image(from: &ImageStatus) -> Result<Image, (&'static str, String)> {
+fn read_image(from: &ImageStatus, float: &Float) -> Result<Image, (&'static str, String)> {
     let source = from.source.as_ref().map(|source| {
         let digest = source
             .digest
@@ -186,13 +188,23 @@ fn read_image(from: &ImageStatus) -> Result<Image, (&'static str, String)> {
         source: source.transpose()?,
         unchanged: from.unchanged.unwrap_or_default(),
         committed: from.committed.unwrap_or_default(),
-        displaced: read_pins(&from.displaced).map_err(|e| ("displaced", e))?,
-        rescued: read_pins(&from.rescued).map_err(|e| ("rescued", e))?,
+        displaced: read_pins(&from.displaced, float).map_err(|e| ("displaced", e))?,
+        would_displace: from
+            .would_displace
+            .as_ref()
+            .map(|digest| {
+                digest
+                    .parse()
+                    .map_err(|e| ("wouldDisplace", format!("{e}")))
+            })
+            .transpose()?,
+        rescued: read_pins(&from.rescued, float).map_err(|e| ("rescued", e))?,
         rollback: from
             .rollback_tag
             .as_ref()
-            .map(|tag| tag.parse().map_err(|e| ("rollbackTag", format!("{e}"))))
+            .map(|tag| read_stamped(tag, float).map_err(|e| ("rollbackTag", e)))
             .transpose()?,
+        pinned: from.pinned_time.as_ref().map(|t| t.0),
         bytes: from
             .bytes_copied
             .and_then(|n| u64::try_from(n).ok())
@@ -205,13 +217,25 @@ fn read_image(from: &ImageStatus) -> Result<Image, (&'static str, String)> {
     })
 }
 
-fn read_pins(from: &[PinStatus]) -> Result<Vec<Pin>, String> {
+fn read_pins(from: &[PinStatus], float: &Float) -> Result<Vec<Pin>, String> {
     let pin = |pin: &PinStatus| {
         let digest = pin.digest.parse().map_err(|e| format!("{e}"))?;
-        let tag = pin.prune_tag.parse().map_err(|e| format!("{e}"))?;
+        let tag = read_stamped(&pin.prune_tag, float)?;
         Ok(Pin { digest, tag })
     };
     from.iter().map(pin).collect()
+}
+
+/// A tag that a step may write and a pruner may delete, so it is no other tag than this float's stamped ones.
+fn read_stamped(text: &str, float: &Float) -> Result<Tag, String> {
+    let tag: Tag = text.parse().map_err(|e| format!("{e}"))?;
+    if float.is_stamped(&tag) {
+        return Ok(tag);
+    }
+    let own = float.tag();
+    Err(format!(
+        "'{tag}' is no prune tag of this float (YYYYMMDDHHMMSS_prune_{own})"
+    ))
 }
 
 /// What beside the record a status shows.
@@ -273,12 +297,15 @@ fn write_image(to: &mut ImageStatus, image: &Image) {
         unknown: to.source.take().map(|old| old.unknown).unwrap_or_default(),
     });
     to.unchanged = image.unchanged.then_some(true);
-    let first = image.source.is_some() && image.displaced.is_empty() && !image.unchanged;
+    let there = image.unchanged || image.would_displace.is_some() || !image.displaced.is_empty();
+    let first = image.source.is_some() && !there;
     to.first_promotion = first.then_some(true);
     to.committed = image.committed.then_some(true);
     write_pins(&mut to.displaced, &image.displaced);
+    to.would_displace = image.would_displace.map(|digest| digest.to_string());
     write_pins(&mut to.rescued, &image.rescued);
     to.rollback_tag = image.rollback.as_ref().map(ToString::to_string);
+    to.pinned_time = image.pinned.map(time);
     to.bytes_copied = i64::try_from(image.bytes).ok().filter(|&n| n > 0);
     to.attempts = i32::try_from(image.attempts).ok().filter(|&n| n > 0);
     to.next_attempt_time = image.next_attempt.map(time);
@@ -407,6 +434,7 @@ pub fn reset(
         let open = failed || !(committed || image.phase.is_finished());
         if let Some(by) = by.filter(|_| open) {
             image.phase = Phase::Failed;
+            image.pinned = None;
             image.reason = Some(Reason::Superseded);
             image.message =
                 format!("superseded by {by}, a later document that has begun on this float");

@@ -162,7 +162,7 @@ fn rank(float: &Float, tag: &str) -> Option<u8> {
         float.incoming(),
         float.post1(),
     ];
-    let pruned = tag.ends_with(&format!("_prune_{}", float.tag()));
+    let pruned = tag.parse().is_ok_and(|tag| float.is_stamped(&tag));
     let at = own.iter().position(|own| own.as_str() == tag);
     at.and_then(|at| u8::try_from(at * 2).ok())
         .or(pruned.then_some(3))

@@ -28,7 +28,7 @@ use crate::policy::Policy;
 use crate::registry::{Activity, Keyring, Registry, Settings, Waiting};
 use crate::store::Access;
 use crate::store::Key;
-use crate::store::file::read_requests;
+use crate::store::file::{check_floats, read_requests};
 use against::Script;
 use report::{Found, Push, Report};
 
@@ -126,6 +126,8 @@ pub(super) async fn run(args: PreviewArgs) -> ExitCode {
 )]
 async fn set_up(args: PreviewArgs) -> Result<Preview, String> {
     let objects = read_requests(&args.file).map_err(|error| error.to_string())?;
+    let file = args.file.display();
+    check_floats(objects.iter().enumerate()).map_err(|error| format!("{file}: {error}"))?;
     let script = if args.against.is_empty() {
         None
     } else {

@@ -20,7 +20,7 @@ use crate::engine::leadership::Leadership;
 use crate::machine::Phase;
 use crate::registry::{Keyring, Registry};
 use crate::store::Key;
-use crate::store::file::{FileStore, Update, read_requests};
+use crate::store::file::{FileError, FileStore, Update, read_requests};
 
 /// Carry out the promotion requests of a file, without a cluster. It orders the requests of one state file; it keeps no order with a
 /// controller, nor with a promote that has another state file: let only one of them write a float.
@@ -179,7 +179,10 @@ async fn set_up(args: PromoteArgs, display: &Display) -> Result<Run, String> {
     };
     let registry = Registry::new(registry).map_err(|error| unusable(&error))?;
     let (store, updates) = FileStore::open(objects, &state, keyring.clone(), settings.settle)
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| match error {
+            FileError::Float { .. } => format!("{}: {error}", args.file.display()),
+            error => error.to_string(),
+        })?;
     let quiet = store.quiet();
     let (engine, keys) = Engine::new(
         store,

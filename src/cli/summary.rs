@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Write as _};
 use clap::ValueEnum;
 
 use super::progress::Display;
-use crate::api::{ImageStatus, PromotionRequest};
+use crate::api::{ImageStatus, PinStatus, PromotionRequest};
 use crate::store::Key;
 
 /// How the final objects are printed.
@@ -48,7 +48,11 @@ fn posted(images: &[ImageStatus]) -> String {
 
 fn lines(image: &ImageStatus, phase: &str) -> Vec<String> {
     let why = image.message.as_ref().or(image.reason.as_ref());
-    let why = why.map_or_else(String::new, |why| format!(": {why}"));
+    // The line names the float already.
+    let named = format!("{}: ", image.float);
+    let why = why.map_or_else(String::new, |why| {
+        format!(": {}", why.strip_prefix(&named).unwrap_or(why))
+    });
     let head = match image.phase.as_str() {
         "Posted" | "Planned" if image.phase == phase => String::new(),
         "Posted" => "  Posted".into(),
@@ -64,15 +68,25 @@ fn lines(image: &ImageStatus, phase: &str) -> Vec<String> {
         }
         _ => {}
     }
-    for pin in image.displaced.iter().chain(&image.rescued) {
-        let what = if image.phase == "Planned" {
-            format!("    is {}", pin.digest)
-        } else if image.phase == "Posted" {
-            format!("    displaced {}, kept as {}", pin.digest, pin.prune_tag)
+    if let Some(digest) = &image.would_displace {
+        lines.push(format!("    is {digest}"));
+    }
+    for PinStatus {
+        digest, prune_tag, ..
+    } in &image.displaced
+    {
+        lines.push(if image.phase == "Posted" {
+            format!("    displaced {digest}, kept as {prune_tag}")
         } else {
-            format!("    found {}, its pin is {}", pin.digest, pin.prune_tag)
-        };
-        lines.push(what);
+            format!("    found {digest}, its pin is {prune_tag}")
+        });
+    }
+    for PinStatus {
+        digest, prune_tag, ..
+    } in &image.rescued
+    {
+        // It was on another tag of the float and never on the float itself, as far as this request saw.
+        lines.push(format!("    rescued   {digest}, kept as {prune_tag}"));
     }
     lines
 }

@@ -186,7 +186,8 @@ fn tell<S>(inner: &Inner<S>, scrape: &Scrape<'_>) {
 // === operations ===
 
 /// Says that an operation begins.
-pub(super) fn launched(key: &Key, float: &Float, launch: Launch, again: bool) {
+pub(super) fn launched(key: &Key, float: &Float, launch: Launch) {
+    let again = launch.again;
     tracing::debug!(request = %key, %float, step = launch.step.as_str(), again, "step launched");
 }
 

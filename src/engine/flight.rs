@@ -53,16 +53,13 @@ impl<S: Store> Engine<S> {
         let cancel = CancellationToken::new();
         let activity = Arc::new(Activity::of(uid));
         let float = spec.float.clone();
-        let (id, again, seen) = {
+        let id = {
             let mut state = self.lock();
             let id = state.next_flight();
             let flight = state.flights.entry(uid.to_owned()).or_default();
-            let again = !flight.tried.insert((index, step)) || again;
-            let seen = flight.seen.remove(&index);
             let operation = InFlight {
                 id,
                 step,
-                again,
                 float: float.clone(),
                 access: access.clone(),
                 cancel: cancel.clone(),
@@ -75,7 +72,7 @@ impl<S: Store> Engine<S> {
                 // Saved when the end was not known yet: it is recorded as given up.
                 cancel.cancel();
             }
-            (id, again, seen)
+            id
         };
         let operation = Operation {
             tools: self.inner.tools.clone(),
@@ -86,11 +83,10 @@ impl<S: Store> Engine<S> {
             referrers: request.spec.referrers,
             step,
             again,
-            seen,
             cancel,
             activity,
         };
-        account::launched(key, &float, launch, again);
+        account::launched(key, &float, launch);
         Some((index, id, operation))
     }
 
@@ -148,17 +144,6 @@ impl<S: Store> Engine<S> {
             let Some(operation) = flight.operations.get_mut(&index).filter(|o| o.id == id) else {
                 return;
             };
-            // A step that ended before its own write is as untried as it was.
-            let unwritten = matches!(
-                outcome,
-                Outcome::Unpinned { .. } | Outcome::StampTaken { .. }
-            );
-            if succeeded(&outcome) || (unwritten && !operation.again) {
-                flight.tried.remove(&(index, step));
-            }
-            if let Outcome::Unpinned { digest } = outcome {
-                flight.seen.insert(index, (digest, Instant::now()));
-            }
             if known {
                 operation.outcome = Some(outcome);
             } else {
@@ -214,27 +199,5 @@ impl<S: Store> Engine<S> {
             // It may have been saved since: then the interval begins anew.
             engine.report(&key, &uid);
         });
-    }
-}
-
-/// Whether an outcome means that the step has run to its aim, so that its next launch is a first one.
-fn succeeded(outcome: &Outcome) -> bool {
-    match outcome {
-        Outcome::Resolved { .. }
-        | Outcome::Foreseen(_)
-        | Outcome::Staged { .. }
-        | Outcome::BackedUp
-        | Outcome::Latched
-        | Outcome::NotLatched
-        | Outcome::RolledBack
-        | Outcome::Left
-        | Outcome::Moved { .. }
-        | Outcome::Posted { .. } => true,
-        Outcome::Unpinned { .. }
-        | Outcome::StampTaken { .. }
-        | Outcome::DisplacedGone { .. }
-        | Outcome::StagedGone
-        | Outcome::Faulted(_)
-        | Outcome::Dropped => false,
     }
 }

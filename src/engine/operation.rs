@@ -12,14 +12,16 @@ mod referrers;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::leadership::Leadership;
 use super::memory::Memory;
-use crate::image::{Digest, Reference, Repository, Tag};
+use crate::image::{Digest, Reference, Repository, Stamp, Tag};
 use crate::machine::{
-    Class, Fault, Foreign, Image, ImageSpec, Mode, Notice, Outcome, Pin, Reason, Referrers, Step,
+    Class, FRESH_SECONDS, Fault, Foreign, Image, ImageSpec, Mode, Notice, Outcome, Pin, Reason,
+    Referrers, Step,
 };
 use crate::registry::{self, Activity, Credential, Manifest, Put, Registry};
 use crate::store::Access;
@@ -32,8 +34,6 @@ const READ_AGAIN: Duration = Duration::from_secs(1);
 const LOOK_TWICE: Duration = Duration::from_secs(2);
 /// Whether the lease was renewed is looked at again after this.
 const LEASE_AGAIN: Duration = Duration::from_millis(50);
-/// What a tag was seen to hold serves for so long: the launch that follows at once, if it does not have to wait for its turn.
-const SEEN_FRESH: Duration = Duration::from_secs(1);
 /// The pauses before the second and third look at a source that is not there.
 const SOURCE_LOOKS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
 
@@ -58,8 +58,6 @@ pub(super) struct Operation {
     pub step: Step,
     /// It may have run before.
     pub again: bool,
-    /// What the tag that it is to overwrite was seen to hold, and when; recorded since.
-    pub seen: Option<(Digest, Instant)>,
     pub cancel: CancellationToken,
     pub activity: Arc<Activity>,
 }
@@ -82,6 +80,7 @@ impl Operation {
             Step::Resolve => self.resolve().await,
             Step::Stage => Box::pin(self.stage()).await,
             Step::BackUp => self.back_up().await,
+            Step::Confirm => self.confirm().await,
             Step::Latch => self.latch().await,
             Step::Post => self.post().await,
             Step::Verify => self.verify().await,
@@ -191,26 +190,53 @@ impl Operation {
             return Ok(Outcome::BackedUp);
         };
         let Some(manifest) = self.held(*digest).await? else {
-            return self.displaced_gone().await;
+            return self.displaced_gone(*digest, None).await;
         };
-        if !self.pin(prune, &manifest).await? {
-            return self.displaced_gone().await;
+        if let Written::ContentMissing(error) = self.pin(prune, &manifest).await? {
+            return self.displaced_gone(*digest, Some(&error)).await;
         }
         let pre = self.spec.float.pre();
-        if self.again && self.look(&pre).await?.is_some_and(|m| m.digest == *digest) {
+        if self.again && self.shows(&pre, *digest).await? {
             return Ok(Outcome::BackedUp);
         }
         match self.put(&pre, &manifest).await? {
             Written::Done => Ok(Outcome::BackedUp),
-            Written::ContentMissing(_) => self.displaced_gone().await,
+            Written::ContentMissing(error) => self.displaced_gone(*digest, Some(&error)).await,
         }
     }
 
-    /// The displaced digest is gone from the repository: where is the float now?
-    async fn displaced_gone(&self) -> Flow<Outcome> {
+    /// The displaced digest cannot be pinned, because it is gone: where is the float now? If it still shows that digest, nothing is
+    /// gone, and nobody moved anything.
+    async fn displaced_gone(&self, digest: Digest, why: Option<&registry::Error>) -> Flow<Outcome> {
+        self.tools.registry.forget(self.repository());
         let float = self.look(self.spec.float.tag()).await?;
-        Ok(Outcome::DisplacedGone {
+        let float = float.map(|m| m.digest);
+        if float == Some(digest) {
+            return Err(Outcome::Faulted(unpinnable("the float's own image", why)));
+        }
+        Ok(Outcome::DisplacedGone { float })
+    }
+
+    /// Looks at all that moving the float rests on: it was seen a while ago, and a pruner or somebody else may have come since.
+    async fn confirm(&self) -> Flow<Outcome> {
+        let source = self.source()?;
+        let float = self.look(self.spec.float.tag()).await?;
+        let staged = self.shows(&self.spec.float.incoming(), source).await?;
+        if !staged {
+            self.forget_staged();
+        }
+        let newest = self.image.displaced.last();
+        let pinned = match newest {
+            Some(Pin { digest, tag }) => {
+                self.shows(tag, *digest).await?
+                    && self.shows(&self.spec.float.pre(), *digest).await?
+            }
+            None => true,
+        };
+        Ok(Outcome::Confirmed {
             float: float.map(|m| m.digest),
+            staged,
+            pinned,
         })
     }
 
@@ -219,7 +245,7 @@ impl Operation {
         let float = self.spec.float.tag();
         let displaced = self.image.displaced.last().map(|pin| pin.digest);
         let Some(manifest) = self.held(source).await? else {
-            return Ok(self.staged_gone());
+            return Ok(self.staged_gone(None));
         };
         // The look and the PUT follow each other directly: only a foreign write within this one request goes unseen.
         match self.look(float).await?.map(|m| m.digest) {
@@ -229,38 +255,49 @@ impl Operation {
         }
         match self.put(float, &manifest).await? {
             Written::Done => Ok(Outcome::Latched),
-            Written::ContentMissing(_) => Ok(self.staged_gone()),
+            Written::ContentMissing(error) => Ok(self.staged_gone(Some(&error))),
         }
     }
 
-    fn staged_gone(&self) -> Outcome {
-        // Staging again must see for itself what is there, also whether the source still is.
+    /// What was staged is gone, or lacks content by what the registry says: staging it again mends both.
+    fn staged_gone(&self, why: Option<&registry::Error>) -> Outcome {
+        self.forget_staged();
+        Outcome::StagedGone(why.map(fault))
+    }
+
+    /// Staging again must see for itself what is there, also whether the source still is.
+    fn forget_staged(&self) {
         self.tools.registry.forget(self.repository());
         self.tools.registry.forget(&self.spec.source.repository);
-        Outcome::StagedGone
     }
 
     async fn post(&self) -> Flow<Outcome> {
         let source = self.source()?;
-        let gone = Outcome::Posted {
-            foreign: Some(Foreign::Gone),
-        };
         if !self.image.displaced.is_empty() {
             let post1 = self.spec.float.post1();
             let Some(manifest) = self.held(source).await? else {
-                return Ok(gone);
+                return self.promoted_gone(source, None).await;
             };
             // Backed up: the newest displaced digest, which `__post1` holds most often, has its prune tag.
             let backed_up = self.image.displaced.last().map(|pin| pin.digest);
             let there = self.clear(&post1, source, backed_up).await?;
             if !(there && self.again)
-                && let Written::ContentMissing(_) = self.put(&post1, &manifest).await?
+                && let Written::ContentMissing(error) = self.put(&post1, &manifest).await?
             {
-                return Ok(gone);
+                return self.promoted_gone(source, Some(&error)).await;
             }
         }
         let foreign = self.foreign(source).await?;
         Ok(Outcome::Posted { foreign })
+    }
+
+    /// The promoted image cannot be pinned, because it is gone: somebody else moved the float, or nothing is gone.
+    async fn promoted_gone(&self, source: Digest, why: Option<&registry::Error>) -> Flow<Outcome> {
+        self.tools.registry.forget(self.repository());
+        match self.foreign(source).await? {
+            None => Err(Outcome::Faulted(unpinnable("the promoted image", why))),
+            foreign => Ok(Outcome::Posted { foreign }),
+        }
     }
 
     /// Where somebody else moved the float, if two looks agree that it is not at the source.
@@ -301,7 +338,7 @@ impl Operation {
         if found.as_ref().is_some_and(|m| m.digest == back.digest) {
             // Our own write, if what it displaced was pinned before: the tag is this rollback's alone. Whether this launch is the
             // first does not matter, and is not known for certain: one that waited, and then its process died, has left no trace.
-            let pinned = self.look(prune).await?.is_some_and(|m| m.digest == source);
+            let pinned = self.shows(prune, source).await?;
             return Ok(if pinned {
                 Outcome::RolledBack
             } else {
@@ -315,12 +352,12 @@ impl Operation {
             return Err(self.nothing_to_go_back_to());
         };
         let pre = self.spec.float.pre();
-        if !self.pin(prune, &promoted).await? {
-            return self.cannot_be_pinned().await;
+        if let Written::ContentMissing(error) = self.pin(prune, &promoted).await? {
+            return self.cannot_be_pinned(&error).await;
         }
-        let there = self.again && self.look(&pre).await?.is_some_and(|m| m.digest == source);
-        if !there && let Written::ContentMissing(_) = self.put(&pre, &promoted).await? {
-            return self.cannot_be_pinned().await;
+        let there = self.again && self.shows(&pre, source).await?;
+        if !there && let Written::ContentMissing(error) = self.put(&pre, &promoted).await? {
+            return self.cannot_be_pinned(&error).await;
         }
         // As in the latch, the look and the PUT follow each other directly.
         if at_source(self.look(float).await?).is_none() {
@@ -328,21 +365,29 @@ impl Operation {
         }
         match self.put(float, &manifest).await? {
             Written::Done => Ok(Outcome::RolledBack),
+            Written::ContentMissing(error) if self.still_shows(&back.tag, back.digest).await? => {
+                Err(Outcome::Faulted(Fault {
+                    class: Class::Terminal,
+                    ..fault(&error)
+                }))
+            }
             Written::ContentMissing(_) => Err(self.nothing_to_go_back_to()),
         }
     }
 
     /// The promoted image is gone, in whole or in part, from under its float: left, if the float is elsewhere by now.
-    async fn cannot_be_pinned(&self) -> Flow<Outcome> {
-        let (source, float) = (self.source()?, self.spec.float.tag());
-        if self.look(float).await?.is_none_or(|m| m.digest != source) {
-            return Ok(Outcome::Left);
+    async fn cannot_be_pinned(&self, error: &registry::Error) -> Flow<Outcome> {
+        if self
+            .still_shows(self.spec.float.tag(), self.source()?)
+            .await?
+        {
+            let fault = unpinnable("the promoted image", Some(error));
+            return Err(Outcome::Faulted(Fault {
+                class: Class::Terminal,
+                ..fault
+            }));
         }
-        Err(Outcome::Faulted(Fault {
-            reason: Reason::BackupFailed,
-            message: "the promoted image cannot be pinned: parts of it are gone".into(),
-            class: Class::Terminal,
-        }))
+        Ok(Outcome::Left)
     }
 
     fn nothing_to_go_back_to(&self) -> Outcome {
@@ -359,7 +404,7 @@ impl Operation {
     /// Looks at a tag that is about to be overwritten with `source`, and pins what it holds if nothing else may hold it
     /// (`pinned` is held for certain). Whether it holds `source` already.
     async fn clear(&self, tag: &Tag, source: Digest, pinned: Option<Digest>) -> Flow<bool> {
-        let Some(found) = self.found(tag).await? else {
+        let Some(found) = self.look(tag).await? else {
             return Ok(false);
         };
         if found.digest == source {
@@ -368,45 +413,53 @@ impl Operation {
         if Some(found.digest) == pinned {
             return Ok(false);
         }
-        match self.image.pin(found.digest) {
-            Some(pin) => self.pin(&pin.tag, &found).await.map(|_| false),
-            None => Err(Outcome::Unpinned {
+        let Some(pin) = self.image.pin(found.digest) else {
+            return Err(Outcome::Unpinned {
                 digest: found.digest,
-            }),
-        }
-    }
-
-    /// What a tag that is to be overwritten holds: as it was seen when the record of its digest was asked for, else a look.
-    async fn found(&self, tag: &Tag) -> Flow<Option<Manifest>> {
-        let fresh = |(digest, at): &(Digest, Instant)| {
-            at.elapsed() < SEEN_FRESH && self.image.pin(*digest).is_some()
+            });
         };
-        if let Some((digest, _)) = self.seen.filter(fresh)
-            && let Some(manifest) = self.held(digest).await?
-        {
-            return Ok(Some(manifest));
+        let Written::ContentMissing(error) = self.pin(&pin.tag, &found).await? else {
+            return Ok(false);
+        };
+        // Overwritten is only what is seen to be gone: a registry's words may be taken for more than they say.
+        self.tools.registry.forget(self.repository());
+        match self.look(tag).await?.map(|m| m.digest) {
+            None => Ok(false),
+            Some(digest) if digest == source => Ok(true),
+            Some(digest) if digest == found.digest => {
+                let fault = unpinnable(&format!("the image on {tag}"), Some(&error));
+                Err(Outcome::Faulted(fault))
+            }
+            Some(_) => Err(Outcome::Dropped),
         }
-        self.look(tag).await
     }
 
-    /// Puts a prune tag to a manifest's digest. A prune tag is never overwritten with another digest. False where the content
-    /// is gone.
-    async fn pin(&self, prune: &Tag, manifest: &Manifest) -> Flow<bool> {
+    /// Puts a prune tag to a manifest's digest. A prune tag is never overwritten with another digest, and never written with a stamp
+    /// by which a pruner might take it for old.
+    async fn pin(&self, prune: &Tag, manifest: &Manifest) -> Flow<Written> {
         if self
             .tools
             .memory
             .wrote(self.repository(), prune, manifest.digest, Instant::now())
         {
-            return Ok(true);
+            return Ok(Written::Done);
         }
         match self.look(prune).await? {
-            Some(found) if found.digest == manifest.digest => Ok(true),
-            Some(_) => Err(Outcome::StampTaken { tag: prune.clone() }),
-            None => {
-                let written = self.put(prune, manifest).await?;
-                Ok(matches!(written, Written::Done))
-            }
+            Some(found) if found.digest == manifest.digest => Ok(Written::Done),
+            None if !is_old(prune) => self.put(prune, manifest).await,
+            _ => Err(Outcome::StampTaken { tag: prune.clone() }),
         }
+    }
+
+    async fn shows(&self, tag: &Tag, digest: Digest) -> Flow<bool> {
+        Ok(self.look(tag).await?.is_some_and(|m| m.digest == digest))
+    }
+
+    /// Whether a tag still shows a digest that was refused for want of its content: then it is not gone, whatever a registry's words
+    /// were taken for.
+    async fn still_shows(&self, tag: &Tag, digest: Digest) -> Flow<bool> {
+        self.tools.registry.forget(self.repository());
+        self.shows(tag, digest).await
     }
 
     /// Where a tag of the float's repository is, read again while it contradicts our own last write.
@@ -454,12 +507,16 @@ impl Operation {
                 return Ok(manifest);
             }
             let Some(pause) = pauses.next() else {
+                let read = self.image.source.as_ref();
+                let read = read.is_some_and(|source| source.media_type.is_some());
+                let found = if read {
+                    "is gone (3 looks); build it again, or promote another"
+                } else {
+                    "is not found (3 looks); check the name, or build it again"
+                };
                 return Err(Outcome::Faulted(Fault {
                     reason: Reason::SourceGone,
-                    message: format!(
-                        "source {} is gone (3 looks); build it again, or promote another",
-                        self.spec.source
-                    ),
+                    message: format!("source {} {found}", self.spec.source),
                     class: Class::Terminal,
                 }));
             };
@@ -593,6 +650,24 @@ impl Operation {
     fn push(&self) -> Flow<Credential> {
         credential(&self.access.push, self.repository()).map_err(Outcome::Faulted)
     }
+}
+
+/// A tag shows an image that cannot be pinned by another one: in the registry's words, where it had any.
+fn unpinnable(image: &str, why: Option<&registry::Error>) -> Fault {
+    let why = why.map_or("it is not found by its digest", |why| &why.message);
+    Fault {
+        reason: Reason::BackupFailed,
+        message: format!(
+            "{image} misses parts, so it cannot be pinned; push it anew, or remove its tag ({why})"
+        ),
+        class: Class::Attempt,
+    }
+}
+
+/// Whether a prune tag's stamp says another time than that of its writing.
+fn is_old(prune: &Tag) -> bool {
+    let fresh = Timestamp::now() - SignedDuration::from_secs(FRESH_SECONDS);
+    Stamp::of(prune).is_some_and(|stamp| stamp < Stamp::at(fresh))
 }
 
 /// Whether a copy found that the source misses a part.

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::account::{Entered, Facts};
 use super::brake::Brake;
 use super::reconcile::Record;
-use crate::image::{Digest, Float};
+use crate::image::Float;
 use crate::machine::claims::{Claims, Contender, Standing, Uid};
 use crate::machine::seats::{Room, Seats};
 use crate::machine::{Outcome, Reason, Step};
@@ -104,18 +104,12 @@ pub(super) enum Asked {
 #[derive(Default)]
 pub(super) struct Flight {
     pub operations: BTreeMap<usize, InFlight>,
-    /// Steps that were launched and did not come back with success: they may have run.
-    pub tried: HashSet<(usize, Step)>,
-    /// What a tag that is about to be overwritten was just seen to hold, by image.
-    pub seen: HashMap<usize, (Digest, Instant)>,
 }
 
 /// An operation, running or ended and not yet recorded.
 pub(super) struct InFlight {
     pub id: u64,
     pub step: Step,
-    /// It may have run before it was launched.
-    pub again: bool,
     pub float: Float,
     /// What it acts with.
     pub access: Access,

@@ -103,14 +103,19 @@ pub fn advance(request: &mut Request, index: usize, outcome: Outcome, context: &
             record.succeed();
             record.restamp(&tag);
         }
-        (Phase::Incoming, Outcome::BackedUp) => {
-            record.succeed();
-            record.image.phase = Phase::BackedUp;
-        }
+        (Phase::Incoming, Outcome::BackedUp) => record.back_up(),
         (Phase::Incoming, Outcome::DisplacedGone { float }) => record.displaced_gone(float),
+        (
+            Phase::BackedUp,
+            Outcome::Confirmed {
+                float,
+                staged,
+                pinned,
+            },
+        ) => record.confirm(float, staged, pinned),
         (Phase::BackedUp, Outcome::Latched) => {
             record.succeed();
-            record.image.phase = Phase::Latched;
+            record.image.enter(Phase::Latched);
         }
         (Phase::BackedUp, Outcome::NotLatched) => {
             record.succeed();
@@ -118,15 +123,7 @@ pub fn advance(request: &mut Request, index: usize, outcome: Outcome, context: &
             record.image.end(Phase::Failed, Reason::Held, message);
         }
         (Phase::BackedUp, Outcome::Moved { to }) => record.moved(to),
-        (Phase::BackedUp, Outcome::StagedGone) => {
-            record.image.phase = Phase::Pending;
-            record.retry(Fault {
-                reason: Reason::RegistryError,
-                message: "what was staged is gone from the float's repository; staging it again"
-                    .into(),
-                class: Class::Attempt,
-            });
-        }
+        (Phase::BackedUp, Outcome::StagedGone(why)) => record.staged_gone(why),
         (Phase::Latched, Outcome::Posted { foreign }) => {
             record.succeed();
             record.image.end(Phase::Posted, Reason::Promoted, "");
@@ -192,6 +189,8 @@ impl Record<'_> {
         let digest = source.digest;
         if float == Some(digest) {
             self.image.unchanged = true;
+        } else if plan_only {
+            self.image.would_displace = float;
         } else if let Some(old) = float {
             self.displace(old);
         }
@@ -221,30 +220,60 @@ impl Record<'_> {
             source.media_type.get_or_insert(media_type);
         }
         self.image.bytes += bytes;
-        self.image.phase = Phase::Incoming;
+        self.image.enter(Phase::Incoming);
     }
 
-    /// A prune tag is taken by another digest: the next second is recorded for ours.
-    fn restamp(&mut self, taken: &Tag) {
-        let next = self.float.prune(self.next_stamp());
-        let pins = self
-            .image
-            .displaced
-            .iter_mut()
-            .chain(&mut self.image.rescued);
-        for pin in pins.filter(|pin| pin.tag == *taken) {
-            pin.tag = next.clone();
+    /// Records that its pins are in place.
+    fn back_up(&mut self) {
+        self.succeed();
+        self.image.enter(Phase::BackedUp);
+        self.image.pinned = Some(self.context.now);
+    }
+
+    /// Records what a look at all showed that moving the float rests on. What has changed since is done again; that is no failure.
+    fn confirm(&mut self, float: Option<Digest>, staged: bool, pinned: bool) {
+        self.back_up();
+        let source = self.image.source.as_ref().map(|s| s.digest);
+        let newest = self.image.displaced.last().map(|pin| pin.digest);
+        match float {
+            Some(to) if float != source && float != newest => self.moved(to),
+            _ if !pinned => self.image.enter(Phase::Incoming),
+            _ => {}
+        }
+        if !staged && !self.image.phase.is_finished() {
+            self.image.enter(Phase::Pending);
         }
     }
 
-    /// Makes `digest` the newest displaced one: an entry that is listed already keeps its prune tag.
+    /// What was staged is gone, or refused for want of content: it is staged again. Keeps the attempt.
+    fn staged_gone(&mut self, why: Option<Fault>) {
+        self.image.enter(Phase::Pending);
+        let message = "what was staged is gone from the float's repository; staging it again";
+        self.retry(why.unwrap_or_else(|| Fault {
+            reason: Reason::RegistryError,
+            message: message.into(),
+            class: Class::Attempt,
+        }));
+    }
+
+    /// A prune tag is taken by another digest, or old: the next second is recorded for ours.
+    fn restamp(&mut self, taken: &Tag) {
+        let next = self.next_stamp();
+        for pin in self.image.displaced.iter_mut().filter(|p| p.tag == *taken) {
+            pin.tag = self.float.prune(next);
+        }
+        for pin in self.image.rescued.iter_mut().filter(|p| p.tag == *taken) {
+            pin.tag = self.float.rescued(next);
+        }
+    }
+
+    /// Makes `digest` the newest displaced one: an entry that is listed already keeps its prune tag. The name of a rescue's would not
+    /// say that the float was on it.
     fn displace(&mut self, digest: Digest) {
         let displaced = self.image.displaced.iter().position(|p| p.digest == digest);
-        let rescued = self.image.rescued.iter().position(|p| p.digest == digest);
-        let pin = match (displaced, rescued) {
-            (Some(at), _) => self.image.displaced.remove(at),
-            (None, Some(at)) => self.image.rescued.remove(at),
-            (None, None) => Pin {
+        let pin = match displaced {
+            Some(at) => self.image.displaced.remove(at),
+            None => Pin {
                 digest,
                 tag: self.float.prune(self.next_stamp()),
             },
@@ -261,11 +290,11 @@ impl Record<'_> {
                 self.float
             ),
         });
-        self.image.phase = Phase::Incoming;
+        self.image.enter(Phase::Incoming);
         self.image.reason = Some(Reason::FloatMoved);
         self.image.message = format!("the float was moved to {to} by somebody else");
         self.image.next_attempt = None;
-        let listed = self.image.pin(to).is_some();
+        let listed = self.image.displaced.iter().any(|pin| pin.digest == to);
         if listed || self.image.displaced.len() < DISPLACED_MAX {
             self.displace(to);
         }
@@ -285,10 +314,7 @@ impl Record<'_> {
         let newest = self.image.displaced.last().map(|pin| pin.digest);
         match float {
             Some(digest) if Some(digest) != source => self.moved(digest),
-            _ => {
-                self.succeed();
-                self.image.phase = Phase::BackedUp;
-            }
+            _ => self.back_up(),
         }
         let gone = newest.filter(|_| newest != float);
         self.image.displaced.retain(|pin| Some(pin.digest) != gone);
@@ -307,7 +333,7 @@ impl Record<'_> {
             self.image.end(Phase::Failed, Reason::BackupFailed, message);
             return;
         }
-        let tag = self.float.prune(self.next_stamp());
+        let tag = self.float.rescued(self.next_stamp());
         self.image.rescued.push(Pin { digest, tag });
     }
 

@@ -23,6 +23,8 @@
 //!         └── staged content gone ─────│───────────────────┘  │
 //!                                      └── the float moved ───┘
 //! ```
+//!
+//! Where the pins were seen long ago, or the claim was given up since, [`Step::Confirm`] looks at them before the float moves.
 
 mod advance;
 pub mod claims;
@@ -38,7 +40,7 @@ mod model;
 #[cfg(test)]
 mod runs;
 #[cfg(test)]
-mod samples;
+pub(crate) mod samples;
 #[cfg(test)]
 mod table;
 
@@ -60,6 +62,9 @@ pub const DISPLACED_MAX: usize = 8;
 pub const RESCUED_MAX: usize = 3;
 /// How long a committed request may run past its deadline, and how long it may take floats back, in seconds.
 pub const GRACE_SECONDS: i64 = 600;
+
+/// How long it counts what was seen of a float and its pins, and how old a prune tag's stamp may be when it is written, in seconds.
+pub const FRESH_SECONDS: i64 = 3600;
 
 /// What is true of an image now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -135,6 +140,8 @@ pub enum Step {
     Stage,
     /// Pin the newest displaced digest on its prune tag and on `<float>__pre`.
     BackUp,
+    /// Look at the float and its pins again, before it may move: they were seen a while ago.
+    Confirm,
     /// Put the float to the source digest, if it is where it was when it was backed up.
     Latch,
     /// Pin the source digest on `<float>__post1`, and look at the float once more.
@@ -147,10 +154,11 @@ pub enum Step {
 
 impl Step {
     /// Every step.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Resolve,
         Self::Stage,
         Self::BackUp,
+        Self::Confirm,
         Self::Latch,
         Self::Post,
         Self::Verify,
@@ -164,6 +172,7 @@ impl Step {
             Self::Resolve => "Resolve",
             Self::Stage => "Stage",
             Self::BackUp => "BackUp",
+            Self::Confirm => "Confirm",
             Self::Latch => "Latch",
             Self::Post => "Post",
             Self::Verify => "Verify",
@@ -200,9 +209,9 @@ pub enum Outcome {
         /// The digest found.
         digest: Digest,
     },
-    /// A prune tag is taken by another digest: record the next second first.
+    /// A prune tag is taken by another digest, or was not written and says a time long past: record another first.
     StampTaken {
-        /// The prune tag that is taken.
+        /// The prune tag that cannot be used.
         tag: Tag,
     },
     /// Both pins hold the newest displaced digest, or nothing was displaced.
@@ -221,8 +230,17 @@ pub enum Outcome {
         /// The float's digest.
         to: Digest,
     },
-    /// The staged content is not there any more.
-    StagedGone,
+    /// All that moving the float rests on, as a look at it shows.
+    Confirmed {
+        /// The float's digest.
+        float: Option<Digest>,
+        /// `<float>_incoming` holds the source digest.
+        staged: bool,
+        /// Both pins hold the newest displaced digest, or nothing was displaced.
+        pinned: bool,
+    },
+    /// The staged content is not there any more, or the registry refuses it because of that.
+    StagedGone(Option<Fault>),
     /// `<float>__post1` holds the source digest; what else the float showed in the end.
     Posted {
         /// Somebody moved the float (to this digest, or away) after the latch.

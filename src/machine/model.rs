@@ -13,7 +13,7 @@
 //! them; `MODEL=deep cargo test --release --lib model -- --nocapture` runs the larger ones too and prints the states of each.
 //! That the checker would find a violation is shown by taking away one guard after the other.
 //!
-//! Outside: bytes (a digest is all there is of an image), pruners, foreign writers of our pins. Assumed: a write of
+//! Outside: bytes (a digest is all there is of an image), pruners but while a request is suspended, foreign writers of our pins. Assumed: a write of
 //! ours lands within the settle time or never; a read is at most that old; creations are heard of in their order; a
 //! leader whose lease ran out saves nothing.
 #![allow(clippy::expect_used, clippy::panic)]
@@ -74,6 +74,13 @@ const FIRST: Scenario = Scenario {
     ..scenario(
         "first promotion, then another",
         &[wish(&[(0, "A0")], T), wish(&[(0, "B0")], T)],
+    )
+};
+const OVER_POST1: Scenario = Scenario {
+    post1: true,
+    ..scenario(
+        "A, and __post1 holds another image",
+        &[wish(&[(0, "A0")], T)],
     )
 };
 const NEXT: Scenario = scenario("A, then B", &[wish(&[(0, "A0")], T), wish(&[(0, "B0")], T)]);
@@ -272,9 +279,9 @@ fn hold(explorations: &[(Scenario, &[&str])]) {
 }
 
 /// Every kind of fault.
-const KINDS: [&str; 17] = [
+const KINDS: [&str; 18] = [
     "crash", "replace", "handover", "lost", "late", "unknown", "stale", "moved", "back", "removed",
-    "suspend", "cancel", "delete", "deadline", "expire", "sources", "slow",
+    "suspend", "cancel", "delete", "deadline", "expire", "sources", "slow", "missing",
 ];
 
 /// Those that only matter where floats may be taken back.
@@ -298,7 +305,18 @@ fn deep() -> bool {
 fn one_request_keeps_every_promise_under_every_pair_of_faults() {
     let pairs = pairs();
     let pairs: Vec<&str> = pairs.iter().map(String::as_str).collect();
-    hold(&[(ONE, &pairs)]);
+    hold(&[
+        (ONE, &pairs),
+        (
+            ONE,
+            &[
+                "suspend+pruned",
+                "suspend+pruned+crash",
+                "suspend+pruned+moved",
+            ],
+        ),
+        (OVER_POST1, &["missing", "missing+crash", "missing+moved"]),
+    ]);
     if deep() {
         let worst = [
             "crash+late+moved+stale",
@@ -444,7 +462,7 @@ fn a_request_that_waits_for_a_seat_keeps_every_promise_and_ends_like_every_other
 }
 
 /// For each guard: where it is missed, and the promise that breaks first.
-const GUARDS: [(Mutation, Scenario, &str, Promise); 29] = {
+const GUARDS: [(Mutation, Scenario, &str, Promise); 31] = {
     use Mutation as M;
     use Promise as P;
     [
@@ -486,6 +504,8 @@ const GUARDS: [(Mutation, Scenario, &str, Promise); 29] = {
         (M::RescuedIsDisplaced, FAILS_OVER_POST1, "", P::ForwardsOnly),
         (M::PromotedUnpinned, FAILS, "", P::NothingLost),
         (M::TakenBackWithoutLook, FAILS, "moved", P::NothingLost),
+        (M::RefusalBelieved, OVER_POST1, "missing", P::NothingLost),
+        (M::Unconfirmed, ONE, "suspend+pruned", P::NothingLost),
         (M::ReleasedEarly, FAILS_THEN_NEXT, "unknown", P::NothingLost),
     ]
 };

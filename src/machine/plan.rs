@@ -10,7 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::advance::held;
 use super::rollback;
-use super::{GRACE_SECONDS, Kind, Latch, Phase, Reason, Request, Step, after};
+use super::{GRACE_SECONDS, Image, Kind, Latch, Phase, Reason, Request, Step, after};
 use crate::image::Stamp;
 
 /// Times in status are whole seconds: two that differ by no more may be the same.
@@ -109,6 +109,7 @@ pub fn plan(request: &mut Request, world: &World) -> Plan {
         end_by_cause(request, world, &mut plan);
         hold_group(request, world, &mut plan);
         end_exhausted(request, world);
+        forget_pins(request);
         commit(request, world);
         launch(request, world, &mut plan);
     }
@@ -330,6 +331,16 @@ fn end_exhausted(request: &mut Request, world: &World) {
     }
 }
 
+/// A suspension gives the claim up: whoever had the floats meanwhile may have changed what was seen of them. Their commit waits
+/// for another look.
+fn forget_pins(request: &mut Request) {
+    for index in 0..request.status.images.len() {
+        if request.spec.suspend && !request.is_committed(index) {
+            request.status.images[index].pinned = None;
+        }
+    }
+}
+
 /// The floats may move: all images of a group are backed up, or this one is. While work is stopped nothing is committed: it can
 /// still be cancelled.
 fn commit(request: &mut Request, world: &World) {
@@ -341,19 +352,20 @@ fn commit(request: &mut Request, world: &World) {
         return;
     }
     let paused = |index: usize| world.scenes.get(index).is_some_and(|s| s.paused.is_some());
+    let pinned = |image: &Image| image.phase != Phase::BackedUp || image.is_pinned(world.now);
     match request.spec.latch {
         Latch::Together => {
-            let phases = || request.status.images.iter().map(|i| i.phase);
-            let ready =
-                phases().all(|p| matches!(p, Phase::BackedUp | Phase::Latched | Phase::Posted));
+            let images = || request.status.images.iter();
             let paused = (0..request.status.images.len()).any(paused);
-            if ready && !paused && phases().any(|p| p == Phase::BackedUp) {
-                request.status.committed = true;
+            if request.is_ready(0) && !paused && images().all(pinned) {
+                request.status.committed |= images().any(|i| i.phase == Phase::BackedUp);
             }
         }
         Latch::Independently => {
-            for (index, image) in request.status.images.iter_mut().enumerate() {
-                image.committed |= image.phase == Phase::BackedUp && !paused(index);
+            for index in 0..request.status.images.len() {
+                let ready = request.is_ready(index) && !paused(index);
+                let image = &mut request.status.images[index];
+                image.committed |= ready && pinned(image);
             }
         }
     }
@@ -368,6 +380,7 @@ fn launch(request: &mut Request, world: &World, plan: &mut Plan) {
     let failed = request.failed_float().is_some();
     for index in 0..request.status.images.len() {
         let committed = request.is_committed(index);
+        let ready = committed || request.is_ready(index);
         let suspended = request.spec.suspend && !committed;
         let image = &mut request.status.images[index];
         let scene = world.scenes.get(index).cloned().unwrap_or_default();
@@ -385,7 +398,14 @@ fn launch(request: &mut Request, world: &World, plan: &mut Plan) {
             image.message = message;
             continue;
         }
-        let Some(step) = next_step(image.phase, image.source.is_some(), committed, failed) else {
+        let standing = Standing {
+            resolved: image.source.is_some(),
+            ready,
+            pinned: image.is_pinned(world.now),
+            committed,
+            failed,
+        };
+        let Some(step) = next_step(image.phase, standing) else {
             continue;
         };
         let not_before = image.next_attempt.max(scene.quiet_until);
@@ -406,19 +426,34 @@ fn launch(request: &mut Request, world: &World, plan: &mut Plan) {
     plan.wake = earliest(plan.wake, next_end(request, world.now));
 }
 
+/// What the next step depends on, beside the phase.
+#[derive(Debug, Clone, Copy)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a question of its own"
+)]
+pub(super) struct Standing {
+    /// The source is.
+    pub resolved: bool,
+    /// Its float may move, or could be let move now.
+    pub ready: bool,
+    /// Its pins were seen lately.
+    pub pinned: bool,
+    /// Its float may move.
+    pub committed: bool,
+    /// A float of its group failed.
+    pub failed: bool,
+}
+
 /// The step that leads on from a phase; none where the image has to wait for others.
-pub(super) fn next_step(
-    phase: Phase,
-    resolved: bool,
-    committed: bool,
-    group_failed: bool,
-) -> Option<Step> {
+pub(super) fn next_step(phase: Phase, standing: Standing) -> Option<Step> {
     match phase {
-        Phase::Pending if resolved => Some(Step::Stage),
+        Phase::Pending if standing.resolved => Some(Step::Stage),
         Phase::Pending => Some(Step::Resolve),
         Phase::Incoming => Some(Step::BackUp),
-        Phase::BackedUp if group_failed => committed.then_some(Step::Verify),
-        Phase::BackedUp => committed.then_some(Step::Latch),
+        Phase::BackedUp if standing.failed => standing.committed.then_some(Step::Verify),
+        Phase::BackedUp if !standing.pinned => standing.ready.then_some(Step::Confirm),
+        Phase::BackedUp => standing.committed.then_some(Step::Latch),
         Phase::Latched => Some(Step::Post),
         Phase::Posted | Phase::Planned | Phase::Failed | Phase::Cancelled => None,
     }

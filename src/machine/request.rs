@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::{Phase, Reason};
+use super::{FRESH_SECONDS, Phase, Reason};
 use crate::image::{Digest, Float, Source, Stamp, Tag};
 
 /// A promotion request.
@@ -122,10 +122,14 @@ pub struct Image {
     pub committed: bool,
     /// What the float showed before it moved, newest last.
     pub displaced: Vec<Pin>,
+    /// What the float showed when a plan was made of it.
+    pub would_displace: Option<Digest>,
     /// What other tags of the float held alone.
     pub rescued: Vec<Pin>,
     /// The prune tag for the promoted image, where the float is to be taken back from it.
     pub rollback: Option<Tag>,
+    /// When its pins were last seen in place, while it is backed up; none: its floats were free for others since.
+    pub pinned: Option<Timestamp>,
     /// Bytes written.
     pub bytes: u64,
     /// Launches that failed or were cut off, with the one that runs.
@@ -180,6 +184,20 @@ impl Request {
                 .images
                 .get(index)
                 .is_some_and(|image| image.committed),
+        }
+    }
+
+    /// Whether the float of image `index` could be let move now, as far as the phases say: it is backed up, and so is its group.
+    #[must_use]
+    pub(super) fn is_ready(&self, index: usize) -> bool {
+        let images = &self.status.images;
+        match self.spec.latch {
+            Latch::Together => images
+                .iter()
+                .all(|i| matches!(i.phase, Phase::BackedUp | Phase::Latched | Phase::Posted)),
+            Latch::Independently => images
+                .get(index)
+                .is_some_and(|i| i.phase == Phase::BackedUp),
         }
     }
 
@@ -256,8 +274,10 @@ impl Default for Image {
             unchanged: false,
             committed: false,
             displaced: Vec::new(),
+            would_displace: None,
             rescued: Vec::new(),
             rollback: None,
+            pinned: None,
             bytes: 0,
             attempts: 0,
             next_attempt: None,
@@ -290,9 +310,21 @@ impl Image {
         tags.filter_map(Stamp::of).max()
     }
 
+    /// Whether its pins were seen in place lately enough that its float may move.
+    pub(super) fn is_pinned(&self, now: Timestamp) -> bool {
+        self.pinned
+            .is_some_and(|seen| now.duration_since(seen).as_secs() < FRESH_SECONDS)
+    }
+
+    /// Enters a phase.
+    pub(super) fn enter(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.pinned = None;
+    }
+
     /// Ends the image.
     pub(super) fn end(&mut self, phase: Phase, reason: Reason, message: impl Into<String>) {
-        self.phase = phase;
+        self.enter(phase);
         self.reason = Some(reason);
         self.message = message.into();
         self.next_attempt = None;

@@ -97,7 +97,7 @@ fn begin(request: &mut Request, world: &World) {
             continue;
         };
         let known = world.scenes.get(index).and_then(|scene| scene.newest_stamp);
-        image.rollback = Some(spec.float.prune(image.next_stamp(known, world.now)));
+        image.rollback = Some(spec.float.broken(image.next_stamp(known, world.now)));
         image.attempts = 0;
         image.next_attempt = None;
     }
@@ -137,7 +137,7 @@ pub(super) fn advance(
             image.attempts = image.attempts.saturating_sub(1);
             if taken == tag {
                 let next = image.next_stamp(context.newest_stamp, context.now);
-                image.rollback = Some(spec.float.prune(next));
+                image.rollback = Some(spec.float.broken(next));
             }
         }
         Outcome::Dropped => {

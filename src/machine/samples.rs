@@ -42,6 +42,19 @@ pub fn pin(name: &str, seconds: i64) -> Pin {
     }
 }
 
+/// The tag that would pin what the first float is taken back from, so many seconds after [`now`].
+pub fn broken(seconds: i64) -> Tag {
+    float(0).broken(Stamp::at(at(seconds)))
+}
+
+/// A digest of this name with the tag of a rescue so many seconds after [`now`].
+pub fn rescued(name: &str, seconds: i64) -> Pin {
+    Pin {
+        digest: digest(name),
+        tag: float(0).rescued(Stamp::at(at(seconds))),
+    }
+}
+
 /// An image in this phase, resolved unless it is Pending.
 pub fn image(phase: Phase) -> Image {
     let source = SourceFacts {
@@ -51,6 +64,7 @@ pub fn image(phase: Phase) -> Image {
     Image {
         phase,
         source: Some(source).filter(|_| phase != Phase::Pending),
+        pinned: (phase == Phase::BackedUp).then(now),
         ..Image::default()
     }
 }

@@ -6,7 +6,7 @@
 
 use jiff::Timestamp;
 
-use super::plan::next_step;
+use super::plan::{Standing, next_step};
 use super::{
     Class, Context, Effect, Fault, Foreign, Image, ImageSpec, Latch, Mode, OnFailure, Outcome,
     Phase, Pin, Reason, Referrers, Request, SourceFacts, Spec, Status, Step, advance,
@@ -78,7 +78,12 @@ fn kinds() -> Vec<(&'static str, Outcome)> {
         Outcome::Moved {
             to: digest("moved"),
         },
-        Outcome::StagedGone,
+        Outcome::Confirmed {
+            float: Some(digest("old")),
+            staged: true,
+            pinned: true,
+        },
+        Outcome::StagedGone(None),
         Outcome::Posted { foreign: None },
         Outcome::RolledBack,
         Outcome::Left,
@@ -112,7 +117,12 @@ fn kind(outcome: &Outcome) -> &'static str {
         Outcome::Latched => "Latched",
         Outcome::NotLatched => "NotLatched",
         Outcome::Moved { to: _ } => "Moved",
-        Outcome::StagedGone => "StagedGone",
+        Outcome::Confirmed {
+            float: _,
+            staged: _,
+            pinned: _,
+        } => "Confirmed",
+        Outcome::StagedGone(_) => "StagedGone",
         Outcome::Posted {
             foreign: None | Some(Foreign::To(_) | Foreign::Gone),
         } => "Posted",
@@ -131,7 +141,7 @@ fn kind(outcome: &Outcome) -> &'static str {
     }
 }
 
-const KINDS: [&str; 18] = [
+const KINDS: [&str; 19] = [
     "Resolved",
     "Foreseen",
     "Staged",
@@ -142,6 +152,7 @@ const KINDS: [&str; 18] = [
     "Latched",
     "NotLatched",
     "Moved",
+    "Confirmed",
     "StagedGone",
     "Posted",
     "RolledBack",
@@ -180,6 +191,7 @@ fn table() -> Vec<(&'static str, [Cell; 4])> {
         ("Latched",       [None,                                 None,                                       Some((Latched, TakenBack, Cleared)),        None]),
         ("NotLatched",    [None,                                 None,                                       Some((Failed, TakenBack, Is(Reason::Held))), None]),
         ("Moved",         [None,                                 None,                                       Some((Incoming, Kept, Is(Reason::FloatMoved))), None]),
+        ("Confirmed",     [None,                                 None,                                       Some((BackedUp, TakenBack, Cleared)),       None]),
         ("StagedGone",    [None,                                 None,                                       Some((Pending, Kept, Is(Reason::RegistryError))), None]),
         ("Posted",        [None,                                 None,                                       None,                                       Some((Posted, TakenBack, Is(Reason::Promoted)))]),
         // A float is taken back only once its image has ended.
@@ -319,16 +331,18 @@ fn an_outcome_for_an_image_that_is_not_there_changes_nothing() {
     assert_eq!(after, request(BackedUp));
 }
 
-/// Which step leads on, by phase and by (resolved, committed, a float of the group failed).
-fn expected(phase: Phase, resolved: bool, committed: bool, failed: bool) -> Option<Step> {
-    match (phase, resolved, committed, failed) {
-        (Pending, false, _, _) => Some(Step::Resolve),
-        (Pending, true, _, _) => Some(Step::Stage),
+/// Which step leads on, by phase and by (resolved, ready, pinned, committed, a float of the group failed).
+fn expected(phase: Phase, bits: [bool; 5]) -> Option<Step> {
+    let [resolved, ready, pinned, committed, failed] = bits;
+    match (phase, pinned, committed, failed) {
+        (Pending, _, _, _) if resolved => Some(Step::Stage),
+        (Pending, _, _, _) => Some(Step::Resolve),
         (Incoming, _, _, _) => Some(Step::BackUp),
-        (BackedUp, _, true, false) => Some(Step::Latch),
         (BackedUp, _, true, true) => Some(Step::Verify),
+        (BackedUp, false, _, false) if ready => Some(Step::Confirm),
+        (BackedUp, true, true, false) => Some(Step::Latch),
         (Latched, _, _, _) => Some(Step::Post),
-        (BackedUp, _, false, _) | (Posted | Planned | Failed | Cancelled, _, _, _) => None,
+        (BackedUp | Posted | Planned | Failed | Cancelled, _, _, _) => None,
     }
 }
 
@@ -336,14 +350,18 @@ fn expected(phase: Phase, resolved: bool, committed: bool, failed: bool) -> Opti
 fn every_phase_leads_on_by_its_step_and_every_step_is_led_to() {
     let mut reached = Vec::new();
     for phase in Phase::ALL {
-        for bits in 0..8_u8 {
-            let [resolved, committed, failed] = [1, 2, 4].map(|bit| bits & bit != 0);
-            let step = next_step(phase, resolved, committed, failed);
-            assert_eq!(
-                step,
-                expected(phase, resolved, committed, failed),
-                "{phase:?} {bits:03b}"
-            );
+        for number in 0..32_u8 {
+            let bits = [1, 2, 4, 8, 16].map(|bit| number & bit != 0);
+            let [resolved, ready, pinned, committed, failed] = bits;
+            let standing = Standing {
+                resolved,
+                ready,
+                pinned,
+                committed,
+                failed,
+            };
+            let step = next_step(phase, standing);
+            assert_eq!(step, expected(phase, bits), "{phase:?} {standing:?}");
             reached.extend(step);
         }
     }
@@ -354,6 +372,7 @@ fn every_phase_leads_on_by_its_step_and_every_step_is_led_to() {
             Step::Resolve
             | Step::Stage
             | Step::BackUp
+            | Step::Confirm
             | Step::Latch
             | Step::Post
             | Step::Verify => {}

@@ -251,7 +251,7 @@ impl Metrics {
         let reason = match outcome {
             Outcome::Faulted(fault) if fault.class == Class::Attempt => fault.reason,
             Outcome::Moved { .. } => Reason::FloatMoved,
-            Outcome::StagedGone => Reason::StagedLost,
+            Outcome::StagedGone(_) => Reason::StagedLost,
             _ => return,
         };
         self.families().attempts.at([reason.as_str().into()]).inc();

@@ -166,9 +166,8 @@ impl Access<'_> {
 
     pub(super) fn no_entry(&self) -> Error {
         let (repository, named) = (self.repository, self.credential.named());
-        let message = format!(
-            "{repository} wants a credential and was asked as {named}; add an entry for it"
-        );
+        let message =
+            format!("{repository} wants a credential and was asked as {named}; give one for it");
         Error::terminal(Reason::Unauthorized, message)
     }
 }

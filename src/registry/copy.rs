@@ -62,7 +62,7 @@ impl Registry {
         activity: &Activity,
     ) -> Result<(), Error> {
         if from == to {
-            return Ok(());
+            return self.check_depth(manifest, to, push);
         }
         let job = self.job(from, manifest, to, pull, push, activity)?;
         let plan = self.plan(&job, manifest).await?;
@@ -120,6 +120,10 @@ impl Registry {
             for manifest in &level {
                 let what = named(job.from, &Reference::Digest(manifest.digest));
                 let parts = manifest.parts(&what)?;
+                let inner = manifest.digest != top.digest && manifest.is_index();
+                if (parts.nested || inner) && self.is_quay(&job.target()) {
+                    return Err(too_deep(job.to, top));
+                }
                 plan.blobs.extend(
                     parts
                         .blobs
@@ -175,6 +179,26 @@ impl Registry {
             }
             plan.levels.push(level.clone());
         }
+    }
+
+    /// Refuses what the registry would not keep: of an index that a tag holds, quay keeps what it lists, and not what that lists in
+    /// turn.
+    pub(super) fn check_depth(
+        &self,
+        top: &Manifest,
+        to: &Repository,
+        push: &Credential,
+    ) -> Result<(), Error> {
+        let endpoint = self.endpoint(to)?;
+        let nested = top.parts("").is_ok_and(|parts| parts.nested);
+        // Whichever it was spoken to for.
+        let mut accesses = [true, false]
+            .map(|write| Access::new(&endpoint, push, to, write))
+            .into_iter();
+        if nested && accesses.any(|access| self.is_quay(&access)) {
+            return Err(too_deep(to, top));
+        }
+        Ok(())
     }
 
     /// The child as the source has it; nothing where a survey finds that the target has it.
@@ -258,4 +282,13 @@ impl Registry {
             self.0.blobs.insert(key, Brought { there, mounted });
         }
     }
+}
+
+fn too_deep(to: &Repository, top: &Manifest) -> Error {
+    let message = format!(
+        "{to}@{}: its index lists an index, whose images {} would give up within the hour; list them all in one index",
+        top.digest.short(),
+        to.host()
+    );
+    Error::terminal(Reason::UnsupportedManifest, message)
 }

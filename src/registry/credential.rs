@@ -65,10 +65,10 @@ impl Credential {
     }
 
     /// Anonymous, because `origin` has no entry.
-    pub(super) fn missing(origin: Arc<str>) -> Self {
+    pub(super) fn missing(origin: &Arc<str>) -> Self {
         Self {
             basic: None,
-            origin: Some(origin),
+            origin: Some(Arc::clone(origin)).filter(|origin| !origin.is_empty()),
         }
     }
 
@@ -86,10 +86,14 @@ impl Credential {
 
     /// How messages name it: `the credential of Secret ns/name, entry quay.io`.
     pub(super) fn named(&self) -> String {
-        let origin = self.origin.as_deref().unwrap_or("no Secret");
-        match &self.basic {
-            None => format!("anonymous (no entry in {origin})"),
-            Some(basic) => format!("the credential of {origin}, entry {}", basic.entry),
+        let origin = self.origin.as_deref();
+        match (&self.basic, origin) {
+            (None, None) => "anonymous (no credentials are given)".into(),
+            (None, Some(origin)) => format!("anonymous (no matching entry in {origin})"),
+            (Some(basic), origin) => {
+                let origin = origin.unwrap_or_default();
+                format!("the credential of {origin}, entry {}", basic.entry)
+            }
         }
     }
 }

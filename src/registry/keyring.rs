@@ -107,7 +107,7 @@ impl Keyring {
     #[must_use]
     pub fn anonymous() -> Self {
         Self::of(Ring {
-            origin: "no Secret".into(),
+            origin: "".into(),
             entries: BTreeMap::new(),
             creds_store: false,
         })
@@ -169,7 +169,7 @@ impl Keyring {
             .as_ref()
             .is_some_and(|only| !only.contains(repository))
         {
-            return Ok(Credential::missing(Arc::clone(&self.ring.origin)));
+            return Ok(Credential::missing(&self.ring.origin));
         }
         let full = format!("{}/{}", normal_host(repository.host()), repository.path());
         let mut path = full.as_str();
@@ -187,7 +187,7 @@ impl Keyring {
                     return Err(unsupported("credsStore", "a credential store"));
                 }
                 None => {
-                    return Ok(Credential::missing(Arc::clone(&self.ring.origin)));
+                    return Ok(Credential::missing(&self.ring.origin));
                 }
             }
         }

@@ -140,7 +140,7 @@ impl Registry {
     }
 
     /// Whether the registry is quay: it says so by its token endpoint.
-    fn is_quay(&self, access: &Access<'_>) -> bool {
+    pub(super) fn is_quay(&self, access: &Access<'_>) -> bool {
         if access.endpoint.name == "quay.io" {
             return true;
         }

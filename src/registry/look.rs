@@ -11,7 +11,7 @@ use super::access::Access;
 use super::activity::Activity;
 use super::budget::Lane;
 use super::credential::Credential;
-use super::error::{Answer, Error};
+use super::error::Error;
 use super::manifest::Manifest;
 use super::transport::{Ask, Content, Failure};
 use super::{Held, Registry};
@@ -29,13 +29,6 @@ const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, \
 /// How often a read is sent whose answer broke off: the last is one attempt's failure.
 pub(super) const CUTS_MAX: u32 = 3;
 
-/// What a GET of a manifest came to.
-enum Got {
-    Manifest(Manifest),
-    /// A 404, of whatever kind.
-    Absent(Answer),
-}
-
 impl Registry {
     /// A look: GET by tag with a pull and push token of `credential`. None: the registry says that the tag is not there.
     ///
@@ -49,14 +42,15 @@ impl Registry {
         activity: &Activity,
     ) -> Result<Option<Manifest>, Error> {
         let reference = Reference::Tag(tag.clone());
-        self.believe(repository, &reference, credential, activity)
+        self.get(repository, &reference, credential, true, activity)
             .await
     }
 
-    /// GET by tag or digest with a pull token, for sources and plans. None: any 404. By digest, the cache answers where it can.
+    /// GET by tag or digest with a pull token, for sources and plans. None: the registry says that it is not there. By digest, the
+    /// cache answers where it can.
     ///
     /// # Errors
-    /// Anything but a manifest or a 404.
+    /// Anything else, a 404 without a registry's error code among it.
     pub async fn fetch(
         &self,
         repository: &Repository,
@@ -67,13 +61,8 @@ impl Registry {
         if let Some(manifest) = self.cached(repository, reference, credential) {
             return Ok(Some(manifest));
         }
-        match self
-            .get(repository, reference, credential, false, activity)
-            .await?
-        {
-            Got::Manifest(manifest) => Ok(Some(manifest)),
-            Got::Absent(_) => Ok(None),
-        }
+        self.get(repository, reference, credential, false, activity)
+            .await
     }
 
     /// The manifest of this digest in a repository that is written to: from the cache, else GET with the push credential.
@@ -92,31 +81,8 @@ impl Registry {
         if let Some(manifest) = self.cached(repository, &reference, credential) {
             return Ok(Some(manifest));
         }
-        self.believe(repository, &reference, credential, activity)
+        self.get(repository, &reference, credential, true, activity)
             .await
-    }
-
-    /// GET with a push token, of which only a typed 404 is absence.
-    async fn believe(
-        &self,
-        repository: &Repository,
-        reference: &Reference,
-        credential: &Credential,
-        activity: &Activity,
-    ) -> Result<Option<Manifest>, Error> {
-        match self
-            .get(repository, reference, credential, true, activity)
-            .await?
-        {
-            Got::Manifest(manifest) => Ok(Some(manifest)),
-            Got::Absent(answer) if answer.says_absent() => Ok(None),
-            Got::Absent(answer) => {
-                let what = named(repository, reference);
-                let message =
-                    format!("{what}: a 404 that does not say what is missing; not taken as absent");
-                Err(Error::attempt(Reason::RegistryError, message).with_status(answer.status))
-            }
-        }
     }
 
     /// Forgets a manifest, so that the next read of it asks the registry.
@@ -154,6 +120,8 @@ impl Registry {
         self.0.manifests.insert(key, manifest.clone());
     }
 
+    /// GET with a pull token, or one that may push too. Only a typed 404 is absence: a bare one may be a proxy's, or mean a wrong
+    /// address.
     async fn get(
         &self,
         repository: &Repository,
@@ -161,7 +129,7 @@ impl Registry {
         credential: &Credential,
         push: bool,
         activity: &Activity,
-    ) -> Result<Got, Error> {
+    ) -> Result<Option<Manifest>, Error> {
         let what = named(repository, reference);
         let endpoint = self.endpoint(repository)?;
         let access = Access::new(&endpoint, credential, repository, push);
@@ -174,7 +142,7 @@ impl Registry {
                 got => break got?,
             }
         };
-        if let Got::Manifest(manifest) = &got {
+        if let Some(manifest) = &got {
             self.remember(repository, manifest, credential);
         }
         Ok(got)
@@ -185,14 +153,21 @@ impl Registry {
         ask: &mut Ask<'_>,
         what: &str,
         reference: &Reference,
-    ) -> Result<Got, Error> {
+    ) -> Result<Option<Manifest>, Error> {
         let reply = self.transport().send(ask).await;
         let reply = reply.map_err(Failure::into_error)?;
         match reply.status() {
             StatusCode::OK => {}
             StatusCode::NOT_FOUND => {
                 let decides = ask.access.push;
-                return reply.absence(what, decides).await.map(Got::Absent);
+                let answer = reply.absence(what, decides).await?;
+                if answer.says_absent() {
+                    return Ok(None);
+                }
+                let message =
+                    format!("{what}: a 404 that does not say what is missing; not taken as absent");
+                let error = Error::attempt(Reason::RegistryError, message);
+                return Err(error.with_status(answer.status));
             }
             _ => return Err(reply.refusal(what).await),
         }
@@ -208,7 +183,7 @@ impl Registry {
             Reference::Tag(_) => None,
         };
         let content_type = content_type.as_deref();
-        Manifest::read(what, bytes, content_type, named, stated.as_deref()).map(Got::Manifest)
+        Manifest::read(what, bytes, content_type, named, stated.as_deref()).map(Some)
     }
 
     /// Whether a repository has the manifest of this digest, asked by HEAD.

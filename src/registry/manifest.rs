@@ -56,6 +56,8 @@ pub(super) struct Blob {
 pub(super) struct Parts {
     pub(super) blobs: Vec<Blob>,
     pub(super) children: Vec<Digest>,
+    /// Whether one of the children is said to be an index.
+    pub(super) nested: bool,
 }
 
 /// What is read of a descriptor. What else it says costs no memory, however much it is.
@@ -153,10 +155,7 @@ impl Manifest {
     /// Whether it lists other manifests.
     #[must_use]
     pub fn is_index(&self) -> bool {
-        matches!(
-            self.media_type.as_str(),
-            OCI_IMAGE_INDEX_MEDIA_TYPE | IMAGE_MANIFEST_LIST_MEDIA_TYPE
-        )
+        is_index(&self.media_type)
     }
 
     /// Checks `bytes` and what came with them. `named`: the digest it was asked by; `stated`: the one in the header.
@@ -220,6 +219,7 @@ impl Manifest {
                     ));
                 }
                 let digest = digest_of(what, &child.digest)?;
+                parts.nested |= is_index(&child.media_type);
                 if seen.insert(digest) {
                     parts.children.push(digest);
                 }
@@ -258,6 +258,13 @@ pub(super) fn unsupported(what: &str, why: &str) -> Error {
 pub(super) fn digest_of(what: &str, text: &str) -> Result<Digest, Error> {
     text.parse()
         .map_err(|_| unsupported(what, "it names a digest that is not sha256"))
+}
+
+fn is_index(media_type: &str) -> bool {
+    matches!(
+        media_type,
+        OCI_IMAGE_INDEX_MEDIA_TYPE | IMAGE_MANIFEST_LIST_MEDIA_TYPE
+    )
 }
 
 fn is_supported(media_type: &str) -> bool {

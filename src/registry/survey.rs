@@ -45,7 +45,7 @@ impl Registry {
     ) -> Result<Copying, Error> {
         let mut copying = Copying::default();
         if from == to {
-            return Ok(copying);
+            return self.check_depth(manifest, to, push).map(|()| copying);
         }
         let job = Job {
             writes: false,

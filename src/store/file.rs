@@ -19,10 +19,10 @@ use tokio::sync::mpsc;
 use super::{Access, AccessError, Event, Key, Store, StoreError};
 use crate::api::status::reset;
 use crate::api::{Mode, PromotionRequest, PromotionRequestStatus};
-use crate::image::Float;
+use crate::image::{Float, ParseError};
 use crate::machine::Phase;
 use crate::registry::Keyring;
-pub use documents::{parse_requests, read_requests};
+pub use documents::{check_floats, parse_requests, read_requests};
 use state::{Entry, Place, StateFile, spec_hash};
 
 /// Why requests or their state cannot be used. Nothing was written.
@@ -60,6 +60,18 @@ pub enum FileError {
         name: Option<String>,
         /// Which field, and what to do.
         message: String,
+    },
+    /// A float that only an earlier version admitted.
+    #[error("document {number} ({request}): spec.images[{index}].float: {error}")]
+    Float {
+        /// The document, counted from 1.
+        number: usize,
+        /// The request.
+        request: Key,
+        /// Which image.
+        index: usize,
+        /// Why, and what to do.
+        error: ParseError,
     },
     /// The state belongs to something else.
     #[error("{}: {message}; name another --state, or remove this one to promote anew", path.display())]
@@ -127,7 +139,7 @@ impl FileStore {
     /// Beside the store comes everything that will be saved or told. The state was written once when this returns: it can be.
     ///
     /// # Errors
-    /// Where the state is in use, cannot be read or written, or belongs to other requests.
+    /// Where the state is in use, cannot be read or written, or belongs to other requests, or a float cannot be promoted any more.
     pub fn open(
         objects: Vec<PromotionRequest>,
         state: &std::path::Path,
@@ -136,6 +148,10 @@ impl FileStore {
     ) -> Result<(Self, mpsc::UnboundedReceiver<Update>), FileError> {
         let place = Place::take(state)?;
         let old = place.read()?;
+        // What an earlier run has begun goes on.
+        let begun = |key: &Key| old.requests.iter().any(|entry| entry.key() == *key);
+        let new = objects.iter().enumerate();
+        check_floats(new.filter(|(_, object)| !begun(&Key::of(object))))?;
         let mut inner = Inner {
             objects: BTreeMap::new(),
             slots: Vec::new(),

@@ -479,6 +479,10 @@ async fn a_plan_writes_nothing_claims_nothing_and_asks_for_no_push_right() {
     assert_eq!(status.progress.as_deref(), Some("1/1"));
     assert_eq!(status.committed, None);
     assert_eq!(status.images[0].source.as_ref().unwrap().digest, new);
+    // No tag is named that was never written.
+    assert_eq!(status.images[0].would_displace.as_deref(), Some(&*old));
+    assert_eq!(status.images[0].displaced, []);
+    assert_eq!(status.images[0].first_promotion, None);
     let found = status.images[0].message.as_deref().unwrap();
     assert!(
         found.starts_with("would copy no blob; write _incoming, 1 prune tag, __pre, "),

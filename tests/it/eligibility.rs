@@ -33,7 +33,7 @@ async fn guarded() -> Embedded {
 }
 
 fn seeded(registry: &Embedded, repository: &str, tag: &str, seed: &str) -> String {
-    let spec = ImageSpec::new(Shape::Nested, seed);
+    let spec = ImageSpec::new(Shape::Index, seed);
     let digest = registry.seed_spec(repository, tag, &spec).unwrap();
     digest.to_string()
 }

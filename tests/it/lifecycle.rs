@@ -86,7 +86,8 @@ async fn kubectl_describes_a_request_in_work_a_finished_and_a_failed_one() {
             &work("Complete", "False"),
             &work("Failed", "False"),
             &format!("Images: Attempts: 1 Displaced: Digest: {old} Prune Tag: 2"),
-            &format!("Float: {float} Phase: BackedUp Source: Digest: {new}"),
+            &format!("Float: {float} Phase: BackedUp Pinned Time: 2"),
+            &format!("Source: Digest: {new}"),
             &format!("First Promotion: true Float: {first} Phase: BackedUp"),
             "Phase: BackedUp Progress: 0/2 Start Time: 2",
             "Events: Type Reason Age From Message",
@@ -124,7 +125,7 @@ async fn kubectl_describes_a_request_in_work_a_finished_and_a_failed_one() {
     stage.finished("gone", PATIENCE).await;
     stage.events_until("gone", "SourceGone", PATIENCE).await;
     let float = ground.float("gone");
-    let why = format!("source {gone} is gone (3 looks); build it again, or promote another");
+    let why = format!("source {gone} is not found (3 looks); check the name, or build it again");
     let verdict = format!("1 of 1 images failed; {float}: {why}");
     assert_says(
         &kubectl(stage, &["describe", "preq", "gone"]).await,

@@ -75,19 +75,12 @@ fn pairs(ends: &[(&str, &str)]) -> Vec<(String, String)> {
     ends.iter().map(pair).collect()
 }
 
-/// The digests that a float's prune tags pin.
-fn pruned(registry: &Embedded, float: &str) -> Vec<Digest> {
-    let suffix = format!("_prune_{float}");
+/// The digests that a float's stamped pins hold which end so.
+fn pruned(registry: &Embedded, float: &str, end: &str) -> Vec<Digest> {
+    let suffix = format!("_prune_{float}{end}");
     let tags = registry.tags(FLOATS).into_iter();
     let pins = tags.filter(|(tag, _)| tag.ends_with(&suffix));
-    let mut pins: Vec<_> = pins.map(|(_, digest)| digest).collect();
-    pins.sort_unstable();
-    pins
-}
-
-fn sorted(mut digests: Vec<Digest>) -> Vec<Digest> {
-    digests.sort_unstable();
-    digests
+    pins.map(|(_, digest)| digest).collect()
 }
 
 /// A float is where it was: if it had moved, what it had moved to is pinned twice, and so is what it is on.
@@ -107,8 +100,9 @@ fn assert_back(registry: &Embedded, object: &PromotionRequest, float: &str) {
     let pre = if moved { new } else { old };
     let pre_is = at(registry, &format!("{float}__pre"));
     assert_eq!(pre_is, Some(pre), "{}", told());
-    let pins = if moved { vec![old, new] } else { vec![old] };
-    assert_eq!(pruned(registry, float), sorted(pins), "{}", told());
+    let broken = if moved { vec![new] } else { Vec::new() };
+    assert_eq!(pruned(registry, float, ""), [old], "{}", told());
+    assert_eq!(pruned(registry, float, "__broken"), broken, "{}", told());
     let repository = format!("/{FLOATS}:{float}");
     let images = images(object);
     let image = images
@@ -194,8 +188,7 @@ async fn a_promotion_from_pre_or_a_prune_tag_ends_on_the_image_these_named_whate
             for (float, image) in ["f", "g"].into_iter().zip(images(object)) {
                 assert_eq!(at(floats, float), Some(old(float)));
                 assert_eq!(image.source.unwrap().digest, old(float).to_string());
-                let pins = sorted(vec![old(float), new(float)]);
-                assert_eq!(pruned(floats, float), pins);
+                assert_eq!(pruned(floats, float, ""), [old(float), new(float)]);
             }
         },
     })
@@ -318,7 +311,7 @@ async fn with_hold_what_moved_stays_and_what_did_not_names_the_float_that_failed
     let (_, reason, message) = condition(&ended, "Failed");
     assert_eq!(reason, "TagImmutable");
     assert!(
-        message.contains("2 of 3") && message.contains("/ci:g: "),
+        message.contains("1 of 3 images failed, 1 held back") && message.contains("/ci:g: "),
         "{message}"
     );
     assert_eq!(ended.status.as_ref().unwrap().rollback, None);
@@ -352,7 +345,8 @@ async fn with_rollback_what_moved_goes_back_and_conditions_and_events_tell_it() 
     let (_, reason, message) = condition(&ended, "Failed");
     assert_eq!(reason, "TagImmutable");
     assert!(
-        message.contains("3 of 3") && message.contains("/ci:g: "),
+        message.contains("1 of 3 images failed; other floats taken back: 2")
+            && message.contains("/ci:g: "),
         "{message}"
     );
     let events = ground
@@ -406,10 +400,8 @@ async fn a_float_that_cannot_be_taken_back_is_named_and_the_cause_stays_the_caus
     );
     assert_eq!(at(&ground.registry, "f"), Some(new("f")));
     // What it would have left is pinned all the same.
-    assert_eq!(
-        pruned(&ground.registry, "f"),
-        sorted(vec![old("f"), new("f")])
-    );
+    assert_eq!(pruned(&ground.registry, "f", ""), [old("f")]);
+    assert_eq!(pruned(&ground.registry, "f", "__broken"), [new("f")]);
     assert_eq!(ground.registry.audit_trail(), []);
 }
 
@@ -479,7 +471,7 @@ async fn a_run_goes_on_with_a_rollback_and_the_one_after_it_promotes_anew() {
             at(&ground.registry, &format!("{float}__pre")),
             Some(old(float))
         );
-        let pins = pruned(&ground.registry, float);
+        let pins = pruned(&ground.registry, float, "");
         assert!(pins.contains(&old(float)), "{pins:?}");
     }
     ground.assert_never_dangling();
@@ -497,5 +489,5 @@ async fn a_float_whose_image_cannot_be_pinned_any_more_stays_and_is_named() {
     let wanted = [("Failed", "NotRolledBack"), ("Failed", "TagImmutable")];
     assert_eq!(ends(&ended)[..2], pairs(&wanted), "{}", ground.log());
     assert_eq!(at(&ground.registry, "f"), Some(new("f")));
-    assert_eq!(pruned(&ground.registry, "f"), [old("f")]);
+    assert_eq!(pruned(&ground.registry, "f", ""), [old("f")]);
 }

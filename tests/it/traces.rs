@@ -2,7 +2,7 @@
 //! on the real engine, the real API server and a registry that collects at once, and ends as the design promises.
 //!
 //! The comments name the traces. `late.rs` has those of writes that land late or lose their answer, `order.rs` those of several
-//! requests on one float; here are those of foreign writers and of reads that lag.
+//! requests on one float, `pins.rs` what stamped pins are called; here are those of foreign writers and of reads that lag.
 
 #![allow(
     clippy::unwrap_used,
@@ -17,6 +17,7 @@
 pub mod ground;
 mod late;
 mod order;
+mod pins;
 mod within;
 
 use std::time::Duration;

@@ -258,10 +258,7 @@ fn role(pair: &Pair) -> Result<Role, String> {
         ));
     }
     check(text, "the destination")?;
-    let float = |text: &str| {
-        let parsed = text.parse::<Float>();
-        parsed.map_err(|error| format!("the destination {error}"))
-    };
+    let float = |text: &str| Float::new(text).map_err(|error| format!("the destination {error}"));
     if text.contains("@sha256:") {
         return Err(format!(
             "the destination '{}' names a digest; name the tag that is to be moved",
@@ -425,7 +422,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_meant_is_named_with_its_line_and_a_remedy() {
-        let long = "a".repeat(108);
+        let long = "a".repeat(99);
         for (text, line, remedy) in [
             (
                 "r.io/p:x=q.io/ci:a\n\nr.io/p:y=q.io/ci:a",
@@ -455,6 +452,12 @@ mod tests {
             ("r.io/p:* q.io/ci:a", 1, "not a tag"),
             ("file://x q.io/ci:a", 1, "only registries"),
             ("x s3://b/c", 1, "only registries"),
+            ("r.io/p:x q.io/ci:a__rescued", 1, "choose another float"),
+            (
+                "r.io/p:x q.io/ci:a__broken_incoming",
+                1,
+                "choose another float",
+            ),
             ("r.io/p@sha256:0 q.io/ci:a", 1, "64 lower-case"),
         ] {
             let complaints = of(text).unwrap_err();

@@ -3,11 +3,12 @@
 use std::fmt::Write as _;
 use std::io::ErrorKind;
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::super::convert::STAMP;
 use super::against::{Comparison, Difference, Missed};
-use crate::image::{Float, Source};
+use crate::image::{Float, Source, Stamp};
 use crate::machine::{Bytes, Class, Fault, Forecast, Tally, Write, WrittenTag};
 use crate::store::Key;
 
@@ -158,7 +159,16 @@ fn tags(float: &Float, forecast: &Forecast) -> Vec<Value> {
 pub(super) fn name(float: &Float, tag: &WrittenTag) -> String {
     match tag {
         WrittenTag::Named(tag) => tag.to_string(),
-        WrittenTag::Prune { .. } => format!("{STAMP}_prune_{}", float.tag()),
+        WrittenTag::Prune { rescue } => {
+            let stamped = if *rescue {
+                Float::rescued
+            } else {
+                Float::prune
+            };
+            // Of the real name all but the digits that stand for the time.
+            let tag = stamped(float, Stamp::at(Timestamp::UNIX_EPOCH)).to_string();
+            format!("{STAMP}{}", &tag[STAMP.len()..])
+        }
     }
 }
 

@@ -44,7 +44,6 @@ pub async fn forecast(
         referrers: Referrers::Ignore,
         step: Step::Resolve,
         again: false,
-        seen: None,
         cancel: CancellationToken::new(),
         activity: Arc::clone(activity),
     };

@@ -27,10 +27,6 @@ pub struct Process {
     pub seats: Seats,
     /// The steps that run, and those that ended and are not recorded yet.
     pub running: BTreeMap<Who, Shared<Op>>,
-    /// Steps that were launched and did not come back with success.
-    tried: BTreeSet<(Who, &'static str)>,
-    /// What a tag that is about to be overwritten was just seen to hold.
-    seen: BTreeMap<Who, Digest>,
     /// The unfinished requests it has heard of, and since when or whether they may begin.
     pub known: Vec<Option<Known>>,
     /// Those that have ended or are gone.
@@ -100,7 +96,6 @@ impl Process {
     pub fn forget(&mut self, now: i64) {
         self.written.retain(|_, (_, at)| *at + SETTLE > now);
         self.fences.retain(|_, until| *until > now);
-        self.seen.clear();
         let past = Stamp::at(time(now));
         self.stamps.retain(|_, stamp| *stamp >= past);
         if self.quiet_until <= now {
@@ -118,27 +113,6 @@ impl Process {
         fence
             .max(Some(self.quiet_until))
             .filter(|&until| until > now)
-    }
-
-    /// Keeps what an ended step found, as `engine::flight` does.
-    fn ended(&mut self, who: Who, step: Step, again: bool, outcome: &Outcome) {
-        let unwritten = matches!(
-            outcome,
-            Outcome::Unpinned { .. } | Outcome::StampTaken { .. }
-        );
-        let failed = matches!(
-            outcome,
-            Outcome::DisplacedGone { .. }
-                | Outcome::StagedGone
-                | Outcome::Faulted(_)
-                | Outcome::Dropped
-        );
-        if (!unwritten && !failed) || (unwritten && !again) {
-            self.tried.remove(&(who, step.as_str()));
-        }
-        if let Outcome::Unpinned { digest } = outcome {
-            self.seen.insert(who, *digest);
-        }
     }
 
     /// Gives a step up: reads and copies at once; a tag write is one indivisible action here.
@@ -159,8 +133,6 @@ impl Process {
         self.known[index] = None;
         self.left.insert(index);
         self.running.retain(|who, _| who.0 != index);
-        self.tried.retain(|(who, _)| who.0 != index);
-        self.seen.retain(|who, _| who.0 != index);
     }
 }
 
@@ -399,6 +371,11 @@ impl World {
         if self.lacks(Mutation::CommitIgnored) && request.spec.cancel {
             request.status.committed = false;
         }
+        if self.lacks(Mutation::Unconfirmed) {
+            for image in &mut request.status.images {
+                image.pinned = Some(time(self.now));
+            }
+        }
         let latched: Vec<_> = request.status.images.iter().map(|i| i.phase).collect();
         let intent = request.status.rollback;
         let mut plan = plan(request, &world);
@@ -442,12 +419,9 @@ impl World {
             let object = Shared::new(request.clone());
             process.stale.entry(index).or_insert(object);
         }
-        let tried = !process.tried.insert((who, launch.step.as_str()));
-        let again = launch.again || tried;
         let run = Running {
-            launch: Launch { again, ..launch },
+            launch,
             image: request.status.images[launch.image].clone(),
-            seen: process.seen.remove(&who),
             said: Vec::new(),
             dropped: false,
             outcome: None,
@@ -595,6 +569,17 @@ impl World {
         self.end_step(process, who, &refused);
     }
 
+    /// A tag write is refused as if content were missing.
+    pub fn miss(&mut self, process: &mut Process, who: Who) {
+        let op = &process.running[&who];
+        let Some(Ask::Put(tag, digest)) = op.next.clone() else {
+            unreachable!("only writes are refused");
+        };
+        self.check_sent(&op.write(who, &tag, digest));
+        process.newest_write = self.now;
+        self.answer(process, who, Answer::No);
+    }
+
     /// A read fails.
     pub fn fail_read(&mut self, process: &mut Process, who: Who) {
         let op = process.running.get_mut(&who).expect("it runs");
@@ -684,9 +669,7 @@ impl World {
 
     fn end_step(&self, process: &mut Process, who: Who, outcome: &Outcome) {
         let op = process.running.get_mut(&who).expect("it runs");
-        let (step, again) = (op.run.launch.step, op.run.launch.again);
         op.change(|op| op.run.outcome = Some(outcome.clone()));
-        process.ended(who, step, again, outcome);
         if process.known[who.0].is_none() {
             process.running.remove(&who);
             self.settle_claims(process, who.0);
@@ -714,6 +697,11 @@ impl World {
                 if step == Step::RollBack && float(tag) =>
             {
                 Some(Answer::At(image.source.as_ref().map(|s| s.digest)))
+            }
+            (Mutation::RefusalBelieved, Ask::Look(_))
+                if matches!(run.said.last(), Some((Ask::Put(..), Answer::No))) =>
+            {
+                Some(Answer::At(None))
             }
             (Mutation::IncomingSkipped, Ask::Put(..)) if step == Step::Stage => Some(Answer::Yes),
             (Mutation::StampReused, Ask::Look(tag)) if Stamp::of(tag).is_some() => {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::image::{Digest, Float, Stamp, Tag};
-use crate::machine::{DISPLACED_MAX, Latch, OnFailure, Phase, RESCUED_MAX, Reason, Request};
+use crate::machine::{DISPLACED_MAX, Latch, OnFailure, Phase, Pin, RESCUED_MAX, Reason, Request};
 
 use crate::machine::runs::steps::Seen;
 
@@ -68,11 +68,18 @@ impl World {
         (all.moved, all.back, all.removed) != (left.moved, left.back, left.removed)
     }
 
-    /// Whether a prune tag of this float holds a digest.
-    fn is_pruned(&self, float: &Float, digest: Digest) -> bool {
-        let end = format!("_prune_{}", float.tag());
+    /// Whether a digest is held by a prune tag of this float by whose name a revert finds it, or, of what the float is taken back
+    /// from, by one whose name hides it.
+    fn is_pruned(&self, float: &Float, digest: Digest, taken_back: bool) -> bool {
+        let name = if taken_back {
+            Float::broken
+        } else {
+            Float::prune
+        };
         let mut tags = self.registry.tags.iter();
-        tags.any(|(tag, held)| *held == digest && tag.as_str().ends_with(&end))
+        tags.any(|(tag, held)| {
+            *held == digest && Stamp::of(tag).is_some_and(|stamp| name(float, stamp) == *tag)
+        })
     }
 
     /// A tag write is sent: by the record as it is now.
@@ -135,7 +142,8 @@ impl World {
         if let Some(old) = before.filter(|_| moves) {
             let name = self.setup.name(old).to_owned();
             if write.saw == Some(Seen(Some(old))) {
-                if !self.is_pruned(&float, old) {
+                let taken_back = self.objects[who.0].request.status.rollback;
+                if !self.is_pruned(&float, old, taken_back) {
                     self.breaks(
                         Promise::NothingLost,
                         format!("{name} is displaced without a prune tag"),
@@ -279,6 +287,12 @@ impl World {
                 let number = self.setup.number(&float);
                 self.promoted(number, index);
             }
+            if new.reason == Some(Reason::FloatMoved) && !self.strangers() {
+                self.breaks(
+                    Promise::RecordedBeforeDone,
+                    format!("{name} says that somebody else moved its float, and nobody did"),
+                );
+            }
             if is && !was && request.spec.latch == Latch::Together {
                 let mut phases = request.status.images.iter().map(|image| image.phase);
                 if !phases.all(|p| matches!(p, Phase::BackedUp | Phase::Latched | Phase::Posted)) {
@@ -296,17 +310,15 @@ impl World {
                     format!("{name} has too many attempts or pins"),
                 );
             }
-            let pins: Vec<Digest> = new
-                .displaced
-                .iter()
-                .chain(&new.rescued)
-                .map(|pin| pin.digest)
-                .collect();
-            if (1..pins.len()).any(|at| pins[..at].contains(&pins[at])) {
-                self.breaks(
-                    Promise::Idempotent,
-                    format!("{name} gives one digest two prune tags"),
-                );
+            for pins in [&new.displaced, &new.rescued] {
+                let twice =
+                    |(at, pin): (usize, &Pin)| pins[..at].iter().any(|p| p.digest == pin.digest);
+                if pins.iter().enumerate().any(twice) {
+                    self.breaks(
+                        Promise::Idempotent,
+                        format!("{name} gives one digest two prune tags"),
+                    );
+                }
             }
         }
     }

@@ -77,6 +77,10 @@ pub struct Faults {
     pub overrun: u8,
     /// A tag write is refused for good.
     pub refused: u8,
+    /// A tag write is refused as if content were missing, and nothing is.
+    pub missing: u8,
+    /// A pruner takes the stamped tags of a float whose request is suspended.
+    pub pruned: u8,
     /// What was pushed and not yet tagged is collected.
     pub expire: u8,
     /// The sources are gone.
@@ -148,6 +152,10 @@ pub enum Mutation {
     TakenBackWithoutLook,
     /// A request that takes floats back has given up its claim.
     ReleasedEarly,
+    /// A refusal for want of content is believed without another look.
+    RefusalBelieved,
+    /// What was seen of a float and its pins counts for ever.
+    Unconfirmed,
     /// The same on every look, and a move uses no attempt: it goes on for ever.
     MovesUncounted,
 }
@@ -171,6 +179,8 @@ impl Faults {
         deadline: 0,
         overrun: 0,
         refused: 0,
+        missing: 0,
+        pruned: 0,
         expire: 0,
         sources: 0,
         slow: 0,
@@ -198,6 +208,8 @@ impl Faults {
             "deadline" => &mut self.deadline,
             "overrun" => &mut self.overrun,
             "refused" => &mut self.refused,
+            "missing" => &mut self.missing,
+            "pruned" => &mut self.pruned,
             _ => return None,
         })
     }
@@ -210,7 +222,7 @@ impl Faults {
     /// Whether they must not show in the tags at the end: crashes, lost answers, failed and old reads.
     pub fn heal(&self) -> bool {
         let acts = self.suspend + self.cancel + self.delete + self.deadline;
-        let acts = acts + self.overrun + self.refused;
+        let acts = acts + self.overrun + self.refused + self.missing + self.pruned;
         !self.foreign() && acts + self.sources + self.slow == 0
     }
 }

@@ -107,6 +107,8 @@ pub enum Action {
     Lose(Who),
     Late(Who),
     Refuse(Who),
+    Miss(Who),
+    Prune(usize),
     Crash(Option<Who>),
     Replace,
     FormerReconcile(usize),
@@ -283,10 +285,7 @@ impl World {
                 self.left.late -= 1;
                 self.lead(|world, leader| world.lose(leader, who, false));
             }
-            Action::Refuse(who) => {
-                self.left.refused -= 1;
-                self.lead(|world, leader| world.refuse(leader, who));
-            }
+            Action::Refuse(_) | Action::Miss(_) | Action::Prune(_) => self.act_as_registry(action),
             Action::Crash(sent) => {
                 self.left.crash -= 1;
                 if let Some(who) = sent {
@@ -357,6 +356,24 @@ impl World {
         }
     }
 
+    fn act_as_registry(&mut self, action: Action) {
+        match action {
+            Action::Refuse(who) => {
+                self.left.refused -= 1;
+                self.lead(|world, leader| world.refuse(leader, who));
+            }
+            Action::Miss(who) => {
+                self.left.missing -= 1;
+                self.lead(|world, leader| world.miss(leader, who));
+            }
+            Action::Prune(number) => {
+                self.left.pruned -= 1;
+                self.prune(number);
+            }
+            _ => unreachable!("not a registry's"),
+        }
+    }
+
     fn act_as_user(&mut self, action: Action) {
         match action {
             Action::Suspend(index) => {
@@ -390,6 +407,28 @@ impl World {
     /// Whether the registry refuses this tag to this request for good.
     pub fn is_refused(&self, who: Who, tag: &Tag) -> bool {
         who.0 == 0 && self.setup.scenario.refused == Some(tag.as_str())
+    }
+
+    /// Whether the request that names a float is suspended in time: whatever it has pinned there may have become old.
+    fn is_suspended(&self, number: usize) -> bool {
+        let named = |index: usize| {
+            let mut images = self.objects[index].request.spec.images.iter();
+            images.any(|image| image.float == self.setup.floats[number])
+        };
+        let mut named = (0..self.objects.len()).filter(|&index| named(index) && !self.over(index));
+        named.all(|index| self.objects[index].request.spec.suspend && self.rests(index))
+    }
+
+    fn prune(&mut self, number: usize) {
+        let float = &self.setup.floats[number];
+        let tags = self
+            .registry
+            .tags
+            .keys()
+            .filter(|tag| float.is_stamped(tag));
+        let tags: Vec<Tag> = tags.cloned().collect();
+        self.registry
+            .change(|registry| tags.iter().for_each(|tag| registry.delete(tag)));
     }
 
     fn edit(&mut self, index: usize, edit: impl FnOnce(&mut Request)) {
@@ -491,6 +530,7 @@ impl World {
             let faults = [
                 (self.left.lost > 0, Action::Lose(who)),
                 (self.left.refused > 0, Action::Refuse(who)),
+                (self.left.missing > 0, Action::Miss(who)),
                 (free, Action::Late(who)),
                 (free && self.left.crash > 0, Action::Crash(Some(who))),
             ];
@@ -543,6 +583,10 @@ impl World {
                 (left.moved > 0, Action::Move(number)),
                 (left.back > 0 && there != old, Action::Back(number)),
                 (left.removed > 0 && there.is_some(), Action::Remove(number)),
+                (
+                    left.pruned > 0 && self.is_suspended(number),
+                    Action::Prune(number),
+                ),
             ];
             actions.extend(faults.into_iter().filter(|(may, _)| *may).map(|(_, f)| f));
         }
@@ -702,6 +746,7 @@ impl Model for World {
             Action::Stale(who) => format!("{} STALE: {}", step(who), answer(who)),
             Action::Lose(who) => format!("{} lands, ANSWER LOST", step(who)),
             Action::Refuse(who) => format!("{} REFUSED; {}", step(who), answer(who)),
+            Action::Miss(who) => format!("{} REFUSED as if content were missing", step(who)),
             Action::Late(who) => format!("{} NO ANSWER, is on the wire", step(who)),
             Action::Crash(Some(who)) => format!("CRASH with on the wire {}", step(who)),
             Action::Land => {

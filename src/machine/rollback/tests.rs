@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::machine::samples::{at, digest, fault, float, pin, prune, request, running, world};
+use crate::machine::samples::{at, broken, digest, fault, float, pin, request, running, world};
 use crate::machine::{Latch, Pin, Step, advance, plan};
 use Phase::{BackedUp, Failed, Latched, Posted};
 
@@ -54,7 +54,7 @@ fn a_failed_group_is_not_over_before_every_float_that_may_have_moved_was_looked_
     assert_eq!(launched(&first), all);
     assert!(request.status.rollback);
     assert_eq!(request.status.deadline, Some(at(GRACE_SECONDS)));
-    assert_eq!(tag(&request, 0), Some(prune(0).as_str()));
+    assert_eq!(tag(&request, 0), Some(broken(0).as_str()));
     assert_eq!((tag(&request, 2), request.status.completed), (None, None));
     for (index, outcome) in [
         (0, Outcome::RolledBack),
@@ -89,7 +89,11 @@ fn a_failed_group_is_not_over_before_every_float_that_may_have_moved_was_looked_
         own.contains("back on") && own.contains("may not push"),
         "{own}"
     );
-    assert!(request.status.images[0].message.contains(prune(0).as_str()));
+    assert!(
+        request.status.images[0]
+            .message
+            .contains(broken(0).as_str())
+    );
 }
 
 #[test]
@@ -144,7 +148,7 @@ fn the_prune_tag_is_above_every_stamp_that_is_known() {
     world.scenes[0].newest_stamp = Some(Stamp::at(at(5)));
     request.status.images[1].displaced = vec![pin("old", 30)];
     plan(&mut request, &world);
-    assert_eq!(tag(&request, 0), Some(prune(6).as_str()));
+    assert_eq!(tag(&request, 0), Some(broken(6).as_str()));
     let first = Stamp::of(request.status.images[1].rollback.as_ref().unwrap());
     assert_eq!(first, Some(Stamp::at(at(31))));
     let taken = request.status.images[0].rollback.clone().unwrap();
@@ -155,7 +159,7 @@ fn the_prune_tag_is_above_every_stamp_that_is_known() {
         &CONTEXT(),
     );
     assert_eq!(effect, Effect::Recorded(Vec::new()));
-    assert_eq!(tag(&request, 0), Some(prune(7).as_str()));
+    assert_eq!(tag(&request, 0), Some(broken(7).as_str()));
     assert_eq!(request.status.images[0].attempts, 0);
 }
 

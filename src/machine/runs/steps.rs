@@ -59,8 +59,6 @@ pub struct Running {
     pub launch: Launch,
     /// The record it was launched from.
     pub image: Image,
-    /// What the tag that it is to overwrite was seen to hold a moment ago; recorded since.
-    pub seen: Option<Digest>,
     /// What it asked and was answered.
     pub said: Vec<(Ask, Answer)>,
     /// It is to be given up.
@@ -81,6 +79,7 @@ impl Running {
             Step::Resolve => replay.resolve(),
             Step::Stage => replay.stage(),
             Step::BackUp => replay.back_up(),
+            Step::Confirm => replay.confirm(),
             Step::Latch => replay.latch(),
             Step::Post => replay.post(),
             Step::Verify => replay.verify(),
@@ -174,7 +173,7 @@ impl Replay<'_> {
             return Ok(Outcome::BackedUp);
         };
         if !self.yes(Ask::Held(*digest))? || !self.pin(tag, *digest)? {
-            return self.displaced_gone();
+            return self.displaced_gone(*digest);
         }
         let pre = self.spec.float.pre();
         if self.running.launch.again && self.look(&pre)? == Some(*digest) {
@@ -183,19 +182,39 @@ impl Replay<'_> {
         if self.yes(Ask::Put(pre, *digest))? {
             return Ok(Outcome::BackedUp);
         }
-        self.displaced_gone()
+        self.displaced_gone(*digest)
     }
 
-    fn displaced_gone(&mut self) -> Flow<Outcome> {
+    fn displaced_gone(&mut self, digest: Digest) -> Flow<Outcome> {
         let float = self.look(self.spec.float.tag())?;
+        if float == Some(digest) {
+            return Ok(faulted(Reason::BackupFailed, Class::Attempt));
+        }
         Ok(Outcome::DisplacedGone { float })
+    }
+
+    fn confirm(&mut self) -> Flow<Outcome> {
+        let float = self.look(self.spec.float.tag())?;
+        let staged = self.look(&self.spec.float.incoming())? == Some(self.source());
+        let pinned = match self.running.image.displaced.last() {
+            Some(Pin { digest, tag }) => {
+                self.look(tag)? == Some(*digest)
+                    && self.look(&self.spec.float.pre())? == Some(*digest)
+            }
+            None => true,
+        };
+        Ok(Outcome::Confirmed {
+            float,
+            staged,
+            pinned,
+        })
     }
 
     fn latch(&mut self) -> Flow<Outcome> {
         let (source, float) = (self.source(), self.spec.float.tag());
         let displaced = self.running.image.displaced.last().map(|pin| pin.digest);
         if !self.yes(Ask::Held(source))? {
-            return Ok(Outcome::StagedGone);
+            return Ok(Outcome::StagedGone(None));
         }
         match self.look(float)? {
             Some(digest) if digest == source => return Ok(Outcome::Latched),
@@ -206,37 +225,43 @@ impl Replay<'_> {
         Ok(if put {
             Outcome::Latched
         } else {
-            Outcome::StagedGone
+            Outcome::StagedGone(None)
         })
     }
 
     fn post(&mut self) -> Flow<Outcome> {
         let source = self.source();
-        let gone = Outcome::Posted {
-            foreign: Some(Foreign::Gone),
-        };
         if let Some(newest) = self.running.image.displaced.last().map(|pin| pin.digest) {
             let post1 = self.spec.float.post1();
             if !self.yes(Ask::Held(source))? {
-                return Ok(gone);
+                return self.promoted_gone(source);
             }
             let there = self.clear(&post1, source, Some(newest))?;
             let skip = there && self.running.launch.again;
             if !skip && !self.yes(Ask::Put(post1, source))? {
-                return Ok(gone);
+                return self.promoted_gone(source);
             }
         }
+        let foreign = self.foreign(source)?;
+        Ok(Outcome::Posted { foreign })
+    }
+
+    fn promoted_gone(&mut self, source: Digest) -> Flow<Outcome> {
+        Ok(match self.foreign(source)? {
+            None => faulted(Reason::BackupFailed, Class::Attempt),
+            foreign => Outcome::Posted { foreign },
+        })
+    }
+
+    fn foreign(&mut self, source: Digest) -> Flow<Option<Foreign>> {
         let mut found = None;
         for _ in 0..2 {
             found = self.look(self.spec.float.tag())?;
             if found == Some(source) {
-                return Ok(Outcome::Posted { foreign: None });
+                return Ok(None);
             }
         }
-        let foreign = found.map_or(Foreign::Gone, Foreign::To);
-        Ok(Outcome::Posted {
-            foreign: Some(foreign),
-        })
+        Ok(Some(found.map_or(Foreign::Gone, Foreign::To)))
     }
 
     fn verify(&mut self) -> Flow<Outcome> {
@@ -296,7 +321,7 @@ impl Replay<'_> {
     }
 
     fn clear(&mut self, tag: &Tag, source: Digest, pinned: Option<Digest>) -> Flow<bool> {
-        let Some(found) = self.found(tag)? else {
+        let Some(found) = self.look(tag)? else {
             return Ok(false);
         };
         if found == source {
@@ -305,21 +330,21 @@ impl Replay<'_> {
         if Some(found) == pinned {
             return Ok(false);
         }
-        match self.running.image.pin(found) {
-            Some(pin) => self.pin(&pin.tag, found).map(|_| false),
-            None => Err(Halt::End(Outcome::Unpinned { digest: found })),
+        let Some(pin) = self.running.image.pin(found) else {
+            return Err(Halt::End(Outcome::Unpinned { digest: found }));
+        };
+        if self.pin(&pin.tag, found)? {
+            return Ok(false);
         }
-    }
-
-    fn found(&mut self, tag: &Tag) -> Flow<Option<Digest>> {
-        let image = &self.running.image;
-        let recorded = self.running.seen.filter(|&seen| image.pin(seen).is_some());
-        if let Some(seen) = recorded
-            && self.yes(Ask::Held(seen))?
-        {
-            return Ok(Some(seen));
+        match self.look(tag)? {
+            None => Ok(false),
+            Some(digest) if digest == source => Ok(true),
+            Some(digest) if digest == found => {
+                let refused = faulted(Reason::BackupFailed, Class::Attempt);
+                Err(Halt::End(refused))
+            }
+            Some(_) => Err(Halt::End(Outcome::Dropped)),
         }
-        self.look(tag)
     }
 
     fn pin(&mut self, prune: &Tag, digest: Digest) -> Flow<bool> {

@@ -5,7 +5,7 @@
 //! of one step, or a mishap. Everything is plain data that can be cloned, so a search can enumerate what random runs only
 //! sample. The promises are asserted where they could break: at every tag write, at every save, and after every event.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
@@ -15,7 +15,7 @@ use crate::image::{Digest, Float, Stamp, Tag};
 use crate::machine::claims::{Claims, Contender, Standing, Verdict};
 use crate::machine::{
     Admission, Class, Context, Effect, ImageSpec, Latch, Mode, OnFailure, Outcome, Phase, Plan,
-    Reason, Referrers, Request, Scene, Spec, Status, Step, advance, plan,
+    Reason, Referrers, Request, Scene, Spec, Status, advance, plan,
 };
 
 /// How long a tag write may take to land, in seconds.
@@ -125,7 +125,6 @@ struct Process {
     since: i64,
     claims: Claims,
     running: BTreeMap<Who, Running>,
-    tried: HashSet<(Who, Step)>,
     standing: Vec<Standing>,
     fences: BTreeMap<Float, i64>,
     stamps: BTreeMap<Float, Stamp>,
@@ -315,19 +314,10 @@ impl World {
             running.expect("only what runs is dropped").dropped = true;
         }
         for launch in plan.launches {
-            let tried = !self
-                .process
-                .tried
-                .insert(((index, launch.image), launch.step));
-            let launch = crate::machine::Launch {
-                again: launch.again || tried,
-                ..launch
-            };
             let image = request.status.images[launch.image].clone();
             let running = Running {
                 launch,
                 image,
-                seen: None,
                 said: Vec::new(),
                 dropped: false,
                 outcome: None,
@@ -589,22 +579,7 @@ impl World {
 
     fn end(&mut self, who: Who, outcome: Outcome) {
         let running = self.process.running.get_mut(&who).expect("it runs");
-        let (step, failed) = (
-            running.launch.step,
-            matches!(
-                outcome,
-                Outcome::Unpinned { .. }
-                    | Outcome::StampTaken { .. }
-                    | Outcome::DisplacedGone { .. }
-                    | Outcome::StagedGone
-                    | Outcome::Faulted(_)
-                    | Outcome::Dropped
-            ),
-        );
         running.outcome = Some(outcome);
-        if !failed {
-            self.process.tried.remove(&(who, step));
-        }
         if self.deleted.contains(&who.0) || self.requests[who.0].is_finished() {
             self.process.running.remove(&who);
             self.settle_claims(who.0);
@@ -786,8 +761,8 @@ impl World {
             .tags
             .iter()
             .filter(|(tag, _)| Stamp::of(tag).is_some());
-        let end = format!("_prune_{}", float.tag());
-        tags.filter(move |(tag, _)| tag.as_str().ends_with(&end))
+        let prune = move |tag: &Tag| Stamp::of(tag).map(|stamp| float.prune(stamp));
+        tags.filter(move |(tag, _)| prune(tag).as_ref() == Some(tag))
             .map(|(tag, digest)| (tag, *digest))
     }
 
@@ -828,17 +803,16 @@ impl World {
         self.check_claims();
     }
 
-    /// One prune tag for each digest of an image, and the lists within their bounds.
+    /// One prune tag for each digest of a list, no tag twice, and the lists within their bounds.
     fn check_pins(&self) {
         for image in self.requests.iter().flat_map(|r| &r.status.images) {
-            let pins: Vec<_> = image.displaced.iter().chain(&image.rescued).collect();
-            let digests: BTreeSet<_> = pins.iter().map(|pin| pin.digest).collect();
-            let tags: BTreeSet<_> = pins.iter().map(|pin| &pin.tag).collect();
-            assert_eq!(
-                (digests.len(), tags.len()),
-                (pins.len(), pins.len()),
-                "{pins:?}"
-            );
+            for pins in [&image.displaced, &image.rescued] {
+                let digests: BTreeSet<_> = pins.iter().map(|pin| pin.digest).collect();
+                assert_eq!(digests.len(), pins.len(), "{pins:?}");
+            }
+            let pins = image.displaced.iter().chain(&image.rescued);
+            let tags: BTreeSet<_> = pins.clone().map(|pin| &pin.tag).collect();
+            assert_eq!(tags.len(), pins.count(), "{image:?}");
             assert!(image.displaced.len() <= crate::machine::DISPLACED_MAX);
             assert!(image.rescued.len() <= crate::machine::RESCUED_MAX);
         }
@@ -883,7 +857,6 @@ impl Process {
             since,
             claims: Claims::default(),
             running: BTreeMap::new(),
-            tried: HashSet::new(),
             standing: Vec::new(),
             fences: BTreeMap::new(),
             stamps: BTreeMap::new(),

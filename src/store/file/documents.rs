@@ -8,6 +8,7 @@ use super::FileError;
 use crate::api::PromotionRequest;
 use crate::api::status::read;
 use crate::files;
+use crate::image::Float;
 use crate::store::Key;
 
 /// The largest file that is read, in bytes: more than a thousand full-sized requests are not one promotion.
@@ -15,7 +16,7 @@ const FILE_MAX: usize = 64 * 1024 * 1024;
 /// What its aliases may stand for, in scalars and brackets: a few lines of them can stand for millions.
 const ALIASED_MAX: usize = 20_000;
 
-/// The requests of a YAML file, every one of them valid.
+/// The requests of a YAML file, every one of them valid; whether each may begin now, [`check_floats`] says.
 ///
 /// # Errors
 /// The first document that is none, with its field and what to do.
@@ -61,6 +62,26 @@ pub fn parse_requests(text: &str, path: &Path) -> Result<Vec<PromotionRequest>, 
         objects.push(object);
     }
     Ok(objects)
+}
+
+/// That requests which begin now name no float that only an earlier version admitted.
+///
+/// # Errors
+/// The first such float, and what to do.
+pub fn check_floats<'a>(
+    objects: impl IntoIterator<Item = (usize, &'a PromotionRequest)>,
+) -> Result<(), FileError> {
+    for (number, object) in objects {
+        for (index, image) in object.spec.images.iter().enumerate() {
+            Float::new(&image.float).map_err(|error| FileError::Float {
+                number: number + 1,
+                request: Key::of(object),
+                index,
+                error,
+            })?;
+        }
+    }
+    Ok(())
 }
 
 /// The text of a file of a size that may be held.

@@ -72,6 +72,8 @@ fn full_status() -> PromotionRequestStatus {
                 rescued: vec![pin(20_240_101_000_002)],
                 promoted: Some(format!("quay.io/openshift/ci@{DIGEST}")),
                 bytes_copied: Some(1 << 53),
+                would_displace: Some(DIGEST.into()),
+                pinned_time: Some(time(7)),
                 attempts: Some(3),
                 next_attempt_time: Some(time(6)),
                 unknown: Unknown::new(),
@@ -248,6 +250,21 @@ fn bad_images() -> Vec<(Value, &'static str, &'static str)> {
             "at most 3",
         ),
         (
+            json!({"displaced": [{"digest": DIGEST, "pruneTag": "latest"}]}),
+            "images[0].displaced[0].pruneTag",
+            "should match",
+        ),
+        (
+            json!({"rescued": [{"digest": DIGEST, "pruneTag": "2024010100000_prune_a"}]}),
+            "images[0].rescued[0].pruneTag",
+            "should match",
+        ),
+        (
+            json!({"rollbackTag": "20240101000000_prune_"}),
+            "images[0].rollbackTag",
+            "should match",
+        ),
+        (
             json!({"bytesCopied": -1}),
             "images[0].bytesCopied",
             at_least_none,
@@ -282,7 +299,7 @@ async fn a_bad_status_is_refused_by_its_field() {
 /// A status with every field at its maximum and messages of `character`; names are ASCII by their grammar.
 fn largest_status(floats: &[String], character: &str) -> PromotionRequestStatus {
     let pin = PinStatus {
-        prune_tag: "t".repeat(128),
+        prune_tag: format!("20240101000000_prune_{}", "t".repeat(107)),
         ..pin(0)
     };
     let image = |float: &String| ImageStatus {
@@ -295,9 +312,12 @@ fn largest_status(floats: &[String], character: &str) -> PromotionRequestStatus 
             media_type: Some("m".repeat(128)),
             unknown: Unknown::new(),
         }),
-        rollback_tag: Some("t".repeat(128)),
+        rollback_tag: Some(pin.prune_tag.clone()),
         displaced: vec![pin.clone(); 8],
         rescued: vec![pin.clone(); 3],
+        // With mode Plan alone, which displaces nothing; and before there is anything promoted.
+        would_displace: None,
+        pinned_time: None,
         promoted: Some("p".repeat(330)),
         bytes_copied: Some(i64::MAX),
         attempts: Some(i32::MAX),
@@ -326,7 +346,7 @@ async fn the_largest_object_the_schema_admits_is_created_and_its_status_saved_an
     let (plane, namespace) = served("largest").await;
     let api = typed(plane, &namespace);
     let floats: Vec<String> = (0..256)
-        .map(|n| format!("quay.io/{}{n:03}:{}", "r".repeat(244), "t".repeat(107)))
+        .map(|n| format!("quay.io/{}{n:03}:{}", "r".repeat(253), "t".repeat(98)))
         .collect();
     assert_eq!(floats[0].len(), 363);
     let source = format!("quay.io/{}:{}@{DIGEST}", "r".repeat(303), "t".repeat(128));

@@ -46,10 +46,11 @@ async fn real(state: &Path) -> Vec<u8> {
         .images
         .iter()
         .map(|image| {
+            let (_, tag) = image.float.rsplit_once(':').unwrap();
             json!({
                 "float": image.float, "phase": "BackedUp", "message": "x: y # \"z\"", "attempts": 1,
                 "source": {"digest": super::liar::digest(b"source"), "mediaType": super::liar::OCI},
-                "displaced": [{"digest": super::liar::digest(b"old"), "pruneTag": "20260101000000_prune_x"}],
+                "displaced": [{"digest": super::liar::digest(b"old"), "pruneTag": format!("20260101000000_prune_{tag}")}],
             })
         })
         .collect();

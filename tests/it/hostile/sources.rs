@@ -433,7 +433,7 @@ async fn a_source_that_lies_about_manifests_moves_no_float() {
             "UnsupportedManifest",
             nothing,
         ),
-        Case::new("a bare 404", image(), "SourceGone", |_, head| {
+        Case::new("a bare 404", image(), "RegistryError", |_, head| {
             is(head, "/manifests/").then(|| answer(404, &[], b""))
         }),
         Case::new("an honest image", image(), "Promoted", nothing),

@@ -289,6 +289,7 @@ async fn a_status_that_lacks_all_that_it_may_lack_is_gone_on_from() {
                     "bytesCopied",
                     "attempts",
                     "nextAttemptTime",
+                    "pinnedTime",
                 ] {
                     image.remove(field);
                 }
@@ -344,4 +345,39 @@ async fn the_definition_is_upgraded_and_put_back_under_a_controller_at_work() {
     assert_eq!(up.data["status"]["phase"], "Posted");
     assert_eq!(controller.exit_code(), None);
     ground.assert_sound();
+}
+
+/// The definition of an earlier version, whose floats could be longer and end as pins do today.
+fn earlier_crd() -> String {
+    let now = serde_json::to_string(&crd()).unwrap();
+    let earlier = now
+        .replace("{0,97}", "{0,106}")
+        .replace("|__rescued|__broken", "");
+    assert_ne!(now, earlier);
+    earlier
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_float_that_an_earlier_version_admitted_is_promoted_to_the_end_and_no_new_one_is() {
+    let (_turn, plane) = alone().await;
+    let ground = Ground::of(Stage::on(plane, "earlier").await).await;
+    plane.apply_crds(&earlier_crd()).await.unwrap();
+    let floats = [("long", "t".repeat(107)), ("named", "x__rescued".into())];
+    let mut promotions = Vec::new();
+    for (name, tag) in &floats {
+        let old = ground.old(tag);
+        let (new, images) = ground.request(name, tag);
+        ground.stage.create(name, &images).await;
+        promotions.push((*name, tag, old, new));
+    }
+    plane.apply_crds(&crd_yaml()).await.unwrap();
+    let _controller = ground.controller(&[]);
+    for (name, tag, old, new) in promotions {
+        let done = ground.stage.finished(name, PATIENCE).await;
+        ground.assert_promoted_once(&done, tag, &old, &new);
+        let again = json!({"images": done.spec.images});
+        let (params, again) = (PostParams::default(), crate::stage::object("again", &again));
+        let refused = ground.stage.requests().create(&params, &again).await;
+        assert!(refused.is_err(), "{tag}");
+    }
 }

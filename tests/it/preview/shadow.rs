@@ -196,8 +196,8 @@ async fn what_a_preview_of_the_script_announces_is_what_promote_writes() {
             ("ci_tools_latest", "Promote", 5, 0, 0),
             ("ocp_4.21_cli", "Promote", 5, 0, 0),
             ("ocp_4.21_machine-os", "Promote", 2, 0, 0),
-            // Two digests that others left are pinned first.
-            ("ocp_4.21_ovn-kubernetes", "Promote", 7, 0, 0),
+            // Two digests that others left are pinned first, under a name that no script writes.
+            ("ocp_4.21_ovn-kubernetes", "Promote", 7, 0, 1),
             // The script writes all of it again.
             ("ocp_4.21_tests", "Unchanged", 0, 5, 0),
         ]

@@ -49,7 +49,7 @@ async fn every_bad_document_is_refused_with_its_field_and_a_remedy() {
     let many: Vec<_> = (0..257)
         .map(|n| json!({"source": image["source"], "float": ground.at(&format!("ci:f{n}"))}))
         .collect();
-    let table: [(&str, Value, &[&str]); 23] = [
+    let table: [(&str, Value, &[&str]); 25] = [
         (
             "/spec/images/0/source",
             json!("no reference"),
@@ -74,6 +74,16 @@ async fn every_bad_document_is_refused_with_its_field_and_a_remedy() {
             "/spec/images/0/float",
             json!(null),
             &["spec.images[0].float"],
+        ),
+        (
+            "/spec/images/0/float",
+            json!(format!("quay.io/a/b:{}", "t".repeat(99))),
+            &["spec.images[0].float", "98"],
+        ),
+        (
+            "/spec/images/0/float",
+            json!("quay.io/a/b:c__broken"),
+            &["spec.images[0].float", "reserved"],
         ),
         (
             "/spec/images/0",

@@ -1,8 +1,8 @@
 //! Labels that make tags expire: told where the registry acts on them, by an event and a condition, at the cost of one request.
 
 use promotion_controller::embedded::{
-    Action, Auth, AuthMode, Embedded, Image, ImageBuilder, Kind, Layer, Matcher, Options, Rule,
-    User,
+    Action, Auth, AuthMode, Embedded, Image, ImageBuilder, ImageSpec, Kind, Layer, Matcher,
+    Options, Rule, Shape, User,
 };
 use serde_json::{Value, json};
 
@@ -165,6 +165,66 @@ async fn an_index_has_no_labels_and_labels_that_cannot_be_read_hinder_nothing() 
         assert!(blob_gets(&ground.registry) <= 1, "{action:?}");
         for tag in ["b", "b_incoming"] {
             ground.registry.delete_tag("ci", tag).unwrap();
+        }
+    }
+}
+
+/// Q4: of an index that a tag holds quay keeps what it lists, not what that lists in turn. Whether the index comes from elsewhere,
+/// is mounted from beside, or lies in the float's own repository.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_of_indexes_is_refused_on_quay_before_anything_is_written() {
+    let nested = ImageSpec::new(Shape::Nested, "nested").build().unwrap();
+    let elsewhere = Embedded::start(Options::default()).await.unwrap();
+    elsewhere.seed_image("src/x", "n", &nested).unwrap();
+    for quay in [true, false] {
+        let ground = ground(quay).await;
+        for repository in ["src/x", "ci"] {
+            ground
+                .registry
+                .seed_image(repository, "n", &nested)
+                .unwrap();
+        }
+        let hosts = [
+            format!("{}/src/x", elsewhere.host()),
+            format!("{}/src/x", ground.registry.host()),
+            format!("{}/ci", ground.registry.host()),
+        ];
+        for (number, from) in hosts.iter().enumerate() {
+            for mode in ["Plan", "Promote"] {
+                ground.registry.reset_log();
+                let source = format!("{from}@{}", nested.digest());
+                let float = ground.at(&format!("ci:f{number}"));
+                let images = json!([{"source": source, "float": float}]);
+                let spec = json!({"images": images, "mode": mode});
+                ground.documents_anew(&[document("one", &spec)]);
+                let plain = format!("--plain-http={}", elsewhere.host());
+                let arguments = ["-o", "json", "--registry-config=auth.json", &plain];
+                let run = ground.promote(&arguments).await;
+                let items = run.items();
+                let (phase, reason) = verdict(&items[0]);
+                if !quay {
+                    assert!(["Planned", "Posted"].contains(&phase), "{from}: {reason}");
+                    continue;
+                }
+                assert_eq!((phase, reason), ("Failed", "UnsupportedManifest"), "{from}");
+                let message = &items[0]["status"]["images"][0]["message"];
+                assert!(
+                    message
+                        .as_str()
+                        .unwrap()
+                        .contains("list them all in one index")
+                );
+                // Whether it may push is asked by an upload that is begun and given up.
+                for method in ["PUT", "PATCH"] {
+                    let written = Matcher {
+                        method: Some(method.into()),
+                        ..Matcher::default()
+                    };
+                    let count = ground.registry.count(&written);
+                    let log = ground.registry.requests(&written);
+                    assert_eq!(count, 0, "{from} {mode}: {log:?}");
+                }
+            }
         }
     }
 }

@@ -183,8 +183,12 @@ type ImageStatus struct {
 	RollbackTag string `json:"rollbackTag,omitempty"`
 	// Displaced is what the float showed before it moved, newest last.
 	Displaced []PinStatus `json:"displaced,omitempty"`
-	// Rescued is what other tags of the float held alone.
+	// WouldDisplace is what the float showed, with ModePlan: no tag pins it.
+	WouldDisplace string `json:"wouldDisplace,omitempty"`
+	// Rescued is what other tags of the float held alone; its tags end in __rescued.
 	Rescued []PinStatus `json:"rescued,omitempty"`
+	// PinnedTime is when the pins were last seen in place, while the image is backed up.
+	PinnedTime *metav1.Time `json:"pinnedTime,omitempty"`
 	// Promoted is the promoted image, by digest: HOST/REPOSITORY@sha256:DIGEST.
 	Promoted string `json:"promoted,omitempty"`
 	// BytesCopied is how many bytes were written to the float's repository.
