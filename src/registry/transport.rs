@@ -298,7 +298,8 @@ impl Transport {
                     if again && let Some(next) = self.hops.moved(ask, &response) {
                         moves += 1;
                         if moves > REDIRECTS_MAX {
-                            return Err(Failure::Refused(astray(ask, "too many redirects")));
+                            let error = astray(ask, "too many redirects");
+                            return Err(Failure::Refused(error.with_status(response.status())));
                         }
                         ask.url = next.map_err(Failure::Refused)?;
                         continue;

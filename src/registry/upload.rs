@@ -344,7 +344,8 @@ impl Registry {
     /// hour.
     ///
     /// # Errors
-    /// `PermissionDenied` and `Unauthorized` are the definite no; a waiting error is "not known now".
+    /// `PermissionDenied` and `Unauthorized` are the definite no, and a redirect that is not followed is one; a waiting error is
+    /// "not known now".
     pub async fn may_push(
         &self,
         repository: &Repository,
@@ -356,13 +357,20 @@ impl Registry {
         let key = (credential.key(), repository.clone());
         let what = repository.to_string();
         let tried = self.try_session(&access, &what, activity).await;
-        let session = match tried.map_err(Failure::into_error)? {
+        // A redirect that leads nowhere leads nowhere the next time either.
+        let definite = |failure: Failure| match failure.into_error() {
+            error if matches!(error.status(), Some(300..400)) => {
+                Error::terminal(error.reason, &error.message)
+            }
+            error => error,
+        };
+        let session = match tried.map_err(definite)? {
             Tried::MayPush => return Ok(()),
             Tried::Session(session) => session,
             Tried::NotTold if self.0.pushable.contains_key(&key) => return Ok(()),
             Tried::NotTold => {
                 let begun = self.begin(&access, &what, false, activity).await;
-                begun.map_err(Failure::into_error)?
+                begun.map_err(definite)?
             }
         };
         self.0.pushable.insert(key, ());

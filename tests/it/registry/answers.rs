@@ -515,3 +515,40 @@ async fn what_a_storage_refuses_is_no_word_of_the_registry() {
         assert!(!error.message.contains("s3cret"), "{error}");
     }
 }
+
+#[tokio::test]
+async fn an_upload_session_that_is_redirected_nowhere_is_a_definite_no() {
+    for (status, location) in [
+        (301, Some("/elsewhere")),
+        (302, Some("https://login.example/")),
+        (303, Some("/v2/")),
+        (307, None),
+        (308, Some("")),
+        (307, Some("http://[")),
+        (307, Some("https://other.example/v2/team/a/blobs/uploads/")),
+    ] {
+        let host = Listener::start(move |head| {
+            if !head.starts_with("post") {
+                return answer(200, &[], "");
+            }
+            let location = location.map(|to| ("location", to));
+            answer(status, location.as_slice(), "")
+        })
+        .await;
+        let client = client_with(Settings {
+            plain_http: vec![host.host()],
+            ..Settings::default()
+        });
+        let target = format!("{}/team/a", host.host()).parse().unwrap();
+        let (none, activity) = (QUIET(), Activity::default());
+        let asked = client.may_push(&target, &none, &activity);
+        let asked = tokio::time::timeout(Duration::from_secs(5), asked).await;
+        let error =
+            asked.unwrap_or_else(|_| panic!("{status} {location:?}: {:?}", activity.waiting()));
+        assert_eq!(
+            error.unwrap_err().class,
+            Class::Terminal,
+            "{status} {location:?}"
+        );
+    }
+}
