@@ -81,7 +81,7 @@ const CASES: [Case; 8] = [
     Case {
         name: "quay: existing float, another repository, 4 blobs mounted",
         dialect: Dialect::Quay,
-        limit: 13 + BLOBS,
+        limit: 14 + BLOBS,
         ..CASE
     },
     Case {
@@ -96,8 +96,8 @@ const CASES: [Case; 8] = [
 pub async fn run(report: &mut Report) {
     method(
         "`promote` of one image on the embedded registry with bearer tokens, fetched on the way; the registry's own count, pings \
-         and tokens apart. It behaves as distribution does, in the last two rows as quay does: there the labels of a mounted image \
-         are read as well, once for each image.",
+         and tokens apart. It behaves as distribution does, in the last two rows as quay does: there the labels of a mounted image, \
+         and of the one displaced, are read as well, once for each image.",
     );
     let mut table = Table::new(&["one promotion", "requests", "limit", "tokens", "pings"]);
     for case in CASES {

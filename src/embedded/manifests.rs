@@ -18,7 +18,7 @@ use super::faults::Action;
 use super::manifest::{MAX_MANIFEST, Manifest, OCI_INDEX};
 use super::names::is_tag;
 use super::settings::Dialect;
-use super::store::{Stale, StoreError};
+use super::store::{Stale, Store, StoreError};
 
 /// What quay answers with when it converts.
 const SCHEMA_ONE: &str = "application/vnd.docker.distribution.manifest.v1+prettyjws";
@@ -191,9 +191,7 @@ pub(super) async fn write(call: &mut Call) -> Result<Response, Refusal> {
     let repository = &call.entry.repository;
     {
         let mut store = call.registry.store();
-        refuse_immutable(call, tag, |tag| {
-            store.tagged(repository, tag, Instant::now()).is_ok()
-        })?;
+        refuse_immutable(call, tag, &mut store)?;
         let stored = store.put_manifest(repository, tag, &manifest, Instant::now());
         stored.map_err(|error| rejected(error, call.settings.dialect))?;
     }
@@ -206,14 +204,14 @@ pub(super) async fn write(call: &mut Call) -> Result<Response, Refusal> {
     Ok(response)
 }
 
-fn refuse_immutable(
-    call: &Call,
-    tag: Option<&str>,
-    exists: impl FnOnce(&str) -> bool,
-) -> Result<(), Refusal> {
-    if call.actions.contains(&Action::ImmutableTag)
-        && let Some(tag) = tag
-        && exists(tag)
+fn refuse_immutable(call: &Call, tag: Option<&str>, store: &mut Store) -> Result<(), Refusal> {
+    let (repository, struck) = (
+        &call.entry.repository,
+        call.actions.contains(&Action::ImmutableTag),
+    );
+    if let Some(tag) = tag
+        && store.tagged(repository, tag, Instant::now()).is_ok()
+        && (struck || store.is_immutable(repository, tag))
     {
         let repository = &call.entry.repository;
         return Err(match call.settings.dialect {
@@ -281,9 +279,7 @@ pub(super) fn delete(call: &Call) -> Result<Response, Refusal> {
     let mut store = call.registry.store();
     match reference(call)? {
         Reference::Tag(tag) => {
-            refuse_immutable(call, Some(&tag), |tag| {
-                store.tagged(repository, tag, now).is_ok()
-            })?;
+            refuse_immutable(call, Some(&tag), &mut store)?;
             store.delete_tag(repository, &tag, now)?;
         }
         Reference::Digest(digest) => {

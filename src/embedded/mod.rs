@@ -11,6 +11,7 @@
 //! - A token request is narrowed to what the user has, with a 200; a missing right is a 401; asking for push makes the repository.
 //! - A GET by tag without the stored media type in `Accept` is converted to schema 1, with another digest.
 //! - A manifest with missing content is `MANIFEST_INVALID`, naming the first unknown blob.
+//! - Labels of an image, or of all children of an index, make its tags expire or immutable ([`Settings::labels`]).
 //! - Where [`Settings`] say so: reads by digest are answered from a cache ([`Settings::stale_manifests`], [`Settings::stale_blobs`]), an
 //!   index may lack children ([`Settings::sparse`]), a digest resolves one level below a tag ([`Settings::one_level`]), and one rate
 //!   holds for manifests and blobs together ([`Settings::rate`]).

@@ -71,6 +71,8 @@ pub struct Settings {
     pub sparse: bool,
     /// A digest resolves only where a tag or a grace holds it or an index that lists it, as on quay: not what is two levels below.
     pub one_level: bool,
+    /// Act on the labels `quay.expires-after` and `quay.immutable` of images whose tags are set, in quay's dialect.
+    pub labels: bool,
     /// Requests a second for manifests and blobs together, beyond which 429 is answered; none at 0. Quay: 50.
     pub rate: u32,
     /// Look for dangling tags after every change. Costs a walk over the repository for each.
@@ -130,6 +132,7 @@ impl Default for Settings {
             stale_blobs: Duration::ZERO,
             sparse: false,
             one_level: false,
+            labels: true,
             rate: 0,
             audit: false,
             latency: Duration::ZERO,
@@ -148,6 +151,7 @@ impl Settings {
             referrers: self.referrers,
             sparse: self.sparse,
             one_level: self.one_level,
+            labels: self.labels && self.dialect == Dialect::Quay,
         }
     }
 }

@@ -15,6 +15,7 @@
 //!
 //! Holders are counted for each digest, so a call costs the size of the images it touches, never that of the repository.
 
+mod labels;
 mod repository;
 #[cfg(test)]
 mod tests;
@@ -55,6 +56,8 @@ pub struct Policy {
     pub sparse: bool,
     /// Resolve by digest only what a tag or a grace holds, or a child of that.
     pub one_level: bool,
+    /// Act on the labels of images whose tags are set.
+    pub labels: bool,
 }
 
 /// Everything the registry stores. Pure: it asks no clock and does no I/O.
@@ -65,6 +68,8 @@ pub struct Store {
     pub(super) trail: Trail,
     /// When graces end. Entries may be outdated: the content's own `grace` decides.
     graces: BinaryHeap<Reverse<(Instant, String, Held)>>,
+    /// When tags expire, each for the change that set it.
+    lives: BinaryHeap<Reverse<(Instant, String, String, u64)>>,
     /// Number of the newest tag change.
     seq: u64,
 }
@@ -76,6 +81,7 @@ pub(super) struct Repository {
     subjects_hold: bool,
     one_level: bool,
     pub(super) tags: BTreeMap<String, Digest>,
+    immutable: BTreeSet<String>,
     pub(super) manifests: HashMap<Digest, Kept<Arc<Manifest>>>,
     pub(super) blobs: HashMap<Digest, Kept<Blob>>,
     changes: HashMap<String, VecDeque<Change>>,
@@ -161,6 +167,7 @@ impl Store {
             repositories: BTreeMap::new(),
             trail: Trail::default(),
             graces: BinaryHeap::new(),
+            lives: BinaryHeap::new(),
             seq: 0,
         }
     }
@@ -208,8 +215,23 @@ impl Store {
             .is_some_and(|found| found.public)
     }
 
-    /// Ends graces that are over at `now`. Every other call does this first.
+    /// Ends graces and removes tags that are over at `now`. Every other call does this first.
     pub fn expire(&mut self, now: Instant) {
+        while let Some(Reverse((due, ..))) = self.lives.peek()
+            && *due <= now
+        {
+            let Some(Reverse((_, name, tag, seq))) = self.lives.pop() else {
+                return;
+            };
+            // One that was set again since has a life of its own, or none.
+            if self
+                .history(&name, &tag)
+                .last()
+                .is_some_and(|last| last.seq == seq)
+            {
+                self.move_tag(&name, &tag, None, now);
+            }
+        }
         while let Some(Reverse((due, ..))) = self.graces.peek()
             && *due <= now
         {
@@ -309,6 +331,13 @@ impl Store {
             None => self.grant(repository, Held::Manifest(digest), now),
         }
         Ok(())
+    }
+
+    /// Whether a tag is there that cannot be moved or deleted, by the labels of its image.
+    #[must_use]
+    pub fn is_immutable(&self, repository: &str, tag: &str) -> bool {
+        let found = self.repositories.get(repository);
+        found.is_some_and(|found| found.immutable.contains(tag))
     }
 
     /// Points a tag at a digest that the repository has.
@@ -516,13 +545,25 @@ impl Store {
 
     fn move_tag(&mut self, repository: &str, tag: &str, digest: Option<Digest>, now: Instant) {
         self.seq += 1;
-        let (seq, collect) = (self.seq, self.policy.collect);
+        let (seq, collect, labels) = (self.seq, self.policy.collect, self.policy.labels);
         let found = self.repository_mut(repository);
         let before = found.retag(tag, digest, seq, now);
+        let rule = digest
+            .filter(|_| labels)
+            .map(|digest| found.tag_rule(digest));
+        let rule = rule.unwrap_or_default();
+        found.immutable.remove(tag);
+        if rule.immutable {
+            found.immutable.insert(tag.to_owned());
+        }
         if let Some(before) = before
             && collect
         {
             found.collect_manifest(before);
+        }
+        if let Some(due) = rule.life.and_then(|life| now.checked_add(life)) {
+            let life = (due, repository.to_owned(), tag.to_owned(), seq);
+            self.lives.push(Reverse(life));
         }
         self.examine(repository);
     }

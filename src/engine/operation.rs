@@ -7,6 +7,7 @@
 //! The order of requests within each step is what the promises rest on; the comments say which.
 
 mod foresight;
+mod labels;
 mod referrers;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,8 +21,8 @@ use super::leadership::Leadership;
 use super::memory::Memory;
 use crate::image::{Digest, Reference, Repository, Stamp, Tag};
 use crate::machine::{
-    Class, FRESH_SECONDS, Fault, Foreign, Image, ImageSpec, Mode, Notice, Outcome, Pin, Reason,
-    Referrers, Step,
+    Class, FRESH_SECONDS, Fault, Foreign, Image, ImageSpec, Mode, Outcome, Pin, Reason, Referrers,
+    Step,
 };
 use crate::registry::{self, Activity, Credential, Manifest, Put, Registry};
 use crate::store::Access;
@@ -113,6 +114,7 @@ impl Operation {
         if self.again
             && let Some(manifest) = self.look(&incoming).await?.filter(|m| m.digest == source)
         {
+            self.refuse_immutable(&manifest).await?;
             return self.staged(source, manifest).await;
         }
         let manifest = self.source_manifest(&Reference::Digest(source)).await?;
@@ -128,6 +130,8 @@ impl Operation {
             }
             return Err(outcome);
         }
+        // Before the first tag of it is there, which could never be moved again.
+        self.refuse_immutable(&manifest).await?;
         // The last thing before the PUT: what `_incoming` holds may be held by nothing else.
         self.clear(&incoming, source, None).await?;
         match self.put(&incoming, &manifest).await? {
@@ -153,25 +157,6 @@ impl Operation {
             bytes: self.activity.bytes(),
             notices,
         })
-    }
-
-    /// That the image's labels make its tags expire, on registries that act on them.
-    async fn expiring(&self, manifest: &Manifest) -> Flow<Option<Notice>> {
-        let (repository, push) = (self.repository(), self.push()?);
-        let lifetime = self
-            .tools
-            .registry
-            .lifetime(repository, manifest, &push, &self.activity);
-        let lifetime = Box::pin(lifetime);
-        let lifetime = self.read(async { Ok(lifetime.await) }).await?;
-        Ok(lifetime.map(|value| Notice {
-            reason: Reason::Expiring,
-            message: format!(
-                "{}: its image has the label quay.expires-after={value}, by which its tags expire, its pins too; \
-                build it without quay.expires-after",
-                self.spec.float
-            ),
-        }))
     }
 
     /// A part of the source is missing: is it the whole of it? Its manifest may have been remembered only.

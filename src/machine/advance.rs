@@ -161,14 +161,11 @@ impl Record<'_> {
         self.image.next_attempt = None;
     }
 
-    /// Passes on what staging noticed. That tags expire is recorded too, and told of the first float only.
+    /// Passes on what staging noticed. That tags expire is recorded too.
     fn note(&mut self, notices: Vec<Notice>) {
         for notice in notices {
             if notice.reason == Reason::Expiring {
-                if self.expiring.is_some() {
-                    continue;
-                }
-                *self.expiring = Some(notice.message.clone());
+                super::expiry::add(self.expiring, &notice.message);
             }
             self.notices.push(notice);
         }

@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use super::expiry::Expiry;
 use crate::image::{Digest, Float, Tag};
 
 /// What promoting an image would do.
@@ -20,6 +21,8 @@ pub struct Forecast {
     pub copying: Copying,
     /// The tags that would be written; none where the float is at the source.
     pub writes: Vec<Write>,
+    /// Which of them would expire.
+    pub expiring: Vec<Expiry>,
 }
 
 /// What the tags of a float hold.
@@ -105,6 +108,7 @@ impl Forecast {
             held,
             copying,
             writes: writes(float, source, held),
+            expiring: Vec::new(),
         }
     }
 
@@ -174,9 +178,18 @@ impl fmt::Display for Forecast {
             n => write!(f, "{n} prune tags, ")?,
         }
         match self.held.float {
-            Some(old) => write!(f, "__pre, float, __post1; float is at {}", old.short()),
-            None => f.write_str("float; float does not exist"),
+            Some(old) => write!(f, "__pre, float, __post1; float is at {}", old.short())?,
+            None => f.write_str("float; float does not exist")?,
         }
+        for expiry in &self.expiring {
+            match expiry {
+                Expiry::Tags { after } => write!(f, "; its tags expire after {after:.12}")?,
+                Expiry::Pins { after } => {
+                    write!(f, "; the pins of what it is on after {after:.12}")?
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -369,6 +382,19 @@ mod tests {
             say(held("new", "", ""), Copying::default()),
             "the float is at the source already: nothing would be written"
         );
+        let mut expiring =
+            Forecast::of(&float(), digest("new"), None, held("old", "", ""), copying);
+        let after = "2d".to_owned();
+        expiring.expiring.push(Expiry::Tags {
+            after: after.clone(),
+        });
+        expiring.expiring.push(Expiry::Pins { after });
+        let line = expiring.to_string();
+        assert!(
+            line.ends_with("; its tags expire after 2d; the pins of what it is on after 2d"),
+            "{line}"
+        );
+        assert!(line.len() <= 256, "{line}");
         let most = tally(u64::MAX / 3, u64::MAX);
         let most = Copying {
             present: most,

@@ -28,6 +28,7 @@
 
 mod advance;
 pub mod claims;
+mod expiry;
 mod forecast;
 mod plan;
 mod reason;
@@ -45,6 +46,7 @@ pub(crate) mod samples;
 mod table;
 
 pub use advance::{Context, Effect, advance};
+pub use expiry::Expiry;
 pub use forecast::{Bytes, Children, Copying, Forecast, Held, Tally, Write, WrittenTag};
 pub use plan::{Admission, Launch, Plan, Scene, Waiting, World, plan};
 pub use reason::{Kind, Reason};

@@ -4,6 +4,8 @@
 //! buffered but what is on its way; content is hashed on the way and an upload of anything else cannot complete; a download
 //! that breaks goes on where it broke; an upload session is used or cancelled.
 
+use std::collections::HashSet;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use reqwest::header::HeaderMap;
@@ -36,8 +38,8 @@ pub(super) struct Job<'a> {
     pub(super) writes: bool,
     /// Whether mounting is still worth a try.
     pub(super) mounts: AtomicBool,
-    /// The config whose labels count for the tag of this image.
-    pub(super) config: Option<Blob>,
+    /// The configs whose labels count for the tags of this image.
+    pub(super) configs: Mutex<HashSet<Digest>>,
 }
 
 /// What became of the wish to mount.

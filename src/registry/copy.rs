@@ -7,6 +7,7 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, PoisonError};
 
 use futures::{StreamExt, TryStreamExt, stream};
 
@@ -64,7 +65,7 @@ impl Registry {
         if from == to {
             return self.check_depth(manifest, to, push);
         }
-        let job = self.job(from, manifest, to, pull, push, activity)?;
+        let job = self.job(from, to, pull, push, activity)?;
         let plan = self.plan(&job, manifest).await?;
         self.bring_all(&job, plan.blobs).await?;
         for level in plan.levels.into_iter().rev() {
@@ -89,7 +90,6 @@ impl Registry {
     pub(super) fn job<'a>(
         &self,
         from: &'a Repository,
-        manifest: &Manifest,
         to: &'a Repository,
         pull: &'a Credential,
         push: &'a Credential,
@@ -105,7 +105,7 @@ impl Registry {
             activity,
             mounts: AtomicBool::new(from.host() == to.host()),
             writes: true,
-            config: manifest.config(),
+            configs: Mutex::default(),
         })
     }
 
@@ -124,6 +124,10 @@ impl Registry {
                 if (parts.nested || inner) && self.is_quay(&job.target()) {
                     return Err(too_deep(job.to, top));
                 }
+                let config = manifest.config().map(|config| config.digest);
+                let mut configs = job.configs.lock().unwrap_or_else(PoisonError::into_inner);
+                configs.extend(config);
+                drop(configs);
                 plan.blobs.extend(
                     parts
                         .blobs

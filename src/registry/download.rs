@@ -181,7 +181,7 @@ impl Download {
                 return Err(Failure::Refused(mismatch(&self.from, self.blob.digest)));
             }
             if let Some(capture) = self.capture.take() {
-                self.registry.learn_lifetime(capture);
+                self.registry.learn_labels(capture);
             }
         }
         self.meter.bytes.fetch_add(length, Ordering::Relaxed);

@@ -57,6 +57,7 @@ pub use credential::Credential;
 pub use error::{BuildError, Class, Error};
 pub(crate) use flight::Flights;
 pub use keyring::{Keyring, KeyringError};
+pub use labels::TagLabels;
 pub use manifest::Manifest;
 pub use put::Put;
 pub use referrers::{Listing, Referrer, list_with};
@@ -81,8 +82,8 @@ const PRESENT_MAX: u64 = 25_000;
 const PUSHABLE_FOR: Duration = Duration::from_hours(1);
 /// How many such answers are remembered.
 const PUSHABLE_MAX: u64 = 10_000;
-/// How many images' lifetimes are remembered.
-const LIFETIMES_MAX: u64 = 10_000;
+/// How many images' labels are remembered.
+const LABELS_MAX: u64 = 10_000;
 /// How long it is remembered that a repository's registry has no referrers API.
 const UNLISTED_FOR: Duration = Duration::from_hours(1);
 /// Of how many repositories.
@@ -149,8 +150,8 @@ struct Shared {
     manifests: moka::sync::Cache<Held, Manifest>,
     blobs: moka::sync::Cache<Present, Brought>,
     pushable: moka::sync::Cache<(CredentialKey, Repository), ()>,
-    /// What the labels of an image say of the life of its tags, by its config.
-    lifetimes: moka::sync::Cache<Present, Option<String>>,
+    /// The labels of images that count, by their configs.
+    labels: moka::sync::Cache<Present, labels::Written>,
     /// Repositories that a credential was told no referrers of, for want of an API.
     unlisted: moka::sync::Cache<(CredentialKey, Repository), ()>,
     flights: Flights<Present>,
@@ -219,7 +220,7 @@ impl Registry {
             .max_capacity(PUSHABLE_MAX)
             .time_to_live(PUSHABLE_FOR)
             .build();
-        let lifetimes = moka::sync::Cache::new(LIFETIMES_MAX);
+        let labels = moka::sync::Cache::new(LABELS_MAX);
         let unlisted = moka::sync::Cache::builder()
             .max_capacity(UNLISTED_MAX)
             .time_to_live(UNLISTED_FOR)
@@ -230,7 +231,7 @@ impl Registry {
             manifests,
             blobs,
             pushable,
-            lifetimes,
+            labels,
             unlisted,
             flights: Flights::new(),
         });

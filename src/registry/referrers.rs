@@ -207,7 +207,7 @@ impl Registry {
         activity: &Activity,
     ) -> Result<bool, Error> {
         self.copy(from, manifest, to, pull, push, activity).await?;
-        let job = self.job(from, manifest, to, pull, push, activity)?;
+        let job = self.job(from, to, pull, push, activity)?;
         self.put_by_digest(&job, manifest).await
     }
 }

@@ -49,7 +49,7 @@ impl Registry {
         }
         let job = Job {
             writes: false,
-            ..self.job(from, manifest, to, pull, push, activity)?
+            ..self.job(from, to, pull, push, activity)?
         };
         let plan = self.plan(&job, manifest).await?;
         copying.children.missing = plan.levels.iter().map(|level| level.len() as u64).sum();

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::super::convert::STAMP;
 use super::against::{Comparison, Difference, Missed};
 use crate::image::{Float, Source, Stamp};
-use crate::machine::{Bytes, Class, Fault, Forecast, Tally, Write, WrittenTag};
+use crate::machine::{Bytes, Class, Expiry, Fault, Forecast, Tally, Write, WrittenTag};
 use crate::store::Key;
 
 /// All that was found.
@@ -126,6 +126,7 @@ impl Found {
             "mediaType": forecast.and_then(|forecast| forecast.media_type.clone()),
             "floatDigest": text(forecast.and_then(|forecast| forecast.held.float)),
             "tags": forecast.map(|forecast| tags(&self.float, forecast)).unwrap_or_default(),
+            "expiring": forecast.map(|forecast| expiring(&forecast.expiring)).unwrap_or_default(),
         });
         if let Some(Forecast { copying, .. }) = forecast {
             let tally = |tally: Tally| json!({"blobs": tally.blobs, "bytes": tally.bytes});
@@ -153,6 +154,11 @@ fn tags(float: &Float, forecast: &Forecast) -> Vec<Value> {
         })
     };
     forecast.writes.iter().map(tag).collect()
+}
+
+/// The lines that say which tags would expire.
+fn expiring(expiring: &[Expiry]) -> Vec<String> {
+    expiring.iter().map(Expiry::to_string).collect()
 }
 
 /// The name of a tag; the stamp of a prune tag is not known before it is written.

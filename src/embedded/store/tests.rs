@@ -25,6 +25,7 @@ impl World {
             referrers: true,
             sparse: false,
             one_level: false,
+            labels: true,
         };
         Self {
             store: Store::new(policy),
@@ -537,4 +538,48 @@ fn a_sparse_index_is_taken_without_its_children_and_dangles() {
     let bare = image("c", &["three"]);
     let refused = world.store.put_manifest(R, None, &bare.manifest, world.now);
     assert!(refused.is_err());
+}
+
+fn labelled(seed: &str, labels: &[(&str, &str)]) -> Image {
+    let builder = labels
+        .iter()
+        .fold(ImageBuilder::oci(seed), |image, (name, value)| {
+            image.label(name, value)
+        });
+    builder.build().unwrap()
+}
+
+#[test]
+fn a_label_makes_every_tag_of_its_image_expire_unless_it_is_set_again() {
+    let mut world = World::new();
+    let a = labelled("a", &[("quay.expires-after", "2h")]);
+    world.push("x", &a);
+    world.pass(Duration::from_hours(1));
+    world.push("y", &a);
+    world.pass(Duration::from_hours(1));
+    assert!(world.store.tagged(R, "x", world.now).is_err());
+    assert!(world.store.tagged(R, "y", world.now).is_ok());
+    world.push("y", &image("b", &[]));
+    world.pass(Duration::from_hours(9));
+    assert!(world.store.tagged(R, "y", world.now).is_ok());
+    assert_eq!(world.left().0, 1);
+}
+
+#[test]
+fn an_index_has_the_labels_that_all_its_children_have_with_the_same_value() {
+    let (expires, immutable) = ("quay.expires-after", "quay.immutable");
+    for (other, expired, fixed) in [
+        (vec![(expires, "2h"), (immutable, "true")], true, true),
+        (vec![(expires, "3h"), (immutable, "true")], false, true),
+        (vec![], false, false),
+    ] {
+        let mut world = World::new();
+        let a = labelled("a", &[(expires, "2h"), (immutable, "true")]);
+        world.push("x", &index(&[&a, &labelled("b", &other)]));
+        assert_eq!(world.store.is_immutable(R, "x"), fixed, "{other:?}");
+        world.pass(Duration::from_hours(2));
+        let gone = world.store.tagged(R, "x", world.now).is_err();
+        assert_eq!(gone, expired, "{other:?}");
+        assert!(!world.store.is_immutable(R, "x") || !expired);
+    }
 }

@@ -14,9 +14,10 @@ use crate::engine::leadership::Leadership;
 use crate::engine::memory::Memory;
 use crate::image::{Digest, Reference, Tag};
 use crate::machine::{
-    Class, Copying, Fault, Forecast, Held, Image, ImageSpec, Mode, Outcome, Reason, Referrers, Step,
+    Class, Copying, Expiry, Fault, Forecast, Held, Image, ImageSpec, Mode, Outcome, Reason,
+    Referrers, Step,
 };
-use crate::registry::{Activity, Registry};
+use crate::registry::{Activity, Manifest, Registry};
 use crate::store::Access;
 
 /// What promoting an image would do now, found as `mode: Plan` finds it; or why it would fail.
@@ -96,7 +97,34 @@ impl Operation {
         );
         // Boxed: every operation is as large as its largest step, and plans are few.
         let copying = self.read(Box::pin(survey)).await?;
-        Ok(self.foreseen(manifest.digest, Some(manifest.media_type), held, copying))
+        let expiring = self.foresee_labels(&manifest, held.float).await?;
+        let media_type = Some(manifest.media_type);
+        let mut forecast = Forecast::of(float, manifest.digest, media_type, held, copying);
+        forecast.expiring = expiring;
+        Ok(Outcome::Foreseen(Box::new(forecast)))
+    }
+
+    /// Which tags would expire, as labels say; the end of an image whose tags could never be moved again.
+    async fn foresee_labels(&self, manifest: &Manifest, on: Option<Digest>) -> Flow<Vec<Expiry>> {
+        let from = &self.spec.source.repository;
+        let own = self.labels(from, manifest, &self.pull()?, false).await?;
+        if own.immutable {
+            return Err(Outcome::Faulted(self.immutable()));
+        }
+        let mut expiring = Vec::new();
+        expiring.extend(own.expires_after.map(|after| Expiry::Tags { after }));
+        let (registry, push) = (&self.tools.registry, self.push()?);
+        let Some(on) = on else {
+            return Ok(expiring);
+        };
+        let reference = Reference::Digest(on);
+        let fetch = registry.fetch(self.repository(), &reference, &push, &self.activity);
+        if let Some(displaced) = self.read(fetch).await? {
+            let labels = self.labels(self.repository(), &displaced, &push, false);
+            let after = labels.await?.expires_after;
+            expiring.extend(after.map(|after| Expiry::Pins { after }));
+        }
+        Ok(expiring)
     }
 
     fn foreseen(

@@ -163,7 +163,7 @@ fn staging_adds_its_bytes_and_completes_the_media_type_but_never_changes_the_sou
 }
 
 #[test]
-fn that_tags_expire_is_recorded_and_told_of_the_first_float_alone() {
+fn that_tags_expire_is_recorded_and_told_of_every_float() {
     let mut request = launched(Pending);
     let notice = |reason, message: &str| Notice {
         reason,
@@ -183,9 +183,14 @@ fn that_tags_expire_is_recorded_and_told_of_the_first_float_alone() {
             },
         ));
     }
-    assert_eq!(request.status.expiring.as_deref(), Some("first"));
-    let first = vec![copied.clone(), notice(Reason::Expiring, "first")];
-    assert_eq!(told, [first, vec![copied]]);
+    let recorded = request.status.expiring.as_deref();
+    assert_eq!(
+        recorded,
+        Some("first; second; build it without quay.expires-after")
+    );
+    let both =
+        ["first", "second"].map(|expires| vec![copied.clone(), notice(Reason::Expiring, expires)]);
+    assert_eq!(told, both);
 }
 
 #[test]

@@ -75,7 +75,8 @@ fn assert_told(run: &Run, float: &str, value: &str) {
         message.ends_with(&format!("build it without {LABEL}")),
         "{message}"
     );
-    let told = run.stderr.lines().filter(|line| line.contains(LABEL));
+    let told = |line: &&str| line.contains(LABEL) && line.contains(float);
+    let told = run.stderr.lines().filter(told);
     assert_eq!(told.count(), 1, "{}", run.stderr);
 }
 
@@ -102,13 +103,107 @@ async fn a_mounted_config_is_read_once_for_all_floats_of_its_image() {
     ground.registry.seed_image("src/x", "a", &image).unwrap();
     let run = promote(&ground, &ground.registry, &image, &["a"]).await;
     assert_told(&run, &ground.at("ci:a"), "2d");
-    // One request for the labels, beside those of every promotion and one mount for each of two blobs.
-    assert_eq!(requests(&ground.registry), 13 + 2);
-    assert_eq!(blob_gets(&ground.registry), 1);
+    // One request for the labels of each, the image and the one it displaces, beside those of every promotion and one mount for
+    // each of two blobs.
+    assert_eq!(requests(&ground.registry), 14 + 2);
+    assert_eq!(blob_gets(&ground.registry), 2);
     ground.registry.reset_log();
     let run = promote(&ground, &ground.registry, &image, &["b", "c", "d"]).await;
-    assert_told(&run, &ground.at("ci:b"), "2d");
+    let (_, message) = expiring(&run).unwrap();
+    for float in ["ci:b", "ci:c", "ci:d"] {
+        let float = ground.at(float);
+        assert_eq!(message.matches(&float).count(), 1, "{message}");
+        let told = run
+            .stderr
+            .lines()
+            .filter(|line| line.contains(&float) && line.contains(LABEL));
+        assert_eq!(told.count(), 1, "{}", run.stderr);
+    }
     assert_eq!(blob_gets(&ground.registry), 1);
+}
+
+/// What a run says of one image: phase, reason, message.
+fn image_of(run: &Run) -> (String, String, String) {
+    let items = run.items();
+    let image = &items[0]["status"]["images"][0];
+    let text = |field: &str| image[field].as_str().unwrap_or_default().to_owned();
+    (text("phase"), text("reason"), text("message"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pins_of_a_displaced_image_that_expire_are_told_and_so_is_a_plan() {
+    let ground = ground(true).await;
+    let displaced = labelled("3w").build().unwrap();
+    ground.registry.seed_image("ci", "a", &displaced).unwrap();
+    let plain = ImageBuilder::oci("plain").build().unwrap();
+    ground.registry.seed_image("src/x", "a", &plain).unwrap();
+    let spec = |mode: &str| {
+        let source = format!("{}@{}", ground.at("src/x"), plain.digest());
+        let images = json!([{"source": source, "float": ground.at("ci:a")}]);
+        document("one", &json!({"images": images, "mode": mode}))
+    };
+    let arguments = ["-o", "json", "--registry-config=auth.json"];
+    ground.documents_anew(&[spec("Plan")]);
+    let run = ground.promote(&arguments).await.exits(0);
+    let (phase, _, message) = image_of(&run);
+    assert_eq!(phase, "Planned");
+    assert!(
+        message.ends_with("; the pins of what it is on after 3w"),
+        "{message}"
+    );
+    let writes = Matcher {
+        write: Some(true),
+        ..Matcher::default()
+    };
+    assert_eq!(ground.registry.count(&writes), 0);
+    ground.documents_anew(&[spec("Promote")]);
+    let run = ground.promote(&arguments).await.exits(0);
+    let (status, message) = expiring(&run).unwrap();
+    assert_eq!(status, "True");
+    let float = ground.at("ci:a");
+    assert!(
+        message.starts_with(&format!("{float}: the image that it was on")),
+        "{message}"
+    );
+    assert!(
+        message.contains("quay.expires-after=3w") && message.contains("__pre"),
+        "{message}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_makes_its_tags_immutable_is_refused_before_any_tag_is_written() {
+    let ground = ground(true).await;
+    let old = ground.registry.tag("ci", "a");
+    let fixed = |seed: &str| {
+        let layer = Layer::named(seed);
+        let image = ImageBuilder::oci(seed).layer(layer);
+        image.label("quay.immutable", "true").build().unwrap()
+    };
+    let index = Image::index(vec![fixed("one"), fixed("two")]).unwrap();
+    let annotated = ImageBuilder::oci("annotated").annotation("quay.immutable", "true");
+    for image in [fixed("one"), index, annotated.build().unwrap()] {
+        ground.registry.seed_untagged("src/x", &image).unwrap();
+        for mode in ["Plan", "Promote"] {
+            let source = format!("{}@{}", ground.at("src/x"), image.digest());
+            let images = json!([{"source": source, "float": ground.at("ci:a")}]);
+            let spec = json!({"images": images, "mode": mode});
+            ground.documents_anew(&[document("one", &spec)]);
+            let run = ground
+                .promote(&["-o", "json", "--registry-config=auth.json"])
+                .await
+                .exits(1);
+            let (phase, reason, message) = image_of(&run);
+            assert_eq!((&*phase, &*reason), ("Failed", "TagImmutable"), "{mode}");
+            assert!(
+                message.contains("build it without quay.immutable"),
+                "{message}"
+            );
+        }
+    }
+    let tags = ground.registry.tags("ci");
+    assert_eq!(tags.len(), 1, "{tags:?}");
+    assert_eq!(ground.registry.tag("ci", "a"), old);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -129,7 +224,11 @@ async fn a_streamed_config_is_read_on_its_way_and_an_annotation_with_the_manifes
     sources.seed_image("src/x", "c", &taken_back).unwrap();
     let run = promote(&ground, &sources, &taken_back, &["c"]).await;
     assert_eq!(expiring(&run), None);
-    assert_eq!(blob_gets(&ground.registry), 0);
+    assert_eq!(
+        blob_gets(&ground.registry),
+        1,
+        "of the image that `a` was on"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -146,13 +245,48 @@ async fn a_registry_that_does_not_act_on_labels_is_not_asked_for_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_index_has_no_labels_and_labels_that_cannot_be_read_hinder_nothing() {
+async fn an_index_expires_by_what_all_its_children_say_wherever_they_come_from() {
+    let child = |seed: &str, value: &str| {
+        let image = ImageBuilder::oci(seed).layer(Layer::named(seed));
+        let image = if value.is_empty() {
+            image
+        } else {
+            image.label(LABEL, value)
+        };
+        image.build().unwrap()
+    };
+    for (values, expires) in [
+        (["2d", "2d"], true),
+        (["2d", "3d"], false),
+        (["", "2d"], false),
+    ] {
+        let children = vec![child("one", values[0]), child("two", values[1])];
+        let index = Image::index(children).unwrap();
+        let ground = ground(true).await;
+        let elsewhere = Embedded::start(Options::default()).await.unwrap();
+        for sources in [&ground.registry, &elsewhere] {
+            sources.seed_image("src/x", "a", &index).unwrap();
+            ground.registry.reset_log();
+            let float = if sources.addr() == elsewhere.addr() {
+                "c"
+            } else {
+                "b"
+            };
+            let run = promote(&ground, sources, &index, &[float]).await;
+            let said = expiring(&run);
+            assert_eq!(said.is_some(), expires, "{values:?}");
+            if expires {
+                assert_told(&run, &ground.at(&format!("ci:{float}")), "2d");
+            }
+            // No more children are read than it takes to know.
+            assert!(blob_gets(&ground.registry) <= if values[0].is_empty() { 1 } else { 2 });
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn labels_that_cannot_be_read_hinder_nothing() {
     let ground = ground(true).await;
-    let index = Image::index(vec![labelled("2d").build().unwrap()]).unwrap();
-    ground.registry.seed_image("src/x", "a", &index).unwrap();
-    let run = promote(&ground, &ground.registry, &index, &["a"]).await;
-    assert_eq!(expiring(&run), None);
-    assert_eq!(blob_gets(&ground.registry), 0);
     let image = labelled("5d").build().unwrap();
     ground.registry.seed_image("src/x", "b", &image).unwrap();
     for action in [Action::page(503), Action::page(404), Action::DropConnection] {
