@@ -25,6 +25,7 @@ pub fn image(shape: Shape, seed: &str, layers: usize) -> Image {
 struct Case {
     name: &'static str,
     dialect: Dialect,
+    shape: Shape,
     limit: u64,
     /// Where the new image is.
     repository: &'static str,
@@ -38,13 +39,20 @@ const BLOBS: u64 = 4;
 const CASE: Case = Case {
     name: "existing float, another repository, 4 blobs mounted",
     dialect: Dialect::Distribution,
+    shape: Shape::Oci,
     limit: 12 + BLOBS,
     repository: "src/app",
     tags: &[("float", "old")],
 };
 
-const CASES: [Case; 8] = [
+const CASES: [Case; 9] = [
     CASE,
+    Case {
+        name: "existing float, an index of two images, 8 blobs mounted",
+        shape: Shape::Index,
+        limit: 16 + 2 * BLOBS,
+        ..CASE
+    },
     Case {
         name: "existing float, the same repository",
         limit: 12,
@@ -124,7 +132,8 @@ impl Case {
     /// Mounts that are needed.
     fn mounts(&self) -> u64 {
         let there = self.repository == "ci" || self.tags.contains(&("float", "new"));
-        if there { 0 } else { BLOBS }
+        let images = if self.shape == Shape::Index { 2 } else { 1 };
+        if there { 0 } else { images * BLOBS }
     }
 
     /// The requests that a registry counted.
@@ -138,7 +147,7 @@ impl Case {
             .settings(settings)
             .auth(Auth::new(AuthMode::Bearer).user(bot));
         let registry = Embedded::start(options).await.unwrap();
-        let new = image(Shape::Oci, "new", 3);
+        let new = image(self.shape, "new", 3);
         registry.seed_image(self.repository, "seed", &new).unwrap();
         registry.create_repository("ci");
         for (tag, seed) in self.tags {

@@ -24,7 +24,7 @@ use crate::machine::{
     Class, FRESH_SECONDS, Fault, Foreign, Image, ImageSpec, Mode, Outcome, Pin, Reason, Referrers,
     Step,
 };
-use crate::registry::{self, Activity, Credential, Manifest, Put, Registry};
+use crate::registry::{self, Activity, Credential, Manifest, Put, Registry, TagLabels};
 use crate::store::Access;
 
 pub use foresight::forecast;
@@ -114,8 +114,8 @@ impl Operation {
         if self.again
             && let Some(manifest) = self.look(&incoming).await?.filter(|m| m.digest == source)
         {
-            self.refuse_immutable(&manifest).await?;
-            return self.staged(source, manifest).await;
+            let labels = self.movable(&manifest).await?;
+            return self.staged(source, manifest, labels).await;
         }
         let manifest = self.source_manifest(&Reference::Digest(source)).await?;
         let (pull, push) = (self.pull()?, self.push()?);
@@ -131,11 +131,11 @@ impl Operation {
             return Err(outcome);
         }
         // Before the first tag of it is there, which could never be moved again.
-        self.refuse_immutable(&manifest).await?;
+        let labels = self.movable(&manifest).await?;
         // The last thing before the PUT: what `_incoming` holds may be held by nothing else.
         self.clear(&incoming, source, None).await?;
         match self.put(&incoming, &manifest).await? {
-            Written::Done => self.staged(source, manifest).await,
+            Written::Done => self.staged(source, manifest, labels).await,
             Written::ContentMissing(error) => {
                 self.tools.registry.forget(repository);
                 if from == repository {
@@ -147,11 +147,11 @@ impl Operation {
     }
 
     /// `_incoming` holds the image. What refers to it follows now: it needs the image to be held, and the source to be there.
-    async fn staged(&self, source: Digest, manifest: Manifest) -> Flow<Outcome> {
+    async fn staged(&self, source: Digest, manifest: Manifest, labels: TagLabels) -> Flow<Outcome> {
         let mut notices = Vec::new();
         // Boxed: most images have none of it, and a step is kept for each image in work.
         notices.extend(Box::pin(self.bring_referrers(source)).await?);
-        notices.extend(Box::pin(self.expiring(&manifest)).await?);
+        notices.extend(Box::pin(self.expiring(labels)).await?);
         Ok(Outcome::Staged {
             media_type: manifest.media_type,
             bytes: self.activity.bytes(),

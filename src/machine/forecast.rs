@@ -182,12 +182,11 @@ impl fmt::Display for Forecast {
             None => f.write_str("float; float does not exist")?,
         }
         for expiry in &self.expiring {
-            match expiry {
-                Expiry::Tags { after } => write!(f, "; its tags expire after {after:.12}")?,
-                Expiry::Pins { after } => {
-                    write!(f, "; the pins of what it is on after {after:.12}")?
-                }
-            }
+            let (what, after) = match expiry {
+                Expiry::Tags { after } => ("its tags expire", after),
+                Expiry::Pins { after } => ("the pins of what it is on", after),
+            };
+            write!(f, "; {what} after {after:.12}")?;
         }
         Ok(())
     }

@@ -48,7 +48,9 @@ pub(super) struct Plan {
 
 impl Registry {
     /// Brings everything `manifest` references (config, layers, child manifests) from `from` to `to`. Of layers that are not to be
-    /// distributed, those that say where they are fetched from may be missing at the source. The manifest itself is not put. Within one repository there is nothing to do; on one host blobs are mounted where the push
+    /// distributed, those that say where they are fetched from may be missing at the source. The manifest itself is not put. Within
+    /// one repository there is nothing to do, but where its registry would take an index without its children: they are put again.
+    /// On one host blobs are mounted where the push
     /// credential may pull the source; otherwise what the target does not have is streamed.
     ///
     /// # Errors
@@ -62,12 +64,14 @@ impl Registry {
         push: &Credential,
         activity: &Activity,
     ) -> Result<(), Error> {
-        if from == to {
+        let job = self.job(from, to, pull, push, activity)?;
+        if from == to && !self.takes_sparse(&job.target(), manifest, activity).await? {
             return self.check_depth(manifest, to, push);
         }
-        let job = self.job(from, to, pull, push, activity)?;
         let plan = self.plan(&job, manifest).await?;
-        self.bring_all(&job, plan.blobs).await?;
+        if from != to {
+            self.bring_all(&job, plan.blobs).await?;
+        }
         for level in plan.levels.into_iter().rev() {
             stream::iter(level)
                 .map(|child| self.place(&job, child))

@@ -66,7 +66,7 @@ impl Registry {
     }
 
     /// The manifest of this digest in a repository that is written to: from the cache, else GET with the push credential.
-    /// None: the registry says that it is not there.
+    /// None: the registry says that it is not there, or that what an index lists is not, where its PUT would not say so.
     ///
     /// # Errors
     /// Anything else, a 404 without a registry's error code among it.
@@ -78,11 +78,18 @@ impl Registry {
         activity: &Activity,
     ) -> Result<Option<Manifest>, Error> {
         let reference = Reference::Digest(digest);
-        if let Some(manifest) = self.cached(repository, &reference, credential) {
-            return Ok(Some(manifest));
-        }
-        self.get(repository, &reference, credential, true, activity)
-            .await
+        let found = match self.cached(repository, &reference, credential) {
+            Some(manifest) => Some(manifest),
+            None => {
+                self.get(repository, &reference, credential, true, activity)
+                    .await?
+            }
+        };
+        let Some(manifest) = found else {
+            return Ok(None);
+        };
+        let whole = self.is_whole(repository, &manifest, credential, activity);
+        Ok(whole.await?.then_some(manifest))
     }
 
     /// Forgets a manifest, so that the next read of it asks the registry.

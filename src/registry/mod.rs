@@ -11,7 +11,7 @@
 //! In reading order: `dialect` and `error` (what answers mean, and how they count), `keyring` and `credential`, `endpoint` (addresses), `access` (rights), `budget` (what
 //! a host is asked to bear; `queue`, `pace`, `breaker`), `hops` (who may be connected to; `network`, `location`, `clients`), `transport` (the one
 //! way out; `token`, `reply`), `manifest`, `look` and `put` (tags),
-//! `copy` (`blob`, `upload`, `download`), `survey` (what a copy would take), `referrers` and `labels` (what else belongs to staging an image).
+//! `copy` (`blob`, `upload`, `download`, `sparse`), `survey` (what a copy would take), `referrers` and `labels` (what else belongs to staging an image).
 
 mod access;
 mod activity;
@@ -38,6 +38,7 @@ mod put;
 mod queue;
 mod referrers;
 mod reply;
+mod sparse;
 mod survey;
 mod token;
 mod transport;
@@ -88,6 +89,11 @@ const LABELS_MAX: u64 = 10_000;
 const UNLISTED_FOR: Duration = Duration::from_hours(1);
 /// Of how many repositories.
 const UNLISTED_MAX: u64 = 10_000;
+
+/// How long it is remembered whether a registry takes an index without its children.
+const SPARSE_FOR: Duration = Duration::from_mins(10);
+/// Of how many registries.
+const SPARSE_MAX: u64 = 1000;
 
 /// How registries are spoken to.
 #[derive(Debug, Clone)]
@@ -154,6 +160,8 @@ struct Shared {
     labels: moka::sync::Cache<Present, labels::Written>,
     /// Repositories that a credential was told no referrers of, for want of an API.
     unlisted: moka::sync::Cache<(CredentialKey, Repository), ()>,
+    /// Whether a registry takes an index without its children, by address.
+    sparse: moka::sync::Cache<String, bool>,
     flights: Flights<Present>,
 }
 
@@ -225,6 +233,10 @@ impl Registry {
             .max_capacity(UNLISTED_MAX)
             .time_to_live(UNLISTED_FOR)
             .build();
+        let sparse = moka::sync::Cache::builder()
+            .max_capacity(SPARSE_MAX)
+            .time_to_live(SPARSE_FOR)
+            .build();
         let metrics = settings.metrics.clone();
         let shared = Arc::new(Shared {
             transport: Transport::new(settings, first, longest)?,
@@ -233,6 +245,7 @@ impl Registry {
             pushable,
             labels,
             unlisted,
+            sparse,
             flights: Flights::new(),
         });
         let known = Arc::downgrade(&shared);

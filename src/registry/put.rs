@@ -101,21 +101,21 @@ impl Registry {
         ask.timeout = Some(bounds.timeout);
         ask.patience = bounds.patience;
         ask.prompt = bounds.patience.is_some();
-        match self.transport().send_through(&mut ask, gate).await {
+        let (put, noted) = match self.transport().send_through(&mut ask, gate).await {
             Ok(reply) => {
                 let noted = reply.header("oci-subject").is_some();
-                let put = outcome(&what, manifest, reply).await;
-                match put {
-                    Put::Written => self.remember(access.repository, manifest, access.credential),
-                    Put::ContentMissing(_) => self.doubt(access, manifest),
-                    _ => {}
-                }
-                (put, noted)
+                (outcome(&what, manifest, reply).await, noted)
             }
             Err(Failure::Refused(error) | Failure::Restart(error)) => (refused(error), false),
             Err(Failure::Unsettled(error)) => (Put::Unknown(error), false),
             Err(Failure::NotSent) => (Put::NotSent, false),
+        };
+        match put {
+            Put::Written => self.remember(access.repository, manifest, access.credential),
+            Put::ContentMissing(_) => self.doubt(access, manifest),
+            _ => {}
         }
+        (put, noted)
     }
 }
 

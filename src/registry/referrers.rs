@@ -317,7 +317,7 @@ fn entries(what: &str, bytes: &[u8]) -> Result<Vec<Referrer>, Error> {
 /// Whether an answer can mean that there is no API. One that came from elsewhere, by another path than the API's, is a web page's.
 fn may_be_no_api(reply: &Reply) -> bool {
     match reply.status().as_u16() {
-        300..=400 | 404..=406 | 410 | 501 => true,
+        201..=400 | 404..=406 | 410 | 501 => true,
         _ => reply.elsewhere && is_astray(&reply.response),
     }
 }

@@ -236,6 +236,19 @@ impl Transport {
         Ok(greeting.challenge.get_or_init(|| challenge).clone())
     }
 
+    /// Whether a registry says at `/v2/` that it takes an index without its children.
+    pub(super) async fn greets_sparse(
+        &self,
+        access: &Access<'_>,
+        activity: &Activity,
+    ) -> Result<bool, Failure> {
+        let what = format!("{}/v2/", access.endpoint.name);
+        let mut ask = self.plain_ask(&what, access.endpoint.url(""), access, None, activity);
+        let reply = self.exchange(&mut ask, None, || true).await?;
+        let says = reply.header("x-sparse-manifest-support");
+        Ok(says.is_some_and(|says| says.eq_ignore_ascii_case("true")))
+    }
+
     /// Sends `ask` without a credential, where it is the first request to its registry: what it answers tells what a ping would.
     pub(super) async fn try_first(
         &self,

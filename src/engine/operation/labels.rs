@@ -9,15 +9,16 @@ use crate::machine::{Class, Expiry, Fault, Notice, Outcome, Reason};
 use crate::registry::{Credential, Manifest, TagLabels};
 
 impl Operation {
-    /// Ends the image where its labels make its tags immutable: its float could be promoted to once and never again, and neither
-    /// could its `_incoming` be overwritten nor its prune tags be deleted.
-    pub(super) async fn refuse_immutable(&self, manifest: &Manifest) -> Flow<()> {
+    /// What the labels of the image do to its tags. Ends it where they make them immutable: its float could be promoted to once and
+    /// never again, and neither could its `_incoming` be overwritten nor its prune tags be deleted.
+    pub(super) async fn movable(&self, manifest: &Manifest) -> Flow<TagLabels> {
         let push = self.push()?;
         let labels = self.labels(self.repository(), manifest, &push, true);
-        if !labels.await?.immutable {
-            return Ok(());
+        let labels = labels.await?;
+        if labels.immutable {
+            return Err(Outcome::Faulted(self.immutable()));
         }
-        Err(Outcome::Faulted(self.immutable()))
+        Ok(labels)
     }
 
     pub(super) fn immutable(&self) -> Fault {
@@ -32,12 +33,11 @@ impl Operation {
         }
     }
 
-    /// Which tags of this image expire: those of the image itself, and the pins of the one that its float was on.
-    pub(super) async fn expiring(&self, manifest: &Manifest) -> Flow<Vec<Notice>> {
+    /// Which tags of this image expire: those of the image itself, by its labels, and the pins of the one that its float was on.
+    pub(super) async fn expiring(&self, labels: TagLabels) -> Flow<Vec<Notice>> {
         let (repository, push) = (self.repository(), self.push()?);
         let mut notices = Vec::new();
-        let own = self.labels(repository, manifest, &push, true).await?;
-        if let Some(after) = own.expires_after {
+        if let Some(after) = labels.expires_after {
             notices.push(Expiry::Tags { after }.notice(&self.spec.float));
         }
         let displaced = self.image.displaced.last();

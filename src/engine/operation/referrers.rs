@@ -146,8 +146,8 @@ impl Operation {
         let Some((tag, list)) = self.at_source(subject.referrers_tag()).await? else {
             return Ok((Vec::new(), false));
         };
-        if list.digest == subject {
-            // GitLab: the tag of a digest's name is that digest.
+        // GitLab: the tag of a digest's name is that digest.
+        if list.digest == subject || !list.is_index() {
             return Ok((Vec::new(), false));
         }
         let listed = judged(list.referrers(&format!("{from}:{tag}")))?;

@@ -226,8 +226,8 @@ async fn a_streamed_config_is_read_on_its_way_and_an_annotation_with_the_manifes
     assert_eq!(expiring(&run), None);
     assert_eq!(
         blob_gets(&ground.registry),
-        1,
-        "of the image that `a` was on"
+        3,
+        "of the image that `a` was on, and where an annotation says nothing of the other label"
     );
 }
 
@@ -242,6 +242,17 @@ async fn a_registry_that_does_not_act_on_labels_is_not_asked_for_them() {
     // May it push? Without tokens an upload session is opened and cancelled.
     assert_eq!(requests(&ground.registry), 12 + 2 + 2);
     assert_eq!(blob_gets(&ground.registry), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_takes_a_get_and_a_put_for_each_child_beside_what_an_image_takes() {
+    let ground = ground(false).await;
+    let child = |seed: &str| ImageBuilder::oci(seed).layer(Layer::named(seed)).build();
+    let index = Image::index(vec![child("one").unwrap(), child("two").unwrap()]).unwrap();
+    ground.registry.seed_image("src/x", "a", &index).unwrap();
+    promote(&ground, &ground.registry, &index, &["a"]).await;
+    // Two for the question whether it may push, four blobs mounted, two children.
+    assert_eq!(requests(&ground.registry), 12 + 2 + 4 + 2 * 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use promotion_controller::embedded::{Embedded, Kind, Matcher, Shape};
+use promotion_controller::embedded::{AuthMode, Embedded, Kind, Matcher, Shape};
 use promotion_controller::machine::Reason;
 use promotion_controller::registry::{Activity, Credential, Error, Manifest, Put, Registry};
 
-use super::ground::{client, open, repository, seeded, tag};
+use super::ground::{client, credential, guarded, open, repository, seeded, tag};
 
 const LONG: Duration = Duration::from_mins(5);
 const NONE: fn() -> Credential = Credential::anonymous;
@@ -136,4 +136,35 @@ async fn what_is_missed_though_it_was_mounted_is_uploaded() {
     assert_eq!(host.count(&Matcher::kind(Kind::Blob).method("HEAD")), 0);
     let written = put(&client, &host, &manifest).await;
     assert!(matches!(written, Put::Written), "{written:?}");
+}
+
+#[tokio::test]
+async fn an_index_within_its_repository_is_not_put_without_its_children_where_a_registry_would_take_it()
+ {
+    for sparse in [false, true] {
+        let host = guarded(AuthMode::Bearer).await;
+        host.update(|settings| (settings.sparse, settings.stale_manifests) = (sparse, LONG));
+        let (client, bot) = (client(&[&host]), credential(&host, "bot"));
+        let manifest = seeded(&host, &client, "team/a", Shape::Index, &bot).await;
+        let (repository, activity) = (repository(&host, "team/a"), Activity::default());
+        let held = || client.held(&repository, manifest.digest, &bot, &activity);
+        let copy = || client.copy(&repository, &manifest, &repository, &bot, &bot, &activity);
+        assert_eq!(held().await.unwrap(), Some(manifest.clone()));
+        copy().await.unwrap();
+        let children = Matcher::put_manifest().tag(false);
+        assert_eq!(host.count(&children), if sparse { 4 } else { 0 });
+        let body: serde_json::Value = serde_json::from_slice(&manifest.bytes).unwrap();
+        let child = body["manifests"][0]["digest"].as_str().unwrap();
+        assert!(host.lose_manifest("team/a", child.parse().unwrap()));
+        // The registry answers reads of all of them from its cache still.
+        let found = held().await.unwrap();
+        assert_eq!(found.is_none(), sparse, "else its PUT tells");
+        assert_eq!(copy().await.is_err(), sparse);
+        let put = client
+            .put_tag(&repository, &tag("x"), &manifest, &bot, || true, &activity)
+            .await;
+        assert_eq!(matches!(put, Put::ContentMissing(_)), !sparse, "{put:?}");
+        let pings = Matcher::kind(Kind::Ping);
+        assert!(host.count(&pings) <= 2, "remembered");
+    }
 }
