@@ -32,4 +32,5 @@ pub mod machine;
 pub mod metrics;
 pub mod policy;
 pub mod registry;
+mod shares;
 pub mod store;

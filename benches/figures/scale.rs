@@ -508,7 +508,7 @@ async fn swept(ground: &Ground, since: Timestamp, controller: &Controller) -> Ve
     let begun = Instant::now();
     loop {
         let mut audited = ground.audited(since);
-        audited.retain(|r| r.verb == "list" && r.uri.contains("limit=100"));
+        audited.retain(|r| r.verb == "list" && r.uri.contains("limit=20"));
         let newest = audited.iter().map(|r| r.received).max();
         let quiet = newest.is_some_and(|at| Timestamp::now().duration_since(at).as_secs() >= 3);
         if quiet {

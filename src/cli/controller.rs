@@ -32,6 +32,9 @@ pub(super) struct ControllerArgs {
     /// Serve /metrics, /livez and /readyz here, over plain HTTP [default: nowhere].
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<String>,
+    /// Serve /livez and /readyz here as well, where nobody else is in the way of them [default: nowhere].
+    #[arg(long, value_name = "HOST:PORT")]
+    listen_probes: Option<String>,
     /// Which namespaces may promote what with the controller's own credentials: a YAML file of rules, followed while it changes
     /// [default: none may].
     #[arg(long, value_name = "FILE")]
@@ -55,6 +58,7 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
         lease_namespace,
         sweep_interval,
         listen,
+        listen_probes,
         policy,
         registry_config,
         max_active_requests_per_namespace,
@@ -67,16 +71,12 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
             "no --allow-registry: no registry may be contacted, every request will be NotAllowed"
         );
     }
-    let listener = match &listen {
-        Some(address) => match TcpListener::bind(address).await {
-            Ok(listener) => Some(listener),
-            Err(error) => {
-                return bad_input(&format!(
-                    "--listen: {address} cannot be listened on ({error}); give another HOST:PORT"
-                ));
-            }
-        },
-        None => None,
+    let (listener, probes) = match (
+        bound("--listen", listen).await,
+        bound("--listen-probes", listen_probes).await,
+    ) {
+        (Ok(listener), Ok(probes)) => (listener, probes),
+        (Err(message), _) | (_, Err(message)) => return bad_input(&message),
     };
     match (&policy, &registry_config) {
         (None, Some(_)) => tracing::warn!(
@@ -128,6 +128,7 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
         engine: settings,
         sweep_interval: Duration::from_secs(sweep_interval.into()),
         listener,
+        probes,
     };
     match Box::pin(run_controller(config, signalled())).await {
         Ok(()) => ExitCode::SUCCESS,
@@ -138,5 +139,18 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
                 Ended::Refused(_) => ExitCode::from(BAD_INPUT),
             }
         }
+    }
+}
+
+/// Listens on the address that a flag names, if it names one.
+async fn bound(flag: &str, address: Option<String>) -> Result<Option<TcpListener>, String> {
+    let Some(address) = address else {
+        return Ok(None);
+    };
+    match TcpListener::bind(&address).await {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) => Err(format!(
+            "{flag}: {address} cannot be listened on ({error}); give another HOST:PORT"
+        )),
     }
 }

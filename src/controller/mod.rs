@@ -74,6 +74,8 @@ pub struct Config {
     pub sweep_interval: Duration,
     /// Where metrics and health are served; none: nowhere.
     pub listener: Option<TcpListener>,
+    /// Where health alone is served; none: nowhere.
+    pub probes: Option<TcpListener>,
 }
 
 /// Why a controller ended unasked.
@@ -105,6 +107,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
         engine: settings,
         sweep_interval,
         listener,
+        probes,
     } = config;
     let metrics = registry.metrics().clone();
     let health = Health::default();
@@ -138,6 +141,11 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
             health.clone(),
             stalled,
         )))
+    });
+    let _probed = probes.map(|listener| {
+        let (engine, health) = (engine.clone(), health.clone());
+        let stalled = move || engine.stalled();
+        AbortOnDropHandle::new(tokio::spawn(admin::serve_probes(listener, health, stalled)))
     });
     let stop = std::pin::pin!(stop);
     let installation = Installation::new(

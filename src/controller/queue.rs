@@ -15,13 +15,16 @@ use kube::runtime::watcher;
 
 use crate::api::PromotionRequest;
 use crate::engine::{Engine, Next, ReconcileError};
+use crate::shares::Shares;
 use crate::store::{Key, Store};
 
 /// What the queue keeps of an object: its name is enough, because a reconcile loads it freshly.
 pub type Named = PartialObjectMeta<PromotionRequest>;
 
-/// Reconciles run at once, at most: each holds one object of at most 1.5 MB.
-const CONCURRENCY: u16 = 16;
+/// Reconciles run at once, at most: each holds one object of at most 1.5 MB, several times.
+const CONCURRENCY: usize = 16;
+/// Those of one namespace, however many of its requests are due.
+const NAMESPACE_MAX: usize = 8;
 
 /// Reconciles every key of `keys` whose object `names` knows, until `keys` ends.
 pub async fn drive<S: Store>(
@@ -30,10 +33,19 @@ pub async fn drive<S: Store>(
     keys: impl Stream<Item = Key> + Send + 'static,
 ) {
     let requests = keys.map(|key| Ok::<_, Infallible>(object_ref(&key)));
-    let config = Config::default().concurrency(CONCURRENCY);
+    // Whose turn it is says no queue that knows of no namespaces: all that are due wait here, each as no more than its name.
+    let config = Config::default();
+    let turns = Shares::new(CONCURRENCY, NAMESPACE_MAX);
     let told = engine.clone();
     applier(
-        |object: Arc<Named>, engine: Arc<Engine<S>>| Box::pin(reconcile(object, engine)),
+        move |object: Arc<Named>, engine: Arc<Engine<S>>| {
+            let turns = turns.clone();
+            Box::pin(async move {
+                let namespace = object.metadata.namespace.clone().unwrap_or_default();
+                let _turn = turns.enter(namespace).await;
+                Box::pin(reconcile(object, engine)).await
+            })
+        },
         |_: Arc<Named>, _: &ReconcileError, _: Arc<Engine<S>>| {
             Action::requeue(Duration::from_millis(rand::random_range(1_000..5_000)))
         },

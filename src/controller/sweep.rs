@@ -9,20 +9,20 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Client;
-use kube::api::{Api, ApiResource, DeleteParams, ListParams, Object, ObjectList, Preconditions};
-use kube::core::DeserializeGuard;
+use kube::api::{Api, DeleteParams, ListParams, Object, ObjectList, Preconditions};
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 
-use crate::api::{self, PromotionRequest};
+use crate::api;
 use crate::machine::Phase;
 use crate::metrics::{Call, Metrics};
 use crate::store::call::{call, causes};
 use crate::store::cluster::Cluster;
+use crate::store::kept::Kept;
 use crate::store::{Key, Store as _, StoreError};
 
-/// Objects listed at once: of the largest, 1.3 MB each, this is the memory that a sweep takes.
-const PAGE: u32 = 100;
+/// Objects listed at once: of the largest, 1.5 MB each, this is the memory that a sweep takes.
+const PAGE: u32 = 20;
 /// Between two requests of a sweep.
 const PACE: Duration = Duration::from_millis(250);
 /// How long one of them may take.
@@ -33,7 +33,7 @@ const FIRST: Duration = Duration::from_secs(10);
 /// What a sweep reads of a spec.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Kept {
+struct Ttl {
     ttl_seconds_after_finished: Option<i64>,
 }
 
@@ -46,8 +46,8 @@ struct Ended {
     completion_time: Option<Time>,
 }
 
-type Finished = Object<Kept, Ended>;
-type Guarded = DeserializeGuard<Finished>;
+type Finished = Object<Ttl, Ended>;
+type Listed = Kept<Ttl, Ended>;
 
 /// What is to be done about a request.
 #[derive(Debug, PartialEq, Eq)]
@@ -71,7 +71,6 @@ pub async fn run(
         store,
         client,
         namespace,
-        resource: ApiResource::erase::<PromotionRequest>(&()),
         metrics,
     };
     sleep(jittered(every.min(FIRST))).await;
@@ -85,7 +84,6 @@ struct Sweeper<'a> {
     store: &'a Cluster,
     client: Client,
     namespace: Option<&'a str>,
-    resource: ApiResource,
     metrics: &'a Metrics,
 }
 
@@ -107,7 +105,13 @@ impl Sweeper<'_> {
             };
             for item in items {
                 // One that cannot be read is left alone.
-                if let Ok(request) = item.0 {
+                if let Ok((spec, status)) = item.content {
+                    let request = Finished {
+                        types: None,
+                        metadata: item.metadata,
+                        spec,
+                        status,
+                    };
                     self.look(&request).await;
                 }
             }
@@ -171,7 +175,7 @@ impl Sweeper<'_> {
         }
     }
 
-    async fn list(&self, params: &ListParams) -> kube::Result<ObjectList<Guarded>> {
+    async fn list(&self, params: &ListParams) -> kube::Result<ObjectList<Listed>> {
         sleep(PACE).await;
         let api = self.api(self.namespace);
         let listed = call(self.metrics, Call::List, CALL, api.list(params)).await;
@@ -181,11 +185,11 @@ impl Sweeper<'_> {
         })
     }
 
-    fn api(&self, namespace: Option<&str>) -> Api<Guarded> {
+    fn api(&self, namespace: Option<&str>) -> Api<Listed> {
         let client = self.client.clone();
         match namespace {
-            Some(namespace) => Api::namespaced_with(client, namespace, &self.resource),
-            None => Api::all_with(client, &self.resource),
+            Some(namespace) => Api::namespaced(client, namespace),
+            None => Api::all(client),
         }
     }
 }

@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt as _};
-use kube::core::DeserializeGuard;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
@@ -29,9 +28,11 @@ use crate::api::PromotionRequest;
 use crate::engine::Engine;
 use crate::machine::Phase;
 use crate::store::call::causes;
+use crate::store::kept::Kept;
 use crate::store::{Key, Store};
 
-type Guarded = DeserializeGuard<PromotionRequest>;
+/// Objects listed at once. A page is in memory as a whole, as text, and its objects may be 1.5 MB each; what is kept of them is less.
+const PAGE: u32 = 16;
 
 /// How long one watch lasts before it is asked anew, in seconds. The server ends it; where that is not heard, five seconds later
 /// we do.
@@ -51,8 +52,8 @@ struct Listing {
 pub fn events(
     client: Client,
     namespace: Option<&str>,
-) -> impl Stream<Item = watcher::Result<Event<Guarded>>> + use<> {
-    let api: Api<Guarded> = match namespace {
+) -> impl Stream<Item = watcher::Result<Event<Kept>>> + use<> {
+    let api: Api<Kept> = match namespace {
         Some(namespace) => Api::namespaced(client, namespace),
         None => Api::all(client),
     };
@@ -73,7 +74,7 @@ where
 {
     let config = watcher::Config::default()
         .fields(fields)
-        .page_size(200)
+        .page_size(PAGE)
         .timeout(WATCH);
     listing_anew(move || watch(api.clone(), config.clone()).boxed()).backoff(Pause)
 }
@@ -117,7 +118,7 @@ impl Backoff for Pause {
 pub async fn follow<S: Store>(
     engine: Engine<S>,
     mut writer: Writer<Named>,
-    events: impl Stream<Item = watcher::Result<Event<Guarded>>>,
+    events: impl Stream<Item = watcher::Result<Event<Kept>>>,
     health: &Health,
     ready: impl FnOnce(),
 ) {
@@ -212,21 +213,21 @@ fn why(error: &watcher::Error) -> String {
 }
 
 /// An object that can be read; one that cannot is left alone, and said so.
-fn decoded(object: Guarded) -> Option<PromotionRequest> {
-    match object.0 {
+fn decoded(object: Kept) -> Option<PromotionRequest> {
+    let key = Key {
+        namespace: object.metadata.namespace.clone().unwrap_or_default(),
+        name: object.metadata.name.clone().unwrap_or_default(),
+    };
+    match object.into_request() {
         Ok(object) => Some(object),
-        Err(invalid) => {
-            let key = Key {
-                namespace: invalid.metadata.namespace.clone().unwrap_or_default(),
-                name: invalid.metadata.name.clone().unwrap_or_default(),
-            };
-            tracing::error!(request = %key, "cannot be read and is left alone: {}", invalid.error);
+        Err(error) => {
+            tracing::error!(request = %key, "cannot be read and is left alone: {error}");
             None
         }
     }
 }
 
-fn trimmed(event: &Event<Guarded>) -> Event<Named> {
+fn trimmed(event: &Event<Kept>) -> Event<Named> {
     match event {
         Event::Init => Event::Init,
         Event::InitDone => Event::InitDone,

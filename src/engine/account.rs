@@ -144,8 +144,9 @@ fn tell<S>(inner: &Inner<S>, scrape: &Scrape<'_>) {
     {
         let state = inner.state.lock().unwrap_or_else(PoisonError::into_inner);
         paused = state.brake.scope();
-        for known in state.known.values() {
-            let facts = &known.facts;
+        let known = state.known.values().map(|known| &known.facts);
+        let shelved = state.backlog.all().map(|shelved| &shelved.facts);
+        for facts in known.chain(shelved) {
             for (sum, count) in phases.iter_mut().zip(facts.phases) {
                 *sum += usize::from(count);
             }

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::backlog::FLOATS_MAX;
 use super::operation::{credential, fault};
 use super::state::{Asked, State};
 use super::{Engine, identity, is_finished};
@@ -112,6 +113,9 @@ impl<S: Store> Engine<S> {
         object: &PromotionRequest,
         request: &Request,
     ) -> Result<Entry, StoreError> {
+        if let Some(before) = self.lock().backlog.before(uid) {
+            return Ok(Entry::waits(Reason::Queued, beyond(before), None));
+        }
         if let Err(message) = self.inner.policy.check(request) {
             return Ok(Entry::of(Admission::Refused(Reason::NotAllowed, message)));
         }
@@ -254,8 +258,9 @@ impl<S: Store> Engine<S> {
         };
         let before = std::mem::replace(&mut known.contender.standing, Standing::Eligible);
         let (me, room) = (known.contender.clone(), known.room());
-        let sharers = state.sharers(&me);
-        let verdict = state.claims.judge(&me, sharers.into_iter(), now);
+        let shelved = state.backlog.sharers(&me);
+        let sharers = state.sharers(&me).into_iter().chain(&shelved);
+        let verdict = state.claims.judge(&me, sharers, now);
         let Verdict::Claim(rivals) = &verdict else {
             return Ok(verdict);
         };
@@ -304,9 +309,8 @@ impl<S: Store> Engine<S> {
         winner: &Key,
         rival: &Rival,
     ) -> Result<Result<(), Entry>, StoreError> {
-        let key = match self.lock().known.get(&rival.uid) {
-            Some(known) => known.key.clone(),
-            None => return Ok(Ok(())),
+        let Some(key) = self.lock().key_of(&rival.uid) else {
+            return Ok(Ok(()));
         };
         let Some(mut object) = self.inner.store.load(&key).await? else {
             return Ok(Ok(()));
@@ -386,7 +390,7 @@ impl<S: Store> Engine<S> {
             Asked::Not => 0,
         };
         let cancel = CancellationToken::new();
-        let activity = Arc::new(Activity::of(uid));
+        let activity = Arc::new(Activity::of(&key.namespace, uid));
         known.asked = Asked::Running(cancel.clone(), Arc::clone(&activity));
         drop(state);
         let mut repositories: Vec<Repository> = request
@@ -569,6 +573,13 @@ fn indices(request: &Request, floats: &[Float]) -> Vec<usize> {
     let together = request.spec.latch == Latch::Together;
     let lost = images.filter(|(_, image)| together || floats.contains(&image.float));
     lost.map(|(index, _)| index).collect()
+}
+
+fn beyond(before: usize) -> String {
+    format!(
+        "{before} requests of this namespace wait before it, with as many floats as are kept ready ({FLOATS_MAX}); \
+         it comes as they begin or end, the oldest first"
+    )
 }
 
 fn superseded_by(name: &str) -> String {

@@ -14,7 +14,52 @@ use crate::machine::{Class, Fault, Launch, Outcome, Reason, Request, Step};
 use crate::registry::Activity;
 use crate::store::{Access, Key, Store};
 
+/// Operations of one namespace that are launched and have not landed, whether they are at work or wait for their turn: what each keeps is
+/// little, and requests are many. Above this number a request launches nothing new, unless it has to end what it has committed.
+const LAUNCHED_MAX: usize = 2_000;
+
+/// While it lives, an operation counts among those of its namespace.
+struct Launched<S: Store> {
+    engine: Engine<S>,
+    namespace: String,
+}
+
+impl<S: Store> Launched<S> {
+    fn new(engine: &Engine<S>, namespace: &str) -> Self {
+        let mut state = engine.lock();
+        *state.launched.entry(namespace.to_owned()).or_default() += 1;
+        drop(state);
+        Self {
+            engine: engine.clone(),
+            namespace: namespace.to_owned(),
+        }
+    }
+}
+
+impl<S: Store> Drop for Launched<S> {
+    fn drop(&mut self) {
+        let next = self.engine.lock().landed(&self.namespace, LAUNCHED_MAX);
+        if let Some(key) = next {
+            self.engine.trigger(key);
+        }
+    }
+}
+
 impl<S: Store> Engine<S> {
+    /// Whether a request may launch; one that may not is triggered when it may.
+    pub(super) fn may_launch(&self, key: &Key, request: &Request) -> bool {
+        let mut state = self.lock();
+        let launched = state.launched.get(&key.namespace);
+        if request.has_open_commit() || launched.is_none_or(|count| *count < LAUNCHED_MAX) {
+            return true;
+        }
+        let held_back = state.held_back.entry(key.namespace.clone()).or_default();
+        if !held_back.contains(key) {
+            held_back.push_back(key.clone());
+        }
+        false
+    }
+
     /// Launches what was just saved. All of it is in flight before any of it runs, so that the first to end does not count as
     /// the last.
     pub(super) fn launch(
@@ -51,7 +96,7 @@ impl<S: Store> Engine<S> {
         let spec = request.spec.images.get(index)?;
         let image = request.status.images.get(index)?;
         let cancel = CancellationToken::new();
-        let activity = Arc::new(Activity::of(uid));
+        let activity = Arc::new(Activity::of(&key.namespace, uid));
         let float = spec.float.clone();
         let id = {
             let mut state = self.lock();
@@ -96,7 +141,9 @@ impl<S: Store> Engine<S> {
         let (engine, key, uid) = (self.clone(), key.clone(), uid.to_owned());
         // Boxed: thousands may wait, and a task has room for a value wherever it is moved.
         let operation = Box::new(operation);
+        let launched = Launched::new(self, &key.namespace);
         tokio::spawn(async move {
+            let _launched = launched;
             let (turns, line) = (
                 engine.inner.turns.clone(),
                 Line::of(&operation.spec, operation.step),
@@ -104,7 +151,7 @@ impl<S: Store> Engine<S> {
             let turn = tokio::select! {
                 biased;
                 () = operation.cancel.cancelled() => None,
-                turn = turns.enter(line, &uid) => Some(turn),
+                turn = turns.enter(line, &key.namespace, &uid) => Some(turn),
             };
             let Some(_turn) = turn else {
                 engine.land(&key, &uid, index, id, Outcome::Dropped);

@@ -15,6 +15,7 @@
 
 mod account;
 mod admission;
+mod backlog;
 mod brake;
 mod flight;
 pub mod leadership;
@@ -151,7 +152,12 @@ impl<S: Store> Engine<S> {
 
     /// Asks for a reconcile of everything that is known: what requests may do has changed.
     pub fn reconsider(&self) {
-        let keys = self.lock().known.values().map(|k| k.key.clone()).collect();
+        let keys = {
+            let state = self.lock();
+            let known = state.known.values().map(|known| &known.key);
+            let shelved = state.backlog.all().map(|shelved| &shelved.key);
+            known.chain(shelved).cloned().collect()
+        };
         self.wake(keys);
     }
 
@@ -183,7 +189,11 @@ impl<S: Store> Engine<S> {
             }
             known.saving.is_some() || known.saved == Some(version)
         });
-        state.note(&key, version, contender, facts, now) && !own
+        let news = state.note(&key, version, contender, facts, now) && !own;
+        let woken = std::mem::take(&mut state.woken);
+        drop(state);
+        self.wake(woken);
+        news
     }
 
     /// Takes over from an earlier leader: whoever of those observed so far began and has not ended owns its floats, before anything is
@@ -209,8 +219,11 @@ impl<S: Store> Engine<S> {
     /// An object left the unfinished ones: it ended, or was deleted. What runs of it is given up, tag writes after their answer.
     pub fn gone(&self, uid: &str) {
         let mut state = self.lock();
-        let Some(known) = state.forget(uid) else {
-            return;
+        let forgotten = state.forget(uid);
+        let mut waiting = std::mem::take(&mut state.woken);
+        let Some(known) = forgotten else {
+            drop(state);
+            return self.wake(waiting);
         };
         if let state::Asked::Running(cancel, _) = &known.asked {
             cancel.cancel();
@@ -219,7 +232,7 @@ impl<S: Store> Engine<S> {
             operation.cancel.cancel();
         }
         let floats = known.contender.shares.iter().map(|share| &share.float);
-        let mut waiting = state.keys_on(floats, uid);
+        waiting.extend(state.keys_on(floats, uid));
         let room = known.room();
         state.seats.leave(&room, uid);
         state.seats.stand_back(&room, uid);

@@ -120,16 +120,22 @@ impl Operation {
         let manifest = self.source_manifest(&Reference::Digest(source)).await?;
         let (pull, push) = (self.pull()?, self.push()?);
         let from = &self.spec.source.repository;
+        // A large one is given back while blobs are on their way: others wait for the memory.
+        let kept = (!manifest.is_large()).then(|| manifest.clone());
         let copy =
             self.tools
                 .registry
-                .copy(from, &manifest, repository, &pull, &push, &self.activity);
+                .copy(from, manifest, repository, &pull, &push, &self.activity);
         if let Err(outcome) = self.read(copy).await {
             if is_incomplete(&outcome) {
                 self.confirm_source(source).await?;
             }
             return Err(outcome);
         }
+        let manifest = match kept {
+            Some(manifest) => manifest,
+            None => self.source_manifest(&Reference::Digest(source)).await?,
+        };
         // Before the first tag of it is there, which could never be moved again.
         let labels = self.movable(&manifest).await?;
         // The last thing before the PUT: what `_incoming` holds may be held by nothing else.
@@ -148,12 +154,14 @@ impl Operation {
 
     /// `_incoming` holds the image. What refers to it follows now: it needs the image to be held, and the source to be there.
     async fn staged(&self, source: Digest, manifest: Manifest, labels: TagLabels) -> Flow<Outcome> {
-        let mut notices = Vec::new();
         // Boxed: most images have none of it, and a step is kept for each image in work.
+        let media_type = manifest.media_type.clone();
+        drop(manifest);
+        let mut notices = Vec::new();
         notices.extend(Box::pin(self.bring_referrers(source)).await?);
         notices.extend(Box::pin(self.expiring(labels)).await?);
         Ok(Outcome::Staged {
-            media_type: manifest.media_type,
+            media_type,
             bytes: self.activity.bytes(),
             notices,
         })
@@ -537,15 +545,15 @@ impl Operation {
             }
             open
         };
-        let put = self.tools.registry.put_tag(
+        // Boxed: every step would be as large as what it has to send.
+        let mut put = Box::pin(self.tools.registry.put_tag(
             repository,
             tag,
             manifest,
             &credential,
             gate,
             &self.activity,
-        );
-        tokio::pin!(put);
+        ));
         let started = Instant::now();
         let answer = tokio::select! {
             biased;

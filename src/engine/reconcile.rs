@@ -182,7 +182,7 @@ impl<S: Store> Engine<S> {
             again,
             ..
         } = self.admit(key, &uid, &object, &request).await?;
-        let launching = access.is_some() && !draining;
+        let launching = access.is_some() && !draining && self.may_launch(key, &request);
         let world = World {
             now,
             resource_version: version,
@@ -454,13 +454,16 @@ impl<S: Store> Engine<S> {
             return;
         };
         let facts = Facts::of(saved, request);
+        let woken;
         let entered = {
             let mut state = self.lock();
             let now = super::now();
             let contender = contender(key, &uid, version, request, now);
             state.note(key, version, contender, facts, now);
+            woken = std::mem::take(&mut state.woken);
             state.take_entered(&uid)
         };
+        self.wake(woken);
         let record = Saved {
             key,
             before,

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::account::{Entered, Facts};
+use super::backlog::Backlog;
 use super::brake::Brake;
 use super::reconcile::Record;
 use crate::image::Float;
@@ -38,10 +39,18 @@ pub(super) struct State {
     by_float: HashMap<Float, HashSet<Uid>>,
     /// What runs, also of requests that are gone meanwhile.
     pub flights: HashMap<Uid, Flight>,
+    /// How many operations of each namespace were launched and have not landed.
+    pub launched: HashMap<String, usize>,
+    /// Who launches nothing because these are too many, the first to come first.
+    pub held_back: HashMap<String, VecDeque<Key>>,
     /// Requests that have ended or were deleted of late. A UID never comes back.
     left: HashMap<Uid, Entered>,
     /// The same, the oldest first.
     leaving: VecDeque<(Uid, Instant)>,
+    /// Those that may not begin now, in little.
+    pub backlog: Backlog,
+    /// Who is to be reconciled because of what was noted.
+    pub woken: Vec<Key>,
     /// What the operator has stopped.
     pub brake: Brake,
     /// Nothing more is launched.
@@ -180,14 +189,39 @@ impl State {
             if known.version > version {
                 return false;
             }
+            let begins = contender.started || known.claiming || self.claims.owns_any(&uid);
+            if contender.suspended && !begins {
+                self.shelve(&uid, version, &contender, facts);
+                return true;
+            }
             contender.standing = known.contender.standing;
             known.version = version;
-            known.contender = contender;
             known.facts = facts;
+            if contender.started && !known.contender.started {
+                self.backlog.is_not_ready(key, &uid);
+                self.woken.extend(self.backlog.call(&key.namespace));
+            }
+            known.contender = contender;
             return true;
         }
         if self.left.contains_key(&uid) {
             return false;
+        }
+        let shelved = self.backlog.get(&uid).map(|shelved| shelved.version);
+        if shelved.is_some_and(|known| known > version) {
+            return false;
+        }
+        if self.backlog.takes(key, &contender) {
+            if shelved.is_none() {
+                self.by_key.entry(key.clone()).or_default().push(uid);
+            }
+            return self.backlog.shelve(key, version, &contender, facts);
+        }
+        if self.backlog.remove(&uid).is_some() {
+            self.forget_key(key, &uid);
+        }
+        for newest in self.backlog.is_ready(key, &contender) {
+            self.shelve_known(&newest);
         }
         contender.standing = Standing::Undecided { since: now };
         self.by_key
@@ -220,20 +254,71 @@ impl State {
         true
     }
 
-    /// Forgets a request that has ended or is gone.
-    pub fn forget(&mut self, uid: &str) -> Option<Known> {
-        let mut known = self.known.remove(uid);
-        let entered = known
-            .as_mut()
-            .map(|known| std::mem::take(&mut known.entered));
-        self.remember_left(uid, entered);
-        let known = known?;
-        if let Some(uids) = self.by_key.get_mut(&known.key) {
+    /// Shelves a request that was ready, as it was read at `version`: it does not begin, so nobody waits for it.
+    fn shelve(&mut self, uid: &str, version: u64, contender: &Contender, facts: Facts) {
+        let Some(known) = self.unknow(uid) else {
+            return;
+        };
+        if let Asked::Running(cancel, _) = &known.asked {
+            cancel.cancel();
+        }
+        let room = known.room();
+        self.seats.stand_back(&room, uid);
+        self.seats.leave(&room, uid);
+        let called = self.call(&room);
+        self.woken.extend(called);
+        let floats = known.contender.shares.iter().map(|share| &share.float);
+        let waiting = self.keys_on(floats, uid);
+        self.woken.extend(waiting);
+        self.by_key
+            .entry(known.key.clone())
+            .or_default()
+            .push(uid.to_owned());
+        self.backlog.shelve(&known.key, version, contender, facts);
+        self.woken.extend(self.backlog.call(&known.key.namespace));
+    }
+
+    /// Shelves one of the newest of a namespace, unless it is about to begin. It is reconciled, so that its status says so.
+    fn shelve_known(&mut self, uid: &str) {
+        let Some(known) = self.known.get(uid) else {
+            return;
+        };
+        if known.claiming || known.contender.started || self.claims.owns_any(uid) {
+            return;
+        }
+        let (key, contender) = (known.key.clone(), known.contender.clone());
+        let (version, facts) = (known.version, known.facts.clone());
+        self.shelve(uid, version, &contender, facts);
+        self.woken.push(key);
+    }
+
+    fn forget_key(&mut self, key: &Key, uid: &str) {
+        if let Some(uids) = self.by_key.get_mut(key) {
             uids.retain(|other| other != uid);
             if uids.is_empty() {
-                self.by_key.remove(&known.key);
+                self.by_key.remove(key);
             }
         }
+    }
+
+    /// Forgets a request that has ended or is gone.
+    pub fn forget(&mut self, uid: &str) -> Option<Known> {
+        let known = self.known.get_mut(uid);
+        let entered = known.map(|known| std::mem::take(&mut known.entered));
+        self.remember_left(uid, entered);
+        if let Some(shelved) = self.backlog.remove(uid) {
+            self.forget_key(&shelved.key, uid);
+        }
+        let known = self.unknow(uid)?;
+        self.woken.extend(self.backlog.call(&known.key.namespace));
+        Some(known)
+    }
+
+    /// Takes a request out of those that are known.
+    fn unknow(&mut self, uid: &str) -> Option<Known> {
+        let known = self.known.remove(uid)?;
+        self.forget_key(&known.key, uid);
+        self.backlog.is_not_ready(&known.key, uid);
         for share in &known.contender.shares {
             if let Some(uids) = self.by_float.get_mut(&share.float) {
                 uids.remove(uid);
@@ -276,6 +361,13 @@ impl State {
         }
     }
 
+    /// How a request is named.
+    pub fn key_of(&self, uid: &str) -> Option<Key> {
+        let known = self.known.get(uid).map(|known| &known.key);
+        let shelved = || self.backlog.get(uid).map(|shelved| &shelved.key);
+        known.or_else(shelved).cloned()
+    }
+
     /// The requests of this name, as far as they are known.
     pub fn named(&self, key: &Key) -> Vec<Uid> {
         self.by_key.get(key).cloned().unwrap_or_default()
@@ -305,6 +397,25 @@ impl State {
             .filter_map(|other| self.known.get(other))
             .map(|k| k.key.clone())
             .collect()
+    }
+
+    /// An operation of a namespace has landed; gives who may launch now, where fewer than `most` are left.
+    pub fn landed(&mut self, namespace: &str, most: usize) -> Option<Key> {
+        let launched = self.launched.get_mut(namespace)?;
+        *launched -= 1;
+        let left = *launched;
+        if left == 0 {
+            self.launched.remove(namespace);
+        }
+        if left >= most {
+            return None;
+        }
+        let held_back = self.held_back.get_mut(namespace)?;
+        let next = held_back.pop_front();
+        if held_back.is_empty() {
+            self.held_back.remove(namespace);
+        }
+        next
     }
 
     /// The operations of a request that still run.
@@ -363,5 +474,115 @@ mod tests {
         // Created anew under its name it is another request.
         assert!(state.note(&key, 3, contender("new"), Facts::default(), now));
         assert_eq!(state.named(&key), ["new"]);
+    }
+
+    /// One of a namespace, of so many floats.
+    fn request(namespace: &str, order: u64, floats: usize) -> (Key, Contender) {
+        let key = Key {
+            namespace: namespace.into(),
+            name: format!("r{order}"),
+        };
+        let share = |n: usize| Share {
+            float: format!("quay.io/{namespace}/ci:{order}-{n}")
+                .parse()
+                .unwrap(),
+            finished: false,
+            committed: false,
+        };
+        let contender = Contender {
+            uid: format!("{namespace}-{order}"),
+            name: key.to_string(),
+            order,
+            shares: (0..floats).map(share).collect(),
+            together: true,
+            started: false,
+            suspended: false,
+            standing: Standing::Eligible,
+        };
+        (key, contender)
+    }
+
+    fn note(state: &mut State, (key, contender): &(Key, Contender), version: u64) -> bool {
+        let facts = Facts::default();
+        state.note(
+            key,
+            version,
+            contender.clone(),
+            facts,
+            Timestamp::UNIX_EPOCH,
+        )
+    }
+
+    #[test]
+    fn of_a_namespace_the_oldest_are_ready_and_the_others_come_in_their_order() {
+        let mut state = State::default();
+        let requests: Vec<_> = (0..40).map(|n| request("ci", 100 + n, 250)).collect();
+        // Listed by name, or by chance.
+        for n in (0..40).map(|n| n * 7 % 40) {
+            note(&mut state, &requests[n], 1);
+        }
+        note(&mut state, &request("other", 1, 250), 1);
+        let ready = |state: &State| -> Vec<bool> {
+            let known = |one: &(Key, Contender)| state.known.contains_key(&one.1.uid);
+            requests.iter().map(known).collect()
+        };
+        let oldest = |count: usize| (0..40).map(|n| n < count).collect::<Vec<_>>();
+        assert_eq!(ready(&state), oldest(20));
+        assert_eq!(state.backlog.before(&requests[39].1.uid), Some(39));
+        // Nothing is told twice.
+        assert!(!note(&mut state, &requests[39], 1));
+        state.woken.clear();
+        // One begins, one ends: two are called, and come.
+        let mut begun = requests[3].clone();
+        begun.1.started = true;
+        note(&mut state, &begun, 2);
+        state.forget(&requests[0].1.uid);
+        let called = std::mem::take(&mut state.woken);
+        assert!(called.contains(&requests[20].0) && called.contains(&requests[21].0));
+        for n in [20, 21, 22] {
+            note(&mut state, &requests[n], 1);
+        }
+        let ready = ready(&state);
+        assert!(ready[20] && ready[21] && !ready[22] && !ready[0]);
+        // A newer one passes none of those that wait.
+        let newest = request("ci", 999, 1);
+        note(&mut state, &newest, 1);
+        assert!(!state.known.contains_key(&newest.1.uid));
+        assert_eq!(state.named(&newest.0), std::slice::from_ref(&newest.1.uid));
+        state.forget(&newest.1.uid);
+        assert!(state.named(&newest.0).is_empty());
+    }
+
+    #[test]
+    fn who_claims_a_float_finds_the_older_requests_that_are_shelved() {
+        let mut state = State::default();
+        let mut older = request("ci", 1, 3);
+        older.1.suspended = true;
+        note(&mut state, &older, 1);
+        assert!(state.known.is_empty());
+        let mut newer = request("ci", 2, 1);
+        newer.1.shares[0].float = older.1.shares[1].float.clone();
+        let found = state.backlog.sharers(&newer.1);
+        assert_eq!(found.len(), 1);
+        assert_eq!((&found[0].uid, found[0].shares.len()), (&older.1.uid, 1));
+        let verdict = state
+            .claims
+            .judge(&newer.1, found.iter(), Timestamp::UNIX_EPOCH);
+        assert!(
+            matches!(verdict, crate::machine::claims::Verdict::Claim(rivals) if rivals.len() == 1)
+        );
+        assert_eq!(state.key_of(&older.1.uid), Some(older.0.clone()));
+        // Resumed, it contends like all others, in its old place; suspended again, nobody waits for it.
+        older.1.suspended = false;
+        note(&mut state, &older, 2);
+        assert!(state.known.contains_key(&older.1.uid));
+        assert!(state.backlog.sharers(&newer.1).is_empty());
+        note(&mut state, &newer, 2);
+        older.1.suspended = true;
+        note(&mut state, &older, 3);
+        assert!(!state.known.contains_key(&older.1.uid));
+        assert!(state.woken.contains(&newer.0));
+        state.forget(&older.1.uid);
+        assert!(state.backlog.sharers(&newer.1).is_empty());
     }
 }

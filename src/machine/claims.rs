@@ -149,6 +149,12 @@ impl Claims {
         released
     }
 
+    /// Whether `uid` owns any float.
+    #[must_use]
+    pub fn owns_any(&self, uid: &str) -> bool {
+        self.floats.contains_key(uid)
+    }
+
     /// How many floats are owned.
     #[must_use]
     pub fn len(&self) -> usize {

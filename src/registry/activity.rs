@@ -6,12 +6,17 @@
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+use super::error::Error;
+use super::reserve::{Hold, Reservation, Reserve};
 use crate::machine::Reason;
+
+/// A wait for our own limits is shown once it has lasted so long.
+pub(super) const SHOWN_AFTER: Duration = Duration::from_secs(1);
 
 /// The progress of one operation, shared between it and its observer.
 #[derive(Debug, Default, Clone)]
@@ -19,17 +24,22 @@ pub struct Activity(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
+    namespace: u64,
     party: u64,
     bytes: AtomicU64,
     tickets: AtomicU64,
     waits: Mutex<Vec<(u64, Waiting)>>,
     changed: Notify,
+    /// Its reservation for large manifests, while it holds any.
+    reservation: Mutex<Weak<Reservation>>,
+    /// It waits for one.
+    reserving: tokio::sync::Mutex<()>,
 }
 
 /// Why an operation does not go on, and when it tries again.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Waiting {
-    /// `RateLimited`, `RegistryUnavailable` or `RegistryReadOnly`.
+    /// `RateLimited`, `RegistryUnavailable` or `RegistryReadOnly`; `Queued` where it waits for what other images use.
     pub reason: Reason,
     /// One line that names the host.
     pub message: String,
@@ -38,15 +48,69 @@ pub struct Waiting {
 }
 
 impl Activity {
-    /// Of an operation of this promotion request: all of one share what a host gives to each.
+    /// Of an operation of this promotion request: all of one share what a host gives to each, and all of one namespace what it gives
+    /// to each namespace.
     #[must_use]
-    pub fn of(request: &str) -> Self {
-        let mut hasher = DefaultHasher::new();
-        request.hash(&mut hasher);
+    pub fn of(namespace: &str, request: &str) -> Self {
         Self(Arc::new(Shared {
-            party: hasher.finish(),
+            namespace: hashed(namespace),
+            party: hashed(request),
             ..Shared::default()
         }))
+    }
+
+    /// For whose namespace it works.
+    pub(super) fn namespace(&self) -> u64 {
+        self.0.namespace
+    }
+
+    /// Waits until one more large manifest may be held: at first for the operation's reservation.
+    pub(super) async fn hold(&self, reserve: &Arc<Reserve>) -> Result<Hold, Error> {
+        let reservation = {
+            let _turn = self.0.reserving.lock().await;
+            match self.reservation() {
+                Some(reservation) => reservation,
+                None => self.reserve(reserve).await,
+            }
+        };
+        reservation.hold().await
+    }
+
+    async fn reserve(&self, reserve: &Arc<Reserve>) -> Arc<Reservation> {
+        let entering = reserve.enter(self.0.namespace);
+        tokio::pin!(entering);
+        let reservation = tokio::select! {
+            biased;
+            reservation = &mut entering => reservation,
+            () = tokio::time::sleep(SHOWN_AFTER) => {
+                let _shown = self.wait(Waiting {
+                    reason: Reason::Queued,
+                    message: "waits for memory: other images with manifests above 32 KiB are in work".into(),
+                    until: Instant::now(),
+                });
+                entering.await
+            }
+        };
+        let reservation = Arc::new(reservation);
+        *self
+            .0
+            .reservation
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&reservation);
+        reservation
+    }
+
+    fn reservation(&self) -> Option<Arc<Reservation>> {
+        self.0
+            .reservation
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .upgrade()
+    }
+
+    /// Whether it holds large manifests, for which others wait.
+    pub(super) fn is_reserved(&self) -> bool {
+        self.reservation().is_some()
     }
 
     /// Whom it works for.
@@ -96,6 +160,12 @@ impl Activity {
     }
 }
 
+fn hashed(name: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    hasher.finish()
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Vec<(u64, Waiting)>> {
         self.waits.lock().unwrap_or_else(PoisonError::into_inner)
@@ -122,7 +192,6 @@ impl Drop for WaitGuard {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use std::time::Duration;
 
     #[tokio::test]
     async fn the_longest_wait_is_shown_and_every_end_is_told() {

@@ -31,10 +31,10 @@ const IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE: Duration = Duration::from_secs(15);
 /// An HTTP/2 connection in use is asked for a sign of life so often, and given up without one after as long.
 const PING: Duration = Duration::from_secs(20);
-/// What one HTTP/2 stream may send ahead of its reader; at 100 ms away that is 40 MiB a second.
-const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
+/// What one HTTP/2 stream may send ahead of its reader; at 100 ms away that is 20 MiB a second.
+const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
 /// What all streams of a connection may: what they can make this process hold.
-const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
+const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 
 /// Which proxies requests go through.
 #[derive(Debug, Clone, Default)]

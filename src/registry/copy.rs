@@ -5,6 +5,7 @@
 //! a child is put each time, because what a HEAD by digest says may come from a cache that outlives what was collected;
 //! an index is at most four levels deep, lists at most 1000 manifests and 64 MiB of them.
 
+use std::borrow::Borrow;
 use std::collections::HashSet;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, PoisonError};
@@ -19,6 +20,7 @@ use super::error::Error;
 use super::look::named;
 use super::manifest::{Blob, CHILDREN_MAX, Manifest};
 use super::put::{Bounds, Put};
+use super::reserve::apart;
 use super::{Brought, Present, Registry};
 use crate::image::{Digest, Reference, Repository};
 use crate::machine::Reason;
@@ -26,8 +28,8 @@ use crate::machine::Reason;
 /// Levels of manifests below the top one.
 const DEPTH_MAX: usize = 4;
 /// Blobs of one image, those of its children included.
-const BLOBS_MAX: usize = 20_000;
-/// The bytes of the manifests below the top one.
+const BLOBS_MAX: usize = 4_000;
+/// The bytes of the manifests below the top one: how long they are read at all.
 const CHILDREN_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Blobs, and manifests, of one copy on their way at once.
 pub(super) const AT_ONCE: usize = 8;
@@ -36,14 +38,74 @@ const REPEATS_MAX: u32 = 3;
 /// How often the blobs of a manifest are brought anew when the registry misses one.
 const MISSED_MAX: u32 = 2;
 
-/// What a copy has to bring.
+/// What a copy has to bring. Of manifests, their digests alone: each is read again when it is placed, so that a copy holds one at a
+/// time, however many there are.
 #[derive(Default)]
 pub(super) struct Plan {
     pub(super) blobs: Vec<Blob>,
     /// Children that are to be put, by level.
-    pub(super) levels: Vec<Vec<Manifest>>,
+    pub(super) levels: Vec<Vec<Digest>>,
     /// How many there are, with those that a survey found there.
     pub(super) children: usize,
+}
+
+/// A plan that is being made.
+struct Walk<'a> {
+    registry: &'a Registry,
+    job: &'a Job<'a>,
+    top: Digest,
+    plan: Plan,
+    blobs: HashSet<Digest>,
+    children: HashSet<Digest>,
+    /// Of the children read so far.
+    bytes: usize,
+}
+
+impl Walk<'_> {
+    /// Takes note of what a manifest references; gives the children that were not met before.
+    async fn note(&mut self, manifest: &Manifest) -> Result<Vec<Digest>, Error> {
+        let what = named(self.job.from, &Reference::Digest(manifest.digest));
+        let parts = if manifest.is_large() {
+            let manifest = manifest.clone();
+            apart(move || manifest.parts(&what)).await?
+        } else {
+            manifest.parts(&what)?
+        };
+        let inner = manifest.digest != self.top && manifest.is_index();
+        if (parts.nested || inner) && self.registry.is_quay(&self.job.target()) {
+            return Err(too_deep(self.job.to, self.top));
+        }
+        let config = manifest.config().map(|config| config.digest);
+        let mut configs = self
+            .job
+            .configs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        configs.extend(config);
+        drop(configs);
+        let blobs = parts.blobs.into_iter();
+        let new = blobs.filter(|blob| self.blobs.insert(blob.digest));
+        self.plan.blobs.extend(new);
+        if self.plan.blobs.len() > BLOBS_MAX {
+            let what = "it consists of more than 4000 blobs";
+            return Err(self.fails(Reason::TooLarge, what));
+        }
+        let children = parts.children.into_iter();
+        let new: Vec<_> = children
+            .filter(|child| self.children.insert(*child))
+            .collect();
+        let deep = !new.is_empty() && self.plan.levels.len() >= DEPTH_MAX;
+        if deep || self.children.len() > CHILDREN_MAX {
+            let what = "its index is too deep or too long";
+            return Err(self.fails(Reason::UnsupportedManifest, what));
+        }
+        Ok(new)
+    }
+
+    fn fails(&self, reason: Reason, why: &str) -> Error {
+        let message = format!("{}@{}: {why}", self.job.from, self.top.short());
+        Error::terminal(reason, message)
+    }
 }
 
 impl Registry {
@@ -58,17 +120,19 @@ impl Registry {
     pub async fn copy(
         &self,
         from: &Repository,
-        manifest: &Manifest,
+        manifest: impl Borrow<Manifest> + Send,
         to: &Repository,
         pull: &Credential,
         push: &Credential,
         activity: &Activity,
     ) -> Result<(), Error> {
         let job = self.job(from, to, pull, push, activity)?;
-        if from == to && !self.takes_sparse(&job.target(), manifest, activity).await? {
-            return self.check_depth(manifest, to, push);
+        let top = manifest.borrow();
+        if from == to && !self.takes_sparse(&job.target(), top, activity).await? {
+            return self.check_depth(top, to, push);
         }
-        let plan = self.plan(&job, manifest).await?;
+        let plan = self.plan(&job, top).await?;
+        drop(manifest);
         if from != to {
             self.bring_all(&job, plan.blobs).await?;
         }
@@ -115,78 +179,43 @@ impl Registry {
 
     /// Finds out what is to be brought, level by level. A survey leaves out what the target has.
     pub(super) async fn plan(&self, job: &Job<'_>, top: &Manifest) -> Result<Plan, Error> {
-        let mut plan = Plan::default();
-        let (mut blobs, mut children) = (HashSet::new(), HashSet::new());
-        let mut bytes = 0;
-        let mut level = vec![top.clone()];
-        loop {
-            let mut next = Vec::new();
-            for manifest in &level {
-                let what = named(job.from, &Reference::Digest(manifest.digest));
-                let parts = manifest.parts(&what)?;
-                let inner = manifest.digest != top.digest && manifest.is_index();
-                if (parts.nested || inner) && self.is_quay(&job.target()) {
-                    return Err(too_deep(job.to, top));
-                }
-                let config = manifest.config().map(|config| config.digest);
-                let mut configs = job.configs.lock().unwrap_or_else(PoisonError::into_inner);
-                configs.extend(config);
-                drop(configs);
-                plan.blobs.extend(
-                    parts
-                        .blobs
-                        .into_iter()
-                        .filter(|blob| blobs.insert(blob.digest)),
-                );
-                if plan.blobs.len() > BLOBS_MAX {
-                    let message = format!(
-                        "{}@{}: it consists of more than 20,000 blobs",
-                        job.from,
-                        top.digest.short()
-                    );
-                    return Err(Error::terminal(Reason::TooLarge, message));
-                }
-                next.extend(
-                    parts
-                        .children
-                        .into_iter()
-                        .filter(|child| children.insert(*child)),
-                );
-            }
-            plan.children = children.len();
-            if next.is_empty() {
-                return Ok(plan);
-            }
-            if plan.levels.len() == DEPTH_MAX || children.len() > CHILDREN_MAX {
-                let message = format!(
-                    "{}@{}: its index is too deep or too long",
-                    job.from,
-                    top.digest.short()
-                );
-                return Err(Error::terminal(Reason::UnsupportedManifest, message));
-            }
+        let mut walk = Walk {
+            registry: self,
+            job,
+            top: top.digest,
+            plan: Plan::default(),
+            blobs: HashSet::new(),
+            children: HashSet::new(),
+            bytes: 0,
+        };
+        let mut next = walk.note(top).await?;
+        while !next.is_empty() {
             let mut found = stream::iter(next)
-                .map(|digest| self.child(job, digest))
+                .map(|digest| self.wanted(job, digest))
                 .buffer_unordered(AT_ONCE);
-            level = Vec::new();
+            let mut level = Vec::new();
+            next = Vec::new();
+            // The level counts from here on: what its manifests list is one deeper.
+            walk.plan.levels.push(Vec::new());
             while let Some(child) = found.try_next().await? {
                 let Some(child) = child else {
                     continue;
                 };
                 // Counted as they come: a whole level of them may be sixty times as much.
-                bytes += child.bytes.len();
-                if bytes > CHILDREN_BYTES_MAX {
-                    let message = format!(
-                        "{}@{}: its manifests are larger than 64 MiB",
-                        job.from,
-                        top.digest.short()
-                    );
-                    return Err(Error::terminal(Reason::TooLarge, message));
+                walk.bytes += child.bytes.len();
+                if walk.bytes > CHILDREN_BYTES_MAX {
+                    let what = "its manifests are larger than 64 MiB";
+                    return Err(walk.fails(Reason::TooLarge, what));
                 }
-                level.push(child);
+                next.extend(walk.note(&child).await?);
+                level.push(child.digest);
             }
-            plan.levels.push(level.clone());
+            if let Some(last) = walk.plan.levels.last_mut() {
+                *last = level;
+            }
         }
+        walk.plan.children = walk.children.len();
+        Ok(walk.plan)
     }
 
     /// Refuses what the registry would not keep: of an index that a tag holds, quay keeps what it lists, and not what that lists in
@@ -204,13 +233,13 @@ impl Registry {
             .map(|write| Access::new(&endpoint, push, to, write))
             .into_iter();
         if nested && accesses.any(|access| self.is_quay(&access)) {
-            return Err(too_deep(to, top));
+            return Err(too_deep(to, top.digest));
         }
         Ok(())
     }
 
     /// The child as the source has it; nothing where a survey finds that the target has it.
-    async fn child(&self, job: &Job<'_>, digest: Digest) -> Result<Option<Manifest>, Error> {
+    async fn wanted(&self, job: &Job<'_>, digest: Digest) -> Result<Option<Manifest>, Error> {
         if !job.writes
             && self
                 .has_manifest(&job.target(), digest, job.activity)
@@ -218,11 +247,16 @@ impl Registry {
         {
             return Ok(None);
         }
+        self.child(job, digest).await.map(Some)
+    }
+
+    /// A child as the source has it.
+    async fn child(&self, job: &Job<'_>, digest: Digest) -> Result<Manifest, Error> {
         let reference = Reference::Digest(digest);
         let child = self
             .fetch(job.from, &reference, job.pull, job.activity)
             .await?;
-        child.map(Some).ok_or_else(|| {
+        child.ok_or_else(|| {
             let message = format!(
                 "{}: the source image misses this manifest; rebuild it",
                 named(job.from, &reference)
@@ -232,7 +266,8 @@ impl Registry {
     }
 
     /// Puts a child manifest.
-    async fn place(&self, job: &Job<'_>, child: Manifest) -> Result<(), Error> {
+    async fn place(&self, job: &Job<'_>, digest: Digest) -> Result<(), Error> {
+        let child = self.child(job, digest).await?;
         self.put_by_digest(job, &child).await.map(|_| ())
     }
 
@@ -292,10 +327,10 @@ impl Registry {
     }
 }
 
-fn too_deep(to: &Repository, top: &Manifest) -> Error {
+fn too_deep(to: &Repository, top: Digest) -> Error {
     let message = format!(
         "{to}@{}: its index lists an index, whose images {} would give up within the hour; list them all in one index",
-        top.digest.short(),
+        top.short(),
         to.host()
     );
     Error::terminal(Reason::UnsupportedManifest, message)

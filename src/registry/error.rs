@@ -54,6 +54,22 @@ pub struct Error {
 }
 
 impl Error {
+    /// The same, with the time after which it is worth while to ask again.
+    pub(super) fn asking_after(mut self, after: Option<Duration>) -> Self {
+        if let Class::Wait { after: known } = &mut self.class {
+            *known = after;
+        }
+        self
+    }
+
+    /// When it is worth while to ask again, counted from now.
+    pub(super) fn after(&self) -> Duration {
+        match self.class {
+            Class::Wait { after } => after.unwrap_or_default(),
+            Class::Attempt | Class::Terminal => Duration::ZERO,
+        }
+    }
+
     /// An answer that broke off: asked for again, it may come whole.
     pub(super) fn cut(what: &str, received: usize, cause: &str) -> Self {
         let message = format!("{what}: cut off after {received} bytes ({cause})");

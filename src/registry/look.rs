@@ -13,6 +13,8 @@ use super::budget::Lane;
 use super::credential::Credential;
 use super::error::Error;
 use super::manifest::Manifest;
+use super::reply::ManifestBody;
+use super::reserve::apart;
 use super::transport::{Ask, Content, Failure};
 use super::{Held, Registry};
 use crate::image::{Digest, Reference, Repository, Tag};
@@ -28,6 +30,15 @@ const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, \
 
 /// How often a read is sent whose answer broke off: the last is one attempt's failure.
 pub(super) const CUTS_MAX: u32 = 3;
+
+/// What one GET of a manifest came to.
+enum Got {
+    Manifest(Manifest),
+    /// The registry says that it is not there.
+    Absent,
+    /// Memory has to be reserved for it first.
+    Large,
+}
 
 impl Registry {
     /// A look: GET by tag with a pull and push token of `credential`. None: the registry says that the tag is not there.
@@ -123,6 +134,9 @@ impl Registry {
         manifest: &Manifest,
         credential: &Credential,
     ) {
+        if manifest.is_large() {
+            return;
+        }
         let key = held(repository, manifest.digest, credential);
         self.0.manifests.insert(key, manifest.clone());
     }
@@ -141,18 +155,29 @@ impl Registry {
         let endpoint = self.endpoint(repository)?;
         let access = Access::new(&endpoint, credential, repository, push);
         let mut ask = self.manifest_ask(Method::GET, &what, reference, &access, activity);
-        let mut cuts = 0;
-        let got = loop {
-            cuts += 1;
-            match self.get_once(&mut ask, &what, reference).await {
-                Err(error) if error.is_cut() && cuts < CUTS_MAX => {}
-                got => break got?,
+        let (mut cuts, mut hold) = (1, None);
+        loop {
+            let got = match self
+                .get_once(&mut ask, &what, reference, hold.is_some())
+                .await
+            {
+                Err(error) if error.is_cut() && cuts < CUTS_MAX => {
+                    cuts += 1;
+                    continue;
+                }
+                got => got?,
+            };
+            match got {
+                Got::Absent => return Ok(None),
+                // Nothing of it was read: whoever waits for memory holds no place meanwhile.
+                Got::Large => hold = Some(activity.hold(&self.0.reserve).await?),
+                Got::Manifest(mut manifest) => {
+                    self.remember(repository, &manifest, credential);
+                    manifest.hold = hold.filter(|_| manifest.is_large());
+                    return Ok(Some(manifest));
+                }
             }
-        };
-        if let Some(manifest) = &got {
-            self.remember(repository, manifest, credential);
         }
-        Ok(got)
     }
 
     async fn get_once(
@@ -160,7 +185,8 @@ impl Registry {
         ask: &mut Ask<'_>,
         what: &str,
         reference: &Reference,
-    ) -> Result<Option<Manifest>, Error> {
+        reserved: bool,
+    ) -> Result<Got, Error> {
         let reply = self.transport().send(ask).await;
         let reply = reply.map_err(Failure::into_error)?;
         match reply.status() {
@@ -169,7 +195,7 @@ impl Registry {
                 let decides = ask.access.push;
                 let answer = reply.absence(what, decides).await?;
                 if answer.says_absent() {
-                    return Ok(None);
+                    return Ok(Got::Absent);
                 }
                 let message =
                     format!("{what}: a 404 that does not say what is missing; not taken as absent");
@@ -180,17 +206,25 @@ impl Registry {
         }
         let content_type = reply.header(CONTENT_TYPE.as_str()).map(str::to_owned);
         let stated = reply.header("docker-content-digest").map(str::to_owned);
-        let Some(bytes) = reply.body(what, MANIFEST_MAX).await? else {
-            let message =
-                format!("{what}: the manifest is larger than 4 MiB; make the image smaller");
-            return Err(Error::terminal(Reason::TooLarge, message));
+        let bytes = match reply.manifest_body(what, reserved).await? {
+            ManifestBody::All(bytes) => bytes,
+            ManifestBody::Large => return Ok(Got::Large),
+            ManifestBody::TooLarge => {
+                let message =
+                    format!("{what}: the manifest is larger than 4 MiB; make the image smaller");
+                return Err(Error::terminal(Reason::TooLarge, message));
+            }
         };
         let named = match reference {
             Reference::Digest(digest) => Some(*digest),
             Reference::Tag(_) => None,
         };
-        let content_type = content_type.as_deref();
-        Manifest::read(what, bytes, content_type, named, stated.as_deref()).map(Some)
+        let what = what.to_owned();
+        let read = move || {
+            let (content_type, stated) = (content_type.as_deref(), stated.as_deref());
+            Manifest::read(&what, bytes, content_type, named, stated).map(Got::Manifest)
+        };
+        if reserved { apart(read).await } else { read() }
     }
 
     /// Whether a repository has the manifest of this digest, asked by HEAD.

@@ -19,6 +19,7 @@ use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::error::{Error, one_line};
+use super::reserve::{Hold, SMALL_MAX};
 use crate::image::Digest;
 use crate::machine::Reason;
 
@@ -40,6 +41,8 @@ pub struct Manifest {
     pub media_type: String,
     /// Exactly what the registry sent.
     pub bytes: Bytes,
+    /// The memory that it takes, where it is large.
+    pub(super) hold: Option<Hold>,
 }
 
 /// A blob that a manifest references.
@@ -193,7 +196,14 @@ impl Manifest {
             digest,
             media_type,
             bytes,
+            hold: None,
         })
+    }
+
+    /// Whether it is held for as short as can be: others wait for the memory that it takes.
+    #[must_use]
+    pub fn is_large(&self) -> bool {
+        self.bytes.len() > SMALL_MAX
     }
 
     /// The blobs and children it references, each once, in order.

@@ -9,7 +9,7 @@
 //! here; what one credential was granted or shown never serves another; memory does not grow with the size of images.
 //!
 //! In reading order: `dialect` and `error` (what answers mean, and how they count), `keyring` and `credential`, `endpoint` (addresses), `access` (rights), `budget` (what
-//! a host is asked to bear; `queue`, `pace`, `breaker`), `hops` (who may be connected to; `network`, `location`, `clients`), `transport` (the one
+//! a host is asked to bear; `queue`, `pace`, `breaker`), `reserve` (what memory manifests take), `hops` (who may be connected to; `network`, `location`, `clients`), `transport` (the one
 //! way out; `token`, `reply`), `manifest`, `look` and `put` (tags),
 //! `copy` (`blob`, `upload`, `download`, `sparse`), `survey` (what a copy would take), `referrers` and `labels` (what else belongs to staging an image).
 
@@ -38,6 +38,7 @@ mod put;
 mod queue;
 mod referrers;
 mod reply;
+mod reserve;
 mod sparse;
 mod survey;
 mod token;
@@ -69,10 +70,11 @@ use crate::metrics::Metrics;
 use crate::policy::HostPattern;
 use credential::CredentialKey;
 use endpoint::Endpoint;
+use reserve::Reserve;
 use transport::Transport;
 
-/// The manifests kept, in bytes.
-const MANIFESTS_MAX: u64 = 32 * 1024 * 1024;
+/// The manifests kept, in bytes. Large ones are not: they would drive out those of everybody else.
+const MANIFESTS_MAX: u64 = 24 * 1024 * 1024;
 /// What one of them takes beside its own bytes, about.
 const MANIFEST_KEPT: usize = 1024;
 /// How long a blob is remembered as brought: registries hold what no tag holds for about an hour.
@@ -163,6 +165,8 @@ struct Shared {
     /// Whether a registry takes an index without its children, by address.
     sparse: moka::sync::Cache<String, bool>,
     flights: Flights<Present>,
+    /// Memory for large manifests.
+    reserve: Arc<Reserve>,
 }
 
 /// A manifest as one credential was shown it.
@@ -247,6 +251,7 @@ impl Registry {
             unlisted,
             sparse,
             flights: Flights::new(),
+            reserve: Arc::default(),
         });
         let known = Arc::downgrade(&shared);
         metrics.at_scrape(move |scrape| {
@@ -311,7 +316,7 @@ mod tests {
         let float: Float = "quay.io/openshift/ci:f".parse().unwrap();
         let credential = Credential::anonymous();
         let manifest = |n: usize| {
-            let annotation = "x".repeat(256 * 1024);
+            let annotation = "x".repeat(30 * 1024);
             let config = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
             let body = format!(
                 r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{{"mediaType":"c","digest":"{config}","size":2}},"layers":[],"annotations":{{"{n}":"{annotation}"}}}}"#
@@ -322,14 +327,14 @@ mod tests {
             let reference = Reference::Digest(manifest.digest);
             registry.cached(float.repository(), &reference, &credential)
         };
-        for n in 0..200 {
+        for n in 0..1700 {
             let manifest = manifest(n);
             registry.remember(float.repository(), &manifest, &credential);
             for _ in 0..5 {
                 kept(&manifest);
             }
         }
-        let new = manifest(200);
+        let new = manifest(1700);
         registry.remember(float.repository(), &new, &credential);
         registry.0.manifests.run_pending_tasks();
         assert_eq!(kept(&new), Some(new));

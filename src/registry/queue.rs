@@ -3,20 +3,29 @@
 //! In come a [`Want`] (how many places, which lane's turn, for whom) and the time; out comes a [`Permit`], when it is its turn.
 //! The window of places halves when the host limits the rate and grows again, by one for each window of answers.
 //!
-//! Guaranteed: no more places are given than the window has; the party (promotion request) that was given least goes first, and one that
-//! has just come is ahead of the others by [`HEAD_START`] grants at most, so that a small request passes hundreds of images and holds
-//! nobody up for long; what rests on a look that must not grow old goes before all others; who has left takes nothing; a
-//! ticket for two places is not passed for ever by those for one.
+//! Guaranteed: no more places are given than the window has; the namespace that was given least goes first, of it the party (promotion
+//! request) that was given least, and one that has just come is ahead of the others by [`HEAD_START`] grants at most, so that a small
+//! request passes hundreds of images and holds nobody up for long; what rests on a look that must not grow old goes before all others;
+//! who has left takes nothing; a ticket for two places is not passed for ever by those for one.
+//!
+//! Streams last as long as their source and target like. So a namespace never has all places for them: alone it leaves a quarter, and
+//! of `n` none has more than one of `n + 1` equal parts. Whoever waits, and has less than that, takes from who has more: the slowest
+//! gives way.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
+use tokio_util::sync::CancellationToken;
+
+use super::activity::{Activity, SHOWN_AFTER, Waiting};
 use super::budget::{Lane, Limits, lock};
 use super::pace::Pace;
+use crate::machine::Reason;
 
 /// How many grants a party that comes is ahead of those that are there: about the requests of four images.
 const HEAD_START: u64 = 64;
@@ -24,11 +33,15 @@ const HEAD_START: u64 = 64;
 pub(super) const WINDOW_MIN: usize = 3;
 /// Parties that wait for nothing are forgotten, where that changes nothing, above this number.
 const IDLE_MAX: usize = 64;
+/// How long a stream has its places before it may have to give way, and how often who waits looks for one that may.
+const WAY: Duration = Duration::from_secs(3);
 
 /// What is waited for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Want {
-    /// For whom.
+    /// For whose namespace.
+    pub(super) namespace: u64,
+    /// For whom of it.
     pub(super) party: u64,
     /// Requests that will be in flight: none where the caller has its place already.
     pub(super) places: usize,
@@ -51,6 +64,9 @@ pub(super) struct Permit {
     want: Want,
     /// How often the window had been halved when it was given.
     halvings: u64,
+    number: u64,
+    /// Others wait for its places.
+    wanted: CancellationToken,
 }
 
 #[derive(Debug)]
@@ -61,20 +77,43 @@ struct State {
     in_flight: usize,
     /// Of those in flight, the places of streams.
     streams: usize,
+    holders: Vec<Holder>,
     lanes: [Pace; 2],
+    namespaces: HashMap<u64, Namespace>,
     lines: HashMap<u64, Line>,
     /// How many tickets wait in each class, those of owners that have left among them.
     waiting: [usize; CLASSES],
-    /// What the party that was given least had been given at the newest grant.
+    /// What the namespace that was given least had been given at the newest grant.
     level: u64,
     tickets: u64,
     /// When the queue is looked at again by itself.
     alarm: Option<Instant>,
 }
 
+/// A stream that has its places.
+#[derive(Debug)]
+struct Holder {
+    number: u64,
+    want: Want,
+    since: Instant,
+    activity: Activity,
+    /// What its operation had written then.
+    before: u64,
+    wanted: CancellationToken,
+}
+
+/// What a namespace was given.
+#[derive(Debug)]
+struct Namespace {
+    given: u64,
+    /// What the party that was given least had been given at the newest grant to this namespace.
+    level: u64,
+}
+
 /// The tickets of one party.
 #[derive(Debug)]
 struct Line {
+    namespace: u64,
     /// Grants, counted from the level at which it came.
     given: u64,
     tickets: [VecDeque<Ticket>; CLASSES],
@@ -85,6 +124,8 @@ struct Ticket {
     number: u64,
     want: Want,
     owner: oneshot::Sender<Permit>,
+    /// Of a stream.
+    activity: Option<Activity>,
 }
 
 /// Tickets that wait for the same things.
@@ -149,8 +190,16 @@ impl Class {
 
 impl Queue {
     pub(super) fn new(limits: Limits) -> Arc<Self> {
-        let nominal = limits.concurrency.max(WINDOW_MIN);
-        let lane = || Pace::new(limits.qps, Instant::now());
+        Self::of(limits.concurrency.max(WINDOW_MIN), limits.qps)
+    }
+
+    /// So many places, and no pacing.
+    pub(super) fn unpaced(places: usize) -> Arc<Self> {
+        Self::of(places, 0)
+    }
+
+    fn of(nominal: usize, qps: u32) -> Arc<Self> {
+        let lane = || Pace::new(qps, Instant::now());
         let state = State {
             nominal,
             #[allow(clippy::cast_precision_loss, reason = "a few hundred at the most")]
@@ -158,7 +207,9 @@ impl Queue {
             halvings: 0,
             in_flight: 0,
             streams: 0,
+            holders: Vec::new(),
             lanes: [lane(), lane()],
+            namespaces: HashMap::new(),
             lines: HashMap::new(),
             waiting: [0; CLASSES],
             level: 0,
@@ -173,13 +224,48 @@ impl Queue {
     /// Waits for what is wanted.
     pub(super) async fn enter(self: &Arc<Self>, want: Want) -> Permit {
         let (owner, granted) = oneshot::channel();
-        self.with(|state| state.join(want, owner));
+        self.with(|state| state.join(want, owner, None));
         // Nobody drops a ticket whose owner waits.
-        granted.await.unwrap_or(Permit {
-            queue: None,
-            want,
-            halvings: 0,
-        })
+        granted.await.unwrap_or_else(|_| Permit::none(want))
+    }
+
+    /// Waits for places of a stream, shows that, and takes them from who has too many. `name`: whose places they are.
+    pub(super) async fn enter_stream(
+        self: &Arc<Self>,
+        want: Want,
+        name: &str,
+        activity: &Activity,
+    ) -> Permit {
+        let (owner, mut granted) = oneshot::channel();
+        self.with(|state| state.join(want, owner, Some(activity.clone())));
+        let mut shown = None;
+        loop {
+            tokio::select! {
+                biased;
+                permit = &mut granted => return permit.unwrap_or_else(|_| Permit::none(want)),
+                () = tokio::time::sleep(SHOWN_AFTER) => {}
+            }
+            let places = {
+                let mut state = lock(&self.state);
+                state.make_way(&want, Instant::now());
+                state.streams_max()
+            };
+            shown.get_or_insert_with(|| {
+                activity.wait(Waiting {
+                    reason: Reason::Queued,
+                    message: format!(
+                        "waits for one of the {places} places for blobs at {name}, which other images have"
+                    ),
+                    until: std::time::Instant::now(),
+                })
+            });
+        }
+    }
+
+    /// Whether anybody has or wants anything of it, or its limits are lowered.
+    pub(super) fn is_used(&self) -> bool {
+        let state = lock(&self.state);
+        state.in_flight > 0 || state.waiting != [0; CLASSES] || state.window() < state.nominal
     }
 
     /// The host limits the rate: the window halves, and the lane is slower; once for all requests that were sent together.
@@ -222,11 +308,23 @@ impl Queue {
                 queue: Some(Arc::clone(self)),
                 want: ticket.want,
                 halvings: state.halvings,
+                number: ticket.number,
+                wanted: CancellationToken::new(),
             };
+            if let Some(activity) = ticket.activity {
+                state.holders.push(Holder {
+                    number: ticket.number,
+                    want: ticket.want,
+                    since: now,
+                    before: activity.bytes(),
+                    activity,
+                    wanted: permit.wanted.clone(),
+                });
+            }
             if let Err(mut permit) = ticket.owner.send(permit) {
                 // Its owner left in this instant. The state is locked: what it took is given back by hand.
                 permit.queue = None;
-                state.leave(&ticket.want);
+                state.leave(&ticket.want, ticket.number);
                 state.unused(&ticket.want);
             }
         }
@@ -263,6 +361,21 @@ impl Queue {
 // === impl Permit ===
 
 impl Permit {
+    fn none(want: Want) -> Self {
+        Self {
+            queue: None,
+            want,
+            halvings: 0,
+            number: 0,
+            wanted: CancellationToken::new(),
+        }
+    }
+
+    /// Resolves when others, who have less, wait for the places of this stream.
+    pub(super) async fn wanted(&self) {
+        self.wanted.cancelled().await;
+    }
+
     /// Gives the turn back: nothing was sent.
     pub(super) fn unused(self) {
         if let Some(queue) = &self.queue {
@@ -276,7 +389,7 @@ impl Drop for Permit {
         if let Some(queue) = self.queue.take()
             && self.want.places > 0
         {
-            queue.with(|state| state.leave(&self.want));
+            queue.with(|state| state.leave(&self.want, self.number));
         }
     }
 }
@@ -284,21 +397,29 @@ impl Drop for Permit {
 // === impl State ===
 
 impl State {
-    fn join(&mut self, want: Want, owner: oneshot::Sender<Permit>) {
+    fn join(&mut self, want: Want, owner: oneshot::Sender<Permit>, activity: Option<Activity>) {
         self.tickets += 1;
         let ticket = Ticket {
             number: self.tickets,
             want,
             owner,
+            activity,
         };
         let class = Class::of(&want).index();
         self.waiting[class] += 1;
-        let start = self.level.saturating_sub(HEAD_START);
         if self.lines.len() >= IDLE_MAX && !self.lines.contains_key(&want.party) {
-            self.lines
-                .retain(|_, line| line.given > start || line.tickets.iter().any(|t| !t.is_empty()));
+            self.forget_idle();
         }
+        let start = self.level.saturating_sub(HEAD_START);
+        let namespace = self.namespaces.entry(want.namespace);
+        let namespace = namespace.or_insert(Namespace {
+            given: start,
+            level: 0,
+        });
+        namespace.given = namespace.given.max(start);
+        let start = namespace.level.saturating_sub(HEAD_START);
         let line = self.lines.entry(want.party).or_insert_with(|| Line {
+            namespace: want.namespace,
             given: start,
             tickets: Default::default(),
         });
@@ -309,12 +430,23 @@ impl State {
     /// The ticket that is given what it wants, which is taken for it.
     fn next(&mut self, now: Instant) -> Option<Ticket> {
         let mut classes = Class::ALL.map(|class| self.is_open(class, now));
+        let part = if classes[Class::Stream.index()] {
+            self.part()
+        } else {
+            0
+        };
+        // Namespaces that have their part of the places for streams.
+        let mut full = Vec::new();
         loop {
-            let (party, class) = self.first(classes)?;
+            let (party, class) = self.first(classes, &full)?;
             let line = self.lines.get_mut(&party)?;
             let want = line.tickets[class.index()].front()?.want;
             if class == Class::Stream && self.streams + want.places > self.streams_max() {
                 classes[class.index()] = false;
+                continue;
+            }
+            if class == Class::Stream && self.places_of(want.namespace) + want.places > part {
+                full.push(want.namespace);
                 continue;
             }
             if want.places > 0 && !self.has_room(want.places) {
@@ -326,7 +458,11 @@ impl State {
             }
             let line = self.lines.get_mut(&party)?;
             let ticket = line.tickets[class.index()].pop_front()?;
-            self.level = self.level.max(line.given);
+            if let Some(namespace) = self.namespaces.get_mut(&want.namespace) {
+                self.level = self.level.max(namespace.given);
+                namespace.given += 1;
+                namespace.level = namespace.level.max(line.given);
+            }
             line.given += 1;
             self.waiting[class.index()] -= 1;
             self.in_flight += want.places;
@@ -338,6 +474,7 @@ impl State {
             }
             if self.waiting == [0; CLASSES] {
                 self.lines.clear();
+                self.namespaces.clear();
             }
             return Some(ticket);
         }
@@ -357,12 +494,15 @@ impl State {
     }
 
     /// The party and class that go first among these classes.
-    fn first(&mut self, classes: [bool; CLASSES]) -> Option<(u64, Class)> {
+    fn first(&mut self, classes: [bool; CLASSES], full: &[u64]) -> Option<(u64, Class)> {
         let mut first = None;
         for (party, line) in &mut self.lines {
+            let namespace = self.namespaces.get(&line.namespace);
+            let given = namespace.map_or(0, |namespace| namespace.given);
             for class in Class::ALL {
                 let tickets = &mut line.tickets[class.index()];
-                if !classes[class.index()] {
+                let is_full = class == Class::Stream && full.contains(&line.namespace);
+                if !classes[class.index()] || is_full {
                     continue;
                 }
                 while tickets.front().is_some_and(|t| t.owner.is_closed()) {
@@ -372,7 +512,7 @@ impl State {
                 let Some(ticket) = tickets.front() else {
                     continue;
                 };
-                let rank = (class != Class::Prompt, line.given, ticket.number);
+                let rank = (class != Class::Prompt, given, line.given, ticket.number);
                 if first.is_none_or(|(best, _, _)| rank < best) {
                     first = Some((rank, *party, class));
                 }
@@ -419,10 +559,92 @@ impl State {
         due
     }
 
-    fn leave(&mut self, want: &Want) {
+    fn leave(&mut self, want: &Want, number: u64) {
         self.in_flight -= want.places;
         if want.turn.is_none() {
             self.streams -= want.places;
+            self.holders.retain(|holder| holder.number != number);
+        }
+    }
+
+    /// Forgets parties that wait for nothing, where that changes nothing, and namespaces that have none.
+    fn forget_idle(&mut self) {
+        let namespaces = &self.namespaces;
+        self.lines.retain(|_, line| {
+            let level = namespaces.get(&line.namespace).map_or(0, |n| n.level);
+            line.given > level.saturating_sub(HEAD_START)
+                || line.tickets.iter().any(|tickets| !tickets.is_empty())
+        });
+        let (lines, start) = (&self.lines, self.level.saturating_sub(HEAD_START));
+        self.namespaces.retain(|name, namespace| {
+            namespace.given > start || lines.values().any(|line| line.namespace == *name)
+        });
+    }
+
+    /// The places for streams that a namespace has.
+    fn places_of(&self, namespace: u64) -> usize {
+        let holders = self
+            .holders
+            .iter()
+            .filter(|h| h.want.namespace == namespace);
+        holders.map(|holder| holder.want.places).sum()
+    }
+
+    /// How many of them each of those that have or want some may have: at least what one stream takes.
+    fn part(&self) -> usize {
+        let most = self.streams_max();
+        let stream = Class::Stream.index();
+        let waiting = self
+            .lines
+            .values()
+            .filter(|line| !line.tickets[stream].is_empty());
+        let waiting = waiting.map(|line| line.namespace);
+        let holding = self.holders.iter().map(|holder| holder.want.namespace);
+        let part = match waiting.chain(holding).collect::<HashSet<_>>().len() {
+            0 | 1 => most - most / 4,
+            n => most / (n + 1),
+        };
+        part.max(2)
+    }
+
+    /// A stream of `want` waits: the slowest of those that have more than their part gives way to it, if it has less.
+    fn make_way(&mut self, want: &Want, now: Instant) {
+        let part = self.part();
+        if self
+            .holders
+            .iter()
+            .any(|holder| holder.wanted.is_cancelled())
+        {
+            // One is leaving already.
+            return;
+        }
+        let party = |want: &Want| (want.namespace, want.party);
+        let mut parties: HashMap<(u64, u64), usize> = HashMap::new();
+        for holder in &self.holders {
+            *parties.entry(party(&holder.want)).or_default() += holder.want.places;
+        }
+        let mine = self.places_of(want.namespace);
+        let own = parties.get(&party(want)).copied().unwrap_or_default();
+        let over = |holder: &&Holder| {
+            if holder.want.namespace == want.namespace {
+                // Within a namespace: who has least against who has most.
+                return parties[&party(&holder.want)] > own + want.places;
+            }
+            mine + want.places <= part && self.places_of(holder.want.namespace) > part
+        };
+        let old = self
+            .holders
+            .iter()
+            .filter(|holder| holder.since + WAY <= now);
+        let slowest = old.filter(over).min_by_key(|holder| {
+            let brought = holder.activity.bytes().saturating_sub(holder.before);
+            brought * 1000
+                / u64::try_from((now - holder.since).as_millis())
+                    .unwrap_or(u64::MAX)
+                    .max(1)
+        });
+        if let Some(slowest) = slowest {
+            slowest.wanted.cancel();
         }
     }
 

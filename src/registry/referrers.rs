@@ -25,7 +25,8 @@ use super::endpoint::Endpoint;
 use super::error::{Answer, Error};
 use super::look::{MANIFEST_MAX, named};
 use super::manifest::{FirstOf, Manifest, digest_of, unsupported};
-use super::reply::Reply;
+use super::reply::{ManifestBody, Reply};
+use super::reserve::{Hold, SMALL_MAX};
 use super::transport::Failure;
 use crate::image::{Digest, Reference, Repository};
 use crate::machine::Reason;
@@ -46,6 +47,8 @@ pub struct Referrer {
     pub digest: Digest,
     /// The whole entry as it was written, for another list.
     entry: String,
+    /// The memory that the list takes, where it is large.
+    hold: Option<Hold>,
 }
 
 /// What a registry says of what refers to a manifest.
@@ -142,10 +145,11 @@ impl Registry {
         let what = format!("the referrers of {}", named(repository, &reference));
         let access = Access::new(&endpoint, credential, repository, push);
         let mut url = endpoint.url(&format!("{}/referrers/{subject}", repository.path()));
-        let mut found: Vec<Referrer> = Vec::new();
-        for page in 0..PAGES_MAX {
+        let (mut found, mut hold): (Vec<Referrer>, Option<Hold>) = (Vec::new(), None);
+        let mut page = 0;
+        while page < PAGES_MAX {
             let mut ask = self.manifest_ask(Method::GET, &what, &reference, &access, activity);
-            ask.url = url;
+            ask.url = url.clone();
             let reply = self
                 .transport()
                 .send(&mut ask)
@@ -169,11 +173,18 @@ impl Registry {
             }
             let next = next_page(&reply, &endpoint, &what);
             let content_type = content_type(&reply);
-            let Some(bytes) = reply.body(&what, MANIFEST_MAX).await? else {
-                if page == 0 && content_type.as_deref() == Some("text/html") {
+            let bytes = match reply.manifest_body(&what, hold.is_some()).await? {
+                ManifestBody::All(bytes) => bytes,
+                _ if page == 0 && content_type.as_deref() == Some("text/html") => {
                     return Ok(Listing::None);
                 }
-                return Err(too_many(&what, "their list is larger than 4 MiB"));
+                ManifestBody::Large => {
+                    hold = Some(activity.hold(&self.0.reserve).await?);
+                    continue;
+                }
+                ManifestBody::TooLarge => {
+                    return Err(too_many(&what, "their list is larger than 4 MiB"));
+                }
             };
             if page == 0 && !means_list(content_type.as_deref(), &bytes) {
                 self.0.unlisted.insert(key, ());
@@ -184,10 +195,22 @@ impl Registry {
             if found.len() > LISTED_MAX {
                 return Err(too_many(&what, "more than 100"));
             }
-            match next {
-                Some(next) => url = next,
-                None => return Ok(Listing::Of(found)),
+            let length: usize = found.iter().map(|referrer| referrer.entry.len()).sum();
+            if length > MANIFEST_MAX {
+                return Err(too_many(&what, "their list is larger than 4 MiB"));
             }
+            if length > SMALL_MAX && hold.is_none() {
+                hold = Some(activity.hold(&self.0.reserve).await?);
+            }
+            page += 1;
+            let Some(next) = next else {
+                let hold = hold.filter(|_| length > SMALL_MAX);
+                for referrer in &mut found {
+                    referrer.hold.clone_from(&hold);
+                }
+                return Ok(Listing::Of(found));
+            };
+            url = next;
         }
         Err(too_many(&what, "more than 20 pages"))
     }
@@ -200,15 +223,38 @@ impl Registry {
     pub async fn copy_referrer(
         &self,
         from: &Repository,
-        manifest: &Manifest,
+        manifest: Manifest,
         to: &Repository,
         pull: &Credential,
         push: &Credential,
         activity: &Activity,
     ) -> Result<bool, Error> {
+        let digest = manifest.digest;
+        let kept = (!manifest.is_large()).then(|| manifest.clone());
         self.copy(from, manifest, to, pull, push, activity).await?;
+        let manifest = match kept {
+            Some(manifest) => manifest,
+            None => self.referrer(from, digest, pull, activity).await?,
+        };
         let job = self.job(from, to, pull, push, activity)?;
-        self.put_by_digest(&job, manifest).await
+        self.put_by_digest(&job, &manifest).await
+    }
+
+    /// A referrer's manifest, which was there before its blobs were brought.
+    async fn referrer(
+        &self,
+        from: &Repository,
+        digest: Digest,
+        pull: &Credential,
+        activity: &Activity,
+    ) -> Result<Manifest, Error> {
+        let reference = Reference::Digest(digest);
+        let found = self.fetch(from, &reference, pull, activity).await?;
+        found.ok_or_else(|| {
+            let what = named(from, &reference);
+            let message = format!("{what}: it went away while it was copied");
+            Error::attempt(Reason::SourceIncomplete, message)
+        })
     }
 }
 
@@ -229,7 +275,11 @@ impl Manifest {
         if self.media_type != OCI_IMAGE_INDEX_MEDIA_TYPE {
             return Err(no_list(what));
         }
-        entries(what, &self.bytes)
+        let mut listed = entries(what, &self.bytes)?;
+        for referrer in &mut listed {
+            referrer.hold.clone_from(&self.hold);
+        }
+        Ok(listed)
     }
 }
 
@@ -292,6 +342,7 @@ pub fn list_with(
         digest: Digest::of(&bytes),
         media_type: OCI_IMAGE_INDEX_MEDIA_TYPE.into(),
         bytes,
+        hold: list.and_then(|list| list.hold.clone()),
     }))
 }
 
@@ -308,7 +359,11 @@ fn entries(what: &str, bytes: &[u8]) -> Result<Vec<Referrer>, Error> {
         let digest = digest_of(what, &digest_text(entry).unwrap_or_default())?;
         if seen.insert(digest) {
             let entry = entry.get().to_owned();
-            found.push(Referrer { digest, entry });
+            found.push(Referrer {
+                digest,
+                entry,
+                hold: None,
+            });
         }
     }
     Ok(found)

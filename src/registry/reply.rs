@@ -14,6 +14,8 @@ use super::budget::Place;
 use super::credential::Credential;
 use super::dialect::Asked;
 use super::error::{Answer, Error, secrets};
+use super::look::MANIFEST_MAX;
+use super::reserve::SMALL_MAX;
 use crate::machine::Reason;
 
 /// The most of a refusal's body that is read.
@@ -33,6 +35,16 @@ pub(super) struct Reply {
     pub(super) authorization: Option<HeaderValue>,
     pub(super) credential: Credential,
     pub(super) _place: Place,
+}
+
+/// What a manifest's body came to.
+#[derive(Debug)]
+pub(super) enum ManifestBody {
+    All(Bytes),
+    /// It is large, and nothing is reserved for it.
+    Large,
+    /// It is larger than any may be.
+    TooLarge,
 }
 
 impl Reply {
@@ -85,6 +97,33 @@ impl Reply {
         Ok(answer)
     }
 
+    /// The body of a manifest. `reserved`: whether it may be a large one.
+    pub(super) async fn manifest_body(
+        self,
+        what: &str,
+        reserved: bool,
+    ) -> Result<ManifestBody, Error> {
+        let fits = |max: usize| {
+            let announced = self.response.content_length();
+            announced.is_none_or(|length| length <= max as u64)
+        };
+        let (max, larger) = if reserved {
+            (MANIFEST_MAX, ManifestBody::TooLarge)
+        } else {
+            (SMALL_MAX, ManifestBody::Large)
+        };
+        if !fits(MANIFEST_MAX) {
+            return Ok(ManifestBody::TooLarge);
+        }
+        if !fits(max) {
+            return Ok(larger);
+        }
+        Ok(self
+            .body(what, max)
+            .await?
+            .map_or(larger, ManifestBody::All))
+    }
+
     /// The body, at most `max` bytes of it: none where it is longer, an error where it was cut off.
     pub(super) async fn body(mut self, what: &str, max: usize) -> Result<Option<Bytes>, Error> {
         match gather(&mut self.response, max).await {
@@ -133,7 +172,9 @@ enum Gathered {
 
 /// Reads at most `max` bytes of a body.
 async fn gather(response: &mut Response, max: usize) -> Gathered {
-    let mut body = Vec::new();
+    let announced = response.content_length().unwrap_or_default();
+    // Growing step by step would take twice as much at times.
+    let mut body = Vec::with_capacity(usize::try_from(announced).unwrap_or(max).min(max));
     loop {
         match response.chunk().await {
             Ok(Some(chunk)) => {

@@ -4,6 +4,8 @@
 //! what would be streamed. The walk is that of [`Registry::copy`], with the same bounds, budget and memory; nothing is written, and
 //! tokens are asked for pulling only.
 
+use std::borrow::Borrow;
+
 use futures::{StreamExt, TryStreamExt, stream};
 
 use super::Registry;
@@ -37,7 +39,7 @@ impl Registry {
     pub async fn survey(
         &self,
         from: &Repository,
-        manifest: &Manifest,
+        manifest: impl Borrow<Manifest> + Send,
         to: &Repository,
         pull: &Credential,
         push: &Credential,
@@ -45,13 +47,16 @@ impl Registry {
     ) -> Result<Copying, Error> {
         let mut copying = Copying::default();
         if from == to {
-            return self.check_depth(manifest, to, push).map(|()| copying);
+            return self
+                .check_depth(manifest.borrow(), to, push)
+                .map(|()| copying);
         }
         let job = Job {
             writes: false,
             ..self.job(from, to, pull, push, activity)?
         };
-        let plan = self.plan(&job, manifest).await?;
+        let plan = self.plan(&job, manifest.borrow()).await?;
+        drop(manifest);
         copying.children.missing = plan.levels.iter().map(|level| level.len() as u64).sum();
         copying.children.present = plan.children as u64 - copying.children.missing;
         let mounts = self.may_mount(&job).await?;

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::Settings;
 use super::access::{Access, Grant};
 use super::activity::{Activity, Waiting};
-use super::budget::{Admission, Entry, Host, Hosts, Lane, Limits, Place};
+use super::budget::{Admission, Caller, Entry, Host, Hosts, Lane, Limits, Place, StreamPlaces};
 use super::dialect::{Asked, Meaning};
 use super::endpoint::{Endpoints, address};
 use super::error::{Answer, BuildError, Error, secrets};
@@ -28,6 +28,7 @@ use super::referrers::is_astray;
 use super::reply::{
     Reply, challenge_of, describe, is_plain, is_untrusted, read_refusal, retry_after,
 };
+use super::reserve;
 use super::token::Tokens;
 use crate::machine::Reason;
 use crate::metrics::Scrape;
@@ -38,6 +39,8 @@ const BAD_ANSWERS_MAX: u32 = 20;
 const ROUNDS_MAX: u32 = 4;
 /// How long a stream's places are held while its hosts are unwell: others need them.
 pub(super) const PATIENCE: Duration = Duration::from_secs(3);
+/// The longest `Retry-After` of a redirect's target that is believed.
+const ELSEWHERE_MAX: Duration = Duration::from_mins(1);
 /// The longest pause between two bad answers to one request.
 const OWN_REST_MAX: u32 = 16;
 
@@ -176,7 +179,24 @@ impl Transport {
 
     /// The state of the host that `url` is at.
     pub(super) fn host(&self, url: &Url) -> Arc<Host> {
-        self.hosts.get(&address(url))
+        self.hosts.get(&address(url), None)
+    }
+
+    /// The state of the host that a request goes to. Only what is asked of a registry itself says anything of it: a request that
+    /// another registry leads there does not.
+    fn host_of(&self, ask: &Ask<'_>) -> Arc<Host> {
+        let own = ask.access.endpoint.is_at(&ask.url);
+        let led_by = (!own).then(|| address(&ask.access.endpoint.base));
+        self.hosts.get(&address(&ask.url), led_by)
+    }
+
+    /// Places for a stream from one registry to another.
+    pub(super) async fn stream_places(
+        &self,
+        from: (&Host, Caller<'_>),
+        to: (&Host, Caller<'_>),
+    ) -> StreamPlaces {
+        self.hosts.stream_places(from, to).await
     }
 
     /// Sends with the rights of `ask.access`.
@@ -259,17 +279,21 @@ impl Transport {
         mut gate: impl FnMut() -> bool + Send,
     ) -> Result<Reply, Failure> {
         let leave = self.hops.leave(ask).map_err(Failure::Refused)?;
-        let host = self.host(&ask.url);
+        let host = self.host_of(ask);
+        let caller = Caller::new(ask.activity, ask.access.credential);
         let safe = matches!(ask.method, Method::GET | Method::HEAD);
-        let deadline = ask.patience.map(|patience| Instant::now() + patience);
+        // Who holds memory that others wait for waits for no host without end.
+        let reserved = || ask.activity.is_reserved().then_some(reserve::PATIENCE);
+        let patience = ask.patience.or_else(reserved);
+        let deadline = patience.map(|patience| Instant::now() + patience);
         let before = host.served();
         let (mut bad, mut served, mut rests, mut moves) = (0, before, 0, 0);
         loop {
             let admission = host
-                .admit(!safe, deadline, ask.activity)
+                .admit(!safe, deadline, caller)
                 .await
                 .map_err(Failure::Restart)?;
-            let place = host.enter(ask.entry(), ask.activity).await;
+            let place = Box::pin(host.enter(ask.entry(), caller)).await;
             if admission.is_stale() {
                 place.unused();
                 continue;
@@ -339,10 +363,10 @@ impl Transport {
             drop(place);
             rests += 1;
             // A host that rests is waited for; but of one that serves others this must not be the one that probes each time.
-            let pause = if host.rests(!safe) && host.served() == before {
+            let pause = if host.rests_from(!safe, caller) && host.served() == before {
                 Duration::ZERO
             } else {
-                self.own_rest(rests)
+                self.own_rest(rests).max(error.after().min(ELSEWHERE_MAX))
             };
             let late = deadline.is_some_and(|deadline| Instant::now() + pause > deadline);
             if late || matches!(ask.content, Content::Spent) {
@@ -388,20 +412,28 @@ impl Transport {
             Err(lost) => return failed(ask, host, admission, lost),
         };
         let status = response.status();
+        let caller = Caller::new(ask.activity, ask.access.credential);
         let elsewhere = address(response.url()) != host.name;
         // A web page's limits and outages are no registry's.
         if ask.asked() == Asked::Referrers && is_astray(&response) {
-            host.serves(ask.lane, admission);
+            host.serves(ask.lane, caller, admission);
             return Judged::Reply(response);
         }
         match status.as_u16() {
+            // Whoever it was redirected to is no host of this registry's: this request rests, and nobody else.
+            429 if elsewhere => {
+                host.serves(ask.lane, caller, admission);
+                let error = Answer::read(ask.asked(), status, b"").error(ask.what);
+                Judged::Again(error.asking_after(retry_after(response.headers())))
+            }
             429 => {
-                host.limits(ask.lane, place, admission, retry_after(response.headers()));
+                let after = retry_after(response.headers());
+                host.limits(ask.lane, caller, place, admission, after);
                 Judged::Again(Answer::read(ask.asked(), status, b"").error(ask.what))
             }
             408 | 500 | 502..=504 | 506..=599 => {
                 if elsewhere {
-                    host.serves(ask.lane, admission);
+                    host.serves(ask.lane, caller, admission);
                 } else {
                     let message = format!("{} answered {}", host.name, status.as_u16());
                     admission.unwell(message, retry_after(response.headers()), false);
@@ -420,11 +452,11 @@ impl Transport {
                     host.read_only(admission);
                     return Judged::Again(error);
                 }
-                host.serves(ask.lane, admission);
+                host.serves(ask.lane, caller, admission);
                 Judged::Final(error)
             }
             _ => {
-                host.serves(ask.lane, admission);
+                host.serves(ask.lane, caller, admission);
                 Judged::Reply(response)
             }
         }
@@ -486,21 +518,22 @@ fn astray(ask: &Ask<'_>, problem: &str) -> Error {
 
 /// Reads a sending that had no answer.
 fn failed(ask: &Ask<'_>, host: &Host, admission: Admission, lost: Lost) -> Judged {
+    let caller = Caller::new(ask.activity, ask.access.credential);
     let (error, at) = match lost {
         // Nothing was sent: that tells nothing about the host.
         Lost::Barred { error, sent: false } => return Judged::Final(error),
         Lost::Barred { error, sent: true } => {
-            host.serves(ask.lane, admission);
+            host.serves(ask.lane, caller, admission);
             return Judged::Final(error);
         }
         Lost::Astray(problem) => {
-            host.serves(ask.lane, admission);
+            host.serves(ask.lane, caller, admission);
             return Judged::Final(astray(ask, problem));
         }
         Lost::Broken { error, at } => (error, at),
     };
     if is_untrusted(&error) {
-        host.serves(ask.lane, admission);
+        host.serves(ask.lane, caller, admission);
         let message = format!(
             "the certificate of {at} is not trusted ({}); have its CA given with --registry-ca {}=FILE",
             describe(&error),
@@ -509,7 +542,7 @@ fn failed(ask: &Ask<'_>, host: &Host, admission: Admission, lost: Lost) -> Judge
         return Judged::Final(Error::terminal(Reason::CertificateUntrusted, message));
     }
     if is_plain(&error) {
-        host.serves(ask.lane, admission);
+        host.serves(ask.lane, caller, admission);
         let message = format!(
             "{}: {at} does not speak TLS; if it answers plain HTTP, give --plain-http {at}",
             ask.what
@@ -517,7 +550,7 @@ fn failed(ask: &Ask<'_>, host: &Host, admission: Admission, lost: Lost) -> Judge
         return Judged::Final(Error::attempt(Reason::RegistryError, message));
     }
     if error.is_builder() {
-        host.serves(ask.lane, admission);
+        host.serves(ask.lane, caller, admission);
         let message = format!("{}: {}", ask.what, describe(&error));
         return Judged::Final(Error::attempt(Reason::RegistryError, message));
     }
@@ -537,7 +570,13 @@ fn failed(ask: &Ask<'_>, host: &Host, admission: Admission, lost: Lost) -> Judge
     );
     // No connection: nothing was sent.
     let unsent = error.is_connect();
-    admission.unwell(message, None, unsent);
+    if at == host.name {
+        admission.unwell(message, None, unsent);
+    } else {
+        // The registry itself has answered.
+        host.serves(ask.lane, caller, admission);
+        return Judged::Again(cause);
+    }
     if unsent {
         Judged::Again(cause)
     } else {

@@ -17,7 +17,7 @@ use super::Registry;
 use super::access::Access;
 use super::activity::Activity;
 use super::blob::{Job, mismatch, named, uploads_url};
-use super::budget::stream_places;
+use super::budget::{Caller, StreamPlaces};
 use super::credential::Credential;
 use super::dialect::Meaning;
 use super::download::{Download, Flow, Meter};
@@ -57,11 +57,13 @@ impl Registry {
         let transport = self.transport();
         let source = transport.host(&job.from_at.base);
         let target = transport.host(&job.to_at.base);
+        let puller = Caller::new(job.activity, job.pull);
+        let pusher = Caller::new(job.activity, job.push);
         let (mut restarts, mut unwell, served) = (0, 0, source.served());
         let mut restarts_in_a_row = 0;
         loop {
-            source.well(false, job.activity).await;
-            target.well(true, job.activity).await;
+            source.well(false, puller).await;
+            target.well(true, pusher).await;
             // Tokens are had before places are taken: a token endpoint may be unwell for long.
             for access in [job.source(), job.target()] {
                 // What is refused to a guess, the requests themselves are told.
@@ -70,8 +72,9 @@ impl Registry {
                     Err(failure) => return Err(failure.into_error()),
                 }
             }
-            let places = stream_places(&source, &target, job.activity).await;
-            let outcome = self.stream(job, blob, session.take()).await;
+            let places = transport.stream_places((&source, puller), (&target, pusher));
+            let places = places.await;
+            let outcome = self.stream(job, blob, session.take(), &places).await;
             drop(places);
             let error = match outcome {
                 Ok(()) => return Ok(()),
@@ -105,12 +108,20 @@ impl Registry {
     }
 
     /// One upload, fed by a download.
-    async fn stream(&self, job: &Job<'_>, blob: Blob, session: Option<Url>) -> Result<(), Failure> {
+    async fn stream(
+        &self,
+        job: &Job<'_>,
+        blob: Blob,
+        session: Option<Url>,
+        places: &StreamPlaces,
+    ) -> Result<(), Failure> {
         let what = named(job.to, blob.digest);
         let access = job.target();
-        let opened = self
-            .open(job.from, &job.from_at, job.pull, blob, 0, job.activity)
-            .await;
+        let open = self.open(job.from, &job.from_at, job.pull, blob, 0, job.activity);
+        let opened = tokio::select! {
+            opened = open => opened,
+            () = places.wanted() => Err(gives_way(&what)),
+        };
         let response = match (opened, &session) {
             (Ok(response), _) => response,
             (Err(failure), session) => {
@@ -124,7 +135,7 @@ impl Registry {
             None => self.begin(&access, &what, true, job.activity).await?,
         };
         let outcome = self
-            .send_blob(job, blob, &what, &access, &location, response)
+            .send_blob(job, blob, &what, &access, &location, response, places)
             .await;
         if outcome.is_err() {
             self.cancel(Some(&location), &access, &what, job.activity)
@@ -134,6 +145,7 @@ impl Registry {
     }
 
     /// Sends a blob to its upload session, and to where that is redirected.
+    #[allow(clippy::too_many_arguments, reason = "one upload, from one place")]
     async fn send_blob(
         &self,
         job: &Job<'_>,
@@ -142,12 +154,15 @@ impl Registry {
         access: &Access<'_>,
         location: &Url,
         response: Response,
+        places: &StreamPlaces,
     ) -> Result<(), Failure> {
         let (mut url, mut response) = (location.clone(), response);
         url.query_pairs_mut()
             .append_pair("digest", &blob.digest.to_string());
         for _ in 0..=REDIRECTS_MAX {
-            let moved = self.upload(job, blob, what, access, url, response).await?;
+            let moved = self
+                .upload(job, blob, what, access, url, response, places)
+                .await?;
             let Some(next) = moved else {
                 return Ok(());
             };
@@ -163,6 +178,7 @@ impl Registry {
     }
 
     /// The closing PUT of an upload, with the whole content. Where it has to be sent instead, if that is said.
+    #[allow(clippy::too_many_arguments, reason = "one upload, from one place")]
     async fn upload(
         &self,
         job: &Job<'_>,
@@ -171,6 +187,7 @@ impl Registry {
         access: &Access<'_>,
         location: Url,
         response: Response,
+        places: &StreamPlaces,
     ) -> Result<Option<Url>, Failure> {
         let mut ask = self.blob_ask(Method::PUT, location, what, access, job.activity);
         ask.headers.insert(
@@ -217,6 +234,7 @@ impl Registry {
                 let message = format!("{what}: the upload stands still");
                 Err(Failure::Unsettled(Error::attempt(Reason::RegistryError, message)))
             }
+            () = places.wanted() => Err(gives_way(what)),
         };
         let outcome = match result {
             Ok(mut reply) => {
@@ -385,6 +403,12 @@ impl Registry {
         });
         Ok(())
     }
+}
+
+/// Nothing is wrong with it: it comes again when it is its turn.
+fn gives_way(what: &str) -> Failure {
+    let message = format!("{what}: it was slow, and gave its places to an image that had none");
+    Failure::Restart(Error::wait(Reason::Queued, None, message))
 }
 
 /// Reads the answer to the closing PUT of an upload.

@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Api, PostParams};
-use kube::core::Status;
+use kube::core::{Request, Status};
 use kube::runtime::events::{Event as KubeEvent, EventType, Recorder, Reporter};
 use kube::{Client, Resource as _};
 use tokio::time::Instant;
 
 use super::call::{call, causes};
+use super::kept::Kept;
 use super::own::OwnFiles;
 use super::{Access, AccessError, Event, Key, Store, StoreError};
 use crate::api::{self, PromotionRequest};
@@ -35,9 +36,14 @@ const SECRET_UNREAD: Duration = Duration::from_millis(500);
 const SECRET_TYPE: &str = "kubernetes.io/dockerconfigjson";
 const SECRET_KEY: &str = ".dockerconfigjson";
 
+/// The largest Secret that is read: whoever names it decides how large it is, and what is read of it is kept while the request is in work.
+const SECRET_MAX: usize = 128 * 1024;
+/// What is remembered of all Secrets, in bytes as they are written; the largest go first.
+const SECRETS_MAX: usize = 4 * 1024 * 1024;
+
 type SecretName = (String, String);
-/// What a Secret held, or why it cannot be used, and until when that is believed.
-type Secrets = HashMap<SecretName, (Result<Keyring, AccessError>, Instant)>;
+/// What a Secret held, or why it cannot be used, until when that is believed, and how large it is.
+type Secrets = HashMap<SecretName, (Result<Keyring, AccessError>, Instant, usize)>;
 
 /// Requests in the Kubernetes API.
 pub struct Cluster {
@@ -66,8 +72,19 @@ impl Cluster {
         }
     }
 
-    fn api(&self, key: &Key) -> Api<PromotionRequest> {
+    fn api(&self, key: &Key) -> Api<Kept> {
         Api::namespaced(self.client.clone(), &key.namespace)
+    }
+
+    /// Replaces an object's status. What is not kept of its metadata stays as it is: the server takes nothing else from a write of
+    /// the status.
+    async fn replace_status(&self, key: &Key, object: &PromotionRequest) -> kube::Result<Kept> {
+        let content = serde_json::to_vec(object).map_err(kube::Error::SerdeError)?;
+        let path = PromotionRequest::url_path(&(), Some(&key.namespace));
+        let params = PostParams::default();
+        let request = Request::new(path).replace_subresource("status", &key.name, &params, content);
+        let request = request.map_err(kube::Error::BuildRequest)?;
+        self.client.request(request).await
     }
 
     /// A Secret's credentials, from memory if they were read within the last minute.
@@ -81,7 +98,7 @@ impl Cluster {
             return known;
         }
         let asked = Instant::now();
-        let read = self.read_secret(namespace, name).await;
+        let (read, size) = self.read_secret(namespace, name).await;
         let until = match &read {
             Ok(_) => asked + SECRET_FRESH,
             Err(AccessError::NotFound(_) | AccessError::Invalid(_)) => asked + SECRET_MISSING,
@@ -89,14 +106,15 @@ impl Cluster {
             Err(AccessError::NotAllowed(_)) => return read,
         };
         let mut secrets = self.secrets();
-        secrets.retain(|_, (_, until)| *until > asked);
-        secrets.insert(id, (read.clone(), until));
+        secrets.retain(|_, (_, until, _)| *until > asked);
+        secrets.insert(id, (read.clone(), until, size));
+        bound(&mut secrets);
         read
     }
 
     fn known_secret(&self, id: &SecretName) -> Option<Result<Keyring, AccessError>> {
         let secrets = self.secrets();
-        let (known, until) = secrets.get(id)?;
+        let (known, until, _) = secrets.get(id)?;
         (*until > Instant::now()).then(|| known.clone())
     }
 
@@ -104,7 +122,28 @@ impl Cluster {
         self.secrets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn read_secret(&self, namespace: &str, name: &str) -> Result<Keyring, AccessError> {
+    /// What a Secret holds, and how large it is.
+    async fn read_secret(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> (Result<Keyring, AccessError>, usize) {
+        let content = match self.secret_content(namespace, name).await {
+            Ok(content) => content,
+            Err(error) => return (Err(error), 0),
+        };
+        let (origin, size) = (format!("Secret {namespace}/{name}"), content.len());
+        let read = if size > SECRET_MAX {
+            Err(format!(
+                "{origin} is larger than 128 KiB; leave the entries of other registries out of it"
+            ))
+        } else {
+            Keyring::parse(&content, &origin).map_err(|error| error.to_string())
+        };
+        (read.map_err(AccessError::Invalid), size.min(SECRET_MAX))
+    }
+
+    async fn secret_content(&self, namespace: &str, name: &str) -> Result<Vec<u8>, AccessError> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
         let origin = format!("Secret {namespace}/{name}");
         let unavailable =
@@ -126,10 +165,9 @@ impl Cluster {
                 "{origin} is not of type {SECRET_TYPE}; create it anew with that type"
             )));
         }
-        let data = secret.data.as_ref().and_then(|data| data.get(SECRET_KEY));
-        let data =
-            data.ok_or_else(|| AccessError::Invalid(format!("{origin} has no key {SECRET_KEY}")))?;
-        Keyring::parse(&data.0, &origin).map_err(|error| AccessError::Invalid(error.to_string()))
+        let data = secret.data.and_then(|mut data| data.remove(SECRET_KEY));
+        let data = data.map(|data| data.0);
+        data.ok_or_else(|| AccessError::Invalid(format!("{origin} has no key {SECRET_KEY}")))
     }
 }
 
@@ -143,7 +181,7 @@ impl Store for Cluster {
             message,
         };
         match loaded.map_err(|_| failed("timed out".into()))? {
-            Ok(object) => Ok(Some(object)),
+            Ok(object) => object.into_request().map(Some).map_err(failed),
             Err(kube::Error::Api(status)) if is_gone(&status, key) => Ok(None),
             Err(error) => Err(failed(causes(&error))),
         }
@@ -151,9 +189,7 @@ impl Store for Cluster {
 
     async fn save(&self, object: &PromotionRequest) -> Result<PromotionRequest, StoreError> {
         let key = Key::of(object);
-        let api = self.api(&key);
-        let params = PostParams::default();
-        let save = api.replace_status(&key.name, &params, object);
+        let save = self.replace_status(&key, object);
         let saved = call(&self.metrics, Call::Save, CALL, save).await;
         let failed = |message: String| StoreError::Failed {
             verb: "save",
@@ -161,11 +197,12 @@ impl Store for Cluster {
             message,
         };
         let saved = saved.map_err(|_| failed("timed out".into()))?;
-        saved.map_err(|error| match &error {
+        let saved = saved.map_err(|error| match &error {
             kube::Error::Api(status) if status.is_conflict() => StoreError::Conflict(key.clone()),
             kube::Error::Api(status) if is_gone(status, &key) => StoreError::Gone(key.clone()),
             _ => failed(causes(&error)),
-        })
+        })?;
+        saved.into_request().map_err(failed)
     }
 
     async fn access(&self, object: &PromotionRequest) -> Result<Access, AccessError> {
@@ -234,6 +271,19 @@ impl Store for Cluster {
     }
 }
 
+/// Forgets the largest Secrets, as far as there is more than may be remembered.
+fn bound(secrets: &mut Secrets) {
+    let mut all: usize = secrets.values().map(|(.., size)| size + 1024).sum();
+    while all > SECRETS_MAX {
+        let largest = secrets.iter().max_by_key(|(_, (.., size))| *size);
+        let Some((largest, size)) = largest.map(|(id, (.., size))| (id.clone(), *size)) else {
+            return;
+        };
+        secrets.remove(&largest);
+        all = all.saturating_sub(size + 1024);
+    }
+}
+
 /// Whether an answer says that this object is not there. Another 404 says that nothing of its kind is served: the definition is
 /// missing, or the server is only starting. Nobody has deleted the object by that.
 fn is_gone(status: &Status, key: &Key) -> bool {
@@ -247,6 +297,22 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn large_secrets_drive_out_none_but_large_ones() {
+        let now = Instant::now();
+        let mut secrets = Secrets::new();
+        for (namespace, size) in [("good", 2_000), ("evil", SECRET_MAX)] {
+            for n in 0..200 {
+                let id = (namespace.to_owned(), n.to_string());
+                secrets.insert(id, (Ok(Keyring::anonymous()), now, size));
+                bound(&mut secrets);
+            }
+        }
+        let good = secrets.keys().filter(|(namespace, _)| namespace == "good");
+        assert_eq!(good.count(), 200);
+        assert!(secrets.len() < 240, "{}", secrets.len());
+    }
 
     #[test]
     fn only_a_404_that_names_the_object_says_that_it_is_gone() {

@@ -6,6 +6,7 @@
 pub(crate) mod call;
 pub mod cluster;
 pub mod file;
+pub mod kept;
 pub mod own;
 
 use std::fmt;

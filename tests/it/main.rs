@@ -35,6 +35,7 @@ mod rivals;
 mod rollback;
 mod stage;
 mod status;
+mod tenants;
 #[path = "testbed.rs"]
 mod testbed_tests;
 mod traces;

@@ -14,7 +14,7 @@ mod documents;
 mod health;
 mod lines;
 mod scrape;
-mod scraped;
+pub mod scraped;
 mod series;
 
 pub use scraped::Scraped;

@@ -73,6 +73,7 @@ annotations:
 {{- define "promotion-controller.arguments" -}}
 {{- $arguments := list
   (printf "--listen=%s:%d" .Values.metrics.address (int .Values.metrics.port))
+  (printf "--listen-probes=%s:%d" .Values.metrics.address (int .Values.metrics.probePort))
   (printf "--log-format=%s" .Values.logFormat)
   (printf "--lease-namespace=%s" (include "promotion-controller.leaseNamespace" .))
   (printf "--registry-qps=%d" (int .Values.qps))

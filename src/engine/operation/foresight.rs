@@ -82,14 +82,13 @@ impl Operation {
             let media_type = Some(manifest.media_type);
             return Ok(self.foreseen(manifest.digest, media_type, held, Copying::default()));
         }
-        let (incoming, pre, post1) = (float.incoming(), float.pre(), float.post1());
-        (held.incoming, held.pre, held.post1) =
-            try_join!(self.peek(&incoming), self.peek(&pre), self.peek(&post1))?;
+        let (digest, media_type) = (manifest.digest, manifest.media_type.clone());
+        let expiring = self.foresee_labels(&manifest, held.float).await?;
         let (pull, push) = (self.pull()?, self.push()?);
         let from = &self.spec.source.repository;
         let survey = self.tools.registry.survey(
             from,
-            &manifest,
+            manifest,
             self.repository(),
             &pull,
             &push,
@@ -97,9 +96,10 @@ impl Operation {
         );
         // Boxed: every operation is as large as its largest step, and plans are few.
         let copying = self.read(Box::pin(survey)).await?;
-        let expiring = self.foresee_labels(&manifest, held.float).await?;
-        let media_type = Some(manifest.media_type);
-        let mut forecast = Forecast::of(float, manifest.digest, media_type, held, copying);
+        let (incoming, pre, post1) = (float.incoming(), float.pre(), float.post1());
+        (held.incoming, held.pre, held.post1) =
+            try_join!(self.peek(&incoming), self.peek(&pre), self.peek(&post1))?;
+        let mut forecast = Forecast::of(float, digest, Some(media_type), held, copying);
         forecast.expiring = expiring;
         Ok(Outcome::Foreseen(Box::new(forecast)))
     }

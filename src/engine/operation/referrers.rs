@@ -20,7 +20,7 @@ use crate::registry::{self, Listing, Manifest, Referrer, list_with};
 const REFERRERS_MAX: usize = 100;
 /// Referrers of referrers.
 const DEPTH_MAX: usize = 2;
-/// Referrers of one manifest on their way at once.
+/// Referrers of one manifest that are looked at at once.
 const AT_ONCE: usize = 4;
 
 /// What could not be copied, where that is no failure.
@@ -38,7 +38,7 @@ struct Around {
     /// As the registry, or a tag in its stead, lists it.
     listed: Vec<Referrer>,
     /// By the names that cosign gives.
-    named: Vec<(Tag, Manifest)>,
+    named: Vec<(Tag, Digest)>,
     /// Nothing was found, and nothing but 404s says so.
     unseen: bool,
 }
@@ -62,7 +62,7 @@ impl Operation {
                     self.tolerate(there, &mut trouble)?;
                 }
                 let listed = around.listed.iter().map(|referrer| referrer.digest);
-                let named = around.named.iter().map(|(_, manifest)| manifest.digest);
+                let named = around.named.iter().map(|(_, digest)| *digest);
                 let found: Vec<Digest> = listed.chain(named).filter(|d| seen.insert(*d)).collect();
                 if let Err(outcome) = within(source, depth, seen.len() - 1, &found) {
                     self.tolerate::<()>(Err(outcome), &mut trouble)?;
@@ -109,9 +109,9 @@ impl Operation {
         let [signature, attestation, sbom] = subject.cosign_tags();
         let (listed, signature, attestation, sbom) = futures::join!(
             self.listed(subject, trouble.unlisted),
-            self.at_source(signature),
-            self.at_source(attestation),
-            self.at_source(sbom),
+            self.named_at_source(signature),
+            self.named_at_source(attestation),
+            self.named_at_source(sbom),
         );
         let mut around = Around::default();
         let listed = self.tolerate(listed, trouble)?;
@@ -171,6 +171,12 @@ impl Operation {
         Ok(refers.then_some(referrer))
     }
 
+    /// The digest at a tag of the source's repository. The manifest is read again when it is brought: it may be large.
+    async fn named_at_source(&self, tag: Tag) -> Flow<Option<(Tag, Digest)>> {
+        let found = self.at_source(tag).await?;
+        Ok(found.map(|(tag, manifest)| (tag, manifest.digest)))
+    }
+
     /// What a tag of the source's repository holds, read again while it contradicts our own last write.
     async fn at_source(&self, tag: Tag) -> Flow<Option<(Tag, Manifest)>> {
         let (from, pull) = (&self.spec.source.repository, self.pull()?);
@@ -211,8 +217,8 @@ impl Operation {
         around: Around,
         trouble: &mut Trouble,
     ) -> Flow<()> {
-        for (tag, manifest) in &around.named {
-            let named = self.bring_named(tag, manifest).await;
+        for (tag, digest) in &around.named {
+            let named = self.bring_named(tag, *digest).await;
             self.tolerate(named, trouble)?;
         }
         if around.listed.is_empty() {
@@ -224,14 +230,11 @@ impl Operation {
         };
         let missing = around.listed.into_iter();
         let missing = missing.filter(|referrer| !there.contains(&referrer.digest));
-        let brought: Vec<_> = stream::iter(missing)
-            .map(|referrer| self.bring_listed(referrer))
-            .buffer_unordered(AT_ONCE)
-            .collect()
-            .await;
         let mut unlisted = Vec::new();
-        for referrer in brought {
-            unlisted.extend(self.tolerate(referrer, trouble)?.flatten());
+        // One after the other: each may be as large as a manifest may be.
+        for referrer in missing {
+            let brought = self.bring_listed(referrer).await;
+            unlisted.extend(self.tolerate(brought, trouble)?.flatten());
         }
         // A registry that lists them itself needs no tag for it, also where it does not say so when it takes them (quay).
         if !lists && !unlisted.is_empty() {
@@ -274,16 +277,23 @@ impl Operation {
         let (from, to) = (&self.spec.source.repository, self.repository());
         let (pull, push) = (self.pull()?, self.push()?);
         let registry = &self.tools.registry;
-        let reference = Reference::Digest(referrer.digest);
-        let fetch = registry.fetch(from, &reference, &pull, &self.activity);
-        let Some(manifest) = self.read(fetch).await? else {
-            let digest = referrer.digest;
-            let message = format!("{from}@{digest} is listed as a referrer and is not there");
-            return Err(failed(message));
-        };
-        let copy = registry.copy_referrer(from, &manifest, to, &pull, &push, &self.activity);
+        let manifest = self.referrer(referrer.digest).await?;
+        let copy = registry.copy_referrer(from, manifest, to, &pull, &push, &self.activity);
         let noted = self.read(copy).await?;
         Ok((!noted).then_some(referrer))
+    }
+
+    /// The manifest of what the source's repository names as a referrer.
+    async fn referrer(&self, digest: Digest) -> Flow<Manifest> {
+        let (from, pull) = (&self.spec.source.repository, self.pull()?);
+        let reference = Reference::Digest(digest);
+        let registry = &self.tools.registry;
+        let fetch = registry.fetch(from, &reference, &pull, &self.activity);
+        self.read(fetch).await?.ok_or_else(|| {
+            failed(format!(
+                "{from}@{digest} is listed as a referrer and is not there"
+            ))
+        })
     }
 
     /// Adds referrers to the tag that lists them where the registry does not.
@@ -299,32 +309,34 @@ impl Operation {
     }
 
     /// Copies what cosign keeps at a tag, under the same name.
-    async fn bring_named(&self, tag: &Tag, manifest: &Manifest) -> Flow<()> {
+    async fn bring_named(&self, tag: &Tag, digest: Digest) -> Flow<()> {
         let (from, to) = (&self.spec.source.repository, self.repository());
         let (pull, push) = (self.pull()?, self.push()?);
         let _turn = self.turn(tag).await?;
-        if self.is_named(tag, manifest).await? {
+        if self.is_named(tag, digest).await? {
             return Ok(());
         }
         let registry = &self.tools.registry;
+        let manifest = self.referrer(digest).await?;
         let copy = registry.copy(from, manifest, to, &pull, &push, &self.activity);
         self.read(copy).await?;
+        let manifest = self.referrer(digest).await?;
         // Copying may take long: the look and the PUT follow each other directly.
-        if self.is_named(tag, manifest).await? {
+        if self.is_named(tag, digest).await? {
             return Ok(());
         }
-        self.write(tag, manifest).await
+        self.write(tag, &manifest).await
     }
 
     /// Whether a tag holds this manifest; an error where it holds another.
-    async fn is_named(&self, tag: &Tag, manifest: &Manifest) -> Flow<bool> {
+    async fn is_named(&self, tag: &Tag, digest: Digest) -> Flow<bool> {
         match self.look(tag).await? {
-            Some(found) if found.digest == manifest.digest => Ok(true),
+            Some(found) if found.digest == digest => Ok(true),
             Some(found) => Err(failed(format!(
                 "{}:{tag} holds {}, not the source's {}, and is left as it is; bring the two together or remove that tag",
                 self.repository(),
                 found.digest.short(),
-                manifest.digest.short(),
+                digest.short(),
             ))),
             None => Ok(false),
         }

@@ -16,6 +16,7 @@ fn queue(qps: u32, concurrency: usize) -> Arc<Queue> {
 
 fn request(party: u64) -> Want {
     Want {
+        namespace: 1,
         party,
         places: 1,
         turn: Some(Lane::Manifests),
@@ -25,11 +26,16 @@ fn request(party: u64) -> Want {
 
 fn stream(party: u64, places: usize) -> Want {
     Want {
+        namespace: 1,
         party,
         places,
         turn: None,
         prompt: false,
     }
+}
+
+async fn streaming(queue: &Arc<Queue>, want: Want) -> Permit {
+    queue.enter_stream(want, "h", &Activity::default()).await
 }
 
 /// Requests that a party sends, each of them for `took`; when the last is done.
@@ -159,13 +165,13 @@ async fn a_stream_that_needs_two_places_is_not_passed_for_ever() {
     let busy = load(&queue, 1, 3000, took);
     settle().await;
     let start = Instant::now();
-    drop(queue.enter(stream(1, 2)).await);
+    drop(streaming(&queue, stream(1, 2)).await);
     assert!(start.elapsed() >= took * 1000);
     // Ahead of others, it is their places that it waits for.
     let more = load(&queue, 1, 3000, took);
     settle().await;
     let start = Instant::now();
-    drop(queue.enter(stream(2, 2)).await);
+    drop(streaming(&queue, stream(2, 2)).await);
     assert!(start.elapsed() <= took * 2, "{:?}", start.elapsed());
     ended(busy).await;
     ended(more).await;
@@ -175,10 +181,12 @@ async fn a_stream_that_needs_two_places_is_not_passed_for_ever() {
 async fn streams_leave_places_for_requests() {
     let queue = queue(0, 16);
     let mut streams = Vec::new();
-    while let Ok(permit) = timeout(Duration::from_millis(1), queue.enter(stream(1, 1))).await {
+    while let Ok(permit) = timeout(Duration::from_millis(1), streaming(&queue, stream(1, 1))).await
+    {
         streams.push(permit);
     }
-    assert_eq!(streams.len(), 12);
+    // Twelve of sixteen, but for what a namespace leaves to others.
+    assert_eq!(streams.len(), 9);
     assert!(
         timeout(Duration::from_millis(1), queue.enter(request(1)))
             .await
@@ -224,4 +232,72 @@ async fn a_turn_that_was_not_used_is_anothers() {
     let start = Instant::now();
     drop(queue.enter(request(1)).await);
     assert!(start.elapsed().is_zero());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_namespace_of_many_parties_gets_no_more_than_one_of_few() {
+    let (queue, took) = (queue(0, 4), Duration::from_millis(10));
+    let mut many = Vec::new();
+    for party in 1..=100 {
+        many.extend(load(&queue, party, 40, took));
+    }
+    sleep(took * 50).await;
+    let other = (0..200).map(|_| {
+        let queue = Arc::clone(&queue);
+        tokio::spawn(async move {
+            let want = Want {
+                namespace: 2,
+                ..request(1000)
+            };
+            let _permit = queue.enter(want).await;
+            sleep(took).await;
+        })
+    });
+    // 200 at half of four places.
+    let few = ended(other.collect()).await;
+    assert!(few <= took * 105, "{few:?}");
+    ended(many).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_streams_give_way_to_a_namespace_that_has_none_and_keep_their_part() {
+    let queue = queue(0, 16);
+    let slow = |party: u64| {
+        let queue = Arc::clone(&queue);
+        tokio::spawn(async move {
+            loop {
+                let permit = streaming(&queue, stream(party, 1)).await;
+                permit.wanted().await;
+                drop(permit);
+                sleep(Duration::from_millis(100)).await;
+            }
+        })
+    };
+    let slow: Vec<_> = (1..=30).map(slow).collect();
+    sleep(Duration::from_mins(1)).await;
+    let start = Instant::now();
+    let mut held = Vec::new();
+    // Three are free, one is given up: a third of twelve.
+    for _ in 0..4 {
+        let want = Want {
+            namespace: 2,
+            ..stream(1000, 1)
+        };
+        held.push(streaming(&queue, want).await);
+    }
+    assert!(
+        start.elapsed() <= Duration::from_secs(5),
+        "{:?}",
+        start.elapsed()
+    );
+    sleep(Duration::from_mins(1)).await;
+    {
+        let state = lock(&queue.state);
+        // Nobody takes more than that while all places are in use.
+        assert_eq!((state.places_of(1), state.places_of(2)), (8, 4));
+    }
+    drop(held);
+    for task in slow {
+        task.abort();
+    }
 }

@@ -169,7 +169,10 @@ impl Ground {
         let listen = format!("127.0.0.1:{}", free_port().unwrap());
         for argument in &mut arguments {
             if argument == "--listen=0.0.0.0:8080" {
-                *argument = format!("--listen={listen}");
+                *argument = format!("--listen=127.0.0.1:{}", free_port().unwrap());
+            }
+            if argument == "--listen-probes=0.0.0.0:8081" {
+                *argument = format!("--listen-probes={listen}");
             }
         }
         let kubeconfig = self.plane.kubeconfig_for(&self.token().await).unwrap();

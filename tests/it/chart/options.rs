@@ -53,6 +53,7 @@ pub fn most() -> Value {
         "metrics": {
             "address": "[::]",
             "port": 9090,
+            "probePort": 9091,
             "serviceMonitor": {"enabled": true, "interval": "15s", "labels": {"release": "prometheus"}},
             "prometheusRule": {"enabled": true, "labels": {"release": "prometheus"}},
             "dashboard": {"enabled": true, "labels": {"grafana_dashboard": "yes"}},

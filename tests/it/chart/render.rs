@@ -378,6 +378,7 @@ async fn the_arguments_are_what_the_values_say() {
     let expected = [
         "controller",
         "--listen=[::]:9090",
+        "--listen-probes=[::]:9091",
         "--log-format=text",
         "--lease-namespace=ci",
         "--registry-qps=0",
@@ -424,9 +425,10 @@ async fn the_arguments_are_what_the_values_say() {
     assert_eq!(pod["volumes"], Value::Null);
     assert_eq!(container(&least)["env"].as_array().unwrap().len(), 1);
     assert_eq!(
-        strings(&container(&least)["args"])[1..4],
+        strings(&container(&least)["args"])[1..5],
         [
             "--listen=0.0.0.0:8080",
+            "--listen-probes=0.0.0.0:8081",
             "--log-format=json",
             "--lease-namespace=pc"
         ]

@@ -207,7 +207,7 @@ fn call(request: &Request) -> Call {
     };
     match (request.method().as_str(), rest) {
         ("GET", "") if query.contains("watch=") => Call::Watch,
-        ("GET", "") if query.contains("limit=100") => Call::Page,
+        ("GET", "") if query.contains("limit=20") => Call::Page,
         ("GET", "") => Call::List,
         ("DELETE", _) => Call::Delete,
         ("GET", _) => Call::Load,

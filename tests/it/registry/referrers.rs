@@ -237,7 +237,7 @@ async fn a_registry_says_whether_it_took_note_of_the_subject_also_after_a_lost_a
         to.update(|settings| settings.referrers = api);
         to.add_rule(Rule::new(Matcher::put_manifest(), Action::LoseAnswer).times(lost));
         let noted = client
-            .copy_referrer(&source, &manifest, &target, &none, &none, &activity)
+            .copy_referrer(&source, manifest.clone(), &target, &none, &none, &activity)
             .await
             .unwrap();
         assert_eq!(noted, api, "{lost}");
@@ -270,7 +270,7 @@ async fn distribution_has_no_api_and_takes_the_list() {
         let fetched = client.fetch(&source, &digest, &none, &activity).await;
         let manifest = fetched.unwrap().unwrap();
         let noted = client
-            .copy_referrer(&source, &manifest, &target, &none, &none, &activity)
+            .copy_referrer(&source, manifest.clone(), &target, &none, &none, &activity)
             .await
             .unwrap();
         assert!(!noted);

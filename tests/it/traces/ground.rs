@@ -310,6 +310,7 @@ impl Inside {
                 },
                 sweep_interval: Duration::from_mins(5),
                 listener: None,
+                probes: None,
             }
         };
         runtime.spawn(async {

@@ -1,0 +1,239 @@
+//! Requests that may not begin now, of which there may be any number: suspended ones, and those of a namespace that come after the
+//! [`FLOATS_MAX`] floats that are kept ready.
+//!
+//! A request that has not begun is *ready* (in [`State::known`](super::state::State), with all that a claim needs) or *shelved*: of it
+//! its name, its place in the order and sixteen bytes for each float are kept. Whoever claims a float still finds, and ends, the older
+//! requests that are shelved, so that the order of creation holds; a shelved one delays nobody, as it could not begin.
+//!
+//! Guaranteed: of the requests of a namespace that are not suspended, the oldest are ready; as soon as one of them begins, ends, or is
+//! suspended, the oldest of the shelved ones is called.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasher as _, RandomState};
+
+use super::account::Facts;
+use crate::image::Float;
+use crate::machine::claims::{Contender, Share, Standing, Uid};
+use crate::store::Key;
+
+/// Floats of requests that wait ready to begin, of one namespace.
+pub(super) const FLOATS_MAX: usize = 5_000;
+
+/// A float, in little: under keys that nobody outside knows, so that two are equal by no design.
+type Mark = [u64; 2];
+
+/// The shelved requests, and how many are ready.
+#[derive(Default)]
+pub(super) struct Backlog {
+    keys: [RandomState; 2],
+    shelved: HashMap<Uid, Shelved>,
+    /// Who names a float.
+    floats: BTreeSet<(Mark, u32)>,
+    numbers: HashMap<u32, Uid>,
+    next: u32,
+    namespaces: HashMap<String, Rows>,
+}
+
+/// Of one namespace.
+#[derive(Default)]
+struct Rows {
+    /// By order, and the floats of each.
+    ready: BTreeMap<(u64, Uid), usize>,
+    floats: usize,
+    /// Shelved for no other reason than that there are too many.
+    beyond: BTreeSet<(u64, Uid)>,
+}
+
+/// A shelved request.
+pub(super) struct Shelved {
+    pub key: Key,
+    pub version: u64,
+    pub facts: Facts,
+    order: u64,
+    together: bool,
+    suspended: bool,
+    floats: Box<[Mark]>,
+    number: u32,
+}
+
+impl Backlog {
+    /// Whether a request that has not begun is to be shelved. The newest that are ready make room for an older one.
+    pub fn takes(&self, key: &Key, contender: &Contender) -> bool {
+        if contender.started {
+            return false;
+        }
+        if contender.suspended {
+            return true;
+        }
+        let Some(rows) = self.namespaces.get(&key.namespace) else {
+            return false;
+        };
+        let own = (contender.order, contender.uid.clone());
+        let older = rows.ready.range(..&own).map(|(_, floats)| floats);
+        let older: usize = older.sum();
+        let passed = rows.beyond.first().is_some_and(|first| *first < own);
+        passed || (older > 0 && older + weight(contender) > FLOATS_MAX)
+    }
+
+    /// Takes note that a request is ready, or has begun. Gives those that are no longer to be ready: the newest, where they are too
+    /// many.
+    pub fn is_ready(&mut self, key: &Key, contender: &Contender) -> Vec<Uid> {
+        self.is_not_ready(key, &contender.uid);
+        if contender.started {
+            return Vec::new();
+        }
+        let rows = self.namespaces.entry(key.namespace.clone()).or_default();
+        let own = (contender.order, contender.uid.clone());
+        rows.floats += weight(contender);
+        rows.ready.insert(own, weight(contender));
+        let (mut over, mut newest) = (rows.floats, Vec::new());
+        for ((_, uid), floats) in rows.ready.iter().rev() {
+            if over <= FLOATS_MAX || *uid == contender.uid {
+                break;
+            }
+            over -= floats;
+            newest.push(uid.clone());
+        }
+        newest
+    }
+
+    /// A request is not ready any more, if it was.
+    pub fn is_not_ready(&mut self, key: &Key, uid: &str) {
+        let Some(rows) = self.namespaces.get_mut(&key.namespace) else {
+            return;
+        };
+        let gone = rows.ready.extract_if(.., |(_, other), _| other == uid);
+        let floats: usize = gone.map(|(_, floats)| floats).sum();
+        rows.floats -= floats;
+        self.tidy(&key.namespace);
+    }
+
+    /// Shelves a request as it was read at `version`. Whether that is news.
+    pub fn shelve(&mut self, key: &Key, version: u64, contender: &Contender, facts: Facts) -> bool {
+        let known = self.shelved.get(&contender.uid);
+        if known.is_some_and(|known| known.version >= version) {
+            return false;
+        }
+        self.remove(&contender.uid);
+        self.next = self.next.wrapping_add(1);
+        while self.numbers.contains_key(&self.next) {
+            self.next = self.next.wrapping_add(1);
+        }
+        let number = self.next;
+        let open = contender.shares.iter().filter(|share| !share.finished);
+        let floats: Box<[Mark]> = open.map(|share| self.mark(&share.float)).collect();
+        let marks = floats.iter().map(|mark| (*mark, number));
+        self.floats.extend(marks);
+        self.numbers.insert(number, contender.uid.clone());
+        if !contender.suspended {
+            let rows = self.namespaces.entry(key.namespace.clone()).or_default();
+            rows.beyond.insert((contender.order, contender.uid.clone()));
+        }
+        let shelved = Shelved {
+            key: key.clone(),
+            version,
+            facts,
+            order: contender.order,
+            together: contender.together,
+            suspended: contender.suspended,
+            floats,
+            number,
+        };
+        self.shelved.insert(contender.uid.clone(), shelved);
+        true
+    }
+
+    /// Takes a request off the shelf, if it was there.
+    pub fn remove(&mut self, uid: &str) -> Option<Shelved> {
+        let shelved = self.shelved.remove(uid)?;
+        self.numbers.remove(&shelved.number);
+        for mark in &shelved.floats {
+            self.floats.remove(&(*mark, shelved.number));
+        }
+        if let Some(rows) = self.namespaces.get_mut(&shelved.key.namespace) {
+            rows.beyond.remove(&(shelved.order, uid.to_owned()));
+        }
+        self.tidy(&shelved.key.namespace);
+        Some(shelved)
+    }
+
+    /// Who is to come now: the oldest of a namespace that are shelved, as far as there is room.
+    pub fn call(&self, namespace: &str) -> Vec<Key> {
+        let Some(rows) = self.namespaces.get(namespace) else {
+            return Vec::new();
+        };
+        let mut floats = rows.floats;
+        let beyond = rows
+            .beyond
+            .iter()
+            .filter_map(|(_, uid)| self.shelved.get(uid));
+        let called = beyond.take_while(|shelved| {
+            let fits = floats == 0 || floats + shelved.floats.len().max(1) <= FLOATS_MAX;
+            floats += shelved.floats.len().max(1);
+            fits
+        });
+        called.map(|shelved| shelved.key.clone()).collect()
+    }
+
+    /// How many of its namespace are before a request that is shelved because there are too many; none where it is not.
+    pub fn before(&self, uid: &str) -> Option<usize> {
+        let shelved = self.shelved.get(uid).filter(|shelved| !shelved.suspended)?;
+        let rows = self.namespaces.get(&shelved.key.namespace)?;
+        let own = (shelved.order, uid.to_owned());
+        Some(rows.ready.len() + rows.beyond.range(..&own).count())
+    }
+
+    /// The shelved requests that share a float with `contender`, each with the floats that they share.
+    pub fn sharers(&self, contender: &Contender) -> Vec<Contender> {
+        let mut found: BTreeMap<u32, Vec<Share>> = BTreeMap::new();
+        for share in &contender.shares {
+            let mark = self.mark(&share.float);
+            for (_, number) in self.floats.range((mark, 0)..=(mark, u32::MAX)) {
+                found.entry(*number).or_default().push(Share {
+                    float: share.float.clone(),
+                    finished: false,
+                    committed: false,
+                });
+            }
+        }
+        let sharers = found.into_iter().filter_map(|(number, shares)| {
+            let uid = self.numbers.get(&number)?;
+            let shelved = self.shelved.get(uid)?;
+            Some(Contender {
+                uid: uid.clone(),
+                name: shelved.key.to_string(),
+                order: shelved.order,
+                shares,
+                together: shelved.together,
+                started: false,
+                suspended: shelved.suspended,
+                standing: Standing::Ineligible,
+            })
+        });
+        sharers.collect()
+    }
+
+    pub fn get(&self, uid: &str) -> Option<&Shelved> {
+        self.shelved.get(uid)
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = &Shelved> {
+        self.shelved.values()
+    }
+
+    fn mark(&self, float: &Float) -> Mark {
+        [&self.keys[0], &self.keys[1]].map(|key| key.hash_one(float))
+    }
+
+    fn tidy(&mut self, namespace: &str) {
+        let empty = |rows: &Rows| rows.ready.is_empty() && rows.beyond.is_empty();
+        if self.namespaces.get(namespace).is_some_and(empty) {
+            self.namespaces.remove(namespace);
+        }
+    }
+}
+
+/// What a request counts for: one that only plans has no floats.
+fn weight(contender: &Contender) -> usize {
+    contender.shares.len().max(1)
+}

@@ -1,0 +1,121 @@
+//! What one namespace can take from another: nothing that it creates takes the controller past its memory limit, or more than
+//! doubles twice the time that another namespace's request takes.
+//!
+//! Each test has a control plane of its own, so that its controller may look at all namespaces.
+
+#![allow(clippy::unwrap_used, reason = "a test that meets an error has failed")]
+
+mod connections;
+mod manifests;
+mod objects;
+mod registries;
+
+use std::time::{Duration, Instant};
+
+use promotion_controller::api::crd_yaml;
+use promotion_controller::embedded::{Embedded, ImageSpec, Options, Shape};
+use serde_json::Value;
+
+use crate::stage::{Controller, EVERYWHERE, Stage, phase, spec};
+use crate::testbed::ControlPlane;
+
+const MIB: u64 = 1024 * 1024;
+/// The limit of the chart's container.
+const MEMORY: u64 = 256 * MIB;
+const PATIENCE: Duration = Duration::from_secs(90);
+/// Images of the request that is measured.
+const IMAGES: usize = 6;
+/// What measuring by the second on a busy machine may add.
+const NOISE: Duration = Duration::from_secs(3);
+
+/// Two namespaces, and a registry that both use.
+struct Tenants {
+    evil: Stage,
+    good: Stage,
+    registry: Embedded,
+    /// Where the good namespace's images come from.
+    sources: Embedded,
+}
+
+impl Tenants {
+    async fn new() -> Self {
+        let plane = Box::leak(Box::new(ControlPlane::start().await.unwrap()));
+        plane.apply_crds(&crd_yaml()).await.unwrap();
+        Self {
+            evil: Stage::on(plane, "evil").await,
+            good: Stage::on(plane, "good").await,
+            registry: Embedded::start(Options::default()).await.unwrap(),
+            sources: Embedded::start(Options::default()).await.unwrap(),
+        }
+    }
+
+    /// A controller for all namespaces that speaks plain HTTP to these hosts as well.
+    fn controller(&self, hosts: &[&str], more: &[&str]) -> Controller {
+        let mut flags = vec![
+            EVERYWHERE.to_owned(),
+            format!("--plain-http={}", self.registry.host()),
+            format!("--plain-http={}", self.sources.host()),
+        ];
+        flags.extend(hosts.iter().map(|host| format!("--plain-http={host}")));
+        flags.extend(more.iter().map(|&flag| flag.to_owned()));
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        self.good.controller(&flags)
+    }
+
+    /// A request of existing floats of the good namespace.
+    fn request(&self, name: &str) -> Value {
+        let (from, to) = (self.sources.host(), self.registry.host());
+        let seeded = |registry: &Embedded, repository: &str, tag: &str, seed: String| {
+            let spec = ImageSpec::new(Shape::Index, &seed);
+            registry.seed_spec(repository, tag, &spec).unwrap()
+        };
+        let pairs: Vec<(String, String)> = (0..IMAGES)
+            .map(|n| {
+                let tag = format!("{name}-{n}");
+                seeded(&self.registry, "ci", &tag, format!("old {tag}"));
+                let new = seeded(&self.sources, "src", &tag, format!("new {tag}"));
+                (format!("{from}/src@{new}"), format!("{to}/ci:{tag}"))
+            })
+            .collect();
+        let pairs: Vec<_> = pairs.iter().map(|(a, b)| (&**a, &**b)).collect();
+        spec(&pairs)
+    }
+
+    /// How long a request of the good namespace takes from its creation to its end.
+    async fn promoted(&self, name: &str) -> Duration {
+        let request = self.request(name);
+        let begun = Instant::now();
+        self.good.create(name, &request).await;
+        let done = self.good.finished(name, PATIENCE).await;
+        assert_eq!(phase(&done), "Posted", "{}", self.good.log());
+        begun.elapsed()
+    }
+
+    /// The time of one of the good namespace's requests alone: the better of two.
+    async fn alone(&self) -> Duration {
+        let first = self.promoted("alone-1").await;
+        first.min(self.promoted("alone-2").await)
+    }
+
+    /// That the better of two such requests took no more than three times as long beside the attack.
+    async fn beside(&self, attack: &str, alone: Duration) {
+        let first = self.promoted("beside-1").await;
+        let beside = first.min(self.promoted("beside-2").await);
+        println!(
+            "{attack}: another namespace's request took {:.2} s beside it, {:.2} s alone",
+            beside.as_secs_f64(),
+            alone.as_secs_f64()
+        );
+        assert!(
+            beside <= alone * 3 + NOISE,
+            "{attack}: {beside:?} beside, {alone:?} alone"
+        );
+    }
+}
+
+/// That a controller has stayed within its limit so far.
+fn within_memory(attack: &str, controller: &Controller) {
+    let peak = controller.peak_memory().unwrap();
+    println!("{attack}: {} MiB at the highest", peak / MIB);
+    assert!(peak < MEMORY, "{attack}: {} MiB", peak / MIB);
+}
