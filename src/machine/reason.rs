@@ -67,7 +67,7 @@ reasons! {
     DigestMismatch: Retried,
     /// The registry refuses the manifest.
     ManifestRejected: Retried,
-    /// The displaced digest could not be pinned.
+    /// An image that would lose its tag could not be pinned.
     BackupFailed: Retried,
     /// Somebody else moved the float.
     FloatMoved: Retried,

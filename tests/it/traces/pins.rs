@@ -137,12 +137,12 @@ async fn a_rescue_and_a_rollback_that_an_earlier_version_named_are_carried_to_th
     assert_eq!(ground.registry.tag(FLOATS, &tag), Some(dead));
 }
 
-/// A refusal whose words look as if content were missing, and none is.
+/// A refusal for want of content, and none is missing.
 fn wordy(matcher: Matcher) -> Rule {
     let action = Action::Status {
         status: 400,
         code: Some("MANIFEST_INVALID".into()),
-        message: Some("manifest invalid: unknown field".into()),
+        message: Some("manifest invalid: Unknown blob `x`".into()),
         detail: None,
         body: None,
         retry_after: None,
@@ -180,7 +180,7 @@ async fn a_pin_whose_image_cannot_be_rescued_is_not_overwritten() {
         let (_, reason, message) = condition(&done, "Failed");
         assert_eq!(reason, "BackupFailed", "{message}");
         assert!(
-            message.contains(tag) && message.contains("unknown field"),
+            message.contains(tag) && message.contains("Unknown blob"),
             "{message}"
         );
         assert_eq!(ground.registry.tag(FLOATS, tag), Some(other));

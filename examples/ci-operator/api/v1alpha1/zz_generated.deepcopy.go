@@ -44,6 +44,10 @@ func (in *ImageStatus) DeepCopyInto(out *ImageStatus) {
 		*out = make([]PinStatus, len(*in))
 		copy(*out, *in)
 	}
+	if in.PinnedTime != nil {
+		in, out := &in.PinnedTime, &out.PinnedTime
+		*out = (*in).DeepCopy()
+	}
 	if in.NextAttemptTime != nil {
 		in, out := &in.NextAttemptTime, &out.NextAttemptTime
 		*out = (*in).DeepCopy()
