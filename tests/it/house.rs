@@ -118,24 +118,28 @@ fn only_the_registry_layer_speaks_http_and_only_the_store_and_the_controller_the
 }
 
 #[test]
-fn every_test_that_the_readme_names_is_there() {
+fn every_test_that_the_readme_and_the_security_page_name_is_there() {
     let readme = readme();
     let promises = readme.split("\n## What is promised\n").nth(1).unwrap();
     let promises = promises.split("\n## ").next().unwrap();
+    let security = std::fs::read_to_string(root().join("docs/security.md")).unwrap();
     let mut code = String::new();
     for folder in ["src", "tests"] {
         for file in sources(&root().join(folder)) {
             code.push_str(&std::fs::read_to_string(file).unwrap());
         }
     }
-    let named = promises.split('`').skip(1).step_by(2);
-    let tests: Vec<&str> = named.filter(|name| name.len() > 20).collect();
-    assert!(tests.len() >= 15, "{tests:?}");
-    for test in tests {
-        assert!(
-            code.contains(&format!("fn {test}(")),
-            "there is no test {test}"
-        );
+    for page in [promises, &security] {
+        let named = page.split('`').skip(1).step_by(2);
+        let tests = named.filter(|name| name.len() > 20 && !name.contains([' ', '/', '.']));
+        let tests: Vec<&str> = tests.collect();
+        assert!(tests.len() >= 15, "{tests:?}");
+        for test in tests {
+            assert!(
+                code.contains(&format!("fn {test}(")),
+                "there is no test {test}"
+            );
+        }
     }
 }
 
