@@ -50,15 +50,15 @@ annotations:
 {{ default .Release.Namespace .Values.leaseNamespace }}
 {{- end }}
 
-{{- /* The Lease that the definition in the cluster names; else, where there is a cluster to ask, this release's. */}}
+{{- /* The Lease of this release. */}}
 {{- define "promotion-controller.lease" -}}
-{{- $crd := lookup "apiextensions.k8s.io/v1" "CustomResourceDefinition" "" "promotionrequests.ci.openshift.io" | default dict -}}
-{{- $named := get (dig "metadata" "annotations" dict $crd) "ci.openshift.io/lease" -}}
-{{- if $named -}}
-{{ $named }}
-{{- else if lookup "v1" "Namespace" "" "kube-system" -}}
 {{ include "promotion-controller.leaseNamespace" . }}/promotion-controller
 {{- end }}
+
+{{- /* The Lease that the definition in the cluster names. */}}
+{{- define "promotion-controller.namedLease" -}}
+{{- $crd := lookup "apiextensions.k8s.io/v1" "CustomResourceDefinition" "" "promotionrequests.ci.openshift.io" | default dict -}}
+{{- get (dig "metadata" "annotations" dict $crd) "ci.openshift.io/lease" }}
 {{- end }}
 
 {{- define "promotion-controller.image" -}}

@@ -234,6 +234,13 @@ async fn a_definition_that_was_applied_by_hand_is_taken_over_when_helm_is_told_t
     let helm = Helm::at(plane.kubeconfig()).await;
     let folder = chart();
     let install = ["install", "pc", folder.to_str().unwrap(), "-n", &namespace];
+    // Who applies it says whose it is, too.
+    let mut by_hand = least();
+    by_hand["crds"] = json!({"install": false});
+    let dry = [&install[..], &["--dry-run=server"]].concat();
+    let told = helm.ok(&dry, &by_hand).await;
+    let remedy = format!("adopt-lease --lease-namespace {namespace}\n");
+    assert!(told.contains(&remedy), "{told}");
     let words = helm.refused(&install, &least()).await;
     assert!(words.contains("invalid ownership metadata"), "{words}");
     let taking = [&install[..], &["--take-ownership"]].concat();
@@ -241,6 +248,8 @@ async fn a_definition_that_was_applied_by_hand_is_taken_over_when_helm_is_told_t
     let label = "app.kubernetes.io/managed-by=Helm";
     let managed = kubectl(plane, &["get", "crd", "-l", label, "-o", "name"], "").await;
     assert!(managed.contains(DEFINITION), "{managed}");
+    let ours = format!("{namespace}/promotion-controller");
+    assert_eq!(lease(plane).await, ours);
     helm.ok(&["uninstall", "pc", "-n", &namespace], &Value::Null)
         .await;
     assert_eq!(version(plane).await, env!("CARGO_PKG_VERSION"));
