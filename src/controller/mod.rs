@@ -6,8 +6,8 @@
 //!   └────▶ brake: what the operator has stopped
 //! ```
 //!
-//! Ends in one of two ways: asked to (drain, settle, release), or because the lease was lost (at once; the next leader goes
-//! on from status).
+//! Leads only while the definition names its Lease ([`installation`]). Ends in one of two ways: asked to (drain, settle, release), or
+//! because the lease was lost (at once; the next leader goes on from status).
 
 mod admin;
 mod brake;
@@ -206,14 +206,9 @@ async fn begin(
         });
     };
     let how = elector.acquire().await;
-    // The definition may have changed hands while this process waited.
-    let adopted = match installation.look().await {
-        Ok(adopted) => adopted,
-        Err(barred) => {
-            elector.release().await;
-            return Err(barred.into());
-        }
-    };
+    // The definition may have changed hands while this process waited. The lease is left to run out then: one that is given back says
+    // that every earlier write has settled.
+    let adopted = installation.look().await?;
     tracing::info!(?how, "leading");
     // After an adoption the former leader goes on for as long as it trusts its own lease.
     let unaware = if adopted {

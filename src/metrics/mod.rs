@@ -509,6 +509,34 @@ mod tests {
     }
 
     #[test]
+    fn every_family_but_those_of_registries_is_there_from_the_first_scrape_on() {
+        let text = Metrics::default().render();
+        for family in FAMILIES.iter().filter(|f| !f.labels.contains(&"host")) {
+            let name = match family.kind {
+                Type::Histogram => format!("{}_count", family.name),
+                Type::Counter | Type::Gauge => family.name.to_owned(),
+            };
+            let series: Vec<&str> = text
+                .lines()
+                .filter(|line| line.split(['{', ' ']).next() == Some(&name))
+                .collect();
+            assert!(!series.is_empty(), "{name}");
+            let zero = series.iter().all(|line| line.ends_with(" 0"));
+            assert_eq!(
+                zero,
+                family.name != "promotion_controller_build_info",
+                "{series:?}"
+            );
+            let labelled = family.labels.iter().all(|label| {
+                series
+                    .iter()
+                    .all(|line| line.contains(&format!("{label}=\"")))
+            });
+            assert!(labelled, "{series:?}");
+        }
+    }
+
+    #[test]
     fn what_was_there_at_one_scrape_is_forgotten_at_the_next_and_counts_stay() {
         let metrics = Metrics::default();
         let host = metrics.host("quay.io:443", true);

@@ -391,6 +391,16 @@ async fn of_the_api_the_controller_may_use_what_it_needs_and_nothing_else() {
         assert!(Instant::now() < end, "{rights:#?}");
         tokio::time::sleep(LOOK).await;
     }
+    // And of these only the named ones, if the values name any.
+    values["secretNames"] = json!(["push"]);
+    ground.helm("upgrade", &values).await;
+    let wanted = as_set(&[EVERYWHERE, &[("get", "", "secrets", "push")]].concat());
+    let end = Instant::now() + PATIENCE;
+    while rights(&client, "kube-system").await != wanted {
+        let rights = rights(&client, "kube-system").await;
+        assert!(Instant::now() < end, "{rights:#?}");
+        tokio::time::sleep(LOOK).await;
+    }
     people(&ground).await;
     nobody_else_writes_status(&ground).await;
     ground.uninstall().await;
