@@ -159,7 +159,7 @@ impl Operation {
         drop(manifest);
         let mut notices = Vec::new();
         notices.extend(Box::pin(self.bring_referrers(source)).await?);
-        notices.extend(Box::pin(self.expiring(labels)).await?);
+        notices.extend(self.expiring(labels));
         Ok(Outcome::Staged {
             media_type,
             bytes: self.activity.bytes(),
@@ -180,7 +180,8 @@ impl Operation {
 
     async fn back_up(&self) -> Flow<Outcome> {
         let Some(Pin { digest, tag: prune }) = self.image.displaced.last() else {
-            return Ok(Outcome::BackedUp);
+            let notices = Vec::new();
+            return Ok(Outcome::BackedUp { notices });
         };
         let Some(manifest) = self.held(*digest).await? else {
             return self.displaced_gone(*digest, None).await;
@@ -190,10 +191,10 @@ impl Operation {
         }
         let pre = self.spec.float.pre();
         if self.again && self.shows(&pre, *digest).await? {
-            return Ok(Outcome::BackedUp);
+            return self.backed_up(&manifest).await;
         }
         match self.put(&pre, &manifest).await? {
-            Written::Done => Ok(Outcome::BackedUp),
+            Written::Done => self.backed_up(&manifest).await,
             Written::ContentMissing(error) => self.displaced_gone(*digest, Some(&error)).await,
         }
     }

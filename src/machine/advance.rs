@@ -103,7 +103,10 @@ pub fn advance(request: &mut Request, index: usize, outcome: Outcome, context: &
             record.succeed();
             record.restamp(&tag);
         }
-        (Phase::Incoming, Outcome::BackedUp) => record.back_up(),
+        (Phase::Incoming, Outcome::BackedUp { notices }) => {
+            record.note(notices);
+            record.back_up();
+        }
         (Phase::Incoming, Outcome::DisplacedGone { float }) => record.displaced_gone(float),
         (
             Phase::BackedUp,
@@ -161,7 +164,7 @@ impl Record<'_> {
         self.image.next_attempt = None;
     }
 
-    /// Passes on what staging noticed. That tags expire is recorded too.
+    /// Passes on what a step noticed. That tags expire is recorded too.
     fn note(&mut self, notices: Vec<Notice>) {
         for notice in notices {
             if notice.reason == Reason::Expiring {

@@ -217,7 +217,10 @@ pub enum Outcome {
         tag: Tag,
     },
     /// Both pins hold the newest displaced digest, or nothing was displaced.
-    BackedUp,
+    BackedUp {
+        /// What a person should know of the pins.
+        notices: Vec<Notice>,
+    },
     /// The displaced digest is not there any more; where the float is now.
     DisplacedGone {
         /// The float's digest.

@@ -71,7 +71,9 @@ fn kinds() -> Vec<(&'static str, Outcome)> {
         Outcome::StampTaken {
             tag: float().prune(crate::image::Stamp::at(Timestamp::UNIX_EPOCH)),
         },
-        Outcome::BackedUp,
+        Outcome::BackedUp {
+            notices: Vec::new(),
+        },
         Outcome::DisplacedGone { float: None },
         Outcome::Latched,
         Outcome::NotLatched,
@@ -112,7 +114,7 @@ fn kind(outcome: &Outcome) -> &'static str {
         } => "Staged",
         Outcome::Unpinned { digest: _ } => "Unpinned",
         Outcome::StampTaken { tag: _ } => "StampTaken",
-        Outcome::BackedUp => "BackedUp",
+        Outcome::BackedUp { notices: _ } => "BackedUp",
         Outcome::DisplacedGone { float: _ } => "DisplacedGone",
         Outcome::Latched => "Latched",
         Outcome::NotLatched => "NotLatched",

@@ -33,24 +33,21 @@ impl Operation {
         }
     }
 
-    /// Which tags of this image expire: those of the image itself, by its labels, and the pins of the one that its float was on.
-    pub(super) async fn expiring(&self, labels: TagLabels) -> Flow<Vec<Notice>> {
-        let (repository, push) = (self.repository(), self.push()?);
-        let mut notices = Vec::new();
-        if let Some(after) = labels.expires_after {
-            notices.push(Expiry::Tags { after }.notice(&self.spec.float));
-        }
-        let displaced = self.image.displaced.last();
-        if let Some(displaced) = displaced
-            && let Some(manifest) = self.held(displaced.digest).await?
-            && let Some(after) = self
-                .labels(repository, &manifest, &push, true)
-                .await?
-                .expires_after
-        {
-            notices.push(Expiry::Pins { after }.notice(&self.spec.float));
-        }
-        Ok(notices)
+    /// That the tags of the image expire.
+    pub(super) fn expiring(&self, labels: TagLabels) -> Option<Notice> {
+        let after = labels.expires_after?;
+        Some(Expiry::Tags { after }.notice(&self.spec.float))
+    }
+
+    /// Both pins hold what the float was on; whether they expire.
+    pub(super) async fn backed_up(&self, displaced: &Manifest) -> Flow<Outcome> {
+        let push = self.push()?;
+        let labels = self.labels(self.repository(), displaced, &push, true);
+        let after = labels.await?.expires_after;
+        let notices = after.map(|after| Expiry::Pins { after }.notice(&self.spec.float));
+        Ok(Outcome::BackedUp {
+            notices: notices.into_iter().collect(),
+        })
     }
 
     /// What the labels of an image that `held` has do to tags of the float's repository.

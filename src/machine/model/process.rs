@@ -435,7 +435,8 @@ impl World {
         };
         process.running.insert(who, Shared::new(op));
         if self.lacks(Mutation::BackUpSkipped) && launch.step == Step::BackUp {
-            self.end_step(process, who, &Outcome::BackedUp);
+            let notices = Vec::new();
+            self.end_step(process, who, &Outcome::BackedUp { notices });
         } else {
             self.go_on(process, who);
         }

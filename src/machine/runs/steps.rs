@@ -170,17 +170,17 @@ impl Replay<'_> {
 
     fn back_up(&mut self) -> Flow<Outcome> {
         let Some(Pin { digest, tag }) = self.running.image.displaced.last() else {
-            return Ok(Outcome::BackedUp);
+            return Ok(backed_up());
         };
         if !self.yes(Ask::Held(*digest))? || !self.pin(tag, *digest)? {
             return self.displaced_gone(*digest);
         }
         let pre = self.spec.float.pre();
         if self.running.launch.again && self.look(&pre)? == Some(*digest) {
-            return Ok(Outcome::BackedUp);
+            return Ok(backed_up());
         }
         if self.yes(Ask::Put(pre, *digest))? {
-            return Ok(Outcome::BackedUp);
+            return Ok(backed_up());
         }
         self.displaced_gone(*digest)
     }
@@ -369,6 +369,12 @@ impl Replay<'_> {
 fn wait(seconds: i64) -> Halt {
     let class = Class::Wait { seconds };
     Halt::End(faulted(Reason::RegistryUnavailable, class))
+}
+
+fn backed_up() -> Outcome {
+    Outcome::BackedUp {
+        notices: Vec::new(),
+    }
 }
 
 fn source_gone() -> Outcome {

@@ -1,12 +1,12 @@
 //! Labels that make tags expire: told where the registry acts on them, by an event and a condition, at the cost of one request.
 
 use promotion_controller::embedded::{
-    Action, Auth, AuthMode, Embedded, Image, ImageBuilder, ImageSpec, Kind, Layer, Matcher,
-    Options, Rule, Shape, User,
+    Action, Auth, AuthMode, Embedded, GateSpec, Image, ImageBuilder, ImageSpec, Kind, Layer,
+    Matcher, Options, Rule, Shape, User,
 };
 use serde_json::{Value, json};
 
-use super::ground::{Ground, Run, document, verdict};
+use super::ground::{Ground, Run, document, put, verdict};
 
 const LABEL: &str = "quay.expires-after";
 
@@ -167,6 +167,30 @@ async fn pins_of_a_displaced_image_that_expire_are_told_and_so_is_a_plan() {
     );
     assert!(
         message.contains("quay.expires-after=3w") && message.contains("__pre"),
+        "{message}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pins_of_an_image_that_somebody_moved_the_float_to_meanwhile_are_told_too() {
+    let ground = ground(true).await;
+    let foreign = labelled("3w").build().unwrap();
+    let foreign = ground.registry.seed_image("ci", "other", &foreign).unwrap();
+    let plain = ImageBuilder::oci("plain").build().unwrap();
+    ground.registry.seed_image("src/x", "a", &plain).unwrap();
+    let source = format!("{}@{}", ground.at("src/x"), plain.digest());
+    let images = json!([{"source": source, "float": ground.at("ci:a")}]);
+    ground.documents_anew(&[document("one", &json!({"images": images}))]);
+    let gate = ground.registry.gate(GateSpec::before(put("a__pre")));
+    let running = ground.start(&["-o", "json", "--registry-config=auth.json"]);
+    gate.reached().await;
+    ground.registry.set_tag("ci", "a", foreign).unwrap();
+    gate.open();
+    let run = running.ended().await.exits(0);
+    let (_, message) = expiring(&run).unwrap();
+    let float = ground.at("ci:a");
+    assert!(
+        message.starts_with(&format!("{float}: the image that it was on")),
         "{message}"
     );
 }
