@@ -148,6 +148,10 @@ fn unusable(error: &BuildError) -> String {
     }
 }
 
+/// Threads on which names of hosts are resolved. A name whose server is silent takes one for many seconds, and one namespace may have half
+/// as many operations at work.
+const THREADS_MAX: usize = 1024;
+
 /// Parses the command line and runs it.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -161,6 +165,7 @@ pub fn main() -> ExitCode {
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .max_blocking_threads(THREADS_MAX)
         .build()
     {
         Ok(runtime) => runtime,

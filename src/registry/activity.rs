@@ -15,6 +15,9 @@ use super::error::Error;
 use super::reserve::{Hold, Reservation, Reserve};
 use crate::machine::Reason;
 
+/// The namespace of whatever has none: there are no others beside it.
+pub(super) const NOBODY: u64 = 0;
+
 /// A wait for our own limits is shown once it has lasted so long.
 pub(super) const SHOWN_AFTER: Duration = Duration::from_secs(1);
 
@@ -53,7 +56,11 @@ impl Activity {
     #[must_use]
     pub fn of(namespace: &str, request: &str) -> Self {
         Self(Arc::new(Shared {
-            namespace: hashed(namespace),
+            namespace: if namespace.is_empty() {
+                NOBODY
+            } else {
+                hashed(namespace)
+            },
             party: hashed(request),
             ..Shared::default()
         }))

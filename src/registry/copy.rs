@@ -65,17 +65,20 @@ impl Walk<'_> {
     /// Takes note of what a manifest references; gives the children that were not met before.
     async fn note(&mut self, manifest: &Manifest) -> Result<Vec<Digest>, Error> {
         let what = named(self.job.from, &Reference::Digest(manifest.digest));
-        let parts = if manifest.is_large() {
+        let read = |manifest: &Manifest, what: &str| {
+            let config = manifest.config().map(|config| config.digest);
+            Ok((manifest.parts(what)?, config))
+        };
+        let (parts, config) = if manifest.is_large() {
             let manifest = manifest.clone();
-            apart(move || manifest.parts(&what)).await?
+            apart(move || read(&manifest, &what)).await?
         } else {
-            manifest.parts(&what)?
+            read(manifest, &what)?
         };
         let inner = manifest.digest != self.top && manifest.is_index();
         if (parts.nested || inner) && self.registry.is_quay(&self.job.target()) {
             return Err(too_deep(self.job.to, self.top));
         }
-        let config = manifest.config().map(|config| config.digest);
         let mut configs = self
             .job
             .configs

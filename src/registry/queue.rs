@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep_until};
 
 use tokio_util::sync::CancellationToken;
 
-use super::activity::{Activity, SHOWN_AFTER, Waiting};
+use super::activity::{Activity, NOBODY, SHOWN_AFTER, Waiting};
 use super::budget::{Lane, Limits, lock};
 use super::pace::Pace;
 use crate::machine::Reason;
@@ -600,7 +600,9 @@ impl State {
             .filter(|line| !line.tickets[stream].is_empty());
         let waiting = waiting.map(|line| line.namespace);
         let holding = self.holders.iter().map(|holder| holder.want.namespace);
-        let part = match waiting.chain(holding).collect::<HashSet<_>>().len() {
+        let parties: HashSet<u64> = waiting.chain(holding).collect();
+        let part = match parties.len() {
+            0 | 1 if parties.iter().all(|party| *party == NOBODY) => most,
             0 | 1 => most - most / 4,
             n => most / (n + 1),
         };
