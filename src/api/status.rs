@@ -462,3 +462,56 @@ pub(super) fn cut(text: &str, max: usize) -> String {
     let end = text.floor_char_boundary(max - mark.len_utf8());
     format!("{}{mark}", &text[..end])
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_status_that_names_a_tag_that_is_no_pin_of_its_float_is_left_alone() {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        let with = |image: serde_json::Value| {
+            let mut status = serde_json::json!({"float": "x.io/a/b:f", "phase": "Incoming"});
+            let fields = status.as_object_mut().unwrap();
+            fields.extend(image.as_object().unwrap().clone());
+            let object: PromotionRequest = serde_json::from_value(serde_json::json!({
+                "apiVersion": "ci.openshift.io/v1alpha1", "kind": "PromotionRequest", "metadata": {"name": "x"},
+                "spec": {"images": [{"source": "x.io/a/b:c", "float": "x.io/a/b:f"}]},
+                "status": {"images": [status]},
+            }))
+            .unwrap();
+            read(&object)
+        };
+        let pins = |tag: &str| serde_json::json!([{"digest": digest, "pruneTag": tag}]);
+        let own = ["", "__rescued", "__broken"].map(|end| format!("20260101000000_prune_f{end}"));
+        for tag in &own {
+            for field in ["displaced", "rescued"] {
+                assert!(with(serde_json::json!({field: pins(tag)})).is_ok(), "{tag}");
+            }
+            assert!(
+                with(serde_json::json!({"rollbackTag": tag})).is_ok(),
+                "{tag}"
+            );
+        }
+        let other = [
+            "f",
+            "latest",
+            "20260101000000_prune_g",
+            "20261301000000_prune_f",
+            "f__pre",
+        ];
+        for tag in other {
+            for (field, value) in [
+                ("displaced", pins(tag)),
+                ("rescued", pins(tag)),
+                ("rollbackTag", serde_json::json!(tag)),
+            ] {
+                let error = with(serde_json::json!({field: value})).unwrap_err();
+                assert!(matches!(error, ReadError::Status { .. }), "{error}");
+                let (error, place) = (error.to_string(), format!("images[0].{field}"));
+                assert!(error.contains(&place) && error.contains(tag), "{error}");
+            }
+        }
+    }
+}

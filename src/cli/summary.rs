@@ -109,3 +109,33 @@ pub(super) fn print(objects: &[PromotionRequest], output: Output) -> Result<(), 
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_was_rescued_is_not_called_displaced_and_a_float_is_named_once_a_line() {
+        let image =
+            |value: serde_json::Value| -> ImageStatus { serde_json::from_value(value).unwrap() };
+        let posted = image(serde_json::json!({
+            "float": "x.io/a/b:f", "phase": "Posted", "source": {"digest": "sha256:n"},
+            "displaced": [{"digest": "sha256:o", "pruneTag": "1_prune_f"}],
+            "rescued": [{"digest": "sha256:r", "pruneTag": "2_prune_f__rescued"}],
+        }));
+        assert_eq!(
+            lines(&posted, "Posted"),
+            [
+                "  x.io/a/b:f",
+                "    promoted  sha256:n",
+                "    displaced sha256:o, kept as 1_prune_f",
+                "    rescued   sha256:r, kept as 2_prune_f__rescued",
+            ]
+        );
+        let failed = image(serde_json::json!({
+            "float": "x.io/a/b:f", "phase": "Failed", "message": "x.io/a/b:f: denied",
+        }));
+        assert_eq!(lines(&failed, "Failed"), ["  x.io/a/b:f  Failed: denied"]);
+    }
+}

@@ -159,8 +159,9 @@ async fn writes_that_land_and_lose_their_answer_are_found_to_have_landed() {
         let rule = Rule::new(matcher.clone(), Action::LoseAnswer).times(1);
         let (ground, run) = promoted(&[rule], &[]).await;
         assert_eq!(attempts(&run), [0, 0], "{reference}");
-        // Looked at after the settle time, and not written again.
-        assert_eq!(ground.registry.count(&matcher), 1, "{reference}");
+        // After the settle time a float is looked at, and not written again; a pin is put to the same digest once more.
+        let puts = if reference == "a" { 1 } else { 2 };
+        assert_eq!(ground.registry.count(&matcher), puts, "{reference}");
     }
 }
 
