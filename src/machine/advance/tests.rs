@@ -105,10 +105,10 @@ fn what_a_plan_foresees_is_its_message_and_none_of_what_promotes() {
         );
         Outcome::Foreseen(Box::new(forecast))
     };
-    for (found, unchanged, displaced) in [
-        (None, false, 0),
-        (Some("old"), false, 1),
-        (Some("new"), true, 0),
+    for (found, unchanged, would_displace) in [
+        (None, false, None),
+        (Some("old"), false, Some(digest("old"))),
+        (Some("new"), true, None),
     ] {
         let mut request = launched(Pending);
         let ignored = advance(&mut request, 0, foreseen(found), &context());
@@ -121,11 +121,13 @@ fn what_a_plan_foresees_is_its_message_and_none_of_what_promotes() {
                 image.phase,
                 image.reason,
                 image.unchanged,
-                image.displaced.len(),
+                image.would_displace,
                 image.attempts
             ),
-            (Planned, Some(Reason::Planned), unchanged, displaced, 0)
+            (Planned, Some(Reason::Planned), unchanged, would_displace, 0)
         );
+        // No tag is named that is never written.
+        assert_eq!(image.displaced, []);
         let source = image.source.as_ref().unwrap();
         assert_eq!(
             (source.digest, source.media_type.as_deref()),

@@ -142,7 +142,9 @@ impl World {
         if let Some(old) = before.filter(|_| moves) {
             let name = self.setup.name(old).to_owned();
             if write.saw == Some(Seen(Some(old))) {
-                let taken_back = self.objects[who.0].request.status.rollback;
+                let image = &self.objects[who.0].request.status.images[who.1];
+                let source = image.source.as_ref().map(|source| source.digest);
+                let taken_back = source != Some(write.digest);
                 if !self.is_pruned(&float, old, taken_back) {
                     self.breaks(
                         Promise::NothingLost,

@@ -419,7 +419,9 @@ impl World {
         named.all(|index| self.objects[index].request.spec.suspend && self.rests(index))
     }
 
+    /// What was written a moment ago is old by nobody's clock.
     fn prune(&mut self, number: usize) {
+        self.pass(self.now + SETTLE);
         let float = &self.setup.floats[number];
         let tags = self
             .registry
@@ -584,7 +586,7 @@ impl World {
                 (left.back > 0 && there != old, Action::Back(number)),
                 (left.removed > 0 && there.is_some(), Action::Remove(number)),
                 (
-                    left.pruned > 0 && self.is_suspended(number),
+                    left.pruned > 0 && settled && self.is_suspended(number),
                     Action::Prune(number),
                 ),
             ];

@@ -271,6 +271,7 @@ fn the_deadline_ends_what_is_not_committed() {
 #[test]
 fn a_committed_request_has_600_seconds_more() {
     let mut group = committed(&[BackedUp]);
+    group.status.images[0].pinned = Some(at(7700));
     let mut world = world(1);
     world.now = at(7799);
     let going = plan(&mut group, &world);
