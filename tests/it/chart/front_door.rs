@@ -116,7 +116,7 @@ impl Person {
         }
     }
 
-    /// What a pod of the Deployment would run, without its port.
+    /// What a pod of the Deployment would run, without its ports.
     async fn pod(&self, name: &str) -> Running {
         let api: Api<Deployment> =
             Api::namespaced(self.plane.client().unwrap(), "promotion-controller");
@@ -124,7 +124,7 @@ impl Person {
         let pod = deployment.spec.template.spec.unwrap();
         assert_eq!(pod.containers[0].image.as_deref(), Some(IMAGE));
         let arguments = pod.containers[0].args.clone().unwrap();
-        let arguments = arguments.iter().filter(|a| !a.starts_with("--listen="));
+        let arguments = arguments.iter().filter(|a| !a.starts_with("--listen"));
         let arguments: Vec<&str> = arguments.map(String::as_str).collect();
         self.starts(name, &format!("{PROGRAM} {}", arguments.join(" ")))
     }

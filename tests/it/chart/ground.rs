@@ -167,9 +167,10 @@ impl Ground {
             "{arguments:?}"
         );
         let listen = format!("127.0.0.1:{}", free_port().unwrap());
+        let metrics = format!("127.0.0.1:{}", free_port().unwrap());
         for argument in &mut arguments {
             if argument == "--listen=0.0.0.0:8080" {
-                *argument = format!("--listen=127.0.0.1:{}", free_port().unwrap());
+                *argument = format!("--listen={metrics}");
             }
             if argument == "--listen-probes=0.0.0.0:8081" {
                 *argument = format!("--listen-probes={listen}");
@@ -192,6 +193,7 @@ impl Ground {
             folder,
             grace: Duration::from_secs(grace.try_into().unwrap()),
             listen,
+            metrics,
         }
     }
 
@@ -252,6 +254,7 @@ pub struct Pod {
     folder: RunDir,
     pub grace: Duration,
     listen: String,
+    metrics: String,
 }
 
 impl Pod {
@@ -259,9 +262,14 @@ impl Pod {
         std::fs::read_to_string(self.folder.join("pod.log")).unwrap_or_default()
     }
 
-    /// What it answers at a path of its probes, if it listens.
+    /// What it answers at a path of its probes, or of its metrics, if it listens.
     pub async fn probe(&self, path: &str) -> Option<u16> {
-        let url = format!("http://{}{path}", self.listen);
+        let at = if path == "/metrics" {
+            &self.metrics
+        } else {
+            &self.listen
+        };
+        let url = format!("http://{at}{path}");
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         let answer = client.get(url).send().await.ok()?;
         Some(answer.status().as_u16())
