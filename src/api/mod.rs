@@ -325,6 +325,9 @@ pub struct ImageStatus {
     /// Not before then is it tried again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_attempt_time: Option<Time>,
+    /// A tag write that was not answered may land until then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub late_until: Option<Time>,
     /// Fields of a newer version.
     #[serde(flatten)]
     #[schemars(skip)]

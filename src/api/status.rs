@@ -214,6 +214,7 @@ fn read_image(from: &ImageStatus, float: &Float) -> Result<Image, (&'static str,
             .and_then(|n| u32::try_from(n).ok())
             .unwrap_or_default(),
         next_attempt: from.next_attempt_time.as_ref().map(|t| t.0),
+        late_until: from.late_until.as_ref().map(|t| t.0),
     })
 }
 
@@ -309,6 +310,7 @@ fn write_image(to: &mut ImageStatus, image: &Image) {
     to.bytes_copied = i64::try_from(image.bytes).ok().filter(|&n| n > 0);
     to.attempts = i32::try_from(image.attempts).ok().filter(|&n| n > 0);
     to.next_attempt_time = image.next_attempt.map(time);
+    to.late_until = image.late_until.map(time);
 }
 
 fn write_pins(to: &mut Vec<PinStatus>, pins: &[Pin]) {

@@ -84,9 +84,12 @@ struct RegistryArgs {
     /// Requests in flight per registry.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(3..=256))]
     registry_concurrency: u16,
-    /// How long a tag write may take to show or to land; a tag write's timeout is two seconds less.
+    /// How long a tag write may take to show; a tag write's timeout is two seconds less.
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u8).range(3..=12))]
     settle_seconds: u8,
+    /// How long a tag write that was not answered may land after it was given up: so long its float is not passed on.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u8).range(15..=120))]
+    late_seconds: u8,
     /// A request that works is saved at most this often.
     #[arg(long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=60))]
     status_interval: u8,
@@ -96,6 +99,7 @@ impl RegistryArgs {
     fn engine(&self) -> engine::Settings {
         engine::Settings {
             settle: Duration::from_secs(self.settle_seconds.into()),
+            late: Duration::from_secs(self.late_seconds.into()),
             status_interval: Duration::from_secs(self.status_interval.into()),
             namespace_max: 0,
         }

@@ -178,7 +178,8 @@ async fn set_up(args: PromoteArgs, display: &Display) -> Result<Run, String> {
         (None, None) => state_beside(&args.file),
     };
     let registry = Registry::new(registry).map_err(|error| unusable(&error))?;
-    let (store, updates) = FileStore::open(objects, &state, keyring.clone(), settings.settle)
+    let late = registry.put_timeout() + settings.late;
+    let (store, updates) = FileStore::open(objects, &state, keyring.clone(), settings.settle, late)
         .map_err(|error| match error {
             FileError::Float { .. } => format!("{}: {error}", args.file.display()),
             error => error.to_string(),
@@ -196,7 +197,8 @@ async fn set_up(args: PromoteArgs, display: &Display) -> Result<Run, String> {
             "waiting {:.0} s for tag writes of the earlier run to settle",
             quiet.as_secs_f64().ceil()
         ));
-        engine.memory().keep_quiet(Instant::now() + quiet);
+        let until = Instant::now() + quiet;
+        engine.memory().keep_quiet(until, until);
     }
     Ok(Run {
         engine,

@@ -1,8 +1,13 @@
 //! One leader: a Lease that is renewed, trusted for a while, and released only when all writes have settled.
 //!
 //! The lease lasts 15 s and is renewed every 2 s by a replace under its resourceVersion, so that a leader that wakes up late
-//! cannot extend another's. It is trusted for 10 s after the last renewal that succeeded was *sent*. Whether somebody else's
-//! lease has run out is judged by the local monotonic clock, since the record last changed: clocks need not agree.
+//! cannot extend another's. It is trusted for 10 s after the last renewal that succeeded was *sent*, by every clock that goes on
+//! while the machine sleeps. Whether somebody else's lease has run out is judged by the local monotonic clock, since the record last
+//! changed: clocks need not agree.
+//!
+//! Whoever takes it has to know when the holder before can last have sent a tag write. Nobody has, where that one left its mark that it
+//! released the lease, or where the lease was made for an installation and nobody ever held it. A lease whose holder somebody erased
+//! says neither.
 
 use std::time::Duration;
 
@@ -15,12 +20,17 @@ use tokio::time::{Instant, sleep};
 
 use super::health::Health;
 use super::installation::{Barred, Installation};
-use crate::engine::leadership::{Leadership, RENEW_EVERY, TRUST};
+use crate::engine::leadership::{Leadership, RENEW_EVERY, TRUST, WRITE_MAX};
+use crate::engine::moment::Moment;
 use crate::metrics::{Call, Metrics};
 use crate::store::call::{call, causes};
 
 /// The Lease's name: all controllers that can write the same floats share it.
 pub const NAME: &str = "promotion-controller";
+/// The annotation that a holder leaves who gave it back with all its writes settled: how often the lease had changed hands by then.
+pub const RELEASED: &str = "promotion-controller.ci.openshift.io/released";
+/// The annotation of a Lease that was made with the installation, before anybody held it.
+pub const MADE: &str = "promotion-controller.ci.openshift.io/made";
 /// How long a lease lasts without renewal, in seconds.
 const DURATION_SECONDS: i32 = 15;
 /// The same; as long as whoever led may go on without knowing that it does not any more.
@@ -39,11 +49,15 @@ pub const RELEASE: Duration = CALL.saturating_mul(2 * RELEASES);
 /// How the lease was come by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Acquired {
-    /// Nobody has ever held it, as far as it shows: an earlier process may have written all the same.
+    /// There was none: an earlier one may have been deleted, and its holder not know it yet.
     New,
+    /// Somebody erased its holder, who may not know it yet.
+    Erased,
+    /// It was made with the installation, and nobody has ever held it.
+    Unheld,
     /// Its holder released it, with all its writes settled.
     Released,
-    /// Its holder let it run out: its last write was sent more than the settle time ago.
+    /// Its holder let it run out.
     Expired,
 }
 
@@ -67,6 +81,8 @@ pub struct Elector {
     record: Option<Lease>,
     /// Looked at before each renewal.
     installation: Option<Installation>,
+    /// When a holder before this one can last have sent a tag write.
+    last_sent: Option<Instant>,
     health: Health,
     metrics: Metrics,
 }
@@ -82,6 +98,7 @@ impl Elector {
             leadership,
             record: None,
             installation: None,
+            last_sent: None,
             health: Health::default(),
             metrics: Metrics::default(),
         }
@@ -115,7 +132,7 @@ impl Elector {
             self.health.turned(looked.is_ok());
             match looked {
                 Ok(None) => match self.write(None).await {
-                    Ok(()) => return Acquired::New,
+                    Ok(()) => return self.acquired(Acquired::New, Instant::now()),
                     Err(refused) => self.not_taken(&refused),
                 },
                 Ok(Some(lease)) => {
@@ -127,14 +144,9 @@ impl Elector {
                     }
                     let since = seen.as_ref().map_or_else(Instant::now, |(_, since)| *since);
                     let expired = since.elapsed() >= lasts(&lease);
-                    if holder.is_none() || expired {
-                        let how = if holder.is_none() {
-                            Acquired::Released
-                        } else {
-                            Acquired::Expired
-                        };
+                    if let Some(how) = free(&lease, expired) {
                         match self.write(Some(lease)).await {
-                            Ok(()) => return how,
+                            Ok(()) => return self.acquired(how, since),
                             Err(refused) => self.not_taken(&refused),
                         }
                     } else if told != holder {
@@ -150,6 +162,34 @@ impl Elector {
                 }
             }
             sleep(RENEW_EVERY).await;
+        }
+    }
+
+    /// `since`: when the record was first seen as it was before.
+    fn acquired(&mut self, how: Acquired, since: Instant) -> Acquired {
+        self.last_sent = match how {
+            Acquired::Unheld | Acquired::Released => None,
+            Acquired::New | Acquired::Erased => Some(Instant::now() + UNAWARE),
+            // A write is sent only while so much of the trust in the last renewal is left.
+            Acquired::Expired => Some(since + TRUST.saturating_sub(WRITE_MAX)),
+        };
+        how
+    }
+
+    /// When, at the latest, a holder before this one can have sent a tag write that may be on the wire; none: nothing is.
+    #[must_use]
+    pub fn last_sent(&self) -> Option<Instant> {
+        self.last_sent
+    }
+
+    /// Takes a lease that was made with the installation and never held, once and for all, for a process that does without election.
+    /// False where there is none such: an earlier process may have written.
+    pub async fn take_unheld(&mut self) -> bool {
+        match self.look().await {
+            Ok(Some(lease)) if free(&lease, false) == Some(Acquired::Unheld) => {
+                self.write(Some(lease)).await.is_ok()
+            }
+            _ => false,
         }
     }
 
@@ -189,7 +229,8 @@ impl Elector {
         }
     }
 
-    /// Gives the lease back. Only to be called when the newest tag write of this process has settled.
+    /// Gives the lease back, saying so. Only to be called when every tag write of this process, and of those before it, has shown or
+    /// can land no more: whoever finds the mark waits for nothing.
     pub async fn release(mut self) {
         self.leadership.lose();
         let mut record = self.record.take();
@@ -212,6 +253,9 @@ impl Elector {
     }
 
     async fn give_back(&self, mut lease: Lease) -> Result<(), String> {
+        let mark = transitions(&lease).to_string();
+        let marks = lease.metadata.annotations.get_or_insert_default();
+        marks.insert(RELEASED.into(), mark);
         if let Some(spec) = &mut lease.spec {
             spec.holder_identity = None;
             spec.renew_time = Some(MicroTime(Timestamp::now()));
@@ -255,7 +299,7 @@ impl Elector {
 
     /// Makes the lease ours, or renews it, under the resourceVersion it was read at.
     async fn write(&mut self, old: Option<Lease>) -> Result<(), Refused> {
-        let sent = Instant::now();
+        let sent = Moment::now();
         let now = MicroTime(Timestamp::now());
         let params = PostParams::default();
         let before = old
@@ -273,6 +317,9 @@ impl Elector {
         };
         let written = if let Some(mut lease) = old {
             lease.spec = Some(spec);
+            if let Some(marks) = &mut lease.metadata.annotations {
+                marks.remove(RELEASED);
+            }
             let replace = self.api.replace(NAME, &params, &lease);
             call(&self.metrics, Call::Lease, CALL, replace).await
         } else {
@@ -290,7 +337,7 @@ impl Elector {
         match written {
             Ok(Ok(lease)) => {
                 self.record = Some(lease);
-                self.leadership.trust(sent + TRUST);
+                self.leadership.trust(sent, TRUST);
                 Ok(())
             }
             Ok(Err(kube::Error::Api(status))) if status.is_conflict() || status.code == 409 => {
@@ -314,6 +361,33 @@ fn holder(lease: &Lease) -> Option<String> {
     spec.holder_identity
         .clone()
         .filter(|holder| !holder.is_empty())
+}
+
+/// How it may be taken now; none where it is held.
+fn free(lease: &Lease, expired: bool) -> Option<Acquired> {
+    let marks = lease.metadata.annotations.as_ref();
+    let mark = |name: &str| marks.and_then(|marks| marks.get(name));
+    if holder(lease).is_some() {
+        return expired.then_some(Acquired::Expired);
+    }
+    // A mark that was left before the last change of hands is of another release.
+    if mark(RELEASED).is_some_and(|mark| *mark == transitions(lease).to_string()) {
+        return Some(Acquired::Released);
+    }
+    let held = lease.spec.as_ref().is_some_and(|spec| {
+        spec.lease_transitions.is_some() || spec.acquire_time.is_some() || spec.renew_time.is_some()
+    });
+    if mark(MADE).is_some() && !held {
+        return Some(Acquired::Unheld);
+    }
+    Some(Acquired::Erased)
+}
+
+/// How often it has changed hands.
+fn transitions(lease: &Lease) -> i32 {
+    let spec = lease.spec.as_ref();
+    spec.and_then(|spec| spec.lease_transitions)
+        .unwrap_or_default()
 }
 
 fn lasts(lease: &Lease) -> Duration {

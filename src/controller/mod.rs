@@ -45,7 +45,8 @@ pub use watch::SILENCE;
 
 /// How long operations may take to end after the first signal: a tag write's timeout, and the save of what it found.
 const DRAIN: Duration = Duration::from_secs(30);
-/// How long an end takes at most that was asked for, beside the settle time: whoever asks has to wait so long before it kills.
+/// How long an end takes at most that was asked for, beside the time that a tag write may be late: whoever asks has to wait so long
+/// before it kills.
 pub const END: Duration = DRAIN.saturating_add(lease::RELEASE);
 
 /// How the controller is set.
@@ -123,7 +124,6 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
     let following = own.clone();
     let _following = AbortOnDropHandle::new(tokio::spawn(async move { following.follow().await }));
     let store = Cluster::new(client.clone(), reporter, own.clone(), metrics.clone());
-    let settle = settings.settle;
     let (engine, keys) = Engine::new(store, registry, policy, leadership.clone(), settings);
     metrics.at_scrape({
         let (health, leadership, own) = (health.clone(), leadership.clone(), own.clone());
@@ -154,23 +154,22 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
         lease_namespace.clone(),
         metrics.clone(),
     );
-    let elector = lease_namespace.map(|ns| {
-        Elector::new(client.clone(), &ns, identity, leadership)
-            .telling(health.clone(), metrics.clone())
-            .of(installation.clone())
-    });
-    let right = Box::pin(begin(&installation, elector, &health));
+    let elects = lease_namespace.is_some();
+    let leases = lease_namespace.as_deref().unwrap_or(&brake_namespace);
+    let elector = Elector::new(client.clone(), leases, identity, leadership)
+        .telling(health.clone(), metrics.clone())
+        .of(installation.clone());
+    let was_led = watch::was_led(&client, namespace.as_deref());
+    let right = Box::pin(begin(&installation, elector, elects, was_led, &health));
     let (begun, stop) = match select(stop, right).await {
         Either::Left(_) => return Ok(()),
         Either::Right((begun, stop)) => (begun?, stop),
     };
-    let Begun { elector, unaware } = begun;
+    let Begun { elector, last_sent } = begun;
     health.leads();
     metrics.leadership("acquired");
-    if let Some(unaware) = unaware {
-        engine
-            .memory()
-            .keep_quiet(Instant::now() + unaware + settle);
+    if let Some(last_sent) = last_sent {
+        engine.memory().follow(last_sent);
     }
     let scope = Scope {
         installation,
@@ -187,38 +186,49 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
 /// The right to lead.
 struct Begun {
     elector: Option<Elector>,
-    /// How long somebody else may write on who does not know yet that this one leads; none where nobody can.
-    unaware: Option<Duration>,
+    /// When somebody else can last have sent a tag write; none: nobody has one on the wire.
+    last_sent: Option<Instant>,
 }
 
-/// Waits until this process leads.
+/// Waits until this process leads. `was_led`: whether anybody ever led requests that are still there.
 async fn begin(
     installation: &Installation,
-    elector: Option<Elector>,
+    mut elector: Elector,
+    elects: bool,
+    was_led: impl Future<Output = bool>,
     health: &Health,
 ) -> Result<Begun, Refused> {
     installation.enter(health).await?;
-    let Some(mut elector) = elector else {
-        tracing::info!("no election: waiting for earlier writes to settle");
+    if !elects {
+        let first = elector.take_unheld().await && !was_led.await;
+        let waits = !first;
+        tracing::info!(
+            waits,
+            "no election: waiting until no earlier write can land"
+        );
         return Ok(Begun {
             elector: None,
-            unaware: Some(Duration::ZERO),
+            last_sent: waits.then(Instant::now),
         });
-    };
+    }
     let how = elector.acquire().await;
     // The definition may have changed hands while this process waited. The lease is left to run out then: one that is given back says
     // that every earlier write has settled.
     let adopted = installation.look().await?;
     tracing::info!(?how, "leading");
-    // After an adoption the former leader goes on for as long as it trusts its own lease.
-    let unaware = if adopted {
-        lease::DURATION
-    } else {
-        lease::UNAWARE
+    // After an adoption the former leader goes on for as long as it trusts its own lease. A lease that nobody has held may also
+    // have been made in the place of one that was deleted.
+    let unaware = match how {
+        Acquired::Expired | Acquired::Released => None,
+        _ if adopted => Some(lease::DURATION),
+        Acquired::New | Acquired::Erased => Some(lease::UNAWARE),
+        Acquired::Unheld => was_led.await.then_some(lease::UNAWARE),
     };
+    let unaware = unaware.map(|unaware| Instant::now() + unaware);
+    let last_sent = unaware.max(elector.last_sent());
     Ok(Begun {
         elector: Some(elector),
-        unaware: (how == Acquired::New).then_some(unaware),
+        last_sent,
     })
 }
 
@@ -318,7 +328,7 @@ async fn lead(
     Ok(())
 }
 
-/// Lets tag writes end, records what they found, and waits until the newest one has settled.
+/// Lets tag writes end, records what they found, and waits until all have shown, or can land no more.
 async fn drain(engine: &Engine<Cluster>) {
     tracing::info!(
         operations = engine.unrecorded(),
@@ -329,9 +339,7 @@ async fn drain(engine: &Engine<Cluster>) {
     while engine.unrecorded() > 0 && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    while let Some(settled) = engine.memory().settled_at()
-        && Instant::now() < settled
-    {
+    while let Some(settled) = engine.memory().settled_at(Instant::now()) {
         tokio::time::sleep_until(settled).await;
     }
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt as _};
+use kube::api::ListParams;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
@@ -40,6 +41,9 @@ const WATCH: u32 = 30;
 /// A connection to the API server is given up when nothing is heard on it for so long: more than a watch without events lasts.
 pub const SILENCE: Duration = Duration::from_secs(40);
 
+/// How long the question may take whether anything was ever led.
+const LED: Duration = Duration::from_secs(5);
+
 /// What is being listed.
 #[derive(Default)]
 struct Listing {
@@ -62,6 +66,19 @@ pub fn events(
         .map(|phase| format!("status.phase!={}", phase.as_str()))
         .collect();
     lasting(api, &selector.join(","))
+}
+
+/// Whether a leader has ever saved anything of a request that is still there. Where that cannot be told, it may have.
+pub(super) async fn was_led(client: &Client, namespace: Option<&str>) -> bool {
+    let api: Api<PromotionRequest> = match namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    };
+    let params = ListParams::default().fields("status.phase!=").limit(1);
+    match tokio::time::timeout(LED, api.list_metadata(&params)).await {
+        Ok(Ok(list)) => !list.items.is_empty(),
+        Ok(Err(_)) | Err(_) => true,
+    }
 }
 
 /// A watch that ends with the process only.

@@ -1,6 +1,6 @@
 //! Operations in flight: launched after a save, landed with an outcome, reported at most once per status interval.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -130,6 +130,7 @@ impl<S: Store> Engine<S> {
             again,
             cancel,
             activity,
+            read: Mutex::default(),
         };
         account::launched(key, &float, launch);
         Some((index, id, operation))

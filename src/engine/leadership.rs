@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use super::moment::Moment;
 
 /// How long the lease is trusted after a renewal was sent.
 pub const TRUST: Duration = Duration::from_secs(10);
@@ -16,39 +16,45 @@ pub const RENEW_EVERY: Duration = Duration::from_secs(2);
 /// The longest timeout of a write: what is trusted just before a renewal.
 pub const WRITE_MAX: Duration = Duration::from_secs(8);
 
+/// Trust in the lease.
+#[derive(Debug, Clone, Copy)]
+struct Trust {
+    since: Moment,
+    lasts: Duration,
+}
+
 /// The right to write, shared with whoever renews it. Cloning shares it.
 #[derive(Debug, Clone)]
 pub struct Leadership {
-    trusted_until: Option<Arc<Mutex<Option<Instant>>>>,
+    trusted: Option<Arc<Mutex<Option<Trust>>>>,
 }
 
 impl Leadership {
     /// For a single process without an election: it always leads.
     #[must_use]
     pub fn alone() -> Self {
-        Self {
-            trusted_until: None,
-        }
+        Self { trusted: None }
     }
 
     /// For an election: nothing is trusted before the first renewal.
     #[must_use]
     pub fn elected() -> Self {
         Self {
-            trusted_until: Some(Arc::default()),
+            trusted: Some(Arc::default()),
         }
     }
 
-    /// The lease was renewed: it is trusted until then.
-    pub fn trust(&self, until: Instant) {
-        if let Some(cell) = &self.trusted_until {
-            *cell.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
+    /// The lease was renewed: it is trusted for so long since then, by every clock that may have gone on while this process did not.
+    pub fn trust(&self, since: Moment, lasts: Duration) {
+        if let Some(cell) = &self.trusted {
+            let trust = Trust { since, lasts };
+            *cell.lock().unwrap_or_else(PoisonError::into_inner) = Some(trust);
         }
     }
 
     /// The lease is lost: nothing is trusted any more.
     pub fn lose(&self) {
-        if let Some(cell) = &self.trusted_until {
+        if let Some(cell) = &self.trusted {
             *cell.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
     }
@@ -56,11 +62,11 @@ impl Leadership {
     /// Whether something that takes at most `timeout` ends while the lease is trusted.
     #[must_use]
     pub fn covers(&self, timeout: Duration) -> bool {
-        let Some(cell) = &self.trusted_until else {
+        let Some(cell) = &self.trusted else {
             return true;
         };
-        let until = *cell.lock().unwrap_or_else(PoisonError::into_inner);
-        until.is_some_and(|until| Instant::now() + timeout <= until)
+        let trust = *cell.lock().unwrap_or_else(PoisonError::into_inner);
+        trust.is_some_and(|trust| trust.since.elapsed() + timeout <= trust.lasts)
     }
 }
 
@@ -73,15 +79,29 @@ mod tests {
         let timeout = Duration::from_secs(8);
         let leadership = Leadership::elected();
         assert!(!leadership.covers(timeout));
-        leadership.trust(Instant::now() + Duration::from_secs(10));
+        leadership.trust(Moment::now(), TRUST);
         assert!(leadership.covers(timeout));
         tokio::time::advance(Duration::from_secs(2)).await;
         assert!(leadership.covers(timeout));
         tokio::time::advance(Duration::from_millis(1)).await;
         assert!(!leadership.covers(timeout));
-        leadership.trust(Instant::now() + Duration::from_secs(10));
+        leadership.trust(Moment::now(), TRUST);
         leadership.lose();
         assert!(!leadership.covers(timeout));
         assert!(Leadership::alone().covers(timeout));
+    }
+
+    /// The monotonic clock stands still in a sleep of the machine, and in most pauses of a virtual one: for two seconds after waking
+    /// it would still say that the lease is fresh.
+    #[test]
+    fn a_lease_is_not_trusted_after_a_sleep_that_the_monotonic_clock_did_not_see() {
+        let leadership = Leadership::elected();
+        let (now, slept) = (Moment::now(), Duration::from_mins(1));
+        leadership.trust(now, TRUST);
+        assert!(leadership.covers(Duration::ZERO));
+        for since in [now.before_a_sleep(slept), now.before_a_pause(slept)] {
+            leadership.trust(since, TRUST);
+            assert!(!leadership.covers(Duration::ZERO));
+        }
     }
 }

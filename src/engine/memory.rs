@@ -1,10 +1,15 @@
-//! What this process knows of its own tag writes: what it wrote, and what may still land.
+//! What this process knows of its own tag writes: what it sent, what was answered, and what may still land.
 //!
-//! Registries answer reads from replicas, so a read may be older than our last write: within the settle time a read that
-//! contradicts it is not believed. And a write whose answer was lost may land late: until the settle time has passed since it
-//! was sent, nothing is launched on that float. Both outlive the request they came from.
+//! One record of each, entered before it is sent. It is the only place that knows two times:
+//!
+//! - *Settle*, S: registries answer reads from replicas, so a read may be older than our last write. Within S of its answer a read
+//!   that contradicts it is not believed, and within S of the sending of an unanswered write nothing at all is launched on its float.
+//! - *Late*, L: a write that was sent and not answered may land until L after it was given up. Until then its float is not passed on,
+//!   and no other digest is put to its tag. A tag that binds one digest (a prune tag) needs no L: whatever lands there is the same.
+//!
+//! Both outlive the request they came from.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,10 +18,11 @@ use tokio::time::Instant;
 use crate::image::{Digest, Float, Repository, Stamp, Tag};
 use crate::registry::Flights;
 
-/// The process's memory of its own writes. Entries leave after the settle time, so that it stays as small as what is in work.
+/// The process's record of its own writes. Entries leave after their time, so that it stays as small as what is in work.
 #[derive(Debug)]
 pub struct Memory {
     settle: Duration,
+    late: Duration,
     inner: Mutex<Inner>,
     /// Tags that belong to no float alone: one writes at a time.
     pub(super) turns: Flights<(Repository, Tag)>,
@@ -24,20 +30,54 @@ pub struct Memory {
 
 #[derive(Debug, Default)]
 struct Inner {
-    written: HashMap<(Repository, Tag), (Digest, Instant)>,
-    fences: HashMap<Float, Instant>,
-    landing: HashMap<(Repository, Tag), Instant>,
+    /// Sent and not answered, by float.
+    open: HashMap<Float, Vec<Sent>>,
+    /// The last one answered, by tag.
+    answered: HashMap<(Repository, Tag), (Digest, Instant)>,
+    newest: u64,
     stamps: HashMap<Float, Stamp>,
-    newest_write: Option<Instant>,
-    quiet_until: Option<Instant>,
+    before: Option<Before>,
 }
 
+/// A write without an answer.
+#[derive(Debug)]
+struct Sent {
+    number: u64,
+    tag: Tag,
+    digest: Digest,
+    at: Instant,
+}
+
+/// What a process before this one may have sent.
+#[derive(Debug)]
+struct Before {
+    /// Nothing is launched on any float before then.
+    all: Instant,
+    /// Nor before then on any that is not spared.
+    others: Instant,
+    spared: HashSet<Float>,
+}
+
+/// A write of one tag, as it is entered in the record.
+#[derive(Debug)]
+pub(super) struct Write<'a> {
+    memory: &'a Memory,
+    number: u64,
+    float: &'a Float,
+    tag: &'a Tag,
+    digest: Digest,
+}
+
+// === impl Memory ===
+
 impl Memory {
-    /// An empty memory. `settle` is how long a write may take to show, or to land.
+    /// An empty record. `settle` is how long a write may take to show, `late` how long after its
+    /// sending one without an answer may land.
     #[must_use]
-    pub fn new(settle: Duration) -> Self {
+    pub fn new(settle: Duration, late: Duration) -> Self {
         Self {
             settle,
+            late: late.max(settle),
             inner: Mutex::default(),
             turns: Flights::new(),
         }
@@ -47,56 +87,63 @@ impl Memory {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How long a write may take to show, or to land.
+    /// How long a write may take to show.
     #[must_use]
     pub fn settle(&self) -> Duration {
         self.settle
     }
 
-    /// Launches nothing on any float before `until`: writes of an earlier process may still land.
-    pub fn keep_quiet(&self, until: Instant) {
-        let mut inner = self.lock();
-        inner.quiet_until = inner.quiet_until.max(Some(until));
+    /// An earlier process may have sent tag writes until `last_sent`, of which nothing is known here.
+    pub fn follow(&self, last_sent: Instant) {
+        self.keep_quiet(last_sent + self.settle, last_sent + self.late);
     }
 
     /// Until when writes of an earlier process may still land, where that is not over.
     #[must_use]
     pub fn inherited_until(&self, now: Instant) -> Option<Instant> {
-        self.lock().quiet_until.filter(|&until| until > now)
+        let inner = self.lock();
+        let until = inner.before.as_ref().map(|b| b.others.max(b.all));
+        until.filter(|&until| until > now)
     }
 
-    /// A tag write is being sent now.
-    pub fn sending(&self, now: Instant) {
+    /// Launches nothing on any float before `all`, nor before `others` on one that is not [spared](Self::spare).
+    pub fn keep_quiet(&self, all: Instant, others: Instant) {
+        let spared = HashSet::new();
+        self.lock().before = Some(Before {
+            all,
+            others,
+            spared,
+        });
+    }
+
+    /// Whether it can be told by now that an earlier process has nothing on the wire.
+    pub(super) fn may_spare(&self, now: Instant) -> bool {
+        let inner = self.lock();
+        inner.before.as_ref().is_none_or(|before| before.all <= now)
+    }
+
+    /// An earlier process has nothing on the wire for this float.
+    pub(super) fn spare(&self, float: &Float) {
+        if let Some(before) = &mut self.lock().before {
+            before.spared.insert(float.clone());
+        }
+    }
+
+    /// A write of `tag`, in the float's repository, that is about to be sent.
+    pub(super) fn write<'a>(&'a self, float: &'a Float, tag: &'a Tag, digest: Digest) -> Write<'a> {
         let mut inner = self.lock();
-        inner.newest_write = inner.newest_write.max(Some(now));
+        inner.newest += 1;
+        Write {
+            memory: self,
+            number: inner.newest,
+            float,
+            tag,
+            digest,
+        }
     }
 
-    /// A tag write was answered: the tag holds `digest`.
-    pub fn written(&self, repository: &Repository, tag: &Tag, digest: Digest, now: Instant) {
-        let mut inner = self.lock();
-        let settle = self.settle;
-        inner.written.retain(|_, (_, at)| *at + settle > now);
-        inner
-            .written
-            .insert((repository.clone(), tag.clone()), (digest, now));
-        inner.newest_write = inner.newest_write.max(Some(now));
-    }
-
-    /// The answer to a tag write sent at `sent` was lost: it may land until the settle time has passed.
-    pub fn unanswered(&self, float: &Float, repository: &Repository, tag: &Tag, sent: Instant) {
-        let mut inner = self.lock();
-        let until = sent + self.settle;
-        let fence = inner.fences.entry(float.clone()).or_insert(until);
-        *fence = until.max(*fence);
-        inner.landing.retain(|_, until| *until > sent);
-        inner
-            .landing
-            .insert((repository.clone(), tag.clone()), until);
-        // What the tag holds is not known any more.
-        inner.written.remove(&(repository.clone(), tag.clone()));
-    }
-
-    /// Whether a read of a tag contradicts what this process wrote there less than the settle time ago.
+    /// Whether a read of a tag contradicts what this process wrote there less than the settle time ago. What was sent there since and
+    /// not answered may show as well.
     #[must_use]
     pub fn contradicts(
         &self,
@@ -106,44 +153,69 @@ impl Memory {
         now: Instant,
     ) -> bool {
         let inner = self.lock();
-        let written = inner.written.get(&(repository.clone(), tag.clone()));
-        written.is_some_and(|(digest, at)| *at + self.settle > now && seen != Some(*digest))
+        let Some(written) = inner.answered_since(repository, tag, now, self.settle) else {
+            return false;
+        };
+        let sent = inner.open_on(repository, tag).map(|sent| sent.digest);
+        let mut known = sent.chain([written]);
+        seen.is_none_or(|seen| known.all(|digest| digest != seen))
     }
 
-    /// Whether this process put a tag to `digest` less than the settle time ago.
+    /// Whether this process put a tag to `digest` less than the settle time ago, and sent nothing else there since.
     #[must_use]
     pub fn wrote(&self, repository: &Repository, tag: &Tag, digest: Digest, now: Instant) -> bool {
         let inner = self.lock();
-        let written = inner.written.get(&(repository.clone(), tag.clone()));
-        written.is_some_and(|(known, at)| *at + self.settle > now && *known == digest)
+        let written = inner.answered_since(repository, tag, now, self.settle);
+        let mut sent = inner.open_on(repository, tag);
+        written == Some(digest) && sent.all(|sent| sent.digest == digest)
     }
 
     /// Until when nothing may be launched on a float; none where it has settled.
     #[must_use]
     pub fn quiet_until(&self, float: &Float, now: Instant) -> Option<Instant> {
-        let mut inner = self.lock();
-        inner.fences.retain(|_, until| *until > now);
-        let fence = inner.fences.get(float).copied();
-        fence.max(inner.quiet_until.filter(|&until| until > now))
+        self.lock().until(float, now, |_| self.settle)
     }
 
-    /// Until when a write of a tag may still land; none where it has settled.
+    /// Until when a write of ours may land on a float: it is not passed on before, nor decided upon for good. None where nothing can.
     #[must_use]
-    pub fn landing_until(
+    pub fn late_until(&self, float: &Float, now: Instant) -> Option<Instant> {
+        let mut inner = self.lock();
+        inner.until(float, now, |tag| self.lateness(tag))
+    }
+
+    /// Until when a write of a tag may still land; none where nothing can. `but`: the digest that would be no harm.
+    #[must_use]
+    pub(super) fn landing_until(
         &self,
         repository: &Repository,
         tag: &Tag,
+        but: Option<Digest>,
         now: Instant,
     ) -> Option<Instant> {
         let inner = self.lock();
-        let until = inner.landing.get(&(repository.clone(), tag.clone()));
-        until.copied().filter(|until| *until > now)
+        let sent = inner.open_on(repository, tag);
+        let sent = sent.filter(|sent| Some(sent.digest) != but);
+        let until = sent.map(|sent| sent.at + self.lateness(tag)).max();
+        until.filter(|until| *until > now)
     }
 
-    /// When the newest tag write of this process, answered or not, has settled; none where there was none.
+    /// When every tag write of this process has shown, or can land no more; none where that is so now.
     #[must_use]
-    pub fn settled_at(&self) -> Option<Instant> {
-        self.lock().newest_write.map(|at| at + self.settle)
+    pub fn settled_at(&self, now: Instant) -> Option<Instant> {
+        let inner = self.lock();
+        let sent = inner.open.values().flatten();
+        let sent = sent.map(|sent| sent.at + self.lateness(&sent.tag));
+        let answered = inner.answered.values().map(|(_, at)| *at + self.settle);
+        sent.chain(answered).max().filter(|until| *until > now)
+    }
+
+    /// How long after its sending a write of this tag may matter.
+    fn lateness(&self, tag: &Tag) -> Duration {
+        if Stamp::of(tag).is_some() {
+            self.settle
+        } else {
+            self.late
+        }
     }
 
     /// The newest prune stamp this process recorded for a float.
@@ -161,60 +233,117 @@ impl Memory {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
+// === impl Inner ===
 
-    const SETTLE: Duration = Duration::from_secs(10);
-
-    fn float() -> Float {
-        "quay.io/openshift/ci:ocp_4.21_cli".parse().unwrap()
+impl Inner {
+    /// What was written to a tag, if that was answered less than `settle` ago.
+    fn answered_since(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        now: Instant,
+        settle: Duration,
+    ) -> Option<Digest> {
+        let written = self.answered.get(&(repository.clone(), tag.clone()));
+        let written = written.filter(|(_, at)| *at + settle > now);
+        written.map(|(digest, _)| *digest)
     }
 
-    #[test]
-    fn a_read_that_contradicts_our_own_write_is_not_believed_until_it_settled() {
-        let memory = Memory::new(SETTLE);
-        let (float, now) = (float(), Instant::now());
-        let (repository, tag) = (float.repository(), float.tag());
-        let (ours, other) = (Digest::of(b"ours"), Digest::of(b"other"));
-        assert!(!memory.contradicts(repository, tag, None, now));
-        memory.written(repository, tag, ours, now);
-        assert!(!memory.contradicts(repository, tag, Some(ours), now));
-        assert!(memory.contradicts(repository, tag, Some(other), now));
-        assert!(memory.contradicts(repository, tag, None, now + Duration::from_secs(9)));
-        assert!(!memory.contradicts(repository, tag, None, now + SETTLE));
+    /// What was sent to a tag and not answered: few, because an answer comes or the float rests.
+    fn open_on<'a>(
+        &'a self,
+        repository: &'a Repository,
+        tag: &'a Tag,
+    ) -> impl Iterator<Item = &'a Sent> {
+        let there = self.open.iter();
+        let there = there.filter(move |(float, _)| float.repository() == repository);
+        let sent = there.flat_map(|(_, sent)| sent);
+        sent.filter(move |sent| sent.tag == *tag)
     }
 
-    #[test]
-    fn a_write_without_an_answer_keeps_its_float_quiet_from_when_it_was_sent() {
-        let memory = Memory::new(SETTLE);
-        let (float, now) = (float(), Instant::now());
-        memory.unanswered(&float, float.repository(), &float.pre(), now);
-        assert_eq!(memory.quiet_until(&float, now), Some(now + SETTLE));
-        let other: Float = "quay.io/openshift/ci:other".parse().unwrap();
-        assert_eq!(memory.quiet_until(&other, now), None);
-        assert_eq!(memory.quiet_until(&float, now + SETTLE), None);
+    /// The latest end of what `lasts` so long after its sending, and of what an earlier process may have sent.
+    fn until(
+        &mut self,
+        float: &Float,
+        now: Instant,
+        lasts: impl Fn(&Tag) -> Duration,
+    ) -> Option<Instant> {
+        let sent = self.open.get(float).into_iter().flatten();
+        let sent = sent.map(|sent| sent.at + lasts(&sent.tag)).max();
+        if self
+            .before
+            .as_ref()
+            .is_some_and(|b| b.others.max(b.all) <= now)
+        {
+            self.before = None;
+        }
+        let before = self.before.as_ref().map(|before| {
+            if before.spared.contains(float) {
+                before.all
+            } else {
+                before.others.max(before.all)
+            }
+        });
+        sent.max(before).filter(|until| *until > now)
     }
 
-    #[test]
-    fn a_new_process_keeps_every_float_quiet() {
-        let memory = Memory::new(SETTLE);
-        let now = Instant::now();
-        memory.keep_quiet(now + SETTLE);
-        assert_eq!(memory.quiet_until(&float(), now), Some(now + SETTLE));
-        assert_eq!(memory.quiet_until(&float(), now + SETTLE), None);
-    }
-
-    #[test]
-    fn the_newest_write_counts_from_its_answer_or_its_sending() {
-        let memory = Memory::new(SETTLE);
-        let (float, now) = (float(), Instant::now());
-        assert_eq!(memory.settled_at(), None);
-        memory.sending(now);
-        assert_eq!(memory.settled_at(), Some(now + SETTLE));
-        let later = now + Duration::from_secs(3);
-        memory.written(float.repository(), float.tag(), Digest::of(b""), later);
-        assert_eq!(memory.settled_at(), Some(later + SETTLE));
+    fn take(&mut self, float: &Float, number: u64) -> Option<Sent> {
+        let sent = self.open.get_mut(float)?;
+        let at = sent.iter().position(|sent| sent.number == number)?;
+        let taken = sent.swap_remove(at);
+        if sent.is_empty() {
+            self.open.remove(float);
+        }
+        Some(taken)
     }
 }
+
+// === impl Write ===
+
+impl Write<'_> {
+    /// Enters it as sent now: whatever becomes of who sent it, it counts as unanswered from here on. False, and nothing is entered,
+    /// where another digest may still land on the tag. To be called directly before each sending.
+    pub(super) fn enter(&self, now: Instant) -> bool {
+        let memory = self.memory;
+        let late = memory.lateness(self.tag);
+        let mut inner = memory.lock();
+        let other = inner
+            .open_on(self.float.repository(), self.tag)
+            .any(|sent| sent.digest != self.digest && sent.at + late > now);
+        if other {
+            return false;
+        }
+        inner.take(self.float, self.number);
+        let late = memory.late;
+        inner.open.retain(|_, sent| {
+            sent.retain(|sent| sent.at + late > now);
+            !sent.is_empty()
+        });
+        let sent = Sent {
+            number: self.number,
+            tag: self.tag.clone(),
+            digest: self.digest,
+            at: now,
+        };
+        inner.open.entry(self.float.clone()).or_default().push(sent);
+        true
+    }
+
+    /// It was answered: the tag holds the digest.
+    pub(super) fn answered(&self, now: Instant) {
+        let settle = self.memory.settle;
+        let mut inner = self.memory.lock();
+        inner.take(self.float, self.number);
+        inner.answered.retain(|_, (_, at)| *at + settle > now);
+        let key = (self.float.repository().clone(), self.tag.clone());
+        inner.answered.insert(key, (self.digest, now));
+    }
+
+    /// It was refused, or no byte of it was sent: it is no write.
+    pub(super) fn refused(&self) {
+        self.memory.lock().take(self.float, self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -20,6 +20,7 @@ mod brake;
 mod flight;
 pub mod leadership;
 pub mod memory;
+pub mod moment;
 mod operation;
 mod reconcile;
 mod state;
@@ -54,8 +55,10 @@ pub use reconcile::{Next, ReconcileError};
 /// How the engine is set.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// How long a tag write may take to show or to land.
+    /// How long a tag write may take to show.
     pub settle: Duration,
+    /// How long after it was given up a tag write that was not answered may land.
+    pub late: Duration,
     /// A request whose operations still run is saved at most this often.
     pub status_interval: Duration,
     /// So many requests of one namespace may have begun at once; 0: any number.
@@ -107,11 +110,12 @@ impl<S: Store> Engine<S> {
     ) -> (Self, mpsc::UnboundedReceiver<Key>) {
         let (triggers, queue) = mpsc::unbounded_channel();
         let turns = Turns::new(registry.concurrency());
+        // So long after its sending a write that is not answered is given up.
+        let given_up = registry.put_timeout();
         let tools = Tools {
             registry,
-            memory: Arc::new(Memory::new(settings.settle)),
+            memory: Arc::new(Memory::new(settings.settle, given_up + settings.late)),
             leadership,
-            put_timeout: settings.put_timeout(),
         };
         let state = Mutex::new(State::new(Seats::new(settings.namespace_max)));
         let inner = Inner {
@@ -205,8 +209,12 @@ impl<S: Store> Engine<S> {
             let (owned, room) = (known.contender.owned(), known.room());
             if !owned.is_empty() && !state.claims.take(&known.contender.uid, &owned) {
                 tracing::error!(request = %known.key, "two requests have begun on one float; this one waits");
+                state.inherited.retain(|float, _| !owned.contains(float));
             } else if !owned.is_empty() || (room.plans && known.contender.started) {
-                state.seats.take(&room, &known.contender.uid);
+                let uid = &known.contender.uid;
+                state.seats.take(&room, uid);
+                let floats = owned.into_iter().map(|float| (float, uid.clone()));
+                state.inherited.extend(floats);
             }
         }
         tracing::info!(
@@ -303,7 +311,7 @@ impl<S: Store> Engine<S> {
     }
 
     /// Gives back the floats that a request owns no longer: its image has ended (or is suspended before its commit), nothing of
-    /// it runs, and the float has settled.
+    /// it runs, and no write of ours can land there any more.
     fn settle_claims(&self, uid: &str) {
         let now = Instant::now();
         let mut state = self.lock();
@@ -319,9 +327,9 @@ impl<S: Store> Engine<S> {
             if owned.contains(float) || running.contains(float) {
                 return true;
             }
-            let quiet = self.inner.tools.memory.quiet_until(float, now);
-            again = [again, quiet].into_iter().flatten().min();
-            quiet.is_some()
+            let late = self.inner.tools.memory.late_until(float, now);
+            again = [again, late].into_iter().flatten().min();
+            late.is_some()
         });
         if running.is_empty() && !state.known.contains_key(uid) {
             state.flights.remove(uid);

@@ -10,6 +10,7 @@ mod foresight;
 mod labels;
 mod referrers;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,8 +18,9 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::leadership::Leadership;
+use super::leadership::{Leadership, WRITE_MAX};
 use super::memory::Memory;
+use super::moment::Moment;
 use crate::image::{Digest, Reference, Repository, Stamp, Tag};
 use crate::machine::{
     Class, FRESH_SECONDS, Fault, Foreign, Image, ImageSpec, Mode, Outcome, Pin, Reason, Referrers,
@@ -35,6 +37,8 @@ const READ_AGAIN: Duration = Duration::from_secs(1);
 const LOOK_TWICE: Duration = Duration::from_secs(2);
 /// Whether the lease was renewed is looked at again after this.
 const LEASE_AGAIN: Duration = Duration::from_millis(50);
+/// A tag is not written upon a look that is older.
+const LOOK_MAX: Duration = Duration::from_secs(5);
 /// The pauses before the second and third look at a source that is not there.
 const SOURCE_LOOKS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
 
@@ -44,8 +48,14 @@ pub(super) struct Tools {
     pub registry: Registry,
     pub memory: Arc<Memory>,
     pub leadership: Leadership,
-    /// The total timeout of a tag write.
-    pub put_timeout: Duration,
+}
+
+impl Tools {
+    /// Whether a tag write that is sent now ends while this process leads for certain.
+    fn may_write(&self) -> bool {
+        let timeout = self.registry.put_timeout().max(WRITE_MAX);
+        self.leadership.covers(timeout)
+    }
 }
 
 /// One step of one image.
@@ -61,6 +71,8 @@ pub(super) struct Operation {
     pub again: bool,
     pub cancel: CancellationToken,
     pub activity: Arc<Activity>,
+    /// When what was read last was asked for, and when it was answered.
+    pub read: Mutex<Option<(Moment, Moment)>>,
 }
 
 /// What an answered tag write found.
@@ -528,22 +540,20 @@ impl Operation {
         self.read(held).await
     }
 
-    /// Writes a tag that was looked at just before. Whatever was sent is waited for; an answer that was lost keeps the float
-    /// quiet until it must have landed. Where the registry has to be waited for (it limits the rate, is read-only, unwell), the
+    /// Writes a tag that was looked at just before. Whatever was sent is waited for; what was not answered keeps the float quiet
+    /// until it shows or can land no more. Where the registry has to be waited for (it limits the rate, is read-only, unwell), the
     /// look would grow old: the step ends, waiting, and its next launch looks again.
     async fn put(&self, tag: &Tag, manifest: &Manifest) -> Flow<Written> {
-        let repository = self.repository();
+        let (repository, memory) = (self.repository(), &self.tools.memory);
         let credential = self.push()?;
-        let sent = Mutex::new(None);
-        let sent_at = || *sent.lock().unwrap_or_else(PoisonError::into_inner);
+        let write = memory.write(&self.spec.float, tag, manifest.digest);
+        let sent = AtomicBool::new(false);
         let gate = || {
-            let open =
-                !self.cancel.is_cancelled() && self.tools.leadership.covers(self.tools.put_timeout);
-            if open {
-                let now = Instant::now();
-                *sent.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
-                self.tools.memory.sending(now);
-            }
+            let open = !self.cancel.is_cancelled()
+                && self.tools.may_write()
+                && self.is_fresh()
+                && write.enter(Instant::now());
+            sent.fetch_or(open, Ordering::Relaxed);
             open
         };
         // Boxed: every step would be as large as what it has to send.
@@ -560,61 +570,82 @@ impl Operation {
             biased;
             answer = &mut put => answer,
             () = self.cancel.cancelled() => {
-                if sent_at().is_none() {
+                if !sent.load(Ordering::Relaxed) {
                     return Err(Outcome::Dropped);
                 }
-                put.await
+                put.as_mut().await
             }
         };
         match answer {
             Put::Written => {
-                self.tools
-                    .memory
-                    .written(repository, tag, manifest.digest, Instant::now());
+                write.answered(Instant::now());
                 tracing::debug!(%repository, %tag, digest = %manifest.digest, took = ?started.elapsed(), "wrote tag");
                 Ok(Written::Done)
             }
-            Put::ContentMissing(error) => Ok(Written::ContentMissing(error)),
+            Put::ContentMissing(error) => {
+                write.refused();
+                Ok(Written::ContentMissing(error))
+            }
             Put::Refused(error) => {
+                write.refused();
                 if error.reason == Reason::ManifestRejected {
                     self.tools.registry.forget(repository);
                 }
                 Err(Outcome::Faulted(fault(&error)))
             }
-            Put::Immutable(error) => match self.look(tag).await? {
-                Some(found) if found.digest == manifest.digest => Ok(Written::Done),
-                _ => Err(Outcome::Faulted(fault(&error))),
-            },
-            Put::Unknown(error) => {
-                let sent = sent_at().unwrap_or_else(Instant::now);
-                self.tools
-                    .memory
-                    .unanswered(&self.spec.float, repository, tag, sent);
-                let seconds =
-                    i64::try_from(self.tools.memory.settle().as_secs()).unwrap_or(i64::MAX);
-                Err(Outcome::Faulted(Fault {
-                    reason: Reason::RegistryUnavailable,
-                    message: error.message,
-                    class: Class::Wait { seconds },
-                }))
-            }
-            Put::NotSent => {
-                // The lease has to be renewed first; what was looked at before is looked at again by the next launch.
-                while !self.tools.leadership.covers(self.tools.put_timeout) {
-                    self.pause(LEASE_AGAIN).await?;
+            Put::Immutable(error) => {
+                write.refused();
+                match self.look(tag).await? {
+                    Some(found) if found.digest == manifest.digest => Ok(Written::Done),
+                    _ => Err(Outcome::Faulted(fault(&error))),
                 }
-                Err(Outcome::Dropped)
+            }
+            // It stays in the record as it was entered.
+            Put::Unknown(error) => Err(waits(error.message, memory.settle())),
+            Put::NotSent => {
+                write.refused();
+                self.not_sent(tag, manifest.digest).await
             }
         }
     }
 
+    /// The gate was closed: waits for what it was closed for. What was looked at before is looked at again by the next launch.
+    async fn not_sent(&self, tag: &Tag, digest: Digest) -> Flow<Written> {
+        let (repository, now) = (self.repository(), Instant::now());
+        let memory = &self.tools.memory;
+        if let Some(until) = memory.landing_until(repository, tag, Some(digest), now) {
+            let message = format!(
+                "{repository}:{tag}: an earlier write of another image was not answered and may land late; waits until it cannot"
+            );
+            return Err(waits(message, until.saturating_duration_since(now)));
+        }
+        while !self.tools.may_write() {
+            self.pause(LEASE_AGAIN).await?;
+        }
+        Err(Outcome::Dropped)
+    }
+
     /// Waits for a read or a copy, unless the operation is dropped.
     async fn read<T>(&self, work: impl Future<Output = Result<T, registry::Error>>) -> Flow<T> {
+        let asked = Moment::now();
         tokio::select! {
             biased;
             () = self.cancel.cancelled() => Err(Outcome::Dropped),
-            result = work => result.map_err(|error| Outcome::Faulted(fault(&error))),
+            result = work => {
+                let read = Some((asked, Moment::now()));
+                *self.read.lock().unwrap_or_else(PoisonError::into_inner) = read;
+                result.map_err(|error| Outcome::Faulted(fault(&error)))
+            }
         }
+    }
+
+    /// Whether what was read last, a look at the tag that is to be written most often, is fresh enough to write upon. An answer that
+    /// waited for a machine that slept is not.
+    fn is_fresh(&self) -> bool {
+        let read = *self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        read.is_some_and(|(asked, answered)| {
+            answered.elapsed() <= LOOK_MAX && asked.slept() <= LOOK_MAX
+        })
     }
 
     async fn pause(&self, duration: Duration) -> Flow<()> {
@@ -662,6 +693,17 @@ fn unpinnable(image: &str, why: Option<&registry::Error>) -> Fault {
 fn is_old(prune: &Tag) -> bool {
     let fresh = Timestamp::now() - SignedDuration::from_secs(FRESH_SECONDS);
     Stamp::of(prune).is_some_and(|stamp| stamp < Stamp::at(fresh))
+}
+
+/// The step waits so long for the registry, and uses no attempt.
+fn waits(message: String, wait: Duration) -> Outcome {
+    let whole = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    let seconds = i64::try_from(whole).unwrap_or(i64::MAX);
+    Outcome::Faulted(Fault {
+        reason: Reason::RegistryUnavailable,
+        message,
+        class: Class::Wait { seconds },
+    })
 }
 
 /// Whether a copy found that the source misses a part.

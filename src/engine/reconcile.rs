@@ -10,7 +10,7 @@ use super::admission::{Entry, hosts};
 use super::{Engine, account, contender, identity, is_finished};
 use crate::api::status::{ReadError, Scenery};
 use crate::api::{self, PromotionRequest, conditions};
-use crate::image::Stamp;
+use crate::image::{Float, Stamp};
 use crate::machine::{
     self, Context, Effect, Launch, Notice, Outcome, Plan, Reason, Request, Scene, Waiting, World,
 };
@@ -164,6 +164,7 @@ impl<S: Store> Engine<S> {
             Err(error @ ReadError::Spec { .. }) => return self.refuse(key, object, &error).await,
         };
         self.observe(&object);
+        self.spare(&uid, &request);
         let was = request.clone();
         let now = super::now();
         let (mut harvest, scenes) = self.harvest(&uid, &request, now);
@@ -259,6 +260,30 @@ impl<S: Store> Engine<S> {
         self.inner.tools.leadership.covers(Duration::ZERO)
     }
 
+    /// Looks at a request that owned floats when this process took over, once the process before can send nothing more. A float is
+    /// passed on only when no write can land there, so what may be on the wire is its owner's; where that has no launch open, and no
+    /// write without an answer, there is nothing to wait for.
+    fn spare(&self, uid: &str, request: &Request) {
+        let memory = &self.inner.tools.memory;
+        if !memory.may_spare(Instant::now()) {
+            return;
+        }
+        let mut state = self.lock();
+        let inherited = state.inherited.extract_if(|_, owner| owner == uid);
+        let inherited: Vec<Float> = inherited.map(|(float, _)| float).collect();
+        let Some(known) = state.known.get(uid) else {
+            return;
+        };
+        let owned = known.contender.owned();
+        let images = request.spec.images.iter().zip(&request.status.images);
+        for (spec, image) in images {
+            let float = &spec.float;
+            if image.is_at_rest() && inherited.contains(float) && owned.contains(float) {
+                memory.spare(float);
+            }
+        }
+    }
+
     /// What operations of a request have found, and the surroundings of its images apart from that: read under one lock, so
     /// that an operation is either harvested or running.
     fn harvest(&self, uid: &str, request: &Request, now: Timestamp) -> (Vec<Harvest>, Vec<Scene>) {
@@ -268,15 +293,18 @@ impl<S: Store> Engine<S> {
         let mut harvest = Vec::new();
         let mut scenes = Vec::with_capacity(request.spec.images.len());
         for (index, spec) in request.spec.images.iter().enumerate() {
-            let quiet = self.inner.tools.memory.quiet_until(&spec.float, instant);
+            let memory = &self.inner.tools.memory;
+            let at = |until: Option<Instant>| {
+                until.map(|until| later(now, until.saturating_duration_since(instant)))
+            };
             let mut scene = Scene {
-                newest_stamp: self.inner.tools.memory.newest_stamp(&spec.float),
+                newest_stamp: memory.newest_stamp(&spec.float),
                 paused: state
                     .brake
                     .stops(hosts(request, index))
                     .map(ToOwned::to_owned),
-                quiet_until: quiet
-                    .map(|until| later(now, until.saturating_duration_since(instant))),
+                quiet_until: at(memory.quiet_until(&spec.float, instant)),
+                late_until: at(memory.late_until(&spec.float, instant)),
                 ..Scene::default()
             };
             if let Some(operation) = flight.and_then(|f| f.operations.get(&index)) {

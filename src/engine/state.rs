@@ -37,6 +37,8 @@ pub(super) struct State {
     by_key: HashMap<Key, Vec<Uid>>,
     /// Which of them name a float.
     by_float: HashMap<Float, HashSet<Uid>>,
+    /// Floats that were owned when this process took over, until their owner is read anew: only that shows what may be on the wire.
+    pub inherited: HashMap<Float, Uid>,
     /// What runs, also of requests that are gone meanwhile.
     pub flights: HashMap<Uid, Flight>,
     /// How many operations of each namespace were launched and have not landed.

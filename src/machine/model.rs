@@ -14,7 +14,7 @@
 //! That the checker would find a violation is shown by taking away one guard after the other.
 //!
 //! Outside: bytes (a digest is all there is of an image), pruners but while a request is suspended, foreign writers of our pins. Assumed: a write of
-//! ours lands within the settle time or never; a read is at most that old; creations are heard of in their order; a
+//! ours without an answer lands within L of its sending or never; a read is at most S old; creations are heard of in their order; a
 //! leader whose lease ran out saves nothing.
 #![allow(clippy::expect_used, clippy::panic)]
 
@@ -462,7 +462,7 @@ fn a_request_that_waits_for_a_seat_keeps_every_promise_and_ends_like_every_other
 }
 
 /// For each guard: where it is missed, and the promise that breaks first.
-const GUARDS: [(Mutation, Scenario, &str, Promise); 31] = {
+const GUARDS: [(Mutation, Scenario, &str, Promise); 34] = {
     use Mutation as M;
     use Promise as P;
     [
@@ -479,7 +479,10 @@ const GUARDS: [(Mutation, Scenario, &str, Promise); 31] = {
             P::NothingLost,
         ),
         (M::NoFence, NEXT, "late+delete", P::NothingLost),
+        (M::LateIgnored, NEXT, "late+delete", P::NothingLost),
+        (M::OtherDigestSent, ONE, "late+moved", P::NothingLost),
         (M::NoQuietStart, NEXT, "late+crash", P::NothingLost),
+        (M::AllSpared, FAILS, "late+crash+overrun", P::NothingLost),
         (M::StaleLaunch, BACK, "", P::NothingLost),
         (M::FormerSaves, ONE, "replace+moved+unknown", P::NothingLost),
         (M::IncomingSkipped, LENIENT, "expire", P::NeverDangling),
@@ -500,7 +503,7 @@ const GUARDS: [(Mutation, Scenario, &str, Promise); 31] = {
         (M::LatchOnItsOwn, GROUP, "", P::Together),
         (M::ClaimKept, NEXT, "", P::Ends),
         (M::OnlyLatchedExamined, FAILS, "lost+overrun", P::Together),
-        (M::IntentUnsettled, FAILS, "late+overrun", P::Together),
+        (M::IntentUnsettled, FAILS, "late+overrun", P::NothingLost),
         (M::RescuedIsDisplaced, FAILS_OVER_POST1, "", P::ForwardsOnly),
         (M::PromotedUnpinned, FAILS, "", P::NothingLost),
         (M::TakenBackWithoutLook, FAILS, "moved", P::NothingLost),

@@ -13,6 +13,9 @@ use super::rollback;
 use super::{GRACE_SECONDS, Image, Kind, Latch, Phase, Reason, Request, Step, after};
 use crate::image::Stamp;
 
+/// No write of ours may land later than so many seconds from now: the longest L, a write's timeout, and a former leader that does
+/// not know it yet.
+const LATE_MAX_SECONDS: i64 = 160;
 /// Times in status are whole seconds: two that differ by no more may be the same.
 const SAME_TIME: SignedDuration = SignedDuration::from_secs(1);
 
@@ -38,8 +41,10 @@ pub struct Scene {
     pub running: Option<Step>,
     /// What that step waits for.
     pub waiting: Option<Waiting>,
-    /// Nothing may be launched on the float before then: a write of ours may still land.
+    /// Nothing may be launched on the float before then: a write of ours may not show yet.
     pub quiet_until: Option<Timestamp>,
+    /// A write of ours may land on the float until then: nothing may be decided for good, or taken back, before.
+    pub late_until: Option<Timestamp>,
     /// The newest prune stamp known on the float, of whatever request.
     pub newest_stamp: Option<Stamp>,
     /// The controller's operator has stopped work on a registry of the image; this says so.
@@ -103,6 +108,7 @@ pub fn plan(request: &mut Request, world: &World) -> Plan {
         request.status.completed.get_or_insert(world.now);
         return plan;
     }
+    note_late(request, world);
     if !request.is_rolling_back() {
         note_order_and_deadline(request, world);
         show_waiting(request, world);
@@ -138,6 +144,26 @@ fn note_order_and_deadline(request: &mut Request, world: &World) {
     }
     if world.admission == Admission::Holds && !suspended {
         status.started.get_or_insert(world.now);
+    }
+}
+
+/// Until when a write of ours may land is recorded while it may: whoever takes over, or is to wait for the float, has no other way
+/// to know. A time that is too far away to be one of ours is of another clock.
+fn note_late(request: &mut Request, world: &World) {
+    let latest = after(world.now, LATE_MAX_SECONDS);
+    let holds = request.status.started.is_some() || world.admission == Admission::Holds;
+    for (image, scene) in request.status.images.iter_mut().zip(&world.scenes) {
+        if image.phase.is_finished() && image.rollback.is_none() {
+            // It is recorded as it ended.
+            continue;
+        }
+        let open = |until: &Timestamp| *until > world.now && *until <= latest;
+        let known = image.late_until.filter(open);
+        let same = |until: Timestamp| {
+            known.is_some_and(|known| known.duration_since(until).abs() <= SAME_TIME)
+        };
+        let seen = scene.late_until.filter(|&until| holds && !same(until));
+        image.late_until = known.max(seen);
     }
 }
 
@@ -408,7 +434,11 @@ fn launch(request: &mut Request, world: &World, plan: &mut Plan) {
         let Some(step) = next_step(image.phase, standing) else {
             continue;
         };
-        let not_before = image.next_attempt.max(scene.quiet_until);
+        let mut not_before = image.next_attempt.max(scene.quiet_until);
+        if step == Step::Verify {
+            // What it finds is the last word on this float.
+            not_before = not_before.max(scene.late_until);
+        }
         if let Some(later) = not_before.filter(|&t| t > world.now) {
             plan.wake = earliest(plan.wake, Some(later));
         } else if world.launching {

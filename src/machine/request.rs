@@ -136,6 +136,8 @@ pub struct Image {
     pub attempts: u32,
     /// Not before then is it launched again.
     pub next_attempt: Option<Timestamp>,
+    /// Until then a tag write that was not answered may land.
+    pub late_until: Option<Timestamp>,
 }
 
 /// A resolved source.
@@ -281,6 +283,7 @@ impl Default for Image {
             bytes: 0,
             attempts: 0,
             next_attempt: None,
+            late_until: None,
         }
     }
 }
@@ -293,6 +296,13 @@ impl Image {
             .iter()
             .chain(&self.rescued)
             .find(|pin| pin.digest == digest)
+    }
+
+    /// Whether, as far as is recorded, nothing of it is on the wire: no launch that writes is open, and no write may land late. A launch
+    /// that failed counts as open; the first step, before anything is resolved, only reads.
+    #[must_use]
+    pub fn is_at_rest(&self) -> bool {
+        (self.attempts == 0 || self.source.is_none()) && self.late_until.is_none()
     }
 
     /// Whether it failed of itself, and not with its group.

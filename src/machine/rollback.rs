@@ -1,6 +1,6 @@
 //! Taking floats back: what `onFailure: Rollback` does when a committed group has failed.
 //!
-//! When every image has ended, nothing runs and every float has settled, one save records the intent and the prune tag that
+//! When every image has ended, nothing runs and no write of ours can land any more, one save records the intent and the prune tag that
 //! will pin each promoted image. Then each committed image that displaced something is examined, whatever its recorded
 //! phase, because a latch may have landed unrecorded: a float at its source goes back to the newest displaced digest; one that
 //! is anywhere else is left. Until all are examined the request counts as unfinished, for at most [`GRACE_SECONDS`].
@@ -32,7 +32,8 @@ impl Request {
 pub(super) fn plan(request: &mut Request, world: &World, plan: &mut Plan) {
     let scenes = || world.scenes.iter();
     if !request.status.rollback {
-        let settled = scenes().filter_map(|scene| scene.quiet_until).max();
+        let settled = scenes().filter_map(|scene| scene.quiet_until.max(scene.late_until));
+        let settled = settled.max();
         if scenes().any(|scene| scene.running.is_some()) {
             return;
         }
@@ -68,6 +69,7 @@ pub(super) fn plan(request: &mut Request, world: &World, plan: &mut Plan) {
             continue;
         }
         let not_before = image.next_attempt.max(scene.quiet_until);
+        let not_before = not_before.max(scene.late_until);
         if let Some(later) = not_before.filter(|&t| t > world.now) {
             plan.wake = earliest(plan.wake, Some(later));
         } else if world.launching {

@@ -67,13 +67,17 @@ pub(super) enum Pass {
 #[error("it is at an internal address")]
 pub(super) struct Barred;
 
-/// Two clients that differ in patience.
+/// Clients that differ in patience, and in what becomes of a request that is given up.
 #[derive(Debug)]
 pub(super) struct Pair {
     /// GET and HEAD: ends a read that stands still.
     pub(super) reads: Client,
-    /// Everything else: an answer may be long in coming once a body was sent.
+    /// Everything else but tag PUTs: an answer may be long in coming once a body was sent.
     pub(super) writes: Client,
+    /// PUTs of tags, which must not land long after they were given up. HTTP/1.1: one request in flight per connection, which is
+    /// closed with a request that is given up; over HTTP/2 its bytes would stay in a connection that others go on using. And the
+    /// kernel drops what nobody has acknowledged when the PUT's time is over, instead of sending it again for many minutes.
+    pub(super) tags: Client,
 }
 
 /// All pairs, made when they are first needed.
@@ -94,6 +98,7 @@ pub(super) struct Clients {
 struct Recipe {
     connect_timeout: Duration,
     read_timeout: Duration,
+    put_timeout: Duration,
     proxies: Proxies,
     networks: Arc<Networks>,
 }
@@ -135,6 +140,7 @@ impl Clients {
         let recipe = Recipe {
             connect_timeout: settings.connect_timeout,
             read_timeout: settings.read_timeout,
+            put_timeout: settings.put_timeout,
             proxies: settings.proxies.clone(),
             networks: Arc::clone(networks),
         };
@@ -245,7 +251,6 @@ impl Recipe {
                     networks: Arc::clone(&self.networks),
                 })
                 .tls_certs_merge(certificates.clone())
-                .connect_timeout(self.connect_timeout)
                 .pool_idle_timeout(IDLE)
                 .tcp_keepalive(KEEPALIVE)
                 .http2_initial_stream_window_size(STREAM_WINDOW)
@@ -261,9 +266,17 @@ impl Recipe {
                 .build()
                 .map_err(fails)
         };
+        let patient = || Client::builder().connect_timeout(self.connect_timeout);
+        // Shorter than the PUT's whole time, so that it shows that nothing was sent.
+        let connect_timeout = self.connect_timeout.min(self.put_timeout * 3 / 4);
+        let tags = Client::builder()
+            .connect_timeout(connect_timeout)
+            .http1_only()
+            .tcp_user_timeout(self.put_timeout);
         Ok(Pair {
-            reads: build(Client::builder().read_timeout(self.read_timeout))?,
-            writes: build(Client::builder())?,
+            reads: build(patient().read_timeout(self.read_timeout))?,
+            writes: build(patient())?,
+            tags: build(tags)?,
         })
     }
 }

@@ -234,6 +234,7 @@ impl Hops {
         let registry = ask.access.endpoint;
         let client = match *request.method() {
             Method::GET | Method::HEAD => &leave.pair.reads,
+            _ if ask.prompt => &leave.pair.tags,
             _ => &leave.pair.writes,
         };
         let url = request.url().clone();

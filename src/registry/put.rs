@@ -70,13 +70,19 @@ impl Registry {
         };
         let access = Access::new(&endpoint, credential, repository, true);
         let bounds = Bounds {
-            timeout: self.transport().settings.put_timeout,
+            timeout: self.put_timeout(),
             patience: Some(MOMENT),
         };
         let reference = Reference::Tag(tag.clone());
         self.put(&access, &reference, manifest, bounds, gate, activity)
             .await
             .0
+    }
+
+    /// How long a tag PUT may take, once it is sent.
+    #[must_use]
+    pub fn put_timeout(&self) -> Duration {
+        self.transport().settings.put_timeout
     }
 
     /// PUT of a manifest by tag or by its digest; and whether the registry says that it took note of what the manifest refers to.

@@ -83,7 +83,8 @@ pub(super) struct Ask<'a> {
     pub(super) timeout: Option<Duration>,
     /// How long a try may wait for the host in all; none: as long as it takes.
     pub(super) patience: Option<Duration>,
-    /// Whether it goes before others, and takes its turn in the pacing at once: it rests on a look that must not grow old.
+    /// Whether it is a tag PUT: it goes before others and takes its turn in the pacing at once, because it rests on a look that must
+    /// not grow old, and has a connection of its own.
     pub(super) prompt: bool,
     /// Whether the caller holds a place on that host already.
     pub(super) placed: bool,

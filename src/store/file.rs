@@ -135,7 +135,8 @@ enum Slot {
 }
 
 impl FileStore {
-    /// The requests of `objects` with the state at `state`, if there is one; `settle` is how long a tag write may take to land.
+    /// The requests of `objects` with the state at `state`, if there is one; `settle` is how long a tag write may take to show, `late` how
+    /// long one that was not answered may take to land.
     /// Beside the store comes everything that will be saved or told. The state was written once when this returns: it can be.
     ///
     /// # Errors
@@ -145,6 +146,7 @@ impl FileStore {
         state: &std::path::Path,
         keyring: Keyring,
         settle: Duration,
+        late: Duration,
     ) -> Result<(Self, mpsc::UnboundedReceiver<Update>), FileError> {
         let place = Place::take(state)?;
         let old = place.read()?;
@@ -157,7 +159,7 @@ impl FileStore {
             slots: Vec::new(),
             version: 0,
             saved_at: old.saved_at,
-            quiet: old.quiet(settle),
+            quiet: old.quiet(settle, late),
         };
         let odd = |message| FileError::State {
             path: place.path().into(),

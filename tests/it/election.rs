@@ -303,7 +303,7 @@ async fn a_leader_frozen_beyond_its_lease_writes_no_tag_when_it_wakes_up_and_end
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_wakes_up_late_leaves_the_lease_of_another_as_it_is() {
-    let stage = Stage::new("lease-woken").await;
+    let stage = Stage::bare("lease-woken").await;
     let leadership = Leadership::elected();
     let client = stage.plane.client().unwrap();
     let mut elector = Elector::new(
@@ -332,7 +332,7 @@ async fn a_leader_that_wakes_up_late_leaves_the_lease_of_another_as_it_is() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_renewal_whose_answer_was_lost_is_no_loss_of_the_lease() {
-    let stage = Stage::new("lease-answer").await;
+    let stage = Stage::bare("lease-answer").await;
     let leadership = Leadership::elected();
     let client = stage.plane.client().unwrap();
     let mut elector = Elector::new(

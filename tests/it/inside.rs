@@ -19,6 +19,9 @@ use promotion_controller::store::{Access, AccessError, Event, Key, Store, StoreE
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+/// How long a write without an answer may take to land, where nothing is.
+const LATE: Duration = Duration::from_secs(3);
+
 /// Picks a save.
 pub type Wanted = fn(&PromotionRequest) -> bool;
 
@@ -156,7 +159,7 @@ pub fn start(
     on_save: OnSave,
 ) -> Engine<Watched> {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let (file, _) = FileStore::open(objects, state, Keyring::anonymous(), settle).unwrap();
+    let (file, _) = FileStore::open(objects, state, Keyring::anonymous(), settle, LATE).unwrap();
     let quiet = file.quiet();
     let settings = registry::Settings {
         plain_http: hosts,
@@ -170,11 +173,13 @@ pub fn start(
         leadership,
         Settings {
             settle,
+            late: LATE,
             status_interval: Duration::from_millis(200),
             namespace_max: 0,
         },
     );
-    engine.memory().keep_quiet(Instant::now() + quiet);
+    let until = Instant::now() + quiet;
+    engine.memory().keep_quiet(until, until);
     let objects = engine.store().objects();
     for object in &objects {
         engine.observe(object);

@@ -23,6 +23,7 @@ mod image;
 mod inside;
 mod installation;
 mod job;
+mod late;
 mod lifecycle;
 mod many;
 mod metrics;

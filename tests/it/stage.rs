@@ -5,12 +5,14 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use promotion_controller::api::{PromotionRequest, PromotionRequestStatus, crd_yaml};
 use promotion_controller::controller::installation::{ADOPTED_FROM, DEFINITION, LEASE};
+use promotion_controller::controller::lease;
 use promotion_controller::embedded::Gate;
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
@@ -63,8 +65,26 @@ impl Stage {
         Self::on(plane().await, prefix).await
     }
 
-    /// A namespace of another control plane.
+    /// Without a Lease.
+    pub async fn bare(prefix: &str) -> Self {
+        Self::bare_on(plane().await, prefix).await
+    }
+
+    /// A namespace of another control plane, with a Lease as an installation makes it.
     pub async fn on(plane: &'static ControlPlane, prefix: &str) -> Self {
+        let stage = Self::bare_on(plane, prefix).await;
+        let lease: Lease = serde_json::from_value(json!({
+            "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+            "metadata": {"name": lease::NAME, "annotations": {lease::MADE: "true"}},
+        }))
+        .unwrap();
+        let api: Api<Lease> = Api::namespaced(plane.client().unwrap(), &stage.namespace);
+        api.create(&PostParams::default(), &lease).await.unwrap();
+        stage
+    }
+
+    /// Without a Lease, on another control plane.
+    pub async fn bare_on(plane: &'static ControlPlane, prefix: &str) -> Self {
         let namespace = plane.namespace(prefix).await.unwrap();
         Self {
             plane,
@@ -97,8 +117,8 @@ impl Stage {
         name_lease(self.plane, json!(lease)).await;
     }
 
-    /// Starts a controller for this namespace: without election and with the smallest settle time, unless `arguments` say
-    /// otherwise.
+    /// Starts a controller for this namespace: without election and with the smallest times, unless `arguments` say otherwise. The
+    /// first takes the Lease that nobody has held, so that it waits for nothing.
     pub fn controller(&self, arguments: &[&str]) -> Controller {
         self.controller_through(self.plane.kubeconfig(), arguments)
     }
@@ -114,8 +134,14 @@ impl Stage {
         if !own("--leader-elect") {
             all.push("--leader-elect=false".into());
         }
+        if !own("--lease-namespace") {
+            all.push(format!("--lease-namespace={}", self.namespace));
+        }
         if !own("--settle-seconds") {
             all.push("--settle-seconds=3".into());
+        }
+        if !own("--late-seconds") {
+            all.push("--late-seconds=15".into());
         }
         if !own("--allow-registry") {
             all.push("--allow-registry=127.0.0.1:*".into());

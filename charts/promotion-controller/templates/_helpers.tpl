@@ -79,6 +79,7 @@ annotations:
   (printf "--registry-qps=%d" (int .Values.qps))
   (printf "--registry-concurrency=%d" (int .Values.concurrency))
   (printf "--settle-seconds=%d" (int .Values.settleSeconds))
+  (printf "--late-seconds=%d" (int .Values.lateSeconds))
   (printf "--status-interval=%d" (int .Values.statusInterval))
   (printf "--sweep-interval=%d" (int .Values.sweepInterval))
   (printf "--max-active-requests-per-namespace=%d" (int .Values.maxActiveRequestsPerNamespace)) -}}

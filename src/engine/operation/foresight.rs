@@ -3,7 +3,7 @@
 //! In come the image's spec and credentials; out comes what promoting it would do. Guaranteed: nothing is written, and no token is
 //! asked for with the right to write: some registries make the repository that it names.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::try_join;
@@ -32,9 +32,8 @@ pub async fn forecast(
 ) -> Result<Forecast, Fault> {
     let tools = Tools {
         registry: registry.clone(),
-        memory: Arc::new(Memory::new(Duration::ZERO)),
+        memory: Arc::new(Memory::new(Duration::ZERO, Duration::ZERO)),
         leadership: Leadership::alone(),
-        put_timeout: Duration::ZERO,
     };
     let operation = Operation {
         tools,
@@ -47,6 +46,7 @@ pub async fn forecast(
         again: false,
         cancel: CancellationToken::new(),
         activity: Arc::clone(activity),
+        read: Mutex::default(),
     };
     match Box::pin(operation.run()).await {
         Outcome::Foreseen(forecast) => Ok(*forecast),

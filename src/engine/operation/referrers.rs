@@ -359,7 +359,7 @@ impl Operation {
         let turn = self
             .read(async { Ok(memory.turns.enter(&key).await) })
             .await?;
-        while let Some(until) = memory.landing_until(&key.0, tag, Instant::now()) {
+        while let Some(until) = memory.landing_until(&key.0, tag, None, Instant::now()) {
             self.pause(until.saturating_duration_since(Instant::now()))
                 .await?;
         }

@@ -14,13 +14,17 @@ use crate::machine::{
 };
 
 use super::setup::Mutation;
-use super::world::{SETTLE, Shared, Who, World, Write};
+use super::world::{LATE, SETTLE, Shared, Who, World, Write};
 
 /// What a process knows, and forgets when it dies.
 #[derive(Debug, Clone, Hash, Default)]
 pub struct Process {
-    /// Nothing is launched before: writes of an earlier process may still land.
+    /// Nothing is launched before.
     pub quiet_until: i64,
+    /// Nor before then on a float that is not spared: writes of an earlier process may still land.
+    pub others_until: i64,
+    /// Floats for which an earlier process has nothing on the wire.
+    pub spared: BTreeSet<usize>,
     /// Who owns which float.
     pub owners: BTreeMap<usize, usize>,
     /// How many of a namespace may have begun at once.
@@ -33,8 +37,8 @@ pub struct Process {
     pub left: BTreeSet<usize>,
     /// Its own tag writes that have not settled.
     pub written: BTreeMap<Tag, (Digest, i64)>,
-    /// Until when a float is kept quiet, because a write may still land.
-    pub fences: BTreeMap<usize, i64>,
+    /// Its tag writes without an answer: what was sent last to a tag of a float, and when.
+    pub open: BTreeMap<(usize, Tag), (Digest, i64)>,
     /// The newest prune stamp of each float that is not in the past.
     stamps: BTreeMap<usize, Stamp>,
     newest_write: i64,
@@ -78,9 +82,8 @@ fn time(second: i64) -> Timestamp {
 
 impl Process {
     /// A process that has listed all requests.
-    pub fn new(quiet_until: i64, now: i64, requests: usize, seats: usize) -> Self {
+    pub fn new(now: i64, requests: usize, seats: usize) -> Self {
         Self {
-            quiet_until,
             seats: Seats::new(seats),
             known: vec![Some(Known::Undecided(now)); requests],
             ..Self::default()
@@ -95,24 +98,37 @@ impl Process {
     /// Lets go of what is of no use any more.
     pub fn forget(&mut self, now: i64) {
         self.written.retain(|_, (_, at)| *at + SETTLE > now);
-        self.fences.retain(|_, until| *until > now);
+        self.open
+            .retain(|(_, tag), (_, at)| *at + lateness(tag) > now);
         let past = Stamp::at(time(now));
         self.stamps.retain(|_, stamp| *stamp >= past);
         if self.quiet_until <= now {
             self.quiet_until = 0;
         }
+        if self.others_until <= now {
+            self.others_until = 0;
+            self.spared.clear();
+        }
     }
 
-    /// When its newest tag write has settled.
+    /// When all its tag writes have shown, or can land no more.
     pub fn settled_at(&self) -> i64 {
-        self.newest_write + SETTLE
+        let open = self.open.iter();
+        let open = open.map(|((_, tag), (_, at))| at + lateness(tag)).max();
+        (self.newest_write + SETTLE).max(open.unwrap_or_default())
     }
 
-    fn quiet(&self, number: usize, now: i64) -> Option<i64> {
-        let fence = self.fences.get(&number).copied();
-        fence
-            .max(Some(self.quiet_until))
-            .filter(|&until| until > now)
+    /// The end of what lasts so long after its sending, as `engine::memory` has it.
+    fn until(&self, number: usize, now: i64, lasts: impl Fn(&Tag) -> i64) -> Option<i64> {
+        let open = self.open.iter().filter(|((on, _), _)| *on == number);
+        let open = open.map(|((_, tag), (_, at))| at + lasts(tag)).max();
+        let others = if self.spared.contains(&number) {
+            0
+        } else {
+            self.others_until
+        };
+        let until = open.max(Some(self.quiet_until.max(others)));
+        until.filter(|&until| until > now)
     }
 
     /// Gives a step up: reads and copies at once; a tag write is one indivisible action here.
@@ -353,7 +369,11 @@ impl World {
                     .map(|op| op.run.launch.step),
                 waiting: None,
                 quiet_until: process
-                    .quiet(number, self.now)
+                    .until(number, self.now, |_| SETTLE)
+                    .map(time)
+                    .filter(|_| !unsettled),
+                late_until: process
+                    .until(number, self.now, |tag| self.lateness(tag))
                     .map(time)
                     .filter(|_| !unsettled),
                 newest_stamp: process.stamps.get(&number).copied(),
@@ -471,8 +491,8 @@ impl World {
                 .running
                 .keys()
                 .any(|&who| who.0 == index && self.float(who) == float);
-            let quiet = process.quiet(number, now).is_some();
-            *owner != index || owned.contains(float) || runs || quiet
+            let late = process.until(number, now, |tag| self.lateness(tag));
+            *owner != index || owned.contains(float) || runs || late.is_some()
         });
         process.owners = owners;
         if !process.owners.values().any(|owner| *owner == index) {
@@ -542,6 +562,9 @@ impl World {
             }
             Ask::Put(tag, _) if self.is_refused(who, &tag) => return self.refuse(process, who),
             Ask::Put(tag, digest) => {
+                if let Some(left) = self.gate(process, who, &tag, digest) {
+                    return self.answer(process, who, Answer::Lost(left));
+                }
                 let write = op.write(who, &tag, digest);
                 self.check_sent(&write);
                 let put = self.land(&write);
@@ -618,15 +641,36 @@ impl World {
         if landed {
             self.land(&write);
         } else {
-            self.wire = Some((self.now + SETTLE, write));
+            self.wire = Some((self.now + lateness(&tag), write));
         }
         process.written.remove(&tag);
         process.newest_write = self.now;
         if !self.lacks(Mutation::NoFence) {
             let number = self.setup.number(self.float(who));
-            process.fences.insert(number, self.now + SETTLE);
+            process.open.insert((number, tag), (digest, self.now));
         }
         self.answer(process, who, Answer::Lost(SETTLE));
+    }
+
+    /// For how long another digest than this one may land on the tag, if one may: it is not sent before.
+    pub fn gate(&self, process: &Process, who: Who, tag: &Tag, digest: Digest) -> Option<i64> {
+        if self.lacks(Mutation::OtherDigestSent) {
+            return None;
+        }
+        let key = (self.setup.number(self.float(who)), tag.clone());
+        let open = process.open.get(&key);
+        let other = open.filter(|(other, _)| *other != digest);
+        let left = other.map(|(_, at)| at + lateness(tag) - self.now);
+        left.filter(|&left| left > 0)
+    }
+
+    /// How long after its sending a write of this tag keeps its float.
+    fn lateness(&self, tag: &Tag) -> i64 {
+        if self.lacks(Mutation::LateIgnored) {
+            SETTLE
+        } else {
+            lateness(tag)
+        }
     }
 
     fn answer(&mut self, process: &mut Process, who: Who, answer: Answer) {
@@ -777,6 +821,15 @@ impl World {
                 }
             }
         }
+    }
+}
+
+/// How long after its sending a write of this tag may matter: a prune tag binds one digest.
+fn lateness(tag: &Tag) -> i64 {
+    if Stamp::of(tag).is_some() {
+        SETTLE
+    } else {
+        LATE
     }
 }
 

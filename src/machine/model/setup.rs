@@ -104,8 +104,14 @@ pub enum Mutation {
     RescueSkipped,
     /// An unanswered write keeps nothing quiet: the claim is released at once.
     NoFence,
+    /// A write without an answer keeps its float for the settle time, and not for as long as it may land.
+    LateIgnored,
+    /// Another digest is put to a tag where one may still land.
+    OtherDigestSent,
     /// A new process launches at once.
     NoQuietStart,
+    /// A new process takes every float that is owned for one with nothing on the wire.
+    AllSpared,
     /// The lease is released while the newest write has not settled.
     HandoverAtOnce,
     /// A read that contradicts our own write is believed.

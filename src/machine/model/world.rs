@@ -19,8 +19,10 @@ use super::promises::Past;
 use super::search::{Model, fingerprint};
 use super::setup::{Broken, Faults, Mutation, Setup, digest};
 
-/// How long a tag write may take to land or to show, in seconds.
+/// How long a tag write may take to show, in seconds.
 pub const SETTLE: i64 = 10;
+/// How long one without an answer may take to land, in seconds.
+pub const LATE: i64 = 30;
 
 /// Which image of which request.
 pub type Who = (usize, usize);
@@ -153,7 +155,7 @@ impl World {
         });
         let objects: Vec<Object> = objects.collect();
         let now = 1_770_000_000;
-        let mut leader = Process::new(0, now, objects.len(), setup.scenario.seats);
+        let mut leader = Process::new(now, objects.len(), setup.scenario.seats);
         if setup.mutation == Some(Mutation::HeardOutOfOrder) {
             leader.known[0] = None;
         }
@@ -219,8 +221,9 @@ impl World {
     /// The next time at which something that waits can go on.
     fn due(&self) -> Option<i64> {
         let leader = &self.leader;
-        let mut due: Vec<i64> = leader.fences.values().copied().collect();
-        due.push(leader.quiet_until);
+        let sent = leader.open.values().map(|(_, at)| *at);
+        let mut due: Vec<i64> = sent.flat_map(|at| [at + SETTLE, at + LATE]).collect();
+        due.extend([leader.quiet_until, leader.others_until]);
         for (index, object) in self.objects.iter().enumerate() {
             let open = object.request.status.images.iter().enumerate();
             let waits = open.filter(|(image, _)| !leader.running.contains_key(&(index, *image)));
@@ -292,13 +295,14 @@ impl World {
                     self.left.late -= 1;
                     self.lead(|world, leader| world.lose(leader, who, false));
                 }
-                self.begin(SETTLE);
+                self.begin(Some(self.now));
             }
             Action::Replace => {
                 self.left.replace -= 1;
+                let sent = self.now;
                 self.pass(self.now + 15);
                 let former = self.leader.clone();
-                self.begin(0);
+                self.begin(Some(sent));
                 self.former = Some(former).filter(|_| self.lacks(Mutation::FormerSaves));
             }
             Action::FormerReconcile(index) => {
@@ -310,7 +314,7 @@ impl World {
                 if !self.lacks(Mutation::HandoverAtOnce) {
                     self.pass(self.leader.settled_at());
                 }
-                self.begin(0);
+                self.begin(None);
             }
             Action::Move(number) => {
                 let name = if self.left.moved == self.setup.faults.moved {
@@ -443,25 +447,28 @@ impl World {
         self.leader = leader;
     }
 
-    /// Another process begins with what is recorded, quiet for so long.
-    fn begin(&mut self, quiet: i64) {
+    /// Another process begins with what is recorded; the one before may have sent a write at `last_sent`.
+    fn begin(&mut self, last_sent: Option<i64>) {
         let count = self.objects.len();
-        let quiet = if self.lacks(Mutation::NoQuietStart) {
-            0
-        } else {
-            quiet
-        };
         let seats = self.setup.scenario.seats;
-        let mut leader = Process::new(self.now + quiet, self.now, count, seats);
+        let mut leader = Process::new(self.now, count, seats);
+        if let Some(sent) = last_sent.filter(|_| !self.lacks(Mutation::NoQuietStart)) {
+            leader.quiet_until = sent + SETTLE;
+            leader.others_until = sent + LATE;
+        }
         for index in 0..count {
             if !self.owned_by_record(index).is_empty() {
                 leader.seats.take(&self.room(index), &index.to_string());
             }
             for float in self.owned_by_record(index) {
-                leader
-                    .owners
-                    .entry(self.setup.number(&float))
-                    .or_insert(index);
+                let number = self.setup.number(&float);
+                leader.owners.entry(number).or_insert(index);
+                let request = &self.objects[index].request;
+                let images = request.spec.images.iter().zip(&request.status.images);
+                let mut rest = images.filter(|(_, image)| image.is_at_rest());
+                if self.lacks(Mutation::AllSpared) || rest.any(|(spec, _)| spec.float == float) {
+                    leader.spared.insert(number);
+                }
             }
         }
         leader.forget(self.now);
@@ -523,9 +530,10 @@ impl World {
 
     fn actions_of_step(&self, who: Who, op: &Op, actions: &mut Vec<Action>) {
         let Some(ask) = &op.next else { return };
-        if let Ask::Put(tag, _) = ask {
+        if let Ask::Put(tag, digest) = ask {
             actions.push(Action::Serve(who));
-            if self.is_refused(who, tag) {
+            let closed = self.gate(&self.leader, who, tag, *digest).is_some();
+            if closed || self.is_refused(who, tag) {
                 return;
             }
             let free = self.left.late > 0 && self.wire.is_none();

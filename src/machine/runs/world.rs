@@ -18,8 +18,10 @@ use crate::machine::{
     Reason, Referrers, Request, Scene, Spec, Status, advance, plan,
 };
 
-/// How long a tag write may take to land, in seconds.
+/// How long a tag write may take to show, in seconds.
 const SETTLE: i64 = 10;
+/// How long one without an answer may take to land, in seconds.
+const LATE: i64 = 30;
 
 /// What a world begins with.
 #[derive(Debug, Clone)]
@@ -126,7 +128,10 @@ struct Process {
     claims: Claims,
     running: BTreeMap<Who, Running>,
     standing: Vec<Standing>,
-    fences: BTreeMap<Float, i64>,
+    /// Its tag writes without an answer, and when they were sent.
+    open: BTreeMap<(Float, Tag), (Digest, i64)>,
+    /// Floats for which nothing of the process before is on the wire.
+    spared: BTreeSet<Float>,
     stamps: BTreeMap<Float, Stamp>,
     wakes: Vec<Option<Timestamp>>,
 }
@@ -188,7 +193,7 @@ impl World {
             deleted: BTreeSet::new(),
             sources_gone: false,
             paused: BTreeSet::new(),
-            process: Process::new(now - SETTLE, count),
+            process: Process::new(now - LATE, count),
             wire: Vec::new(),
             foreign: 0,
             unseen: 0,
@@ -352,7 +357,8 @@ impl World {
                     .get(&(index, image))
                     .map(|r| r.launch.step),
                 waiting: None,
-                quiet_until: self.quiet_until(&spec.float),
+                quiet_until: self.until(&spec.float, |_| SETTLE),
+                late_until: self.until(&spec.float, lateness),
                 newest_stamp: None,
                 paused: self.paused.get(&spec.float).map(ToString::to_string),
             });
@@ -371,14 +377,18 @@ impl World {
         plan
     }
 
-    fn quiet_until(&self, float: &Float) -> Option<Timestamp> {
-        let fence = self
-            .process
-            .fences
-            .get(float)
-            .copied()
-            .max(Some(self.process.since + SETTLE));
-        fence.filter(|&until| until > self.now).map(time)
+    /// The end of what lasts so long after its sending, as `engine::memory` has it.
+    fn until(&self, float: &Float, lasts: impl Fn(&Tag) -> i64) -> Option<Timestamp> {
+        let process = &self.process;
+        let open = process.open.iter().filter(|((on, _), _)| on == float);
+        let open = open.map(|((_, tag), (_, at))| at + lasts(tag)).max();
+        let before = if process.spared.contains(float) {
+            SETTLE
+        } else {
+            LATE
+        };
+        let until = open.max(Some(process.since + before));
+        until.filter(|&until| until > self.now).map(time)
     }
 
     fn admit(&mut self, index: usize, request: &Request) -> Admission {
@@ -495,7 +505,7 @@ impl World {
         let mut keep = owned;
         for (image, spec) in self.requests[index].spec.images.iter().enumerate() {
             let runs = self.process.running.contains_key(&(index, image));
-            if runs || self.quiet_until(&spec.float).is_some() {
+            if runs || self.until(&spec.float, lateness).is_some() {
                 keep.push(spec.float.clone());
             }
         }
@@ -544,6 +554,10 @@ impl World {
                 yes(self.registry.has(*digest) && !self.sources_gone)
             }
             Ask::Put(tag, digest) => {
+                if let Some(seconds) = self.gate(who, tag, *digest) {
+                    let wait = Class::Wait { seconds };
+                    return self.end(who, faulted(Reason::RegistryUnavailable, wait));
+                }
                 let write = self.write(who, tag, *digest);
                 yes(self.land(&write))
             }
@@ -563,18 +577,35 @@ impl World {
         if running.dropped {
             return;
         }
+        if self.gate(who, &tag, digest).is_some() {
+            return;
+        }
         let write = self.write(who, &tag, digest);
         if landed {
             self.land(&write);
         } else {
-            self.wire.push((self.now + SETTLE - 1, write));
+            let lasts = if self.now % 2 == 0 {
+                SETTLE
+            } else {
+                lateness(&tag)
+            };
+            self.wire.push((self.now + lasts - 1, write));
         }
-        let fence = self.process.fences.entry(self.spec(who).float).or_default();
-        *fence = (self.now + SETTLE).max(*fence);
+        let key = (self.spec(who).float, tag);
+        self.process.open.insert(key, (digest, self.now));
         self.end(
             who,
             faulted(Reason::RegistryUnavailable, Class::Wait { seconds: SETTLE }),
         );
+    }
+
+    /// For how long another digest than this one may land on the tag, if one may.
+    fn gate(&self, who: Who, tag: &Tag, digest: Digest) -> Option<i64> {
+        let key = (self.spec(who).float, tag.clone());
+        let open = self.process.open.get(&key);
+        let other = open.filter(|(other, _)| *other != digest);
+        let left = other.map(|(_, at)| at + lateness(tag) - self.now);
+        left.filter(|&left| left > 0)
     }
 
     fn end(&mut self, who: Who, outcome: Outcome) {
@@ -599,6 +630,12 @@ impl World {
             let owned = self.contender(index).map(|c| c.owned()).unwrap_or_default();
             let taken = self.process.claims.take(&index.to_string(), &owned);
             assert!(taken, "two requests have begun on one float");
+            let request = &self.requests[index];
+            let images = request.spec.images.iter().zip(&request.status.images);
+            let rest =
+                images.filter(|(spec, image)| image.is_at_rest() && owned.contains(&spec.float));
+            let spared = rest.map(|(spec, _)| spec.float.clone());
+            self.process.spared.extend(spared);
         }
     }
 
@@ -834,6 +871,15 @@ impl World {
     }
 }
 
+/// How long after its sending a write of this tag may matter: a prune tag binds one digest.
+fn lateness(tag: &Tag) -> i64 {
+    if Stamp::of(tag).is_some() {
+        SETTLE
+    } else {
+        LATE
+    }
+}
+
 /// Whether a suspension holds back all that has not ended.
 fn is_suspended(request: &Request) -> bool {
     let mut images = request.status.images.iter().enumerate();
@@ -858,7 +904,8 @@ impl Process {
             claims: Claims::default(),
             running: BTreeMap::new(),
             standing: Vec::new(),
-            fences: BTreeMap::new(),
+            open: BTreeMap::new(),
+            spared: BTreeSet::new(),
             stamps: BTreeMap::new(),
             wakes: vec![None; requests],
         }

@@ -73,13 +73,24 @@ impl StateFile {
         }
     }
 
-    /// How long to wait before anything is launched: a write of the earlier run may be unanswered (then from now), or younger
-    /// than `settle` (then from when the state was saved, which is after its answer).
-    pub fn quiet(&self, settle: Duration) -> Duration {
+    /// How long to wait before anything is launched: a write of the earlier run may be on the wire (then `late` from now), may have
+    /// been given up without an answer (then as long as is recorded), or be younger than `settle` (then from when the state was
+    /// saved, which is after its answer).
+    pub fn quiet(&self, settle: Duration, late: Duration) -> Duration {
         let images = || self.requests.iter().flat_map(|e| &e.status.images);
         if images().any(may_be_writing) {
-            return settle;
+            return late;
         }
+        let until = images().filter_map(|image| image.late_until.as_ref()).max();
+        let given_up = until.map(|until| Timestamp::now().duration_until(until.0));
+        // What a clock that went back makes longer is bounded by what it was recorded with.
+        let given_up = given_up.and_then(|left| Duration::try_from(left).ok());
+        self.young(settle)
+            .max(given_up.unwrap_or_default().min(late))
+    }
+
+    fn young(&self, settle: Duration) -> Duration {
+        let images = || self.requests.iter().flat_map(|e| &e.status.images);
         let Some(saved_at) = self.saved_at.filter(|_| images().any(may_have_written)) else {
             return Duration::ZERO;
         };
@@ -377,11 +388,12 @@ mod tests {
     }
 
     const SETTLE: Duration = Duration::from_secs(10);
+    const LATE: Duration = Duration::from_secs(30);
 
     #[test]
     fn a_write_without_an_answer_is_waited_for_from_now_and_an_answered_one_from_its_record() {
-        let quiet = |at, entry| StateFile::new(Some(at), vec![entry]).quiet(SETTLE);
-        assert_eq!(quiet(seconds_ago(3600), entry("a", "Incoming", 1)), SETTLE);
+        let quiet = |at, entry| StateFile::new(Some(at), vec![entry]).quiet(SETTLE, LATE);
+        assert_eq!(quiet(seconds_ago(3600), entry("a", "Incoming", 1)), LATE);
         assert_eq!(
             quiet(seconds_ago(3600), entry("a", "Incoming", 0)),
             Duration::ZERO
@@ -394,12 +406,31 @@ mod tests {
         assert_eq!(quiet(seconds_ago(-30), entry("a", "Posted", 0)), SETTLE);
         let mut taken_back = entry("a", "Posted", 1);
         taken_back.status.images[0].rollback_tag = Some("20260101000000_prune_c".into());
-        assert_eq!(quiet(seconds_ago(3600), taken_back), SETTLE);
+        assert_eq!(quiet(seconds_ago(3600), taken_back), LATE);
+    }
+
+    /// A wait takes its attempt back, so that only this shows that a write may land.
+    #[test]
+    fn a_write_that_was_given_up_is_waited_for_as_long_as_is_recorded() {
+        let late = |seconds: i64| {
+            let mut entry = entry("a", "Posted", 0);
+            let until = Timestamp::now() + jiff::SignedDuration::from_secs(seconds);
+            let until = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(until);
+            entry.status.images[0].late_until = Some(until);
+            StateFile::new(Some(seconds_ago(12)), vec![entry]).quiet(SETTLE, LATE)
+        };
+        assert_eq!(late(-1), Duration::ZERO);
+        let left = late(18);
+        assert!(
+            left > Duration::from_secs(16) && left <= Duration::from_secs(18),
+            "{left:?}"
+        );
+        assert_eq!(late(3600), LATE);
     }
 
     #[test]
     fn nothing_is_waited_for_where_nothing_can_have_been_written() {
-        let quiet = |entry| StateFile::new(Some(seconds_ago(0)), vec![entry]).quiet(SETTLE);
+        let quiet = |entry| StateFile::new(Some(seconds_ago(0)), vec![entry]).quiet(SETTLE, LATE);
         assert_eq!(quiet(entry("a", "Planned", 0)), Duration::ZERO);
         let mut resolving = entry("a", "Pending", 1);
         resolving.status.images[0].source = None;
@@ -407,7 +438,7 @@ mod tests {
         let mut unchanged = entry("a", "Posted", 0);
         unchanged.status.images[0].unchanged = Some(true);
         assert_eq!(quiet(unchanged), Duration::ZERO);
-        assert_eq!(StateFile::default().quiet(SETTLE), Duration::ZERO);
+        assert_eq!(StateFile::default().quiet(SETTLE, LATE), Duration::ZERO);
     }
 
     #[test]

@@ -48,6 +48,7 @@ impl<'a> Replicas<'a> {
             format!("--namespace={}", stage.namespace),
             format!("--lease-namespace={}", stage.namespace),
             "--settle-seconds=3".to_owned(),
+            "--late-seconds=15".to_owned(),
         ];
         for host in hosts {
             arguments.push(format!("--plain-http={host}"));

@@ -51,7 +51,7 @@ impl Ground {
         let ground = Self {
             plane,
             helm: Helm::at(plane.kubeconfig()).await,
-            release: Stage::on(plane, "release").await,
+            release: Stage::bare_on(plane, "release").await,
             named: Stage::on(plane, "named").await,
             other: Stage::on(plane, "other").await,
             registry: Embedded::start(options).await.unwrap(),
@@ -80,6 +80,7 @@ impl Ground {
             "registryConfig": "own-credentials",
             "registryCa": [{"host": "registry.example", "configMap": "example-ca", "key": "service-ca.crt"}],
             "settleSeconds": 3,
+            "lateSeconds": 15,
             "sweepInterval": 1,
             "logLevel": "warn,promotion_controller=debug",
         })

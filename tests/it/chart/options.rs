@@ -32,6 +32,7 @@ pub fn most() -> Value {
         "qps": 0,
         "concurrency": 32,
         "settleSeconds": 12,
+        "lateSeconds": 120,
         "statusInterval": 5,
         "sweepInterval": 60,
         "maxActiveRequestsPerNamespace": 7,

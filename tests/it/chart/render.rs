@@ -230,6 +230,8 @@ async fn values_that_cannot_be_meant_are_refused_by_their_name() {
         ("/concurrency", json!({"concurrency": 257})),
         ("/settleSeconds", json!({"settleSeconds": 13})),
         ("/settleSeconds", json!({"settleSeconds": 2})),
+        ("/lateSeconds", json!({"lateSeconds": 14})),
+        ("/lateSeconds", json!({"lateSeconds": 121})),
         ("/statusInterval", json!({"statusInterval": 0})),
         ("/sweepInterval", json!({"sweepInterval": 86_401})),
         (
@@ -384,6 +386,7 @@ async fn the_arguments_are_what_the_values_say() {
         "--registry-qps=0",
         "--registry-concurrency=32",
         "--settle-seconds=12",
+        "--late-seconds=120",
         "--status-interval=5",
         "--sweep-interval=60",
         "--max-active-requests-per-namespace=7",
@@ -438,13 +441,13 @@ async fn the_arguments_are_what_the_values_say() {
 #[tokio::test]
 async fn a_pod_that_is_ended_has_the_time_that_the_controller_takes_to_end() {
     let helm = Helm::alone().await;
-    for settle in [3, 10, 12] {
+    for late in [15, 30, 120] {
         let mut values = least();
-        values["settleSeconds"] = json!(settle);
+        values["lateSeconds"] = json!(late);
         let rendered = objects(&helm.template("pc", &values).await);
         let pod = &only(&rendered, "Deployment")["spec"]["template"]["spec"];
         let grace = pod["terminationGracePeriodSeconds"].as_u64().unwrap();
-        let takes = END + Duration::from_secs(settle);
+        let takes = END + Duration::from_secs(late);
         let spare = Duration::from_secs(grace).checked_sub(takes).unwrap();
         assert!(spare <= Duration::from_secs(5), "{grace} s for {takes:?}");
     }
@@ -470,6 +473,7 @@ async fn every_option_makes_the_objects_it_is_for_and_no_others() {
         ("ClusterRoleBinding", 1),
         ("CustomResourceDefinition", 1),
         ("Deployment", 1),
+        ("Lease", 1),
         ("NetworkPolicy", 1),
         ("PodDisruptionBudget", 1),
         ("Role", 1),
@@ -535,7 +539,7 @@ async fn every_object_carries_the_labels_and_annotations_and_is_in_the_namespace
         let namespace = about["namespace"].as_str().unwrap_or_default();
         match kind {
             "RoleBinding" => bindings.push(namespace),
-            "Role" => assert_eq!(namespace, "ci"),
+            "Role" | "Lease" => assert_eq!(namespace, "ci"),
             "ClusterRole"
             | "ClusterRoleBinding"
             | "ValidatingAdmissionPolicy"

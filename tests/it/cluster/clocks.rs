@@ -38,7 +38,7 @@ async fn renew(stage: &Stage, off: i64, duration: u32) {
 
 /// How long after another's last renewal the lease is taken. Before that the other renews it beyond its duration.
 async fn taken_after(prefix: &str, off: i64, duration: u32) -> Duration {
-    let stage = Stage::new(prefix).await;
+    let stage = Stage::bare(prefix).await;
     renew(&stage, off, duration).await;
     let (client, leadership) = (stage.plane.client().unwrap(), Leadership::elected());
     let mut elector = Elector::new(client, &stage.namespace, "ours".into(), leadership.clone());

@@ -58,7 +58,10 @@ impl Ground {
     }
 
     pub fn controller(&self, arguments: &[&str]) -> Controller {
-        self.controller_through(self.stage.plane.kubeconfig(), arguments)
+        let flag = format!("--plain-http={}", self.registry.host());
+        let mut all = vec![flag.as_str()];
+        all.extend(arguments);
+        self.stage.controller(&all)
     }
 
     pub fn controller_through(&self, kubeconfig: &Path, arguments: &[&str]) -> Controller {

@@ -70,7 +70,7 @@ async fn an_api_server_killed_during_promotions_delays_them_and_a_single_process
     let (_turn, plane) = alone().await;
     let ground = Ground::of(Stage::on(plane, "restart").await).await;
     // Time for a tag write to stand at its gate.
-    let mut controller = ground.controller(&["--settle-seconds=12"]);
+    let mut controller = ground.controller(&["--leader-elect=false", "--settle-seconds=12"]);
     let begun = Begun::start(&ground).await;
     plane.kill_apiserver();
     for gate in &begun.gates {

@@ -76,6 +76,7 @@ fn full_status() -> PromotionRequestStatus {
                 pinned_time: Some(time(7)),
                 attempts: Some(3),
                 next_attempt_time: Some(time(6)),
+                late_until: Some(time(7)),
                 unknown: Unknown::new(),
             },
             ImageStatus {

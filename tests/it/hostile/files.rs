@@ -14,9 +14,15 @@ const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/example.yaml"
 /// Opens a state file with the requests of the example; the error where that is refused.
 fn opened(state: &Path) -> Result<(), String> {
     let objects = read_requests(Path::new(EXAMPLE)).unwrap();
-    FileStore::open(objects, state, Keyring::anonymous(), Duration::ZERO)
-        .map(drop)
-        .map_err(|error| error.to_string())
+    FileStore::open(
+        objects,
+        state,
+        Keyring::anonymous(),
+        Duration::ZERO,
+        Duration::ZERO,
+    )
+    .map(drop)
+    .map_err(|error| error.to_string())
 }
 
 /// That a file of this content is refused, in words that name it, and not touched.
@@ -38,8 +44,14 @@ fn refused(state: &Path, content: &[u8]) -> Result<(), String> {
 /// What a run has left: one request at work, with everything that a state can say of it.
 async fn real(state: &Path) -> Vec<u8> {
     let objects = read_requests(Path::new(EXAMPLE)).unwrap();
-    let (store, _updates) =
-        FileStore::open(objects, state, Keyring::anonymous(), Duration::ZERO).unwrap();
+    let (store, _updates) = FileStore::open(
+        objects,
+        state,
+        Keyring::anonymous(),
+        Duration::ZERO,
+        Duration::ZERO,
+    )
+    .unwrap();
     let mut object = store.objects()[0].clone();
     let images: Vec<_> = object
         .spec

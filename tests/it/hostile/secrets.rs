@@ -216,6 +216,7 @@ async fn nothing_secret_is_shown(format: &str) {
         format!("--namespace={}", stage.namespace),
         "--leader-elect=false".into(),
         "--settle-seconds=3".into(),
+        "--late-seconds=15".into(),
         format!("--log-format={format}"),
         format!("--listen=127.0.0.1:{port}"),
         "--allow-registry=127.0.0.1:*".into(),

@@ -136,9 +136,12 @@ impl Ground {
         let mut command = Command::new(env!("CARGO_BIN_EXE_promotion-controller"));
         let settles = |a: &&str| a.starts_with("--settle-seconds");
         let settle = (!arguments.iter().any(settles)).then_some("--settle-seconds=3");
+        let lates = |a: &&str| a.starts_with("--late-seconds");
+        let late = (!arguments.iter().any(lates)).then_some("--late-seconds=15");
         command
             .args(["promote", "-f", "requests.yaml"])
             .args(settle)
+            .args(late)
             .arg(format!("--plain-http={}", self.registry.host()))
             .args(arguments)
             .current_dir(self.folder.path())

@@ -116,7 +116,7 @@ async fn a_write_that_lands_late_does_not_take_a_float_back_from_a_later_documen
     ground.registry.reset_log();
     let second = ground.start(&["--settle-seconds=8", "-o", "json"]);
     second
-        .says("waiting 8 s for tag writes of the earlier run to settle")
+        .says("waiting 21 s for tag writes of the earlier run to settle")
         .await;
     // Well within the time in which it may land, and long after a run that does not wait would be through.
     tokio::time::sleep(Duration::from_secs(2)).await;

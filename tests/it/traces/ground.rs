@@ -26,6 +26,8 @@ pub const PATIENCE: Duration = Duration::from_secs(90);
 pub const SETTLE: Duration = Duration::from_millis(2500);
 /// For traces in which something has to happen within the settle time.
 pub const LONG_SETTLE: Duration = Duration::from_secs(8);
+/// So much longer one without an answer may take to land.
+const LATER: Duration = Duration::from_millis(500);
 /// The repository of the floats, and that of the sources.
 pub const FLOATS: &str = "ci";
 pub const SOURCES: &str = "src/pipeline";
@@ -305,6 +307,7 @@ impl Inside {
                 own: OwnFiles::none(),
                 engine: engine::Settings {
                     settle,
+                    late: settle + LATER,
                     status_interval: Duration::from_millis(200),
                     namespace_max: 0,
                 },

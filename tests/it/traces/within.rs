@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use promotion_controller::api::PromotionRequest;
 use promotion_controller::embedded::{Embedded, GateSpec, Kind, Matcher, Options};
-use promotion_controller::engine::leadership::Leadership;
+use promotion_controller::engine::leadership::{Leadership, WRITE_MAX};
+use promotion_controller::engine::moment::Moment;
 use promotion_controller::engine::{Engine, Settings};
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -116,7 +117,7 @@ async fn a_request_does_not_begin_before_every_one_it_supersedes_is_recorded_as_
 async fn without_the_leases_trust_no_tag_is_written_and_nothing_spins() {
     let specs = |registry: &Embedded| vec![("one", spec(registry, "a", "f"))];
     let leadership = Leadership::elected();
-    leadership.trust(Instant::now() + PATIENCE);
+    leadership.trust(Moment::now(), PATIENCE);
     let within = Within::start(specs, leadership.clone(), None).await;
     let look = Matcher::kind(Kind::Manifest)
         .method("GET")
@@ -132,7 +133,7 @@ async fn without_the_leases_trust_no_tag_is_written_and_nothing_spins() {
     let more = within.registry.count(&Matcher::default()) - asked;
     assert!(more <= 2, "{more} requests while nothing could be written");
     assert!(within.registry.tags(FLOATS).is_empty());
-    leadership.trust(Instant::now() + PATIENCE);
+    leadership.trust(Moment::now(), PATIENCE);
     within.promotes_for_the_first_time("one", "a").await;
 }
 
@@ -140,20 +141,14 @@ async fn without_the_leases_trust_no_tag_is_written_and_nothing_spins() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_tag_is_written_with_less_than_its_timeout_left_of_the_leases_trust() {
     let specs = |registry: &Embedded| vec![("one", spec(registry, "a", "f"))];
-    let settings = Settings {
-        settle: SETTLE,
-        status_interval: Duration::from_secs(2),
-        namespace_max: 0,
-    };
-    let timeout = settings.put_timeout();
     let leadership = Leadership::elected();
-    let just_less = timeout.saturating_sub(Duration::from_millis(1));
-    leadership.trust(Instant::now() + just_less);
+    let just_less = WRITE_MAX.saturating_sub(Duration::from_millis(1));
+    leadership.trust(Moment::now(), just_less);
     let within = Within::start(specs, leadership.clone(), None).await;
     let writes = Matcher::put_manifest().tag(true);
     let begun = Instant::now();
-    while begun.elapsed() < timeout * 4 {
-        leadership.trust(Instant::now() + just_less);
+    while begun.elapsed() < SETTLE {
+        leadership.trust(Moment::now(), just_less);
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     // It was at the point of writing: it has looked at what it is about to overwrite.
@@ -162,7 +157,7 @@ async fn no_tag_is_written_with_less_than_its_timeout_left_of_the_leases_trust()
         .reference("f_incoming");
     assert!(within.registry.count(&looks) > 0);
     assert_eq!(within.registry.requests(&writes), []);
-    leadership.trust(Instant::now() + PATIENCE);
+    leadership.trust(Moment::now(), PATIENCE);
     within.promotes_for_the_first_time("one", "a").await;
 }
 
@@ -172,7 +167,7 @@ async fn no_tag_is_written_with_less_than_its_timeout_left_of_the_leases_trust()
 async fn a_leader_whose_lease_ran_out_saves_nothing_that_it_found_before() {
     let specs = |registry: &Embedded| vec![("one", spec(registry, "a", "f"))];
     let leadership = Leadership::elected();
-    leadership.trust(Instant::now() + PATIENCE);
+    leadership.trust(Moment::now(), PATIENCE);
     let within = Within::start(specs, leadership.clone(), None).await;
     let gate = within.registry.gate(GateSpec::after(
         Matcher::put_manifest().reference("f_incoming"),
@@ -186,7 +181,7 @@ async fn a_leader_whose_lease_ran_out_saves_nothing_that_it_found_before() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     let after = (within.engine.store().saves(), within.get("one").status);
     assert_eq!(before, after);
-    leadership.trust(Instant::now() + PATIENCE);
+    leadership.trust(Moment::now(), PATIENCE);
     assert_eq!(phase(&within.ended("one").await), "Posted");
 }
 
@@ -196,6 +191,7 @@ fn every_settle_time_leaves_room_for_a_write_between_two_renewals() {
     for seconds in 3..=12 {
         let settings = Settings {
             settle: Duration::from_secs(seconds),
+            late: Duration::from_secs(30),
             status_interval: Duration::from_secs(2),
             namespace_max: 0,
         };

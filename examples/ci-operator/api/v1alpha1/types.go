@@ -197,6 +197,8 @@ type ImageStatus struct {
 	Attempts int32 `json:"attempts,omitempty"`
 	// NextAttemptTime is before when it is not tried again.
 	NextAttemptTime *metav1.Time `json:"nextAttemptTime,omitempty"`
+	// LateUntil is until when a tag write that was sent and not answered may land.
+	LateUntil *metav1.Time `json:"lateUntil,omitempty"`
 }
 
 // SourceStatus is a source, resolved.

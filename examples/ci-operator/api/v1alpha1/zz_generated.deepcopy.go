@@ -52,6 +52,10 @@ func (in *ImageStatus) DeepCopyInto(out *ImageStatus) {
 		in, out := &in.NextAttemptTime, &out.NextAttemptTime
 		*out = (*in).DeepCopy()
 	}
+	if in.LateUntil != nil {
+		in, out := &in.LateUntil, &out.LateUntil
+		*out = (*in).DeepCopy()
+	}
 	return
 }
 

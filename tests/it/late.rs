@@ -1,0 +1,14 @@
+//! No write lands late: a tag PUT that was given up does not move a float that somebody else has since moved.
+//!
+//! The path to the registry is a real one that is cut and healed; the registry works on a PUT long after its client has gone; the leader is
+//! killed, and the request deleted, while the PUT is on the wire.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that meets an error has failed"
+)]
+
+mod leases;
+mod path;
+mod takeover;
