@@ -420,7 +420,14 @@ impl World {
             images.any(|image| image.float == self.setup.floats[number])
         };
         let mut named = (0..self.objects.len()).filter(|&index| named(index) && !self.over(index));
-        named.all(|index| self.objects[index].request.spec.suspend && self.rests(index))
+        // A suspension that no leader has seen is no long one.
+        let seen = |index: usize| {
+            let images = &self.objects[index].request.status.images;
+            images.iter().all(|image| image.pinned.is_none())
+        };
+        named.all(|index| {
+            self.objects[index].request.spec.suspend && self.rests(index) && seen(index)
+        })
     }
 
     /// What was written a moment ago is old by nobody's clock.
