@@ -307,14 +307,7 @@ fn one_request_keeps_every_promise_under_every_pair_of_faults() {
     let pairs: Vec<&str> = pairs.iter().map(String::as_str).collect();
     hold(&[
         (ONE, &pairs),
-        (
-            ONE,
-            &[
-                "suspend+pruned",
-                "suspend+pruned+crash",
-                "suspend+pruned+moved",
-            ],
-        ),
+        (ONE, &["suspend+pruned", "suspend+pruned+crash"]),
         (OVER_POST1, &["missing", "missing+crash", "missing+moved"]),
     ]);
     if deep() {
