@@ -39,11 +39,12 @@ impl Operation {
         Some(Expiry::Tags { after }.notice(&self.spec.float))
     }
 
-    /// Both pins hold what the float was on; whether they expire.
+    /// Both pins hold what the float was on; whether they expire. They are written: that is recorded also where the step is given up
+    /// meanwhile.
     pub(super) async fn backed_up(&self, displaced: &Manifest) -> Flow<Outcome> {
         let push = self.push()?;
         let labels = self.labels(self.repository(), displaced, &push, true);
-        let after = labels.await?.expires_after;
+        let after = labels.await.unwrap_or_default().expires_after;
         let notices = after.map(|after| Expiry::Pins { after }.notice(&self.spec.float));
         Ok(Outcome::BackedUp {
             notices: notices.into_iter().collect(),
