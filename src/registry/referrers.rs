@@ -503,6 +503,18 @@ mod tests {
     }
 
     #[test]
+    fn a_list_of_nothing_may_be_written_as_null() {
+        let text = format!(
+            r#"{{"schemaVersion":2,"mediaType":"{OCI_IMAGE_INDEX_MEDIA_TYPE}","manifests":null}}"#
+        );
+        let empty = Manifest::read("x", text.into(), Some("application/json"), None, None).unwrap();
+        assert_eq!(empty.referrers("x").unwrap(), []);
+        let added = list(&["a"]).referrers("x").unwrap();
+        let merged = list_with("x", Some(&empty), &added).unwrap().unwrap();
+        assert_eq!(names(&merged), [Digest::of(b"a")]);
+    }
+
+    #[test]
     fn what_is_no_list_is_refused() {
         let image = Manifest {
             media_type: "application/vnd.oci.image.manifest.v1+json".into(),

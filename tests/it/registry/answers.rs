@@ -552,3 +552,41 @@ async fn an_upload_session_that_is_redirected_nowhere_is_a_definite_no() {
         );
     }
 }
+
+#[tokio::test]
+async fn a_docker_manifest_whose_type_nobody_tells_is_copied_to_the_byte() {
+    let to = open().await;
+    let docker = "application/vnd.docker.distribution.manifest.v2+json";
+    let image = Image::new("untold").with(|manifest| {
+        manifest.as_object_mut().unwrap().remove("mediaType");
+        manifest["config"]["mediaType"] = "application/vnd.docker.container.image.v1+json".into();
+    });
+    let honest = image.clone();
+    let from = Liar::start(move |head| {
+        if head.contains("/manifests/") {
+            let generic = [("content-type", "application/json; charset=utf-8")];
+            return liar::answer(200, &generic, &honest.manifest);
+        }
+        honest.honest(head)
+    })
+    .await;
+    let mut settings = settings(&[&to]);
+    settings.plain_http.push(from.host());
+    let client = client_with(settings);
+    let (none, activity) = (QUIET(), Activity::default());
+    let (source, target) = (
+        format!("{}/src/a", from.host()).parse().unwrap(),
+        repository(&to, "team/a"),
+    );
+    let found = client.fetch(&source, &by_tag("t"), &none, &activity).await;
+    let manifest = found.unwrap().unwrap();
+    assert_eq!(manifest.media_type, docker);
+    let copied = client.copy(&source, &manifest, &target, &none, &none, &activity);
+    copied.await.unwrap();
+    assert!(matches!(
+        put(&client, &to, "x", &manifest).await,
+        Put::Written
+    ));
+    let digest = to.tag("team/a", "x").unwrap().to_string();
+    assert_eq!(digest, liar::digest(&image.manifest));
+}
