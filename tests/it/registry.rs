@@ -261,12 +261,13 @@ async fn only_a_typed_404_is_absence() {
         (error.reason, error.class),
         (Reason::RegistryError, Class::Attempt)
     );
+    let error = client
+        .fetch(&target, &by_tag("y"), &QUIET(), &activity)
+        .await
+        .unwrap_err();
     assert_eq!(
-        client
-            .fetch(&target, &by_tag("y"), &QUIET(), &activity)
-            .await
-            .unwrap(),
-        None
+        (error.reason, error.class),
+        (Reason::RegistryError, Class::Attempt)
     );
 }
 

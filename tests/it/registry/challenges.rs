@@ -366,7 +366,7 @@ async fn a_token_that_was_taken_back_is_renewed_whatever_the_401_says() {
                 "/v2/" => challenged(&challenge_it),
                 "/v2/src/revoke/manifests/t" => {
                     issued.fetch_add(1, Ordering::Relaxed);
-                    answer(404, &[], "")
+                    answer(404, &[], r#"{"errors":[{"code":"MANIFEST_UNKNOWN"}]}"#)
                 }
                 _ if shown(head) == valid() => manifest(),
                 _ if challenge => challenged(&challenge_it),

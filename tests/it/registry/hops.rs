@@ -16,6 +16,8 @@ use super::ground::{
 };
 use super::listener::{Listener, answer, redirect};
 
+/// What a registry says of a manifest that it does not have.
+const ABSENT: &str = r#"{"errors":[{"code":"MANIFEST_UNKNOWN"}]}"#;
 /// What must not show up anywhere.
 const SIGNATURE: &str = "X-Amz-Signature=s3cret";
 
@@ -313,7 +315,7 @@ async fn who_comes_back_from_elsewhere_brings_no_authorization() {
     let away = format!("http://{}/", storage.host());
     let host = Listener::start(move |head| match head.split(' ').nth(1).unwrap() {
         "/v2/" => answer(401, &[("www-authenticate", "Basic realm=\"x\"")], ""),
-        "/back" => answer(404, &[], ""),
+        "/back" => answer(404, &[], ABSENT),
         _ => redirect(&away),
     })
     .await;
@@ -364,6 +366,7 @@ async fn a_credential_goes_to_no_realm_that_is_not_the_registrys_own() {
 async fn proxy() -> Listener {
     Listener::proxy(None, |head| match head.split(' ').nth(1).unwrap() {
         "http://registry.test/v2/" => answer(200, &[], ""),
+        "http://registry.test/v2/team/a/manifests/x" => answer(404, &[], ABSENT),
         "http://registry.test/v2/team/a/manifests/away" => {
             redirect(&format!("http://storage.test/x?{SIGNATURE}"))
         }
