@@ -4,8 +4,10 @@
 //! of the OCI distribution specification ("Pulling manifests": repository names, tags, digests), narrowed to what the custom
 //! resource admits: a host is always written out, there is no default tag, and digests are sha256.
 //!
-//! A float is normalised (the default port is dropped, Docker Hub has one name), so that two spellings of one tag are one float.
+//! Names are normalised (a default port is dropped, Docker Hub has one name, and its own images lie in `library`), so that two
+//! spellings of one tag are one float.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -187,7 +189,7 @@ pub struct Repository {
 }
 
 impl Repository {
-    /// The registry, `HOST` or `HOST:PORT`, in lower case, without the port 443; `docker.io` whichever way it was spelt.
+    /// The registry, `HOST` or `HOST:PORT`, in lower case, without the port 443 or 80; `docker.io` whichever way it was spelt.
     #[must_use]
     pub fn host(&self) -> &str {
         &self.host
@@ -216,10 +218,8 @@ impl FromStr for Repository {
         if s.len() > 255 || !path.split('/').all(is_path_segment) {
             return Err(err());
         }
-        Ok(Self {
-            host,
-            path: path.into(),
-        })
+        let path = repository_path(&host, path).into();
+        Ok(Self { host, path })
     }
 }
 
@@ -240,7 +240,7 @@ fn parse_host(s: &str) -> Option<String> {
         Some(port) if port.len() <= 5 && port.bytes().all(|c| c.is_ascii_digit()) => {
             match port.parse::<u16>().ok()? {
                 0 => None,
-                443 => Some(registry_name(name).into()),
+                80 | 443 => Some(registry_name(name).into()),
                 port => Some(format!("{name}:{port}")),
             }
         }
@@ -254,6 +254,24 @@ pub fn registry_name(host: &str) -> &str {
     match host {
         "index.docker.io" | "registry-1.docker.io" => "docker.io",
         _ => host,
+    }
+}
+
+/// As [`registry_name`], of a host with or without its port: one that is a default is dropped. Which of the two it is, whoever
+/// configures the registry says; both at once are spoken on no registry that is known.
+#[must_use]
+pub fn host_name(host: &str) -> &str {
+    let bare = host.strip_suffix(":443").or(host.strip_suffix(":80"));
+    registry_name(bare.unwrap_or(host))
+}
+
+/// The whole path of a repository, or of a pattern of one: Docker Hub's own images lie in `library`, which nobody writes.
+#[must_use]
+pub fn repository_path<'a>(host: &str, path: &'a str) -> Cow<'a, str> {
+    if host == "docker.io" && !path.contains('/') && !path.contains("**") {
+        Cow::Owned(format!("library/{path}"))
+    } else {
+        Cow::Borrowed(path)
     }
 }
 
@@ -544,9 +562,26 @@ mod tests {
             let hub: Float = format!("{name}/o/r:t").parse().unwrap();
             assert_eq!(hub, "docker.io/o/r:t".parse().unwrap());
         }
-        let a: Float = "quay.io:443/o/r:t".parse().unwrap();
         let b: Float = "quay.io/o/r:t".parse().unwrap();
-        assert_eq!(a, b);
+        for port in ["443", "80", "0443", "080"] {
+            let a: Float = format!("quay.io:{port}/o/r:t").parse().unwrap();
+            assert_eq!(a, b);
+        }
+        let other: Float = "quay.io:8080/o/r:t".parse().unwrap();
+        assert_ne!(other, b);
+    }
+
+    #[test]
+    fn an_image_of_docker_hub_has_one_name() {
+        for name in ["docker.io", "index.docker.io", "registry-1.docker.io:443"] {
+            let short: Source = format!("{name}/busybox:t").parse().unwrap();
+            assert_eq!(short.to_string(), "docker.io/library/busybox:t");
+            let short: Float = format!("{name}/busybox:t").parse().unwrap();
+            assert_eq!(short, "docker.io/library/busybox:t".parse().unwrap());
+        }
+        for own in ["docker.io/o/busybox:t", "quay.io/busybox:t"] {
+            assert_eq!(own.parse::<Source>().unwrap().to_string(), own);
+        }
     }
 
     #[test]

@@ -10,10 +10,16 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::PromotionRequestStatus;
 use super::status::{Scenery, cut};
-use crate::machine::{Kind, Phase, Reason, Request};
+use crate::machine::{Kind, Phase, Reason, Request, whole_second};
 
 /// Every condition's type. The first four are there from the first save on.
-pub const TYPES: [&str; 5] = ["Progressing", "Staged", "Complete", "Failed", EXPIRING];
+pub const TYPES: [&str; 5] = [PROGRESSING, "Staged", "Complete", "Failed", EXPIRING];
+/// The condition that says what a request waits for, and since when.
+const PROGRESSING: &str = "Progressing";
+/// What stands before the time since when, at the end of a message.
+const SINCE: &str = "; since ";
+/// The room that it takes.
+const SINCE_MAX: usize = 40;
 /// The condition of a request one of whose images makes its tags expire. It is the record of that, too.
 const EXPIRING: &str = "Expiring";
 /// The longest message of a condition, in bytes.
@@ -207,6 +213,9 @@ fn progress(request: &Request) -> String {
     if let Some(image) = images.iter().find(retried) {
         text.push_str("; to be tried again: ");
         text.push_str(&image.message);
+        if let Some(next) = image.next_attempt {
+            let _ = write!(text, "; next try {}", whole_second(next));
+        }
     }
     text
 }
@@ -218,7 +227,13 @@ pub(super) fn write(
     scenery: &Scenery,
     generation: Option<i64>,
 ) {
-    let summary = Summary::of(request, scenery.waiting.as_ref());
+    let mut summary = Summary::of(request, scenery.waiting.as_ref());
+    if scenery.waiting.is_some() && !summary.phase.is_finished() {
+        let since = waits_since(&status.conditions, summary.reason)
+            .unwrap_or_else(|| whole_second(scenery.now));
+        let said = cut(&summary.message, MESSAGE_MAX - SINCE_MAX);
+        summary.message = format!("{said}{SINCE}{since}");
+    }
     let theirs = of_a_newer_version(status, request);
     let reason = theirs.as_deref().unwrap_or(summary.reason.as_str());
     set_all(
@@ -237,6 +252,16 @@ pub(super) fn write(
             generation,
         );
     }
+}
+
+/// Since when a request waits for this reason, as its condition says.
+fn waits_since(conditions: &[Condition], reason: Reason) -> Option<Timestamp> {
+    let known = conditions.iter().find(|c| c.type_ == PROGRESSING)?;
+    let (_, since) = known.message.rsplit_once(SINCE)?;
+    since
+        .parse()
+        .ok()
+        .filter(|_| known.reason == reason.as_str())
 }
 
 /// What the condition says of tags that expire, where it is there.
@@ -289,7 +314,7 @@ fn place(
     let old = conditions.iter_mut().find(|c| c.type_ == kind);
     let same = old.as_ref().filter(|c| c.status == status);
     let since = same.map_or_else(
-        || Time(Timestamp::from_second(now.as_second()).unwrap_or(now)),
+        || Time(whole_second(now)),
         |c| c.last_transition_time.clone(),
     );
     let new = Condition {
@@ -312,6 +337,45 @@ mod tests {
     use super::super::status::{read, write};
     use super::*;
     use crate::api::PromotionRequest;
+
+    #[test]
+    fn a_wait_says_since_when_and_time_alone_changes_nothing() {
+        let mut object: PromotionRequest = serde_json::from_value(serde_json::json!({
+            "apiVersion": "ci.openshift.io/v1alpha1", "kind": "PromotionRequest", "metadata": {"name": "x"},
+            "spec": {"images": [{"source": "x.io/a/b:c", "float": "x.io/a/b:d"}]},
+        }))
+        .unwrap();
+        let request = read(&object).unwrap();
+        let mut said = |second: i64, waiting: Option<(Reason, &str)>| {
+            let now = Timestamp::from_millisecond(second * 1000 + 7).unwrap();
+            let waiting = waiting.map(|(reason, message)| (reason, message.to_owned()));
+            write(&mut object, &request, &Scenery { now, waiting });
+            object.status.as_ref().unwrap().conditions[0]
+                .message
+                .clone()
+        };
+        let since = |second| format!("; since {}", Timestamp::from_second(second).unwrap());
+        let down = Some((Reason::RegistryUnavailable, "x.io is down"));
+        let first = said(10, down);
+        assert_eq!(first, format!("x.io is down{}", since(10)));
+        assert_eq!(said(20, down), first);
+        let other = said(
+            30,
+            Some((Reason::RegistryUnavailable, "y.io is down; since ever")),
+        );
+        assert_eq!(other, format!("y.io is down; since ever{}", since(10)));
+        assert!(said(40, Some((Reason::Queued, "waits"))).ends_with(&since(40)));
+        assert!(!said(50, None).contains("since"));
+        assert!(said(60, down).ends_with(&since(60)));
+        // However much there is to say.
+        let long = "x".repeat(5000);
+        let cut = said(70, Some((Reason::RegistryUnavailable, &long)));
+        assert!(
+            cut.len() <= MESSAGE_MAX && cut.ends_with(&since(60)),
+            "{cut}"
+        );
+        assert_eq!(said(80, Some((Reason::RegistryUnavailable, &long))), cut);
+    }
 
     #[test]
     fn that_tags_expire_is_a_condition_and_read_back_from_it() {

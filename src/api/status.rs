@@ -451,7 +451,7 @@ pub fn reset(
 }
 
 fn time(at: Timestamp) -> Time {
-    Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
+    Time(machine::whole_second(at))
 }
 
 /// The beginning of a text, at most `max` bytes, with a mark where something was cut. The schema bounds characters; bytes are

@@ -135,9 +135,10 @@ impl<S: Store> Engine<S> {
             Ok(access) => access,
             Err(AccessError::NotFound(message)) => {
                 self.stand(uid, Standing::Ineligible);
+                let again = SECRET_AGAIN.as_secs();
                 return Ok(Entry::waits(
                     Reason::SecretNotFound,
-                    message,
+                    format!("{message}; next try within {again} s"),
                     Some(SECRET_AGAIN),
                 ));
             }
@@ -366,17 +367,16 @@ impl<S: Store> Engine<S> {
         let now = Instant::now();
         let mut state = self.lock();
         let known = state.known.get_mut(uid)?;
-        let tries = match &known.asked {
+        let (tries, refused, why) = match &known.asked {
             Asked::Yes => return None,
             Asked::No(reason, message) => {
                 return Some(Entry::of(Admission::Refused(*reason, message.clone())));
             }
-            Asked::Running(_, activity) => {
-                let entry = match activity.waiting() {
-                    Some(waiting) => Entry::waits(waiting.reason, waiting.message, None),
-                    None => Entry::waits(Reason::Queued, ASKING, None),
-                };
-                return Some(entry);
+            Asked::Running(_, activity, why) => {
+                let waiting = activity
+                    .waiting()
+                    .map(|w| (w.reason, asked_again(&w.message)));
+                return Some(asking(waiting.as_ref().or(why.as_ref())));
             }
             Asked::NotNow {
                 reason,
@@ -386,12 +386,20 @@ impl<S: Store> Engine<S> {
             } if *again > now => {
                 return Some(Entry::waits(*reason, message.clone(), Some(*again - now)));
             }
-            Asked::NotNow { tries, .. } => *tries,
-            Asked::Not => 0,
+            Asked::NotNow {
+                reason,
+                message,
+                tries,
+                refused,
+                ..
+            } => (*tries, *refused, Some((*reason, message.clone()))),
+            Asked::Not => (0, 0, None),
         };
+        let waits = asking(why.as_ref());
+        let left = request.spec.attempts.saturating_sub(refused);
         let cancel = CancellationToken::new();
         let activity = Arc::new(Activity::of(&key.namespace, uid));
-        known.asked = Asked::Running(cancel.clone(), Arc::clone(&activity));
+        known.asked = Asked::Running(cancel.clone(), Arc::clone(&activity), why);
         drop(state);
         let mut repositories: Vec<Repository> = request
             .spec
@@ -420,9 +428,9 @@ impl<S: Store> Engine<S> {
                     _ => break answer,
                 }
             };
-            engine.answer(&key, &uid, tries, answer);
+            engine.answer(&key, &uid, (tries, refused, left), answer);
         });
-        Some(Entry::waits(Reason::Queued, ASKING, None))
+        Some(waits)
     }
 
     /// Asks the registries; meanwhile, whoever watches is shown what is waited for.
@@ -462,7 +470,13 @@ impl<S: Store> Engine<S> {
     }
 
     /// Keeps the answer to [`Self::ask`], and wakes those whom it lets go ahead.
-    fn answer(&self, key: &Key, uid: &str, tries: u32, answer: Result<(), Fault>) {
+    fn answer(
+        &self,
+        key: &Key,
+        uid: &str,
+        (tries, refused, left): (u32, u32, u32),
+        answer: Result<(), Fault>,
+    ) {
         let (asked, standing) = match answer {
             Ok(()) => (Asked::Yes, Standing::Eligible),
             Err(Fault {
@@ -471,6 +485,12 @@ impl<S: Store> Engine<S> {
                 class: Class::Terminal,
                 // Its own reconcile ends it, which wakes those who wait; before that it would be ended as superseded.
             }) => (Asked::No(reason, message), self.standing(uid)),
+            // A refusal for as often as the request allows is one for good.
+            Err(Fault {
+                reason,
+                message,
+                class: Class::Attempt,
+            }) if left <= 1 => (Asked::No(reason, message), self.standing(uid)),
             Err(Fault {
                 reason,
                 message,
@@ -478,16 +498,12 @@ impl<S: Store> Engine<S> {
             }) => {
                 let pause = Duration::from_secs(1 << tries.min(6)).min(ASK_AGAIN_MAX);
                 let again = Instant::now() + pause;
-                let reason = if matches!(class, Class::Wait { .. }) {
-                    reason
-                } else {
-                    Reason::Queued
-                };
                 (
                     Asked::NotNow {
                         reason,
-                        message,
+                        message: asked_again(&message),
                         tries: tries + 1,
+                        refused: refused + u32::from(class == Class::Attempt),
                         again,
                     },
                     self.standing(uid),
@@ -531,6 +547,20 @@ impl<S: Store> Engine<S> {
             self.wake(waiting);
         }
     }
+}
+
+/// It is being asked; why that takes so long, where that is known.
+fn asking(why: Option<&(Reason, String)>) -> Entry {
+    match why {
+        Some((reason, message)) => Entry::waits(*reason, message.clone(), None),
+        None => Entry::waits(Reason::Queued, ASKING, None),
+    }
+}
+
+/// Why it is not known yet whether a request may push, and what is done about it. No time: it would change with every try.
+fn asked_again(why: &str) -> String {
+    let most = ASK_AGAIN_MAX.as_secs();
+    format!("{why}; next try within {most} s")
 }
 
 /// Asks the registries, one after the other, whether the credential may push.

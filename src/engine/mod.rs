@@ -233,7 +233,7 @@ impl<S: Store> Engine<S> {
             drop(state);
             return self.wake(waiting);
         };
-        if let state::Asked::Running(cancel, _) = &known.asked {
+        if let state::Asked::Running(cancel, ..) = &known.asked {
             cancel.cancel();
         }
         for (_, operation) in state.running(uid) {

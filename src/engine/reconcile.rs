@@ -319,10 +319,7 @@ impl<S: Store> Engine<S> {
                     scene.running = Some(operation.step);
                     scene.waiting = operation.activity.waiting().map(|waiting| Waiting {
                         reason: waiting.reason,
-                        until: later(
-                            now,
-                            Instant::from_std(waiting.until).saturating_duration_since(instant),
-                        ),
+                        until: at(now, instant, Instant::from_std(waiting.until)),
                         message: waiting.message,
                     });
                 }
@@ -613,6 +610,15 @@ fn events(
     events.split_off(skip)
 }
 
+/// The time that `then` is, by the clock that shows `now` at `instant`. What is past stays where it was: it is being tried, and that
+/// time goes on is no news.
+fn at(now: Timestamp, instant: Instant, then: Instant) -> Timestamp {
+    let past = instant.saturating_duration_since(then);
+    let past = jiff::SignedDuration::try_from(past).unwrap_or(jiff::SignedDuration::ZERO);
+    let base = now.checked_sub(past).unwrap_or(Timestamp::MIN);
+    later(base, then.saturating_duration_since(instant))
+}
+
 fn later(now: Timestamp, duration: Duration) -> Timestamp {
     // A whole second more, because times in status are whole seconds.
     let seconds = i64::try_from(duration.as_secs()).unwrap_or(i64::MAX / 4);
@@ -628,5 +634,21 @@ fn next(wake: Option<Timestamp>, again: Option<Instant>) -> Next {
     match [wake, again].into_iter().flatten().min() {
         Some(after) => Next::After(after.max(Duration::from_millis(10))),
         None => Next::Triggered,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_time_is_the_same_however_often_it_is_computed_also_once_it_has_passed() {
+        let (start, begun) = (Timestamp::UNIX_EPOCH, Instant::now());
+        let then = begun + Duration::from_secs(8);
+        for seconds in 0..20 {
+            let instant = begun + Duration::from_secs(seconds);
+            let now = later(start, Duration::from_secs(seconds));
+            assert_eq!(at(now, instant, then).as_second(), 8, "{seconds}");
+        }
     }
 }

@@ -96,8 +96,8 @@ pub(super) enum Asked {
     /// Not asked yet.
     #[default]
     Not,
-    /// Being asked.
-    Running(CancellationToken, Arc<Activity>),
+    /// Being asked, and why it is not known yet, where it was asked before.
+    Running(CancellationToken, Arc<Activity>, Option<(Reason, String)>),
     /// It may.
     Yes,
     /// It may not, for good.
@@ -107,6 +107,8 @@ pub(super) enum Asked {
         reason: Reason,
         message: String,
         tries: u32,
+        /// How many of them were refused, and did not merely find a registry unwell.
+        refused: u32,
         again: Instant,
     },
 }
@@ -261,7 +263,7 @@ impl State {
         let Some(known) = self.unknow(uid) else {
             return;
         };
-        if let Asked::Running(cancel, _) = &known.asked {
+        if let Asked::Running(cancel, ..) = &known.asked {
             cancel.cancel();
         }
         let room = known.room();

@@ -66,7 +66,7 @@ pub fn advance(request: &mut Request, index: usize, outcome: Outcome, context: &
         return Effect::Ignored;
     }
     match (record.image.phase, outcome) {
-        (_, Outcome::Dropped) => record.succeed(),
+        (_, Outcome::Dropped) => record.dropped(),
         (phase, Outcome::Faulted(fault)) => record.fault(phase, fault),
         (
             Phase::Pending,
@@ -158,9 +158,14 @@ struct Record<'a> {
 impl Record<'_> {
     /// Takes back the attempt that the launch added.
     fn succeed(&mut self) {
-        self.image.attempts = self.image.attempts.saturating_sub(1);
+        self.dropped();
         self.image.reason = None;
         self.image.message.clear();
+    }
+
+    /// Nothing came of the launch: it counts for nothing, and what was known of the image stays.
+    fn dropped(&mut self) {
+        self.image.attempts = self.image.attempts.saturating_sub(1);
         self.image.next_attempt = None;
     }
 

@@ -304,6 +304,11 @@ pub struct Notice {
     pub message: String,
 }
 
+/// As times stand in a status.
+pub(crate) fn whole_second(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
+}
+
 /// So many seconds after `time`, at the latest at the end of time: what a registry asks for has no bound.
 fn after(time: Timestamp, seconds: i64) -> Timestamp {
     let later = time.checked_add(SignedDuration::from_secs(seconds));

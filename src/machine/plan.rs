@@ -10,7 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::advance::held;
 use super::rollback;
-use super::{GRACE_SECONDS, Image, Kind, Latch, Phase, Reason, Request, Step, after};
+use super::{GRACE_SECONDS, Image, Kind, Latch, Phase, Reason, Request, Step, after, whole_second};
 use crate::image::Stamp;
 
 /// No write of ours may land later than so many seconds from now: the longest L, a write's timeout, and a former leader that does
@@ -193,7 +193,10 @@ fn show_waiting(request: &mut Request, world: &World) {
             image.reason = Some(waiting.reason);
             image.message.clone_from(&waiting.message);
             image.next_attempt = Some(waiting.until);
-        } else if image.reason.is_some_and(|r| r.kind() == Kind::Waiting) {
+        } else if image.reason.is_some_and(|r| r.kind() == Kind::Waiting)
+            && image.next_attempt.is_some()
+        {
+            // It goes on. Without a time it is the cause of the launch before, which stands until there is another.
             image.reason = None;
             image.message.clear();
             image.next_attempt = None;
@@ -209,21 +212,8 @@ fn end_by_cause(request: &mut Request, world: &World, plan: &mut Plan) {
         .deadline
         .filter(|&deadline| deadline <= world.now);
     let overrun = late.is_some_and(|d| after(d, GRACE_SECONDS) <= world.now);
-    let deadline = || {
-        let seconds = request.spec.deadline_seconds;
-        format!("not finished within deadlineSeconds ({seconds}); create another request")
-    };
     if overrun {
-        let message = deadline();
-        end(
-            request,
-            world,
-            plan,
-            &all,
-            Phase::Failed,
-            Reason::DeadlineExceeded,
-            &message,
-        );
+        end_late(request, world, plan, &all);
         return;
     }
     if request.spec.cancel && all.iter().any(|&i| request.is_committed(i)) {
@@ -254,16 +244,7 @@ fn end_by_cause(request: &mut Request, world: &World, plan: &mut Plan) {
             message,
         );
     } else if late.is_some() {
-        let message = deadline();
-        end(
-            request,
-            world,
-            plan,
-            &uncommitted,
-            Phase::Failed,
-            Reason::DeadlineExceeded,
-            &message,
-        );
+        end_late(request, world, plan, &uncommitted);
     } else if let Admission::Superseded(images, message) = &world.admission {
         let images: Vec<usize> = uncommitted
             .into_iter()
@@ -285,6 +266,58 @@ fn end_by_cause(request: &mut Request, world: &World, plan: &mut Plan) {
                 .filter(|&i| running(world, i).is_some()),
         );
     }
+}
+
+/// Ends these images because it is too late, each with the last that is known of why.
+fn end_late(request: &mut Request, world: &World, plan: &mut Plan, images: &[usize]) {
+    let seconds = request.spec.deadline_seconds;
+    let messages: Vec<_> = images
+        .iter()
+        .map(|&index| {
+            let cause = last_cause(request, world, index);
+            format!("not finished within deadlineSeconds ({seconds}); create another request; last: {cause}")
+        })
+        .collect();
+    for (&index, message) in images.iter().zip(&messages) {
+        let reason = Reason::DeadlineExceeded;
+        end(
+            request,
+            world,
+            plan,
+            &[index],
+            Phase::Failed,
+            reason,
+            message,
+        );
+    }
+}
+
+/// What kept an image last: its own cause, else the whole request's, else that of another of its group, else its work.
+fn last_cause(request: &Request, world: &World, index: usize) -> String {
+    let own = |index: usize| {
+        let image = request.status.images.get(index)?;
+        let reason = image.reason.filter(|_| !image.phase.is_finished())?;
+        Some(format!("{reason}: {}", image.message))
+    };
+    if let Some(cause) = own(index) {
+        return cause;
+    }
+    if let Admission::Waits(reason, message) | Admission::Refused(reason, message) =
+        &world.admission
+    {
+        return format!("{reason}: {message}");
+    }
+    let others = 0..request.status.images.len();
+    let others = others.filter(|_| request.spec.latch == Latch::Together);
+    let mut others = others.filter_map(|other| {
+        let float = &request.spec.images.get(other)?.float;
+        own(other).map(|cause| format!("{float}: {cause}"))
+    });
+    others.next().unwrap_or_else(|| {
+        let phase = request.status.images.get(index).map(|image| image.phase);
+        let phase = phase.map_or("", Phase::as_str);
+        format!("at work in phase {phase}, no fault known")
+    })
 }
 
 /// Ends these images, each as soon as nothing of it runs.
@@ -448,8 +481,7 @@ fn launch(request: &mut Request, world: &World, plan: &mut Plan) {
                 again: image.attempts > 0,
             });
             image.attempts += 1;
-            image.reason = None;
-            image.message.clear();
+            // Why it is launched again stays: until there is an outcome it is the last that is known.
             image.next_attempt = None;
         }
     }
@@ -524,10 +556,17 @@ fn what_it_waits_for(request: &Request, world: &World) -> Option<(Reason, String
         return open.find_map(|(_, scene)| Some((Reason::Paused, scene.paused.clone()?)));
     }
     let waits = |i: &&super::Image| {
-        !i.phase.is_finished() && i.reason.is_some_and(|r| r.kind() == Kind::Waiting)
+        let waiting = i.reason.filter(|r| r.kind() == Kind::Waiting);
+        let waiting = waiting.filter(|r| *r == Reason::Paused || i.next_attempt.is_some());
+        !i.phase.is_finished() && waiting.is_some()
     };
     let image = request.status.images.iter().find(waits)?;
-    image.reason.map(|reason| (reason, image.message.clone()))
+    let reason = image.reason?;
+    let message = match image.next_attempt.filter(|_| reason != Reason::Paused) {
+        Some(next) => format!("{}; next try {}", image.message, whole_second(next)),
+        None => image.message.clone(),
+    };
+    Some((reason, message))
 }
 
 fn running(world: &World, index: usize) -> Option<Step> {

@@ -8,7 +8,10 @@
 
 use std::str::FromStr;
 
-use crate::image::{Digest, Float, Reference, Repository, Source, TAG_MAX, Tag, registry_name};
+use crate::image::{
+    Digest, Float, Reference, Repository, Source, TAG_MAX, Tag, host_name, registry_name,
+    repository_path,
+};
 
 /// The longest pattern, in bytes: no name is longer.
 const PATTERN_MAX: usize = 512;
@@ -103,8 +106,7 @@ impl FromStr for HostPattern {
         if s.is_empty() || !s.chars().all(fits) {
             return Err(PatternError::Host(s.into()));
         }
-        let bare = s.strip_suffix(":443").unwrap_or(s);
-        Ok(Self(registry_name(bare).into()))
+        Ok(Self(host_name(s).into()))
     }
 }
 
@@ -249,10 +251,9 @@ impl RepositoryPattern {
         if !path.split('/').all(segment) || s.contains("***") {
             return Err(wrong());
         }
-        Ok(Self {
-            host: host.parse().map_err(|_| wrong())?,
-            path: path.into(),
-        })
+        let host: HostPattern = host.parse().map_err(|_| wrong())?;
+        let path = repository_path(&host.0, path).into();
+        Ok(Self { host, path })
     }
 
     fn matches(&self, repository: &Repository) -> bool {

@@ -113,9 +113,9 @@ impl Access<'_> {
         let error = if self.credential.is_anonymous() {
             self.no_entry()
         } else if lacks {
-            self.denied(if self.push { "push" } else { "pull" })
+            self.denied(if self.push { "push" } else { "pull" }, Some(answer))
         } else {
-            self.rejected()
+            self.rejected(answer)
         };
         error.with_status(answer.status)
     }
@@ -134,17 +134,26 @@ impl Access<'_> {
             .find(|action| !may(rights, self.repository, action))
     }
 
-    pub(super) fn rejected(&self) -> Error {
-        let (host, named) = (&self.endpoint.name, self.credential.named());
+    /// The credential was shown, and is not accepted; the registry's words may say why.
+    pub(super) fn rejected(&self, answer: &Answer) -> Error {
+        let (host, named, words) = (&self.endpoint.name, self.credential.named(), answer.said());
         Error::terminal(
             Reason::Unauthorized,
-            format!("{host} rejected {named}; renew it"),
+            format!("{host} rejected {named}; renew it{words}"),
         )
     }
 
-    pub(super) fn denied(&self, action: &str) -> Error {
+    /// The credential is accepted and lacks a right. That may be because there is nothing to have a right on: a registry that gives
+    /// fewer rights than were asked for does not say why.
+    pub(super) fn denied(&self, action: &str, answer: Option<&Answer>) -> Error {
         let (repository, named) = (self.repository, self.credential.named());
-        let message = format!("{named} may not {action} {repository}; grant it {action} there");
+        let words = answer.map(Answer::said).unwrap_or_default();
+        let remedy = if action == "push" {
+            "grant it push there, unless the repository or its organization is missing or the registry is read-only"
+        } else {
+            "grant it pull there"
+        };
+        let message = format!("{named} may not {action} {repository}; {remedy}{words}");
         Error::terminal(Reason::PermissionDenied, message)
     }
 

@@ -7,7 +7,7 @@
 use super::error::Class;
 use crate::machine::Reason;
 use crate::metrics::Sent;
-use Asked::{Blob, Child, Manifest, Mount, Referrers, Tag, Upload};
+use Asked::{Blob, Child, Manifest, Mount, Referrers, Tag, Token, Upload};
 
 /// What was asked of a registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -177,6 +177,7 @@ const RULES: &[Rule] = &[
     rule(WRITES,    &[403, 412],                ANY,                                                      &["quota", "upper limit"],  Meaning::QuotaExceeded),
     rule(&[],       &[403],                     ANY,                                                      ANY,                        Meaning::Denied),
     // Maintenance, which quay tells from a method that is none only by code and words; a disabled namespace is none.
+    rule(&[Token],  &[405],                     ANY,                                                      &["namespace … disabled"],  Meaning::Unauthorized),
     rule(WRITES,    &[405],                     &["UNSUPPORTED"],                                         ANY,                        Meaning::Other),
     rule(WRITES,    &[405],                     ANY,                                                      &["namespace … disabled"],  Meaning::Denied),
     rule(WRITES,    &[405],                     &["DENIED", "METHOD NOT ALLOWED", "METHOD_NOT_ALLOWED"],  ANY,                        Meaning::ReadOnly),

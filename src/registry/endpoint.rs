@@ -10,7 +10,7 @@ use reqwest::Url;
 
 use super::Settings;
 use super::error::BuildError;
-use crate::image::Repository;
+use crate::image::{Repository, host_name};
 
 /// Names and the addresses they stand for.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ impl Endpoints {
         for (name, host) in &settings.rewrite {
             let url = plain_url(host)?;
             plain.insert(address(&url));
-            rewrite.insert(name.clone(), url);
+            rewrite.insert(host_name(name).to_owned(), url);
         }
         Ok(Self { plain, rewrite })
     }
@@ -67,9 +67,12 @@ impl Endpoints {
             "docker.io" | "index.docker.io" => "registry-1.docker.io",
             _ => name,
         };
-        let plain = plain_url(host).ok()?;
-        if self.plain.contains(&address(&plain)) {
-            return Some(plain);
+        // A name says no default port: which of them is spoken plainly, the configuration says.
+        for port in ["", ":443"] {
+            let plain = plain_url(&format!("{host}{port}")).ok();
+            if let Some(plain) = plain.filter(|plain| self.plain.contains(&address(plain))) {
+                return Some(plain);
+            }
         }
         Url::parse(&format!("https://{host}/")).ok()
     }
@@ -188,6 +191,32 @@ mod tests {
         ] {
             assert_eq!(endpoint(host, &settings).base.as_str(), base, "{host}");
         }
+    }
+
+    #[test]
+    fn every_spelling_of_a_plain_registry_is_one_address() {
+        for (plain, base) in [
+            ("reg.test", "http://reg.test/"),
+            ("reg.test:80", "http://reg.test/"),
+            ("reg.test:443", "http://reg.test:443/"),
+        ] {
+            let settings = Settings {
+                plain_http: vec![plain.into()],
+                ..Settings::default()
+            };
+            for host in ["reg.test", "reg.test:80", "reg.test:443"] {
+                let endpoint = endpoint(host, &settings);
+                assert_eq!(endpoint.base.as_str(), base, "{plain} {host}");
+                assert_eq!(endpoint.name, "reg.test");
+            }
+        }
+        let rewrite = HashMap::from([("reg.test:80".into(), "127.0.0.1:7000".into())]);
+        let settings = Settings {
+            rewrite,
+            ..Settings::default()
+        };
+        let base = endpoint("reg.test", &settings).base;
+        assert_eq!(base.as_str(), "http://127.0.0.1:7000/");
     }
 
     #[test]

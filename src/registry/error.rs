@@ -84,6 +84,11 @@ impl Error {
         Self { cut: false, ..self }
     }
 
+    /// Whether the host is unwell: nothing is decided.
+    pub(super) fn is_wait(&self) -> bool {
+        matches!(self.class, Class::Wait { .. })
+    }
+
     /// Whether the answer broke off.
     pub(super) fn is_cut(&self) -> bool {
         self.cut
@@ -228,15 +233,20 @@ impl Answer {
         self.meaning() == Meaning::Absent
     }
 
+    /// The registry's own words, to stand behind a message; empty where it says nothing.
+    pub(super) fn said(&self) -> String {
+        if self.quote.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", self.quote)
+        }
+    }
+
     /// The class of this refusal. `what` names the object.
     pub(super) fn error(&self, what: &str) -> Error {
         let meaning = self.meaning();
         let (reason, class, text, remedy) = meaning.verdict();
-        let said = if self.quote.is_empty() {
-            String::new()
-        } else {
-            format!(" ({})", self.quote)
-        };
+        let said = self.said();
         let text = if text.is_empty() {
             format!("the registry answered {}", self.status.as_u16())
         } else {

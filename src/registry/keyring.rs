@@ -1,23 +1,35 @@
 //! Credentials: a dockerconfigjson comes in, the credential of one repository comes out.
 //!
 //! Keys may be `host`, `host:port`, `host/namespace` or `host/namespace/repo`, with or without scheme or `/v1/`; the longest
-//! matching path wins, as in `oc` and the kubelet. What this program cannot use (credential helpers, identity tokens) is an
-//! error only where it would be used. Guaranteed: no secret in `Debug` or in an error.
+//! matching path wins, as in `oc` and the kubelet. Where no key names the host itself, one with a glob in the host may serve, as
+//! the kubelet documents: each part between dots for itself, with `*`, `?` and `[…]`, the port as written, the path as in all
+//! keys. What this program cannot use (credential helpers, identity tokens, an entry that cannot be read) is an error only where
+//! it would be used; an empty entry is no credential. Guaranteed: no secret in `Debug` or in an error.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::credential::Credential;
 use super::error::one_line;
-use crate::image::{Repository, registry_name};
+use crate::image::{Repository, host_name};
 
 /// The most of an entry's key that messages show.
 const SHOWN_MAX: usize = 100;
+
+/// Base64 with padding or without: docker and the kubelet take both.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true),
+);
 
 /// Why a dockerconfigjson, or one entry of it, cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,7 +44,7 @@ pub enum KeyringError {
         /// What is wrong, and where; never the content.
         problem: String,
     },
-    /// An entry that does not decode to `user:password`.
+    /// An entry that would be used and cannot be read.
     #[error("{origin}, entry {entry}: {problem}; write auth as base64 of USER:PASSWORD")]
     Entry {
         /// Where it was read.
@@ -72,18 +84,18 @@ struct Ring {
 #[derive(Clone)]
 enum Entry {
     Usable(Credential),
-    Unusable { key: String, problem: &'static str },
+    /// Nothing: the credential is in the store, where there is one, else there is none.
+    Empty,
+    Unusable(KeyringError),
 }
 
+/// What is understood of the file. Each entry is read for itself, so that one that is odd is no fault of the others.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct DockerConfig {
-    #[serde(default)]
-    auths: BTreeMap<String, DockerEntry>,
-    #[serde(default)]
-    creds_store: Option<String>,
-    #[serde(default)]
-    cred_helpers: BTreeMap<String, String>,
+    auths: Option<BTreeMap<String, Value>>,
+    creds_store: Option<Value>,
+    cred_helpers: Option<BTreeMap<String, Value>>,
 }
 
 #[derive(Deserialize)]
@@ -116,7 +128,7 @@ impl Keyring {
     /// Parses a dockerconfigjson. `origin` is how messages name it: `Secret ns/name`, `file X`.
     ///
     /// # Errors
-    /// Not JSON of that shape, or an entry whose `auth` does not decode.
+    /// Not JSON of that shape. What is wrong with an entry is told to whom it would serve.
     pub fn parse(json: &[u8], origin: &str) -> Result<Self, KeyringError> {
         let config: DockerConfig =
             serde_json::from_slice(json).map_err(|error| KeyringError::Malformed {
@@ -130,66 +142,51 @@ impl Keyring {
                 ),
             })?;
         let mut entries = BTreeMap::new();
-        for (key, entry) in config.auths {
-            let parsed = parse_entry(&key, entry, origin)?;
+        for (key, entry) in config.auths.unwrap_or_default() {
+            let parsed = parse_entry(&key, entry, origin);
             let normal = normal_key(&key);
             // Of two spellings of one key, the normal one is meant.
             if normal == key || !entries.contains_key(&normal) {
                 entries.insert(normal, parsed);
             }
         }
-        for key in config.cred_helpers.into_keys() {
-            entries.insert(
-                normal_key(&key),
-                Entry::Unusable {
-                    key: one_line(&key, SHOWN_MAX),
-                    problem: "a credential helper (credHelpers)",
-                },
-            );
+        for key in config.cred_helpers.unwrap_or_default().into_keys() {
+            let problem = "a credential helper (credHelpers)";
+            let entry = Entry::Unusable(unsupported(origin, &key, problem));
+            entries.insert(normal_key(&key), entry);
         }
+        let no_store = |store: &Value| store.is_null() || store.as_str() == Some("");
         Ok(Self::of(Ring {
             origin: origin.into(),
             entries,
-            creds_store: config.creds_store.is_some_and(|store| !store.is_empty()),
+            creds_store: config.creds_store.is_some_and(|store| !no_store(&store)),
         }))
     }
 
     /// The credential for `repository`: of the longest matching key, anonymous where none matches.
     ///
     /// # Errors
-    /// The entry that matches is of a kind this program does not support.
+    /// The entry that matches cannot be read, or is of a kind this program does not support.
     pub fn credential(&self, repository: &Repository) -> Result<Credential, KeyringError> {
-        let unsupported = |entry: &str, problem| KeyringError::Unsupported {
-            origin: self.ring.origin.to_string(),
-            entry: entry.into(),
-            problem,
-        };
-        if self
-            .only
-            .as_ref()
-            .is_some_and(|only| !only.contains(repository))
-        {
-            return Ok(Credential::missing(&self.ring.origin));
+        let Ring {
+            origin,
+            creds_store,
+            ..
+        } = &*self.ring;
+        let missing = || Ok(Credential::missing(origin));
+        let served = self.only.as_ref();
+        if served.is_some_and(|only| !only.contains(repository)) {
+            return missing();
         }
-        let full = format!("{}/{}", normal_host(repository.host()), repository.path());
-        let mut path = full.as_str();
-        loop {
-            match self.ring.entries.get(path) {
-                Some(Entry::Usable(credential)) => return Ok(credential.clone()),
-                Some(Entry::Unusable { key, problem }) => {
-                    return Err(unsupported(&format!("entry {key}"), problem));
-                }
-                None => {}
-            }
-            match path.rfind('/') {
-                Some(slash) => path = &path[..slash],
-                None if self.ring.creds_store => {
-                    return Err(unsupported("credsStore", "a credential store"));
-                }
-                None => {
-                    return Ok(Credential::missing(&self.ring.origin));
-                }
-            }
+        match self.ring.entry(repository) {
+            Some(Entry::Usable(credential)) => Ok(credential.clone()),
+            Some(Entry::Unusable(error)) => Err(error.clone()),
+            Some(Entry::Empty) | None if *creds_store => Err(KeyringError::Unsupported {
+                origin: origin.to_string(),
+                entry: "credsStore".into(),
+                problem: "a credential store",
+            }),
+            Some(Entry::Empty) | None => missing(),
         }
     }
 
@@ -237,23 +234,160 @@ impl fmt::Debug for Keyring {
     }
 }
 
-fn parse_entry(key: &str, entry: DockerEntry, origin: &str) -> Result<Entry, KeyringError> {
-    let key = &*one_line(key, SHOWN_MAX);
-    let bad = |problem: &str| KeyringError::Entry {
+impl Ring {
+    /// The entry that serves a repository: of the longest path below its host, else of the last key whose glob fits, in the order in
+    /// which the kubelet tries them.
+    fn entry(&self, repository: &Repository) -> Option<&Entry> {
+        let full = format!("{}/{}", normal_host(repository.host()), repository.path());
+        let above = std::iter::successors(Some(full.as_str()), |path| {
+            path.rfind('/').map(|slash| &path[..slash])
+        });
+        let mut own = above.filter_map(|path| self.entries.get(path));
+        own.next().or_else(|| {
+            let mut keys = self.entries.iter().rev();
+            keys.find(|(key, _)| fits(key, repository))
+                .map(|(_, entry)| entry)
+        })
+    }
+}
+
+/// Whether a key with a glob in its host serves a repository.
+fn fits(key: &str, repository: &Repository) -> bool {
+    let (host, path) = key.split_once('/').unwrap_or((key, ""));
+    if !host.contains(['*', '?', '[', '\\']) {
+        return false;
+    }
+    let below = |rest: &str| path.is_empty() || rest.is_empty() || rest.starts_with('/');
+    let (glob, port) = split_port(host);
+    let (name, own_port) = split_port(repository.host());
+    let (globs, parts) = (glob.split('.'), name.split('.'));
+    port == own_port
+        && repository.path().strip_prefix(path).is_some_and(below)
+        && globs.clone().count() == parts.clone().count()
+        && globs
+            .zip(parts)
+            .all(|(glob, part)| matches(&glob.chars().collect::<Vec<_>>(), part))
+}
+
+fn split_port(host: &str) -> (&str, Option<&str>) {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|c| c.is_ascii_digit()) => (name, Some(port)),
+        _ => (host, None),
+    }
+}
+
+/// Whether one part of a host's name is what a glob means: `*`, `?`, `[a-z]`, `[^a-z]`, and `\` before a character that means itself.
+/// It takes no longer than the one's length times the other's. A glob that is none fits nothing.
+fn matches(glob: &[char], part: &str) -> bool {
+    let Some(tokens) = tokens(glob) else {
+        return false;
+    };
+    let part: Vec<char> = part.chars().collect();
+    // Which beginnings of the part fit the tokens so far.
+    let mut fits = vec![false; part.len() + 1];
+    fits[0] = true;
+    for token in &tokens {
+        if let Token::Any = token {
+            let first = fits.iter().position(|fits| *fits).unwrap_or(fits.len());
+            fits[first..].fill(true);
+        } else {
+            for at in (0..part.len()).rev() {
+                fits[at + 1] = fits[at] && token.means(part[at]);
+            }
+            fits[0] = false;
+        }
+    }
+    fits[part.len()]
+}
+
+/// What one place of a glob stands for.
+enum Token {
+    /// Any run.
+    Any,
+    /// Any one character.
+    One,
+    /// One of these, or none of these.
+    In(bool, Vec<(char, char)>),
+}
+
+impl Token {
+    fn means(&self, c: char) -> bool {
+        match self {
+            Self::Any | Self::One => true,
+            Self::In(of, ranges) => {
+                ranges.iter().any(|(from, to)| (*from..=*to).contains(&c)) == *of
+            }
+        }
+    }
+}
+
+/// A glob in its parts; none where it is no glob.
+fn tokens(glob: &[char]) -> Option<Vec<Token>> {
+    let mut chars = glob.iter().copied().peekable();
+    let mut tokens = Vec::new();
+    while let Some(c) = chars.next() {
+        tokens.push(match c {
+            '*' => Token::Any,
+            '?' => Token::One,
+            '[' => {
+                let of = chars.next_if_eq(&'^').is_none();
+                let mut ranges = Vec::new();
+                while ranges.is_empty() || chars.next_if_eq(&']').is_none() {
+                    let from = literal(&mut chars)?;
+                    let to = match chars.next_if_eq(&'-') {
+                        Some(_) => literal(&mut chars)?,
+                        None => from,
+                    };
+                    ranges.push((from, to));
+                }
+                Token::In(of, ranges)
+            }
+            '\\' => {
+                let c = chars.next()?;
+                Token::In(true, vec![(c, c)])
+            }
+            c => Token::In(true, vec![(c, c)]),
+        });
+    }
+    Some(tokens)
+}
+
+/// A character of a class, which a backslash may stand before.
+fn literal(chars: &mut impl Iterator<Item = char>) -> Option<char> {
+    match chars.next()? {
+        '\\' => chars.next(),
+        c => Some(c),
+    }
+}
+
+fn unsupported(origin: &str, key: &str, problem: &'static str) -> KeyringError {
+    KeyringError::Unsupported {
         origin: origin.into(),
-        entry: key.into(),
-        problem: problem.into(),
+        entry: format!("entry {}", one_line(key, SHOWN_MAX)),
+        problem,
+    }
+}
+
+fn parse_entry(key: &str, entry: Value, origin: &str) -> Entry {
+    let shown = &*one_line(key, SHOWN_MAX);
+    let bad = |problem: &str| {
+        Entry::Unusable(KeyringError::Entry {
+            origin: origin.into(),
+            entry: shown.into(),
+            problem: problem.into(),
+        })
+    };
+    let entry = match serde_json::from_value::<Option<DockerEntry>>(entry) {
+        Ok(Some(entry)) => entry,
+        Ok(None) => return Entry::Empty,
+        Err(_) => return bad("it is not an object of texts"),
     };
     let filled = |text: Option<String>| text.filter(|t| !t.is_empty());
-    let unusable = |problem| Entry::Unusable {
-        key: key.into(),
-        problem,
-    };
     if filled(entry.identitytoken).is_some() {
-        return Ok(unusable("an identity token"));
+        return Entry::Unusable(unsupported(origin, key, "an identity token"));
     }
     if filled(entry.registrytoken).is_some() {
-        return Ok(unusable("a registry token"));
+        return Entry::Unusable(unsupported(origin, key, "a registry token"));
     }
     let (user, password) = match (
         filled(entry.auth),
@@ -261,58 +395,58 @@ fn parse_entry(key: &str, entry: DockerEntry, origin: &str) -> Result<Entry, Key
         filled(entry.password),
     ) {
         (Some(auth), _, _) => {
-            let bytes = STANDARD
-                .decode(auth.trim())
-                .map_err(|_| bad("auth is not base64"))?;
-            let text = String::from_utf8(bytes).map_err(|_| bad("auth is not text"))?;
-            let (user, password) = text.split_once(':').ok_or_else(|| bad("auth has no ':'"))?;
+            // Some tools break it into lines.
+            let auth: String = auth.split_ascii_whitespace().collect();
+            let Ok(bytes) = BASE64.decode(auth) else {
+                return bad("auth is not base64");
+            };
+            let Ok(text) = String::from_utf8(bytes) else {
+                return bad("auth is not text");
+            };
+            let Some((user, password)) = text.split_once(':') else {
+                return bad("auth has no ':'");
+            };
             // Docker pads with NULs; it strips them itself.
             (user.to_owned(), password.trim_end_matches('\0').to_owned())
         }
         (None, Some(user), Some(password)) => (user, password),
-        (None, None, None) => return Ok(unusable("an entry without auth")),
-        _ => return Err(bad("username or password is missing")),
+        (None, None, None) => return Entry::Empty,
+        _ => return bad("username or password is missing"),
     };
     if user.is_empty() || user.contains(':') {
-        return Err(bad("the user name is empty or holds a ':'"));
+        return bad("the user name is empty or holds a ':'");
     }
-    Ok(Entry::Usable(Credential::new(user, password, origin, key)))
+    Entry::Usable(Credential::new(user, password, origin, shown))
 }
 
-/// `key` without scheme, trailing `/v1/` or `/v2/` and default port, the host in lower case.
+/// `key` without scheme, default port and the version of the API, which docker writes; the host in lower case.
 fn normal_key(key: &str) -> String {
-    let rest = key
+    let schemeless = key
         .strip_prefix("https://")
-        .or_else(|| key.strip_prefix("http://"))
-        .unwrap_or(key);
-    let bare = rest
-        .strip_suffix("/v1/")
-        .or_else(|| rest.strip_suffix("/v2/"))
-        .unwrap_or(rest);
-    let bare = match bare
-        .strip_suffix("/v1")
-        .or_else(|| bare.strip_suffix("/v2"))
-    {
-        Some(host) if rest.len() < key.len() => host,
-        _ => bare,
+        .or_else(|| key.strip_prefix("http://"));
+    let bare = schemeless.unwrap_or(key);
+    let (host, path) = bare.split_once('/').unwrap_or((bare, ""));
+    // Without a scheme it is the API's where nothing follows it; else it may be a namespace of that name.
+    let path = match path.split_once('/') {
+        Some(("v1" | "v2", rest)) if schemeless.is_some() || rest.is_empty() => rest,
+        None if schemeless.is_some() && matches!(path, "v1" | "v2") => "",
+        _ => path,
     };
-    let bare = bare.trim_end_matches('/');
-    match bare.split_once('/') {
-        Some((host, path)) => format!("{}/{path}", normal_host(host)),
-        None => normal_host(bare),
+    match path.trim_end_matches('/') {
+        "" => normal_host(host),
+        path => format!("{}/{path}", normal_host(host)),
     }
 }
 
 /// One name for one registry.
 fn normal_host(host: &str) -> String {
-    let host = host.to_ascii_lowercase();
-    let host = host.strip_suffix(":443").unwrap_or(&host);
-    registry_name(host).into()
+    host_name(&host.to_ascii_lowercase()).into()
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use base64::engine::general_purpose::STANDARD;
     use proptest::prelude::*;
 
     use super::*;
@@ -420,21 +554,218 @@ mod tests {
     fn a_bad_entry_is_named_and_not_quoted() {
         for auth in ["%%%", "bm9jb2xvbg==", "Og=="] {
             let json = format!(r#"{{"auths":{{"quay.io/x":{{"auth":"{auth}"}}}}}}"#);
-            let error = Keyring::parse(json.as_bytes(), "Secret a/b")
-                .unwrap_err()
-                .to_string();
+            let error = refused(&json, "quay.io/x/y");
             assert!(
                 error.contains("quay.io/x") && !error.contains(auth),
                 "{error}"
             );
         }
-        let error = Keyring::parse(br#"{"auths":{"quay.io":"s3cret"}}"#, "Secret a/b")
-            .unwrap_err()
-            .to_string();
+        let error = refused(r#"{"auths":{"quay.io":"s3cret"}}"#, "quay.io/a");
         assert!(
-            error.contains("Secret a/b") && !error.contains("s3cret"),
+            error.contains("Secret a/b, entry quay.io") && !error.contains("s3cret"),
             "{error}"
         );
+    }
+
+    fn refused(json: &str, repository: &str) -> String {
+        let ring = Keyring::parse(json.as_bytes(), "Secret a/b").unwrap();
+        let credential = ring.credential(&repository.parse().unwrap());
+        credential.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn auth_is_read_as_docker_and_the_kubelet_read_it() {
+        for password in [
+            "p",
+            "pw",
+            "p4s",
+            "a-password-that-is-longer-than-one-line-of-seventy-six-columns-of-base64",
+        ] {
+            let whole = STANDARD.encode(format!("bot:{password}"));
+            let bare = whole.trim_end_matches('=');
+            let wrap = |by: usize, with: &str| {
+                let lines = whole.as_bytes().chunks(by).map(String::from_utf8_lossy);
+                lines.collect::<Vec<_>>().join(with)
+            };
+            for auth in [
+                whole.clone(),
+                bare.to_owned(),
+                format!("{whole}\n"),
+                format!(" {bare}\r\n"),
+                wrap(76, "\n"),
+                wrap(64, "\r\n"),
+                wrap(10, "\n  "),
+            ] {
+                let json = serde_json::json!({"auths": {"quay.io": {"auth": auth}}}).to_string();
+                let ring = Keyring::parse(json.as_bytes(), "Secret a/b").unwrap();
+                let credential = ring.credential(&"quay.io/a".parse().unwrap()).unwrap();
+                assert_eq!(credential.secret(), Some(("bot", password)), "{auth:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_odd_entry_is_a_fault_for_its_own_hosts_alone_and_an_empty_one_is_no_credential() {
+        let good = auth("u");
+        for odd in [
+            r#""s3cret""#,
+            "[]",
+            "7",
+            "true",
+            r#"{"auth":"%%%"}"#,
+            r#"{"auth":7}"#,
+            r#"{"auth":{}}"#,
+            r#"{"username":"u"}"#,
+            r#"{"password":["p"],"username":"u"}"#,
+            r#"{"auth":"Og=="}"#,
+        ] {
+            let json = format!(r#"{{"auths":{{"odd.io":{odd},"quay.io":{good}}}}}"#);
+            let ring = Keyring::parse(json.as_bytes(), "Secret a/b").unwrap();
+            assert_eq!(user(&ring, "quay.io/a").as_deref(), Some("u"), "{odd}");
+            assert_eq!(user(&ring, "other.io/a"), None, "{odd}");
+            let error = refused(&json, "odd.io/a");
+            assert!(error.contains("entry odd.io"), "{odd}: {error}");
+        }
+        for empty in [
+            "{}",
+            "null",
+            r#"{"auth":""}"#,
+            r#"{"auth":null}"#,
+            r#"{"email":"a@b"}"#,
+            r#"{"username":"","password":""}"#,
+        ] {
+            let json = format!(r#"{{"auths":{{"empty.io":{empty},"quay.io":{good}}}}}"#);
+            let ring = Keyring::parse(json.as_bytes(), "Secret a/b").unwrap();
+            assert_eq!(user(&ring, "quay.io/a").as_deref(), Some("u"), "{empty}");
+            assert_eq!(user(&ring, "empty.io/a"), None, "{empty}");
+        }
+        for nothing in [
+            "{}",
+            r#"{"auths":null}"#,
+            r#"{"auths":{}}"#,
+            r#"{"auths":{},"credHelpers":null,"credsStore":null}"#,
+            r#"{"auths":null,"credsStore":"","HttpHeaders":{"x":1}}"#,
+        ] {
+            let ring = Keyring::parse(nothing.as_bytes(), "Secret a/b").unwrap();
+            assert!(ring.is_empty(), "{nothing}");
+            assert_eq!(user(&ring, "quay.io/a"), None, "{nothing}");
+        }
+        // Docker keeps an empty entry for what its store has.
+        let stored = r#"{"auths":{"quay.io":{}},"credsStore":"desktop"}"#;
+        assert!(refused(stored, "quay.io/a").contains("credsStore"));
+    }
+
+    #[test]
+    fn a_glob_serves_the_hosts_that_the_kubelet_means_by_it() {
+        for (key, serves, not) in [
+            (
+                "*.example.com",
+                &["a.example.com/x", "a-b.example.com/x/y"][..],
+                &[
+                    "example.com/x",
+                    "a.b.example.com/x",
+                    "a.example.com:5000/x",
+                    "a.example.com.evil.io/x",
+                ][..],
+            ),
+            (
+                "*.*.example.com",
+                &["a.b.example.com/x"],
+                &["a.example.com/x"],
+            ),
+            ("*.*", &["a.io/x"], &["a.b.io/x", "localhost/x"]),
+            ("*", &["localhost/x"], &["a.io/x", "localhost:5000/x"]),
+            (
+                "prefix.*.io",
+                &["prefix.kubernetes.io/x"],
+                &["other.kubernetes.io/x"],
+            ),
+            (
+                "*-good.kubernetes.io",
+                &["prefix-good.kubernetes.io/x"],
+                &["good.kubernetes.io/x"],
+            ),
+            (
+                "sub*.reg.io",
+                &["sub.reg.io/x", "subdomain.reg.io/x"],
+                &["asub.reg.io/x"],
+            ),
+            (
+                "*.example.com:5000",
+                &["a.example.com:5000/x"],
+                &["a.example.com/x", "a.example.com:5001/x"],
+            ),
+            (
+                "*.example.com:443",
+                &["a.example.com/x"],
+                &["a.example.com:5000/x"],
+            ),
+            (
+                "https://*.example.com/v1/",
+                &["a.example.com/x"],
+                &["b.io/x"],
+            ),
+            (
+                "*.example.com/team",
+                &["a.example.com/team", "a.example.com/team/x"],
+                &["a.example.com/teams", "a.example.com/x"],
+            ),
+            ("reg?.io", &["reg1.io/x"], &["reg.io/x", "reg12.io/x"]),
+            ("reg[0-9].io", &["reg7.io/x"], &["rega.io/x"]),
+            ("reg[^0-9].io", &["rega.io/x"], &["reg7.io/x"]),
+            ("REG*.IO", &["reg7.io/x"], &["rug.io/x"]),
+            ("reg\\*.io", &[], &["reg7.io/x"]),
+            ("reg[.io", &[], &["reg7.io/x", "reg.io/x"]),
+            ("reg[].io", &[], &["reg7.io/x"]),
+            ("**.io", &["a.io/x"], &["a.b.io/x"]),
+        ] {
+            let key = key.replace('\\', "\\\\");
+            let ring = ring(&[(&key, "u")]);
+            for repository in serves {
+                assert_eq!(
+                    user(&ring, repository).as_deref(),
+                    Some("u"),
+                    "{key} {repository}"
+                );
+            }
+            for repository in not {
+                assert_eq!(user(&ring, repository), None, "{key} {repository}");
+            }
+        }
+        // A key without a glob goes first, whatever its path.
+        let ring = ring(&[
+            ("*.example.com/team/app", "glob"),
+            ("a.example.com", "own"),
+            ("*.example.com", "any"),
+            ("b*.example.com", "b"),
+        ]);
+        for (repository, who) in [
+            ("a.example.com/team/app", "own"),
+            ("c.example.com/team/app", "glob"),
+            ("c.example.com/x", "any"),
+            ("b1.example.com/x", "b"),
+        ] {
+            assert_eq!(
+                user(&ring, repository).as_deref(),
+                Some(who),
+                "{repository}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_glob_as_long_as_a_secret_takes_no_longer_than_its_length() {
+        let begun = std::time::Instant::now();
+        for glob in [
+            "*a".repeat(400_000),
+            "[a-".repeat(300_000),
+            "*?".repeat(400_000),
+        ] {
+            let ring = ring(&[(&format!("{glob}.io"), "u")]);
+            assert_eq!(user(&ring, "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab.io/x"), None);
+        }
+        let took = begun.elapsed();
+        assert!(took < std::time::Duration::from_secs(5), "{took:?}");
     }
 
     #[test]
@@ -497,7 +828,8 @@ mod tests {
             let credential = ring.credential(&repository).unwrap();
             if let Some((_, password)) = credential.secret() {
                 let number: usize = password.trim_start_matches("s3cret-").parse().unwrap();
-                prop_assert_eq!(host_of(&keys[number]), host, "{}", &keys[number]);
+                let glob = keys[number].contains(['*', '?', '[']);
+                prop_assert!(glob || host_of(&keys[number]) == host, "{}", &keys[number]);
             }
             let shown = format!("{ring:?} {credential:?} {} {:?}", credential.named(), credential.key());
             prop_assert!(!shown.contains("s3cret"), "{shown}");

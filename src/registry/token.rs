@@ -9,7 +9,7 @@
 //! distribution answer 200 with fewer actions) is an error before anything is sent; a token endpoint that is unwell is waited
 //! for and never reads as "unauthorized".
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
@@ -18,12 +18,15 @@ use moka::policy::EvictionPolicy;
 use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest::{Method, StatusCode, Url};
 use serde::Deserialize;
+use serde_json::Value;
+use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 
-use super::access::{Access, Challenge, Grant, Right, Token};
-use super::activity::Activity;
+use super::access::{Access, Challenge, Grant, Token};
+use super::activity::{Activity, WaitGuard, Waiting};
 use super::budget::Lane;
 use super::credential::CredentialKey;
+use super::dialect::Meaning;
 use super::endpoint::{Endpoint, address};
 use super::error::Error;
 use super::look::CUTS_MAX;
@@ -46,6 +49,8 @@ const TOKEN_MAX: usize = 16 * 1024;
 const TOKENS_MAX: u64 = 5_000;
 /// Registries of which it is kept what they asked for.
 const GREETINGS_MAX: u64 = 5_000;
+/// Who waits for another task's work looks this often at what that one waits for.
+const WORKER_LOOK: Duration = Duration::from_millis(500);
 /// Repositories of which it is kept what they asked for.
 const CHALLENGES_MAX: u64 = 10_000;
 
@@ -56,7 +61,14 @@ pub(super) struct Tokens {
     greetings: moka::sync::Cache<String, Arc<Greeting>>,
     /// By repository, and whether it was to be written to.
     challenges: moka::sync::Cache<(Repository, bool), Challenge>,
-    cells: moka::sync::Cache<TokenKey, Arc<tokio::sync::Mutex<Cell>>>,
+    cells: moka::sync::Cache<TokenKey, Arc<Shared<Cell>>>,
+}
+
+/// What one task at a time has in work; the others are shown what that one waits for.
+#[derive(Debug, Default)]
+struct Shared<T> {
+    inner: tokio::sync::Mutex<T>,
+    worker: Mutex<Option<Activity>>,
 }
 
 /// What a registry asked for at the first of all requests.
@@ -64,7 +76,7 @@ pub(super) struct Tokens {
 struct Greeting {
     challenge: OnceLock<Challenge>,
     /// Held by the one that asks.
-    ping: tokio::sync::Mutex<()>,
+    ping: Shared<()>,
 }
 
 /// What became of a request that was to be the first to its registry.
@@ -92,18 +104,20 @@ struct Cell {
     refused: Option<(Instant, Error)>,
 }
 
+/// A token endpoint's answer, each field whatever it is: what cannot be read of it is as if it were not there.
 #[derive(Deserialize)]
 struct TokenAnswer {
-    token: Option<String>,
-    access_token: Option<String>,
-    expires_in: Option<u64>,
+    token: Option<Value>,
+    access_token: Option<Value>,
+    expires_in: Option<Value>,
 }
 
+/// What a token says of itself, as far as that can be read.
 #[derive(Debug, Default, Deserialize)]
 struct Claims {
-    exp: Option<u64>,
-    iat: Option<u64>,
-    access: Option<Vec<Right>>,
+    exp: Option<Value>,
+    iat: Option<Value>,
+    access: Option<Value>,
 }
 
 impl Tokens {
@@ -197,7 +211,7 @@ impl Transport {
             let error = if anonymous {
                 access.no_entry()
             } else {
-                access.denied(action)
+                access.denied(action, None)
             };
             return Err(Failure::Refused(error));
         }
@@ -220,7 +234,7 @@ impl Transport {
             return Ok(challenge);
         }
         let greeting = self.tokens.greeting(endpoint);
-        let _ping = within(patience, greeting.ping.lock(), endpoint).await?;
+        let _ping = greeting.ping.lock(patience, endpoint, activity).await?;
         if let Some(challenge) = greeting.challenge.get() {
             return Ok(challenge.clone());
         }
@@ -260,7 +274,10 @@ impl Transport {
             return Ok(First::NotTried);
         }
         let greeting = self.tokens.greeting(access.endpoint);
-        let _ping = within(ask.patience, greeting.ping.lock(), access.endpoint).await?;
+        let _ping = greeting
+            .ping
+            .lock(ask.patience, access.endpoint, ask.activity)
+            .await?;
         if known() {
             return Ok(First::NotTried);
         }
@@ -294,7 +311,9 @@ impl Transport {
         };
         let cell = self.tokens.cells.get_with(key, Arc::default);
         let asked = Instant::now();
-        let mut cell = within(ask.patience, cell.lock(), access.endpoint).await?;
+        let mut cell = cell
+            .lock(ask.patience, access.endpoint, ask.activity)
+            .await?;
         if let Some(token) = &cell.token
             && Instant::now() < token.renew
             && !spent.is_some_and(|spent| spent.is(token))
@@ -340,22 +359,26 @@ impl Transport {
             Ok(url) => url,
             Err(error) => return refuse(error),
         };
-        let what = format!("the token for {}", access.repository);
+        let at = address(&url);
+        let what = format!("the token for {} at {at}", access.repository);
         let mut request = self.plain_ask(&what, url, access, ask.patience, ask.activity);
         let authorization = access.credential.secret().map(basic);
         let reply = self
             .exchange(&mut request, authorization.as_ref(), || true)
             .await?;
         let issued = Instant::now();
-        match reply.status() {
-            status if status.is_success() => {}
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
-                if access.credential.is_anonymous() =>
-            {
-                return refuse(access.no_entry());
+        if !reply.status().is_success() {
+            if reply.elsewhere {
+                return refuse(reply.refusal(&what).await);
             }
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return refuse(access.rejected()),
-            _ => return refuse(reply.refusal(&what).await),
+            let answer = reply.answer().await;
+            return refuse(match answer.meaning() {
+                Meaning::Unauthorized | Meaning::Denied if access.credential.is_anonymous() => {
+                    access.no_entry()
+                }
+                Meaning::Unauthorized | Meaning::Denied => access.rejected(&answer),
+                _ => answer.error(&what),
+            });
         }
         let body = reply
             .body(&what, ANSWER_MAX)
@@ -363,7 +386,7 @@ impl Transport {
             .map_err(Failure::Refused)?;
         let token = body.and_then(|body| read_token(&body, issued, now_unix()));
         token.map(|token| token.narrowed(access)).ok_or_else(|| {
-            let message = format!("{what}: the token endpoint answered something that is no token");
+            let message = format!("{what}: what is answered there holds no token");
             Failure::Refused(Error::attempt(Reason::RegistryError, message))
         })
     }
@@ -433,17 +456,15 @@ fn realm_url(access: &Access<'_>, realm: &str, service: Option<&str>) -> Result<
 /// Reads a token endpoint's answer; none where it holds no token.
 fn read_token(body: &[u8], issued: Instant, unix: u64) -> Option<Token> {
     let answer: TokenAnswer = serde_json::from_slice(body).ok()?;
-    let text = answer
-        .token
-        .or(answer.access_token)
-        .filter(|token| (1..=TOKEN_MAX).contains(&token.len()))
-        .filter(|token| token.bytes().all(|c| c.is_ascii_graphic()))?;
-    let claims = claims(&text);
-    let stated = claims
-        .exp
-        .map(|exp| exp.saturating_sub(claims.iat.unwrap_or(unix)));
-    let life = answer
-        .expires_in
+    let texts = [&answer.token, &answer.access_token].into_iter().flatten();
+    let mut texts = texts.filter_map(Value::as_str);
+    let text = texts.find(|token| {
+        (1..=TOKEN_MAX).contains(&token.len()) && token.bytes().all(|c| c.is_ascii_graphic())
+    })?;
+    let claims = claims(text);
+    let told = |value: Option<Value>| value.as_ref().and_then(seconds);
+    let stated = told(claims.exp).map(|exp| exp.saturating_sub(told(claims.iat).unwrap_or(unix)));
+    let life = told(answer.expires_in)
         .or(stated)
         .map_or(LIFE_DEFAULT, Duration::from_secs)
         .min(LIFE_MAX);
@@ -452,9 +473,23 @@ fn read_token(body: &[u8], issued: Instant, unix: u64) -> Option<Token> {
     Some(Token {
         issued,
         renew: issued + life * 4 / 5,
-        rights: claims.access,
+        rights: claims
+            .access
+            .and_then(|access| serde_json::from_value(access).ok()),
         header,
     })
+}
+
+/// A number of seconds, however it is written; none where it is none, or negative.
+fn seconds(value: &Value) -> Option<u64> {
+    let number = match value {
+        Value::Number(number) => number.as_f64()?,
+        Value::String(text) => text.trim().parse().ok()?,
+        _ => return None,
+    };
+    // Too large a one is the largest.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    (number >= 0.0).then_some(number as u64)
 }
 
 /// The claims of a JWT; nothing where the token is opaque.
@@ -488,21 +523,44 @@ fn now_unix() -> u64 {
         .map_or(0, |time| time.as_secs())
 }
 
-/// Waits for a lock that another task holds while it asks, but no longer than there is patience.
-async fn within<T>(
-    patience: Option<Duration>,
-    lock: impl Future<Output = T>,
-    endpoint: &Endpoint,
-) -> Result<T, Failure> {
-    let Some(patience) = patience else {
-        return Ok(lock.await);
-    };
-    tokio::time::timeout(patience.max(PATIENCE), lock)
-        .await
-        .map_err(|_| {
-            let message = format!("a token of {} is being waited for", endpoint.name);
-            Failure::Restart(Error::wait(Reason::RegistryUnavailable, None, message))
-        })
+impl<T> Shared<T> {
+    /// Waits for what another task has in work, but no longer than there is patience.
+    async fn lock(
+        &self,
+        patience: Option<Duration>,
+        endpoint: &Endpoint,
+        activity: &Activity,
+    ) -> Result<MutexGuard<'_, T>, Failure> {
+        let deadline = patience.map(|patience| Instant::now() + patience.max(PATIENCE));
+        let mut locked = std::pin::pin!(self.inner.lock());
+        let mut shown: Option<(Waiting, WaitGuard)> = None;
+        loop {
+            let look = Instant::now() + WORKER_LOOK;
+            let until = deadline.map_or(look, |deadline| deadline.min(look));
+            if let Ok(guard) = tokio::time::timeout_at(until, &mut locked).await {
+                *self.worker() = Some(activity.clone());
+                return Ok(guard);
+            }
+            let waits = self.worker().as_ref().and_then(Activity::waiting);
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                let (reason, message) = waits.map_or_else(
+                    || {
+                        let message = format!("a token of {} is being waited for", endpoint.name);
+                        (Reason::RegistryUnavailable, message)
+                    },
+                    |waits| (waits.reason, waits.message),
+                );
+                return Err(Failure::Restart(Error::wait(reason, None, message)));
+            }
+            if shown.as_ref().map(|(known, _)| known) != waits.as_ref() {
+                shown = waits.map(|waits| (waits.clone(), activity.wait(waits)));
+            }
+        }
+    }
+
+    fn worker(&self) -> std::sync::MutexGuard<'_, Option<Activity>> {
+        self.worker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[cfg(test)]
@@ -541,6 +599,40 @@ mod tests {
             500
         );
         assert_eq!(life(&read(r#"{"access_token":"opaque"}"#)), 60);
+        for (life_of, seconds) in [
+            ("\"300\"", 300),
+            ("\" 300 \"", 300),
+            ("300.5", 300),
+            ("3e2", 300),
+            ("\"300.5\"", 300),
+            ("0", 0),
+            ("1e300", 86_400),
+            ("-1", 60),
+            ("-0.5", 60),
+            ("\"soon\"", 60),
+            ("\"\"", 60),
+            ("\"NaN\"", 60),
+            ("null", 60),
+            ("[300]", 60),
+            ("{}", 60),
+            ("true", 60),
+        ] {
+            let body = format!(r#"{{"token":"opaque","expires_in":{life_of}}}"#);
+            assert_eq!(life(&read(&body)), seconds, "{life_of}");
+        }
+        let odd = jwt(r#"{"exp":1500.7,"iat":"1000","access":7}"#);
+        let odd = read(&format!(r#"{{"token":"{odd}","expires_in":-1}}"#));
+        assert_eq!(life(&odd), 500);
+        assert!(odd.rights.is_none());
+        for body in [
+            r#"{"token":"","access_token":"t0k"}"#,
+            r#"{"token":null,"access_token":"t0k"}"#,
+            r#"{"token":{"a":1},"access_token":"t0k"}"#,
+            r#"{"token":"t0k","access_token":""}"#,
+            r#"{"token":"t0k","access_token":7,"refresh_token":[],"issued_at":0}"#,
+        ] {
+            assert_eq!(read(body).header, "Bearer t0k", "{body}");
+        }
         assert!(read_token(b"{}", Instant::now(), 0).is_none());
         assert!(read_token(br#"{"token":""}"#, Instant::now(), 0).is_none());
     }

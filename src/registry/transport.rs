@@ -17,8 +17,8 @@ use reqwest::{Body, Method, Request, Response, StatusCode, Url};
 use tokio::time::Instant;
 
 use super::Settings;
-use super::access::{Access, Grant};
-use super::activity::{Activity, Waiting};
+use super::access::{Access, Challenge, Grant};
+use super::activity::{Activity, WaitGuard, Waiting};
 use super::budget::{Admission, Caller, Entry, Host, Hosts, Lane, Limits, Place, StreamPlaces};
 use super::dialect::{Asked, Meaning};
 use super::endpoint::{Endpoints, address};
@@ -222,14 +222,29 @@ impl Transport {
         let guessed = self.answering(access, guess.clone(), None, patience, activity);
         let (mut grant, mut in_vain) = match guessed.await {
             // A guess: what this request itself is asked for, it is told without a credential.
-            Err(Failure::Refused(error)) if matches!(ask.content, Content::Nothing) => {
+            Err(Failure::Refused(error))
+                if matches!(ask.content, Content::Nothing) && !error.is_wait() =>
+            {
                 (Grant::bare(), Some(error))
             }
             grant => (grant?, None),
         };
         for _ in 0..ROUNDS_MAX {
             let reply = self.exchange(ask, grant.header(), &mut gate).await?;
-            if reply.elsewhere || reply.response.status() != StatusCode::UNAUTHORIZED {
+            let status = reply.status();
+            // Some tell a stranger that it may not, or that nothing is there, and never ask who it is.
+            let hidden = matches!(status, StatusCode::FORBIDDEN | StatusCode::NOT_FOUND)
+                && matches!(grant.challenge, Challenge::Open)
+                && !reply.elsewhere
+                && in_vain.is_none();
+            if hidden && grant.header.is_none() && !access.credential.is_anonymous() {
+                let basic = Challenge::Basic;
+                self.tokens.learn(access, &basic);
+                let shown = self.answering(access, basic, None, patience, activity);
+                grant = shown.await?;
+                continue;
+            }
+            if reply.elsewhere || status != StatusCode::UNAUTHORIZED {
                 return match in_vain {
                     // What a stranger is shown is no answer to one who has a credential.
                     Some(error) if safe => Err(Failure::Refused(error)),
@@ -289,6 +304,8 @@ impl Transport {
         let deadline = patience.map(|patience| Instant::now() + patience);
         let before = host.served();
         let (mut bad, mut served, mut rests, mut moves) = (0, before, 0, 0);
+        // Until there is another answer, the last is what is waited for.
+        let mut shown = None;
         loop {
             let admission = host
                 .admit(!safe, deadline, caller)
@@ -373,7 +390,10 @@ impl Transport {
             if late || matches!(ask.content, Content::Spent) {
                 return Err(Failure::Restart(error));
             }
-            self.pause(pause, &error, ask.activity).await;
+            // A host that rests says itself what it waits for.
+            let next = (!pause.is_zero()).then(|| show(pause, &error, ask.activity));
+            drop(std::mem::replace(&mut shown, next));
+            tokio::time::sleep(pause).await;
         }
     }
 
@@ -389,13 +409,8 @@ impl Transport {
         if pause.is_zero() {
             return;
         }
-        let until = Instant::now() + pause;
-        let _shown = activity.wait(Waiting {
-            reason: error.reason,
-            message: error.message.clone(),
-            until: until.into_std(),
-        });
-        tokio::time::sleep_until(until).await;
+        let _shown = show(pause, error, activity);
+        tokio::time::sleep(pause).await;
     }
 
     /// Reads an outcome, and tells the host's breakers and pacing.
@@ -462,6 +477,15 @@ impl Transport {
             }
         }
     }
+}
+
+/// Says why there is a pause, until what is given back is dropped.
+fn show(pause: Duration, error: &Error, activity: &Activity) -> WaitGuard {
+    activity.wait(Waiting {
+        reason: error.reason,
+        message: error.message.clone(),
+        until: (Instant::now() + pause).into_std(),
+    })
 }
 
 /// `HOST:PORT` of a host as the configuration names it, where it is one of HTTPS.
@@ -535,11 +559,17 @@ fn failed(ask: &Ask<'_>, host: &Host, admission: Admission, lost: Lost) -> Judge
     };
     if is_untrusted(&error) {
         host.serves(ask.lane, caller, admission);
-        let message = format!(
-            "the certificate of {at} is not trusted ({}); have its CA given with --registry-ca {}=FILE",
-            describe(&error),
-            at.trim_end_matches(":443"),
-        );
+        let name = at.trim_end_matches(":443");
+        let message = match describe(&error) {
+            // What was given is trusted to sign others, and the server shows that very one.
+            cause if cause.contains("CaUsedAsEndEntity") => format!(
+                "{at} shows a CA's certificate as its own, which is not trusted ({cause}): a self-signed one; \
+                 have it made without CA:TRUE, or signed by a CA that is given with --registry-ca {name}=FILE"
+            ),
+            cause => format!(
+                "the certificate of {at} is not trusted ({cause}); have its CA given with --registry-ca {name}=FILE"
+            ),
+        };
         return Judged::Final(Error::terminal(Reason::CertificateUntrusted, message));
     }
     if is_plain(&error) {

@@ -152,7 +152,8 @@ impl Cluster {
         let secret = secret.map_err(|_| unavailable("timed out".into()))?;
         let secret = secret.map_err(|error| match &error {
             kube::Error::Api(status) if status.is_forbidden() => AccessError::NotFound(format!(
-                "the controller may not read {origin}; have the namespace added to the controller's"
+                "the controller may not get {origin}; have {namespace} named in the chart value namespaces, or allNamespaces set; \
+                 where that is so, its RoleBinding in {namespace} is missing or names another account"
             )),
             // Its text may quote what it could not read.
             kube::Error::SerdeError(_) => unavailable("it cannot be read".into()),

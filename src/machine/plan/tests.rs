@@ -269,6 +269,78 @@ fn the_deadline_ends_what_is_not_committed() {
 }
 
 #[test]
+fn an_end_by_the_deadline_names_the_last_cause() {
+    let fault = |request: &mut Request, reason: Reason, message: &str| {
+        request.status.images[0].reason = Some(reason);
+        request.status.images[0].message = message.into();
+    };
+    let said = |request: &mut Request, mut world: World| -> Vec<String> {
+        world.now = at(7201);
+        plan(request, &world);
+        let images = request.status.images.iter();
+        images
+            .map(|image| {
+                assert_eq!(image.reason, Some(Reason::DeadlineExceeded));
+                let (_, cause) = image.message.split_once("; last: ").unwrap();
+                cause.to_owned()
+            })
+            .collect()
+    };
+    // Its own, and of a group another's.
+    let mut group = request(Latch::Together, &[Pending, BackedUp]);
+    fault(&mut group, Reason::RegistryUnavailable, "x.io answered 503");
+    let cause = "RegistryUnavailable: x.io answered 503";
+    let of_other = format!("{}: {cause}", float(0));
+    assert_eq!(said(&mut group, world(2)), [cause.to_owned(), of_other]);
+    // What it waited for as a whole.
+    let mut queued = request(Latch::Together, &[Pending]);
+    let mut waits = world(1);
+    waits.admission = Admission::Waits(Reason::SecretNotFound, "Secret ci/push".into());
+    assert_eq!(said(&mut queued, waits), ["SecretNotFound: Secret ci/push"]);
+    // Nothing but work.
+    let mut busy = request(Latch::Together, &[Pending]);
+    let worked = said(&mut busy, world(1));
+    assert!(worked[0].contains("phase Pending"), "{worked:?}");
+    // It was launched once more, had no answer, and was given up for the deadline.
+    let mut again = request(Latch::Together, &[Pending]);
+    fault(&mut again, Reason::RegistryError, "no token");
+    assert_eq!(steps(&plan(&mut again, &world(1))), [(0, Step::Resolve)]);
+    let mut late = running(1, 0, Step::Resolve);
+    late.now = at(7200);
+    assert_eq!(plan(&mut again, &late).drops, [0]);
+    let context = crate::machine::Context {
+        now: at(7200),
+        newest_stamp: None,
+        jitter: 0.0,
+    };
+    crate::machine::advance(&mut again, 0, crate::machine::Outcome::Dropped, &context);
+    assert_eq!(said(&mut again, world(1)), ["RegistryError: no token"]);
+}
+
+#[test]
+fn a_wait_says_when_it_is_tried_next_and_a_launch_that_follows_waits_no_more() {
+    let mut request = request(Latch::Together, &[Incoming]);
+    let image = &mut request.status.images[0];
+    image.reason = Some(Reason::RateLimited);
+    image.message = "x.io limits the rate".into();
+    image.next_attempt = Some(at(9));
+    let waits = |request: &mut Request, world: &World| plan(request, world).waiting;
+    let message = format!("x.io limits the rate; next try {}", at(9));
+    let wanted = Some((Reason::RateLimited, message));
+    assert_eq!(waits(&mut request, &world(1)), wanted);
+    let mut due = world(1);
+    due.now = at(9);
+    assert_eq!(waits(&mut request, &due), None);
+    let image = &request.status.images[0];
+    let known = (image.reason, image.next_attempt, image.attempts);
+    assert_eq!(
+        known,
+        (Some(Reason::RateLimited), None, 1),
+        "the last cause"
+    );
+}
+
+#[test]
 fn a_committed_request_has_600_seconds_more() {
     let mut group = committed(&[BackedUp]);
     group.status.images[0].pinned = Some(at(7700));
@@ -458,7 +530,8 @@ fn a_step_that_waits_says_so_and_takes_it_back_when_it_goes_on() {
         until: at(8),
     });
     let waiting = plan(&mut request, &world);
-    assert_eq!(waiting.waiting, Some((Reason::RateLimited, "429".into())));
+    let message = format!("429; next try {}", at(8));
+    assert_eq!(waiting.waiting, Some((Reason::RateLimited, message)));
     assert_eq!(request.status.images[0].next_attempt, Some(at(8)));
     world.scenes[0].waiting = None;
     assert_eq!(plan(&mut request, &world).waiting, None);

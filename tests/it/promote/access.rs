@@ -1,7 +1,9 @@
 //! Credentials without a cluster: where they are found, which of them is used where, and that no secret is ever shown.
 
 use base64::Engine as _;
-use promotion_controller::embedded::{Auth, AuthMode, Grant, Kind, Matcher, Options, User};
+use promotion_controller::embedded::{
+    Action, Auth, AuthMode, Grant, Kind, Matcher, Options, Rule, User,
+};
 use serde_json::{Value, json};
 
 use super::ground::{Ground, Run, ended, verdict};
@@ -169,5 +171,29 @@ async fn a_wrong_password_or_none_fails_and_writes_nothing() {
         assert!(reasons.contains(&reason), "{reason}");
         assert_no_secret(&ground, &run);
         assert_eq!(ground.registry.snapshot(), before);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_endpoint_that_is_gone_for_good_is_an_attempt_each_time_and_its_cause_is_told() {
+    for page in [Action::page(404), Action::page(410)] {
+        let ground = ground().await;
+        ground
+            .folder
+            .write("c.json", &config(&ground, SECRET))
+            .unwrap();
+        let few = json!({"attempts": 3});
+        ground.documents(&[ground.request("one", &[(":a", "a")], &few)]);
+        ground
+            .registry
+            .add_rule(Rule::new(Matcher::kind(Kind::Token), page));
+        let begun = std::time::Instant::now();
+        let run = ground.promote(&["--registry-config=c.json"]).await;
+        assert!(begun.elapsed().as_secs() < 60, "{run:?}");
+        assert_ne!(run.code, Some(0));
+        let told = format!("{}{}", run.stdout, run.stderr);
+        assert!(told.contains("the token for"), "{told}");
+        assert!(told.contains("RegistryError"), "{told}");
+        assert_no_secret(&ground, &run);
     }
 }

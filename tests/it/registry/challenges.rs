@@ -387,3 +387,192 @@ async fn a_token_that_was_taken_back_is_renewed_whatever_the_401_says() {
         }
     }
 }
+
+const PLAIN: &str = "Bearer realm=\"http://HOST/token\",service=\"s\"";
+
+/// A registry that wants tokens, at whose token endpoint `token` answers.
+async fn issuing(token: impl Fn() -> String + Send + Sync + 'static) -> Listener {
+    Listener::start(move |head| match head.split(' ').nth(1).unwrap() {
+        path if path.starts_with("/token") => token(),
+        _ => challenged(&PLAIN.replace("HOST", own_host(head))),
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_token_endpoint_that_refuses_is_named_with_its_words() {
+    let said = |code: &str, message: &str| {
+        let error = serde_json::json!({"code": code, "message": message});
+        serde_json::json!({"errors": [error]}).to_string()
+    };
+    let disabled = said("UNAUTHORIZED", "Robot ci+bot owner is disabled bot-s3cret");
+    for (status, body, reason, class, words) in [
+        (
+            401,
+            disabled.clone(),
+            Reason::Unauthorized,
+            Class::Terminal,
+            "Robot ci+bot owner is disabled",
+        ),
+        (
+            403,
+            disabled,
+            Reason::Unauthorized,
+            Class::Terminal,
+            "Robot ci+bot owner is disabled",
+        ),
+        (
+            401,
+            "<html>".into(),
+            Reason::Unauthorized,
+            Class::Terminal,
+            "; renew it",
+        ),
+        (
+            404,
+            String::new(),
+            Reason::RegistryError,
+            Class::Attempt,
+            "404",
+        ),
+        (
+            404,
+            "<html>".into(),
+            Reason::RegistryError,
+            Class::Attempt,
+            "404",
+        ),
+        (
+            410,
+            said("GONE", "moved to x"),
+            Reason::RegistryError,
+            Class::Attempt,
+            "moved to x",
+        ),
+        (
+            200,
+            "<html>".into(),
+            Reason::RegistryError,
+            Class::Attempt,
+            "no token",
+        ),
+        (
+            204,
+            String::new(),
+            Reason::RegistryError,
+            Class::Attempt,
+            "no token",
+        ),
+    ] {
+        let shown = body.clone();
+        let registry = issuing(move || answer(status, &[], &body)).await;
+        let error = read(&registry, "src/x").await.unwrap_err();
+        assert_eq!(
+            (error.0, error.1),
+            (reason, class),
+            "{status} {shown}: {}",
+            error.2
+        );
+        assert!(error.2.contains(words), "{status} {shown}: {}", error.2);
+        assert!(!error.2.contains("s3cret"), "{}", error.2);
+        if reason == Reason::RegistryError {
+            assert!(error.2.contains(&registry.host()), "{}", error.2);
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_has_a_credential_is_not_answered_as_a_stranger() {
+    let unknown = r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"unknown"}]}"#;
+    for (status, body) in [(403, ""), (404, unknown), (404, ""), (403, "<html>")] {
+        for bearer in [false, true] {
+            let registry = Listener::start(move |head| {
+                let host = own_host(head).to_owned();
+                match head.split(' ').nth(1).unwrap() {
+                    "/v2/" => answer(200, &[], ""),
+                    path if path.starts_with("/token") => answer(200, &[], r#"{"token":"t0k"}"#),
+                    path if path.contains("missing") && !shown(head).is_empty() => {
+                        answer(404, &[], unknown)
+                    }
+                    _ if shown(head) == "bearer t0k" => manifest(),
+                    _ if shown(head) == BASIC && bearer => {
+                        challenged(&PLAIN.replace("HOST", &host))
+                    }
+                    _ if shown(head) == BASIC => manifest(),
+                    _ => answer(status, &[], body),
+                }
+            })
+            .await;
+            assert_eq!(
+                read(&registry, "src/x").await,
+                Ok(true),
+                "{status} {bearer}"
+            );
+            assert_eq!(read(&registry, "src/missing").await, Ok(false), "{status}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_login_throttle_without_a_pause_is_not_asked_without_one() {
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&count);
+    let registry = issuing(move || {
+        counted.fetch_add(1, Ordering::Relaxed);
+        answer(429, &[("retry-after", "0")], "")
+    })
+    .await;
+    let host = registry.host();
+    let client = client_with(promotion_controller::registry::Settings {
+        plain_http: vec![host.clone()],
+        ..settings(&[])
+    });
+    let (who, activity, name) = (bot(&host), Activity::default(), by_tag("t"));
+    let source = at(&host, "src/x");
+    let asked = client.fetch(&source, &name, &who, &activity);
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(2), asked).await;
+    assert!(ended.is_err(), "{ended:?}");
+    assert!(count.load(Ordering::Relaxed) <= 2000 / 20 + 1, "{count:?}");
+}
+
+#[tokio::test]
+async fn what_is_waited_for_is_shown_to_all_who_wait() {
+    // It accepts, and says nothing.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let host = silent.local_addr().unwrap().to_string();
+    let holder = tokio::spawn(async move {
+        let mut kept = Vec::new();
+        while let Ok((stream, _)) = silent.accept().await {
+            kept.push(stream);
+        }
+    });
+    let client = client_with(promotion_controller::registry::Settings {
+        plain_http: vec![host.clone()],
+        request_timeout: std::time::Duration::from_millis(700),
+        ..settings(&[])
+    });
+    let mut waiting = Vec::new();
+    for n in 0..5 {
+        let (client, who) = (client.clone(), bot(&host));
+        let (repository, activity) = (at(&host, &format!("team/{n}")), Activity::default());
+        let shown = activity.clone();
+        let task = async move { client.may_push(&repository, &who, &activity).await };
+        waiting.push((tokio::spawn(task), shown));
+    }
+    let all_shown = async {
+        let unavailable = |shown: &Activity| {
+            let waiting = shown.waiting().map(|waiting| waiting.reason);
+            waiting == Some(Reason::RegistryUnavailable)
+        };
+        while !waiting.iter().all(|(_, shown)| unavailable(shown)) {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    let patience = std::time::Duration::from_secs(20);
+    tokio::time::timeout(patience, all_shown).await.unwrap();
+    assert!(waiting.iter().all(|(task, _)| !task.is_finished()));
+    for (task, _) in waiting {
+        task.abort();
+    }
+    holder.abort();
+}

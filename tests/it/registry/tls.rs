@@ -108,3 +108,43 @@ async fn a_private_ca_is_trusted_through_a_proxy() {
     assert_eq!(error.reason, Reason::CertificateUntrusted, "{error}");
     assert!(!error.message.contains("s3cret"), "{error}");
 }
+
+#[tokio::test]
+async fn a_self_signed_certificate_that_is_given_as_ca_is_explained() {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec!["localhost".into()]).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let certificate = params.self_signed(&key).unwrap();
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let private = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], private)
+        .unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let host = format!("localhost:{}", listener.local_addr().unwrap().port());
+    let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(tls));
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let _ = acceptor.accept(stream).await;
+        }
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("ca.pem");
+    std::fs::write(&file, certificate.pem()).unwrap();
+    let client = client_with(Settings {
+        registry_ca: vec![(host.clone(), file)],
+        ..Settings::default()
+    });
+    let (none, activity) = (Credential::anonymous(), Activity::default());
+    let (target, name) = (place(&host), tag("x"));
+    let error = client.look(&target, &name, &none, &activity);
+    let error = error.await.unwrap_err();
+    let is = (error.reason, error.class);
+    assert_eq!(is, (Reason::CertificateUntrusted, Class::Terminal));
+    assert!(error.message.contains("CaUsedAsEndEntity"), "{error}");
+    assert!(error.message.contains("self-signed"), "{error}");
+    assert!(error.message.contains("CA:TRUE"), "{error}");
+}
