@@ -426,6 +426,7 @@ mod tests {
         (405, "", "<title>405 Method Not Allowed</title>", WRITE, Meaning::ReadOnly, Meaning::Other),
         (405, "", "<h1>405 Not Allowed</h1> nginx", &[], Meaning::Other, Meaning::Other),
         (405, "DENIED", "namespace 'x' has been disabled", WRITE, Meaning::Denied, Meaning::Other),
+        (405, "DENIED", "namespace 'x' has been disabled", &[Token], Meaning::Unauthorized, Meaning::Other),
         (405, "UNSUPPORTED", "method not allowed", &[], Meaning::Other, Meaning::Other),
         (403, "DENIED", "read-only", &[], Meaning::Denied, Meaning::Denied),
         // Tags that must not move.

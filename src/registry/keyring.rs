@@ -217,6 +217,15 @@ impl Keyring {
         self.ring.entries.is_empty() && !self.ring.creds_store
     }
 
+    /// What is wrong with an entry that cannot be read, for who can have it mended before it serves anybody.
+    #[must_use]
+    pub fn fault(&self) -> Option<&KeyringError> {
+        self.ring.entries.values().find_map(|entry| match entry {
+            Entry::Unusable(error @ KeyringError::Entry { .. }) => Some(error),
+            _ => None,
+        })
+    }
+
     /// How messages name this keyring.
     #[must_use]
     pub fn origin(&self) -> &str {
@@ -757,9 +766,9 @@ mod tests {
     fn a_glob_as_long_as_a_secret_takes_no_longer_than_its_length() {
         let begun = std::time::Instant::now();
         for glob in [
-            "*a".repeat(400_000),
-            "[a-".repeat(300_000),
-            "*?".repeat(400_000),
+            "*a".repeat(40_000),
+            "[a-".repeat(30_000),
+            "*?".repeat(40_000),
         ] {
             let ring = ring(&[(&format!("{glob}.io"), "u")]);
             assert_eq!(user(&ring, "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab.io/x"), None);

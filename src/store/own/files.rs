@@ -262,7 +262,12 @@ fn keyring(bytes: &[u8]) -> Result<Keyring, String> {
     if bytes.len() > RULES_MAX {
         return Err("is larger than 1 MiB; remove the entries that are not needed".into());
     }
-    Keyring::parse(bytes, ORIGIN).map_err(|error| error.to_string())
+    let keyring = Keyring::parse(bytes, ORIGIN).map_err(|error| error.to_string())?;
+    // Its operator is told at once; the entry that served before stays in force.
+    match keyring.fault() {
+        Some(error) => Err(error.to_string()),
+        None => Ok(keyring),
+    }
 }
 
 /// What a file holds, and a byte more than can be used where it is larger.
