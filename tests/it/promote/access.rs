@@ -197,3 +197,22 @@ async fn a_token_endpoint_that_is_gone_for_good_is_an_attempt_each_time_and_its_
         assert_no_secret(&ground, &run);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_that_cannot_be_read_is_a_fault_of_what_it_would_serve_alone() {
+    let ground = ground().await;
+    let mut whole: Value = serde_json::from_str(&config(&ground, SECRET)).unwrap();
+    let place = ground.at("ci");
+    for (key, code) in [("other.test", Some(0)), (&*place, Some(1))] {
+        whole["auths"][key] = json!({"auth": "%%%"});
+        let text = whole.to_string();
+        ground.folder.write("c.json", &text).unwrap();
+        let run = ground.promote(&["--registry-config=c.json"]).await;
+        assert_eq!(run.code, code, "{run:?}");
+        let told = format!("{}{}", run.stdout, run.stderr);
+        let named = told.contains(&format!("entry {key}")) && told.contains("base64");
+        assert_eq!(named, code == Some(1), "{told}");
+        assert_no_secret(&ground, &run);
+        ground.documents_anew(&[ground.request("two", &[(":a", "a")], &json!({}))]);
+    }
+}

@@ -274,12 +274,10 @@ async fn every_bad_argument_is_refused_with_its_name() {
     let good = ground.request("one", &[(":a", "a")], &json!({}));
     ground.documents(std::slice::from_ref(&good));
     ground.folder.write("bad.json", "{\"auths\": 7}").unwrap();
-    let auth = "{\"auths\": {\"quay.io\": {\"auth\": \"%%%\"}}}";
-    ground.folder.write("entry.json", auth).unwrap();
     ground.folder.write("empty.pem", "").unwrap();
     let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
     ground.folder.write("broken.pem", broken).unwrap();
-    let table: [(&[&str], &[&str]); 16] = [
+    let table: [(&[&str], &[&str]); 15] = [
         (
             &["--registry-config=none.json"],
             &["--registry-config", "none.json", "readable"],
@@ -300,10 +298,6 @@ async fn every_bad_argument_is_refused_with_its_name() {
         (
             &["--registry-config=bad.json"],
             &["--registry-config", "bad.json", "dockerconfigjson"],
-        ),
-        (
-            &["--registry-config=entry.json"],
-            &["--registry-config", "entry quay.io", "base64"],
         ),
         (&["--plain-http=http://x y"], &["--plain-http", "HOST:PORT"]),
         (
