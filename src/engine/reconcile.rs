@@ -294,17 +294,16 @@ impl<S: Store> Engine<S> {
         let mut scenes = Vec::with_capacity(request.spec.images.len());
         for (index, spec) in request.spec.images.iter().enumerate() {
             let memory = &self.inner.tools.memory;
-            let at = |until: Option<Instant>| {
-                until.map(|until| later(now, until.saturating_duration_since(instant)))
-            };
             let mut scene = Scene {
                 newest_stamp: memory.newest_stamp(&spec.float),
                 paused: state
                     .brake
                     .stops(hosts(request, index))
                     .map(ToOwned::to_owned),
-                quiet_until: at(memory.quiet_until(&spec.float, instant)),
-                late_until: at(memory.late_until(&spec.float, instant)),
+                quiet_until: (memory.quiet_until(&spec.float, instant))
+                    .map(|until| at(now, instant, until)),
+                late_until: (memory.late_until(&spec.float, instant))
+                    .map(|until| at(now, instant, until)),
                 ..Scene::default()
             };
             if let Some(operation) = flight.and_then(|f| f.operations.get(&index)) {
