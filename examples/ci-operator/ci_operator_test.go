@@ -210,6 +210,19 @@ func TestSpecsThatAskForTheSameDoNotDifferAndOthersSayWhere(t *testing.T) {
 	}
 }
 
+func TestWhatAnOlderDefinitionDroppedIsNamed(t *testing.T) {
+	sent := map[string]any{"images": []any{map[string]any{"float": "f", "replaces": "None"}}, "gates": []any{"tests"}, "suspend": true}
+	kept := map[string]any{"images": []any{map[string]any{"float": "f", "source": "filled in"}}, "suspend": true, "attempts": 5.0}
+	got := lacking("spec", sent, kept)
+	want := []string{"spec.gates[0]", "spec.images[0].replaces"}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("%v", got)
+	}
+	if got := lacking("spec", sent, sent); len(got) > 0 {
+		t.Errorf("%v", got)
+	}
+}
+
 func TestEachImageIsACaseAndSaysWhyItFailed(t *testing.T) {
 	gone := image("x/ci:gone", v1alpha1.PhaseFailed)
 	gone.Reason, gone.Message = "SourceGone", `"x" <is> gone`

@@ -105,6 +105,7 @@ func (j *job) ensure(ctx context.Context) (*v1alpha1.PromotionRequest, error) {
 		}
 		if err == nil {
 			j.log.Printf("%s: created", j.name())
+			err = j.complete(request)
 		}
 		return err
 	})
@@ -130,8 +131,12 @@ func (j *job) adopt(ctx context.Context) (*v1alpha1.PromotionRequest, error) {
 	}
 	wanted := j.options.request.DeepCopy()
 	wanted.Name, wanted.GenerateName = "", "compared-"
-	wanted, err = j.client.Create(ctx, wanted, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+	options := metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}, FieldValidation: metav1.FieldValidationStrict}
+	wanted, err = j.client.Create(ctx, wanted, options)
 	if err != nil {
+		return nil, err
+	}
+	if err := j.complete(wanted); err != nil {
 		return nil, err
 	}
 	if fields := difference(existing.Spec, wanted.Spec); len(fields) > 0 {
@@ -142,21 +147,63 @@ func (j *job) adopt(ctx context.Context) (*v1alpha1.PromotionRequest, error) {
 	return existing, nil
 }
 
+// complete says whether the API server kept all that the job asks for. A definition that is older than this program drops the fields
+// it does not know, where they are not refused: the request would mean something else.
+func (j *job) complete(got *v1alpha1.PromotionRequest) error {
+	lost := lacking("spec", asSent(j.options.request.Spec), asSent(got.Spec))
+	if len(lost) == 0 {
+		return nil
+	}
+	message := fmt.Sprintf("the API server dropped %s; upgrade the installed PromotionRequest definition, then delete %s", strings.Join(lost, ", "), j.name())
+	return &failure{reasonInvalidSpec, message}
+}
+
+// lacking names what was sent and is not in what came back. What was filled in does not matter.
+func lacking(path string, sent, got any) []string {
+	var lost []string
+	switch sent := sent.(type) {
+	case map[string]any:
+		got, _ := got.(map[string]any)
+		for name, value := range sent {
+			lost = append(lost, lacking(path+"."+name, value, got[name])...)
+		}
+	case []any:
+		got, _ := got.([]any)
+		for index, value := range sent {
+			var other any
+			if index < len(got) {
+				other = got[index]
+			}
+			lost = append(lost, lacking(fmt.Sprintf("%s[%d]", path, index), value, other)...)
+		}
+	default:
+		if !reflect.DeepEqual(sent, got) {
+			lost = append(lost, path)
+		}
+	}
+	slices.Sort(lost)
+	return lost
+}
+
+// asSent is a spec as it is sent.
+func asSent(spec v1alpha1.PromotionRequestSpec) map[string]any {
+	var fields map[string]any
+	text, err := json.Marshal(spec)
+	if err == nil {
+		err = json.Unmarshal(text, &fields)
+	}
+	if err != nil {
+		panic(err) // Strings and numbers are always JSON.
+	}
+	return fields
+}
+
 // difference names the fields in which two specs ask for something else.
 func difference(a, b v1alpha1.PromotionRequestSpec) []string {
-	fields := func(spec v1alpha1.PromotionRequestSpec) map[string]any {
+	for _, spec := range []*v1alpha1.PromotionRequestSpec{&a, &b} {
 		spec.Suspend, spec.Cancel, spec.TTLSecondsAfterFinished = nil, nil, nil
-		var fields map[string]any
-		text, err := json.Marshal(spec)
-		if err == nil {
-			err = json.Unmarshal(text, &fields)
-		}
-		if err != nil {
-			panic(err) // Strings and numbers are always JSON.
-		}
-		return fields
 	}
-	one, other := fields(a), fields(b)
+	one, other := asSent(a), asSent(b)
 	var names []string
 	for name, value := range one {
 		if !reflect.DeepEqual(value, other[name]) {

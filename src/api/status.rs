@@ -18,6 +18,10 @@ use crate::machine::{
 /// The longest message of an image, in bytes.
 const MESSAGE_MAX: usize = 256;
 
+/// What becomes of what cannot be read, and what to do.
+pub(crate) const LEFT_ALONE: &str =
+    "the request is left alone and keeps its floats: upgrade the controller, or delete the request";
+
 /// Why an object cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
@@ -30,7 +34,7 @@ pub enum ReadError {
         message: String,
     },
     /// The status was written by a newer version, or by hand: the request is left alone.
-    #[error("status.{field}: {message}; the request is left alone")]
+    #[error("status.{field}: {message}; {LEFT_ALONE}")]
     Status {
         /// The field's path below status.
         field: String,
@@ -383,8 +387,8 @@ pub fn follow_generation(object: &mut PromotionRequest) -> bool {
 }
 
 /// Makes an object ready for another run without a cluster: the deadline starts anew; images that failed or were cancelled
-/// begin again from what is recorded of them. Images that are not committed are superseded where `superseded_by` names a later
-/// request that has begun on their float; of a group, all are.
+/// begin again from what is recorded of them. Images are superseded where `superseded_by` names a later request that has begun on
+/// their float, also committed ones: it was promoted without this one. Of a group that is not committed, all are.
 ///
 /// # Errors
 /// As [`read`].
@@ -402,6 +406,7 @@ pub fn reset(
     }
     let images = request.spec.images.iter();
     let mut by: Vec<_> = images.map(|image| superseded_by(&image.float)).collect();
+    let overtaken: Vec<_> = by.iter().map(Option::is_some).collect();
     if request.spec.mode == machine::Mode::Plan {
         by.fill(None);
     } else if request.spec.latch == machine::Latch::Together {
@@ -420,7 +425,11 @@ pub fn reset(
     request.status.deadline = None;
     request.status.committed &= !again;
     request.status.rollback &= !again;
-    for ((image, by), committed) in request.status.images.iter_mut().zip(by).zip(committed) {
+    let kept = committed
+        .into_iter()
+        .zip(overtaken)
+        .map(|(committed, overtaken)| committed && !overtaken);
+    for ((image, by), kept) in request.status.images.iter_mut().zip(by).zip(kept) {
         let failed = ended(image);
         if again {
             image.rollback = None;
@@ -433,7 +442,7 @@ pub fn reset(
             image.reason = None;
             image.phase = Phase::Pending;
         }
-        let open = failed || !(committed || image.phase.is_finished());
+        let open = failed || !(kept || image.phase.is_finished());
         if let Some(by) = by.filter(|_| open) {
             image.phase = Phase::Failed;
             image.pinned = None;

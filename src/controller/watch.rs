@@ -25,12 +25,10 @@ use serde::de::DeserializeOwned;
 use super::health::Health;
 use super::installation::{APPLY, DEFINITION};
 use super::queue::{Named, named};
-use crate::api::PromotionRequest;
 use crate::engine::Engine;
 use crate::machine::Phase;
 use crate::store::call::causes;
-use crate::store::kept::Kept;
-use crate::store::{Key, Store};
+use crate::store::{Key, Store, Stored};
 
 /// Objects listed at once. A page is in memory as a whole, as text, and its objects may be 1.5 MB each; what is kept of them is less.
 const PAGE: u32 = 16;
@@ -47,7 +45,7 @@ const LED: Duration = Duration::from_secs(5);
 /// What is being listed.
 #[derive(Default)]
 struct Listing {
-    /// Of those that can be read. No more is kept of them: thousands of objects at once would be too much.
+    /// No more is kept of them: thousands of objects at once would be too much.
     keys: Vec<Key>,
     uids: HashSet<String>,
 }
@@ -56,8 +54,8 @@ struct Listing {
 pub fn events(
     client: Client,
     namespace: Option<&str>,
-) -> impl Stream<Item = watcher::Result<Event<Kept>>> + use<> {
-    let api: Api<Kept> = match namespace {
+) -> impl Stream<Item = watcher::Result<Event<Stored>>> + use<> {
+    let api: Api<Stored> = match namespace {
         Some(namespace) => Api::namespaced(client, namespace),
         None => Api::all(client),
     };
@@ -70,7 +68,7 @@ pub fn events(
 
 /// Whether a leader has ever saved anything of a request that is still there. Where that cannot be told, it may have.
 pub(super) async fn was_led(client: &Client, namespace: Option<&str>) -> bool {
-    let api: Api<PromotionRequest> = match namespace {
+    let api: Api<Stored> = match namespace {
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),
     };
@@ -135,7 +133,7 @@ impl Backoff for Pause {
 pub async fn follow<S: Store>(
     engine: Engine<S>,
     mut writer: Writer<Named>,
-    events: impl Stream<Item = watcher::Result<Event<Kept>>>,
+    events: impl Stream<Item = watcher::Result<Event<Stored>>>,
     health: &Health,
     ready: impl FnOnce(),
 ) {
@@ -170,14 +168,11 @@ pub async fn follow<S: Store>(
         match event {
             Event::Init => listing = Listing::default(),
             Event::InitApply(object) => {
-                // One that cannot be read is there all the same: it keeps the floats that it has begun on.
                 listing.uids.extend(object.meta().uid.clone());
                 // Also if this list breaks off and the next one does not show it any more.
                 known.extend(object.meta().uid.clone());
-                if let Some(object) = decoded(object) {
-                    engine.observe(&object);
-                    listing.keys.push(Key::of(&object));
-                }
+                observe(&engine, &object);
+                listing.keys.push(Key::named(object.meta()));
             }
             Event::InitDone => {
                 let Listing { keys, uids } = std::mem::take(&mut listing);
@@ -194,12 +189,9 @@ pub async fn follow<S: Store>(
                 }
             }
             Event::Apply(object) => {
-                let Some(object) = decoded(object) else {
-                    continue;
-                };
-                known.extend(object.metadata.uid.clone());
-                if engine.observe(&object) {
-                    engine.trigger(Key::of(&object));
+                known.extend(object.meta().uid.clone());
+                if observe(&engine, &object) {
+                    engine.trigger(Key::named(object.meta()));
                 }
             }
             Event::Delete(object) => {
@@ -229,22 +221,15 @@ fn why(error: &watcher::Error) -> String {
     }
 }
 
-/// An object that can be read; one that cannot is left alone, and said so.
-fn decoded(object: Kept) -> Option<PromotionRequest> {
-    let key = Key {
-        namespace: object.metadata.namespace.clone().unwrap_or_default(),
-        name: object.metadata.name.clone().unwrap_or_default(),
-    };
-    match object.into_request() {
-        Ok(object) => Some(object),
-        Err(error) => {
-            tracing::error!(request = %key, "cannot be read and is left alone: {error}");
-            None
-        }
+/// Whether a reconcile is due. What cannot be read is there all the same: it keeps the floats that it may have begun on.
+fn observe<S: Store>(engine: &Engine<S>, object: &Stored) -> bool {
+    match object {
+        Stored::Read(object) => engine.observe(object),
+        Stored::Unreadable(object) => engine.observe_unreadable(object),
     }
 }
 
-fn trimmed(event: &Event<Kept>) -> Event<Named> {
+fn trimmed(event: &Event<Stored>) -> Event<Named> {
     match event {
         Event::Init => Event::Init,
         Event::InitDone => Event::InitDone,

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::{Engine, Inner};
 use crate::api::{PromotionRequest, conditions};
 use crate::image::Float;
+use crate::machine::claims::Contender;
 use crate::machine::{Class, Launch, Notice, Outcome, Phase, Reason, Request, Step};
 use crate::metrics::{Metrics, Scrape};
 use crate::store::{Key, Store};
@@ -185,6 +186,19 @@ fn tell<S>(inner: &Inner<S>, scrape: &Scrape<'_>) {
 }
 
 // === operations ===
+
+/// One line for a request that is gone before its end.
+pub(super) fn deleted(key: &Key, contender: &Contender) {
+    let floats = contender.shares.iter().filter(|share| !share.finished);
+    let open = floats.clone().count();
+    let moving = floats.filter(|share| share.committed).count();
+    let why = "deleted before its end: a tag write under way ends, nothing more is launched, and every tag stays as it is then";
+    if moving > 0 {
+        tracing::warn!(request = %key, open, moving, why, "deleted");
+    } else {
+        tracing::info!(request = %key, open, why, "deleted");
+    }
+}
 
 /// Says that an operation begins.
 pub(super) fn launched(key: &Key, float: &Float, launch: Launch) {

@@ -3,6 +3,7 @@
 //! Everything a claim ends is saved on the loser before the winner's claim is saved, and both before the first registry
 //! request under the claim: the record outlives the winner.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,22 +14,27 @@ use tokio_util::sync::CancellationToken;
 use super::backlog::FLOATS_MAX;
 use super::operation::{credential, fault};
 use super::state::{Asked, State};
-use super::{Engine, identity, is_finished};
+use super::{Engine, identity, is_finished, left_alone};
 use crate::api::{self, PromotionRequest};
 use crate::image::{Float, Repository};
-use crate::machine::claims::{Rival, Standing, Verdict};
+use crate::machine::claims::{PATIENCE, Rival, Standing, Verdict};
 use crate::machine::seats::Room;
 use crate::machine::{Admission, Class, Fault, Latch, Mode, Phase, Reason, Request};
-use crate::registry::{Activity, Registry};
+use crate::registry::{self, Activity, Registry};
 use crate::store::{Access, AccessError, Key, Store, StoreError};
 
-/// A Secret that is missing is looked for again after this.
+/// A Secret that cannot be used is read again after this, where what is committed waits for it.
 const SECRET_AGAIN: Duration = Duration::from_secs(10);
+/// How often it is looked whether a registry that has not answered is known to be unwell.
+const LOOK: Duration = Duration::from_secs(2);
 /// The longest pause before asking again whether a request may push.
 const ASK_AGAIN_MAX: Duration = Duration::from_mins(1);
 
 /// Why a request waits that has only just come.
 pub const ASKING: &str = "asking whether it may push";
+/// Why one waits that is not asked about yet.
+const ASKING_OTHERS: &str =
+    "older requests of this namespace are asked about first (--max-active-requests-per-namespace)";
 
 /// What the engine found out about a request's admission.
 pub(super) struct Entry {
@@ -83,9 +89,22 @@ impl<S: Store> Engine<S> {
         object: &PromotionRequest,
         request: &Request,
     ) -> Result<Entry, StoreError> {
-        let entry = self.judge(key, uid, object, request).await?;
-        if !entry.in_line && entry.admission != Admission::Holds {
-            self.stand_back(uid);
+        // It stands in line again where it is asked about next, and keeps nobody waiting where it is not.
+        let stood = self.lock().questions.withdraw(&key.namespace, uid);
+        let entry = self.judge(key, uid, object, request).await;
+        if stood {
+            let next = self.lock().next_question(&key.namespace);
+            self.wake(next.into_iter().collect());
+        }
+        let entry = entry?;
+        if entry.admission != Admission::Holds {
+            if !entry.in_line {
+                self.stand_back(uid);
+            }
+            if request.status.started.is_none() {
+                // A claim that could not be saved, and cannot be now.
+                self.release(uid, |_, _, _| false);
+            }
         }
         Ok(entry)
     }
@@ -135,12 +154,11 @@ impl<S: Store> Engine<S> {
             Ok(access) => access,
             Err(AccessError::NotFound(message)) => {
                 self.stand(uid, Standing::Ineligible);
-                let again = SECRET_AGAIN.as_secs();
-                return Ok(Entry::waits(
-                    Reason::SecretNotFound,
-                    format!("{message}; next try within {again} s"),
-                    Some(SECRET_AGAIN),
-                ));
+                let after = self.lock().miss(&key.namespace, uid, secrets(object));
+                let message = format!("{message}; next try within {} s", after.as_secs());
+                // Those that came together do not come back together.
+                let after = after.mul_f64(rand::random_range(0.8..1.0));
+                return Ok(Entry::waits(Reason::SecretNotFound, message, Some(after)));
             }
             Err(AccessError::Invalid(message)) => {
                 let mut entry = Entry::of(Admission::Refused(Reason::SecretInvalid, message));
@@ -163,6 +181,8 @@ impl<S: Store> Engine<S> {
                 ));
             }
         };
+        let waiting = self.lock().found(&key.namespace, uid);
+        self.wake(waiting);
         let mut entry = if request.spec.mode == Mode::Plan {
             self.seat_plan(uid)
         } else {
@@ -190,8 +210,7 @@ impl<S: Store> Engine<S> {
         let floats = wanted(request);
         {
             let state = self.lock();
-            let claiming = state.known.get(uid).is_some_and(|known| known.claiming);
-            if !claiming && state.claims.holds(uid, floats.iter()) {
+            if state.known.contains_key(uid) && state.claims.holds(uid, floats.iter()) {
                 return Ok(Entry::of(Admission::Holds));
             }
         }
@@ -204,21 +223,16 @@ impl<S: Store> Engine<S> {
         if let Some(entry) = self.ask(key, uid, request, access) {
             return Ok(entry);
         }
-        let now = super::now();
-        let verdict = match self.sit_and_take(uid, &floats, now) {
+        let verdict = match self.sit_and_take(uid, &floats) {
             Ok(verdict) => verdict,
             Err(entry) => return Ok(entry),
         };
         match verdict {
-            Verdict::Wait { behind, until } => {
-                let after =
-                    until.map(|t| Duration::try_from(now.duration_until(t)).unwrap_or_default());
-                Ok(Entry::waits(
-                    Reason::Queued,
-                    format!("waits for {behind}, which shares a float"),
-                    after,
-                ))
-            }
+            Verdict::Wait { behind, after } => Ok(Entry::waits(
+                Reason::Queued,
+                format!("waits for {behind}, which shares a float"),
+                after,
+            )),
             Verdict::Superseded { by, floats } => {
                 let images = indices(request, &floats);
                 let admission = Admission::Superseded(images, superseded_by(&by));
@@ -234,14 +248,11 @@ impl<S: Store> Engine<S> {
                     let ended = self.supersede(key, &rival).await;
                     if !matches!(ended, Ok(Ok(()))) {
                         // A claim that has not ended its rivals is none: it is judged anew.
-                        self.settle_claims(uid);
+                        self.release(uid, |_, _, _| false);
                     }
                     if let Err(entry) = ended? {
                         return Ok(entry);
                     }
-                }
-                if let Some(known) = self.lock().known.get_mut(uid) {
-                    known.claiming = false;
                 }
                 Ok(Entry::of(Admission::Holds))
             }
@@ -250,7 +261,7 @@ impl<S: Store> Engine<S> {
 
     /// What the claims say of a request that may push; where they let it begin, a seat and its floats are its own. Err: it waits for
     /// a seat. All under one lock, so that no two can both claim.
-    fn sit_and_take(&self, uid: &str, floats: &[Float], now: Timestamp) -> Result<Verdict, Entry> {
+    fn sit_and_take(&self, uid: &str, floats: &[Float]) -> Result<Verdict, Entry> {
         let soon = |why: &str| Entry::waits(Reason::Queued, why, Some(Duration::from_secs(1)));
         let mut state = self.lock();
         let state: &mut State = &mut state;
@@ -259,9 +270,13 @@ impl<S: Store> Engine<S> {
         };
         let before = std::mem::replace(&mut known.contender.standing, Standing::Eligible);
         let (me, room) = (known.contender.clone(), known.room());
+        let patience = match known.asked {
+            Asked::Yes(since) => PATIENCE.saturating_sub(since.elapsed()),
+            _ => PATIENCE,
+        };
         let shelved = state.backlog.sharers(&me);
         let sharers = state.sharers(&me).into_iter().chain(&shelved);
-        let verdict = state.claims.judge(&me, sharers, now);
+        let verdict = state.claims.judge(&me, sharers, patience);
         let Verdict::Claim(rivals) = &verdict else {
             return Ok(verdict);
         };
@@ -279,9 +294,6 @@ impl<S: Store> Engine<S> {
         }
         if !state.claims.take(uid, floats) {
             return Err(soon("another request holds a float"));
-        }
-        if let Some(known) = state.known.get_mut(uid) {
-            known.claiming = !rivals.is_empty();
         }
         // Whoever stood behind it in the line waits for its float now.
         self.wake(state.call(&room));
@@ -313,20 +325,26 @@ impl<S: Store> Engine<S> {
         let Some(key) = self.lock().key_of(&rival.uid) else {
             return Ok(Ok(()));
         };
-        let Some(mut object) = self.inner.store.load(&key).await? else {
+        let waits =
+            |message: String| Entry::waits(Reason::Queued, message, Some(Duration::from_secs(1)));
+        let loaded = match self.inner.store.load(&key).await {
+            Err(error @ StoreError::Unreadable(..)) => {
+                return Ok(Err(waits(format!("waits for {error}"))));
+            }
+            loaded => loaded?,
+        };
+        let Some(mut object) = loaded else {
             return Ok(Ok(()));
         };
         if object.metadata.uid.as_deref() != Some(&rival.uid) || is_finished(&object) {
             return Ok(Ok(()));
         }
-        let waits =
-            |message: String| Entry::waits(Reason::Queued, message, Some(Duration::from_secs(1)));
         if !self.is_trusted() {
             return Ok(Err(waits("waits for the lease".into())));
         }
         let mut request = match api::status::read(&object) {
             Ok(request) => request,
-            Err(api::status::ReadError::Spec { .. }) => return Ok(Ok(())),
+            Err(error) if left_alone(&object, &error).is_none() => return Ok(Ok(())),
             Err(error) => return Ok(Err(waits(format!("waits for {key}: {error}")))),
         };
         let before = object.clone();
@@ -337,7 +355,7 @@ impl<S: Store> Engine<S> {
         {
             return Ok(Err(waits(format!("waits for {key}, which is committed"))));
         }
-        let version = identity(&object).map_or(1, |(_, version)| version);
+        let version = identity(&object.metadata).map_or(1, |(_, version)| version);
         request.status.supersede(
             &images,
             version,
@@ -368,13 +386,13 @@ impl<S: Store> Engine<S> {
         let mut state = self.lock();
         let known = state.known.get_mut(uid)?;
         let (tries, refused, why) = match &known.asked {
-            Asked::Yes => return None,
+            Asked::Yes(_) => return None,
             Asked::No(reason, message) => {
                 return Some(Entry::of(Admission::Refused(*reason, message.clone())));
             }
             Asked::Running(_, activity, why) => {
-                let waiting = activity
-                    .waiting()
+                let waiting = self
+                    .waits_for(activity, &repositories(request))
                     .map(|w| (w.reason, asked_again(&w.message)));
                 return Some(asking(waiting.as_ref().or(why.as_ref())));
             }
@@ -399,16 +417,18 @@ impl<S: Store> Engine<S> {
         let left = request.spec.attempts.saturating_sub(refused);
         let cancel = CancellationToken::new();
         let activity = Arc::new(Activity::of(&key.namespace, uid));
-        known.asked = Asked::Running(cancel.clone(), Arc::clone(&activity), why);
+        let order = known.contender.order;
+        if !state.questions.begin(&key.namespace, uid, order, &activity) {
+            drop(state);
+            return Some(Entry::waits(Reason::Queued, ASKING_OTHERS, None));
+        }
+        if let Some(known) = state.known.get_mut(uid) {
+            known.asked = Asked::Running(cancel.clone(), Arc::clone(&activity), why);
+        }
+        let next = state.next_question(&key.namespace);
         drop(state);
-        let mut repositories: Vec<Repository> = request
-            .spec
-            .images
-            .iter()
-            .map(|i| i.float.repository().clone())
-            .collect();
-        repositories.sort();
-        repositories.dedup();
+        self.wake(next.into_iter().collect());
+        let repositories = repositories(request);
         let (engine, key, uid) = (self.clone(), key.clone(), uid.to_owned());
         let mut access = access.clone();
         tokio::spawn(async move {
@@ -444,12 +464,37 @@ impl<S: Store> Engine<S> {
         let registry = &self.inner.tools.registry;
         let question = question(registry, access, repositories, activity);
         tokio::pin!(question);
+        let mut shown = None;
         loop {
             tokio::select! {
                 answer = &mut question => return answer,
-                () = activity.changed() => self.trigger(key.clone()),
+                () = activity.changed() => {}
+                () = tokio::time::sleep(LOOK) => {}
+            }
+            let waiting = self.waits_for(activity, repositories);
+            if waiting != shown {
+                shown = waiting;
+                // One that waits for a registry leaves its turn to another.
+                let next = self.lock().next_question(&key.namespace);
+                self.wake(next.into_iter().chain([key.clone()]).collect());
             }
         }
+    }
+
+    /// Why a question has no answer yet: what it waits for itself, or, where it waits for another that asks the same registry, what is
+    /// known of that.
+    fn waits_for(
+        &self,
+        activity: &Activity,
+        repositories: &[Repository],
+    ) -> Option<registry::Waiting> {
+        let registry = &self.inner.tools.registry;
+        let own = activity.waiting();
+        own.or_else(|| {
+            repositories
+                .iter()
+                .find_map(|repository| registry.rest(repository))
+        })
     }
 
     /// What the request may use now, if that is something else than what was just rejected.
@@ -477,52 +522,54 @@ impl<S: Store> Engine<S> {
         (tries, refused, left): (u32, u32, u32),
         answer: Result<(), Fault>,
     ) {
-        let (asked, standing) = match answer {
-            Ok(()) => (Asked::Yes, Standing::Eligible),
+        let asked = match answer {
+            Ok(()) => {
+                self.stand(uid, Standing::Eligible);
+                Asked::Yes(Instant::now())
+            }
+            // Its own reconcile ends it, which wakes those who wait; before that it would be ended as superseded.
             Err(Fault {
                 reason,
                 message,
                 class: Class::Terminal,
-                // Its own reconcile ends it, which wakes those who wait; before that it would be ended as superseded.
-            }) => (Asked::No(reason, message), self.standing(uid)),
+            }) => Asked::No(reason, message),
             // A refusal for as often as the request allows is one for good.
             Err(Fault {
                 reason,
                 message,
                 class: Class::Attempt,
-            }) if left <= 1 => (Asked::No(reason, message), self.standing(uid)),
+            }) if left <= 1 => Asked::No(reason, message),
             Err(Fault {
                 reason,
                 message,
                 class,
             }) => {
                 let pause = Duration::from_secs(1 << tries.min(6)).min(ASK_AGAIN_MAX);
-                let again = Instant::now() + pause;
-                (
-                    Asked::NotNow {
-                        reason,
-                        message: asked_again(&message),
-                        tries: tries + 1,
-                        refused: refused + u32::from(class == Class::Attempt),
-                        again,
-                    },
-                    self.standing(uid),
-                )
+                Asked::NotNow {
+                    reason,
+                    message: asked_again(&message),
+                    tries: tries + 1,
+                    refused: refused + u32::from(class == Class::Attempt),
+                    again: Instant::now() + pause,
+                }
             }
         };
-        if let Some(known) = self.lock().known.get_mut(uid) {
+        let mut state = self.lock();
+        let mut waking: Vec<Key> = state
+            .end_question(&key.namespace, uid)
+            .into_iter()
+            .collect();
+        if let Some(known) = state.known.get_mut(uid) {
+            let yes = matches!(asked, Asked::Yes(_));
             known.asked = asked;
+            if yes {
+                let me = known.contender.clone();
+                waking.extend(state.ask_again(&me));
+            }
         }
-        self.stand(uid, standing);
+        drop(state);
+        self.wake(waking);
         self.trigger(key.clone());
-    }
-
-    fn standing(&self, uid: &str) -> Standing {
-        let state = self.lock();
-        state
-            .known
-            .get(uid)
-            .map_or(Standing::Ineligible, |known| known.contender.standing)
     }
 
     /// Notes whether a request may begin; one that may not delays nobody any more.
@@ -561,6 +608,22 @@ fn asking(why: Option<&(Reason, String)>) -> Entry {
 fn asked_again(why: &str) -> String {
     let most = ASK_AGAIN_MAX.as_secs();
     format!("{why}; next try within {most} s")
+}
+
+/// The repositories of a request's floats.
+fn repositories(request: &Request) -> Vec<Repository> {
+    let floats = request.spec.images.iter().map(|image| &image.float);
+    let repositories: BTreeSet<_> = floats.map(|float| float.repository().clone()).collect();
+    repositories.into_iter().collect()
+}
+
+/// The names of the Secrets that an object names.
+fn secrets(object: &PromotionRequest) -> (Option<String>, Option<String>) {
+    let name = |secret: &Option<api::SecretRef>| secret.as_ref().map(|secret| secret.name.clone());
+    (
+        name(&object.spec.pull_secret),
+        name(&object.spec.push_secret),
+    )
 }
 
 /// Asks the registries, one after the other, whether the credential may push.

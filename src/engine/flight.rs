@@ -102,6 +102,7 @@ impl<S: Store> Engine<S> {
             let mut state = self.lock();
             let id = state.next_flight();
             let flight = state.flights.entry(uid.to_owned()).or_default();
+            flight.launched.insert(index);
             let operation = InFlight {
                 id,
                 step,
@@ -113,8 +114,8 @@ impl<S: Store> Engine<S> {
                 outcome: None,
             };
             flight.operations.insert(index, operation);
-            if state.draining {
-                // Saved when the end was not known yet: it is recorded as given up.
+            if state.draining || !state.is_entitled(uid, &float) {
+                // The end, or a deletion, came between the save and its answer: it is recorded as given up.
                 cancel.cancel();
             }
             id

@@ -22,6 +22,7 @@ pub mod leadership;
 pub mod memory;
 pub mod moment;
 mod operation;
+mod questions;
 mod reconcile;
 mod state;
 mod turns;
@@ -30,16 +31,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use crate::api::status::ReadError;
 use crate::api::{self, PromotionRequest};
+use crate::image::Float;
 use crate::machine::Request;
 use crate::machine::claims::{Contender, Standing};
-use crate::machine::seats::Seats;
 use crate::policy::Policy;
 use crate::registry::Registry;
-use crate::store::{Key, Store};
+use crate::store::{Key, Store, Unreadable};
 use account::{Due, Facts};
 use leadership::Leadership;
 use memory::Memory;
@@ -117,7 +120,7 @@ impl<S: Store> Engine<S> {
             memory: Arc::new(Memory::new(settings.settle, given_up + settings.late)),
             leadership,
         };
-        let state = Mutex::new(State::new(Seats::new(settings.namespace_max)));
+        let state = Mutex::new(State::new(settings.namespace_max));
         let inner = Inner {
             store,
             tools,
@@ -172,18 +175,21 @@ impl<S: Store> Engine<S> {
         reason = "noting is the purpose, the answer a convenience"
     )]
     pub fn observe(&self, object: &PromotionRequest) -> bool {
-        let Some((uid, version)) = identity(object) else {
+        let Some((uid, version)) = identity(&object.metadata) else {
             return false;
         };
         if is_finished(object) {
             return false;
         }
-        let Ok(request) = api::status::read(object) else {
-            return true;
-        };
         let key = Key::of(object);
-        let now = now();
-        let contender = contender(&key, &uid, version, &request, now);
+        let request = match api::status::read(object) {
+            Ok(request) => request,
+            Err(error) => match left_alone(object, &error) {
+                Some(unreadable) => return self.observe_unreadable(&unreadable),
+                None => return true,
+            },
+        };
+        let contender = contender(&key, &uid, version, &request);
         let facts = Facts::of(object, &request);
         let mut state = self.lock();
         let own = state.known.get_mut(&uid).is_some_and(|known| {
@@ -193,7 +199,37 @@ impl<S: Store> Engine<S> {
             }
             known.saving.is_some() || known.saved == Some(version)
         });
-        let news = state.note(&key, version, contender, facts, now) && !own;
+        let news = state.note(&key, version, contender, facts) && !own;
+        let woken = std::mem::take(&mut state.woken);
+        drop(state);
+        self.wake(woken);
+        news
+    }
+
+    /// Takes note of an object that this version cannot read: it blocks the floats that it names. True where a reconcile is due.
+    #[allow(
+        clippy::must_use_candidate,
+        reason = "noting is the purpose, the answer a convenience"
+    )]
+    pub fn observe_unreadable(&self, object: &Unreadable) -> bool {
+        let Some((uid, version)) = identity(&object.metadata) else {
+            return false;
+        };
+        if object.finished {
+            self.ended(&uid);
+            return false;
+        }
+        let key = Key::named(&object.metadata);
+        let order = object.order.unwrap_or(version);
+        let contender = Contender::unreadable(
+            &uid,
+            &key.to_string(),
+            order,
+            &object.floats,
+            object.started,
+        );
+        let mut state = self.lock();
+        let news = state.note(&key, version, contender, Facts::default());
         let woken = std::mem::take(&mut state.woken);
         drop(state);
         self.wake(woken);
@@ -205,7 +241,13 @@ impl<S: Store> Engine<S> {
     pub fn rebuild(&self) {
         let mut state = self.lock();
         let state = &mut *state;
-        for known in state.known.values() {
+        // Of two that have begun on one float the older one goes on, whoever leads.
+        let mut all: Vec<_> = state.known.values().collect();
+        all.sort_unstable_by_key(|known| (known.contender.order, &known.contender.uid));
+        for known in all {
+            if known.contender.standing == Standing::Unreadable {
+                continue;
+            }
             let (owned, room) = (known.contender.owned(), known.room());
             if !owned.is_empty() && !state.claims.take(&known.contender.uid, &owned) {
                 tracing::error!(request = %known.key, "two requests have begun on one float; this one waits");
@@ -224,14 +266,26 @@ impl<S: Store> Engine<S> {
         );
     }
 
-    /// An object left the unfinished ones: it ended, or was deleted. What runs of it is given up, tag writes after their answer.
+    /// An object is there no more, or is not unfinished any more. What runs of it is given up, tag writes after their answer.
     pub fn gone(&self, uid: &str) {
+        let Some(known) = self.ended(uid) else {
+            return;
+        };
+        // While a save of ours is on its way it may be that, come back before its answer, that ended it.
+        if known.saving.is_none() && known.unanswered.is_none() {
+            account::deleted(&known.key, &known.contender);
+        }
+    }
+
+    /// Forgets a request that has ended or is gone, and lets those who waited for it go on.
+    fn ended(&self, uid: &str) -> Option<state::Known> {
         let mut state = self.lock();
         let forgotten = state.forget(uid);
         let mut waiting = std::mem::take(&mut state.woken);
         let Some(known) = forgotten else {
             drop(state);
-            return self.wake(waiting);
+            self.wake(waiting);
+            return None;
         };
         if let state::Asked::Running(cancel, ..) = &known.asked {
             cancel.cancel();
@@ -245,13 +299,15 @@ impl<S: Store> Engine<S> {
         state.seats.leave(&room, uid);
         state.seats.stand_back(&room, uid);
         waiting.extend(state.call(&room));
+        waiting.extend(state.end_question(&room.namespace, uid));
         drop(state);
         self.wake(waiting);
         self.settle_claims(uid);
+        Some(known)
     }
 
-    /// Stops work, or lets it go on, for every request at once. What waited for its turn meanwhile is as new: its time to be asked
-    /// about begins again, so that going on does not let newer requests pass older ones.
+    /// Stops work, or lets it go on, for every request at once. What waited for its turn meanwhile is as new: its patience with
+    /// older ones begins again, so that going on does not let newer requests pass them.
     pub fn brake(&self, brake: Brake) {
         let message = brake.message().map(ToOwned::to_owned);
         {
@@ -260,10 +316,9 @@ impl<S: Store> Engine<S> {
                 return;
             }
             state.brake = brake;
-            let since = now();
             for known in state.known.values_mut() {
-                if let Standing::Undecided { .. } = known.contender.standing {
-                    known.contender.standing = Standing::Undecided { since };
+                if let state::Asked::Yes(since) = &mut known.asked {
+                    *since = Instant::now();
                 }
             }
         }
@@ -310,17 +365,23 @@ impl<S: Store> Engine<S> {
             .collect()
     }
 
-    /// Gives back the floats that a request owns no longer: its image has ended (or is suspended before its commit), nothing of
-    /// it runs, and no write of ours can land there any more.
+    /// Gives back the floats that a request is entitled to no longer, once nothing of it runs there and no write of ours can land there
+    /// any more.
     fn settle_claims(&self, uid: &str) {
+        self.release(uid, State::is_entitled);
+    }
+
+    /// Gives back the floats that `keep` does not keep, once nothing of the request runs there and the float has settled.
+    fn release(&self, uid: &str, keep: fn(&State, &str, &Float) -> bool) {
         let now = Instant::now();
         let mut state = self.lock();
         let state = &mut *state;
-        let owned = state
-            .known
-            .get(uid)
-            .map(|k| k.contender.owned())
-            .unwrap_or_default();
+        let owned: Vec<_> = state
+            .claims
+            .floats(uid)
+            .filter(|float| keep(state, uid, float))
+            .cloned()
+            .collect();
         let running: Vec<_> = state.running(uid).map(|(_, o)| o.float.clone()).collect();
         let mut again: Option<Instant> = None;
         let freed = state.claims.release(uid, |float| {
@@ -367,17 +428,28 @@ fn now() -> Timestamp {
 }
 
 /// A request as read at `version`, among those it shares a float with; whether it may begin is not known from the record.
-fn contender(key: &Key, uid: &str, version: u64, request: &Request, now: Timestamp) -> Contender {
+fn contender(key: &Key, uid: &str, version: u64, request: &Request) -> Contender {
     // Before an order is saved, the present resourceVersion counts.
     let order = request.status.order.unwrap_or(version);
-    let standing = Standing::Undecided { since: now };
-    Contender::of(uid, &key.to_string(), order, request, standing)
+    Contender::of(uid, &key.to_string(), order, request, Standing::Undecided)
+}
+
+/// An object that cannot be read and is left alone; none where it is refused: it cannot be carried out and has not begun.
+fn left_alone(object: &PromotionRequest, error: &ReadError) -> Option<Unreadable> {
+    let begun = object
+        .status
+        .as_ref()
+        .is_some_and(|status| status.start_time.is_some());
+    if matches!(error, ReadError::Spec { .. }) && !begun {
+        return None;
+    }
+    Some(Unreadable::of_object(object, error))
 }
 
 /// The UID and resourceVersion of an object that has both.
-fn identity(object: &PromotionRequest) -> Option<(String, u64)> {
-    let uid = object.metadata.uid.clone()?;
-    let version = object.metadata.resource_version.as_ref()?.parse().ok()?;
+fn identity(metadata: &ObjectMeta) -> Option<(String, u64)> {
+    let uid = metadata.uid.clone()?;
+    let version = metadata.resource_version.as_ref()?.parse().ok()?;
     Some((uid, version))
 }
 

@@ -7,14 +7,15 @@ use tokio::time::Instant;
 
 use super::account::{Facts, Saved};
 use super::admission::{Entry, hosts};
-use super::{Engine, account, contender, identity, is_finished};
+use super::state::Deadline;
+use super::{Engine, account, contender, identity, is_finished, left_alone};
 use crate::api::status::{ReadError, Scenery};
 use crate::api::{self, PromotionRequest, conditions};
 use crate::image::{Float, Stamp};
 use crate::machine::{
     self, Context, Effect, Launch, Notice, Outcome, Plan, Reason, Request, Scene, Waiting, World,
 };
-use crate::store::{Access, Event, Key, Store, StoreError};
+use crate::store::{Access, Event, Key, Store, StoreError, Unreadable};
 
 /// A conflict is looked at again at once, this often in one reconcile.
 const CONFLICTS: usize = 5;
@@ -97,7 +98,14 @@ impl<S: Store> Engine<S> {
         for _ in 0..CONFLICTS {
             // Named before the load: what is created anew under this name meanwhile is not gone.
             let named = self.lock().named(key);
-            let Some(object) = self.inner.store.load(key).await? else {
+            let loaded = match self.inner.store.load(key).await {
+                Err(StoreError::Unreadable(_, object)) => {
+                    self.leave_alone(key, &object).await;
+                    return Ok(Next::Triggered);
+                }
+                loaded => loaded?,
+            };
+            let Some(object) = loaded else {
                 *unanswered = None;
                 for uid in named {
                     self.gone(&uid);
@@ -118,6 +126,7 @@ impl<S: Store> Engine<S> {
                     return Ok(Next::After(TRUST_AGAIN));
                 }
                 tracing::debug!(request = %key, "a save whose answer was lost has landed");
+                self.observe(&object);
                 self.recorded(key, &record, Some(&object)).await;
                 // The object may have been changed since.
                 return Ok(Next::After(Duration::ZERO));
@@ -143,11 +152,11 @@ impl<S: Store> Engine<S> {
         mut object: PromotionRequest,
         unanswered: &mut Option<Box<Record>>,
     ) -> Result<Next, ReconcileError> {
-        let Some((uid, version)) = identity(&object) else {
+        let Some((uid, version)) = identity(&object.metadata) else {
             return Ok(Next::Triggered);
         };
         if is_finished(&object) {
-            self.gone(&uid);
+            self.ended(&uid);
             return Ok(Next::Triggered);
         }
         if !self.is_trusted() {
@@ -156,12 +165,13 @@ impl<S: Store> Engine<S> {
         let before = object.clone();
         let mut request = match api::status::read(&object) {
             Ok(request) => request,
-            Err(error @ ReadError::Status { .. }) => {
-                tracing::error!(request = %key, "{error}");
-                self.stand_back(&uid);
-                return Ok(Next::Triggered);
-            }
-            Err(error @ ReadError::Spec { .. }) => return self.refuse(key, object, &error).await,
+            Err(error) => match left_alone(&object, &error) {
+                Some(unreadable) => {
+                    self.leave_alone(key, &unreadable).await;
+                    return Ok(Next::Triggered);
+                }
+                None => return self.refuse(key, object, &error).await,
+            },
         };
         self.observe(&object);
         self.spare(&uid, &request);
@@ -186,6 +196,7 @@ impl<S: Store> Engine<S> {
         let launching = access.is_some() && !draining && self.may_launch(key, &request);
         let world = World {
             now,
+            stepped: self.stepped(&uid, &request, now),
             resource_version: version,
             admission,
             launching,
@@ -304,6 +315,7 @@ impl<S: Store> Engine<S> {
                     .map(|until| at(now, instant, until)),
                 late_until: (memory.late_until(&spec.float, instant))
                     .map(|until| at(now, instant, until)),
+                taken_over: flight.is_none_or(|flight| !flight.launched.contains(&index)),
                 ..Scene::default()
             };
             if let Some(operation) = flight.and_then(|f| f.operations.get(&index)) {
@@ -422,7 +434,7 @@ impl<S: Store> Engine<S> {
         let version = saved
             .as_ref()
             .ok()
-            .and_then(identity)
+            .and_then(|saved| identity(&saved.metadata))
             .map(|(_, version)| version);
         let mut state = self.lock();
         let Some(known) = state.known.get_mut(uid) else {
@@ -474,16 +486,15 @@ impl<S: Store> Engine<S> {
         request: &Request,
         notices: &[Notice],
     ) {
-        let Some((uid, version)) = identity(saved) else {
+        let Some((uid, version)) = identity(&saved.metadata) else {
             return;
         };
         let facts = Facts::of(saved, request);
         let woken;
         let entered = {
             let mut state = self.lock();
-            let now = super::now();
-            let contender = contender(key, &uid, version, request, now);
-            state.note(key, version, contender, facts, now);
+            let contender = contender(key, &uid, version, request);
+            state.note(key, version, contender, facts);
             woken = std::mem::take(&mut state.woken);
             state.take_entered(&uid)
         };
@@ -510,7 +521,7 @@ impl<S: Store> Engine<S> {
             }
         };
         if request.is_finished() {
-            self.gone(&uid);
+            self.ended(&uid);
         } else {
             self.settle_claims(&uid);
         }
@@ -551,8 +562,57 @@ impl<S: Store> Engine<S> {
             warning: true,
         };
         self.inner.store.tell(&saved, event).await;
-        self.gone(&uid);
+        self.ended(&uid);
         Ok(Next::Triggered)
+    }
+
+    /// Does nothing about a request that this version cannot read, and says so once. What runs of it ends, and is kept until it can be
+    /// recorded.
+    async fn leave_alone(&self, key: &Key, found: &Unreadable) {
+        self.observe_unreadable(found);
+        let uid = found.metadata.uid.as_deref().unwrap_or_default();
+        self.stand_back(uid);
+        let news = {
+            let mut state = self.lock();
+            let Some(known) = state.known.get_mut(uid) else {
+                return;
+            };
+            let before = known.left_alone.replace(found.why.clone());
+            before.as_ref() != Some(&found.why)
+        };
+        if !news {
+            return;
+        }
+        tracing::error!(request = %key, "{}", found.why);
+        self.metrics().told(Reason::Unreadable);
+        if let Some(object) = &found.object {
+            let event = Event {
+                reason: Reason::Unreadable,
+                note: found.why.clone(),
+                warning: true,
+            };
+            self.inner.store.tell(object, event).await;
+        }
+    }
+
+    /// How far the time of day has gone ahead of the time that passed since this leader first saw the request's deadline, in seconds.
+    fn stepped(&self, uid: &str, request: &Request, now: Timestamp) -> i64 {
+        let (mut state, since) = (self.lock(), Instant::now());
+        let (Some(known), Some(at)) = (state.known.get_mut(uid), request.status.deadline) else {
+            return 0;
+        };
+        let new = Deadline {
+            at,
+            seen: now.min(at),
+            since,
+        };
+        let seen = *known.deadline.get_or_insert(new);
+        let deadline = if seen.at == at { seen } else { new };
+        known.deadline = Some(deadline);
+        let passed = i64::try_from((since - deadline.since).as_secs()).unwrap_or(i64::MAX);
+        let shown = now.duration_since(deadline.seen).as_secs();
+        // Both are cut to seconds.
+        Some(shown - passed).filter(|&ahead| ahead > 1).unwrap_or(0)
     }
 }
 

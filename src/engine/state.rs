@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::account::{Entered, Facts};
 use super::backlog::Backlog;
 use super::brake::Brake;
+use super::questions::Questions;
 use super::reconcile::Record;
 use crate::image::Float;
 use crate::machine::claims::{Claims, Contender, Standing, Uid};
@@ -25,12 +26,25 @@ use crate::store::{Access, Key};
 /// For so long a request that has left is remembered: whoever read it before does not bring it back.
 const LEFT: Duration = Duration::from_mins(1);
 
+/// A Secret that is missing is looked for again after this, then less often.
+const SECRET_AGAIN: Duration = Duration::from_secs(10);
+/// The longest that takes, where few wait.
+const SECRET_AGAIN_MAX: Duration = Duration::from_mins(1);
+/// So much longer for each request of the namespace that waits for one.
+const SECRET_EACH: Duration = Duration::from_millis(200);
+/// The longest that takes.
+const SECRET_CROWD_MAX: Duration = Duration::from_mins(5);
+
 /// Everything in memory.
 #[derive(Default)]
 pub(super) struct State {
     pub claims: Claims,
     /// How many of a namespace may have begun at once.
     pub seats: Seats,
+    /// How many of a namespace are asked about at once.
+    pub questions: Questions,
+    /// The requests whose Secret is missing, and how often it was by now, by namespace.
+    missing: HashMap<String, HashMap<Uid, Missing>>,
     /// The unfinished requests that are known.
     pub known: HashMap<Uid, Known>,
     /// Which of them have a name: one, most often.
@@ -66,8 +80,6 @@ pub(super) struct Known {
     /// The resourceVersion this was read at: older readings do not replace it.
     pub version: u64,
     pub contender: Contender,
-    /// It has taken floats, and has not yet ended all whom that supersedes: it may not begin.
-    pub claiming: bool,
     /// Whether it may begin, as far as it was asked.
     pub asked: Asked,
     /// The resourceVersion of our own last save.
@@ -80,6 +92,10 @@ pub(super) struct Known {
     pub saved_at: Option<Instant>,
     /// A trigger is set for later.
     pub triggered: bool,
+    /// The deadline that it was last seen with.
+    pub deadline: Option<Deadline>,
+    /// Why it was left alone, as it was last told.
+    pub left_alone: Option<String>,
     /// Events told.
     pub told: u32,
     /// Told once that the cancel came too late.
@@ -90,6 +106,23 @@ pub(super) struct Known {
     pub entered: Entered,
 }
 
+/// A deadline, and what the clocks said when it was first seen.
+#[derive(Clone, Copy)]
+pub(super) struct Deadline {
+    pub at: Timestamp,
+    /// The time of day then, or the deadline where that had passed: its grace is a leader's own, whoever did not lead meanwhile.
+    pub seen: Timestamp,
+    pub since: Instant,
+}
+
+/// The Secrets of which one is missing.
+type Named = (Option<String>, Option<String>);
+
+struct Missing {
+    secrets: Named,
+    tries: u32,
+}
+
 /// The answer to whether a request may begin.
 #[derive(Default)]
 pub(super) enum Asked {
@@ -98,8 +131,8 @@ pub(super) enum Asked {
     Not,
     /// Being asked, and why it is not known yet, where it was asked before.
     Running(CancellationToken, Arc<Activity>, Option<(Reason, String)>),
-    /// It may.
-    Yes,
+    /// It may, since then; work that was stopped meanwhile does not count.
+    Yes(Instant),
     /// It may not, for good.
     No(Reason, String),
     /// It may not, or it is not known, for now: ask again then.
@@ -117,6 +150,8 @@ pub(super) enum Asked {
 #[derive(Default)]
 pub(super) struct Flight {
     pub operations: BTreeMap<usize, InFlight>,
+    /// The images of which this process has launched anything.
+    pub launched: HashSet<usize>,
 }
 
 /// An operation, running or ended and not yet recorded.
@@ -133,21 +168,35 @@ pub(super) struct InFlight {
 }
 
 impl Known {
-    /// With whom it is counted. One that only plans contends for nothing.
+    /// With whom it is counted.
     pub fn room(&self) -> Room {
         Room {
             namespace: self.key.namespace.clone(),
-            plans: self.contender.shares.is_empty(),
+            plans: self.plans(),
         }
+    }
+
+    /// Whether it only plans: it contends for nothing.
+    fn plans(&self) -> bool {
+        self.contender.shares.is_empty()
     }
 }
 
 impl State {
-    pub fn new(seats: Seats) -> Self {
+    pub fn new(namespace_max: usize) -> Self {
         Self {
-            seats,
+            seats: Seats::new(namespace_max),
+            questions: Questions::new(namespace_max),
             ..Self::default()
         }
+    }
+
+    /// Whether a request may work on a float, asked when it is launched there and when its claim is released alike: it is known, has
+    /// the float to itself, and its image is neither at its end nor suspended before its commit. A plan needs no float.
+    pub fn is_entitled(&self, uid: &str, float: &Float) -> bool {
+        let owns = || self.claims.owner(float).is_some_and(|owner| owner == uid);
+        let wants = |known: &Known| known.plans() || (known.contender.wants(float) && owns());
+        self.known.get(uid).is_some_and(wants)
     }
 
     /// Those of a room who are to come now, as there are seats.
@@ -186,26 +235,42 @@ impl State {
         version: u64,
         mut contender: Contender,
         facts: Facts,
-        now: Timestamp,
     ) -> bool {
         let uid = contender.uid.clone();
         if let Some(known) = self.known.get_mut(&uid) {
             if known.version > version {
                 return false;
             }
-            let begins = contender.started || known.claiming || self.claims.owns_any(&uid);
+            let begins = contender.started || self.claims.owns_any(&uid);
             if contender.suspended && !begins {
                 self.shelve(&uid, version, &contender, facts);
                 return true;
             }
-            contender.standing = known.contender.standing;
+            if contender.standing == Standing::Unreadable {
+                // It may name fewer than it did.
+                let named: HashSet<_> = contender.shares.iter().map(|share| &share.float).collect();
+                let before = known.contender.shares.iter();
+                let before: Vec<_> = before
+                    .filter(|share| !named.contains(&share.float))
+                    .cloned()
+                    .collect();
+                contender.shares.extend(before);
+                contender.started |= known.contender.started;
+            } else if known.contender.standing != Standing::Unreadable {
+                contender.standing = known.contender.standing;
+            }
             known.version = version;
+            let before = std::mem::replace(&mut known.contender, contender.clone());
             known.facts = facts;
-            if contender.started && !known.contender.started {
+            if contender.started && !before.started {
                 self.backlog.is_not_ready(key, &uid);
                 self.woken.extend(self.backlog.call(&key.namespace));
             }
-            known.contender = contender;
+            // The floats cannot change, but in an object that was not, or is no longer, read as a whole.
+            if before.shares.len() != contender.shares.len() {
+                self.unindex(&before);
+                self.index(&contender);
+            }
             return true;
         }
         if self.left.contains_key(&uid) {
@@ -215,7 +280,8 @@ impl State {
         if shelved.is_some_and(|known| known > version) {
             return false;
         }
-        if self.backlog.takes(key, &contender) {
+        let readable = contender.standing != Standing::Unreadable;
+        if readable && self.backlog.takes(key, &contender) {
             if shelved.is_none() {
                 self.by_key.entry(key.clone()).or_default().push(uid);
             }
@@ -227,28 +293,23 @@ impl State {
         for newest in self.backlog.is_ready(key, &contender) {
             self.shelve_known(&newest);
         }
-        contender.standing = Standing::Undecided { since: now };
         self.by_key
             .entry(key.clone())
             .or_default()
             .push(uid.clone());
-        for share in &contender.shares {
-            self.by_float
-                .entry(share.float.clone())
-                .or_default()
-                .insert(uid.clone());
-        }
+        self.index(&contender);
         let known = Known {
             key: key.clone(),
             version,
             contender,
-            claiming: false,
             asked: Asked::Not,
             saved: None,
             saving: None,
             unanswered: None,
             saved_at: None,
             triggered: false,
+            deadline: None,
+            left_alone: None,
             told: 0,
             told_cancel: false,
             facts,
@@ -267,6 +328,8 @@ impl State {
             cancel.cancel();
         }
         let room = known.room();
+        let next = self.end_question(&room.namespace, uid);
+        self.woken.extend(next);
         self.seats.stand_back(&room, uid);
         self.seats.leave(&room, uid);
         let called = self.call(&room);
@@ -287,7 +350,7 @@ impl State {
         let Some(known) = self.known.get(uid) else {
             return;
         };
-        if known.claiming || known.contender.started || self.claims.owns_any(uid) {
+        if known.contender.started || self.claims.owns_any(uid) {
             return;
         }
         let (key, contender) = (known.key.clone(), known.contender.clone());
@@ -323,15 +386,27 @@ impl State {
         let known = self.known.remove(uid)?;
         self.forget_key(&known.key, uid);
         self.backlog.is_not_ready(&known.key, uid);
-        for share in &known.contender.shares {
+        self.found(&known.key.namespace, uid);
+        self.unindex(&known.contender);
+        Some(known)
+    }
+
+    fn index(&mut self, contender: &Contender) {
+        for share in &contender.shares {
+            let uids = self.by_float.entry(share.float.clone()).or_default();
+            uids.insert(contender.uid.clone());
+        }
+    }
+
+    fn unindex(&mut self, contender: &Contender) {
+        for share in &contender.shares {
             if let Some(uids) = self.by_float.get_mut(&share.float) {
-                uids.remove(uid);
+                uids.remove(&contender.uid);
                 if uids.is_empty() {
                     self.by_float.remove(&share.float);
                 }
             }
         }
-        Some(known)
     }
 
     /// When the images of a request entered their phases: its own end may come back by the watch before it is answered.
@@ -388,6 +463,78 @@ impl State {
             .filter_map(|uid| self.known.get(uid))
             .map(|k| &k.contender)
             .collect()
+    }
+
+    /// The registry answers: those who share a float with `contender` and were to be asked again later are asked now, before its
+    /// patience with them is over. Gives their keys.
+    pub fn ask_again(&mut self, contender: &Contender) -> Vec<Key> {
+        let uids: Vec<Uid> = self
+            .sharers(contender)
+            .iter()
+            .map(|c| c.uid.clone())
+            .collect();
+        let mut keys = Vec::new();
+        for uid in uids {
+            if let Some(known) = self.known.get_mut(&uid)
+                && let Asked::NotNow { again, .. } = &mut known.asked
+            {
+                *again = Instant::now();
+                keys.push(known.key.clone());
+            }
+        }
+        keys
+    }
+
+    /// A Secret of a request is missing: how long it may wait until it is looked for again. Where many wait that costs more, and is less
+    /// urgent: who makes one Secret does not make hundreds of requests first.
+    pub fn miss(&mut self, namespace: &str, uid: &str, secrets: Named) -> Duration {
+        let all = self.missing.entry(namespace.to_owned()).or_default();
+        let missing = all.entry(uid.to_owned()).or_insert(Missing {
+            secrets: secrets.clone(),
+            tries: 0,
+        });
+        missing.secrets = secrets;
+        let pause = SECRET_AGAIN
+            .saturating_mul(1 << missing.tries.min(3))
+            .min(SECRET_AGAIN_MAX);
+        missing.tries += 1;
+        let crowd = u32::try_from(all.len()).unwrap_or(u32::MAX);
+        pause
+            .max(SECRET_EACH.saturating_mul(crowd))
+            .min(SECRET_CROWD_MAX)
+    }
+
+    /// The Secrets of a request are there: gives whoever waited for the same.
+    pub fn found(&mut self, namespace: &str, uid: &str) -> Vec<Key> {
+        let Some(all) = self.missing.get_mut(namespace) else {
+            return Vec::new();
+        };
+        let Some(found) = all.remove(uid) else {
+            return Vec::new();
+        };
+        let same = all
+            .iter()
+            .filter(|(_, missing)| missing.secrets == found.secrets);
+        let keys = same
+            .filter_map(|(uid, _)| self.known.get(uid))
+            .map(|known| known.key.clone());
+        let keys = keys.collect();
+        if all.is_empty() {
+            self.missing.remove(namespace);
+        }
+        keys
+    }
+
+    /// A request is answered, or gone: gives whose turn it is.
+    pub fn end_question(&mut self, namespace: &str, uid: &str) -> Option<Key> {
+        self.questions.end(namespace, uid);
+        self.next_question(namespace)
+    }
+
+    /// Whose turn it is to be asked about.
+    pub fn next_question(&self, namespace: &str) -> Option<Key> {
+        let known = self.known.get(self.questions.next(namespace)?)?;
+        Some(known.key.clone())
     }
 
     /// The keys of the requests that name one of `floats`, except `uid`.
@@ -447,15 +594,42 @@ mod tests {
     use crate::machine::claims::Share;
 
     #[test]
+    fn a_missing_secret_is_looked_for_less_and_less_often_and_more_rarely_where_many_wait() {
+        let mut state = State::default();
+        let secrets = |name: &str| (None, Some(name.to_owned()));
+        let pauses: Vec<u64> = (0..5)
+            .map(|_| state.miss("a", "1", secrets("s")).as_secs())
+            .collect();
+        assert_eq!(pauses, [10, 20, 40, 60, 60]);
+        let last = (0..5000)
+            .map(|n| state.miss("b", &n.to_string(), secrets("s")))
+            .max();
+        assert_eq!(last, Some(SECRET_CROWD_MAX));
+        let again: f64 = (0..5000)
+            .map(|n| {
+                state
+                    .miss("b", &n.to_string(), secrets("s"))
+                    .as_secs_f64()
+                    .recip()
+            })
+            .sum();
+        assert!(again < 20.0, "{again} a second");
+        assert_eq!(
+            state.miss("a", "2", secrets("t")),
+            SECRET_AGAIN,
+            "others are others"
+        );
+        state.found("a", "1");
+        assert_eq!(state.miss("a", "1", secrets("s")), SECRET_AGAIN);
+    }
+
+    #[test]
     fn a_request_that_has_left_does_not_contend_again_for_who_read_it_before() {
         let float: Float = "quay.io/openshift/ci:ocp_4.21_cli".parse().unwrap();
-        let (now, key) = (
-            Timestamp::UNIX_EPOCH,
-            Key {
-                namespace: "ci".into(),
-                name: "r".into(),
-            },
-        );
+        let key = Key {
+            namespace: "ci".into(),
+            name: "r".into(),
+        };
         let contender = |uid: &str| Contender {
             uid: uid.into(),
             name: "ci/r".into(),
@@ -468,15 +642,15 @@ mod tests {
             together: true,
             started: false,
             suspended: false,
-            standing: Standing::Undecided { since: now },
+            standing: Standing::Undecided,
         };
         let mut state = State::default();
-        assert!(state.note(&key, 1, contender("old"), Facts::default(), now));
+        assert!(state.note(&key, 1, contender("old"), Facts::default()));
         assert!(state.forget("old").is_some());
-        assert!(!state.note(&key, 2, contender("old"), Facts::default(), now));
+        assert!(!state.note(&key, 2, contender("old"), Facts::default()));
         assert!(state.sharers(&contender("old")).is_empty());
         // Created anew under its name it is another request.
-        assert!(state.note(&key, 3, contender("new"), Facts::default(), now));
+        assert!(state.note(&key, 3, contender("new"), Facts::default()));
         assert_eq!(state.named(&key), ["new"]);
     }
 
@@ -508,13 +682,7 @@ mod tests {
 
     fn note(state: &mut State, (key, contender): &(Key, Contender), version: u64) -> bool {
         let facts = Facts::default();
-        state.note(
-            key,
-            version,
-            contender.clone(),
-            facts,
-            Timestamp::UNIX_EPOCH,
-        )
+        state.note(key, version, contender.clone(), facts)
     }
 
     #[test]
@@ -569,9 +737,7 @@ mod tests {
         let found = state.backlog.sharers(&newer.1);
         assert_eq!(found.len(), 1);
         assert_eq!((&found[0].uid, found[0].shares.len()), (&older.1.uid, 1));
-        let verdict = state
-            .claims
-            .judge(&newer.1, found.iter(), Timestamp::UNIX_EPOCH);
+        let verdict = state.claims.judge(&newer.1, found.iter(), Duration::ZERO);
         assert!(
             matches!(verdict, crate::machine::claims::Verdict::Claim(rivals) if rivals.len() == 1)
         );

@@ -8,13 +8,13 @@
 
 use std::collections::{HashMap, HashSet};
 
-use jiff::{SignedDuration, Timestamp};
+use std::time::Duration;
 
 use super::{Latch, Mode, Request};
 use crate::image::Float;
 
-/// How long a newer request waits for an older one of which it is not known whether it may begin, in seconds.
-pub const UNDECIDED_SECONDS: i64 = 60;
+/// How long a request that may begin waits for an older one of which that is not known.
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Identifies one object over its life.
 pub type Uid = String;
@@ -62,15 +62,14 @@ pub struct Share {
 /// Whether a request that has not claimed may begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
-    /// Not known yet; first seen by this leader then.
-    Undecided {
-        /// When this leader first saw it.
-        since: Timestamp,
-    },
+    /// Not known yet.
+    Undecided,
     /// It may.
     Eligible,
     /// It may not (suspended, its Secret is missing): it delays nobody.
     Ineligible,
+    /// This version cannot read it, so that it is left alone: what it may have begun on is left to it.
+    Unreadable,
 }
 
 /// What the claims say of a contender.
@@ -82,8 +81,8 @@ pub enum Verdict {
     Wait {
         /// That one's name.
         behind: String,
-        /// Look again then, if nothing else happens.
-        until: Option<Timestamp>,
+        /// Look again after this, if nothing else happens.
+        after: Option<Duration>,
     },
     /// A newer request has begun on these floats.
     Superseded {
@@ -155,6 +154,11 @@ impl Claims {
         self.floats.contains_key(uid)
     }
 
+    /// The floats that `uid` owns.
+    pub fn floats(&self, uid: &str) -> impl Iterator<Item = &Float> {
+        self.floats.get(uid).into_iter().flatten()
+    }
+
     /// How many floats are owned.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -167,18 +171,19 @@ impl Claims {
         self.owners.is_empty()
     }
 
-    /// Whether `me`, eligible and not an owner, may claim, given the other unfinished requests on its floats.
+    /// Whether `me`, eligible and not an owner, may claim, given the other unfinished requests on its floats. `patience` is what is
+    /// left of [`PATIENCE`] since it was found eligible.
     pub fn judge<'a>(
         &self,
         me: &Contender,
         others: impl Iterator<Item = &'a Contender> + Clone,
-        now: Timestamp,
+        patience: Duration,
     ) -> Verdict {
         let others = others.filter(|other| other.uid != me.uid);
         if let Some(verdict) = overtaken(me, others.clone()) {
             return verdict;
         }
-        if let Some(verdict) = self.blocked(me, others.clone(), now) {
+        if let Some(verdict) = self.blocked(me, others.clone(), patience) {
             return verdict;
         }
         let older = others.filter(|other| other.order < me.order);
@@ -195,12 +200,12 @@ impl Claims {
         &self,
         me: &Contender,
         others: impl Iterator<Item = &'a Contender> + Clone,
-        now: Timestamp,
+        patience: Duration,
     ) -> Option<Verdict> {
-        let wait = |behind: &str, until| {
+        let wait = |behind: &str, after| {
             Some(Verdict::Wait {
                 behind: behind.into(),
-                until,
+                after,
             })
         };
         for share in me.shares.iter().filter(|share| !share.finished) {
@@ -212,7 +217,15 @@ impl Claims {
                 );
             }
         }
-        for other in others.filter(|other| other.order < me.order) {
+        for other in others {
+            // Whatever its place: it may be at work, for all that is known.
+            let begun = other.standing == Standing::Unreadable && other.started;
+            if begun && !me.shared(other, |_| true).is_empty() {
+                return wait(&other.name, None);
+            }
+            if other.order > me.order {
+                continue;
+            }
             if !me.shared(other, |share| share.committed).is_empty() {
                 return wait(&other.name, None);
             }
@@ -220,14 +233,10 @@ impl Claims {
                 continue;
             }
             match other.standing {
-                Standing::Eligible => return wait(&other.name, None),
+                Standing::Eligible | Standing::Unreadable => return wait(&other.name, None),
                 Standing::Ineligible => {}
-                Standing::Undecided { since } => {
-                    let until = since + SignedDuration::from_secs(UNDECIDED_SECONDS);
-                    if now < until {
-                        return wait(&other.name, Some(until));
-                    }
-                }
+                Standing::Undecided if patience.is_zero() => {}
+                Standing::Undecided => return wait(&other.name, Some(patience)),
             }
         }
         None
@@ -236,7 +245,8 @@ impl Claims {
 
 /// The floats of `me` on which a newer request has begun.
 fn overtaken<'a>(me: &Contender, others: impl Iterator<Item = &'a Contender>) -> Option<Verdict> {
-    for other in others.filter(|other| other.order > me.order && other.started) {
+    let begun = |other: &&Contender| other.started && other.standing != Standing::Unreadable;
+    for other in others.filter(|other| other.order > me.order).filter(begun) {
         let floats = me.shared(other, |_| true);
         if !floats.is_empty() {
             return Some(Verdict::Superseded {
@@ -285,21 +295,53 @@ impl Contender {
         }
     }
 
-    /// The floats it owns by its record: begun, not ended, and not given up by a suspension before the commit.
+    /// A request that this version cannot read, as one that is committed on its floats: whoever comes later waits for it, and where it
+    /// may have `started` everybody does.
+    #[must_use]
+    pub fn unreadable(uid: &str, name: &str, order: u64, floats: &[Float], started: bool) -> Self {
+        let share = |float: &Float| Share {
+            float: float.clone(),
+            finished: false,
+            committed: true,
+        };
+        Self {
+            uid: uid.into(),
+            name: format!(
+                "{name} (unreadable for this version: upgrade the controller, or delete that request)"
+            ),
+            order,
+            shares: floats.iter().map(share).collect(),
+            together: true,
+            started,
+            suspended: false,
+            standing: Standing::Unreadable,
+        }
+    }
+
+    /// Whether it has work left on a float: its image has not ended, and is not given up by a suspension before the commit.
+    #[must_use]
+    pub fn wants(&self, float: &Float) -> bool {
+        self.wanted().any(|wanted| wanted == float)
+    }
+
+    /// The floats it owns by its record: what it wants, once it has begun.
     #[must_use]
     pub fn owned(&self) -> Vec<Float> {
-        let owned = |share: &&Share| !share.finished && (share.committed || !self.suspended);
-        let shares = self
-            .shares
-            .iter()
-            .filter(|share| self.started && owned(share));
-        shares.map(|share| share.float.clone()).collect()
+        let wanted = self.wanted().filter(|_| self.started);
+        wanted.cloned().collect()
+    }
+
+    fn wanted(&self) -> impl Iterator<Item = &Float> {
+        let open = |share: &&Share| !share.finished && (share.committed || !self.suspended);
+        self.shares.iter().filter(open).map(|share| &share.float)
     }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic)]
+    use jiff::Timestamp;
+
     use super::*;
     use crate::machine::{ImageSpec, OnFailure, Phase, Reason, Referrers, Spec, Status};
 
@@ -331,7 +373,7 @@ mod tests {
     }
 
     fn judge(claims: &Claims, me: &Contender, others: &[Contender]) -> Verdict {
-        claims.judge(me, others.iter(), now())
+        claims.judge(me, others.iter(), PATIENCE)
     }
 
     fn waits_for(verdict: &Verdict) -> Option<&str> {
@@ -438,22 +480,44 @@ mod tests {
     fn an_undecided_older_request_is_waited_for_sixty_seconds_and_then_superseded() {
         let mut older = contender(1, &["a"]);
         let me = contender(2, &["a"]);
-        for (seconds, waits) in [(0, true), (59, true), (60, false), (3600, false)] {
-            let since = now() - SignedDuration::from_secs(seconds);
-            older.standing = Standing::Undecided { since };
-            let verdict = judge(&Claims::default(), &me, &[older.clone()]);
-            if waits {
-                let until = Some(since + SignedDuration::from_secs(60));
-                assert_eq!(
-                    verdict,
-                    Verdict::Wait {
-                        behind: "ci/r1".into(),
-                        until
-                    }
-                );
-            } else {
-                assert_eq!(ended(verdict), [("1".into(), vec![float("a")])]);
-            }
+        older.standing = Standing::Undecided;
+        for left in [PATIENCE, Duration::from_secs(1)] {
+            let verdict = Claims::default().judge(&me, [&older].into_iter(), left);
+            let wait = Verdict::Wait {
+                behind: "ci/r1".into(),
+                after: Some(left),
+            };
+            assert_eq!(verdict, wait);
+        }
+        let verdict = Claims::default().judge(&me, [&older].into_iter(), Duration::ZERO);
+        assert_eq!(ended(verdict), [("1".into(), vec![float("a")])]);
+    }
+
+    #[test]
+    fn an_unreadable_request_is_waited_for_by_newer_ones_and_by_all_where_it_may_have_begun() {
+        for started in [false, true] {
+            let odd = Contender::unreadable("2", "ci/r2", 2, &[float("a")], started);
+            let verdict = Claims::default().judge(
+                &contender(3, &["a", "b"]),
+                [&odd].into_iter(),
+                Duration::ZERO,
+            );
+            let behind = waits_for(&verdict).unwrap();
+            assert!(
+                behind.contains("ci/r2") && behind.contains("upgrade the controller"),
+                "{behind}"
+            );
+            assert!(matches!(verdict, Verdict::Wait { after: None, .. }));
+            // It ends nobody: an older one waits, if it has to, and is not superseded.
+            let older = judge(
+                &Claims::default(),
+                &contender(1, &["a"]),
+                std::slice::from_ref(&odd),
+            );
+            assert_eq!(waits_for(&older).is_some(), started, "{older:?}");
+            assert_eq!(started, matches!(older, Verdict::Wait { .. }));
+            let elsewhere = judge(&Claims::default(), &contender(3, &["b"]), &[odd]);
+            assert_eq!(elsewhere, Verdict::Claim(vec![]));
         }
     }
 
@@ -467,12 +531,7 @@ mod tests {
 
     #[test]
     fn a_committed_older_request_is_waited_for_even_where_it_is_ineligible() {
-        for standing in [
-            Standing::Ineligible,
-            Standing::Undecided {
-                since: Timestamp::UNIX_EPOCH,
-            },
-        ] {
+        for standing in [Standing::Ineligible, Standing::Undecided] {
             let mut older = contender(1, &["a", "b"]);
             (older.standing, older.started) = (standing, true);
             older
@@ -559,11 +618,10 @@ mod tests {
     #[test]
     fn groups_over_the_same_floats_in_any_order_do_not_wait_for_each_other() {
         let (mut one, mut two) = (contender(1, &["a", "b"]), contender(2, &["b", "a"]));
-        one.standing = Standing::Undecided {
-            since: Timestamp::UNIX_EPOCH,
-        };
+        one.standing = Standing::Undecided;
         let mut claims = Claims::default();
-        assert_eq!(ended(judge(&claims, &two, &[one.clone()])).len(), 1);
+        let verdict = claims.judge(&two, [&one].into_iter(), Duration::ZERO);
+        assert_eq!(ended(verdict).len(), 1);
         assert!(claims.take("2", &[float("b"), float("a")]));
         two.started = true;
         one.standing = Standing::Eligible;

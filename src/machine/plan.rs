@@ -24,6 +24,9 @@ const SAME_TIME: SignedDuration = SignedDuration::from_secs(1);
 pub struct World {
     /// Now.
     pub now: Timestamp,
+    /// How many seconds the clock has gone ahead of the time that passed since the deadline was first seen: it was set, or nobody led
+    /// meanwhile. Deadlines are later by so much.
+    pub stepped: i64,
     /// The resourceVersion of the object: its order, if none is recorded yet.
     pub resource_version: u64,
     /// Whether the request has its floats to itself.
@@ -49,6 +52,8 @@ pub struct Scene {
     pub newest_stamp: Option<Stamp>,
     /// The controller's operator has stopped work on a registry of the image; this says so.
     pub paused: Option<String>,
+    /// This process has launched nothing of the image: what its record counts as launched was launched by an earlier one.
+    pub taken_over: bool,
 }
 
 /// What a running step waits for.
@@ -99,6 +104,23 @@ pub struct Launch {
     pub step: Step,
     /// It may have run before: what it would write is looked at first.
     pub again: bool,
+}
+
+impl World {
+    /// When the deadline of a request is, by this clock.
+    pub(super) fn due(&self, request: &Request) -> Option<Timestamp> {
+        let deadline = request.status.deadline?;
+        Some(after(deadline, self.stepped))
+    }
+
+    /// Whether the last launch of an image was cut off by the end of the process that launched it: then its next one is the same
+    /// attempt. That end may have come by anything, most often by another image; the deadline bounds how often.
+    pub(super) fn was_cut_off(&self, index: usize, image: &Image) -> bool {
+        let taken_over = self.scenes.get(index).is_some_and(|scene| scene.taken_over);
+        // What failed says when it is tried again.
+        let open = image.next_attempt.is_none();
+        taken_over && open && image.attempts > 0
+    }
 }
 
 /// Records what is due and says what may run.
@@ -207,10 +229,7 @@ fn show_waiting(request: &mut Request, world: &World) {
 /// Cancel, refusal, a newer request and the deadline end what is not committed; the deadline's grace ends the rest.
 fn end_by_cause(request: &mut Request, world: &World, plan: &mut Plan) {
     let all: Vec<usize> = (0..request.status.images.len()).collect();
-    let late = request
-        .status
-        .deadline
-        .filter(|&deadline| deadline <= world.now);
+    let late = world.due(request).filter(|&due| due <= world.now);
     let overrun = late.is_some_and(|d| after(d, GRACE_SECONDS) <= world.now);
     if overrun {
         end_late(request, world, plan, &all);
@@ -370,7 +389,8 @@ fn hold_group(request: &mut Request, world: &World, plan: &mut Plan) {
 fn end_exhausted(request: &mut Request, world: &World) {
     let limit = request.spec.attempts;
     for (index, image) in request.status.images.iter_mut().enumerate() {
-        if image.phase.is_finished() || running(world, index).is_some() || image.attempts < limit {
+        let used = image.attempts - u32::from(world.was_cut_off(index, image));
+        if image.phase.is_finished() || running(world, index).is_some() || used < limit {
             continue;
         }
         let last = image.reason.filter(|r| r.kind() == Kind::Retried);
@@ -403,10 +423,7 @@ fn forget_pins(request: &mut Request) {
 /// The floats may move: all images of a group are backed up, or this one is. While work is stopped nothing is committed: it can
 /// still be cancelled.
 fn commit(request: &mut Request, world: &World) {
-    let late = request
-        .status
-        .deadline
-        .is_none_or(|deadline| deadline <= world.now);
+    let late = world.due(request).is_none_or(|due| due <= world.now);
     if request.spec.cancel || request.spec.suspend || late || world.admission != Admission::Holds {
         return;
     }
@@ -433,7 +450,7 @@ fn commit(request: &mut Request, world: &World) {
 /// Launches the next step of every image that nothing keeps back, and counts it.
 fn launch(request: &mut Request, world: &World, plan: &mut Plan) {
     if world.admission != Admission::Holds {
-        plan.wake = earliest(plan.wake, next_end(request, world.now));
+        plan.wake = earliest(plan.wake, next_end(request, world));
         return;
     }
     let failed = request.failed_float().is_some();
@@ -480,12 +497,12 @@ fn launch(request: &mut Request, world: &World, plan: &mut Plan) {
                 step,
                 again: image.attempts > 0,
             });
-            image.attempts += 1;
+            image.attempts += u32::from(!world.was_cut_off(index, image));
             // Why it is launched again stays: until there is an outcome it is the last that is known.
             image.next_attempt = None;
         }
     }
-    plan.wake = earliest(plan.wake, next_end(request, world.now));
+    plan.wake = earliest(plan.wake, next_end(request, world));
 }
 
 /// What the next step depends on, beside the phase.
@@ -523,8 +540,8 @@ pub(super) fn next_step(phase: Phase, standing: Standing) -> Option<Step> {
 
 /// When the deadline, or its grace, ends something that is unfinished. What is past needs no waking: its images have ended, or
 /// end when the step that runs on them does.
-fn next_end(request: &Request, now: Timestamp) -> Option<Timestamp> {
-    let deadline = request.status.deadline?;
+fn next_end(request: &Request, world: &World) -> Option<Timestamp> {
+    let deadline = world.due(request)?;
     let grace = after(deadline, GRACE_SECONDS);
     let images = request.status.images.iter().enumerate();
     let ends = images
@@ -535,7 +552,7 @@ fn next_end(request: &Request, now: Timestamp) -> Option<Timestamp> {
                 Some(grace),
             ]
         });
-    ends.flatten().filter(|&end| end > now).min()
+    ends.flatten().filter(|&end| end > world.now).min()
 }
 
 /// The reason why nothing goes on, if nothing does.

@@ -133,6 +133,8 @@ reasons! {
     Expiring: Warning,
     /// `spec.cancel` came after the request was committed.
     CancelIgnored: Warning,
+    /// The request has something of a newer version, and is left alone.
+    Unreadable: Warning,
 }
 
 impl Reason {

@@ -203,6 +203,15 @@ impl Request {
         }
     }
 
+    /// Whether image `index` is committed and its phases bear that out: it, and in a group every open image, is backed up or further.
+    #[must_use]
+    pub fn is_committed_in_fact(&self, index: usize) -> bool {
+        let together = self.spec.latch == Latch::Together;
+        let images = self.status.images.iter().enumerate();
+        let mut meant = images.filter(|(other, _)| together || *other == index);
+        self.is_committed(index) && meant.all(|(_, image)| image.phase >= Phase::BackedUp)
+    }
+
     /// Whether any float may still move: that image runs to its end.
     #[must_use]
     pub fn has_open_commit(&self) -> bool {

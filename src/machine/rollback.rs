@@ -46,8 +46,9 @@ pub(super) fn plan(request: &mut Request, world: &World, plan: &mut Plan) {
     plan.cancel_ignored = request.spec.cancel;
     // The time is its own: what the deadline was for has ended.
     let deadline = after(world.now, GRACE_SECONDS);
-    let deadline = *request.status.deadline.get_or_insert(deadline);
-    let late = deadline <= world.now;
+    request.status.deadline.get_or_insert(deadline);
+    let due = world.due(request).unwrap_or(deadline);
+    let late = due <= world.now;
     for index in 0..request.status.images.len() {
         let scene = world.scenes.get(index).cloned().unwrap_or_default();
         let image = &mut request.status.images[index];
@@ -78,12 +79,12 @@ pub(super) fn plan(request: &mut Request, world: &World, plan: &mut Plan) {
                 step: Step::RollBack,
                 again: image.attempts > 0,
             });
-            image.attempts += 1;
+            image.attempts += u32::from(!world.was_cut_off(index, image));
             image.next_attempt = None;
         }
     }
     if request.is_rolling_back() {
-        plan.wake = earliest(plan.wake, Some(deadline).filter(|&t| t > world.now));
+        plan.wake = earliest(plan.wake, Some(due).filter(|&t| t > world.now));
     }
 }
 

@@ -102,6 +102,7 @@ pub fn request(latch: Latch, phases: &[Phase]) -> Request {
 pub fn world(images: usize) -> World {
     World {
         now: now(),
+        stepped: 0,
         resource_version: 9,
         admission: Admission::Holds,
         launching: true,

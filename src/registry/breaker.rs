@@ -163,6 +163,17 @@ impl Breaker {
         lock(&self.state).open.is_some()
     }
 
+    /// What is waited for, while it rests.
+    pub(super) fn rest(&self) -> Option<Waiting> {
+        let state = lock(&self.state);
+        let open = state.open.as_ref()?;
+        Some(Waiting {
+            reason: open.reason,
+            message: open.message.clone(),
+            until: open.until.into_std(),
+        })
+    }
+
     pub(super) async fn pass(
         self: &Arc<Self>,
         deadline: Option<Instant>,

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::activity::Activity;
+use super::activity::{Activity, Waiting};
 use super::breaker::{Bad, Breaker, Ticket};
 use super::credential::{Credential, CredentialKey};
 use super::error::Error;
@@ -204,6 +204,12 @@ impl Hosts {
             };
             scrape.registry(&host.label, state);
         }
+    }
+
+    /// What requests to the host of this name wait for, while it rests.
+    pub(super) fn rest(&self, name: &str) -> Option<Waiting> {
+        let host = lock(&self.known).get(&(name.to_owned(), None)).cloned()?;
+        host.all.rest()
     }
 
     /// The state of the host of this name, made where there is none; as the registry `led_by` leads there, if it is not its own.

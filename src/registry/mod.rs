@@ -284,6 +284,13 @@ impl Registry {
         &self.transport().settings.metrics
     }
 
+    /// What requests to a repository's registry wait for now, while that is unwell.
+    #[must_use]
+    pub fn rest(&self, repository: &Repository) -> Option<Waiting> {
+        let endpoint = self.endpoint(repository).ok()?;
+        self.transport().rest(&endpoint.base)
+    }
+
     /// How many requests may be in flight to one registry.
     #[must_use]
     pub fn concurrency(&self) -> usize {

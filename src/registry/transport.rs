@@ -200,6 +200,11 @@ impl Transport {
         self.hosts.stream_places(from, to).await
     }
 
+    /// What requests to the host that `url` is at wait for, while it rests.
+    pub(super) fn rest(&self, url: &Url) -> Option<Waiting> {
+        self.hosts.rest(&address(url))
+    }
+
     /// Sends with the rights of `ask.access`.
     pub(super) async fn send(&self, ask: &mut Ask<'_>) -> Result<Reply, Failure> {
         self.send_through(ask, || true).await

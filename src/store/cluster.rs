@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::call::{call, causes};
 use super::kept::Kept;
 use super::own::OwnFiles;
-use super::{Access, AccessError, Event, Key, Store, StoreError};
+use super::{Access, AccessError, Event, Key, Store, StoreError, Stored};
 use crate::api::{self, PromotionRequest};
 use crate::metrics::{Call, Metrics};
 use crate::registry::{Flights, Keyring};
@@ -72,7 +72,7 @@ impl Cluster {
         }
     }
 
-    fn api(&self, key: &Key) -> Api<Kept> {
+    fn api(&self, key: &Key) -> Api<Stored> {
         Api::namespaced(self.client.clone(), &key.namespace)
     }
 
@@ -182,7 +182,8 @@ impl Store for Cluster {
             message,
         };
         match loaded.map_err(|_| failed("timed out".into()))? {
-            Ok(object) => object.into_request().map(Some).map_err(failed),
+            Ok(Stored::Read(object)) => Ok(Some(*object)),
+            Ok(Stored::Unreadable(object)) => Err(StoreError::Unreadable(key.clone(), object)),
             Err(kube::Error::Api(status)) if is_gone(&status, key) => Ok(None),
             Err(error) => Err(failed(causes(&error))),
         }

@@ -219,22 +219,24 @@ impl Inner {
         for (index, mut object) in objects.into_iter().enumerate() {
             let key = Key::of(&object);
             let same = |e: &Option<Entry>| e.as_ref().is_some_and(|e| e.key() == key);
-            if let Some(at) = entries.iter().position(same) {
-                // What stood before it and is no document any more came before it.
-                for earlier in &mut entries[..at] {
-                    if let Some(other) = earlier.take_if(|e| !named.contains(&e.key())) {
-                        self.slots.push(Slot::Other(Box::new(other)));
-                    }
+            let known = entries.iter().position(same);
+            let is_named = |e: &Option<Entry>| e.as_ref().is_some_and(|e| named.contains(&e.key()));
+            let next = || entries.iter().position(is_named).unwrap_or(entries.len());
+            // What stood before it and is no document any more came before it; of a new one, what stood before all that are left.
+            let before = known.unwrap_or_else(next);
+            for earlier in &mut entries[..before] {
+                if let Some(other) = earlier.take_if(|e| !named.contains(&e.key())) {
+                    self.slots.push(Slot::Other(Box::new(other)));
                 }
-                if let Some(entry) = entries[at].take() {
-                    if entry.spec_hash != spec_hash(&object) {
-                        return Err(format!(
-                            "holds the state of another request of the name {key} (its spec differs)"
-                        ));
-                    }
-                    object.status = Some(entry.status);
-                    matched = true;
+            }
+            if let Some(entry) = known.and_then(|at| entries[at].take()) {
+                if entry.spec_hash != spec_hash(&object) {
+                    return Err(format!(
+                        "holds the state of another request of the name {key} (its spec differs)"
+                    ));
                 }
+                object.status = Some(entry.status);
+                matched = true;
             }
             self.version += 1;
             object.metadata.uid = Some(key.to_string());

@@ -8,13 +8,17 @@ pub mod cluster;
 pub mod file;
 pub mod kept;
 pub mod own;
+mod stored;
 
 use std::fmt;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::api::PromotionRequest;
 use crate::image::Repository;
 use crate::machine::Reason;
 use crate::registry::Keyring;
+pub use stored::{Stored, Unreadable};
 
 /// Names an object: its namespace and its name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -29,9 +33,15 @@ impl Key {
     /// The key of an object.
     #[must_use]
     pub fn of(object: &PromotionRequest) -> Self {
+        Self::named(&object.metadata)
+    }
+
+    /// The key of the object with this metadata.
+    #[must_use]
+    pub fn named(metadata: &ObjectMeta) -> Self {
         Self {
-            namespace: object.metadata.namespace.clone().unwrap_or_default(),
-            name: object.metadata.name.clone().unwrap_or_default(),
+            namespace: metadata.namespace.clone().unwrap_or_default(),
+            name: metadata.name.clone().unwrap_or_default(),
         }
     }
 }
@@ -84,6 +94,9 @@ pub enum StoreError {
     /// It is gone.
     #[error("{0} is gone")]
     Gone(Key),
+    /// This version cannot read it.
+    #[error("{0}: {why}", why = .1.why)]
+    Unreadable(Key, Box<Unreadable>),
     /// It could not be reached, or refused; try again.
     #[error("cannot {verb} {key}: {message}")]
     Failed {

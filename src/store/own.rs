@@ -2,7 +2,8 @@
 //!
 //! In come a request without `pushSecret` and what the [`files`] say now; out comes what it may act with. Guaranteed: the
 //! controller's credentials answer for no repository but those of images that one rule names whole, source and float; and for
-//! those of a committed image, because it was named when it was committed, and what is committed runs to its end.
+//! the float's of a committed image, because it was named when it was committed, and what is committed runs to its end. That is
+//! believed only of what is backed up: a status can be forged by whoever may write it.
 
 mod files;
 
@@ -46,8 +47,11 @@ impl Own {
             let granted = rules
                 .iter()
                 .any(|rule| rule.grants(&image.source, &image.float));
-            if granted || request.is_committed(index) {
+            if granted {
                 sources.insert(source.clone());
+                floats.insert(float.clone());
+            } else if request.is_committed_in_fact(index) {
+                // Nothing more is read from its source.
                 floats.insert(float.clone());
             } else if self.has(float) || (pull.is_none() && self.has(source)) {
                 let rule = missing_rule(namespace, &image.source, &image.float);
@@ -196,8 +200,15 @@ mod tests {
     fn what_is_committed_keeps_what_it_was_granted_and_what_has_ended_needs_nothing() {
         let mut held = request(&[NAMED, UNNAMED]);
         held.status.images[1].committed = true;
+        // Said of an image that is not even backed up, it is not believed.
+        for phase in [Phase::Pending, Phase::Incoming] {
+            held.status.images[1].phase = phase;
+            let message = refused(own().access("ci", &held, None));
+            assert!(message.contains("spec.images[1]"), "{message}");
+        }
+        held.status.images[1].phase = Phase::BackedUp;
         let access = own().access("ci", &held, None).unwrap();
-        assert_eq!(acts_as(&access, "quay.io/other/a"), (true, false));
+        assert_eq!(acts_as(&access, "quay.io/other/a"), (false, false));
         // Of the two, the one that is not committed is refused.
         let message = refused(own().access("other", &held, None));
         assert!(message.contains("spec.images[0]"), "{message}");
@@ -208,6 +219,19 @@ mod tests {
         let access = own().access("other", &held, None).unwrap();
         assert_eq!(acts_as(&access, "quay.io/ci"), (false, true));
         assert_eq!(acts_as(&access, "quay.io/src/a"), (false, false));
+    }
+
+    #[test]
+    fn a_group_is_believed_to_be_committed_where_every_open_image_is_backed_up() {
+        let mut group = request(&[UNNAMED, UNNAMED]);
+        group.spec.latch = Latch::Together;
+        group.status.committed = true;
+        group.status.images[0].phase = Phase::Latched;
+        refused(own().access("ci", &group, None));
+        group.status.images[1].phase = Phase::BackedUp;
+        let access = own().access("ci", &group, None).unwrap();
+        assert_eq!(acts_as(&access, "quay.io/ci"), (false, true));
+        assert_eq!(acts_as(&access, "quay.io/other/a"), (false, false));
     }
 
     #[test]

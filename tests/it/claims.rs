@@ -565,4 +565,9 @@ async fn one_deletion(ground: &Ground, tag: &str, in_phase: &str) {
     let wanted = if moved { vec![old, a, b] } else { vec![old, b] };
     assert_eq!(ground.history(tag), wanted, "{in_phase}");
     ground.assert_pinned(&done);
+    let log = ground.stage.log();
+    let told = log.lines().filter(|line| {
+        line.contains(&format!("/{tag} ")) && line.contains("deleted before its end")
+    });
+    assert_eq!(told.count(), 1, "{tag}: {log}");
 }

@@ -234,7 +234,8 @@ impl Ground {
                 })
             })
             .collect();
-        let spec = json!({"images": images, "attempts": 20});
+        // A process that ends under a launch uses no attempt of its own.
+        let spec = json!({"images": images, "attempts": 1});
         self.stage.create("mixed", &spec).await;
     }
 

@@ -340,3 +340,29 @@ async fn a_password_that_was_changed_is_read_anew_when_the_old_one_is_rejected()
     }
     assert!(registry.audit_trail().is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_request_that_waits_for_a_dead_registry_says_so_and_when_it_is_asked_again() {
+    let stage = Stage::new("dead").await;
+    // Nobody listens there.
+    let host = "127.0.0.1:9";
+    let _controller = stage.controller(&[&format!("--plain-http={host}")]);
+    let source = format!("{host}/src@sha256:{}", "0".repeat(64));
+    let names = ["a", "b", "c"];
+    for name in names {
+        let images = spec(&[(&source, &format!("{host}/ci/{name}:f"))]);
+        stage.create(name, &images).await;
+    }
+    for name in names {
+        let told = |status: &promotion_controller::api::PromotionRequestStatus| {
+            let mut conditions = status.conditions.iter();
+            conditions.any(|c| {
+                let message = &c.message;
+                c.reason == "RegistryUnavailable"
+                    && message.contains(host)
+                    && message.contains("asked again")
+            })
+        };
+        stage.until(name, Duration::from_secs(30), told).await;
+    }
+}

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that meets an error has failed")]
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -39,6 +40,10 @@ pub enum OnSave {
     StopAfter(usize),
     /// The first that is picked stops when it is done, and does not come back.
     StopOn(Wanted),
+    /// The first that is picked is done; its answer is held back until [`Watched::go_on`].
+    HoldAnswer(Wanted),
+    /// The first that is picked is done and its answer lost; what is loaded next is held back until [`Watched::go_on`].
+    LoseAnswer(Wanted),
 }
 
 /// A file store whose saves the test decides on.
@@ -48,6 +53,10 @@ pub struct Watched {
     saves: Mutex<usize>,
     told: Mutex<Vec<Event>>,
     stopped: Notify,
+    going_on: Notify,
+    /// The object whose next load is held back.
+    held: Mutex<Option<Key>>,
+    deleted: Mutex<HashSet<Key>>,
 }
 
 impl Watched {
@@ -58,6 +67,9 @@ impl Watched {
             saves: Mutex::new(0),
             told: Mutex::default(),
             stopped: Notify::new(),
+            going_on: Notify::new(),
+            held: Mutex::default(),
+            deleted: Mutex::default(),
         }
     }
 
@@ -79,6 +91,26 @@ impl Watched {
     /// Resolves when a save has stopped.
     pub async fn stopped(&self) {
         self.stopped.notified().await;
+    }
+
+    /// Lets go what is held back.
+    pub fn go_on(&self) {
+        self.going_on.notify_one();
+    }
+
+    /// The object is there no more.
+    pub fn delete(&self, key: &Key) {
+        self.deleted.lock().unwrap().insert(key.clone());
+    }
+
+    fn is_deleted(&self, key: &Key) -> bool {
+        self.deleted.lock().unwrap().contains(key)
+    }
+
+    /// Says that something is held back, and waits until it may go on.
+    async fn hold(&self) {
+        self.stopped.notify_one();
+        self.going_on.notified().await;
     }
 
     /// Whether no save is to be refused any more.
@@ -103,7 +135,13 @@ impl Watched {
 
 impl Store for Watched {
     async fn load(&self, key: &Key) -> Result<Option<PromotionRequest>, StoreError> {
-        self.file.load(key).await
+        let loaded = self.file.load(key).await?;
+        let loaded = loaded.filter(|_| !self.is_deleted(key));
+        let held = self.held.lock().unwrap().take_if(|held| held == key);
+        if held.is_some() {
+            self.hold().await;
+        }
+        Ok(loaded)
     }
 
     async fn save(&self, object: &PromotionRequest) -> Result<PromotionRequest, StoreError> {
@@ -114,16 +152,30 @@ impl Store for Watched {
                 message: "refused by the test".into(),
             });
         }
+        let key = Key::of(object);
+        if self.is_deleted(&key) {
+            return Err(StoreError::Gone(key));
+        }
         let number = {
             let mut saves = self.saves.lock().unwrap();
             *saves += 1;
             *saves
         };
-        let (before, after) = match &*self.on_save.lock().unwrap() {
-            OnSave::StopBefore(n) => (*n == number, false),
-            OnSave::StopAfter(n) => (false, *n == number),
-            OnSave::StopOn(wanted) => (false, wanted(object)),
-            OnSave::Nothing | OnSave::Refuse(_) => (false, false),
+        let (mut hold, mut lose) = (false, false);
+        let (before, after) = {
+            let mut on_save = self.on_save.lock().unwrap();
+            match &*on_save {
+                OnSave::StopBefore(n) => (*n == number, false),
+                OnSave::StopAfter(n) => (false, *n == number),
+                OnSave::StopOn(wanted) => (false, wanted(object)),
+                OnSave::HoldAnswer(wanted) | OnSave::LoseAnswer(wanted) if wanted(object) => {
+                    hold = matches!(&*on_save, OnSave::HoldAnswer(_));
+                    lose = !hold;
+                    *on_save = OnSave::Nothing;
+                    (false, false)
+                }
+                _ => (false, false),
+            }
         };
         if before {
             self.stop().await;
@@ -131,6 +183,17 @@ impl Store for Watched {
         let saved = self.file.save(object).await;
         if after {
             self.stop().await;
+        }
+        if hold {
+            self.hold().await;
+        }
+        if lose {
+            *self.held.lock().unwrap() = Some(key.clone());
+            return Err(StoreError::Failed {
+                verb: "save",
+                key,
+                message: "its answer was lost".into(),
+            });
         }
         saved
     }

@@ -16,6 +16,7 @@ mod crd;
 mod dialect;
 mod election;
 mod eligibility;
+mod entitled;
 mod fair;
 mod hostile;
 mod house;

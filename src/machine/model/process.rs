@@ -1,11 +1,12 @@
 //! A process: the corridor of `engine::reconcile` with the real `plan`, `advance` and claims, and the steps that it runs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use jiff::Timestamp;
 
 use crate::image::{Digest, Float, Stamp, Tag};
-use crate::machine::claims::{Claims, Contender, Standing, Uid, Verdict};
+use crate::machine::claims::{self, Claims, Contender, Standing, Uid, Verdict};
 use crate::machine::runs::steps::{Answer, Ask, Halt, Running, Seen, faulted};
 use crate::machine::seats::{Room, Seats};
 use crate::machine::{
@@ -31,6 +32,8 @@ pub struct Process {
     pub seats: Seats,
     /// The steps that run, and those that ended and are not recorded yet.
     pub running: BTreeMap<Who, Shared<Op>>,
+    /// Those of which it has launched anything.
+    launched: BTreeSet<Who>,
     /// The unfinished requests it has heard of, and since when or whether they may begin.
     pub known: Vec<Option<Known>>,
     /// Those that have ended or are gone.
@@ -51,8 +54,9 @@ pub struct Process {
 /// Whether a request may begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Known {
-    Undecided(i64),
-    Eligible,
+    Undecided,
+    /// Until then it waits for older ones of which it is not known.
+    Eligible(i64),
     Ineligible,
 }
 
@@ -74,6 +78,8 @@ pub struct Op {
 /// Why a request waits that has no seat.
 const SEATLESS: &str = "no seat";
 
+const PATIENCE: i64 = claims::PATIENCE.as_secs().cast_signed();
+
 fn time(second: i64) -> Timestamp {
     Timestamp::from_second(second).expect("a time")
 }
@@ -82,17 +88,17 @@ fn time(second: i64) -> Timestamp {
 
 impl Process {
     /// A process that has listed all requests.
-    pub fn new(now: i64, requests: usize, seats: usize) -> Self {
+    pub fn new(requests: usize, seats: usize) -> Self {
         Self {
             seats: Seats::new(seats),
-            known: vec![Some(Known::Undecided(now)); requests],
+            known: vec![Some(Known::Undecided); requests],
             ..Self::default()
         }
     }
 
     /// Hears of a request.
-    pub fn notice(&mut self, index: usize, now: i64) {
-        self.known[index] = Some(Known::Undecided(now));
+    pub fn notice(&mut self, index: usize) {
+        self.known[index] = Some(Known::Undecided);
     }
 
     /// Lets go of what is of no use any more.
@@ -102,6 +108,13 @@ impl Process {
             .retain(|(_, tag), (_, at)| *at + lateness(tag) > now);
         let past = Stamp::at(time(now));
         self.stamps.retain(|_, stamp| *stamp >= past);
+        for known in self.known.iter_mut().flatten() {
+            if let Known::Eligible(until) = known
+                && *until <= now
+            {
+                *until = 0;
+            }
+        }
         if self.quiet_until <= now {
             self.quiet_until = 0;
         }
@@ -149,6 +162,7 @@ impl Process {
         self.known[index] = None;
         self.left.insert(index);
         self.running.retain(|who, _| who.0 != index);
+        self.launched.retain(|who| who.0 != index);
     }
 }
 
@@ -293,7 +307,12 @@ impl World {
         if request.spec.suspend {
             return waits(Reason::Queued, "another request holds a float");
         }
-        process.known[index] = Some(Known::Eligible);
+        let until = match process.known[index] {
+            Some(Known::Eligible(until)) => until,
+            _ => self.now + PATIENCE,
+        };
+        process.known[index] = Some(Known::Eligible(until));
+        let patience = Duration::from_secs(u64::try_from(until - self.now).unwrap_or_default());
         let contenders = (0..self.objects.len()).filter_map(|i| self.contender(process, i));
         let contenders: Vec<Contender> = contenders.collect();
         let me = self.contender(process, index).expect("it is known");
@@ -301,7 +320,7 @@ impl World {
         for (number, owner) in &process.owners {
             claims.take(&owner.to_string(), &[self.setup.floats[*number].clone()]);
         }
-        match claims.judge(&me, contenders.iter(), time(self.now)) {
+        match claims.judge(&me, contenders.iter(), patience) {
             Verdict::Wait { behind, .. } => waits(Reason::Queued, &behind),
             Verdict::Superseded { by, floats } => {
                 Some(Admission::Superseded(losing(request, &floats), by))
@@ -378,10 +397,12 @@ impl World {
                     .filter(|_| !unsettled),
                 newest_stamp: process.stamps.get(&number).copied(),
                 paused: None,
+                taken_over: !process.launched.contains(&(index, image)),
             }
         });
         let world = crate::machine::World {
             now: time(self.now),
+            stepped: 0,
             resource_version: index as u64 + 1,
             admission,
             launching: true,
@@ -439,6 +460,7 @@ impl World {
             let object = Shared::new(request.clone());
             process.stale.entry(index).or_insert(object);
         }
+        process.launched.insert(who);
         let run = Running {
             launch,
             image: request.status.images[launch.image].clone(),
@@ -516,8 +538,8 @@ impl World {
     /// What is known of an unfinished request.
     fn contender(&self, process: &Process, index: usize) -> Option<Contender> {
         let standing = match process.known[index]? {
-            Known::Undecided(since) => Standing::Undecided { since: time(since) },
-            Known::Eligible => Standing::Eligible,
+            Known::Undecided => Standing::Undecided,
+            Known::Eligible(_) => Standing::Eligible,
             Known::Ineligible => Standing::Ineligible,
         };
         let request = &self.objects[index].request;

@@ -155,7 +155,7 @@ impl World {
         });
         let objects: Vec<Object> = objects.collect();
         let now = 1_770_000_000;
-        let mut leader = Process::new(now, objects.len(), setup.scenario.seats);
+        let mut leader = Process::new(objects.len(), setup.scenario.seats);
         if setup.mutation == Some(Mutation::HeardOutOfOrder) {
             leader.known[0] = None;
         }
@@ -262,7 +262,7 @@ impl World {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Notice(index) => self.leader.notice(index, self.now),
+            Action::Notice(index) => self.leader.notice(index),
             Action::Reconcile(index) => self.lead(|world, leader| world.reconcile(leader, index)),
             Action::Serve(who) => self.lead(|world, leader| world.serve(leader, who)),
             Action::Land => {
@@ -458,7 +458,7 @@ impl World {
     fn begin(&mut self, last_sent: Option<i64>) {
         let count = self.objects.len();
         let seats = self.setup.scenario.seats;
-        let mut leader = Process::new(self.now, count, seats);
+        let mut leader = Process::new(count, seats);
         if let Some(sent) = last_sent.filter(|_| !self.lacks(Mutation::NoQuietStart)) {
             leader.quiet_until = sent + SETTLE;
             leader.others_until = sent + LATE;

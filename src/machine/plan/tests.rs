@@ -357,6 +357,51 @@ fn a_committed_request_has_600_seconds_more() {
 }
 
 #[test]
+fn processes_that_end_under_a_launch_use_one_attempt_however_many_and_failures_count() {
+    let mut one = committed(&[BackedUp]);
+    one.spec.attempts = 1;
+    let mut taken_over = world(1);
+    taken_over.scenes[0].taken_over = true;
+    let launch = |request: &mut Request, world: &World| {
+        let plan = plan(request, world);
+        let again: Vec<_> = plan.launches.iter().map(|launch| launch.again).collect();
+        (again, request.status.images[0].attempts)
+    };
+    assert_eq!(launch(&mut one, &taken_over), (vec![false], 1));
+    for _ in 0..20 {
+        assert_eq!(launch(&mut one, &taken_over), (vec![true], 1));
+    }
+    // As it was, or while its step waited inside.
+    one.status.images[0].reason = Some(Reason::RegistryUnavailable);
+    assert_eq!(launch(&mut one, &taken_over), (vec![true], 1));
+    // One that failed, and one that this process launched, are used up.
+    let mut failed = one.clone();
+    failed.status.images[0].reason = Some(Reason::RegistryError);
+    for (mut request, world) in [(failed, taken_over), (one, world(1))] {
+        assert_eq!(launch(&mut request, &world), (vec![], 1));
+        assert_eq!(ends(&request), [(Failed, Some(Reason::RegistryError))]);
+    }
+}
+
+#[test]
+fn a_clock_that_is_set_ahead_ends_nothing_and_wakes_when_the_time_has_passed() {
+    let hour = 3600;
+    for (mut group, end) in [
+        (committed(&[BackedUp]), 7800),
+        (request(Latch::Together, &[Pending]), 7200),
+    ] {
+        let mut ahead = world(1);
+        ahead.stepped = hour;
+        ahead.now = at(end + hour - 1);
+        let going = plan(&mut group, &ahead);
+        assert_eq!((steps(&going).len(), going.wake), (1, Some(at(end + hour))));
+        ahead.now = at(end + hour);
+        plan(&mut group, &ahead);
+        assert_eq!(ends(&group), [(Failed, Some(Reason::DeadlineExceeded))]);
+    }
+}
+
+#[test]
 fn a_committed_request_that_has_to_wait_past_its_deadline_is_woken_for_its_grace() {
     let mut group = committed(&[BackedUp]);
     let mut world = world(1);

@@ -5,14 +5,15 @@
 //! of one step, or a mishap. Everything is plain data that can be cloned, so a search can enumerate what random runs only
 //! sample. The promises are asserted where they could break: at every tag write, at every save, and after every event.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::time::Duration;
 
 use jiff::Timestamp;
 
 use super::registry::Registry;
 use super::steps::{Answer, Ask, Halt, Running, Seen, faulted};
 use crate::image::{Digest, Float, Stamp, Tag};
-use crate::machine::claims::{Claims, Contender, Standing, Verdict};
+use crate::machine::claims::{self, Claims, Contender, Standing, Verdict};
 use crate::machine::{
     Admission, Class, Context, Effect, ImageSpec, Latch, Mode, OnFailure, Outcome, Phase, Plan,
     Reason, Referrers, Request, Scene, Spec, Status, advance, plan,
@@ -127,7 +128,10 @@ struct Process {
     since: i64,
     claims: Claims,
     running: BTreeMap<Who, Running>,
+    launched: HashSet<Who>,
     standing: Vec<Standing>,
+    /// Since when each is known to be eligible.
+    eligible: Vec<Option<i64>>,
     /// Its tag writes without an answer, and when they were sent.
     open: BTreeMap<(Float, Tag), (Digest, i64)>,
     /// Floats for which nothing of the process before is on the wire.
@@ -181,7 +185,7 @@ impl World {
             .map(|(index, wish)| wish.request(index))
             .collect();
         let count = requests.len();
-        let mut world = Self {
+        Self {
             now,
             registry,
             requests,
@@ -201,9 +205,7 @@ impl World {
             displaced: BTreeSet::new(),
             pruned: BTreeMap::new(),
             latched_by: BTreeMap::new(),
-        };
-        world.process.standing = vec![Standing::Undecided { since: time(now) }; count];
-        world
+        }
     }
 
     /// Takes the world one step on. Indices beyond what there is wrap around.
@@ -319,6 +321,7 @@ impl World {
             running.expect("only what runs is dropped").dropped = true;
         }
         for launch in plan.launches {
+            self.process.launched.insert((index, launch.image));
             let image = request.status.images[launch.image].clone();
             let running = Running {
                 launch,
@@ -361,9 +364,11 @@ impl World {
                 late_until: self.until(&spec.float, lateness),
                 newest_stamp: None,
                 paused: self.paused.get(&spec.float).map(ToString::to_string),
+                taken_over: !self.process.launched.contains(&(index, image)),
             });
         let world = crate::machine::World {
             now: time(self.now),
+            stepped: 0,
             resource_version: index as u64 + 1,
             admission,
             launching: true,
@@ -407,17 +412,16 @@ impl World {
             return Admission::Waits(Reason::Queued, "asking whether it may push".into());
         }
         self.process.standing[index] = Standing::Eligible;
+        let eligible = *self.process.eligible[index].get_or_insert(self.now);
+        let waited = Duration::from_secs(u64::try_from(self.now - eligible).expect("time passes"));
+        let patience = claims::PATIENCE.saturating_sub(waited);
         let contenders: Vec<Contender> = (0..self.requests.len())
             .filter_map(|other| self.contender(other))
             .collect();
         let me = self.contender(index).expect("it is unfinished");
-        match self
-            .process
-            .claims
-            .judge(&me, contenders.iter(), time(self.now))
-        {
-            Verdict::Wait { behind, until } => {
-                assert!(until.is_none_or(|until| until > time(self.now)));
+        match self.process.claims.judge(&me, contenders.iter(), patience) {
+            Verdict::Wait { behind, after } => {
+                assert!(after.is_none_or(|after| !after.is_zero()));
                 Admission::Waits(Reason::Queued, behind)
             }
             Verdict::Superseded { by, floats } => Admission::Superseded(lost(request, &floats), by),
@@ -618,14 +622,7 @@ impl World {
     }
 
     fn crash(&mut self) {
-        let mut process = Process::new(self.now, self.requests.len());
-        process.standing = vec![
-            Standing::Undecided {
-                since: time(self.now)
-            };
-            self.requests.len()
-        ];
-        self.process = process;
+        self.process = Process::new(self.now, self.requests.len());
         for index in 0..self.requests.len() {
             let owned = self.contender(index).map(|c| c.owned()).unwrap_or_default();
             let taken = self.process.claims.take(&index.to_string(), &owned);
@@ -903,7 +900,9 @@ impl Process {
             since,
             claims: Claims::default(),
             running: BTreeMap::new(),
-            standing: Vec::new(),
+            standing: vec![Standing::Undecided; requests],
+            eligible: vec![None; requests],
+            launched: HashSet::new(),
             open: BTreeMap::new(),
             spared: BTreeSet::new(),
             stamps: BTreeMap::new(),

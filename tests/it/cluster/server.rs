@@ -295,7 +295,7 @@ async fn what_cannot_be_read_is_left_alone_keeps_its_floats_and_hinders_nobody_e
     let told = |name: &str| {
         let log = ground.stage.log();
         log.lines().any(|line| {
-            line.contains(&format!("/{name}")) && line.contains("cannot be read and is left alone")
+            line.contains(&format!("/{name}")) && line.contains("the request is left alone")
         })
     };
     until("the complaint", PATIENCE, || told("unreadable")).await;

@@ -15,7 +15,7 @@ use crate::cluster::ground::{Ground, PATIENCE, alone};
 use crate::stage::{Controller, LOOK, Stage, condition, phase, spec};
 use crate::testbed::Signal;
 
-/// The definition of a next version: a field more wherever status has fields, and one in the spec that has a default.
+/// The definition of a next version: a field more wherever status has fields.
 fn next_crd() -> String {
     let mut next = serde_json::to_value(crd()).unwrap();
     let schema = "/spec/versions/0/schema/openAPIV3Schema/properties";
@@ -33,10 +33,16 @@ fn next_crd() -> String {
         let properties = next.pointer_mut(&format!("{part}/properties")).unwrap();
         properties["next"] = note.clone();
     }
-    let spec = next
-        .pointer_mut(&format!("{schema}/spec/properties"))
-        .unwrap();
-    spec["priority"] = json!({"type": "integer", "default": 5});
+    next.to_string()
+}
+
+/// The same, with a field more in the spec and in each of its images.
+fn asking_crd() -> String {
+    let mut next: Value = serde_json::from_str(&next_crd()).unwrap();
+    let spec = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties";
+    for part in [spec.to_owned(), format!("{spec}/images/items/properties")] {
+        next.pointer_mut(&part).unwrap()["replaces"] = json!({"type": "string"});
+    }
     next.to_string()
 }
 
@@ -251,7 +257,6 @@ async fn a_promotion_that_a_next_version_had_in_hand_is_finished_and_keeps_what_
     let objects = [asked.finished().await, crashed.finished().await].concat();
     for (object, noted) in objects.iter().zip(&noted) {
         assert_noted(object, noted);
-        assert_eq!(object["spec"]["priority"], 5);
     }
     let done = ground.stage.finished("apart", PATIENCE).await;
     assert_noted(&untyped(ground).get("apart").await.unwrap().data, &apart);
@@ -380,4 +385,104 @@ async fn a_float_that_an_earlier_version_admitted_is_promoted_to_the_end_and_no_
         let refused = ground.stage.requests().create(&params, &again).await;
         assert!(refused.is_err(), "{tag}");
     }
+    ground.assert_sound();
+}
+
+/// Waits until a request waits for another, saying what is to be done about that one.
+async fn until_behind(ground: &Ground, name: &str, other: &str) {
+    let told = |status: &PromotionRequestStatus| {
+        let mut messages = status
+            .conditions
+            .iter()
+            .map(|c| (c.reason.as_str(), c.message.as_str()));
+        messages.any(|(reason, message)| {
+            let named = message.contains(&format!("/{other} ")) && message.contains("upgrade");
+            reason == "Queued" && named
+        })
+    };
+    ground.stage.until(name, PATIENCE, told).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_a_next_version_understands_keeps_its_floats_over_restarts_until_that_is_back() {
+    let (_turn, plane) = alone().await;
+    let ground = Ground::of(Stage::on(plane, "returning").await).await;
+    plane.apply_crds(&asking_crd()).await.unwrap();
+    // Committed, and then taken on by a next version, in a phase of its own.
+    let old = ground.old("f");
+    let (a, first) = ground.request("a", "f");
+    let gate = ground.registry.gate(latch("f"));
+    ground.stage.create("first", &first).await;
+    let mut controller = ground.controller(&[]);
+    ground.stage.reached(&gate).await;
+    controller.signal(Signal::Kill);
+    gate.cut();
+    let signing = |status: &mut Value| {
+        status["phase"] = json!("Signing");
+        status["images"][0]["phase"] = json!("Signing");
+    };
+    change(&ground, "first", signing).await;
+    let (b, second) = ground.request("b", "f");
+    ground.stage.create("second", &second).await;
+    // Asked for in words of a next version, in an image and in the whole.
+    for (tag, place) in [("g", "/spec/images/0"), ("h", "/spec")] {
+        ground.old(tag);
+        let (_, spec) = ground.request(&format!("ask {tag}").replace(' ', "-"), tag);
+        let mut object = json!({
+            "apiVersion": "ci.openshift.io/v1alpha1", "kind": "PromotionRequest",
+            "metadata": {"name": format!("asks-{tag}")}, "spec": spec,
+        });
+        object.pointer_mut(place).unwrap()["replaces"] = json!("None");
+        let object: DynamicObject = serde_json::from_value(object).unwrap();
+        untyped(&ground)
+            .create(&PostParams::default(), &object)
+            .await
+            .unwrap();
+        let (_, later) = ground.request(&format!("later-{tag}"), tag);
+        ground.stage.create(&format!("later-{tag}"), &later).await;
+    }
+    let mut running: Option<Controller> = None;
+    for run in ["once", "again"] {
+        if let Some(mut former) = running.take() {
+            former.signal(Signal::Kill);
+        }
+        let controller = ground.controller(&[]);
+        until_behind(&ground, "second", "first").await;
+        for tag in ["g", "h"] {
+            until_behind(&ground, &format!("later-{tag}"), &format!("asks-{tag}")).await;
+            let left = untyped(&ground).get(&format!("asks-{tag}")).await.unwrap();
+            assert_eq!(left.data.get("status"), None, "{left:#?}");
+            ground
+                .stage
+                .events_until(&format!("asks-{tag}"), "Unreadable", PATIENCE)
+                .await;
+        }
+        // It hinders nobody else.
+        let (_, other) = ground.request(run, run);
+        ground.stage.create(run, &other).await;
+        assert_eq!(phase(&ground.stage.finished(run, PATIENCE).await), "Posted");
+        assert_eq!(ground.history("f"), std::slice::from_ref(&old));
+        assert!(
+            controller.log().contains("spec.images.0.replaces"),
+            "{}",
+            controller.log()
+        );
+        running = Some(controller);
+    }
+    // The next version is back, and gets on to a phase that both know.
+    let signed = |status: &mut Value| {
+        status["phase"] = json!("BackedUp");
+        status["images"][0]["phase"] = json!("BackedUp");
+    };
+    change(&ground, "first", signed).await;
+    for name in ["first", "second"] {
+        let done = ground.stage.finished(name, PATIENCE).await;
+        assert_eq!(phase(&done), "Posted", "{}", ground.stage.log());
+    }
+    assert_eq!(ground.history("f"), [old, a, b]);
+    ground.stage.delete("asks-g").await;
+    let done = ground.stage.finished("later-g", PATIENCE).await;
+    assert_eq!(phase(&done), "Posted");
+    ground.assert_sound();
+    plane.apply_crds(&crd_yaml()).await.unwrap();
 }

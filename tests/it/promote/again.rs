@@ -199,3 +199,33 @@ async fn a_document_put_behind_an_earlier_one_is_promoted_after_it() {
     let moves: Vec<_> = history.iter().filter_map(|c| c.digest).collect();
     assert_eq!(moves, [one, two]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_committed_and_left_out_while_a_later_document_moved_its_float_stays_behind_it() {
+    let ground = Ground::new().await;
+    let old = ground.seed("ci", "a", "old");
+    let sources = ["0", "1", "2"].map(|n| ground.seed("src/x", n, n));
+    let request = |n: &str, float: &str| {
+        ground.request(&format!("r{n}"), &[(&format!(":{n}"), float)], &json!({}))
+    };
+    let [r0, r1, r2] = [request("0", "z"), request("1", "a"), request("2", "a")];
+    ground.documents(&[r0.clone(), r1.clone()]);
+    let gate = ground.registry.gate(GateSpec::before(put("a")));
+    let running = ground.start(&[]);
+    gate.reached().await;
+    running.kill().await;
+    gate.cut();
+    assert_eq!(ground.state()["requests"][1]["status"]["committed"], true);
+    ground.documents(&[r0.clone(), r2.clone()]);
+    ground.promote(&[]).await.exits(0);
+    ground.documents(&[r0, r1, r2]);
+    let run = ground.promote(&["-o", "json"]).await.exits(1);
+    let items = run.items();
+    assert_eq!(verdict(&items[0]), ("Posted", "Promoted"));
+    assert_eq!(verdict(&items[1]), ("Failed", "Superseded"));
+    assert_eq!(verdict(&items[2]), ("Posted", "Promoted"));
+    let history = ground.registry.history("ci", "a");
+    let moves: Vec<_> = history.iter().filter_map(|c| c.digest).collect();
+    assert_eq!(moves, [old, sources[2]]);
+    ground.assert_never_dangling();
+}
