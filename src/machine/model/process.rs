@@ -255,7 +255,8 @@ impl World {
         let mut harvest = Vec::new();
         for image in 0..request.spec.images.len() {
             let op = process.running.get(&(index, image));
-            let Some(outcome) = op.and_then(|op| op.run.outcome.clone()) else {
+            let ended = op.and_then(|op| Some((op.run.outcome.clone()?, op.run.launch.again)));
+            let Some((outcome, again)) = ended else {
                 continue;
             };
             let number = self.setup.number(&request.spec.images[image].float);
@@ -269,7 +270,7 @@ impl World {
             advance(
                 request,
                 image,
-                self.tampered(outcome, &before, image),
+                self.tampered(outcome, &before, image, again),
                 &context,
             );
             self.tamper_record(&before, request, image);
@@ -785,12 +786,11 @@ impl World {
         }
     }
 
-    fn tampered(&self, outcome: Outcome, request: &Request, image: usize) -> Outcome {
+    fn tampered(&self, outcome: Outcome, request: &Request, image: usize, again: bool) -> Outcome {
         let displaced = request.status.images[image].displaced.last();
         let Some(source) = &request.status.images[image].source else {
             return outcome;
         };
-        let again = request.status.images[image].attempts > 1;
         let new = displaced.is_some_and(|pin| pin.digest != source.digest);
         let moved = self.lacks(Mutation::MovesUncounted)
             || self.lacks(Mutation::LandedIsMoved) && again && new;
@@ -823,6 +823,8 @@ impl World {
         if self.lacks(Mutation::MovesUncounted) {
             new.attempts = 0;
             new.next_attempt = None;
+            // It would be found by its reason before it goes round.
+            new.reason = None;
         }
     }
 

@@ -377,6 +377,7 @@ fn processes_that_end_under_a_launch_use_one_attempt_however_many_and_failures_c
     // One that failed, and one that this process launched, are used up.
     let mut failed = one.clone();
     failed.status.images[0].reason = Some(Reason::RegistryError);
+    failed.status.images[0].next_attempt = Some(at(0));
     for (mut request, world) in [(failed, taken_over), (one, world(1))] {
         assert_eq!(launch(&mut request, &world), (vec![], 1));
         assert_eq!(ends(&request), [(Failed, Some(Reason::RegistryError))]);

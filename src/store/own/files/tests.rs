@@ -196,7 +196,11 @@ async fn at_the_start_a_file_that_cannot_be_used_is_refused_by_its_flag() {
         (
             None,
             Some(&config),
-            &["--registry-config: ", "config.json: ", "not base64"],
+            &[
+                "--registry-config: ",
+                "config.json: ",
+                "write auth as base64",
+            ],
         ),
         (
             Some(&mount.path("none")),
