@@ -360,7 +360,8 @@ async fn every_request_that_waits_for_a_dead_registry_says_so_and_when_it_is_ask
                 let message = &c.message;
                 c.reason == "RegistryUnavailable"
                     && message.contains(host)
-                    && message.contains("asked again")
+                    && message.contains("next try within")
+                    && message.contains("; since ")
             })
         };
         stage.until(name, Duration::from_secs(30), told).await;

@@ -246,7 +246,7 @@ async fn nobody_has_to_read_what_a_run_says() {
 #[tokio::test(flavor = "multi_thread")]
 async fn built_in_images_can_be_promoted_by_digest_on_the_embedded_registry() {
     let images = promotion_controller::embedded::built_in().unwrap();
-    let (_, _, image) = &images[4];
+    let (_, _, image) = &images[3];
     let ground = Ground::new().await;
     let source = format!("registry.example/x/y@{}", image.digest());
     ground.documents(&[document(
@@ -268,4 +268,17 @@ async fn built_in_images_can_be_promoted_by_digest_on_the_embedded_registry() {
         run.stderr
     );
     assert!(!Path::new(&ground.folder.join("requests.state.yaml")).exists());
+
+    // As on quay, an index of indexes is refused.
+    let nested = format!("registry.example/x/y@{}", images[4].2.digest());
+    ground.documents(&[document(
+        "one",
+        &json!({"images": [{"source": nested, "float": "quay.io/a/b:c"}]}),
+    )]);
+    let run = ground
+        .promote(&["--embedded-registry", "-o", "json"])
+        .await
+        .exits(1);
+    let image = &run.items()[0]["status"]["images"][0];
+    assert_eq!(image["reason"], "UnsupportedManifest");
 }

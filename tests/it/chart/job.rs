@@ -89,7 +89,7 @@ async fn it_says_which_secret_it_may_not_read_and_goes_on_when_it_may(
         .until("r", PATIENCE, |s| waits(s, "SecretNotFound"))
         .await;
     let (_, _, message) = condition(&waiting, "Progressing");
-    let secret = format!("may not read Secret {}/push", ground.other.namespace);
+    let secret = format!("may not get Secret {}/push", ground.other.namespace);
     assert!(message.contains(&secret), "{message}");
     assert_eq!(ground.at("g"), None);
     let mut values = ground.values();

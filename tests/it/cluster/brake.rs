@@ -73,7 +73,7 @@ async fn stopping_lets_tag_writes_end_and_launches_nothing_and_going_on_promotes
     ground.stage.create("fresh", &others).await;
     let place = format!("ConfigMap {}/promotion-controller", ground.stage.namespace);
     let why = format!("paused by {place} (paused: all); take the key away to go on");
-    assert_eq!(ground.paused("fresh").await, why);
+    assert!(ground.paused("fresh").await.starts_with(&why));
     // The write that is on its way ends, is recorded, and nothing follows.
     gate.open();
     let held = ground
@@ -82,7 +82,8 @@ async fn stopping_lets_tag_writes_end_and_launches_nothing_and_going_on_promotes
             status.phase.as_deref() == Some("BackedUp")
         })
         .await;
-    assert_eq!(condition(&held, "Progressing").2, why);
+    let held_by = condition(&held, "Progressing").2;
+    assert!(held_by.starts_with(&why), "{held_by}");
     let image = &held.status.as_ref().unwrap().images[0];
     assert_eq!(image.reason.as_deref(), Some("Paused"));
     let asked = ground.registry.count(&Matcher::default());

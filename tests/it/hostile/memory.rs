@@ -79,7 +79,7 @@ async fn what_a_registry_says_without_end_is_read_within_64_mib() {
                 )
             })
         }),
-        Case::new("a 404 without end", image(), "SourceGone", |_, asked| {
+        Case::new("a 404 without end", image(), "RegistryError", |_, asked| {
             is_manifest(asked).then(|| Say::Endless(head(404, &[]), vec![b'['; 64 * 1024]))
         }),
         Case::new(

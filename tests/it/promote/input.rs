@@ -313,8 +313,8 @@ async fn every_bad_argument_is_refused_with_its_name() {
             ],
         ),
         (
-            &["--registry-ca=quay.io=entry.json"],
-            &["--registry-ca quay.io=entry.json", "no certificate"],
+            &["--registry-ca=quay.io=bad.json"],
+            &["--registry-ca quay.io=bad.json", "no certificate"],
         ),
         (
             &["--registry-ca=quay.io=broken.pem"],

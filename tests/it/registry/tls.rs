@@ -42,7 +42,10 @@ async fn a_private_ca_is_trusted_at_its_host_alone_and_http_2_is_spoken() {
     let requests = to.log().requests().unwrap();
     assert!(requests.len() > 10, "{requests:?}");
     for request in requests {
-        assert_eq!(request.protocol, "HTTP/2.0", "{request:?}");
+        // A tag's PUT has a connection of its own, which is closed when it is given up.
+        let sets_tag = request.method == "PUT" && request.path.ends_with("/manifests/x");
+        let protocol = if sets_tag { "HTTP/1.1" } else { "HTTP/2.0" };
+        assert_eq!(request.protocol, protocol, "{request:?}");
     }
     // Its CA is known, for another host.
     let error = client
