@@ -221,7 +221,8 @@ async fn after_an_expired_resource_version_what_left_and_what_came_is_found_by_a
                 .iter()
                 .filter(|s| s.status == Some(200))
                 .count(),
-            2,
+            // One sees whether a leader has ever worked here, one begins the watch, one follows the expiry.
+            3,
             "{prefix}"
         );
         ground.assert_sound();
