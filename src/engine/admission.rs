@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::backlog::FLOATS_MAX;
 use super::operation::{credential, fault};
-use super::state::{Asked, State};
+use super::state::{Asked, SECRET_AGAIN, State};
 use super::{Engine, identity, is_finished, left_alone};
 use crate::api::{self, PromotionRequest};
 use crate::image::{Float, Repository};
@@ -23,8 +23,6 @@ use crate::machine::{Admission, Class, Fault, Latch, Mode, Phase, Reason, Reques
 use crate::registry::{self, Activity, Registry};
 use crate::store::{Access, AccessError, Key, Store, StoreError};
 
-/// A Secret that cannot be used is read again after this, where what is committed waits for it.
-const SECRET_AGAIN: Duration = Duration::from_secs(10);
 /// How often it is looked whether a registry that has not answered is known to be unwell.
 const LOOK: Duration = Duration::from_secs(2);
 /// The longest pause before asking again whether a request may push.

@@ -26,8 +26,9 @@ use crate::store::{Access, Key};
 /// For so long a request that has left is remembered: whoever read it before does not bring it back.
 const LEFT: Duration = Duration::from_mins(1);
 
-/// A Secret that is missing is looked for again after this, then less often.
-const SECRET_AGAIN: Duration = Duration::from_secs(10);
+/// A Secret that is missing is looked for again after this, then less often; one that cannot be used, where what is committed waits
+/// for it, as often.
+pub(super) const SECRET_AGAIN: Duration = Duration::from_secs(10);
 /// The longest that takes, where few wait.
 const SECRET_AGAIN_MAX: Duration = Duration::from_mins(1);
 /// So much longer for each request of the namespace that waits for one.
