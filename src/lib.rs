@@ -3,7 +3,7 @@
 //! ```text
 //!  PromotionRequest ── spec.images: [{source, float}, …]
 //!        │
-//!        ▼        one idempotent registry operation per float and reconcile, recorded before the next begins
+//!        ▼        each reconcile runs one idempotent step per float and saves its result before the next
 //!   Pending ──resolve, stage──▶ Incoming ──back up──▶ BackedUp ──latch──▶ Latched ──post──▶ Posted
 //! ```
 //!
@@ -12,8 +12,8 @@
 //! 1. [`machine`]: what a promotion is. Pure: no I/O, no clock, no Kubernetes, no registry.
 //! 2. [`image`]: names of images, parsed once.
 //! 3. [`api`]: the custom resource, and its status as the machine's record.
-//! 4. [`engine`]: the corridor that every request walks: load, advance, plan, save, launch.
-//! 5. [`registry`]: the only room that speaks to registries.
+//! 4. [`engine`]: the reconcile loop of every request: load, advance, decide, save, launch.
+//! 5. [`registry`]: the only module that speaks to registries.
 //! 6. [`store`]: where requests live, in the Kubernetes API or in a file.
 //! 7. [`controller`]: the engine on a cluster: lease, watch, queue.
 //! 8. [`metrics`]: what is counted of all this.

@@ -1,4 +1,4 @@
-//! The corridor: one request at a time from what is stored to what runs, and back.
+//! The reconcile loop: one request at a time from what is stored to what runs, and back.
 //!
 //! ```text
 //! load fresh ─▶ harvest ─▶ advance (pure) ─▶ admit (claims) ─▶ plan (pure) ─▶ save, checked

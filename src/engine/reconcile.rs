@@ -1,4 +1,4 @@
-//! The corridor itself: one reconcile of one request.
+//! One reconcile of one request.
 
 use std::time::Duration;
 

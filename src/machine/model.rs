@@ -4,7 +4,7 @@
 //! ```text
 //! setup      scenarios, how often each fault may come, which guard is taken away
 //! world      the registry that collects at once, time, strangers, users; one action is one indivisible step
-//! process    a leader: the corridor of engine::reconcile, its memory, the steps request by request
+//! process    a leader: the reconcile loop of engine::reconcile, its memory, the steps request by request
 //! promises   what must hold at every write, at every save, in every state, at every end
 //! search     every state that can be reached, each once; the shortest trace to a violation
 //! ```

@@ -4,6 +4,7 @@
 mod testbed;
 
 mod apply;
+mod architecture;
 mod bounded;
 mod chaos;
 mod chart;
@@ -19,7 +20,6 @@ mod eligibility;
 mod entitled;
 mod fair;
 mod hostile;
-mod house;
 mod image;
 mod inside;
 mod installation;

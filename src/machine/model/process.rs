@@ -1,4 +1,4 @@
-//! A process: the corridor of `engine::reconcile` with the real `plan`, `advance` and claims, and the steps that it runs.
+//! A process: the reconcile loop of `engine::reconcile` with the real `plan`, `advance` and claims, and the steps that it runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -199,7 +199,7 @@ impl Op {
 // === impl World ===
 
 impl World {
-    // === the corridor ===
+    // === the reconcile loop ===
 
     /// Takes one request one step on: load, harvest, advance, admit, plan, save, launch.
     pub fn reconcile(&mut self, process: &mut Process, index: usize) {

@@ -1,4 +1,4 @@
-//! What holds for the house as a whole: the documents say what the code says, and I/O stays in its rooms.
+//! What holds for the whole: the documents say what the code says, and I/O stays in its modules.
 
 #![allow(
     clippy::unwrap_used,
@@ -78,7 +78,7 @@ fn the_readme_names_every_phase_and_every_condition_once() {
 fn only_the_registry_layer_speaks_http_and_only_the_store_and_the_controller_the_kubernetes_api() {
     let mut wrong = Vec::new();
     for file in sources(&root().join("src")) {
-        let room = file
+        let module = file
             .strip_prefix(root().join("src"))
             .unwrap()
             .to_str()
@@ -93,11 +93,11 @@ fn only_the_registry_layer_speaks_http_and_only_the_store_and_the_controller_the
             let names = |word: &str| line.contains(word);
             let http = names("reqwest") || names("oci_client");
             let api = names("kube::Api") || names("kube::api") || names("Api::");
-            if http && !room.starts_with("registry/") {
-                wrong.push(format!("{room}: {line}"));
+            if http && !module.starts_with("registry/") {
+                wrong.push(format!("{module}: {line}"));
             }
-            if api && !room.starts_with("store/") && !room.starts_with("controller/") {
-                wrong.push(format!("{room}: {line}"));
+            if api && !module.starts_with("store/") && !module.starts_with("controller/") {
+                wrong.push(format!("{module}: {line}"));
             }
             let outside = [
                 "kube",
@@ -107,10 +107,10 @@ fn only_the_registry_layer_speaks_http_and_only_the_store_and_the_controller_the
                 "crate::store",
                 "crate::api",
             ];
-            if room.starts_with("machine/")
+            if module.starts_with("machine/")
                 && outside.iter().any(|word| names(&format!("use {word}")))
             {
-                wrong.push(format!("{room}: {line}"));
+                wrong.push(format!("{module}: {line}"));
             }
         }
     }
