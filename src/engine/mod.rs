@@ -1,7 +1,7 @@
 //! The reconcile loop: one request at a time from what is stored to what runs, and back.
 //!
 //! ```text
-//! load fresh ─▶ harvest ─▶ advance (pure) ─▶ admit (claims) ─▶ plan (pure) ─▶ save, checked
+//! load fresh ─▶ harvest ─▶ advance (pure) ─▶ admit (claims) ─▶ decide (pure) ─▶ save, checked
 //!      ─▶ drop what was harvested ─▶ tell ─▶ launch exactly what was saved ─▶ come back when something is due
 //! ```
 //!

@@ -13,7 +13,8 @@ use crate::api::status::{ReadError, Scenery};
 use crate::api::{self, PromotionRequest, conditions};
 use crate::image::{Float, Stamp};
 use crate::machine::{
-    self, Context, Effect, Launch, Notice, Outcome, Plan, Reason, Request, Scene, Waiting, World,
+    self, Context, Decision, Effect, Launch, Notice, Outcome, Reason, Request, Scene, Waiting,
+    World,
 };
 use crate::store::{Access, Event, Key, Store, StoreError, Unreadable};
 
@@ -202,13 +203,13 @@ impl<S: Store> Engine<S> {
             launching,
             scenes,
         };
-        let plan = machine::plan(&mut request, &world);
-        if let Some(notice) = self.cancel_ignored(key, &uid, &plan) {
+        let decision = machine::decide(&mut request, &world);
+        if let Some(notice) = self.cancel_ignored(key, &uid, &decision) {
             notices.push(notice);
         }
         let scenery = Scenery {
             now,
-            waiting: plan.waiting.clone(),
+            waiting: decision.waiting.clone(),
         };
         api::status::write(&mut object, &request, &scenery);
         let record = Box::new(Record {
@@ -221,8 +222,8 @@ impl<S: Store> Engine<S> {
                 .iter()
                 .map(|ended| (ended.index, ended.id))
                 .collect(),
-            drops: plan.drops,
-            launches: plan.launches,
+            drops: decision.drops,
+            launches: decision.launches,
             access,
         });
         let saved = if record.object.status == record.before.status {
@@ -241,7 +242,7 @@ impl<S: Store> Engine<S> {
             }
         };
         self.recorded(key, &record, saved.as_ref()).await;
-        Ok(next(plan.wake, again))
+        Ok(next(decision.wake, again))
     }
 
     /// What follows once a record is saved, or is as it was: only now may the evidence be forgotten, and what was planned begin.
@@ -464,10 +465,10 @@ impl<S: Store> Engine<S> {
         }
     }
 
-    fn cancel_ignored(&self, key: &Key, uid: &str, plan: &Plan) -> Option<Notice> {
+    fn cancel_ignored(&self, key: &Key, uid: &str, decision: &Decision) -> Option<Notice> {
         let mut state = self.lock();
         let known = state.known.get_mut(uid)?;
-        if !plan.cancel_ignored || known.told_cancel {
+        if !decision.cancel_ignored || known.told_cancel {
             return None;
         }
         known.told_cancel = true;

@@ -19,7 +19,7 @@ const LATE_MAX_SECONDS: i64 = 160;
 /// Times in status are whole seconds: two that differ by no more may be the same.
 const SAME_TIME: SignedDuration = SignedDuration::from_secs(1);
 
-/// The world around a request, as far as a plan depends on it.
+/// The world around a request, as far as a decision depends on it.
 #[derive(Debug, Clone)]
 pub struct World {
     /// Now.
@@ -82,7 +82,7 @@ pub enum Admission {
 
 /// What to do once the record is saved.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Plan {
+pub struct Decision {
     /// Launch these.
     pub launches: Vec<Launch>,
     /// Give these images' running steps up: reads and copies at once, tag writes after their answer.
@@ -124,33 +124,33 @@ impl World {
 }
 
 /// Records what is due and says what may run.
-pub fn plan(request: &mut Request, world: &World) -> Plan {
-    let mut plan = Plan::default();
+pub fn decide(request: &mut Request, world: &World) -> Decision {
+    let mut decision = Decision::default();
     if request.is_finished() {
         request.status.completed.get_or_insert(world.now);
-        return plan;
+        return decision;
     }
     note_late(request, world);
     if !request.is_rolling_back() {
         note_order_and_deadline(request, world);
         show_waiting(request, world);
-        end_by_cause(request, world, &mut plan);
-        hold_group(request, world, &mut plan);
+        end_by_cause(request, world, &mut decision);
+        hold_group(request, world, &mut decision);
         end_exhausted(request, world);
         forget_pins(request);
         commit(request, world);
-        launch(request, world, &mut plan);
+        launch(request, world, &mut decision);
     }
     if request.is_rolling_back() {
-        rollback::plan(request, world, &mut plan);
+        rollback::decide(request, world, &mut decision);
     }
-    plan.waiting = what_it_waits_for(request, world);
+    decision.waiting = what_it_waits_for(request, world);
     if request.is_finished() {
         request.status.completed = Some(world.now);
-        plan.wake = None;
-        plan.waiting = None;
+        decision.wake = None;
+        decision.waiting = None;
     }
-    plan
+    decision
 }
 
 /// The first save records the order; the deadline starts then, and anew after a suspension.
@@ -227,16 +227,16 @@ fn show_waiting(request: &mut Request, world: &World) {
 }
 
 /// Cancel, refusal, a newer request and the deadline end what is not committed; the deadline's grace ends the rest.
-fn end_by_cause(request: &mut Request, world: &World, plan: &mut Plan) {
+fn end_by_cause(request: &mut Request, world: &World, decision: &mut Decision) {
     let all: Vec<usize> = (0..request.status.images.len()).collect();
     let late = world.due(request).filter(|&due| due <= world.now);
     let overrun = late.is_some_and(|d| after(d, GRACE_SECONDS) <= world.now);
     if overrun {
-        end_late(request, world, plan, &all);
+        end_late(request, world, decision, &all);
         return;
     }
     if request.spec.cancel && all.iter().any(|&i| request.is_committed(i)) {
-        plan.cancel_ignored = true;
+        decision.cancel_ignored = true;
     }
     let uncommitted: Vec<usize> = all
         .into_iter()
@@ -246,7 +246,7 @@ fn end_by_cause(request: &mut Request, world: &World, plan: &mut Plan) {
         end(
             request,
             world,
-            plan,
+            decision,
             &uncommitted,
             Phase::Cancelled,
             Reason::Cancelled,
@@ -256,14 +256,14 @@ fn end_by_cause(request: &mut Request, world: &World, plan: &mut Plan) {
         end(
             request,
             world,
-            plan,
+            decision,
             &uncommitted,
             Phase::Failed,
             *reason,
             message,
         );
     } else if late.is_some() {
-        end_late(request, world, plan, &uncommitted);
+        end_late(request, world, decision, &uncommitted);
     } else if let Admission::Superseded(images, message) = &world.admission {
         let images: Vec<usize> = uncommitted
             .into_iter()
@@ -272,14 +272,14 @@ fn end_by_cause(request: &mut Request, world: &World, plan: &mut Plan) {
         end(
             request,
             world,
-            plan,
+            decision,
             &images,
             Phase::Failed,
             Reason::Superseded,
             message,
         );
     } else if request.spec.suspend {
-        plan.drops.extend(
+        decision.drops.extend(
             uncommitted
                 .into_iter()
                 .filter(|&i| running(world, i).is_some()),
@@ -288,7 +288,7 @@ fn end_by_cause(request: &mut Request, world: &World, plan: &mut Plan) {
 }
 
 /// Ends these images because it is too late, each with the last that is known of why.
-fn end_late(request: &mut Request, world: &World, plan: &mut Plan, images: &[usize]) {
+fn end_late(request: &mut Request, world: &World, decision: &mut Decision, images: &[usize]) {
     let seconds = request.spec.deadline_seconds;
     let messages: Vec<_> = images
         .iter()
@@ -302,7 +302,7 @@ fn end_late(request: &mut Request, world: &World, plan: &mut Plan, images: &[usi
         end(
             request,
             world,
-            plan,
+            decision,
             &[index],
             Phase::Failed,
             reason,
@@ -343,7 +343,7 @@ fn last_cause(request: &Request, world: &World, index: usize) -> String {
 fn end(
     request: &mut Request,
     world: &World,
-    plan: &mut Plan,
+    decision: &mut Decision,
     images: &[usize],
     phase: Phase,
     reason: Reason,
@@ -357,7 +357,7 @@ fn end(
             continue;
         }
         if running(world, index).is_some() {
-            plan.drops.push(index);
+            decision.drops.push(index);
         } else {
             image.end(phase, reason, message);
         }
@@ -366,7 +366,7 @@ fn end(
 
 /// After a failure in a group no float of it moves any more: what is not latched is held back. A latch that may have been sent
 /// is looked for first, so that the record says where the float is.
-fn hold_group(request: &mut Request, world: &World, plan: &mut Plan) {
+fn hold_group(request: &mut Request, world: &World, decision: &mut Decision) {
     let Some(failed) = request.failed_float().map(ToString::to_string) else {
         return;
     };
@@ -378,7 +378,7 @@ fn hold_group(request: &mut Request, world: &World, plan: &mut Plan) {
         }
         match running(world, index) {
             Some(Step::Verify) => {}
-            Some(_) => plan.drops.push(index),
+            Some(_) => decision.drops.push(index),
             None if committed && image.phase == Phase::BackedUp => {}
             None => image.end(Phase::Failed, Reason::Held, held(&failed)),
         }
@@ -448,9 +448,9 @@ fn commit(request: &mut Request, world: &World) {
 }
 
 /// Launches the next step of every image that nothing keeps back, and counts it.
-fn launch(request: &mut Request, world: &World, plan: &mut Plan) {
+fn launch(request: &mut Request, world: &World, decision: &mut Decision) {
     if world.admission != Admission::Holds {
-        plan.wake = earliest(plan.wake, next_end(request, world));
+        decision.wake = earliest(decision.wake, next_end(request, world));
         return;
     }
     let failed = request.failed_float().is_some();
@@ -465,7 +465,7 @@ fn launch(request: &mut Request, world: &World, plan: &mut Plan) {
         }
         if scene.running.is_some() {
             if scene.paused.is_some() {
-                plan.drops.push(index);
+                decision.drops.push(index);
             }
             continue;
         }
@@ -490,9 +490,9 @@ fn launch(request: &mut Request, world: &World, plan: &mut Plan) {
             not_before = not_before.max(scene.late_until);
         }
         if let Some(later) = not_before.filter(|&t| t > world.now) {
-            plan.wake = earliest(plan.wake, Some(later));
+            decision.wake = earliest(decision.wake, Some(later));
         } else if world.launching {
-            plan.launches.push(Launch {
+            decision.launches.push(Launch {
                 image: index,
                 step,
                 again: image.attempts > 0,
@@ -502,7 +502,7 @@ fn launch(request: &mut Request, world: &World, plan: &mut Plan) {
             image.next_attempt = None;
         }
     }
-    plan.wake = earliest(plan.wake, next_end(request, world));
+    decision.wake = earliest(decision.wake, next_end(request, world));
 }
 
 /// What the next step depends on, beside the phase.

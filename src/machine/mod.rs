@@ -2,13 +2,13 @@
 //!
 //! ```text
 //!                outcomes                      what may run
-//!    engine ───▶ advance ───▶ Request ───▶ plan ───▶ engine saves, then launches exactly that
+//!    engine ───▶ advance ───▶ Request ──▶ decide ──▶ engine saves, then launches exactly that
 //!                                ▲
 //!    claims: who may begin ──────┘
 //! ```
 //!
 //! A [`Request`] is a spec and what is durably recorded of its promotion. [`advance`] applies what a finished [`Step`] found,
-//! its [`Outcome`]; [`plan`] says what may run next and records it. Both are functions of their arguments: time, jitter and the
+//! its [`Outcome`]; [`decide`] says what may run next and records it. Both are functions of their arguments: time, jitter and the
 //! state of the world come in as values. [`claims`] orders the requests that share a float; [`seats`] says how many of one namespace may be
 //! at work.
 //!
@@ -28,9 +28,9 @@
 
 mod advance;
 pub mod claims;
+mod decide;
 mod expiry;
 mod forecast;
-mod plan;
 mod reason;
 mod request;
 mod rollback;
@@ -46,9 +46,9 @@ pub(crate) mod samples;
 mod table;
 
 pub use advance::{Context, Effect, advance};
+pub use decide::{Admission, Decision, Launch, Scene, Waiting, World, decide};
 pub use expiry::Expiry;
 pub use forecast::{Bytes, Children, Copying, Forecast, Held, Tally, Write, WrittenTag};
-pub use plan::{Admission, Launch, Plan, Scene, Waiting, World, plan};
 pub use reason::{Kind, Reason};
 pub use request::{
     Image, ImageSpec, Latch, Mode, OnFailure, Pin, Referrers, Request, SourceFacts, Spec, Status,

@@ -1,4 +1,4 @@
-//! The machine in every state that it can reach: a model checker over the real [`plan`](super::plan()),
+//! The machine in every state that it can reach: a model checker over the real [`decide`](super::decide()),
 //! [`advance`](super::advance()) and [`claims`](super::claims).
 //!
 //! ```text

@@ -8,7 +8,7 @@
 use jiff::Timestamp;
 
 use super::advance::{Context, Effect, backoff};
-use super::plan::{Launch, Plan, World, earliest};
+use super::decide::{Decision, Launch, World, earliest};
 use super::{
     Class, Fault, GRACE_SECONDS, Image, OnFailure, Outcome, Phase, Reason, Request, Step, after,
 };
@@ -29,7 +29,7 @@ impl Request {
 }
 
 /// Records the intent when it is due, and says which floats are examined now.
-pub(super) fn plan(request: &mut Request, world: &World, plan: &mut Plan) {
+pub(super) fn decide(request: &mut Request, world: &World, decision: &mut Decision) {
     let scenes = || world.scenes.iter();
     if !request.status.rollback {
         let settled = scenes().filter_map(|scene| scene.quiet_until.max(scene.late_until));
@@ -38,12 +38,12 @@ pub(super) fn plan(request: &mut Request, world: &World, plan: &mut Plan) {
             return;
         }
         if let Some(later) = settled.filter(|&t| t > world.now) {
-            plan.wake = earliest(plan.wake, Some(later));
+            decision.wake = earliest(decision.wake, Some(later));
             return;
         }
         begin(request, world);
     }
-    plan.cancel_ignored = request.spec.cancel;
+    decision.cancel_ignored = request.spec.cancel;
     // The time is its own: what the deadline was for has ended.
     let deadline = after(world.now, GRACE_SECONDS);
     request.status.deadline.get_or_insert(deadline);
@@ -57,7 +57,7 @@ pub(super) fn plan(request: &mut Request, world: &World, plan: &mut Plan) {
         }
         if scene.running.is_some() {
             if late || scene.paused.is_some() {
-                plan.drops.push(index);
+                decision.drops.push(index);
             }
             continue;
         }
@@ -72,9 +72,9 @@ pub(super) fn plan(request: &mut Request, world: &World, plan: &mut Plan) {
         let not_before = image.next_attempt.max(scene.quiet_until);
         let not_before = not_before.max(scene.late_until);
         if let Some(later) = not_before.filter(|&t| t > world.now) {
-            plan.wake = earliest(plan.wake, Some(later));
+            decision.wake = earliest(decision.wake, Some(later));
         } else if world.launching {
-            plan.launches.push(Launch {
+            decision.launches.push(Launch {
                 image: index,
                 step: Step::RollBack,
                 again: image.attempts > 0,
@@ -84,7 +84,7 @@ pub(super) fn plan(request: &mut Request, world: &World, plan: &mut Plan) {
         }
     }
     if request.is_rolling_back() {
-        plan.wake = earliest(plan.wake, Some(due).filter(|&t| t > world.now));
+        decision.wake = earliest(decision.wake, Some(due).filter(|&t| t > world.now));
     }
 }
 

@@ -6,7 +6,7 @@
 
 use jiff::Timestamp;
 
-use super::plan::{Standing, next_step};
+use super::decide::{Standing, next_step};
 use super::{
     Class, Context, Effect, Fault, Foreign, Image, ImageSpec, Latch, Mode, OnFailure, Outcome,
     Phase, Pin, Reason, Referrers, Request, SourceFacts, Spec, Status, Step, advance,

@@ -15,8 +15,9 @@ fn ends(request: &Request) -> Vec<(Phase, Option<Reason>)> {
         .collect()
 }
 
-fn steps(plan: &Plan) -> Vec<(usize, Step)> {
-    plan.launches
+fn steps(decision: &Decision) -> Vec<(usize, Step)> {
+    decision
+        .launches
         .iter()
         .map(|launch| (launch.image, launch.step))
         .collect()
@@ -34,7 +35,7 @@ fn the_first_save_records_order_and_deadline_and_the_claim_its_start() {
     fresh.status = Status::new(1);
     let mut queued = world(1);
     queued.admission = Admission::Waits(Reason::Queued, "waits for ci/other".into());
-    let waiting = plan(&mut fresh, &queued);
+    let waiting = decide(&mut fresh, &queued);
     assert_eq!(waiting.launches, []);
     assert_eq!(
         waiting.waiting,
@@ -44,7 +45,7 @@ fn the_first_save_records_order_and_deadline_and_the_claim_its_start() {
     assert_eq!((fresh.status.order, fresh.status.started), (Some(9), None));
     let mut later = world(1);
     (later.now, later.resource_version) = (at(5), 11);
-    assert_eq!(steps(&plan(&mut fresh, &later)), [(0, Step::Resolve)]);
+    assert_eq!(steps(&decide(&mut fresh, &later)), [(0, Step::Resolve)]);
     assert_eq!(fresh.status.order, Some(9), "as the leader first saw it");
     assert_eq!(
         (fresh.status.started, fresh.status.deadline),
@@ -56,7 +57,7 @@ fn the_first_save_records_order_and_deadline_and_the_claim_its_start() {
 fn a_launch_uses_an_attempt_and_is_told_when_it_may_have_run_before() {
     let mut request = request(Latch::Together, &[Incoming, Pending]);
     request.status.images[1].attempts = 1;
-    let plan = plan(&mut request, &world(2));
+    let decision = decide(&mut request, &world(2));
     let first = Launch {
         image: 0,
         step: Step::BackUp,
@@ -67,7 +68,7 @@ fn a_launch_uses_an_attempt_and_is_told_when_it_may_have_run_before() {
         step: Step::Resolve,
         again: true,
     };
-    assert_eq!(plan.launches, [first, second]);
+    assert_eq!(decision.launches, [first, second]);
     assert_eq!(
         request
             .status
@@ -85,14 +86,14 @@ fn nothing_is_launched_on_what_runs_or_is_not_due_or_has_not_settled_or_while_dr
     due.status.images[1].next_attempt = Some(at(9));
     let mut surroundings = running(3, 0, Step::Resolve);
     surroundings.scenes[2].quiet_until = Some(at(4));
-    let waiting = plan(&mut due, &surroundings);
+    let waiting = decide(&mut due, &surroundings);
     assert_eq!((steps(&waiting), waiting.wake), (vec![], Some(at(4))));
     surroundings.now = at(9);
     surroundings.launching = false;
-    assert_eq!(plan(&mut due, &surroundings).launches, []);
+    assert_eq!(decide(&mut due, &surroundings).launches, []);
     surroundings.launching = true;
     assert_eq!(
-        steps(&plan(&mut due, &surroundings)),
+        steps(&decide(&mut due, &surroundings)),
         [(1, Step::Resolve), (2, Step::Resolve)]
     );
 }
@@ -105,7 +106,7 @@ fn what_is_paused_is_given_up_says_so_and_goes_on_as_if_nothing_had_been() {
     for paused in [1, 2] {
         surroundings.scenes[paused].paused = Some("paused by ci".into());
     }
-    let held = plan(&mut each, &surroundings);
+    let held = decide(&mut each, &surroundings);
     assert_eq!(
         (steps(&held), held.drops),
         (vec![(0, Step::Resolve)], vec![2])
@@ -120,11 +121,11 @@ fn what_is_paused_is_given_up_says_so_and_goes_on_as_if_nothing_had_been() {
     // It goes on, but the float has not settled: nobody stops it any more.
     let mut quiet = running(3, 0, Step::Resolve);
     quiet.scenes[1].quiet_until = Some(at(4));
-    let waits = plan(&mut each, &quiet);
+    let waits = decide(&mut each, &quiet);
     assert_eq!((waits.waiting, each.status.images[1].reason), (None, None));
     quiet.now = at(4);
     quiet.scenes[1].quiet_until = None;
-    assert!(steps(&plan(&mut each, &quiet)).contains(&(1, Step::BackUp)));
+    assert!(steps(&decide(&mut each, &quiet)).contains(&(1, Step::BackUp)));
 }
 
 #[test]
@@ -132,45 +133,45 @@ fn while_an_image_is_paused_its_group_is_not_committed_and_can_be_cancelled() {
     let mut group = request(Latch::Together, &[BackedUp, BackedUp]);
     let mut surroundings = world(2);
     surroundings.scenes[1].paused = Some("paused by ci".into());
-    assert_eq!(plan(&mut group, &surroundings).launches, []);
+    assert_eq!(decide(&mut group, &surroundings).launches, []);
     assert!(!group.status.committed);
     group.spec.cancel = true;
-    plan(&mut group, &surroundings);
+    decide(&mut group, &surroundings);
     assert!(ends(&group).iter().all(|end| end.0 == Cancelled));
     // What is committed stays so, and goes no further.
     let mut group = committed(&[BackedUp, Latched]);
     surroundings.scenes[0].paused = Some("paused by ci".into());
-    assert_eq!(plan(&mut group, &surroundings).launches, []);
+    assert_eq!(decide(&mut group, &surroundings).launches, []);
     assert!(group.status.committed);
     assert_eq!(
-        steps(&plan(&mut group, &world(2))),
+        steps(&decide(&mut group, &world(2))),
         [(0, Step::Latch), (1, Step::Post)]
     );
     let mut each = request(Latch::Independently, &[BackedUp, BackedUp]);
     surroundings.scenes[0].paused = None;
-    plan(&mut each, &surroundings);
+    decide(&mut each, &surroundings);
     assert_eq!((each.is_committed(0), each.is_committed(1)), (true, false));
 }
 
 #[test]
 fn no_float_of_a_group_moves_until_every_image_is_backed_up() {
     let mut group = request(Latch::Together, &[BackedUp, Incoming, Posted]);
-    assert_eq!(steps(&plan(&mut group, &world(3))), [(1, Step::BackUp)]);
+    assert_eq!(steps(&decide(&mut group, &world(3))), [(1, Step::BackUp)]);
     assert!(!group.status.committed);
     let mut group = request(Latch::Together, &[BackedUp, BackedUp, Posted]);
-    let plan = plan(&mut group, &world(3));
+    let decision = decide(&mut group, &world(3));
     assert!(
         group.status.committed,
         "by the save that launches the latches"
     );
-    assert_eq!(steps(&plan), [(0, Step::Latch), (1, Step::Latch)]);
+    assert_eq!(steps(&decision), [(0, Step::Latch), (1, Step::Latch)]);
 }
 
 #[test]
 fn independently_each_float_moves_when_it_is_backed_up() {
     let mut each = request(Latch::Independently, &[BackedUp, Pending]);
     assert_eq!(
-        steps(&plan(&mut each, &world(2))),
+        steps(&decide(&mut each, &world(2))),
         [(0, Step::Latch), (1, Step::Resolve)]
     );
     assert_eq!((each.is_committed(0), each.is_committed(1)), (true, false));
@@ -180,7 +181,7 @@ fn independently_each_float_moves_when_it_is_backed_up() {
 #[test]
 fn a_foreign_move_sends_one_committed_float_back_and_not_the_others() {
     let mut group = committed(&[Incoming, Latched, BackedUp]);
-    let steps = steps(&plan(&mut group, &world(3)));
+    let steps = steps(&decide(&mut group, &world(3)));
     assert_eq!(
         steps,
         [(0, Step::BackUp), (1, Step::Post), (2, Step::Latch)]
@@ -199,9 +200,9 @@ fn nothing_is_committed_on_what_is_cancelled_suspended_late_or_not_its_own() {
         for latch in [Latch::Together, Latch::Independently] {
             let (mut request, mut world) = (request(latch, &[BackedUp]), world(1));
             case(&mut request, &mut world);
-            let plan = plan(&mut request, &world);
+            let decision = decide(&mut request, &world);
             assert!(
-                !request.is_committed(0) && plan.launches.is_empty(),
+                !request.is_committed(0) && decision.launches.is_empty(),
                 "{number}"
             );
         }
@@ -212,13 +213,13 @@ fn nothing_is_committed_on_what_is_cancelled_suspended_late_or_not_its_own() {
 fn cancel_before_the_commit_ends_what_does_not_run_and_drops_what_does() {
     let mut group = request(Latch::Together, &[Pending, Incoming]);
     group.spec.cancel = true;
-    let first = plan(&mut group, &running(2, 1, Step::BackUp));
+    let first = decide(&mut group, &running(2, 1, Step::BackUp));
     assert_eq!((first.drops, first.launches), (vec![1], vec![]));
     assert_eq!(
         ends(&group),
         [(Cancelled, Some(Reason::Cancelled)), (Incoming, None)]
     );
-    plan(&mut group, &world(2));
+    decide(&mut group, &world(2));
     assert_eq!(group.phase(), Cancelled);
     assert_eq!(group.status.completed, Some(now()));
 }
@@ -227,9 +228,9 @@ fn cancel_before_the_commit_ends_what_does_not_run_and_drops_what_does() {
 fn cancel_after_the_commit_is_ignored_and_said_so() {
     let mut group = committed(&[BackedUp, Latched]);
     group.spec.cancel = true;
-    let plan = plan(&mut group, &world(2));
-    assert!(plan.cancel_ignored);
-    assert_eq!(steps(&plan), [(0, Step::Latch), (1, Step::Post)]);
+    let decision = decide(&mut group, &world(2));
+    assert!(decision.cancel_ignored);
+    assert_eq!(steps(&decision), [(0, Step::Latch), (1, Step::Post)]);
 }
 
 #[test]
@@ -237,7 +238,7 @@ fn independently_cancel_ends_only_the_images_that_are_not_committed() {
     let mut each = request(Latch::Independently, &[Latched, Incoming]);
     each.status.images[0].committed = true;
     each.spec.cancel = true;
-    assert_eq!(steps(&plan(&mut each, &world(2))), [(0, Step::Post)]);
+    assert_eq!(steps(&decide(&mut each, &world(2))), [(0, Step::Post)]);
     assert_eq!(ends(&each)[1], (Cancelled, Some(Reason::Cancelled)));
 }
 
@@ -246,20 +247,20 @@ fn the_deadline_ends_what_is_not_committed() {
     let mut group = request(Latch::Together, &[Pending, BackedUp]);
     let mut world = world(2);
     world.now = at(7199);
-    assert_eq!(plan(&mut group, &world).wake, Some(at(7200)));
+    assert_eq!(decide(&mut group, &world).wake, Some(at(7200)));
     let running = running(2, 0, Step::Resolve);
     let late = World {
         now: at(7200),
         ..running
     };
-    let first = plan(&mut group, &late);
+    let first = decide(&mut group, &late);
     assert_eq!(
         (first.drops.as_slice(), first.wake),
         (&[0, 0][..], Some(at(7800))),
         "no wake in the past"
     );
     world.now = at(7201);
-    plan(&mut group, &world);
+    decide(&mut group, &world);
     assert_eq!(ends(&group), [(Failed, Some(Reason::DeadlineExceeded)); 2]);
     assert!(
         group.status.images[0]
@@ -276,7 +277,7 @@ fn an_end_by_the_deadline_names_the_last_cause() {
     };
     let said = |request: &mut Request, mut world: World| -> Vec<String> {
         world.now = at(7201);
-        plan(request, &world);
+        decide(request, &world);
         let images = request.status.images.iter();
         images
             .map(|image| {
@@ -304,10 +305,10 @@ fn an_end_by_the_deadline_names_the_last_cause() {
     // It was launched once more, had no answer, and was given up for the deadline.
     let mut again = request(Latch::Together, &[Pending]);
     fault(&mut again, Reason::RegistryError, "no token");
-    assert_eq!(steps(&plan(&mut again, &world(1))), [(0, Step::Resolve)]);
+    assert_eq!(steps(&decide(&mut again, &world(1))), [(0, Step::Resolve)]);
     let mut late = running(1, 0, Step::Resolve);
     late.now = at(7200);
-    assert_eq!(plan(&mut again, &late).drops, [0]);
+    assert_eq!(decide(&mut again, &late).drops, [0]);
     let context = crate::machine::Context {
         now: at(7200),
         newest_stamp: None,
@@ -324,7 +325,7 @@ fn a_wait_says_when_it_is_tried_next_and_a_launch_that_follows_waits_no_more() {
     image.reason = Some(Reason::RateLimited);
     image.message = "x.io limits the rate".into();
     image.next_attempt = Some(at(9));
-    let waits = |request: &mut Request, world: &World| plan(request, world).waiting;
+    let waits = |request: &mut Request, world: &World| decide(request, world).waiting;
     let message = format!("x.io limits the rate; next try {}", at(9));
     let wanted = Some((Reason::RateLimited, message));
     assert_eq!(waits(&mut request, &world(1)), wanted);
@@ -346,13 +347,13 @@ fn a_committed_request_has_600_seconds_more() {
     group.status.images[0].pinned = Some(at(7700));
     let mut world = world(1);
     world.now = at(7799);
-    let going = plan(&mut group, &world);
+    let going = decide(&mut group, &world);
     assert_eq!(
         (steps(&going), going.wake),
         (vec![(0, Step::Latch)], Some(at(7800)))
     );
     world.now = at(7800);
-    plan(&mut group, &world);
+    decide(&mut group, &world);
     assert_eq!(ends(&group), [(Failed, Some(Reason::DeadlineExceeded))]);
 }
 
@@ -363,8 +364,12 @@ fn processes_that_end_under_a_launch_use_one_attempt_however_many_and_failures_c
     let mut taken_over = world(1);
     taken_over.scenes[0].taken_over = true;
     let launch = |request: &mut Request, world: &World| {
-        let plan = plan(request, world);
-        let again: Vec<_> = plan.launches.iter().map(|launch| launch.again).collect();
+        let decision = decide(request, world);
+        let again: Vec<_> = decision
+            .launches
+            .iter()
+            .map(|launch| launch.again)
+            .collect();
         (again, request.status.images[0].attempts)
     };
     assert_eq!(launch(&mut one, &taken_over), (vec![false], 1));
@@ -394,10 +399,10 @@ fn a_clock_that_is_set_ahead_ends_nothing_and_wakes_when_the_time_has_passed() {
         let mut ahead = world(1);
         ahead.stepped = hour;
         ahead.now = at(end + hour - 1);
-        let going = plan(&mut group, &ahead);
+        let going = decide(&mut group, &ahead);
         assert_eq!((steps(&going).len(), going.wake), (1, Some(at(end + hour))));
         ahead.now = at(end + hour);
-        plan(&mut group, &ahead);
+        decide(&mut group, &ahead);
         assert_eq!(ends(&group), [(Failed, Some(Reason::DeadlineExceeded))]);
     }
 }
@@ -408,14 +413,14 @@ fn a_committed_request_that_has_to_wait_past_its_deadline_is_woken_for_its_grace
     let mut world = world(1);
     world.now = at(7300);
     world.admission = Admission::Waits(Reason::SecretNotFound, "push".into());
-    assert_eq!(plan(&mut group, &world).wake, Some(at(7800)));
+    assert_eq!(decide(&mut group, &world).wake, Some(at(7800)));
 }
 
 #[test]
 fn suspend_before_the_commit_removes_the_deadline_and_resuming_sets_it_anew() {
     let mut group = request(Latch::Together, &[Incoming, BackedUp]);
     group.spec.suspend = true;
-    let held = plan(&mut group, &running(2, 0, Step::BackUp));
+    let held = decide(&mut group, &running(2, 0, Step::BackUp));
     assert_eq!(
         (held.drops, held.launches, held.wake),
         (vec![0], vec![], None)
@@ -424,10 +429,10 @@ fn suspend_before_the_commit_removes_the_deadline_and_resuming_sets_it_anew() {
     assert_eq!(group.status.deadline, None);
     let mut later = world(2);
     later.now = at(90_000);
-    plan(&mut group, &later);
+    decide(&mut group, &later);
     assert!(!group.is_finished());
     group.spec.suspend = false;
-    assert_eq!(steps(&plan(&mut group, &later)), [(0, Step::BackUp)]);
+    assert_eq!(steps(&decide(&mut group, &later)), [(0, Step::BackUp)]);
     assert_eq!(group.status.deadline, Some(at(97_200)));
 }
 
@@ -435,8 +440,11 @@ fn suspend_before_the_commit_removes_the_deadline_and_resuming_sets_it_anew() {
 fn suspend_after_the_commit_changes_nothing() {
     let mut group = committed(&[BackedUp]);
     group.spec.suspend = true;
-    let plan = plan(&mut group, &world(1));
-    assert_eq!((steps(&plan), plan.waiting), (vec![(0, Step::Latch)], None));
+    let decision = decide(&mut group, &world(1));
+    assert_eq!(
+        (steps(&decision), decision.waiting),
+        (vec![(0, Step::Latch)], None)
+    );
     assert_eq!(group.status.deadline, Some(at(7200)));
 }
 
@@ -445,10 +453,10 @@ fn independently_a_suspension_lets_the_committed_image_end_and_then_removes_the_
     let mut each = request(Latch::Independently, &[Latched, Incoming]);
     each.status.images[0].committed = true;
     each.spec.suspend = true;
-    assert_eq!(steps(&plan(&mut each, &world(2))), [(0, Step::Post)]);
+    assert_eq!(steps(&decide(&mut each, &world(2))), [(0, Step::Post)]);
     assert_eq!(each.status.deadline, Some(at(7200)));
     each.status.images[0].end(Posted, Reason::Promoted, "");
-    let held = plan(&mut each, &world(2));
+    let held = decide(&mut each, &world(2));
     assert_eq!((held.launches, held.wake), (vec![], None));
     assert_eq!(held.waiting.unwrap().0, Reason::Suspended);
     assert_eq!(each.status.deadline, None);
@@ -459,10 +467,10 @@ fn a_refusal_ends_what_is_not_committed() {
     let mut world = world(1);
     world.admission = Admission::Refused(Reason::PermissionDenied, "may not push".into());
     let mut request = request(Latch::Together, &[Incoming]);
-    plan(&mut request, &world);
+    decide(&mut request, &world);
     assert_eq!(ends(&request), [(Failed, Some(Reason::PermissionDenied))]);
     let mut group = committed(&[BackedUp]);
-    assert_eq!(plan(&mut group, &world).launches, []);
+    assert_eq!(decide(&mut group, &world).launches, []);
     assert!(!group.is_finished());
 }
 
@@ -472,14 +480,14 @@ fn a_newer_request_ends_the_images_that_it_takes_and_no_committed_one() {
     world.admission = Admission::Superseded(vec![0, 1], "superseded by ci/newer".into());
     let mut each = request(Latch::Independently, &[Latched, Incoming]);
     each.status.images[0].committed = true;
-    plan(&mut each, &world);
+    decide(&mut each, &world);
     assert_eq!(
         ends(&each),
         [(Latched, None), (Failed, Some(Reason::Superseded))]
     );
     world.admission = Admission::Superseded(vec![1], "superseded by ci/newer".into());
     let mut each = request(Latch::Independently, &[Pending, Incoming]);
-    plan(&mut each, &world);
+    decide(&mut each, &world);
     assert_eq!(
         ends(&each),
         [(Pending, None), (Failed, Some(Reason::Superseded))]
@@ -490,8 +498,8 @@ fn a_newer_request_ends_the_images_that_it_takes_and_no_committed_one() {
 fn a_failure_in_a_group_holds_the_rest_back_and_names_the_float_that_failed() {
     let mut group = request(Latch::Together, &[Pending, Incoming, BackedUp, Posted]);
     group.status.images[0].end(Failed, Reason::QuotaExceeded, "");
-    let plan = plan(&mut group, &running(4, 1, Step::BackUp));
-    assert_eq!((plan.launches, plan.drops), (vec![], vec![1]));
+    let decision = decide(&mut group, &running(4, 1, Step::BackUp));
+    assert_eq!((decision.launches, decision.drops), (vec![], vec![1]));
     let held = (Failed, Some(Reason::Held));
     assert_eq!(
         ends(&group),
@@ -507,7 +515,7 @@ fn a_failure_in_a_group_holds_the_rest_back_and_names_the_float_that_failed() {
             .message
             .contains(&float(0).to_string())
     );
-    super::plan(&mut group, &world(4));
+    super::decide(&mut group, &world(4));
     assert_eq!(ends(&group)[1], held);
     assert_eq!(group.phase(), Failed);
 }
@@ -517,14 +525,14 @@ fn after_a_failure_in_a_committed_group_a_latch_that_may_have_been_sent_is_only_
     let mut group = committed(&[Failed, BackedUp, Latched, Pending, BackedUp]);
     group.status.images[0].end(Failed, Reason::FloatMoved, "");
     group.status.images[3].source = Some(crate::machine::samples::image(BackedUp).source.unwrap());
-    let plan = plan(&mut group, &running(5, 4, Step::Latch));
-    assert_eq!(steps(&plan), [(1, Step::Verify), (2, Step::Post)]);
-    assert_eq!(plan.drops, [4]);
+    let decision = decide(&mut group, &running(5, 4, Step::Latch));
+    assert_eq!(steps(&decision), [(1, Step::Verify), (2, Step::Post)]);
+    assert_eq!(decision.drops, [4]);
     assert_eq!(ends(&group)[3], (Failed, Some(Reason::Held)));
     let mut verifying = world(5);
     verifying.scenes[1].running = Some(Step::Verify);
     verifying.scenes[2].running = Some(Step::Post);
-    let next = super::plan(&mut group, &verifying);
+    let next = super::decide(&mut group, &verifying);
     assert_eq!(
         (steps(&next), next.drops),
         (vec![(4, Step::Verify)], vec![]),
@@ -536,7 +544,7 @@ fn after_a_failure_in_a_committed_group_a_latch_that_may_have_been_sent_is_only_
 fn independently_a_failure_holds_nothing_back() {
     let mut each = request(Latch::Independently, &[Failed, Incoming]);
     each.status.images[0].end(Failed, Reason::QuotaExceeded, "");
-    assert_eq!(steps(&plan(&mut each, &world(2))), [(1, Step::BackUp)]);
+    assert_eq!(steps(&decide(&mut each, &world(2))), [(1, Step::BackUp)]);
 }
 
 #[test]
@@ -548,8 +556,8 @@ fn an_image_whose_attempts_are_used_up_ends_with_its_last_reason_or_as_cut_off()
     each.status.images[0].reason = Some(Reason::DigestMismatch);
     each.status.images[0].message = "bytes differ".into();
     each.status.images[1].reason = Some(Reason::RateLimited);
-    let plan = plan(&mut each, &running(4, 3, Step::Resolve));
-    assert_eq!(plan.launches, []);
+    let decision = decide(&mut each, &running(4, 3, Step::Resolve));
+    assert_eq!(decision.launches, []);
     let cut_off = (Failed, Some(Reason::RegistryError));
     assert_eq!(
         ends(&each),
@@ -575,12 +583,12 @@ fn a_step_that_waits_says_so_and_takes_it_back_when_it_goes_on() {
         message,
         until: at(8),
     });
-    let waiting = plan(&mut request, &world);
+    let waiting = decide(&mut request, &world);
     let message = format!("429; next try {}", at(8));
     assert_eq!(waiting.waiting, Some((Reason::RateLimited, message)));
     assert_eq!(request.status.images[0].next_attempt, Some(at(8)));
     world.scenes[0].waiting = None;
-    assert_eq!(plan(&mut request, &world).waiting, None);
+    assert_eq!(decide(&mut request, &world).waiting, None);
     assert_eq!(
         (
             request.status.images[0].reason,
@@ -602,27 +610,27 @@ fn one_wait_computed_again_from_a_running_clock_is_no_news() {
         })
     };
     world.scenes[0].waiting = waiting(at(8));
-    plan(&mut request, &world);
+    decide(&mut request, &world);
     let before = request.clone();
     for same in [at(9), at(7), at(8)] {
         world.scenes[0].waiting = waiting(same);
-        plan(&mut request, &world);
+        decide(&mut request, &world);
         assert_eq!(request, before);
     }
     world.scenes[0].waiting = waiting(at(10));
-    plan(&mut request, &world);
+    decide(&mut request, &world);
     assert_eq!(request.status.images[0].next_attempt, Some(at(10)));
 }
 
 #[test]
 fn a_finished_request_is_given_its_time_and_left_alone() {
     let mut done = request(Latch::Together, &[Posted, Failed]);
-    assert_eq!(plan(&mut done, &world(2)), Plan::default());
+    assert_eq!(decide(&mut done, &world(2)), Decision::default());
     assert_eq!(done.status.completed, Some(now()));
     let before = done.clone();
     let mut later = world(2);
     later.now = at(90_000);
-    plan(&mut done, &later);
+    decide(&mut done, &later);
     assert_eq!(done, before);
 }
 
@@ -630,8 +638,11 @@ fn a_finished_request_is_given_its_time_and_left_alone() {
 fn a_plan_only_resolves() {
     let mut planning = request(Latch::Together, &[Pending]);
     planning.spec.mode = Mode::Plan;
-    assert_eq!(steps(&plan(&mut planning, &world(1))), [(0, Step::Resolve)]);
+    assert_eq!(
+        steps(&decide(&mut planning, &world(1))),
+        [(0, Step::Resolve)]
+    );
     planning.status.images[0].end(Phase::Planned, Reason::Planned, "");
-    assert_eq!(plan(&mut planning, &world(1)).launches, []);
+    assert_eq!(decide(&mut planning, &world(1)).launches, []);
     assert_eq!(planning.phase(), Phase::Planned);
 }

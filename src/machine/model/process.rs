@@ -1,4 +1,4 @@
-//! A process: the reconcile loop of `engine::reconcile` with the real `plan`, `advance` and claims, and the steps that it runs.
+//! A process: the reconcile loop of `engine::reconcile` with the real `decide`, `advance` and claims, and the steps that it runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -10,8 +10,8 @@ use crate::machine::claims::{self, Claims, Contender, Standing, Uid, Verdict};
 use crate::machine::runs::steps::{Answer, Ask, Halt, Running, Seen, faulted};
 use crate::machine::seats::{Room, Seats};
 use crate::machine::{
-    Admission, Class, Context, Launch, Outcome, Phase, Plan, Reason, Request, Scene, Step, advance,
-    plan,
+    Admission, Class, Context, Decision, Launch, Outcome, Phase, Reason, Request, Scene, Step,
+    advance, decide,
 };
 
 use super::setup::Mutation;
@@ -201,7 +201,7 @@ impl Op {
 impl World {
     // === the reconcile loop ===
 
-    /// Takes one request one step on: load, harvest, advance, admit, plan, save, launch.
+    /// Takes one request one step on: load, harvest, advance, admit, decide, save, launch.
     pub fn reconcile(&mut self, process: &mut Process, index: usize) {
         if self.over(index) {
             process.give_up(index);
@@ -228,8 +228,8 @@ impl World {
             // Those that it supersedes are ended first; its own save is another action, and a crash may come between.
             return;
         };
-        let plan = self.plan(process, index, &mut request, admission, &harvest);
-        let launched = self.lacks(Mutation::LaunchBeforeSave) && !plan.launches.is_empty();
+        let decision = self.decide(process, index, &mut request, admission, &harvest);
+        let launched = self.lacks(Mutation::LaunchBeforeSave) && !decision.launches.is_empty();
         if launched {
             process.unsaved.insert(index, request.clone());
         } else {
@@ -238,10 +238,10 @@ impl World {
         for &image in &harvest {
             process.running.remove(&(index, image));
         }
-        for &image in &plan.drops {
+        for &image in &decision.drops {
             process.drop_step((index, image));
         }
-        for &launch in &plan.launches {
+        for &launch in &decision.launches {
             self.launch(process, index, &request, launch);
         }
         if request.is_finished() && !launched {
@@ -370,14 +370,14 @@ impl World {
         true
     }
 
-    fn plan(
+    fn decide(
         &self,
         process: &Process,
         index: usize,
         request: &mut Request,
         admission: Admission,
         harvest: &[usize],
-    ) -> Plan {
+    ) -> Decision {
         let unsettled = self.lacks(Mutation::IntentUnsettled);
         let images = request.spec.images.iter().enumerate();
         let scenes = images.map(|(image, spec)| {
@@ -420,7 +420,7 @@ impl World {
         }
         let latched: Vec<_> = request.status.images.iter().map(|i| i.phase).collect();
         let intent = request.status.rollback;
-        let mut plan = plan(request, &world);
+        let mut decision = decide(request, &world);
         if self.lacks(Mutation::OnlyLatchedExamined) && request.status.rollback && !intent {
             for (image, phase) in request.status.images.iter_mut().zip(latched) {
                 if !matches!(phase, Phase::Latched | Phase::Posted) {
@@ -428,11 +428,11 @@ impl World {
                 }
             }
             let kept = |l: &Launch| request.status.images[l.image].rollback.is_some();
-            plan.launches.retain(kept);
+            decision.launches.retain(kept);
         }
         request.status.committed |= committed;
-        self.tamper_plan(request, &world, &mut plan);
-        plan
+        self.tamper_decision(request, &world, &mut decision);
+        decision
     }
 
     fn save(&mut self, process: &mut Process, index: usize, request: &Request) {
@@ -828,7 +828,12 @@ impl World {
         }
     }
 
-    fn tamper_plan(&self, request: &mut Request, world: &crate::machine::World, plan: &mut Plan) {
+    fn tamper_decision(
+        &self,
+        request: &mut Request,
+        world: &crate::machine::World,
+        decision: &mut Decision,
+    ) {
         let holds = world.admission == Admission::Holds;
         let backed_up =
             |request: &Request, image: usize| request.status.images[image].phase == Phase::BackedUp;
@@ -841,7 +846,7 @@ impl World {
             for image in ready {
                 if world.scenes[image].running.is_none() {
                     let (step, again) = (Step::Latch, false);
-                    plan.launches.push(Launch { image, step, again });
+                    decision.launches.push(Launch { image, step, again });
                 }
             }
         }

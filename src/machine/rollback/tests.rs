@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::machine::samples::{at, broken, digest, fault, float, pin, request, running, world};
-use crate::machine::{Latch, Pin, Step, advance, plan};
+use crate::machine::{Latch, Pin, Step, advance, decide};
 use Phase::{BackedUp, Failed, Latched, Posted};
 
 const CONTEXT: fn() -> Context = || Context {
@@ -31,8 +31,8 @@ fn failed() -> Request {
     request
 }
 
-fn launched(plan: &Plan) -> Vec<(usize, Step, bool)> {
-    let launches = plan.launches.iter();
+fn launched(decision: &Decision) -> Vec<(usize, Step, bool)> {
+    let launches = decision.launches.iter();
     launches.map(|l| (l.image, l.step, l.again)).collect()
 }
 
@@ -48,7 +48,7 @@ fn a_failed_group_is_not_over_before_every_float_that_may_have_moved_was_looked_
     let mut request = failed();
     assert!(!request.is_finished() && request.has_open_commit());
     assert_eq!(request.phase(), Latched);
-    let first = plan(&mut request, &world(4));
+    let first = decide(&mut request, &world(4));
     // The first promotion has nothing to go back to; all others are looked at, whatever their recorded phase.
     let all = [0, 1, 3].map(|index| (index, Step::RollBack, false));
     assert_eq!(launched(&first), all);
@@ -65,7 +65,7 @@ fn a_failed_group_is_not_over_before_every_float_that_may_have_moved_was_looked_
         let effect = advance(&mut request, index, outcome, &CONTEXT());
         assert_eq!(effect, Effect::Recorded(Vec::new()));
     }
-    let last = plan(&mut request, &world(4));
+    let last = decide(&mut request, &world(4));
     assert_eq!((launched(&last), last.wake), (vec![], None));
     assert_eq!(
         (request.phase(), request.status.completed),
@@ -110,7 +110,7 @@ fn nothing_is_taken_back_unless_it_was_asked_for_and_the_floats_could_move() {
         let mut request = failed();
         change(&mut request);
         assert!(request.is_finished());
-        assert_eq!(plan(&mut request, &world(4)), Plan::default());
+        assert_eq!(decide(&mut request, &world(4)), Decision::default());
         assert!(!request.status.rollback);
     }
 }
@@ -119,14 +119,14 @@ fn nothing_is_taken_back_unless_it_was_asked_for_and_the_floats_could_move() {
 fn the_intent_is_saved_only_when_nothing_runs_and_every_float_has_settled() {
     let mut busy = failed();
     assert_eq!(
-        plan(&mut busy, &running(4, 1, Step::Latch)),
-        Plan::default()
+        decide(&mut busy, &running(4, 1, Step::Latch)),
+        Decision::default()
     );
     assert!(!busy.status.rollback);
     let mut unsettled = world(4);
     unsettled.scenes[2].quiet_until = Some(at(7));
     unsettled.scenes[0].quiet_until = Some(at(3));
-    let waits = plan(&mut busy, &unsettled);
+    let waits = decide(&mut busy, &unsettled);
     assert_eq!((launched(&waits), waits.wake), (vec![], Some(at(7))));
     assert!(!busy.status.rollback);
 }
@@ -136,8 +136,8 @@ fn a_failure_in_this_very_plan_begins_to_take_floats_back() {
     let mut request = failed();
     request.status.images[1].phase = BackedUp;
     request.status.images[1].attempts = request.spec.attempts;
-    let plan = plan(&mut request, &world(4));
-    assert_eq!(plan.launches.len(), 3);
+    let decision = decide(&mut request, &world(4));
+    assert_eq!(decision.launches.len(), 3);
     assert!(request.status.rollback);
 }
 
@@ -147,7 +147,7 @@ fn the_prune_tag_is_above_every_stamp_that_is_known() {
     let mut world = world(4);
     world.scenes[0].newest_stamp = Some(Stamp::at(at(5)));
     request.status.images[1].displaced = vec![pin("old", 30)];
-    plan(&mut request, &world);
+    decide(&mut request, &world);
     assert_eq!(tag(&request, 0), Some(broken(6).as_str()));
     let first = Stamp::of(request.status.images[1].rollback.as_ref().unwrap());
     assert_eq!(first, Some(Stamp::at(at(31))));
@@ -166,7 +166,7 @@ fn the_prune_tag_is_above_every_stamp_that_is_known() {
 #[test]
 fn what_fails_for_now_is_tried_again_and_what_fails_for_good_is_named() {
     let mut request = failed();
-    plan(&mut request, &world(4));
+    decide(&mut request, &world(4));
     let wait = fault(Reason::RegistryUnavailable, Class::Wait { seconds: 9 });
     advance(&mut request, 0, wait, &CONTEXT());
     let attempt = fault(Reason::ManifestRejected, Class::Attempt);
@@ -206,7 +206,7 @@ fn what_fails_for_now_is_tried_again_and_what_fails_for_good_is_named() {
     let mut later = world(4);
     later.now = at(2);
     assert_eq!(
-        launched(&plan(&mut request, &later)),
+        launched(&decide(&mut request, &later)),
         [(1, Step::RollBack, true)]
     );
 }
@@ -214,17 +214,17 @@ fn what_fails_for_now_is_tried_again_and_what_fails_for_good_is_named() {
 #[test]
 fn after_its_own_time_it_ends_and_says_what_was_not_taken_back() {
     let mut request = failed();
-    plan(&mut request, &world(4));
+    decide(&mut request, &world(4));
     advance(&mut request, 3, Outcome::RolledBack, &CONTEXT());
     let mut late = running(4, 1, Step::RollBack);
     late.now = at(GRACE_SECONDS);
-    let drops = plan(&mut request, &late);
+    let drops = decide(&mut request, &late);
     assert_eq!(
         (drops.drops.as_slice(), request.is_finished()),
         (&[1][..], false)
     );
     late.scenes[1].running = None;
-    plan(&mut request, &late);
+    decide(&mut request, &late);
     assert_eq!(
         (request.phase(), request.status.completed),
         (Failed, Some(late.now))
@@ -243,7 +243,7 @@ fn after_its_own_time_it_ends_and_says_what_was_not_taken_back() {
 #[test]
 fn an_outcome_that_comes_when_it_is_known_already_changes_nothing() {
     let mut request = failed();
-    plan(&mut request, &world(4));
+    decide(&mut request, &world(4));
     advance(&mut request, 0, Outcome::RolledBack, &CONTEXT());
     let before = request.clone();
     for (index, outcome) in [
@@ -268,10 +268,10 @@ fn a_cancel_or_a_suspension_that_comes_while_floats_are_taken_back_changes_nothi
     ] {
         let mut request = failed();
         change(&mut request);
-        let plan = plan(&mut request, &world(4));
-        assert_eq!(plan.launches.len(), 3);
-        assert_eq!((plan.waiting, request.phase()), (None, Latched));
-        told.push(plan.cancel_ignored);
+        let decision = decide(&mut request, &world(4));
+        assert_eq!(decision.launches.len(), 3);
+        assert_eq!((decision.waiting, request.phase()), (None, Latched));
+        told.push(decision.cancel_ignored);
     }
     assert_eq!(told, [true, false]);
 }
@@ -295,13 +295,13 @@ fn a_paused_registry_holds_the_floats_where_they_are_and_the_request_says_so() {
     for scene in &mut paused.scenes {
         scene.paused = Some("paused by ci".into());
     }
-    let held = plan(&mut request, &paused);
+    let held = decide(&mut request, &paused);
     assert_eq!(launched(&held), []);
     assert_eq!(held.waiting, Some((Reason::Paused, "paused by ci".into())));
     assert_eq!(held.wake, Some(at(GRACE_SECONDS)), "its time runs");
     let mut one = running(4, 0, Step::RollBack);
     one.scenes[0].paused = Some("paused by ci".into());
-    let dropped = plan(&mut request, &one);
+    let dropped = decide(&mut request, &one);
     assert_eq!(dropped.drops, [0]);
     let others = [1, 3].map(|index| (index, Step::RollBack, false));
     assert_eq!(launched(&dropped), others);

@@ -1,7 +1,7 @@
-//! A small world: a registry, the recorded requests, and the process that works on them with the real `plan`, `advance` and
+//! A small world: a registry, the recorded requests, and the process that works on them with the real `decide`, `advance` and
 //! claims.
 //!
-//! An [`Event`] takes the world one indivisible step on: a reconcile (harvest, advance, admit, plan, save, launch), one request
+//! An [`Event`] takes the world one indivisible step on: a reconcile (harvest, advance, admit, decide, save, launch), one request
 //! of one step, or a mishap. Everything is plain data that can be cloned, so a search can enumerate what random runs only
 //! sample. The promises are asserted where they could break: at every tag write, at every save, and after every event.
 
@@ -15,8 +15,8 @@ use super::steps::{Answer, Ask, Halt, Running, Seen, faulted};
 use crate::image::{Digest, Float, Stamp, Tag};
 use crate::machine::claims::{self, Claims, Contender, Standing, Verdict};
 use crate::machine::{
-    Admission, Class, Context, Effect, ImageSpec, Latch, Mode, OnFailure, Outcome, Phase, Plan,
-    Reason, Referrers, Request, Scene, Spec, Status, advance, plan,
+    Admission, Class, Context, Decision, Effect, ImageSpec, Latch, Mode, OnFailure, Outcome, Phase,
+    Reason, Referrers, Request, Scene, Spec, Status, advance, decide,
 };
 
 /// How long a tag write may take to show, in seconds.
@@ -313,14 +313,14 @@ impl World {
             }
         }
         let admission = self.admit(index, &request);
-        let plan = self.plan(index, &mut request, admission.clone());
+        let decision = self.decide(index, &mut request, admission.clone());
         self.save(index, &request);
-        self.process.wakes[index] = plan.wake;
-        for &image in &plan.drops {
+        self.process.wakes[index] = decision.wake;
+        for &image in &decision.drops {
             let running = self.process.running.get_mut(&(index, image));
             running.expect("only what runs is dropped").dropped = true;
         }
-        for launch in plan.launches {
+        for launch in decision.launches {
             self.process.launched.insert((index, launch.image));
             let image = request.status.images[launch.image].clone();
             let running = Running {
@@ -334,20 +334,20 @@ impl World {
             assert!(before.is_none(), "one step of an image at a time");
         }
         let mut again = request.clone();
-        let repeated = self.plan(index, &mut again, admission);
+        let repeated = self.decide(index, &mut again, admission);
         assert_eq!(
             again, request,
-            "a second plan of the same world changes nothing"
+            "a second decision on the same world changes nothing"
         );
         assert_eq!(
             repeated.launches,
             [],
-            "a second plan of the same world launches nothing"
+            "a second decision on the same world launches nothing"
         );
         self.settle_claims(index);
     }
 
-    fn plan(&self, index: usize, request: &mut Request, admission: Admission) -> Plan {
+    fn decide(&self, index: usize, request: &mut Request, admission: Admission) -> Decision {
         let scenes = request
             .spec
             .images
@@ -374,12 +374,12 @@ impl World {
             launching: true,
             scenes: scenes.collect(),
         };
-        let plan = plan(request, &world);
+        let decision = decide(request, &world);
         assert!(
-            plan.wake.is_none_or(|at| at > world.now),
-            "a wake in the past never ends: {plan:?}"
+            decision.wake.is_none_or(|at| at > world.now),
+            "a wake in the past never ends: {decision:?}"
         );
-        plan
+        decision
     }
 
     /// The end of what lasts so long after its sending, as `engine::memory` has it.
