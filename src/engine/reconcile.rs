@@ -13,8 +13,8 @@ use crate::api::status::{ReadError, Scenery};
 use crate::api::{self, PromotionRequest, conditions};
 use crate::image::{Float, Stamp};
 use crate::machine::{
-    self, Context, Decision, Effect, Launch, Notice, Outcome, Reason, Request, Scene, Waiting,
-    World,
+    self, Context, Decision, Effect, ImageContext, Inputs, Launch, Notice, Outcome, Reason,
+    Request, Waiting,
 };
 use crate::store::{Access, Event, Key, Store, StoreError, Unreadable};
 
@@ -178,7 +178,7 @@ impl<S: Store> Engine<S> {
         self.spare(&uid, &request);
         let was = request.clone();
         let now = super::now();
-        let (mut harvest, scenes) = self.harvest(&uid, &request, now);
+        let (mut harvest, contexts) = self.harvest(&uid, &request, now);
         self.forgive_rotated(&object, &request, &mut harvest).await;
         let draining = self.lock().draining;
         if draining && harvest.is_empty() {
@@ -195,15 +195,15 @@ impl<S: Store> Engine<S> {
             ..
         } = self.admit(key, &uid, &object, &request).await?;
         let launching = access.is_some() && !draining && self.may_launch(key, &request);
-        let world = World {
+        let inputs = Inputs {
             now,
             stepped: self.stepped(&uid, &request, now),
             resource_version: version,
             admission,
             launching,
-            scenes,
+            contexts,
         };
-        let decision = machine::decide(&mut request, &world);
+        let decision = machine::decide(&mut request, &inputs);
         if let Some(notice) = self.cancel_ignored(key, &uid, &decision) {
             notices.push(notice);
         }
@@ -298,15 +298,20 @@ impl<S: Store> Engine<S> {
 
     /// What operations of a request have found, and the surroundings of its images apart from that: read under one lock, so
     /// that an operation is either harvested or running.
-    fn harvest(&self, uid: &str, request: &Request, now: Timestamp) -> (Vec<Harvest>, Vec<Scene>) {
+    fn harvest(
+        &self,
+        uid: &str,
+        request: &Request,
+        now: Timestamp,
+    ) -> (Vec<Harvest>, Vec<ImageContext>) {
         let instant = Instant::now();
         let state = self.lock();
         let flight = state.flights.get(uid);
         let mut harvest = Vec::new();
-        let mut scenes = Vec::with_capacity(request.spec.images.len());
+        let mut contexts = Vec::with_capacity(request.spec.images.len());
         for (index, spec) in request.spec.images.iter().enumerate() {
             let memory = &self.inner.tools.memory;
-            let mut scene = Scene {
+            let mut context = ImageContext {
                 newest_stamp: memory.newest_stamp(&spec.float),
                 paused: state
                     .brake
@@ -317,7 +322,7 @@ impl<S: Store> Engine<S> {
                 late_until: (memory.late_until(&spec.float, instant))
                     .map(|until| at(now, instant, until)),
                 taken_over: flight.is_none_or(|flight| !flight.launched.contains(&index)),
-                ..Scene::default()
+                ..ImageContext::default()
             };
             if let Some(operation) = flight.and_then(|f| f.operations.get(&index)) {
                 if let Some(outcome) = &operation.outcome {
@@ -328,17 +333,17 @@ impl<S: Store> Engine<S> {
                         outcome: outcome.clone(),
                     });
                 } else {
-                    scene.running = Some(operation.step);
-                    scene.waiting = operation.activity.waiting().map(|waiting| Waiting {
+                    context.running = Some(operation.step);
+                    context.waiting = operation.activity.waiting().map(|waiting| Waiting {
                         reason: waiting.reason,
                         until: at(now, instant, Instant::from_std(waiting.until)),
                         message: waiting.message,
                     });
                 }
             }
-            scenes.push(scene);
+            contexts.push(context);
         }
-        (harvest, scenes)
+        (harvest, contexts)
     }
 
     /// A credential that was rejected because another has taken its place meanwhile is no failure: the step is launched again.

@@ -16,7 +16,7 @@ use crate::image::{Digest, Float, Stamp, Tag};
 /// The longest backoff, in seconds.
 const BACKOFF_MAX: i64 = 120;
 
-/// What of the world an outcome's record depends on.
+/// What an outcome's record depends on, beside the request.
 #[derive(Debug, Clone, Copy)]
 pub struct Context {
     /// Now.

@@ -1,6 +1,6 @@
 //! What may run.
 //!
-//! In come a request and the state of the world around it; the record is changed in place (order, deadline, start, commit,
+//! In come a request and what surrounds it; the record is changed in place (order, deadline, start, commit,
 //! ends, the attempt that each launch uses) and out comes what to do once that record is saved: launch, drop, wake up.
 //!
 //! The rules run in a fixed order, each a function of its own: what ends the request before it is committed, what a failure
@@ -19,9 +19,9 @@ const LATE_MAX_SECONDS: i64 = 160;
 /// Times in status are whole seconds: two that differ by no more may be the same.
 const SAME_TIME: SignedDuration = SignedDuration::from_secs(1);
 
-/// The world around a request, as far as a decision depends on it.
+/// What a decision depends on, beside the request.
 #[derive(Debug, Clone)]
-pub struct World {
+pub struct Inputs {
     /// Now.
     pub now: Timestamp,
     /// How many seconds the clock has gone ahead of the time that passed since the deadline was first seen: it was set, or nobody led
@@ -33,13 +33,13 @@ pub struct World {
     pub admission: Admission,
     /// Whether anything may be launched at all (not while shutting down, nor without the lease).
     pub launching: bool,
-    /// Each image's surroundings, in the order of the spec.
-    pub scenes: Vec<Scene>,
+    /// The context of each image, in the order of the spec.
+    pub contexts: Vec<ImageContext>,
 }
 
-/// The surroundings of one image.
+/// What surrounds one image.
 #[derive(Debug, Clone, Default)]
-pub struct Scene {
+pub struct ImageContext {
     /// The step that runs.
     pub running: Option<Step>,
     /// What that step waits for.
@@ -106,7 +106,7 @@ pub struct Launch {
     pub again: bool,
 }
 
-impl World {
+impl Inputs {
     /// When the deadline of a request is, by this clock.
     pub(super) fn due(&self, request: &Request) -> Option<Timestamp> {
         let deadline = request.status.deadline?;
@@ -116,7 +116,10 @@ impl World {
     /// Whether the last launch of an image was cut off by the end of the process that launched it: then its next one is the same
     /// attempt. That end may have come by anything, most often by another image; the deadline bounds how often.
     pub(super) fn was_cut_off(&self, index: usize, image: &Image) -> bool {
-        let taken_over = self.scenes.get(index).is_some_and(|scene| scene.taken_over);
+        let taken_over = self
+            .contexts
+            .get(index)
+            .is_some_and(|context| context.taken_over);
         // What failed says when it is tried again.
         let open = image.next_attempt.is_none();
         taken_over && open && image.attempts > 0
@@ -124,29 +127,29 @@ impl World {
 }
 
 /// Records what is due and says what may run.
-pub fn decide(request: &mut Request, world: &World) -> Decision {
+pub fn decide(request: &mut Request, inputs: &Inputs) -> Decision {
     let mut decision = Decision::default();
     if request.is_finished() {
-        request.status.completed.get_or_insert(world.now);
+        request.status.completed.get_or_insert(inputs.now);
         return decision;
     }
-    note_late(request, world);
+    note_late(request, inputs);
     if !request.is_rolling_back() {
-        note_order_and_deadline(request, world);
-        show_waiting(request, world);
-        end_by_cause(request, world, &mut decision);
-        hold_group(request, world, &mut decision);
-        end_exhausted(request, world);
+        note_order_and_deadline(request, inputs);
+        show_waiting(request, inputs);
+        end_by_cause(request, inputs, &mut decision);
+        hold_group(request, inputs, &mut decision);
+        end_exhausted(request, inputs);
         forget_pins(request);
-        commit(request, world);
-        launch(request, world, &mut decision);
+        commit(request, inputs);
+        launch(request, inputs, &mut decision);
     }
     if request.is_rolling_back() {
-        rollback::decide(request, world, &mut decision);
+        rollback::decide(request, inputs, &mut decision);
     }
-    decision.waiting = what_it_waits_for(request, world);
+    decision.waiting = what_it_waits_for(request, inputs);
     if request.is_finished() {
-        request.status.completed = Some(world.now);
+        request.status.completed = Some(inputs.now);
         decision.wake = None;
         decision.waiting = None;
     }
@@ -154,55 +157,55 @@ pub fn decide(request: &mut Request, world: &World) -> Decision {
 }
 
 /// The first save records the order; the deadline starts then, and anew after a suspension.
-fn note_order_and_deadline(request: &mut Request, world: &World) {
+fn note_order_and_deadline(request: &mut Request, inputs: &Inputs) {
     let status = &mut request.status;
-    status.order.get_or_insert(world.resource_version);
+    status.order.get_or_insert(inputs.resource_version);
     let suspended = request.spec.suspend && !request.has_open_commit();
     let status = &mut request.status;
     if suspended {
         status.deadline = None;
     } else if status.deadline.is_none() {
-        status.deadline = Some(after(world.now, request.spec.deadline_seconds));
+        status.deadline = Some(after(inputs.now, request.spec.deadline_seconds));
     }
-    if world.admission == Admission::Holds && !suspended {
-        status.started.get_or_insert(world.now);
+    if inputs.admission == Admission::Holds && !suspended {
+        status.started.get_or_insert(inputs.now);
     }
 }
 
 /// Until when a write of ours may land is recorded while it may: whoever takes over, or is to wait for the float, has no other way
 /// to know. A time that is too far away to be one of ours is of another clock.
-fn note_late(request: &mut Request, world: &World) {
-    let latest = after(world.now, LATE_MAX_SECONDS);
-    let holds = request.status.started.is_some() || world.admission == Admission::Holds;
-    for (image, scene) in request.status.images.iter_mut().zip(&world.scenes) {
+fn note_late(request: &mut Request, inputs: &Inputs) {
+    let latest = after(inputs.now, LATE_MAX_SECONDS);
+    let holds = request.status.started.is_some() || inputs.admission == Admission::Holds;
+    for (image, context) in request.status.images.iter_mut().zip(&inputs.contexts) {
         if image.phase.is_finished() && image.rollback.is_none() {
             // It is recorded as it ended.
             continue;
         }
-        let open = |until: &Timestamp| *until > world.now && *until <= latest;
+        let open = |until: &Timestamp| *until > inputs.now && *until <= latest;
         let known = image.late_until.filter(open);
         let same = |until: Timestamp| {
             known.is_some_and(|known| known.duration_since(until).abs() <= SAME_TIME)
         };
-        let seen = scene.late_until.filter(|&until| holds && !same(until));
+        let seen = context.late_until.filter(|&until| holds && !same(until));
         image.late_until = known.max(seen);
     }
 }
 
 /// An image whose step waits inside says so.
-fn show_waiting(request: &mut Request, world: &World) {
-    for (image, scene) in request.status.images.iter_mut().zip(&world.scenes) {
+fn show_waiting(request: &mut Request, inputs: &Inputs) {
+    for (image, context) in request.status.images.iter_mut().zip(&inputs.contexts) {
         if image.phase.is_finished() {
             continue;
         }
-        if scene.running.is_none() {
-            if image.reason == Some(Reason::Paused) && scene.paused.is_none() {
+        if context.running.is_none() {
+            if image.reason == Some(Reason::Paused) && context.paused.is_none() {
                 image.reason = None;
                 image.message.clear();
             }
             continue;
         }
-        if let Some(waiting) = &scene.waiting {
+        if let Some(waiting) = &context.waiting {
             // Computed from a running clock, one and the same time may come out a second apart: that is no news.
             let known = image.next_attempt.filter(|known| {
                 image.reason == Some(waiting.reason)
@@ -227,12 +230,12 @@ fn show_waiting(request: &mut Request, world: &World) {
 }
 
 /// Cancel, refusal, a newer request and the deadline end what is not committed; the deadline's grace ends the rest.
-fn end_by_cause(request: &mut Request, world: &World, decision: &mut Decision) {
+fn end_by_cause(request: &mut Request, inputs: &Inputs, decision: &mut Decision) {
     let all: Vec<usize> = (0..request.status.images.len()).collect();
-    let late = world.due(request).filter(|&due| due <= world.now);
-    let overrun = late.is_some_and(|d| after(d, GRACE_SECONDS) <= world.now);
+    let late = inputs.due(request).filter(|&due| due <= inputs.now);
+    let overrun = late.is_some_and(|d| after(d, GRACE_SECONDS) <= inputs.now);
     if overrun {
-        end_late(request, world, decision, &all);
+        end_late(request, inputs, decision, &all);
         return;
     }
     if request.spec.cancel && all.iter().any(|&i| request.is_committed(i)) {
@@ -245,17 +248,17 @@ fn end_by_cause(request: &mut Request, world: &World, decision: &mut Decision) {
     if request.spec.cancel {
         end(
             request,
-            world,
+            inputs,
             decision,
             &uncommitted,
             Phase::Cancelled,
             Reason::Cancelled,
             "",
         );
-    } else if let Admission::Refused(reason, message) = &world.admission {
+    } else if let Admission::Refused(reason, message) = &inputs.admission {
         end(
             request,
-            world,
+            inputs,
             decision,
             &uncommitted,
             Phase::Failed,
@@ -263,15 +266,15 @@ fn end_by_cause(request: &mut Request, world: &World, decision: &mut Decision) {
             message,
         );
     } else if late.is_some() {
-        end_late(request, world, decision, &uncommitted);
-    } else if let Admission::Superseded(images, message) = &world.admission {
+        end_late(request, inputs, decision, &uncommitted);
+    } else if let Admission::Superseded(images, message) = &inputs.admission {
         let images: Vec<usize> = uncommitted
             .into_iter()
             .filter(|i| images.contains(i))
             .collect();
         end(
             request,
-            world,
+            inputs,
             decision,
             &images,
             Phase::Failed,
@@ -282,18 +285,18 @@ fn end_by_cause(request: &mut Request, world: &World, decision: &mut Decision) {
         decision.drops.extend(
             uncommitted
                 .into_iter()
-                .filter(|&i| running(world, i).is_some()),
+                .filter(|&i| running(inputs, i).is_some()),
         );
     }
 }
 
 /// Ends these images because it is too late, each with the last that is known of why.
-fn end_late(request: &mut Request, world: &World, decision: &mut Decision, images: &[usize]) {
+fn end_late(request: &mut Request, inputs: &Inputs, decision: &mut Decision, images: &[usize]) {
     let seconds = request.spec.deadline_seconds;
     let messages: Vec<_> = images
         .iter()
         .map(|&index| {
-            let cause = last_cause(request, world, index);
+            let cause = last_cause(request, inputs, index);
             format!("not finished within deadlineSeconds ({seconds}); create another request; last: {cause}")
         })
         .collect();
@@ -301,7 +304,7 @@ fn end_late(request: &mut Request, world: &World, decision: &mut Decision, image
         let reason = Reason::DeadlineExceeded;
         end(
             request,
-            world,
+            inputs,
             decision,
             &[index],
             Phase::Failed,
@@ -312,7 +315,7 @@ fn end_late(request: &mut Request, world: &World, decision: &mut Decision, image
 }
 
 /// What kept an image last: its own cause, else the whole request's, else that of another of its group, else its work.
-fn last_cause(request: &Request, world: &World, index: usize) -> String {
+fn last_cause(request: &Request, inputs: &Inputs, index: usize) -> String {
     let own = |index: usize| {
         let image = request.status.images.get(index)?;
         let reason = image.reason.filter(|_| !image.phase.is_finished())?;
@@ -322,7 +325,7 @@ fn last_cause(request: &Request, world: &World, index: usize) -> String {
         return cause;
     }
     if let Admission::Waits(reason, message) | Admission::Refused(reason, message) =
-        &world.admission
+        &inputs.admission
     {
         return format!("{reason}: {message}");
     }
@@ -342,7 +345,7 @@ fn last_cause(request: &Request, world: &World, index: usize) -> String {
 /// Ends these images, each as soon as nothing of it runs.
 fn end(
     request: &mut Request,
-    world: &World,
+    inputs: &Inputs,
     decision: &mut Decision,
     images: &[usize],
     phase: Phase,
@@ -356,7 +359,7 @@ fn end(
         if image.phase.is_finished() {
             continue;
         }
-        if running(world, index).is_some() {
+        if running(inputs, index).is_some() {
             decision.drops.push(index);
         } else {
             image.end(phase, reason, message);
@@ -366,7 +369,7 @@ fn end(
 
 /// After a failure in a group no float of it moves any more: what is not latched is held back. A latch that may have been sent
 /// is looked for first, so that the record says where the float is.
-fn hold_group(request: &mut Request, world: &World, decision: &mut Decision) {
+fn hold_group(request: &mut Request, inputs: &Inputs, decision: &mut Decision) {
     let Some(failed) = request.failed_float().map(ToString::to_string) else {
         return;
     };
@@ -376,7 +379,7 @@ fn hold_group(request: &mut Request, world: &World, decision: &mut Decision) {
         if image.phase.is_finished() || image.phase == Phase::Latched {
             continue;
         }
-        match running(world, index) {
+        match running(inputs, index) {
             Some(Step::Verify) => {}
             Some(_) => decision.drops.push(index),
             None if committed && image.phase == Phase::BackedUp => {}
@@ -386,11 +389,11 @@ fn hold_group(request: &mut Request, world: &World, decision: &mut Decision) {
 }
 
 /// An image whose launches are used up ends with its last reason.
-fn end_exhausted(request: &mut Request, world: &World) {
+fn end_exhausted(request: &mut Request, inputs: &Inputs) {
     let limit = request.spec.attempts;
     for (index, image) in request.status.images.iter_mut().enumerate() {
-        let used = image.attempts - u32::from(world.was_cut_off(index, image));
-        if image.phase.is_finished() || running(world, index).is_some() || used < limit {
+        let used = image.attempts - u32::from(inputs.was_cut_off(index, image));
+        if image.phase.is_finished() || running(inputs, index).is_some() || used < limit {
             continue;
         }
         let last = image.reason.filter(|r| r.kind() == Kind::Retried);
@@ -422,13 +425,18 @@ fn forget_pins(request: &mut Request) {
 
 /// The floats may move: all images of a group are backed up, or this one is. While work is stopped nothing is committed: it can
 /// still be cancelled.
-fn commit(request: &mut Request, world: &World) {
-    let late = world.due(request).is_none_or(|due| due <= world.now);
-    if request.spec.cancel || request.spec.suspend || late || world.admission != Admission::Holds {
+fn commit(request: &mut Request, inputs: &Inputs) {
+    let late = inputs.due(request).is_none_or(|due| due <= inputs.now);
+    if request.spec.cancel || request.spec.suspend || late || inputs.admission != Admission::Holds {
         return;
     }
-    let paused = |index: usize| world.scenes.get(index).is_some_and(|s| s.paused.is_some());
-    let pinned = |image: &Image| image.phase != Phase::BackedUp || image.is_pinned(world.now);
+    let paused = |index: usize| {
+        inputs
+            .contexts
+            .get(index)
+            .is_some_and(|s| s.paused.is_some())
+    };
+    let pinned = |image: &Image| image.phase != Phase::BackedUp || image.is_pinned(inputs.now);
     match request.spec.latch {
         Latch::Together => {
             let images = || request.status.images.iter();
@@ -448,9 +456,9 @@ fn commit(request: &mut Request, world: &World) {
 }
 
 /// Launches the next step of every image that nothing keeps back, and counts it.
-fn launch(request: &mut Request, world: &World, decision: &mut Decision) {
-    if world.admission != Admission::Holds {
-        decision.wake = earliest(decision.wake, next_end(request, world));
+fn launch(request: &mut Request, inputs: &Inputs, decision: &mut Decision) {
+    if inputs.admission != Admission::Holds {
+        decision.wake = earliest(decision.wake, next_end(request, inputs));
         return;
     }
     let failed = request.failed_float().is_some();
@@ -459,17 +467,17 @@ fn launch(request: &mut Request, world: &World, decision: &mut Decision) {
         let ready = committed || request.is_ready(index);
         let suspended = request.spec.suspend && !committed;
         let image = &mut request.status.images[index];
-        let scene = world.scenes.get(index).cloned().unwrap_or_default();
+        let context = inputs.contexts.get(index).cloned().unwrap_or_default();
         if image.phase.is_finished() || suspended {
             continue;
         }
-        if scene.running.is_some() {
-            if scene.paused.is_some() {
+        if context.running.is_some() {
+            if context.paused.is_some() {
                 decision.drops.push(index);
             }
             continue;
         }
-        if let Some(message) = scene.paused {
+        if let Some(message) = context.paused {
             image.reason = Some(Reason::Paused);
             image.message = message;
             continue;
@@ -477,32 +485,32 @@ fn launch(request: &mut Request, world: &World, decision: &mut Decision) {
         let standing = Standing {
             resolved: image.source.is_some(),
             ready,
-            pinned: image.is_pinned(world.now),
+            pinned: image.is_pinned(inputs.now),
             committed,
             failed,
         };
         let Some(step) = next_step(image.phase, standing) else {
             continue;
         };
-        let mut not_before = image.next_attempt.max(scene.quiet_until);
+        let mut not_before = image.next_attempt.max(context.quiet_until);
         if step == Step::Verify {
             // What it finds is the last word on this float.
-            not_before = not_before.max(scene.late_until);
+            not_before = not_before.max(context.late_until);
         }
-        if let Some(later) = not_before.filter(|&t| t > world.now) {
+        if let Some(later) = not_before.filter(|&t| t > inputs.now) {
             decision.wake = earliest(decision.wake, Some(later));
-        } else if world.launching {
+        } else if inputs.launching {
             decision.launches.push(Launch {
                 image: index,
                 step,
                 again: image.attempts > 0,
             });
-            image.attempts += u32::from(!world.was_cut_off(index, image));
+            image.attempts += u32::from(!inputs.was_cut_off(index, image));
             // Why it is launched again stays: until there is an outcome it is the last that is known.
             image.next_attempt = None;
         }
     }
-    decision.wake = earliest(decision.wake, next_end(request, world));
+    decision.wake = earliest(decision.wake, next_end(request, inputs));
 }
 
 /// What the next step depends on, beside the phase.
@@ -540,8 +548,8 @@ pub(super) fn next_step(phase: Phase, standing: Standing) -> Option<Step> {
 
 /// When the deadline, or its grace, ends something that is unfinished. What is past needs no waking: its images have ended, or
 /// end when the step that runs on them does.
-fn next_end(request: &Request, world: &World) -> Option<Timestamp> {
-    let deadline = world.due(request)?;
+fn next_end(request: &Request, inputs: &Inputs) -> Option<Timestamp> {
+    let deadline = inputs.due(request)?;
     let grace = after(deadline, GRACE_SECONDS);
     let images = request.status.images.iter().enumerate();
     let ends = images
@@ -552,25 +560,25 @@ fn next_end(request: &Request, world: &World) -> Option<Timestamp> {
                 Some(grace),
             ]
         });
-    ends.flatten().filter(|&end| end > world.now).min()
+    ends.flatten().filter(|&end| end > inputs.now).min()
 }
 
 /// The reason why nothing goes on, if nothing does.
-fn what_it_waits_for(request: &Request, world: &World) -> Option<(Reason, String)> {
+fn what_it_waits_for(request: &Request, inputs: &Inputs) -> Option<(Reason, String)> {
     if request.spec.suspend && !request.has_open_commit() {
         let message = "spec.suspend is set; set it to false to go on".into();
         return Some((Reason::Suspended, message));
     }
     // A refusal does not end what is committed: that waits until it is lifted.
     if let Admission::Waits(reason, message) | Admission::Refused(reason, message) =
-        &world.admission
+        &inputs.admission
     {
         return Some((*reason, message.clone()));
     }
     if request.is_rolling_back() {
-        let images = request.status.images.iter().zip(&world.scenes);
+        let images = request.status.images.iter().zip(&inputs.contexts);
         let mut open = images.filter(|(image, _)| image.rollback.is_some());
-        return open.find_map(|(_, scene)| Some((Reason::Paused, scene.paused.clone()?)));
+        return open.find_map(|(_, context)| Some((Reason::Paused, context.paused.clone()?)));
     }
     let waits = |i: &&super::Image| {
         let waiting = i.reason.filter(|r| r.kind() == Kind::Waiting);
@@ -586,8 +594,11 @@ fn what_it_waits_for(request: &Request, world: &World) -> Option<(Reason, String
     Some((reason, message))
 }
 
-fn running(world: &World, index: usize) -> Option<Step> {
-    world.scenes.get(index).and_then(|scene| scene.running)
+fn running(inputs: &Inputs, index: usize) -> Option<Step> {
+    inputs
+        .contexts
+        .get(index)
+        .and_then(|context| context.running)
 }
 
 pub(super) fn earliest(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> {

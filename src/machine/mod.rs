@@ -46,7 +46,7 @@ pub(crate) mod samples;
 mod table;
 
 pub use advance::{Context, Effect, advance};
-pub use decide::{Admission, Decision, Launch, Scene, Waiting, World, decide};
+pub use decide::{Admission, Decision, ImageContext, Inputs, Launch, Waiting, decide};
 pub use expiry::Expiry;
 pub use forecast::{Bytes, Children, Copying, Forecast, Held, Tally, Write, WrittenTag};
 pub use reason::{Kind, Reason};

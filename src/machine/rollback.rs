@@ -8,7 +8,7 @@
 use jiff::Timestamp;
 
 use super::advance::{Context, Effect, backoff};
-use super::decide::{Decision, Launch, World, earliest};
+use super::decide::{Decision, Inputs, Launch, earliest};
 use super::{
     Class, Fault, GRACE_SECONDS, Image, OnFailure, Outcome, Phase, Reason, Request, Step, after,
 };
@@ -29,34 +29,34 @@ impl Request {
 }
 
 /// Records the intent when it is due, and says which floats are examined now.
-pub(super) fn decide(request: &mut Request, world: &World, decision: &mut Decision) {
-    let scenes = || world.scenes.iter();
+pub(super) fn decide(request: &mut Request, inputs: &Inputs, decision: &mut Decision) {
+    let contexts = || inputs.contexts.iter();
     if !request.status.rollback {
-        let settled = scenes().filter_map(|scene| scene.quiet_until.max(scene.late_until));
+        let settled = contexts().filter_map(|context| context.quiet_until.max(context.late_until));
         let settled = settled.max();
-        if scenes().any(|scene| scene.running.is_some()) {
+        if contexts().any(|context| context.running.is_some()) {
             return;
         }
-        if let Some(later) = settled.filter(|&t| t > world.now) {
+        if let Some(later) = settled.filter(|&t| t > inputs.now) {
             decision.wake = earliest(decision.wake, Some(later));
             return;
         }
-        begin(request, world);
+        begin(request, inputs);
     }
     decision.cancel_ignored = request.spec.cancel;
     // The time is its own: what the deadline was for has ended.
-    let deadline = after(world.now, GRACE_SECONDS);
+    let deadline = after(inputs.now, GRACE_SECONDS);
     request.status.deadline.get_or_insert(deadline);
-    let due = world.due(request).unwrap_or(deadline);
-    let late = due <= world.now;
+    let due = inputs.due(request).unwrap_or(deadline);
+    let late = due <= inputs.now;
     for index in 0..request.status.images.len() {
-        let scene = world.scenes.get(index).cloned().unwrap_or_default();
+        let context = inputs.contexts.get(index).cloned().unwrap_or_default();
         let image = &mut request.status.images[index];
         if image.rollback.is_none() {
             continue;
         }
-        if scene.running.is_some() {
-            if late || scene.paused.is_some() {
+        if context.running.is_some() {
+            if late || context.paused.is_some() {
                 decision.drops.push(index);
             }
             continue;
@@ -66,30 +66,30 @@ pub(super) fn decide(request: &mut Request, world: &World, decision: &mut Decisi
             image.leave_behind(&why);
             continue;
         }
-        if scene.paused.is_some() {
+        if context.paused.is_some() {
             continue;
         }
-        let not_before = image.next_attempt.max(scene.quiet_until);
-        let not_before = not_before.max(scene.late_until);
-        if let Some(later) = not_before.filter(|&t| t > world.now) {
+        let not_before = image.next_attempt.max(context.quiet_until);
+        let not_before = not_before.max(context.late_until);
+        if let Some(later) = not_before.filter(|&t| t > inputs.now) {
             decision.wake = earliest(decision.wake, Some(later));
-        } else if world.launching {
+        } else if inputs.launching {
             decision.launches.push(Launch {
                 image: index,
                 step: Step::RollBack,
                 again: image.attempts > 0,
             });
-            image.attempts += u32::from(!world.was_cut_off(index, image));
+            image.attempts += u32::from(!inputs.was_cut_off(index, image));
             image.next_attempt = None;
         }
     }
     if request.is_rolling_back() {
-        decision.wake = earliest(decision.wake, Some(due).filter(|&t| t > world.now));
+        decision.wake = earliest(decision.wake, Some(due).filter(|&t| t > inputs.now));
     }
 }
 
 /// The intent: which floats may have moved, and the tag that will pin what they moved to.
-fn begin(request: &mut Request, world: &World) {
+fn begin(request: &mut Request, inputs: &Inputs) {
     request.status.rollback = true;
     request.status.deadline = None;
     for (index, image) in request.status.images.iter_mut().enumerate() {
@@ -99,8 +99,11 @@ fn begin(request: &mut Request, world: &World) {
         let Some(spec) = request.spec.images.get(index) else {
             continue;
         };
-        let known = world.scenes.get(index).and_then(|scene| scene.newest_stamp);
-        image.rollback = Some(spec.float.broken(image.next_stamp(known, world.now)));
+        let known = inputs
+            .contexts
+            .get(index)
+            .and_then(|context| context.newest_stamp);
+        image.rollback = Some(spec.float.broken(image.next_stamp(known, inputs.now)));
         image.attempts = 0;
         image.next_attempt = None;
     }

@@ -4,8 +4,8 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
-    Admission, Class, Fault, Image, ImageSpec, Latch, Mode, OnFailure, Outcome, Phase, Pin, Reason,
-    Referrers, Request, Scene, SourceFacts, Spec, Status, Step, World,
+    Admission, Class, Fault, Image, ImageContext, ImageSpec, Inputs, Latch, Mode, OnFailure,
+    Outcome, Phase, Pin, Reason, Referrers, Request, SourceFacts, Spec, Status, Step,
 };
 use crate::image::{Digest, Float, Stamp, Tag};
 
@@ -98,23 +98,23 @@ pub fn request(latch: Latch, phases: &[Phase]) -> Request {
     Request { spec, status }
 }
 
-/// A world at [`now`] in which a request has its floats to itself, and nothing of it runs.
-pub fn world(images: usize) -> World {
-    World {
+/// Inputs at [`now`] by which a request has its floats to itself, and nothing of it runs.
+pub fn inputs(images: usize) -> Inputs {
+    Inputs {
         now: now(),
         stepped: 0,
         resource_version: 9,
         admission: Admission::Holds,
         launching: true,
-        scenes: vec![Scene::default(); images],
+        contexts: vec![ImageContext::default(); images],
     }
 }
 
 /// The same, with this step of image `index` running.
-pub fn running(images: usize, index: usize, step: Step) -> World {
-    let mut world = world(images);
-    world.scenes[index].running = Some(step);
-    world
+pub fn running(images: usize, index: usize, step: Step) -> Inputs {
+    let mut inputs = inputs(images);
+    inputs.contexts[index].running = Some(step);
+    inputs
 }
 
 /// A fault.

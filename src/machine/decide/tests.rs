@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::machine::samples::{at, float, now, request, running, world};
+use crate::machine::samples::{at, float, inputs, now, request, running};
 use crate::machine::{Launch, Mode, Status};
 use Phase::{BackedUp, Cancelled, Failed, Incoming, Latched, Pending, Posted};
 
@@ -33,7 +33,7 @@ fn committed(phases: &[Phase]) -> Request {
 fn the_first_save_records_order_and_deadline_and_the_claim_its_start() {
     let mut fresh = request(Latch::Together, &[Pending]);
     fresh.status = Status::new(1);
-    let mut queued = world(1);
+    let mut queued = inputs(1);
     queued.admission = Admission::Waits(Reason::Queued, "waits for ci/other".into());
     let waiting = decide(&mut fresh, &queued);
     assert_eq!(waiting.launches, []);
@@ -43,7 +43,7 @@ fn the_first_save_records_order_and_deadline_and_the_claim_its_start() {
     );
     assert_eq!(waiting.wake, Some(at(7200)), "queueing counts");
     assert_eq!((fresh.status.order, fresh.status.started), (Some(9), None));
-    let mut later = world(1);
+    let mut later = inputs(1);
     (later.now, later.resource_version) = (at(5), 11);
     assert_eq!(steps(&decide(&mut fresh, &later)), [(0, Step::Resolve)]);
     assert_eq!(fresh.status.order, Some(9), "as the leader first saw it");
@@ -57,7 +57,7 @@ fn the_first_save_records_order_and_deadline_and_the_claim_its_start() {
 fn a_launch_uses_an_attempt_and_is_told_when_it_may_have_run_before() {
     let mut request = request(Latch::Together, &[Incoming, Pending]);
     request.status.images[1].attempts = 1;
-    let decision = decide(&mut request, &world(2));
+    let decision = decide(&mut request, &inputs(2));
     let first = Launch {
         image: 0,
         step: Step::BackUp,
@@ -85,7 +85,7 @@ fn nothing_is_launched_on_what_runs_or_is_not_due_or_has_not_settled_or_while_dr
     let mut due = request(Latch::Together, &[Pending, Pending, Pending]);
     due.status.images[1].next_attempt = Some(at(9));
     let mut surroundings = running(3, 0, Step::Resolve);
-    surroundings.scenes[2].quiet_until = Some(at(4));
+    surroundings.contexts[2].quiet_until = Some(at(4));
     let waiting = decide(&mut due, &surroundings);
     assert_eq!((steps(&waiting), waiting.wake), (vec![], Some(at(4))));
     surroundings.now = at(9);
@@ -104,7 +104,7 @@ fn what_is_paused_is_given_up_says_so_and_goes_on_as_if_nothing_had_been() {
     each.status.images[2].attempts = 1;
     let mut surroundings = running(3, 2, Step::Resolve);
     for paused in [1, 2] {
-        surroundings.scenes[paused].paused = Some("paused by ci".into());
+        surroundings.contexts[paused].paused = Some("paused by ci".into());
     }
     let held = decide(&mut each, &surroundings);
     assert_eq!(
@@ -120,19 +120,19 @@ fn what_is_paused_is_given_up_says_so_and_goes_on_as_if_nothing_had_been() {
     assert_eq!(image.attempts, 0);
     // It goes on, but the float has not settled: nobody stops it any more.
     let mut quiet = running(3, 0, Step::Resolve);
-    quiet.scenes[1].quiet_until = Some(at(4));
+    quiet.contexts[1].quiet_until = Some(at(4));
     let waits = decide(&mut each, &quiet);
     assert_eq!((waits.waiting, each.status.images[1].reason), (None, None));
     quiet.now = at(4);
-    quiet.scenes[1].quiet_until = None;
+    quiet.contexts[1].quiet_until = None;
     assert!(steps(&decide(&mut each, &quiet)).contains(&(1, Step::BackUp)));
 }
 
 #[test]
 fn while_an_image_is_paused_its_group_is_not_committed_and_can_be_cancelled() {
     let mut group = request(Latch::Together, &[BackedUp, BackedUp]);
-    let mut surroundings = world(2);
-    surroundings.scenes[1].paused = Some("paused by ci".into());
+    let mut surroundings = inputs(2);
+    surroundings.contexts[1].paused = Some("paused by ci".into());
     assert_eq!(decide(&mut group, &surroundings).launches, []);
     assert!(!group.status.committed);
     group.spec.cancel = true;
@@ -140,15 +140,15 @@ fn while_an_image_is_paused_its_group_is_not_committed_and_can_be_cancelled() {
     assert!(ends(&group).iter().all(|end| end.0 == Cancelled));
     // What is committed stays so, and goes no further.
     let mut group = committed(&[BackedUp, Latched]);
-    surroundings.scenes[0].paused = Some("paused by ci".into());
+    surroundings.contexts[0].paused = Some("paused by ci".into());
     assert_eq!(decide(&mut group, &surroundings).launches, []);
     assert!(group.status.committed);
     assert_eq!(
-        steps(&decide(&mut group, &world(2))),
+        steps(&decide(&mut group, &inputs(2))),
         [(0, Step::Latch), (1, Step::Post)]
     );
     let mut each = request(Latch::Independently, &[BackedUp, BackedUp]);
-    surroundings.scenes[0].paused = None;
+    surroundings.contexts[0].paused = None;
     decide(&mut each, &surroundings);
     assert_eq!((each.is_committed(0), each.is_committed(1)), (true, false));
 }
@@ -156,10 +156,10 @@ fn while_an_image_is_paused_its_group_is_not_committed_and_can_be_cancelled() {
 #[test]
 fn no_float_of_a_group_moves_until_every_image_is_backed_up() {
     let mut group = request(Latch::Together, &[BackedUp, Incoming, Posted]);
-    assert_eq!(steps(&decide(&mut group, &world(3))), [(1, Step::BackUp)]);
+    assert_eq!(steps(&decide(&mut group, &inputs(3))), [(1, Step::BackUp)]);
     assert!(!group.status.committed);
     let mut group = request(Latch::Together, &[BackedUp, BackedUp, Posted]);
-    let decision = decide(&mut group, &world(3));
+    let decision = decide(&mut group, &inputs(3));
     assert!(
         group.status.committed,
         "by the save that launches the latches"
@@ -171,7 +171,7 @@ fn no_float_of_a_group_moves_until_every_image_is_backed_up() {
 fn independently_each_float_moves_when_it_is_backed_up() {
     let mut each = request(Latch::Independently, &[BackedUp, Pending]);
     assert_eq!(
-        steps(&decide(&mut each, &world(2))),
+        steps(&decide(&mut each, &inputs(2))),
         [(0, Step::Latch), (1, Step::Resolve)]
     );
     assert_eq!((each.is_committed(0), each.is_committed(1)), (true, false));
@@ -181,7 +181,7 @@ fn independently_each_float_moves_when_it_is_backed_up() {
 #[test]
 fn a_foreign_move_sends_one_committed_float_back_and_not_the_others() {
     let mut group = committed(&[Incoming, Latched, BackedUp]);
-    let steps = steps(&decide(&mut group, &world(3)));
+    let steps = steps(&decide(&mut group, &inputs(3)));
     assert_eq!(
         steps,
         [(0, Step::BackUp), (1, Step::Post), (2, Step::Latch)]
@@ -190,17 +190,17 @@ fn a_foreign_move_sends_one_committed_float_back_and_not_the_others() {
 
 #[test]
 fn nothing_is_committed_on_what_is_cancelled_suspended_late_or_not_its_own() {
-    let cases: [fn(&mut Request, &mut World); 4] = [
+    let cases: [fn(&mut Request, &mut Inputs); 4] = [
         |request, _| request.spec.cancel = true,
         |request, _| request.spec.suspend = true,
-        |_, world| world.now = at(7200),
-        |_, world| world.admission = Admission::Waits(Reason::Queued, String::new()),
+        |_, inputs| inputs.now = at(7200),
+        |_, inputs| inputs.admission = Admission::Waits(Reason::Queued, String::new()),
     ];
     for (number, case) in cases.iter().enumerate() {
         for latch in [Latch::Together, Latch::Independently] {
-            let (mut request, mut world) = (request(latch, &[BackedUp]), world(1));
-            case(&mut request, &mut world);
-            let decision = decide(&mut request, &world);
+            let (mut request, mut inputs) = (request(latch, &[BackedUp]), inputs(1));
+            case(&mut request, &mut inputs);
+            let decision = decide(&mut request, &inputs);
             assert!(
                 !request.is_committed(0) && decision.launches.is_empty(),
                 "{number}"
@@ -219,7 +219,7 @@ fn cancel_before_the_commit_ends_what_does_not_run_and_drops_what_does() {
         ends(&group),
         [(Cancelled, Some(Reason::Cancelled)), (Incoming, None)]
     );
-    decide(&mut group, &world(2));
+    decide(&mut group, &inputs(2));
     assert_eq!(group.phase(), Cancelled);
     assert_eq!(group.status.completed, Some(now()));
 }
@@ -228,7 +228,7 @@ fn cancel_before_the_commit_ends_what_does_not_run_and_drops_what_does() {
 fn cancel_after_the_commit_is_ignored_and_said_so() {
     let mut group = committed(&[BackedUp, Latched]);
     group.spec.cancel = true;
-    let decision = decide(&mut group, &world(2));
+    let decision = decide(&mut group, &inputs(2));
     assert!(decision.cancel_ignored);
     assert_eq!(steps(&decision), [(0, Step::Latch), (1, Step::Post)]);
 }
@@ -238,18 +238,18 @@ fn independently_cancel_ends_only_the_images_that_are_not_committed() {
     let mut each = request(Latch::Independently, &[Latched, Incoming]);
     each.status.images[0].committed = true;
     each.spec.cancel = true;
-    assert_eq!(steps(&decide(&mut each, &world(2))), [(0, Step::Post)]);
+    assert_eq!(steps(&decide(&mut each, &inputs(2))), [(0, Step::Post)]);
     assert_eq!(ends(&each)[1], (Cancelled, Some(Reason::Cancelled)));
 }
 
 #[test]
 fn the_deadline_ends_what_is_not_committed() {
     let mut group = request(Latch::Together, &[Pending, BackedUp]);
-    let mut world = world(2);
-    world.now = at(7199);
-    assert_eq!(decide(&mut group, &world).wake, Some(at(7200)));
+    let mut inputs = inputs(2);
+    inputs.now = at(7199);
+    assert_eq!(decide(&mut group, &inputs).wake, Some(at(7200)));
     let running = running(2, 0, Step::Resolve);
-    let late = World {
+    let late = Inputs {
         now: at(7200),
         ..running
     };
@@ -259,8 +259,8 @@ fn the_deadline_ends_what_is_not_committed() {
         (&[0, 0][..], Some(at(7800))),
         "no wake in the past"
     );
-    world.now = at(7201);
-    decide(&mut group, &world);
+    inputs.now = at(7201);
+    decide(&mut group, &inputs);
     assert_eq!(ends(&group), [(Failed, Some(Reason::DeadlineExceeded)); 2]);
     assert!(
         group.status.images[0]
@@ -275,9 +275,9 @@ fn an_end_by_the_deadline_names_the_last_cause() {
         request.status.images[0].reason = Some(reason);
         request.status.images[0].message = message.into();
     };
-    let said = |request: &mut Request, mut world: World| -> Vec<String> {
-        world.now = at(7201);
-        decide(request, &world);
+    let said = |request: &mut Request, mut inputs: Inputs| -> Vec<String> {
+        inputs.now = at(7201);
+        decide(request, &inputs);
         let images = request.status.images.iter();
         images
             .map(|image| {
@@ -292,20 +292,20 @@ fn an_end_by_the_deadline_names_the_last_cause() {
     fault(&mut group, Reason::RegistryUnavailable, "x.io answered 503");
     let cause = "RegistryUnavailable: x.io answered 503";
     let of_other = format!("{}: {cause}", float(0));
-    assert_eq!(said(&mut group, world(2)), [cause.to_owned(), of_other]);
+    assert_eq!(said(&mut group, inputs(2)), [cause.to_owned(), of_other]);
     // What it waited for as a whole.
     let mut queued = request(Latch::Together, &[Pending]);
-    let mut waits = world(1);
+    let mut waits = inputs(1);
     waits.admission = Admission::Waits(Reason::SecretNotFound, "Secret ci/push".into());
     assert_eq!(said(&mut queued, waits), ["SecretNotFound: Secret ci/push"]);
     // Nothing but work.
     let mut busy = request(Latch::Together, &[Pending]);
-    let worked = said(&mut busy, world(1));
+    let worked = said(&mut busy, inputs(1));
     assert!(worked[0].contains("phase Pending"), "{worked:?}");
     // It was launched once more, had no answer, and was given up for the deadline.
     let mut again = request(Latch::Together, &[Pending]);
     fault(&mut again, Reason::RegistryError, "no token");
-    assert_eq!(steps(&decide(&mut again, &world(1))), [(0, Step::Resolve)]);
+    assert_eq!(steps(&decide(&mut again, &inputs(1))), [(0, Step::Resolve)]);
     let mut late = running(1, 0, Step::Resolve);
     late.now = at(7200);
     assert_eq!(decide(&mut again, &late).drops, [0]);
@@ -315,7 +315,7 @@ fn an_end_by_the_deadline_names_the_last_cause() {
         jitter: 0.0,
     };
     crate::machine::advance(&mut again, 0, crate::machine::Outcome::Dropped, &context);
-    assert_eq!(said(&mut again, world(1)), ["RegistryError: no token"]);
+    assert_eq!(said(&mut again, inputs(1)), ["RegistryError: no token"]);
 }
 
 #[test]
@@ -325,11 +325,11 @@ fn a_wait_says_when_it_is_tried_next_and_a_launch_that_follows_waits_no_more() {
     image.reason = Some(Reason::RateLimited);
     image.message = "x.io limits the rate".into();
     image.next_attempt = Some(at(9));
-    let waits = |request: &mut Request, world: &World| decide(request, world).waiting;
+    let waits = |request: &mut Request, inputs: &Inputs| decide(request, inputs).waiting;
     let message = format!("x.io limits the rate; next try {}", at(9));
     let wanted = Some((Reason::RateLimited, message));
-    assert_eq!(waits(&mut request, &world(1)), wanted);
-    let mut due = world(1);
+    assert_eq!(waits(&mut request, &inputs(1)), wanted);
+    let mut due = inputs(1);
     due.now = at(9);
     assert_eq!(waits(&mut request, &due), None);
     let image = &request.status.images[0];
@@ -345,15 +345,15 @@ fn a_wait_says_when_it_is_tried_next_and_a_launch_that_follows_waits_no_more() {
 fn a_committed_request_has_600_seconds_more() {
     let mut group = committed(&[BackedUp]);
     group.status.images[0].pinned = Some(at(7700));
-    let mut world = world(1);
-    world.now = at(7799);
-    let going = decide(&mut group, &world);
+    let mut inputs = inputs(1);
+    inputs.now = at(7799);
+    let going = decide(&mut group, &inputs);
     assert_eq!(
         (steps(&going), going.wake),
         (vec![(0, Step::Latch)], Some(at(7800)))
     );
-    world.now = at(7800);
-    decide(&mut group, &world);
+    inputs.now = at(7800);
+    decide(&mut group, &inputs);
     assert_eq!(ends(&group), [(Failed, Some(Reason::DeadlineExceeded))]);
 }
 
@@ -361,10 +361,10 @@ fn a_committed_request_has_600_seconds_more() {
 fn processes_that_end_under_a_launch_use_one_attempt_however_many_and_failures_count() {
     let mut one = committed(&[BackedUp]);
     one.spec.attempts = 1;
-    let mut taken_over = world(1);
-    taken_over.scenes[0].taken_over = true;
-    let launch = |request: &mut Request, world: &World| {
-        let decision = decide(request, world);
+    let mut taken_over = inputs(1);
+    taken_over.contexts[0].taken_over = true;
+    let launch = |request: &mut Request, inputs: &Inputs| {
+        let decision = decide(request, inputs);
         let again: Vec<_> = decision
             .launches
             .iter()
@@ -383,8 +383,8 @@ fn processes_that_end_under_a_launch_use_one_attempt_however_many_and_failures_c
     let mut failed = one.clone();
     failed.status.images[0].reason = Some(Reason::RegistryError);
     failed.status.images[0].next_attempt = Some(at(0));
-    for (mut request, world) in [(failed, taken_over), (one, world(1))] {
-        assert_eq!(launch(&mut request, &world), (vec![], 1));
+    for (mut request, inputs) in [(failed, taken_over), (one, inputs(1))] {
+        assert_eq!(launch(&mut request, &inputs), (vec![], 1));
         assert_eq!(ends(&request), [(Failed, Some(Reason::RegistryError))]);
     }
 }
@@ -396,7 +396,7 @@ fn a_clock_that_is_set_ahead_ends_nothing_and_wakes_when_the_time_has_passed() {
         (committed(&[BackedUp]), 7800),
         (request(Latch::Together, &[Pending]), 7200),
     ] {
-        let mut ahead = world(1);
+        let mut ahead = inputs(1);
         ahead.stepped = hour;
         ahead.now = at(end + hour - 1);
         let going = decide(&mut group, &ahead);
@@ -410,10 +410,10 @@ fn a_clock_that_is_set_ahead_ends_nothing_and_wakes_when_the_time_has_passed() {
 #[test]
 fn a_committed_request_that_has_to_wait_past_its_deadline_is_woken_for_its_grace() {
     let mut group = committed(&[BackedUp]);
-    let mut world = world(1);
-    world.now = at(7300);
-    world.admission = Admission::Waits(Reason::SecretNotFound, "push".into());
-    assert_eq!(decide(&mut group, &world).wake, Some(at(7800)));
+    let mut inputs = inputs(1);
+    inputs.now = at(7300);
+    inputs.admission = Admission::Waits(Reason::SecretNotFound, "push".into());
+    assert_eq!(decide(&mut group, &inputs).wake, Some(at(7800)));
 }
 
 #[test]
@@ -427,7 +427,7 @@ fn suspend_before_the_commit_removes_the_deadline_and_resuming_sets_it_anew() {
     );
     assert_eq!(held.waiting.unwrap().0, Reason::Suspended);
     assert_eq!(group.status.deadline, None);
-    let mut later = world(2);
+    let mut later = inputs(2);
     later.now = at(90_000);
     decide(&mut group, &later);
     assert!(!group.is_finished());
@@ -440,7 +440,7 @@ fn suspend_before_the_commit_removes_the_deadline_and_resuming_sets_it_anew() {
 fn suspend_after_the_commit_changes_nothing() {
     let mut group = committed(&[BackedUp]);
     group.spec.suspend = true;
-    let decision = decide(&mut group, &world(1));
+    let decision = decide(&mut group, &inputs(1));
     assert_eq!(
         (steps(&decision), decision.waiting),
         (vec![(0, Step::Latch)], None)
@@ -453,10 +453,10 @@ fn independently_a_suspension_lets_the_committed_image_end_and_then_removes_the_
     let mut each = request(Latch::Independently, &[Latched, Incoming]);
     each.status.images[0].committed = true;
     each.spec.suspend = true;
-    assert_eq!(steps(&decide(&mut each, &world(2))), [(0, Step::Post)]);
+    assert_eq!(steps(&decide(&mut each, &inputs(2))), [(0, Step::Post)]);
     assert_eq!(each.status.deadline, Some(at(7200)));
     each.status.images[0].end(Posted, Reason::Promoted, "");
-    let held = decide(&mut each, &world(2));
+    let held = decide(&mut each, &inputs(2));
     assert_eq!((held.launches, held.wake), (vec![], None));
     assert_eq!(held.waiting.unwrap().0, Reason::Suspended);
     assert_eq!(each.status.deadline, None);
@@ -464,30 +464,30 @@ fn independently_a_suspension_lets_the_committed_image_end_and_then_removes_the_
 
 #[test]
 fn a_refusal_ends_what_is_not_committed() {
-    let mut world = world(1);
-    world.admission = Admission::Refused(Reason::PermissionDenied, "may not push".into());
+    let mut inputs = inputs(1);
+    inputs.admission = Admission::Refused(Reason::PermissionDenied, "may not push".into());
     let mut request = request(Latch::Together, &[Incoming]);
-    decide(&mut request, &world);
+    decide(&mut request, &inputs);
     assert_eq!(ends(&request), [(Failed, Some(Reason::PermissionDenied))]);
     let mut group = committed(&[BackedUp]);
-    assert_eq!(decide(&mut group, &world).launches, []);
+    assert_eq!(decide(&mut group, &inputs).launches, []);
     assert!(!group.is_finished());
 }
 
 #[test]
 fn a_newer_request_ends_the_images_that_it_takes_and_no_committed_one() {
-    let mut world = world(2);
-    world.admission = Admission::Superseded(vec![0, 1], "superseded by ci/newer".into());
+    let mut inputs = inputs(2);
+    inputs.admission = Admission::Superseded(vec![0, 1], "superseded by ci/newer".into());
     let mut each = request(Latch::Independently, &[Latched, Incoming]);
     each.status.images[0].committed = true;
-    decide(&mut each, &world);
+    decide(&mut each, &inputs);
     assert_eq!(
         ends(&each),
         [(Latched, None), (Failed, Some(Reason::Superseded))]
     );
-    world.admission = Admission::Superseded(vec![1], "superseded by ci/newer".into());
+    inputs.admission = Admission::Superseded(vec![1], "superseded by ci/newer".into());
     let mut each = request(Latch::Independently, &[Pending, Incoming]);
-    decide(&mut each, &world);
+    decide(&mut each, &inputs);
     assert_eq!(
         ends(&each),
         [(Pending, None), (Failed, Some(Reason::Superseded))]
@@ -515,7 +515,7 @@ fn a_failure_in_a_group_holds_the_rest_back_and_names_the_float_that_failed() {
             .message
             .contains(&float(0).to_string())
     );
-    super::decide(&mut group, &world(4));
+    super::decide(&mut group, &inputs(4));
     assert_eq!(ends(&group)[1], held);
     assert_eq!(group.phase(), Failed);
 }
@@ -529,9 +529,9 @@ fn after_a_failure_in_a_committed_group_a_latch_that_may_have_been_sent_is_only_
     assert_eq!(steps(&decision), [(1, Step::Verify), (2, Step::Post)]);
     assert_eq!(decision.drops, [4]);
     assert_eq!(ends(&group)[3], (Failed, Some(Reason::Held)));
-    let mut verifying = world(5);
-    verifying.scenes[1].running = Some(Step::Verify);
-    verifying.scenes[2].running = Some(Step::Post);
+    let mut verifying = inputs(5);
+    verifying.contexts[1].running = Some(Step::Verify);
+    verifying.contexts[2].running = Some(Step::Post);
     let next = super::decide(&mut group, &verifying);
     assert_eq!(
         (steps(&next), next.drops),
@@ -544,7 +544,7 @@ fn after_a_failure_in_a_committed_group_a_latch_that_may_have_been_sent_is_only_
 fn independently_a_failure_holds_nothing_back() {
     let mut each = request(Latch::Independently, &[Failed, Incoming]);
     each.status.images[0].end(Failed, Reason::QuotaExceeded, "");
-    assert_eq!(steps(&decide(&mut each, &world(2))), [(1, Step::BackUp)]);
+    assert_eq!(steps(&decide(&mut each, &inputs(2))), [(1, Step::BackUp)]);
 }
 
 #[test]
@@ -576,19 +576,19 @@ fn an_image_whose_attempts_are_used_up_ends_with_its_last_reason_or_as_cut_off()
 fn a_step_that_waits_says_so_and_takes_it_back_when_it_goes_on() {
     let mut request = request(Latch::Together, &[Pending]);
     request.status.images[0].attempts = 1;
-    let mut world = running(1, 0, Step::Resolve);
+    let mut inputs = running(1, 0, Step::Resolve);
     let message = "429".to_owned();
-    world.scenes[0].waiting = Some(Waiting {
+    inputs.contexts[0].waiting = Some(Waiting {
         reason: Reason::RateLimited,
         message,
         until: at(8),
     });
-    let waiting = decide(&mut request, &world);
+    let waiting = decide(&mut request, &inputs);
     let message = format!("429; next try {}", at(8));
     assert_eq!(waiting.waiting, Some((Reason::RateLimited, message)));
     assert_eq!(request.status.images[0].next_attempt, Some(at(8)));
-    world.scenes[0].waiting = None;
-    assert_eq!(decide(&mut request, &world).waiting, None);
+    inputs.contexts[0].waiting = None;
+    assert_eq!(decide(&mut request, &inputs).waiting, None);
     assert_eq!(
         (
             request.status.images[0].reason,
@@ -601,7 +601,7 @@ fn a_step_that_waits_says_so_and_takes_it_back_when_it_goes_on() {
 #[test]
 fn one_wait_computed_again_from_a_running_clock_is_no_news() {
     let mut request = request(Latch::Together, &[Pending]);
-    let mut world = running(1, 0, Step::Resolve);
+    let mut inputs = running(1, 0, Step::Resolve);
     let waiting = |until| {
         Some(Waiting {
             reason: Reason::RateLimited,
@@ -609,26 +609,26 @@ fn one_wait_computed_again_from_a_running_clock_is_no_news() {
             until,
         })
     };
-    world.scenes[0].waiting = waiting(at(8));
-    decide(&mut request, &world);
+    inputs.contexts[0].waiting = waiting(at(8));
+    decide(&mut request, &inputs);
     let before = request.clone();
     for same in [at(9), at(7), at(8)] {
-        world.scenes[0].waiting = waiting(same);
-        decide(&mut request, &world);
+        inputs.contexts[0].waiting = waiting(same);
+        decide(&mut request, &inputs);
         assert_eq!(request, before);
     }
-    world.scenes[0].waiting = waiting(at(10));
-    decide(&mut request, &world);
+    inputs.contexts[0].waiting = waiting(at(10));
+    decide(&mut request, &inputs);
     assert_eq!(request.status.images[0].next_attempt, Some(at(10)));
 }
 
 #[test]
 fn a_finished_request_is_given_its_time_and_left_alone() {
     let mut done = request(Latch::Together, &[Posted, Failed]);
-    assert_eq!(decide(&mut done, &world(2)), Decision::default());
+    assert_eq!(decide(&mut done, &inputs(2)), Decision::default());
     assert_eq!(done.status.completed, Some(now()));
     let before = done.clone();
-    let mut later = world(2);
+    let mut later = inputs(2);
     later.now = at(90_000);
     decide(&mut done, &later);
     assert_eq!(done, before);
@@ -639,10 +639,10 @@ fn a_plan_only_resolves() {
     let mut planning = request(Latch::Together, &[Pending]);
     planning.spec.mode = Mode::Plan;
     assert_eq!(
-        steps(&decide(&mut planning, &world(1))),
+        steps(&decide(&mut planning, &inputs(1))),
         [(0, Step::Resolve)]
     );
     planning.status.images[0].end(Phase::Planned, Reason::Planned, "");
-    assert_eq!(decide(&mut planning, &world(1)).launches, []);
+    assert_eq!(decide(&mut planning, &inputs(1)).launches, []);
     assert_eq!(planning.phase(), Phase::Planned);
 }

@@ -10,8 +10,8 @@ use crate::machine::claims::{self, Claims, Contender, Standing, Uid, Verdict};
 use crate::machine::runs::steps::{Answer, Ask, Halt, Running, Seen, faulted};
 use crate::machine::seats::{Room, Seats};
 use crate::machine::{
-    Admission, Class, Context, Decision, Launch, Outcome, Phase, Reason, Request, Scene, Step,
-    advance, decide,
+    Admission, Class, Context, Decision, ImageContext, Launch, Outcome, Phase, Reason, Request,
+    Step, advance, decide,
 };
 
 use super::setup::Mutation;
@@ -380,10 +380,10 @@ impl World {
     ) -> Decision {
         let unsettled = self.lacks(Mutation::IntentUnsettled);
         let images = request.spec.images.iter().enumerate();
-        let scenes = images.map(|(image, spec)| {
+        let contexts = images.map(|(image, spec)| {
             let op = process.running.get(&(index, image));
             let number = self.setup.number(&spec.float);
-            Scene {
+            ImageContext {
                 running: op
                     .filter(|_| !harvest.contains(&image))
                     .map(|op| op.run.launch.step),
@@ -401,13 +401,13 @@ impl World {
                 taken_over: !process.launched.contains(&(index, image)),
             }
         });
-        let world = crate::machine::World {
+        let inputs = crate::machine::Inputs {
             now: time(self.now),
             stepped: 0,
             resource_version: index as u64 + 1,
             admission,
             launching: true,
-            scenes: scenes.collect(),
+            contexts: contexts.collect(),
         };
         let committed = request.status.committed;
         if self.lacks(Mutation::CommitIgnored) && request.spec.cancel {
@@ -420,7 +420,7 @@ impl World {
         }
         let latched: Vec<_> = request.status.images.iter().map(|i| i.phase).collect();
         let intent = request.status.rollback;
-        let mut decision = decide(request, &world);
+        let mut decision = decide(request, &inputs);
         if self.lacks(Mutation::OnlyLatchedExamined) && request.status.rollback && !intent {
             for (image, phase) in request.status.images.iter_mut().zip(latched) {
                 if !matches!(phase, Phase::Latched | Phase::Posted) {
@@ -431,7 +431,7 @@ impl World {
             decision.launches.retain(kept);
         }
         request.status.committed |= committed;
-        self.tamper_decision(request, &world, &mut decision);
+        self.tamper_decision(request, &inputs, &mut decision);
         decision
     }
 
@@ -831,10 +831,10 @@ impl World {
     fn tamper_decision(
         &self,
         request: &mut Request,
-        world: &crate::machine::World,
+        inputs: &crate::machine::Inputs,
         decision: &mut Decision,
     ) {
-        let holds = world.admission == Admission::Holds;
+        let holds = inputs.admission == Admission::Holds;
         let backed_up =
             |request: &Request, image: usize| request.status.images[image].phase == Phase::BackedUp;
         let ready = (0..request.spec.images.len()).filter(|&i| holds && backed_up(request, i));
@@ -844,7 +844,7 @@ impl World {
         }
         if self.lacks(Mutation::LatchOnItsOwn) && !request.status.committed {
             for image in ready {
-                if world.scenes[image].running.is_none() {
+                if inputs.contexts[image].running.is_none() {
                     let (step, again) = (Step::Latch, false);
                     decision.launches.push(Launch { image, step, again });
                 }

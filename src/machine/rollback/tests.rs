@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::machine::samples::{at, broken, digest, fault, float, pin, request, running, world};
+use crate::machine::samples::{at, broken, digest, fault, float, inputs, pin, request, running};
 use crate::machine::{Latch, Pin, Step, advance, decide};
 use Phase::{BackedUp, Failed, Latched, Posted};
 
@@ -48,7 +48,7 @@ fn a_failed_group_is_not_over_before_every_float_that_may_have_moved_was_looked_
     let mut request = failed();
     assert!(!request.is_finished() && request.has_open_commit());
     assert_eq!(request.phase(), Latched);
-    let first = decide(&mut request, &world(4));
+    let first = decide(&mut request, &inputs(4));
     // The first promotion has nothing to go back to; all others are looked at, whatever their recorded phase.
     let all = [0, 1, 3].map(|index| (index, Step::RollBack, false));
     assert_eq!(launched(&first), all);
@@ -65,7 +65,7 @@ fn a_failed_group_is_not_over_before_every_float_that_may_have_moved_was_looked_
         let effect = advance(&mut request, index, outcome, &CONTEXT());
         assert_eq!(effect, Effect::Recorded(Vec::new()));
     }
-    let last = decide(&mut request, &world(4));
+    let last = decide(&mut request, &inputs(4));
     assert_eq!((launched(&last), last.wake), (vec![], None));
     assert_eq!(
         (request.phase(), request.status.completed),
@@ -110,7 +110,7 @@ fn nothing_is_taken_back_unless_it_was_asked_for_and_the_floats_could_move() {
         let mut request = failed();
         change(&mut request);
         assert!(request.is_finished());
-        assert_eq!(decide(&mut request, &world(4)), Decision::default());
+        assert_eq!(decide(&mut request, &inputs(4)), Decision::default());
         assert!(!request.status.rollback);
     }
 }
@@ -123,9 +123,9 @@ fn the_intent_is_saved_only_when_nothing_runs_and_every_float_has_settled() {
         Decision::default()
     );
     assert!(!busy.status.rollback);
-    let mut unsettled = world(4);
-    unsettled.scenes[2].quiet_until = Some(at(7));
-    unsettled.scenes[0].quiet_until = Some(at(3));
+    let mut unsettled = inputs(4);
+    unsettled.contexts[2].quiet_until = Some(at(7));
+    unsettled.contexts[0].quiet_until = Some(at(3));
     let waits = decide(&mut busy, &unsettled);
     assert_eq!((launched(&waits), waits.wake), (vec![], Some(at(7))));
     assert!(!busy.status.rollback);
@@ -136,7 +136,7 @@ fn a_failure_in_this_very_plan_begins_to_take_floats_back() {
     let mut request = failed();
     request.status.images[1].phase = BackedUp;
     request.status.images[1].attempts = request.spec.attempts;
-    let decision = decide(&mut request, &world(4));
+    let decision = decide(&mut request, &inputs(4));
     assert_eq!(decision.launches.len(), 3);
     assert!(request.status.rollback);
 }
@@ -144,10 +144,10 @@ fn a_failure_in_this_very_plan_begins_to_take_floats_back() {
 #[test]
 fn the_prune_tag_is_above_every_stamp_that_is_known() {
     let mut request = failed();
-    let mut world = world(4);
-    world.scenes[0].newest_stamp = Some(Stamp::at(at(5)));
+    let mut inputs = inputs(4);
+    inputs.contexts[0].newest_stamp = Some(Stamp::at(at(5)));
     request.status.images[1].displaced = vec![pin("old", 30)];
-    decide(&mut request, &world);
+    decide(&mut request, &inputs);
     assert_eq!(tag(&request, 0), Some(broken(6).as_str()));
     let first = Stamp::of(request.status.images[1].rollback.as_ref().unwrap());
     assert_eq!(first, Some(Stamp::at(at(31))));
@@ -166,7 +166,7 @@ fn the_prune_tag_is_above_every_stamp_that_is_known() {
 #[test]
 fn what_fails_for_now_is_tried_again_and_what_fails_for_good_is_named() {
     let mut request = failed();
-    decide(&mut request, &world(4));
+    decide(&mut request, &inputs(4));
     let wait = fault(Reason::RegistryUnavailable, Class::Wait { seconds: 9 });
     advance(&mut request, 0, wait, &CONTEXT());
     let attempt = fault(Reason::ManifestRejected, Class::Attempt);
@@ -203,7 +203,7 @@ fn what_fails_for_now_is_tried_again_and_what_fails_for_good_is_named() {
     advance(&mut other, 0, gone, &CONTEXT());
     assert_eq!(other.status.images[0].reason, Some(Reason::NotRolledBack));
     assert_eq!(other.failed_float(), Some(&float(3)));
-    let mut later = world(4);
+    let mut later = inputs(4);
     later.now = at(2);
     assert_eq!(
         launched(&decide(&mut request, &later)),
@@ -214,7 +214,7 @@ fn what_fails_for_now_is_tried_again_and_what_fails_for_good_is_named() {
 #[test]
 fn after_its_own_time_it_ends_and_says_what_was_not_taken_back() {
     let mut request = failed();
-    decide(&mut request, &world(4));
+    decide(&mut request, &inputs(4));
     advance(&mut request, 3, Outcome::RolledBack, &CONTEXT());
     let mut late = running(4, 1, Step::RollBack);
     late.now = at(GRACE_SECONDS);
@@ -223,7 +223,7 @@ fn after_its_own_time_it_ends_and_says_what_was_not_taken_back() {
         (drops.drops.as_slice(), request.is_finished()),
         (&[1][..], false)
     );
-    late.scenes[1].running = None;
+    late.contexts[1].running = None;
     decide(&mut request, &late);
     assert_eq!(
         (request.phase(), request.status.completed),
@@ -243,7 +243,7 @@ fn after_its_own_time_it_ends_and_says_what_was_not_taken_back() {
 #[test]
 fn an_outcome_that_comes_when_it_is_known_already_changes_nothing() {
     let mut request = failed();
-    decide(&mut request, &world(4));
+    decide(&mut request, &inputs(4));
     advance(&mut request, 0, Outcome::RolledBack, &CONTEXT());
     let before = request.clone();
     for (index, outcome) in [
@@ -268,7 +268,7 @@ fn a_cancel_or_a_suspension_that_comes_while_floats_are_taken_back_changes_nothi
     ] {
         let mut request = failed();
         change(&mut request);
-        let decision = decide(&mut request, &world(4));
+        let decision = decide(&mut request, &inputs(4));
         assert_eq!(decision.launches.len(), 3);
         assert_eq!((decision.waiting, request.phase()), (None, Latched));
         told.push(decision.cancel_ignored);
@@ -291,16 +291,16 @@ fn a_float_that_may_be_taken_back_is_kept_to_the_end_of_the_whole_request() {
 #[test]
 fn a_paused_registry_holds_the_floats_where_they_are_and_the_request_says_so() {
     let mut request = failed();
-    let mut paused = world(4);
-    for scene in &mut paused.scenes {
-        scene.paused = Some("paused by ci".into());
+    let mut paused = inputs(4);
+    for context in &mut paused.contexts {
+        context.paused = Some("paused by ci".into());
     }
     let held = decide(&mut request, &paused);
     assert_eq!(launched(&held), []);
     assert_eq!(held.waiting, Some((Reason::Paused, "paused by ci".into())));
     assert_eq!(held.wake, Some(at(GRACE_SECONDS)), "its time runs");
     let mut one = running(4, 0, Step::RollBack);
-    one.scenes[0].paused = Some("paused by ci".into());
+    one.contexts[0].paused = Some("paused by ci".into());
     let dropped = decide(&mut request, &one);
     assert_eq!(dropped.drops, [0]);
     let others = [1, 3].map(|index| (index, Step::RollBack, false));

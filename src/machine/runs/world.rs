@@ -15,8 +15,8 @@ use super::steps::{Answer, Ask, Halt, Running, Seen, faulted};
 use crate::image::{Digest, Float, Stamp, Tag};
 use crate::machine::claims::{self, Claims, Contender, Standing, Verdict};
 use crate::machine::{
-    Admission, Class, Context, Decision, Effect, ImageSpec, Latch, Mode, OnFailure, Outcome, Phase,
-    Reason, Referrers, Request, Scene, Spec, Status, advance, decide,
+    Admission, Class, Context, Decision, Effect, ImageContext, ImageSpec, Latch, Mode, OnFailure,
+    Outcome, Phase, Reason, Referrers, Request, Spec, Status, advance, decide,
 };
 
 /// How long a tag write may take to show, in seconds.
@@ -348,12 +348,12 @@ impl World {
     }
 
     fn decide(&self, index: usize, request: &mut Request, admission: Admission) -> Decision {
-        let scenes = request
+        let contexts = request
             .spec
             .images
             .iter()
             .enumerate()
-            .map(|(image, spec)| Scene {
+            .map(|(image, spec)| ImageContext {
                 running: self
                     .process
                     .running
@@ -366,17 +366,17 @@ impl World {
                 paused: self.paused.get(&spec.float).map(ToString::to_string),
                 taken_over: !self.process.launched.contains(&(index, image)),
             });
-        let world = crate::machine::World {
+        let inputs = crate::machine::Inputs {
             now: time(self.now),
             stepped: 0,
             resource_version: index as u64 + 1,
             admission,
             launching: true,
-            scenes: scenes.collect(),
+            contexts: contexts.collect(),
         };
-        let decision = decide(request, &world);
+        let decision = decide(request, &inputs);
         assert!(
-            decision.wake.is_none_or(|at| at > world.now),
+            decision.wake.is_none_or(|at| at > inputs.now),
             "a wake in the past never ends: {decision:?}"
         );
         decision
