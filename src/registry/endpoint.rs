@@ -14,22 +14,22 @@ use crate::image::{Repository, host_name};
 
 /// Names and the addresses they stand for.
 #[derive(Debug)]
-pub(super) struct Endpoints {
+pub(crate) struct Endpoints {
     plain: HashSet<String>,
     rewrite: HashMap<String, Url>,
 }
 
 /// Where a registry is spoken to.
 #[derive(Debug, Clone)]
-pub(super) struct Endpoint {
+pub(crate) struct Endpoint {
     /// The host as a repository names it.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// Scheme and authority of its API.
-    pub(super) base: Url,
+    pub(crate) base: Url,
 }
 
 impl Endpoints {
-    pub(super) fn new(settings: &Settings) -> Result<Self, BuildError> {
+    pub(crate) fn new(settings: &Settings) -> Result<Self, BuildError> {
         let mut plain = HashSet::new();
         for host in &settings.plain_http {
             plain.insert(address(&plain_url(host)?));
@@ -44,12 +44,12 @@ impl Endpoints {
     }
 
     /// The addresses that the configuration names for plain HTTP.
-    pub(super) fn plain(&self) -> impl Iterator<Item = String> + '_ {
+    pub(crate) fn plain(&self) -> impl Iterator<Item = String> + '_ {
         self.plain.iter().cloned()
     }
 
     /// Where `repository`'s registry is spoken to.
-    pub(super) fn of(&self, repository: &Repository) -> Option<Endpoint> {
+    pub(crate) fn of(&self, repository: &Repository) -> Option<Endpoint> {
         let name = repository.host();
         let base = match self.rewrite.get(name) {
             Some(url) => url.clone(),
@@ -78,12 +78,12 @@ impl Endpoints {
     }
 
     /// Whether the configuration names this address: plain HTTP is spoken there, or it stands in for a host.
-    pub(super) fn is_configured(&self, url: &Url) -> bool {
+    pub(crate) fn is_configured(&self, url: &Url) -> bool {
         self.plain.contains(&address(url))
     }
 
     /// Whether a redirect or an upload location from `from` to `to` keeps TLS where there was TLS.
-    pub(super) fn may_follow(&self, from: Option<&Url>, to: &Url) -> bool {
+    pub(crate) fn may_follow(&self, from: Option<&Url>, to: &Url) -> bool {
         match to.scheme() {
             "https" => true,
             "http" => {
@@ -97,26 +97,26 @@ impl Endpoints {
 
 impl Endpoint {
     /// The URL of `path` below `/v2/`.
-    pub(super) fn url(&self, path: &str) -> Url {
+    pub(crate) fn url(&self, path: &str) -> Url {
         let mut url = self.base.clone();
         url.set_path(&format!("/v2/{path}"));
         url
     }
 
     /// Whether `url` is at this registry itself, so that its credentials may go there.
-    pub(super) fn is_at(&self, url: &Url) -> bool {
+    pub(crate) fn is_at(&self, url: &Url) -> bool {
         url.scheme() == self.base.scheme() && address(url) == address(&self.base)
     }
 
     /// Whether a token may be asked for at `realm` at all: TLS, unless the registry has none itself.
-    pub(super) fn may_ask(&self, realm: &Url) -> bool {
+    pub(crate) fn may_ask(&self, realm: &Url) -> bool {
         realm.host_str().is_some()
             && (realm.scheme() == "https"
                 || (realm.scheme() == "http" && self.base.scheme() == "http"))
     }
 
     /// Whether the registry's credentials may be sent to `realm`: its own host, or one below its parent domain.
-    pub(super) fn trusts(&self, realm: &Url) -> bool {
+    pub(crate) fn trusts(&self, realm: &Url) -> bool {
         let (Some(own), Some(other)) = (self.base.host_str(), realm.host_str()) else {
             return false;
         };
@@ -149,7 +149,7 @@ fn domain(host: &str) -> &str {
 }
 
 /// `HOST:PORT` of a URL, the port always written out.
-pub(super) fn address(url: &Url) -> String {
+pub(crate) fn address(url: &Url) -> String {
     let port = url.port_or_known_default().unwrap_or_default();
     format!("{}:{port}", url.host_str().unwrap_or_default())
 }

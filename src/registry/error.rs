@@ -13,9 +13,9 @@ use reqwest::StatusCode;
 use reqwest::header::HeaderValue;
 use serde_json::Value;
 
-use super::credential::Credential;
-use super::dialect::{Asked, Meaning, meaning, words};
 use crate::machine::Reason;
+use crate::registry::auth::credential::Credential;
+use crate::registry::wire::dialect::{Asked, Meaning, meaning, words};
 
 /// The longest message of an [`Error`], in characters.
 const MESSAGE_MAX: usize = 256;
@@ -55,7 +55,7 @@ pub struct Error {
 
 impl Error {
     /// The same, with the time after which it is worth while to ask again.
-    pub(super) fn asking_after(mut self, after: Option<Duration>) -> Self {
+    pub(crate) fn asking_after(mut self, after: Option<Duration>) -> Self {
         if let Class::Wait { after: known } = &mut self.class {
             *known = after;
         }
@@ -63,7 +63,7 @@ impl Error {
     }
 
     /// When it is worth while to ask again, counted from now.
-    pub(super) fn after(&self) -> Duration {
+    pub(crate) fn after(&self) -> Duration {
         match self.class {
             Class::Wait { after } => after.unwrap_or_default(),
             Class::Attempt | Class::Terminal => Duration::ZERO,
@@ -71,7 +71,7 @@ impl Error {
     }
 
     /// An answer that broke off: asked for again, it may come whole.
-    pub(super) fn cut(what: &str, received: usize, cause: &str) -> Self {
+    pub(crate) fn cut(what: &str, received: usize, cause: &str) -> Self {
         let message = format!("{what}: cut off after {received} bytes ({cause})");
         Self {
             cut: true,
@@ -80,29 +80,29 @@ impl Error {
     }
 
     /// The same, of an answer that was asked for often enough.
-    pub(super) fn whole(self) -> Self {
+    pub(crate) fn whole(self) -> Self {
         Self { cut: false, ..self }
     }
 
     /// Whether the host is unwell: nothing is decided.
-    pub(super) fn is_wait(&self) -> bool {
+    pub(crate) fn is_wait(&self) -> bool {
         matches!(self.class, Class::Wait { .. })
     }
 
     /// Whether the answer broke off.
-    pub(super) fn is_cut(&self) -> bool {
+    pub(crate) fn is_cut(&self) -> bool {
         self.cut
     }
 
-    pub(super) fn attempt(reason: Reason, message: impl AsRef<str>) -> Self {
+    pub(crate) fn attempt(reason: Reason, message: impl AsRef<str>) -> Self {
         Self::new(reason, Class::Attempt, message)
     }
 
-    pub(super) fn terminal(reason: Reason, message: impl AsRef<str>) -> Self {
+    pub(crate) fn terminal(reason: Reason, message: impl AsRef<str>) -> Self {
         Self::new(reason, Class::Terminal, message)
     }
 
-    pub(super) fn wait(reason: Reason, after: Option<Duration>, message: impl AsRef<str>) -> Self {
+    pub(crate) fn wait(reason: Reason, after: Option<Duration>, message: impl AsRef<str>) -> Self {
         Self::new(reason, Class::Wait { after }, message)
     }
 
@@ -126,11 +126,11 @@ impl Error {
     }
 
     /// What the registry's answer means, where it rests on one.
-    pub(super) fn meaning(&self) -> Option<Meaning> {
+    pub(crate) fn meaning(&self) -> Option<Meaning> {
         self.meaning
     }
 
-    pub(super) fn with_status(mut self, status: StatusCode) -> Self {
+    pub(crate) fn with_status(mut self, status: StatusCode) -> Self {
         self.status = Some(status);
         self
     }
@@ -161,8 +161,8 @@ pub enum BuildError {
 
 /// A refusal as read off the wire: the status and what the body tells.
 #[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) status: StatusCode,
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
     /// What was asked.
     asked: Asked,
     /// The first code of the error envelope; empty where the body is none.
@@ -174,12 +174,12 @@ pub(super) struct Answer {
 
 impl Answer {
     /// Reads a refusal's body, which may be anything: JSON, HTML, nothing.
-    pub(super) fn read(asked: Asked, status: StatusCode, body: &[u8]) -> Self {
+    pub(crate) fn read(asked: Asked, status: StatusCode, body: &[u8]) -> Self {
         Self::read_hiding(&[], asked, status, body)
     }
 
     /// As [`Answer::read`]; these secrets are not quoted, should the registry say them back.
-    pub(super) fn read_hiding(
+    pub(crate) fn read_hiding(
         secrets: &[String],
         asked: Asked,
         status: StatusCode,
@@ -218,23 +218,23 @@ impl Answer {
     }
 
     /// What the table says that it means.
-    pub(super) fn meaning(&self) -> Meaning {
+    pub(crate) fn meaning(&self) -> Meaning {
         meaning(self.asked, self.status.as_u16(), &self.code, &self.words)
     }
 
     /// Whether the registry's error has this code.
-    pub(super) fn has_code(&self, code: &str) -> bool {
+    pub(crate) fn has_code(&self, code: &str) -> bool {
         self.code.eq_ignore_ascii_case(code)
     }
 
     /// A 404 by which the registry itself says that what was asked for, or its repository, is not there. A bare 404 (a proxy, a
     /// wrong path, a HEAD) does not say that.
-    pub(super) fn says_absent(&self) -> bool {
+    pub(crate) fn says_absent(&self) -> bool {
         self.meaning() == Meaning::Absent
     }
 
     /// The registry's own words, to stand behind a message; empty where it says nothing.
-    pub(super) fn said(&self) -> String {
+    pub(crate) fn said(&self) -> String {
         if self.quote.is_empty() {
             String::new()
         } else {
@@ -243,7 +243,7 @@ impl Answer {
     }
 
     /// The class of this refusal. `what` names the object.
-    pub(super) fn error(&self, what: &str) -> Error {
+    pub(crate) fn error(&self, what: &str) -> Error {
         let meaning = self.meaning();
         let (reason, class, text, remedy) = meaning.verdict();
         let said = self.said();
@@ -297,7 +297,7 @@ fn errors(body: &[u8]) -> Vec<Said> {
 }
 
 /// What a request showed, and what that was had with: no message may.
-pub(super) fn secrets(authorization: Option<&HeaderValue>, credential: &Credential) -> Vec<String> {
+pub(crate) fn secrets(authorization: Option<&HeaderValue>, credential: &Credential) -> Vec<String> {
     let mut secrets = Vec::new();
     if let Some((user, password)) = credential.secret() {
         let pair = format!("{user}:{password}");
@@ -316,7 +316,7 @@ fn hiding(secrets: &[String], text: String) -> String {
 }
 
 /// `text` on one line of at most `max` characters, without control characters and those that make a line look like another.
-pub(super) fn one_line(text: &str, max: usize) -> String {
+pub(crate) fn one_line(text: &str, max: usize) -> String {
     let mut line: String = text
         .chars()
         .map(|c| {

@@ -13,37 +13,13 @@
 //! way out; `token`, `reply`), `manifest`, `look` and `put` (tags),
 //! `copy` (`blob`, `upload`, `download`, `sparse`), `survey` (what a copy would take), `referrers` and `labels` (what else belongs to staging an image).
 
-mod access;
-mod activity;
-mod blob;
-mod breaker;
-mod budget;
-mod clients;
-mod copy;
-mod credential;
-mod dialect;
-mod download;
+mod auth;
 mod endpoint;
 mod error;
-mod flight;
-mod hops;
-mod keyring;
-mod labels;
-mod location;
-mod look;
-mod manifest;
-mod network;
-mod pace;
-mod put;
-mod queue;
-mod referrers;
-mod reply;
-mod reserve;
-mod sparse;
-mod survey;
-mod token;
-mod transport;
-mod upload;
+mod host;
+mod ops;
+mod single_flight;
+mod wire;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -53,25 +29,25 @@ use std::time::Duration;
 use ipnet::IpNet;
 use moka::policy::EvictionPolicy;
 
-pub use activity::{Activity, Waiting};
-pub use clients::Proxies;
-pub use credential::Credential;
+pub use auth::credential::Credential;
+pub use auth::keyring::{Keyring, KeyringError};
 pub use error::{BuildError, Class, Error};
-pub(crate) use flight::Flights;
-pub use keyring::{Keyring, KeyringError};
-pub use labels::TagLabels;
-pub use manifest::Manifest;
-pub use put::Put;
-pub use referrers::{Listing, Referrer, list_with};
+pub use host::progress::{Activity, Waiting};
+pub use ops::expiry::TagLabels;
+pub use ops::manifest::Manifest;
+pub use ops::put::Put;
+pub use ops::referrers::{Listing, Referrer, list_with};
+pub(crate) use single_flight::Flights;
+pub use wire::clients::Proxies;
 
 use crate::image::{Digest, Repository};
 use crate::machine::Reason;
 use crate::metrics::Metrics;
 use crate::policy::HostPattern;
-use credential::CredentialKey;
+use auth::credential::CredentialKey;
 use endpoint::Endpoint;
-use reserve::Reserve;
-use transport::Transport;
+use host::reserve::Reserve;
+use wire::send::Transport;
 
 /// The manifests kept, in bytes. Large ones are not: they would drive out those of everybody else.
 const MANIFESTS_MAX: u64 = 24 * 1024 * 1024;
@@ -159,7 +135,7 @@ struct Shared {
     blobs: moka::sync::Cache<Present, Brought>,
     pushable: moka::sync::Cache<(CredentialKey, Repository), ()>,
     /// The labels of images that count, by their configs.
-    labels: moka::sync::Cache<Present, labels::Written>,
+    labels: moka::sync::Cache<Present, ops::expiry::Written>,
     /// Repositories that a credential was told no referrers of, for want of an API.
     unlisted: moka::sync::Cache<(CredentialKey, Repository), ()>,
     /// Whether a registry takes an index without its children, by address.
@@ -171,27 +147,27 @@ struct Shared {
 
 /// A manifest as one credential was shown it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Held {
-    credential: CredentialKey,
-    repository: Repository,
-    digest: Digest,
+pub(crate) struct Held {
+    pub(crate) credential: CredentialKey,
+    pub(crate) repository: Repository,
+    pub(crate) digest: Digest,
 }
 
 /// A blob of a repository, as one credential brings it there.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Present {
-    credential: CredentialKey,
-    repository: Repository,
-    digest: Digest,
+pub(crate) struct Present {
+    pub(crate) credential: CredentialKey,
+    pub(crate) repository: Repository,
+    pub(crate) digest: Digest,
 }
 
 /// What is known of a blob that was to be brought to a repository. Child manifests are not remembered: they are put each time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Brought {
+pub(crate) struct Brought {
     /// It is there. Else the registry refused a manifest for want of content since, and what a HEAD says of it is not believed.
-    there: bool,
+    pub(crate) there: bool,
     /// The registry said last that it mounted it.
-    mounted: bool,
+    pub(crate) mounted: bool,
 }
 
 impl Registry {

@@ -1,0 +1,354 @@
+//! Rest for a host that is unwell: requests pass while all is well, otherwise one at a time, after rests that double.
+//! One bad answer among good ones is that request's own, and rests alone; two in a row are the host's, and so is one that says when to
+//! come back, or a connection that cannot be made.
+//!
+//! In comes what became of each request; out comes leave to send, or a wait that the operation's observer is told of.
+//! Guaranteed: failures of requests sent together count once, and a probe that nobody waits for any more does not stop the others.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+
+use super::budget::lock;
+use super::progress::{Activity, WaitGuard, Waiting};
+use crate::machine::Reason;
+use crate::registry::error::Error;
+
+/// The longest `Retry-After` that is believed.
+const AFTER_MAX: Duration = Duration::from_mins(10);
+
+/// Bad answers in a row that tell that the host is unwell.
+const ROW: u32 = 2;
+
+/// Lets requests pass while all is well; otherwise one at a time, after rests that double.
+#[derive(Debug)]
+pub(crate) struct Breaker {
+    state: Mutex<Rest>,
+    changed: Notify,
+}
+
+/// The breaker's state, with time as an argument.
+#[derive(Debug)]
+struct Rest {
+    first: Duration,
+    max: Duration,
+    /// Counts openings, so that ten failures of requests sent together count as one.
+    generation: u64,
+    /// Bad answers since the last good one, while all is well.
+    row: u32,
+    open: Option<Open>,
+}
+
+/// A bad answer.
+#[derive(Debug)]
+pub(crate) struct Bad {
+    /// A waiting reason.
+    pub(crate) reason: Reason,
+    /// One line that names the host.
+    pub(crate) message: String,
+    /// When the host wants to be asked again, where it says so.
+    pub(crate) after: Option<Duration>,
+    /// Whether it tells of the host for certain.
+    pub(crate) certain: bool,
+}
+
+#[derive(Debug)]
+struct Open {
+    until: Instant,
+    length: Duration,
+    probing: bool,
+    reason: Reason,
+    message: String,
+}
+
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    breaker: Arc<Breaker>,
+    generation: u64,
+    probe: bool,
+    /// The wait stays shown until the probe has its answer.
+    _shown: Option<WaitGuard>,
+}
+
+enum Verdict {
+    Go {
+        probe: bool,
+    },
+    /// Until then; or until `probing`, which another does, has its answer.
+    Wait {
+        until: Instant,
+        probing: bool,
+        reason: Reason,
+        message: String,
+    },
+}
+
+impl Rest {
+    fn ask(&mut self, now: Instant) -> Verdict {
+        let Some(open) = &mut self.open else {
+            return Verdict::Go { probe: false };
+        };
+        let (reason, message) = (open.reason, open.message.clone());
+        if now < open.until || open.probing {
+            return Verdict::Wait {
+                until: open.until,
+                probing: open.probing,
+                reason,
+                message,
+            };
+        }
+        open.probing = true;
+        Verdict::Go { probe: true }
+    }
+
+    fn good(&mut self, generation: u64) {
+        if generation == self.generation {
+            self.open = None;
+            self.row = 0;
+        }
+    }
+
+    /// A request of this generation was answered badly.
+    fn bad(&mut self, generation: u64, now: Instant, bad: Bad) {
+        let Bad {
+            reason,
+            message,
+            after,
+            certain,
+        } = bad;
+        if generation != self.generation {
+            return;
+        }
+        self.row += 1;
+        if self.open.is_none() && !certain && after.is_none() && self.row < ROW {
+            return;
+        }
+        self.generation += 1;
+        self.row = 0;
+        let length = self
+            .open
+            .as_ref()
+            .map_or(self.first, |open| (open.length * 2).min(self.max));
+        let rest = after
+            .unwrap_or(length)
+            .clamp(length.min(self.first), AFTER_MAX);
+        self.open = Some(Open {
+            until: now + rest,
+            length,
+            probing: false,
+            reason,
+            message,
+        });
+    }
+}
+
+impl Breaker {
+    pub(crate) fn new(first: Duration, max: Duration) -> Self {
+        Self {
+            state: Mutex::new(Rest {
+                first,
+                max,
+                generation: 0,
+                row: 0,
+                open: None,
+            }),
+            changed: Notify::new(),
+        }
+    }
+
+    /// Whether it is resting.
+    pub(crate) fn is_open(&self) -> bool {
+        lock(&self.state).open.is_some()
+    }
+
+    /// What is waited for, while it rests.
+    pub(crate) fn rest(&self) -> Option<Waiting> {
+        let state = lock(&self.state);
+        let open = state.open.as_ref()?;
+        Some(Waiting {
+            reason: open.reason,
+            message: open.message.clone(),
+            until: open.until.into_std(),
+        })
+    }
+
+    pub(crate) async fn pass(
+        self: &Arc<Self>,
+        deadline: Option<Instant>,
+        activity: &Activity,
+    ) -> Result<Ticket, Error> {
+        let mut shown: Option<(Waiting, WaitGuard)> = None;
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            let now = Instant::now();
+            let (verdict, generation) = {
+                let mut state = lock(&self.state);
+                (state.ask(now), state.generation)
+            };
+            let (until, probing, waiting) = match verdict {
+                Verdict::Go { probe } => {
+                    let shown = shown.filter(|_| probe).map(|(_, guard)| guard);
+                    return Ok(Ticket {
+                        breaker: Arc::clone(self),
+                        generation,
+                        probe,
+                        _shown: shown,
+                    });
+                }
+                Verdict::Wait {
+                    until,
+                    probing,
+                    reason,
+                    message,
+                } => {
+                    let waiting = Waiting {
+                        reason,
+                        message,
+                        until: until.into_std(),
+                    };
+                    (until, probing, waiting)
+                }
+            };
+            // A probe takes as long as it takes: it is waited for as long as there is patience.
+            let wake = if probing { deadline } else { Some(until) };
+            let patient = match (deadline, probing) {
+                (None, _) => true,
+                (Some(deadline), true) => now < deadline,
+                (Some(deadline), false) => until <= deadline,
+            };
+            if !patient {
+                let after = Some(until.saturating_duration_since(now));
+                return Err(Error::wait(waiting.reason, after, waiting.message));
+            }
+            // What is shown already stands: an observer hears of changes only.
+            if shown.as_ref().is_none_or(|(known, _)| *known != waiting) {
+                let guard = activity.wait(waiting.clone());
+                shown = Some((waiting, guard));
+            }
+            tokio::select! {
+                () = sleep_until(wake.unwrap_or(now)), if wake.is_some() => {}
+                () = changed => {}
+            }
+        }
+    }
+}
+
+impl Ticket {
+    pub(crate) fn is_stale(&self) -> bool {
+        lock(&self.breaker.state).generation != self.generation
+    }
+
+    pub(crate) fn good(mut self) {
+        self.probe = false;
+        lock(&self.breaker.state).good(self.generation);
+        self.breaker.changed.notify_waiters();
+    }
+
+    pub(crate) fn bad(mut self, bad: Bad) {
+        self.probe = false;
+        lock(&self.breaker.state).bad(self.generation, Instant::now(), bad);
+        self.breaker.changed.notify_waiters();
+    }
+}
+
+impl Drop for Ticket {
+    /// A probe that was dropped without an answer leaves its turn to the next.
+    fn drop(&mut self) {
+        if !self.probe {
+            return;
+        }
+        let mut state = lock(&self.breaker.state);
+        if state.generation == self.generation
+            && let Some(open) = &mut state.open
+        {
+            open.probing = false;
+        }
+        drop(state);
+        self.breaker.changed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn rest() -> Rest {
+        Rest {
+            first: Duration::from_secs(1),
+            max: Duration::from_mins(1),
+            generation: 0,
+            row: 0,
+            open: None,
+        }
+    }
+
+    fn bad(after: Option<Duration>, certain: bool) -> Bad {
+        Bad {
+            reason: Reason::RegistryUnavailable,
+            message: "x".into(),
+            after,
+            certain,
+        }
+    }
+
+    fn fail(rest: &mut Rest, now: Instant) -> Duration {
+        let generation = rest.generation;
+        rest.bad(generation, now, bad(None, true));
+        rest.open.as_ref().unwrap().until - now
+    }
+
+    #[test]
+    fn rests_double_from_one_second_to_sixty_and_a_good_answer_ends_them() {
+        let (mut rest, now) = (rest(), Instant::now());
+        let lengths: Vec<u64> = (0..8).map(|_| fail(&mut rest, now).as_secs()).collect();
+        assert_eq!(lengths, [1, 2, 4, 8, 16, 32, 60, 60]);
+        rest.good(rest.generation);
+        assert_eq!(fail(&mut rest, now).as_secs(), 1);
+    }
+
+    #[test]
+    fn failures_of_requests_sent_together_count_once() {
+        let (mut rest, now) = (rest(), Instant::now());
+        for _ in 0..10 {
+            rest.bad(0, now, bad(None, false));
+        }
+        assert_eq!(rest.open.as_ref().unwrap().length.as_secs(), 1);
+    }
+
+    #[test]
+    fn one_bad_answer_among_good_ones_is_not_the_hosts() {
+        let (mut rest, now) = (rest(), Instant::now());
+        for _ in 0..5 {
+            rest.bad(0, now, bad(None, false));
+            assert!(rest.open.is_none());
+            rest.good(0);
+        }
+        rest.bad(0, now, bad(None, false));
+        rest.bad(0, now, bad(None, false));
+        assert!(rest.open.is_some());
+    }
+
+    #[test]
+    fn a_late_good_answer_of_before_does_not_end_a_rest() {
+        let (mut rest, now) = (rest(), Instant::now());
+        fail(&mut rest, now);
+        rest.good(0);
+        assert!(rest.open.is_some());
+    }
+
+    #[test]
+    fn retry_after_is_honoured_and_capped() {
+        let (mut rest, now) = (rest(), Instant::now());
+        rest.bad(0, now, bad(Some(Duration::from_secs(7)), false));
+        assert_eq!(
+            rest.open.as_ref().unwrap().until - now,
+            Duration::from_secs(7)
+        );
+        rest.bad(1, now, bad(Some(Duration::from_hours(9)), false));
+        assert_eq!(rest.open.as_ref().unwrap().until - now, AFTER_MAX);
+    }
+}

@@ -1,0 +1,8 @@
+//! What one registry host is asked to bear, and whose request goes next.
+
+pub(crate) mod breaker;
+pub(crate) mod budget;
+pub(crate) mod progress;
+pub(crate) mod queue;
+pub(crate) mod reserve;
+pub(crate) mod token_bucket;

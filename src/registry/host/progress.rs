@@ -1,0 +1,223 @@
+//! What an operation tells about itself while it runs.
+//!
+//! The registry layer writes, the engine reads: bytes that reached the target, and whether the operation waits for a host that
+//! is unwell. An operation may wait in several places at once (eight blobs of one image); what is shown is the wait that ends
+//! last.
+
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use super::reserve::{Hold, Reservation, Reserve};
+use crate::machine::Reason;
+use crate::registry::error::Error;
+
+/// The namespace of whatever has none: there are no others beside it.
+pub(crate) const NOBODY: u64 = 0;
+
+/// A wait for our own limits is shown once it has lasted so long.
+pub(crate) const SHOWN_AFTER: Duration = Duration::from_secs(1);
+
+/// The progress of one operation, shared between it and its observer.
+#[derive(Debug, Default, Clone)]
+pub struct Activity(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    namespace: u64,
+    party: u64,
+    bytes: AtomicU64,
+    tickets: AtomicU64,
+    waits: Mutex<Vec<(u64, Waiting)>>,
+    changed: Notify,
+    /// Its reservation for large manifests, while it holds any.
+    reservation: Mutex<Weak<Reservation>>,
+    /// It waits for one.
+    reserving: tokio::sync::Mutex<()>,
+}
+
+/// Why an operation does not go on, and when it tries again.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Waiting {
+    /// `RateLimited`, `RegistryUnavailable` or `RegistryReadOnly`; `Queued` where it waits for what other images use.
+    pub reason: Reason,
+    /// One line that names the host.
+    pub message: String,
+    /// When the host is asked again.
+    pub until: Instant,
+}
+
+impl Activity {
+    /// Of an operation of this promotion request: all of one share what a host gives to each, and all of one namespace what it gives
+    /// to each namespace.
+    #[must_use]
+    pub fn of(namespace: &str, request: &str) -> Self {
+        Self(Arc::new(Shared {
+            namespace: if namespace.is_empty() {
+                NOBODY
+            } else {
+                hashed(namespace)
+            },
+            party: hashed(request),
+            ..Shared::default()
+        }))
+    }
+
+    /// For whose namespace it works.
+    pub(crate) fn namespace(&self) -> u64 {
+        self.0.namespace
+    }
+
+    /// Waits until one more large manifest may be held: at first for the operation's reservation.
+    pub(crate) async fn hold(&self, reserve: &Arc<Reserve>) -> Result<Hold, Error> {
+        let reservation = {
+            let _turn = self.0.reserving.lock().await;
+            match self.reservation() {
+                Some(reservation) => reservation,
+                None => self.reserve(reserve).await,
+            }
+        };
+        reservation.hold().await
+    }
+
+    async fn reserve(&self, reserve: &Arc<Reserve>) -> Arc<Reservation> {
+        let entering = reserve.enter(self.0.namespace);
+        tokio::pin!(entering);
+        let reservation = tokio::select! {
+            biased;
+            reservation = &mut entering => reservation,
+            () = tokio::time::sleep(SHOWN_AFTER) => {
+                let _shown = self.wait(Waiting {
+                    reason: Reason::Queued,
+                    message: "waits for memory: other images with manifests above 32 KiB are in work".into(),
+                    until: Instant::now(),
+                });
+                entering.await
+            }
+        };
+        let reservation = Arc::new(reservation);
+        *self
+            .0
+            .reservation
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&reservation);
+        reservation
+    }
+
+    fn reservation(&self) -> Option<Arc<Reservation>> {
+        self.0
+            .reservation
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .upgrade()
+    }
+
+    /// Whether it holds large manifests, for which others wait.
+    pub(crate) fn is_reserved(&self) -> bool {
+        self.reservation().is_some()
+    }
+
+    /// Whom it works for.
+    pub(crate) fn party(&self) -> u64 {
+        self.0.party
+    }
+
+    /// Bytes of blobs written to the target so far; what has to be sent again is taken off.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.0.bytes.load(Ordering::Relaxed)
+    }
+
+    /// The wait that ends last, while there is one.
+    #[must_use]
+    pub fn waiting(&self) -> Option<Waiting> {
+        let waits = self.0.lock();
+        waits
+            .iter()
+            .map(|(_, wait)| wait)
+            .max_by_key(|wait| wait.until)
+            .cloned()
+    }
+
+    /// Resolves when [`Activity::waiting`] has changed since the last call resolved. For one observer.
+    pub async fn changed(&self) {
+        self.0.changed.notified().await;
+    }
+
+    pub(crate) fn wrote(&self, bytes: u64) {
+        self.0.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn take_back(&self, bytes: u64) {
+        self.0.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Shows a wait until the guard is dropped.
+    pub(crate) fn wait(&self, waiting: Waiting) -> WaitGuard {
+        let ticket = self.0.tickets.fetch_add(1, Ordering::Relaxed);
+        self.0.lock().push((ticket, waiting));
+        self.0.changed.notify_one();
+        WaitGuard {
+            shared: Arc::clone(&self.0),
+            ticket,
+        }
+    }
+}
+
+fn hashed(name: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    hasher.finish()
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Vec<(u64, Waiting)>> {
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// While it lives, the wait is shown.
+#[derive(Debug)]
+pub(crate) struct WaitGuard {
+    shared: Arc<Shared>,
+    ticket: u64,
+}
+
+impl Drop for WaitGuard {
+    fn drop(&mut self) {
+        self.shared
+            .lock()
+            .retain(|(ticket, _)| *ticket != self.ticket);
+        self.shared.changed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[tokio::test]
+    async fn the_longest_wait_is_shown_and_every_end_is_told() {
+        let activity = Activity::default();
+        let now = Instant::now();
+        let wait = |secs, message: &str| Waiting {
+            reason: Reason::RateLimited,
+            message: message.into(),
+            until: now + Duration::from_secs(secs),
+        };
+        let short = activity.wait(wait(1, "short"));
+        let long = activity.wait(wait(9, "long"));
+        activity.changed().await;
+        assert_eq!(activity.waiting().unwrap().message, "long");
+        drop(long);
+        activity.changed().await;
+        assert_eq!(activity.waiting().unwrap().message, "short");
+        drop(short);
+        activity.changed().await;
+        assert_eq!(activity.waiting(), None);
+    }
+}

@@ -1,0 +1,128 @@
+//! Room for large manifests: the one budget of bytes that all operations of the process share.
+//!
+//! In comes an operation that is about to read a manifest above [`SMALL_MAX`]; out comes a [`Hold`], which lives as long as the
+//! manifest. Small ones need none: how many operations are at work bounds them.
+//!
+//! Guaranteed: no more than [`RESERVATIONS`] operations hold large manifests at once, no more than [`NAMESPACE_MAX`] of them of one
+//! namespace, and each of them no more than [`LARGE_AT_ONCE`]. Nobody waits for a reservation who has one, and who has one waits
+//! for nothing else without end (`transport` gives it [`PATIENCE`]), so that no two operations wait for each other. Of those who
+//! wait, the namespace that holds least goes first, then whoever came first.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+use crate::machine::Reason;
+use crate::registry::error::Error;
+use crate::shares::{Share, Shares};
+
+/// A manifest up to this size needs no reservation, and is kept in the cache.
+pub(crate) const SMALL_MAX: usize = 32 * 1024;
+/// Operations that hold large manifests at once.
+const RESERVATIONS: usize = 3;
+/// Those of one namespace: they take time as well as memory.
+const NAMESPACE_MAX: usize = 1;
+/// Large manifests that one operation holds at once: a step's own, what a tag holds, and what it looks at meanwhile.
+const LARGE_AT_ONCE: usize = 4;
+/// How long whoever holds a reservation waits for a registry at a time, and for one of its own manifests to be dropped.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
+
+/// What is computed of a large manifest, which takes long enough to hold up everybody else.
+pub(crate) async fn apart<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| {
+        let message = format!("a manifest could not be looked at: {error}");
+        Err(Error::attempt(Reason::RegistryError, message))
+    })
+}
+
+/// All reservations.
+#[derive(Debug)]
+pub(crate) struct Reserve(Shares<u64>);
+
+/// One operation's reservation, given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    _share: Share<u64>,
+    manifests: Arc<Semaphore>,
+}
+
+/// While it lives, one large manifest may be held. Clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct Hold(#[allow(dead_code, reason = "held, not read")] Arc<Held>);
+
+#[derive(Debug)]
+struct Held {
+    _manifest: OwnedSemaphorePermit,
+    _reservation: Arc<Reservation>,
+}
+
+impl PartialEq for Hold {
+    /// Two manifests are equal whatever they are held by.
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Hold {}
+
+impl Default for Reserve {
+    fn default() -> Self {
+        Self(Shares::new(RESERVATIONS, NAMESPACE_MAX))
+    }
+}
+
+impl Reserve {
+    /// Waits for a reservation for an operation of this namespace.
+    pub(crate) async fn enter(&self, namespace: u64) -> Reservation {
+        Reservation {
+            _share: self.0.enter(namespace).await,
+            manifests: Arc::new(Semaphore::new(LARGE_AT_ONCE)),
+        }
+    }
+}
+
+impl Reservation {
+    /// Waits until one more large manifest may be held.
+    ///
+    /// # Errors
+    /// None of the others is dropped in time.
+    pub(crate) async fn hold(self: Arc<Self>) -> Result<Hold, Error> {
+        let manifest = Arc::clone(&self.manifests).acquire_owned();
+        match timeout(PATIENCE, manifest).await {
+            Ok(Ok(manifest)) => Ok(Hold(Arc::new(Held {
+                _manifest: manifest,
+                _reservation: self,
+            }))),
+            // Closed by nobody.
+            Ok(Err(_)) | Err(_) => Err(Error::wait(
+                Reason::Queued,
+                None,
+                "waits for memory: its manifests are very large",
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_operation_that_waits_for_itself_gives_up() {
+        let reserve = Arc::new(Reserve::default());
+        let reservation = Arc::new(reserve.enter(1).await);
+        let mut held = Vec::new();
+        for _ in 0..LARGE_AT_ONCE {
+            held.push(Arc::clone(&reservation).hold().await.unwrap());
+        }
+        assert!(Arc::clone(&reservation).hold().await.is_err());
+        held.pop();
+        assert!(Arc::clone(&reservation).hold().await.is_ok());
+    }
+}

@@ -1,0 +1,130 @@
+//! Pacing: how many requests a second go to one host, slower after a 429 and faster again while it serves.
+//!
+//! In comes the time, out comes how long it is until the next turn. Turns are not given in advance, so that whoever shares
+//! them out decides at the last moment whose they are.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// What a turn may lack of a whole one: times are rounded to nanoseconds.
+const ROUNDING: f64 = 1e-6;
+
+/// A token bucket. Turns that are taken although they are not due yet are owed: the next ones come later.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    nominal: f64,
+    rate: f64,
+    turns: f64,
+    last: Instant,
+}
+
+impl Pace {
+    /// `qps` turns a second; 0: always.
+    pub(crate) fn new(qps: u32, now: Instant) -> Self {
+        let nominal = f64::from(qps);
+        Self {
+            nominal,
+            rate: nominal,
+            turns: Self::burst(nominal),
+            last: now,
+        }
+    }
+
+    /// A quarter of a second's requests may come at once.
+    fn burst(rate: f64) -> f64 {
+        (rate / 4.0).max(1.0)
+    }
+
+    /// How long it is until a turn is due.
+    pub(crate) fn due(&mut self, now: Instant) -> Duration {
+        if self.nominal == 0.0 {
+            return Duration::ZERO;
+        }
+        let gained = now.saturating_duration_since(self.last).as_secs_f64() * self.rate;
+        self.last = now;
+        self.turns = (self.turns + gained).min(Self::burst(self.rate));
+        let lacking = 1.0 - self.turns;
+        if lacking <= ROUNDING {
+            Duration::ZERO
+        } else {
+            Duration::from_secs_f64(lacking / self.rate)
+        }
+    }
+
+    /// A turn is taken, due or not.
+    pub(crate) fn take(&mut self) {
+        self.turns -= 1.0;
+    }
+
+    /// A turn was taken and not used.
+    pub(crate) fn give_back(&mut self) {
+        self.turns += 1.0;
+    }
+
+    /// The host limits the rate.
+    pub(crate) fn slow(&mut self) {
+        if self.nominal > 0.0 {
+            self.rate = (self.rate / 2.0).max(1.0);
+            self.turns = self.turns.min(0.0);
+        }
+    }
+
+    /// The host serves.
+    pub(crate) fn recover(&mut self) {
+        self.rate = (self.rate + self.nominal / 50.0).min(self.nominal);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes every turn as soon as it is due; how long that takes in all.
+    fn take(pace: &mut Pace, turns: usize, start: Instant) -> Duration {
+        let mut now = start;
+        for _ in 0..turns {
+            now += pace.due(now);
+            pace.take();
+        }
+        now - start
+    }
+
+    #[test]
+    fn pacing_lets_a_burst_pass_and_then_keeps_the_rate() {
+        let now = Instant::now();
+        let mut pace = Pace::new(40, now);
+        assert_eq!(take(&mut pace, 10, now), Duration::ZERO);
+        let took = take(&mut pace, 40, now).as_secs_f64();
+        assert!((took - 1.0).abs() < 0.001, "{took}");
+        assert_eq!(take(&mut Pace::new(0, now), 1000, now), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_turn_that_is_owed_is_made_up_for_and_one_given_back_is_there_again() {
+        let now = Instant::now();
+        let mut pace = Pace::new(40, now);
+        take(&mut pace, 10, now);
+        pace.take();
+        assert_eq!(pace.due(now), Duration::from_millis(50));
+        pace.give_back();
+        pace.give_back();
+        assert_eq!(pace.due(now), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_limited_lane_is_slower_and_recovers() {
+        let now = Instant::now();
+        let mut pace = Pace::new(40, now);
+        pace.slow();
+        assert_eq!(pace.due(now), Duration::from_millis(50));
+        for _ in 0..25 {
+            pace.recover();
+        }
+        assert!((pace.rate - 40.0).abs() < 0.001);
+        for _ in 0..20 {
+            pace.slow();
+        }
+        assert!((pace.rate - 1.0).abs() < 0.001);
+    }
+}

@@ -1,0 +1,222 @@
+//! Blobs: mounted where the registry can, streamed where it cannot.
+//!
+//! In comes one blob of an image that is being copied; when it returns, the target repository has it. Guaranteed: nothing is
+//! buffered but what is on its way; content is hashed on the way and an upload of anything else cannot complete; a download
+//! that breaks goes on where it broke; an upload session is used or cancelled.
+
+use std::collections::HashSet;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use reqwest::header::HeaderMap;
+use reqwest::{Method, StatusCode, Url};
+
+use super::manifest::Blob;
+use super::upload::RESTARTS_MAX;
+use crate::image::{Digest, Repository};
+use crate::machine::Reason;
+use crate::registry::auth::access::Access;
+use crate::registry::auth::credential::Credential;
+use crate::registry::endpoint::Endpoint;
+use crate::registry::error::Error;
+use crate::registry::host::budget::Lane;
+use crate::registry::host::progress::Activity;
+use crate::registry::wire::send::{Ask, Content, Failure};
+use crate::registry::{Brought, Present, Registry};
+
+/// One image on its way from one repository to another.
+#[derive(Debug)]
+pub(crate) struct Job<'a> {
+    pub(crate) from: &'a Repository,
+    pub(crate) to: &'a Repository,
+    pub(crate) from_at: Endpoint,
+    pub(crate) to_at: Endpoint,
+    pub(crate) pull: &'a Credential,
+    pub(crate) push: &'a Credential,
+    pub(crate) activity: &'a Activity,
+    /// Whether the target is written to, or only looked at.
+    pub(crate) writes: bool,
+    /// Whether mounting is still worth a try.
+    pub(crate) mounts: AtomicBool,
+    /// The configs whose labels count for the tags of this image.
+    pub(crate) configs: Mutex<HashSet<Digest>>,
+}
+
+/// What became of the wish to mount.
+enum Mount {
+    Mounted,
+    /// An upload session was opened instead.
+    Session(Url),
+    /// Not here, not with these rights.
+    Declined,
+}
+
+impl Job<'_> {
+    pub(crate) fn source(&self) -> Access<'_> {
+        Access::new(&self.from_at, self.pull, self.from, false)
+    }
+
+    pub(crate) fn target(&self) -> Access<'_> {
+        Access::new(&self.to_at, self.push, self.to, self.writes)
+    }
+
+    pub(crate) fn present(&self, digest: Digest) -> Present {
+        Present::of(&self.target(), digest)
+    }
+}
+
+impl Present {
+    pub(crate) fn of(access: &Access<'_>, digest: Digest) -> Self {
+        Self {
+            credential: access.credential.key(),
+            repository: access.repository.clone(),
+            digest,
+        }
+    }
+}
+
+impl Registry {
+    /// Brings one blob to the target, once however many copies need it.
+    pub(crate) async fn bring(&self, job: &Job<'_>, blob: Blob) -> Result<(), Error> {
+        let key = job.present(blob.digest);
+        let known = || self.0.blobs.get(&key);
+        if known().is_some_and(|known| known.there) {
+            return Ok(());
+        }
+        let _flight = self.0.flights.enter(&key).await;
+        let known = known();
+        if known.is_some_and(|known| known.there) {
+            return Ok(());
+        }
+        let mut session = None;
+        // What was said to be mounted, and is missed, is not mounted again.
+        if job.mounts.load(Ordering::Relaxed) && !known.is_some_and(|known| known.mounted) {
+            match self.mount(job, blob).await? {
+                Mount::Mounted => {
+                    let (there, mounted) = (true, true);
+                    self.0.blobs.insert(key, Brought { there, mounted });
+                    return Ok(());
+                }
+                Mount::Session(url) => session = Some(url),
+                Mount::Declined => job.mounts.store(false, Ordering::Relaxed),
+            }
+        }
+        if session.is_some() || !self.has_blob(job, blob).await? {
+            match self.transfer(job, blob, session).await {
+                Err(error) if blob.elsewhere && error.reason == Reason::SourceIncomplete => {
+                    return Ok(());
+                }
+                transferred => transferred?,
+            }
+        }
+        let (there, mounted) = (true, false);
+        self.0.blobs.insert(key, Brought { there, mounted });
+        Ok(())
+    }
+
+    /// Whether the target has the blob, asked by HEAD, unless the registry was seen to miss it: its answer may come from a cache.
+    pub(crate) async fn has_blob(&self, job: &Job<'_>, blob: Blob) -> Result<bool, Error> {
+        let known = self.0.blobs.get(&job.present(blob.digest));
+        if known.is_some_and(|known| !known.there) {
+            return Ok(false);
+        }
+        let what = named(job.to, blob.digest);
+        let access = job.target();
+        let url = blob_url(&access, blob.digest);
+        let ask = self.blob_ask(Method::HEAD, url, &what, &access, job.activity);
+        self.is_there(ask).await
+    }
+
+    async fn mount(&self, job: &Job<'_>, blob: Blob) -> Result<Mount, Error> {
+        let what = named(job.to, blob.digest);
+        let access = Access {
+            also: Some(job.from),
+            ..job.target()
+        };
+        // Some token endpoints refuse altogether where one scope is denied: then without mounting, which tells what is wrong.
+        match self
+            .transport()
+            .authorise(&access, None, job.activity)
+            .await
+        {
+            Ok(grant) if grant.may_pull(job.from) => {}
+            Ok(_) | Err(Failure::Refused(_)) => return Ok(Mount::Declined),
+            Err(failure) => return Err(failure.into_error()),
+        }
+        for _ in 0..=RESTARTS_MAX {
+            let mut url = uploads_url(&access);
+            url.query_pairs_mut()
+                .append_pair("mount", &blob.digest.to_string())
+                .append_pair("from", job.from.path());
+            let mut ask = self.blob_ask(Method::POST, url, &what, &access, job.activity);
+            let reply = match self.transport().send(&mut ask).await {
+                Ok(reply) => reply,
+                Err(Failure::Unsettled(_)) if self.has_blob(job, blob).await? => {
+                    return Ok(Mount::Mounted);
+                }
+                Err(Failure::Unsettled(_)) => continue,
+                // A refusal is no reason not to send the blob: distribution's is that the right to pull is missing.
+                Err(Failure::Refused(error)) if matches!(error.status(), Some(400..500)) => {
+                    return Ok(Mount::Declined);
+                }
+                Err(failure) => return Err(failure.into_error()),
+            };
+            return Ok(match reply.status() {
+                StatusCode::CREATED => Mount::Mounted,
+                StatusCode::ACCEPTED => self
+                    .location(&reply, &access, &what)
+                    .map_or(Mount::Declined, Mount::Session),
+                _ => Mount::Declined,
+            });
+        }
+        Ok(Mount::Declined)
+    }
+
+    pub(crate) fn blob_ask<'a>(
+        &self,
+        method: Method,
+        url: Url,
+        what: &'a str,
+        access: &'a Access<'a>,
+        activity: &'a Activity,
+    ) -> Ask<'a> {
+        Ask {
+            method,
+            url,
+            what,
+            lane: Lane::Blobs,
+            headers: HeaderMap::new(),
+            content: Content::Nothing,
+            access,
+            timeout: Some(self.transport().settings.request_timeout),
+            patience: None,
+            prompt: false,
+            placed: false,
+            activity,
+        }
+    }
+}
+
+pub(crate) fn named(repository: &Repository, digest: Digest) -> String {
+    format!("{repository}, blob {}", digest.short())
+}
+
+pub(crate) fn mismatch(repository: &Repository, digest: Digest) -> Error {
+    let message = format!(
+        "{}: its content is not that of its digest",
+        named(repository, digest)
+    );
+    Error::attempt(Reason::DigestMismatch, message)
+}
+
+pub(crate) fn blob_url(access: &Access<'_>, digest: Digest) -> Url {
+    access
+        .endpoint
+        .url(&format!("{}/blobs/{digest}", access.repository.path()))
+}
+
+pub(crate) fn uploads_url(access: &Access<'_>) -> Url {
+    access
+        .endpoint
+        .url(&format!("{}/blobs/uploads/", access.repository.path()))
+}

@@ -1,0 +1,137 @@
+//! What a copy would bring, found by reads alone.
+//!
+//! In comes a manifest of the source and where it is to go; out come counts and bytes of what is there, what could be mounted and
+//! what would be streamed. The walk is that of [`Registry::copy`], with the same bounds, budget and memory; nothing is written, and
+//! tokens are asked for pulling only.
+
+use std::borrow::Borrow;
+
+use futures::{StreamExt, TryStreamExt, stream};
+
+use super::blob::{Job, blob_url, named};
+use super::copy::AT_ONCE;
+use super::manifest::{Blob, Manifest};
+use crate::image::Repository;
+use crate::machine::{Copying, Reason};
+use crate::registry::Registry;
+use crate::registry::auth::access::Access;
+use crate::registry::auth::credential::Credential;
+use crate::registry::error::Error;
+use crate::registry::host::progress::Activity;
+use crate::registry::wire::send::Failure;
+
+/// Where a blob is found.
+enum Place {
+    /// The target has it.
+    There,
+    /// The source has it.
+    Elsewhere,
+    /// Neither has it, nor has to.
+    Nowhere,
+}
+
+impl Registry {
+    /// What copying everything `manifest` references from `from` to `to` would take. Blobs of child manifests that the target has
+    /// are not looked for.
+    ///
+    /// # Errors
+    /// `SourceIncomplete` where neither side has a part; else as its requests fail.
+    pub async fn survey(
+        &self,
+        from: &Repository,
+        manifest: impl Borrow<Manifest> + Send,
+        to: &Repository,
+        pull: &Credential,
+        push: &Credential,
+        activity: &Activity,
+    ) -> Result<Copying, Error> {
+        let mut copying = Copying::default();
+        if from == to {
+            return self
+                .check_depth(manifest.borrow(), to, push)
+                .map(|()| copying);
+        }
+        let job = Job {
+            writes: false,
+            ..self.job(from, to, pull, push, activity)?
+        };
+        let plan = self.plan(&job, manifest.borrow()).await?;
+        drop(manifest);
+        copying.children.missing = plan.levels.iter().map(|level| level.len() as u64).sum();
+        copying.children.present = plan.children as u64 - copying.children.missing;
+        let mounts = self.may_mount(&job).await?;
+        let job = &job;
+        let mut found = stream::iter(plan.blobs)
+            .map(|blob| async move { self.find(job, blob).await.map(|place| (place, blob)) })
+            .buffer_unordered(AT_ONCE);
+        while let Some((place, blob)) = found.try_next().await? {
+            let tally = match place {
+                Place::Nowhere => continue,
+                Place::There => &mut copying.present,
+                Place::Elsewhere if mounts => &mut copying.mountable,
+                Place::Elsewhere => &mut copying.missing,
+            };
+            tally.blobs += 1;
+            tally.bytes = tally.bytes.saturating_add(blob.size);
+        }
+        Ok(copying)
+    }
+
+    /// Whether the token of `credential` for `repository` says that it may push there; false where no token tells. Asked only where
+    /// the repository is known to exist: some registries make it for whoever asks.
+    ///
+    /// # Errors
+    /// `PermissionDenied` or `Unauthorized` where it says that it may not.
+    pub async fn claims_push(
+        &self,
+        repository: &Repository,
+        credential: &Credential,
+        activity: &Activity,
+    ) -> Result<bool, Error> {
+        let endpoint = self.endpoint(repository)?;
+        let access = Access::new(&endpoint, credential, repository, true);
+        let grant = self.transport().authorise(&access, None, activity);
+        let grant = grant.await.map_err(Failure::into_error)?;
+        Ok(grant.tells_rights())
+    }
+
+    /// Whether blobs could be mounted: on one registry, by a credential that may write here and read there.
+    async fn may_mount(&self, job: &Job<'_>) -> Result<bool, Error> {
+        if job.from.host() != job.to.host() {
+            return Ok(false);
+        }
+        let access = Access::new(&job.from_at, job.push, job.from, false);
+        match self
+            .transport()
+            .authorise(&access, None, job.activity)
+            .await
+        {
+            Ok(grant) => Ok(grant.may_pull(job.from)),
+            Err(Failure::Refused(_)) => Ok(false),
+            Err(failure) => Err(failure.into_error()),
+        }
+    }
+
+    async fn find(&self, job: &Job<'_>, blob: Blob) -> Result<Place, Error> {
+        let known = self.0.blobs.get(&job.present(blob.digest));
+        if known.is_some_and(|known| known.there) {
+            return Ok(Place::There);
+        }
+        // Not remembered: by the time it is promoted, what held the blob may be gone.
+        if self.has_blob(job, blob).await? {
+            return Ok(Place::There);
+        }
+        let what = named(job.from, blob.digest);
+        let access = job.source();
+        let url = blob_url(&access, blob.digest);
+        let ask = self.blob_ask(reqwest::Method::HEAD, url, &what, &access, job.activity);
+        if self.is_there(ask).await? {
+            return Ok(Place::Elsewhere);
+        }
+        if blob.elsewhere {
+            return Ok(Place::Nowhere);
+        }
+        let message = format!("{what}: the source image misses this blob; rebuild it");
+        Err(Error::attempt(Reason::SourceIncomplete, message))
+    }
+}

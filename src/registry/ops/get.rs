@@ -1,0 +1,302 @@
+//! Reading manifests: a look at a float, a source, a pin.
+//!
+//! In comes a repository and a tag or digest; out comes a manifest or its absence. Guaranteed: at most 4 MiB are read, whatever the
+//! registry announces; where absence decides something, only a typed 404 of the registry itself to a push credential is absence;
+//! where it does not, a typed one at the end of a redirect is one too.
+
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{Method, StatusCode};
+
+use super::manifest::Manifest;
+use crate::image::{Digest, Reference, Repository, Tag};
+use crate::machine::Reason;
+use crate::registry::auth::access::Access;
+use crate::registry::auth::credential::Credential;
+use crate::registry::error::Error;
+use crate::registry::host::budget::Lane;
+use crate::registry::host::progress::Activity;
+use crate::registry::host::reserve::apart;
+use crate::registry::wire::reply::ManifestBody;
+use crate::registry::wire::send::{Ask, Content, Failure};
+use crate::registry::{Held, Registry};
+
+/// The most of a manifest that is read: the specification's floor for what registries take.
+pub(crate) const MANIFEST_MAX: usize = 4 * 1024 * 1024;
+/// Always all four: without the stored one, quay converts and answers another digest.
+const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, \
+    application/vnd.docker.distribution.manifest.list.v2+json, \
+    application/vnd.oci.image.manifest.v1+json, \
+    application/vnd.docker.distribution.manifest.v2+json";
+
+/// How often a read is sent whose answer broke off: the last is one attempt's failure.
+pub(crate) const CUTS_MAX: u32 = 3;
+
+/// What one GET of a manifest came to.
+enum Got {
+    Manifest(Manifest),
+    /// The registry says that it is not there.
+    Absent,
+    /// Memory has to be reserved for it first.
+    Large,
+}
+
+impl Registry {
+    /// A look: GET by tag with a pull and push token of `credential`. None: the registry says that the tag is not there.
+    ///
+    /// # Errors
+    /// Anything else, a 404 without a registry's error code among it.
+    pub async fn look(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        credential: &Credential,
+        activity: &Activity,
+    ) -> Result<Option<Manifest>, Error> {
+        let reference = Reference::Tag(tag.clone());
+        self.get(repository, &reference, credential, true, activity)
+            .await
+    }
+
+    /// GET by tag or digest with a pull token, for sources and plans. None: the registry says that it is not there. By digest, the
+    /// cache answers where it can.
+    ///
+    /// # Errors
+    /// Anything else, a 404 without a registry's error code among it.
+    pub async fn fetch(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+        credential: &Credential,
+        activity: &Activity,
+    ) -> Result<Option<Manifest>, Error> {
+        if let Some(manifest) = self.cached(repository, reference, credential) {
+            return Ok(Some(manifest));
+        }
+        self.get(repository, reference, credential, false, activity)
+            .await
+    }
+
+    /// The manifest of this digest in a repository that is written to: from the cache, else GET with the push credential.
+    /// None: the registry says that it is not there, or that what an index lists is not, where its PUT would not say so.
+    ///
+    /// # Errors
+    /// Anything else, a 404 without a registry's error code among it.
+    pub async fn held(
+        &self,
+        repository: &Repository,
+        digest: Digest,
+        credential: &Credential,
+        activity: &Activity,
+    ) -> Result<Option<Manifest>, Error> {
+        let reference = Reference::Digest(digest);
+        let found = match self.cached(repository, &reference, credential) {
+            Some(manifest) => Some(manifest),
+            None => {
+                self.get(repository, &reference, credential, true, activity)
+                    .await?
+            }
+        };
+        let Some(manifest) = found else {
+            return Ok(None);
+        };
+        let whole = self.is_whole(repository, &manifest, credential, activity);
+        Ok(whole.await?.then_some(manifest))
+    }
+
+    /// Forgets a manifest, so that the next read of it asks the registry.
+    pub fn forget_manifest(
+        &self,
+        repository: &Repository,
+        digest: Digest,
+        credential: &Credential,
+    ) {
+        self.0
+            .manifests
+            .invalidate(&held(repository, digest, credential));
+    }
+
+    pub(crate) fn cached(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+        credential: &Credential,
+    ) -> Option<Manifest> {
+        let Reference::Digest(digest) = reference else {
+            return None;
+        };
+        self.0.manifests.get(&held(repository, *digest, credential))
+    }
+
+    /// Keeps a manifest that a repository was just seen to have, or given.
+    pub(crate) fn remember(
+        &self,
+        repository: &Repository,
+        manifest: &Manifest,
+        credential: &Credential,
+    ) {
+        if manifest.is_large() {
+            return;
+        }
+        let key = held(repository, manifest.digest, credential);
+        self.0.manifests.insert(key, manifest.clone());
+    }
+
+    /// GET with a pull token, or one that may push too. Only a typed 404 is absence: a bare one may be a proxy's, or mean a wrong
+    /// address.
+    async fn get(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+        credential: &Credential,
+        push: bool,
+        activity: &Activity,
+    ) -> Result<Option<Manifest>, Error> {
+        let what = named(repository, reference);
+        let endpoint = self.endpoint(repository)?;
+        let access = Access::new(&endpoint, credential, repository, push);
+        let mut ask = self.manifest_ask(Method::GET, &what, reference, &access, activity);
+        let (mut cuts, mut hold) = (1, None);
+        loop {
+            let got = match self
+                .get_once(&mut ask, &what, reference, hold.is_some())
+                .await
+            {
+                Err(error) if error.is_cut() && cuts < CUTS_MAX => {
+                    cuts += 1;
+                    continue;
+                }
+                got => got?,
+            };
+            match got {
+                Got::Absent => return Ok(None),
+                // Nothing of it was read: whoever waits for memory holds no place meanwhile.
+                Got::Large => hold = Some(activity.hold(&self.0.reserve).await?),
+                Got::Manifest(mut manifest) => {
+                    self.remember(repository, &manifest, credential);
+                    manifest.hold = hold.filter(|_| manifest.is_large());
+                    return Ok(Some(manifest));
+                }
+            }
+        }
+    }
+
+    async fn get_once(
+        &self,
+        ask: &mut Ask<'_>,
+        what: &str,
+        reference: &Reference,
+        reserved: bool,
+    ) -> Result<Got, Error> {
+        let reply = self.transport().send(ask).await;
+        let reply = reply.map_err(Failure::into_error)?;
+        match reply.status() {
+            StatusCode::OK => {}
+            StatusCode::NOT_FOUND => {
+                let decides = ask.access.push;
+                let answer = reply.absence(what, decides).await?;
+                if answer.says_absent() {
+                    return Ok(Got::Absent);
+                }
+                let message =
+                    format!("{what}: a 404 that does not say what is missing; not taken as absent");
+                let error = Error::attempt(Reason::RegistryError, message);
+                return Err(error.with_status(answer.status));
+            }
+            _ => return Err(reply.refusal(what).await),
+        }
+        let content_type = reply.header(CONTENT_TYPE.as_str()).map(str::to_owned);
+        let stated = reply.header("docker-content-digest").map(str::to_owned);
+        let bytes = match reply.manifest_body(what, reserved).await? {
+            ManifestBody::All(bytes) => bytes,
+            ManifestBody::Large => return Ok(Got::Large),
+            ManifestBody::TooLarge => {
+                let message =
+                    format!("{what}: the manifest is larger than 4 MiB; make the image smaller");
+                return Err(Error::terminal(Reason::TooLarge, message));
+            }
+        };
+        let named = match reference {
+            Reference::Digest(digest) => Some(*digest),
+            Reference::Tag(_) => None,
+        };
+        let what = what.to_owned();
+        let read = move || {
+            let (content_type, stated) = (content_type.as_deref(), stated.as_deref());
+            Manifest::read(&what, bytes, content_type, named, stated).map(Got::Manifest)
+        };
+        if reserved { apart(read).await } else { read() }
+    }
+
+    /// Whether a repository has the manifest of this digest, asked by HEAD.
+    pub(crate) async fn has_manifest(
+        &self,
+        access: &Access<'_>,
+        digest: Digest,
+        activity: &Activity,
+    ) -> Result<bool, Error> {
+        let reference = Reference::Digest(digest);
+        let what = named(access.repository, &reference);
+        let ask = self.manifest_ask(Method::HEAD, &what, &reference, access, activity);
+        self.is_there(ask).await
+    }
+
+    /// Whether there is what a HEAD asks for.
+    pub(crate) async fn is_there(&self, mut ask: Ask<'_>) -> Result<bool, Error> {
+        let reply = self
+            .transport()
+            .send(&mut ask)
+            .await
+            .map_err(Failure::into_error)?;
+        match reply.status() {
+            StatusCode::OK => Ok(true),
+            StatusCode::NOT_FOUND => Ok(false),
+            _ => Err(reply.refusal(ask.what).await),
+        }
+    }
+
+    /// A request for one manifest, without content.
+    pub(crate) fn manifest_ask<'a>(
+        &self,
+        method: Method,
+        what: &'a str,
+        reference: &Reference,
+        access: &'a Access<'a>,
+        activity: &'a Activity,
+    ) -> Ask<'a> {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static(ACCEPTED));
+        Ask {
+            method,
+            url: access.endpoint.url(&format!(
+                "{}/manifests/{reference}",
+                access.repository.path()
+            )),
+            what,
+            lane: Lane::Manifests,
+            headers,
+            content: Content::Nothing,
+            access,
+            timeout: Some(self.transport().settings.request_timeout),
+            patience: None,
+            prompt: false,
+            placed: false,
+            activity,
+        }
+    }
+}
+
+fn held(repository: &Repository, digest: Digest, credential: &Credential) -> Held {
+    Held {
+        credential: credential.key(),
+        repository: repository.clone(),
+        digest,
+    }
+}
+
+/// How messages name a manifest.
+pub(crate) fn named(repository: &Repository, reference: &Reference) -> String {
+    match reference {
+        Reference::Tag(tag) => format!("{repository}:{tag}"),
+        Reference::Digest(digest) => format!("{repository}@{}", digest.short()),
+    }
+}

@@ -1,0 +1,65 @@
+//! Registries that take an index whose children they do not have (quay's sparse indexes): there a tag that is set proves nothing.
+//!
+//! In comes an index that is to be put where it is already; out comes whether all below it is there, made sure of by putting each
+//! child again: what a GET or HEAD by digest says may come from a cache. Others are asked for nothing.
+
+use super::manifest::Manifest;
+use crate::image::Repository;
+use crate::machine::Reason;
+use crate::registry::Registry;
+use crate::registry::auth::access::Access;
+use crate::registry::auth::credential::Credential;
+use crate::registry::endpoint::address;
+use crate::registry::error::Error;
+use crate::registry::host::progress::Activity;
+use crate::registry::wire::send::Failure;
+
+impl Registry {
+    /// Whether all below a manifest that a repository has is there, as far as its PUT would not tell.
+    pub(crate) async fn is_whole(
+        &self,
+        repository: &Repository,
+        manifest: &Manifest,
+        credential: &Credential,
+        activity: &Activity,
+    ) -> Result<bool, Error> {
+        let endpoint = self.endpoint(repository)?;
+        let access = Access::new(&endpoint, credential, repository, true);
+        if !self.takes_sparse(&access, manifest, activity).await? {
+            return Ok(true);
+        }
+        // Boxed: few indexes need it.
+        let copy = self.copy(
+            repository, manifest, repository, credential, credential, activity,
+        );
+        let Err(error) = Box::pin(copy).await else {
+            return Ok(true);
+        };
+        match error.reason {
+            Reason::SourceIncomplete | Reason::ManifestRejected => Ok(false),
+            // One that is there and would not be promoted: it is held as it is.
+            Reason::UnsupportedManifest => Ok(true),
+            _ => Err(error),
+        }
+    }
+
+    /// Whether a registry would take this manifest without what it lists.
+    pub(crate) async fn takes_sparse(
+        &self,
+        access: &Access<'_>,
+        manifest: &Manifest,
+        activity: &Activity,
+    ) -> Result<bool, Error> {
+        if !manifest.is_index() || !self.is_quay(access) {
+            return Ok(false);
+        }
+        let key = address(&access.endpoint.base);
+        if let Some(known) = self.0.sparse.get(&key) {
+            return Ok(known);
+        }
+        let sparse = self.transport().greets_sparse(access, activity).await;
+        let sparse = sparse.map_err(Failure::into_error)?;
+        self.0.sparse.insert(key, sparse);
+        Ok(sparse)
+    }
+}

@@ -1,0 +1,435 @@
+//! Uploads: one blob streamed into the target, fed by a download.
+//!
+//! In comes a blob that the target does not have; when it returns, it has. Guaranteed: places are held only while both hosts are
+//! well; an upload of which nothing certain is known is looked for before it is started anew, three times at most; a session that
+//! is not used is cancelled, if it has the form of one of ours at the registry's own address: nothing else is ever deleted.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures::stream;
+use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION};
+use reqwest::{Body, Method, Response, StatusCode, Url};
+use sha2::{Digest as _, Sha256};
+
+use super::blob::{Job, mismatch, named, uploads_url};
+use super::download::{Download, Flow, Meter};
+use super::manifest::Blob;
+use crate::image::{Digest, Repository};
+use crate::machine::Reason;
+use crate::registry::Registry;
+use crate::registry::auth::access::Access;
+use crate::registry::auth::credential::Credential;
+use crate::registry::error::Error;
+use crate::registry::host::budget::{Caller, StreamPlaces};
+use crate::registry::host::progress::Activity;
+use crate::registry::wire::authorize::First;
+use crate::registry::wire::dialect::Meaning;
+use crate::registry::wire::egress::{self, REDIRECTS_MAX};
+use crate::registry::wire::location::is_own_upload;
+use crate::registry::wire::reply::Reply;
+use crate::registry::wire::send::Failure;
+use crate::registry::wire::send::{Content, PATIENCE};
+
+/// How often a blob is started anew after an upload of which nothing certain is known.
+pub(crate) const RESTARTS_MAX: u32 = 3;
+/// How often a source may be unwell for one blob while it serves others.
+const UNWELL_MAX: u32 = 20;
+
+/// What is known of the right to push.
+enum Tried {
+    /// The token tells that there is one.
+    MayPush,
+    /// An upload session was opened.
+    Session(Url),
+    NotTold,
+}
+
+impl Registry {
+    /// Streams one blob from source to target, however often that takes.
+    pub(crate) async fn transfer(
+        &self,
+        job: &Job<'_>,
+        blob: Blob,
+        mut session: Option<Url>,
+    ) -> Result<(), Error> {
+        let transport = self.transport();
+        let source = transport.host(&job.from_at.base);
+        let target = transport.host(&job.to_at.base);
+        let puller = Caller::new(job.activity, job.pull);
+        let pusher = Caller::new(job.activity, job.push);
+        let (mut restarts, mut unwell, served) = (0, 0, source.served());
+        let mut restarts_in_a_row = 0;
+        loop {
+            source.well(false, puller).await;
+            target.well(true, pusher).await;
+            // Tokens are had before places are taken: a token endpoint may be unwell for long.
+            for access in [job.source(), job.target()] {
+                // What is refused to a guess, the requests themselves are told.
+                match transport.authorise(&access, None, job.activity).await {
+                    Ok(_) | Err(Failure::Refused(_)) => {}
+                    Err(failure) => return Err(failure.into_error()),
+                }
+            }
+            let places = transport.stream_places((&source, puller), (&target, pusher));
+            let places = places.await;
+            let outcome = self.stream(job, blob, session.take(), &places).await;
+            drop(places);
+            let error = match outcome {
+                Ok(()) => return Ok(()),
+                Err(Failure::Unsettled(error)) if restarts < RESTARTS_MAX => {
+                    restarts += 1;
+                    if self.has_blob(job, blob).await? {
+                        return Ok(());
+                    }
+                    tracing::debug!(%error, "blob is started anew");
+                    continue;
+                }
+                Err(Failure::Restart(error)) => error,
+                Err(Failure::Unsettled(error)) => {
+                    let message = format!("{} (started anew {RESTARTS_MAX} times)", error.message);
+                    return Err(Error::attempt(Reason::RegistryError, message));
+                }
+                Err(failure) => return Err(failure.into_error()),
+            };
+            restarts_in_a_row += 1;
+            unwell += u32::from(error.status().is_some_and(|status| status >= 500));
+            let pause = transport.own_rest(restarts_in_a_row);
+            transport.pause(pause, &error, job.activity).await;
+            if unwell >= UNWELL_MAX && source.served() > served {
+                let message = format!(
+                    "{} (twenty times, while the host serves others)",
+                    error.message
+                );
+                return Err(Error::attempt(Reason::RegistryError, message));
+            }
+        }
+    }
+
+    /// One upload, fed by a download.
+    async fn stream(
+        &self,
+        job: &Job<'_>,
+        blob: Blob,
+        session: Option<Url>,
+        places: &StreamPlaces,
+    ) -> Result<(), Failure> {
+        let what = named(job.to, blob.digest);
+        let access = job.target();
+        let open = self.open(job.from, &job.from_at, job.pull, blob, 0, job.activity);
+        let opened = tokio::select! {
+            opened = open => opened,
+            () = places.wanted() => Err(gives_way(&what)),
+        };
+        let response = match (opened, &session) {
+            (Ok(response), _) => response,
+            (Err(failure), session) => {
+                self.cancel(session.as_ref(), &access, &what, job.activity)
+                    .await;
+                return Err(failure);
+            }
+        };
+        let location = match session {
+            Some(location) => location,
+            None => self.begin(&access, &what, true, job.activity).await?,
+        };
+        let outcome = self
+            .send_blob(job, blob, &what, &access, &location, response, places)
+            .await;
+        if outcome.is_err() {
+            self.cancel(Some(&location), &access, &what, job.activity)
+                .await;
+        }
+        outcome
+    }
+
+    /// Sends a blob to its upload session, and to where that is redirected.
+    #[allow(clippy::too_many_arguments, reason = "one upload, from one place")]
+    async fn send_blob(
+        &self,
+        job: &Job<'_>,
+        blob: Blob,
+        what: &str,
+        access: &Access<'_>,
+        location: &Url,
+        response: Response,
+        places: &StreamPlaces,
+    ) -> Result<(), Failure> {
+        let (mut url, mut response) = (location.clone(), response);
+        url.query_pairs_mut()
+            .append_pair("digest", &blob.digest.to_string());
+        for _ in 0..=REDIRECTS_MAX {
+            let moved = self
+                .upload(job, blob, what, access, url, response, places)
+                .await?;
+            let Some(next) = moved else {
+                return Ok(());
+            };
+            url = next;
+            let again = self.open(job.from, &job.from_at, job.pull, blob, 0, job.activity);
+            response = again.await?;
+        }
+        let message = format!("{what}: too many redirects");
+        Err(Failure::Refused(Error::attempt(
+            Reason::RegistryError,
+            message,
+        )))
+    }
+
+    /// The closing PUT of an upload, with the whole content. Where it has to be sent instead, if that is said.
+    #[allow(clippy::too_many_arguments, reason = "one upload, from one place")]
+    async fn upload(
+        &self,
+        job: &Job<'_>,
+        blob: Blob,
+        what: &str,
+        access: &Access<'_>,
+        location: Url,
+        response: Response,
+        places: &StreamPlaces,
+    ) -> Result<Option<Url>, Failure> {
+        let mut ask = self.blob_ask(Method::PUT, location, what, access, job.activity);
+        ask.headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("application/octet-stream"),
+        );
+        // Also where the location is another host: waiting for a place there could close a circle.
+        ask.placed = true;
+        ask.patience = Some(PATIENCE);
+        ask.timeout = None;
+        let meter = Arc::new(Meter::default());
+        if blob.size == 0 {
+            if blob.digest != Digest::of(b"") {
+                return Err(Failure::Refused(mismatch(job.from, blob.digest)));
+            }
+        } else {
+            ask.headers
+                .insert(CONTENT_LENGTH, HeaderValue::from(blob.size));
+            let download = Download {
+                registry: self.clone(),
+                from: job.from.clone(),
+                at: job.from_at.clone(),
+                counted: self.transport().host(&job.from_at.base).label.clone(),
+                pull: job.pull.clone(),
+                blob,
+                response: Some(response),
+                skip: 0,
+                offset: 0,
+                hash: Sha256::new(),
+                resumes: 0,
+                flow: Flow::default(),
+                activity: job.activity.clone(),
+                meter: Arc::clone(&meter),
+                capture: job.capture(blob),
+            };
+            ask.content = Content::Once(Body::wrap_stream(stream::try_unfold(
+                download,
+                Download::next,
+            )));
+        }
+        let result = tokio::select! {
+            result = self.transport().send(&mut ask) => result,
+            () = meter.stands_still(blob.size, self.transport().settings.read_timeout) => {
+                let message = format!("{what}: the upload stands still");
+                Err(Failure::Unsettled(Error::attempt(Reason::RegistryError, message)))
+            }
+            () = places.wanted() => Err(gives_way(what)),
+        };
+        let outcome = match result {
+            Ok(mut reply) => {
+                if let Some(next) = self.transport().hops.moved(&ask, &reply.response) {
+                    next.map(Some).map_err(Failure::Refused)
+                } else {
+                    reply.elsewhere = !access.endpoint.is_at(&ask.url);
+                    landed(what, blob, reply).await.map(|()| None)
+                }
+            }
+            // It had the blob and failed at it: it may fail at it again (quay at a layer over its maximum), so it is an attempt.
+            Err(Failure::Unsettled(error)) if error.status() == Some(500) => Err(Failure::Refused(
+                Error::attempt(Reason::RegistryError, &error.message),
+            )),
+            Err(failure) => Err(failure),
+        };
+        if !matches!(outcome, Ok(None)) {
+            job.activity.take_back(meter.bytes.load(Ordering::Relaxed));
+        }
+        match (outcome, meter.fault()) {
+            (Ok(moved), _) => Ok(moved),
+            // What broke the stream is why the upload ended.
+            (Err(_), Some(fault)) => Err(fault),
+            (Err(failure), None) => Err(failure),
+        }
+    }
+
+    /// What can be known of the right to push without an upload session, or with one that is the very first request to a registry and
+    /// saves the ping.
+    async fn try_session(
+        &self,
+        access: &Access<'_>,
+        what: &str,
+        activity: &Activity,
+    ) -> Result<Tried, Failure> {
+        let transport = self.transport();
+        let url = uploads_url(access);
+        let mut ask = self.blob_ask(Method::POST, url, what, access, activity);
+        let first = transport.try_first(access, &mut ask).await;
+        let grant = match first {
+            Ok(First::LetIn(reply)) if reply.status() == StatusCode::ACCEPTED => {
+                let session = self
+                    .location(&reply, access, what)
+                    .map_err(Failure::Refused);
+                return session.map(Tried::Session);
+            }
+            Ok(First::Asked(challenge)) => {
+                let grant = transport.answering(access, challenge, None, None, activity);
+                Some(grant.await?)
+            }
+            Ok(_) | Err(_) => match transport.authorise(access, None, activity).await {
+                // So ends a guess.
+                Err(Failure::Refused(_)) => None,
+                grant => Some(grant?),
+            },
+        };
+        Ok(match grant {
+            Some(grant) if grant.tells_rights() => Tried::MayPush,
+            _ => Tried::NotTold,
+        })
+    }
+
+    /// Opens an upload session. `placed`: whether a place on that host is held.
+    pub(crate) async fn begin(
+        &self,
+        access: &Access<'_>,
+        what: &str,
+        placed: bool,
+        activity: &Activity,
+    ) -> Result<Url, Failure> {
+        let mut ask = self.blob_ask(Method::POST, uploads_url(access), what, access, activity);
+        ask.placed = placed;
+        ask.patience = placed.then_some(PATIENCE);
+        let reply = self.transport().send(&mut ask).await?;
+        if reply.status() == StatusCode::ACCEPTED {
+            return self
+                .location(&reply, access, what)
+                .map_err(Failure::Refused);
+        }
+        Err(Failure::Refused(reply.refusal(what).await))
+    }
+
+    /// Where an upload goes on: relative or absolute, its query kept.
+    pub(crate) fn location(
+        &self,
+        reply: &Reply,
+        access: &Access<'_>,
+        what: &str,
+    ) -> Result<Url, Error> {
+        let location = reply
+            .header(LOCATION.as_str())
+            .and_then(|location| reply.response.url().join(location).ok())
+            .filter(|url| {
+                self.transport()
+                    .endpoints
+                    .may_follow(Some(&access.endpoint.base), url)
+            });
+        let location = location.and_then(egress::unsigned).ok_or_else(|| {
+            let message = format!("{what}: the registry opened an upload and does not say where");
+            Error::attempt(Reason::RegistryError, message)
+        })?;
+        self.transport().hops.may_upload(access, &location)?;
+        Ok(location)
+    }
+
+    /// Cancels an upload session of ours, as far as the registry takes part.
+    pub(crate) async fn cancel(
+        &self,
+        session: Option<&Url>,
+        access: &Access<'_>,
+        what: &str,
+        activity: &Activity,
+    ) {
+        let Some(session) = session.filter(|session| is_own_upload(access, session)) else {
+            return;
+        };
+        let mut ask = self.blob_ask(Method::DELETE, session.clone(), what, access, activity);
+        ask.placed = true;
+        ask.patience = Some(Duration::from_secs(1));
+        ask.timeout = Some(PATIENCE);
+        let _ = self.transport().send(&mut ask).await;
+    }
+
+    /// Whether `credential` may push there: what its token says, else an upload session opened and cancelled, remembered for an
+    /// hour.
+    ///
+    /// # Errors
+    /// `PermissionDenied` and `Unauthorized` are the definite no, and a redirect that is not followed is one; a waiting error is
+    /// "not known now".
+    pub async fn may_push(
+        &self,
+        repository: &Repository,
+        credential: &Credential,
+        activity: &Activity,
+    ) -> Result<(), Error> {
+        let endpoint = self.endpoint(repository)?;
+        let access = Access::new(&endpoint, credential, repository, true);
+        let key = (credential.key(), repository.clone());
+        let what = repository.to_string();
+        let tried = self.try_session(&access, &what, activity).await;
+        // A redirect that leads nowhere leads nowhere the next time either.
+        let definite = |failure: Failure| match failure.into_error() {
+            error if matches!(error.status(), Some(300..400)) => {
+                Error::terminal(error.reason, &error.message)
+            }
+            error => error,
+        };
+        let session = match tried.map_err(definite)? {
+            Tried::MayPush => return Ok(()),
+            Tried::Session(session) => session,
+            Tried::NotTold if self.0.pushable.contains_key(&key) => return Ok(()),
+            Tried::NotTold => {
+                let begun = self.begin(&access, &what, false, activity).await;
+                begun.map_err(definite)?
+            }
+        };
+        self.0.pushable.insert(key, ());
+        // The answer is known: nobody has to wait for the cleaning up.
+        let (registry, repository) = (self.clone(), repository.clone());
+        let (credential, activity) = (credential.clone(), activity.clone());
+        tokio::spawn(async move {
+            let access = Access::new(&endpoint, &credential, &repository, true);
+            registry
+                .cancel(Some(&session), &access, &what, &activity)
+                .await;
+        });
+        Ok(())
+    }
+}
+
+/// Nothing is wrong with it: it comes again when it is its turn.
+fn gives_way(what: &str) -> Failure {
+    let message = format!("{what}: it was slow, and gave its places to an image that had none");
+    Failure::Restart(Error::wait(Reason::Queued, None, message))
+}
+
+/// Reads the answer to the closing PUT of an upload.
+async fn landed(what: &str, blob: Blob, reply: Reply) -> Result<(), Failure> {
+    if reply.status() == StatusCode::CREATED {
+        let stated = reply
+            .header("docker-content-digest")
+            .filter(|stated| stated.starts_with("sha256:"));
+        if stated.is_none_or(|stated| stated == blob.digest.to_string()) {
+            return Ok(());
+        }
+        let message = format!("{what}: the registry stored it under another digest");
+        return Err(Failure::Refused(Error::attempt(
+            Reason::DigestMismatch,
+            message,
+        )));
+    }
+    let status = reply.status();
+    let error = reply.refusal(what).await;
+    if error.meaning() == Some(Meaning::SessionLost) || !status.is_client_error() {
+        return Err(Failure::Unsettled(error));
+    }
+    Err(Failure::Refused(error))
+}

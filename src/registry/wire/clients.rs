@@ -1,0 +1,318 @@
+//! The HTTP clients: one pair for each set of addresses that may be connected to.
+//!
+//! In comes how far a request may reach; out comes the pair that reaches no further. Guaranteed: a pair connects only to addresses
+//! that its [`Pass`] lets through, checked on what a name resolved to in the very resolution that is connected to; its connections
+//! serve no request of another pass; a private CA is trusted for its own host alone; a proxy is spoken to by a pair of its own,
+//! so that its address is open to no request but through it.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use hyper_util::client::proxy::matcher::Matcher;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::redirect::Policy;
+use reqwest::{Certificate, Client, ClientBuilder, NoProxy, Proxy, Url};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+
+use super::network::{Networks, Reach};
+use super::reply::describe;
+use crate::files;
+use crate::registry::Settings;
+use crate::registry::endpoint::address;
+use crate::registry::error::BuildError;
+
+/// How long a connection is kept unused: less than load balancers do (60 s and more), so that no write meets a closed one.
+const IDLE: Duration = Duration::from_secs(30);
+/// A connection on which nothing arrives is asked for a sign of life so often.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+/// An HTTP/2 connection in use is asked for a sign of life so often, and given up without one after as long.
+const PING: Duration = Duration::from_secs(20);
+/// What one HTTP/2 stream may send ahead of its reader; at 100 ms away that is 20 MiB a second.
+const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
+/// What all streams of a connection may: what they can make this process hold.
+const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
+
+/// Which proxies requests go through.
+#[derive(Debug, Clone, Default)]
+pub enum Proxies {
+    /// Those of `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`.
+    #[default]
+    Environment,
+    /// This one, but for the hosts of `except` (as in `NO_PROXY`).
+    Given {
+        /// Its URL.
+        proxy: String,
+        /// A list as in `NO_PROXY`.
+        except: String,
+    },
+}
+
+/// Which addresses are connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pass {
+    /// All: the host is meant by name.
+    Any,
+    /// All but the machine's own link.
+    Inner,
+    /// Public ones.
+    Public,
+}
+
+/// A name that resolved to no address that may be connected to.
+#[derive(Debug, thiserror::Error)]
+#[error("it is at an internal address")]
+pub(crate) struct Barred;
+
+/// Clients that differ in patience, and in what becomes of a request that is given up.
+#[derive(Debug)]
+pub(crate) struct Pair {
+    /// GET and HEAD: ends a read that stands still.
+    pub(crate) reads: Client,
+    /// Everything else but tag PUTs: an answer may be long in coming once a body was sent.
+    pub(crate) writes: Client,
+    /// PUTs of tags, which must not land long after they were given up. HTTP/1.1: one request in flight per connection, which is
+    /// closed with a request that is given up; over HTTP/2 its bytes would stay in a connection that others go on using. And the
+    /// kernel drops what nobody has acknowledged when the PUT's time is over, instead of sending it again for many minutes.
+    pub(crate) tags: Client,
+}
+
+/// All pairs, made when they are first needed.
+#[derive(Debug)]
+pub(crate) struct Clients {
+    recipe: Recipe,
+    matcher: Matcher,
+    any: Pair,
+    inner: OnceLock<Pair>,
+    public: OnceLock<Pair>,
+    proxied: OnceLock<Pair>,
+    /// By `HOST:PORT`, each with its own CA.
+    private: HashMap<String, Pair>,
+}
+
+/// What clients are made with.
+#[derive(Debug)]
+struct Recipe {
+    connect_timeout: Duration,
+    read_timeout: Duration,
+    put_timeout: Duration,
+    proxies: Proxies,
+    networks: Arc<Networks>,
+}
+
+/// Resolves names to the addresses that may be connected to.
+struct Guard {
+    pass: Pass,
+    networks: Arc<Networks>,
+}
+
+impl Pass {
+    pub(crate) fn lets(self, reach: Reach) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Inner => reach != Reach::LinkLocal,
+            Self::Public => reach == Reach::Public,
+        }
+    }
+}
+
+impl Resolve for Guard {
+    fn resolve(&self, name: Name) -> Resolving {
+        let (pass, networks) = (self.pass, Arc::clone(&self.networks));
+        Box::pin(async move {
+            let found: Vec<SocketAddr> =
+                tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
+            let open = |address: &SocketAddr| pass.lets(networks.reach(address.ip()));
+            let (open, barred): (Vec<_>, Vec<_>) = found.into_iter().partition(open);
+            if open.is_empty() && !barred.is_empty() {
+                return Err(Barred.into());
+            }
+            Ok(Box::new(open.into_iter()) as Addrs)
+        })
+    }
+}
+
+impl Clients {
+    pub(crate) fn new(settings: &Settings, networks: &Arc<Networks>) -> Result<Self, BuildError> {
+        let recipe = Recipe {
+            connect_timeout: settings.connect_timeout,
+            read_timeout: settings.read_timeout,
+            put_timeout: settings.put_timeout,
+            proxies: settings.proxies.clone(),
+            networks: Arc::clone(networks),
+        };
+        let matcher = match &settings.proxies {
+            Proxies::Environment => Matcher::from_system(),
+            Proxies::Given { proxy, except } => Matcher::builder()
+                .all(proxy.as_str())
+                .no(except.as_str())
+                .build(),
+        };
+        let mut private = HashMap::new();
+        for (host, file) in &settings.registry_ca {
+            let fails = |problem: String| BuildError::Ca {
+                host: host.clone(),
+                file: file.clone(),
+                problem,
+            };
+            let url = Url::parse(&format!("https://{host}/"))
+                .ok()
+                .filter(|url| url.path() == "/" && url.query().is_none())
+                .ok_or_else(|| fails("what is before the = is not HOST or HOST:PORT".into()))?;
+            let roots = read_roots(file).map_err(fails)?;
+            let pair = if intercepts(&matcher, &url) {
+                recipe.proxied(&roots)
+            } else {
+                recipe.direct(Pass::Any, &roots)
+            };
+            private.insert(address(&url), pair?);
+        }
+        Ok(Self {
+            any: recipe.direct(Pass::Any, &[])?,
+            inner: OnceLock::new(),
+            public: OnceLock::new(),
+            proxied: OnceLock::new(),
+            private,
+            recipe,
+            matcher,
+        })
+    }
+
+    /// Whether requests to `url` go through a proxy.
+    pub(crate) fn are_proxied(&self, url: &Url) -> bool {
+        intercepts(&self.matcher, url)
+    }
+
+    /// Whether that address has a CA of its own.
+    pub(crate) fn trusts_privately(&self, url: &Url) -> bool {
+        self.private.contains_key(&address(url))
+    }
+
+    /// The pair for `url` that reaches no further than `pass`; through a proxy where one is configured for `url`.
+    pub(crate) fn pair(&self, url: &Url, pass: Pass) -> Result<&Pair, BuildError> {
+        if pass == Pass::Any
+            && url.scheme() == "https"
+            && let Some(pair) = self.private.get(&address(url))
+        {
+            return Ok(pair);
+        }
+        if self.are_proxied(url) {
+            return made(&self.proxied, || self.recipe.proxied(&[]));
+        }
+        match pass {
+            Pass::Any => Ok(&self.any),
+            Pass::Inner => made(&self.inner, || self.recipe.direct(pass, &[])),
+            Pass::Public => made(&self.public, || self.recipe.direct(pass, &[])),
+        }
+    }
+}
+
+impl Recipe {
+    /// Connects to hosts themselves, whatever the environment says of proxies.
+    fn direct(&self, pass: Pass, roots: &[CertificateDer<'_>]) -> Result<Pair, BuildError> {
+        self.pair(pass, roots, ClientBuilder::no_proxy)
+    }
+
+    /// Connects to proxies: it is asked for nothing that does not go through one.
+    fn proxied(&self, roots: &[CertificateDer<'_>]) -> Result<Pair, BuildError> {
+        let proxy = match &self.proxies {
+            Proxies::Environment => None,
+            Proxies::Given { proxy, except } => {
+                let proxy = Proxy::all(proxy)
+                    .map_err(|error| BuildError::Client(describe(&error.without_url())))?;
+                Some(proxy.no_proxy(NoProxy::from_string(except)))
+            }
+        };
+        self.pair(Pass::Any, roots, |builder| match &proxy {
+            Some(proxy) => builder.proxy(proxy.clone()),
+            None => builder,
+        })
+    }
+
+    fn pair(
+        &self,
+        pass: Pass,
+        roots: &[CertificateDer<'_>],
+        way: impl Fn(ClientBuilder) -> ClientBuilder,
+    ) -> Result<Pair, BuildError> {
+        let fails = |error: reqwest::Error| BuildError::Client(describe(&error.without_url()));
+        let mut certificates = Vec::new();
+        for root in roots {
+            certificates.push(Certificate::from_der(root).map_err(fails)?);
+        }
+        let build = |builder: ClientBuilder| {
+            way(builder)
+                .user_agent(concat!("promotion-controller/", env!("CARGO_PKG_VERSION")))
+                .dns_resolver(Guard {
+                    pass,
+                    networks: Arc::clone(&self.networks),
+                })
+                .tls_certs_merge(certificates.clone())
+                .pool_idle_timeout(IDLE)
+                .tcp_keepalive(KEEPALIVE)
+                .http2_initial_stream_window_size(STREAM_WINDOW)
+                .http2_initial_connection_window_size(CONNECTION_WINDOW)
+                .http2_keep_alive_interval(PING)
+                .http2_keep_alive_timeout(PING)
+                .http2_keep_alive_while_idle(false)
+                // Every next address is checked first, by `hops`.
+                .redirect(Policy::none())
+                .referer(false)
+                // What is sent again, and when, is decided by `transport` alone.
+                .retry(reqwest::retry::never())
+                .build()
+                .map_err(fails)
+        };
+        let patient = || Client::builder().connect_timeout(self.connect_timeout);
+        // Shorter than the PUT's whole time, so that it shows that nothing was sent.
+        let connect_timeout = self.connect_timeout.min(self.put_timeout * 3 / 4);
+        let tags = Client::builder()
+            .connect_timeout(connect_timeout)
+            .http1_only()
+            .tcp_user_timeout(self.put_timeout);
+        Ok(Pair {
+            reads: build(patient().read_timeout(self.read_timeout))?,
+            writes: build(patient())?,
+            tags: build(tags)?,
+        })
+    }
+}
+
+fn made(
+    cell: &OnceLock<Pair>,
+    make: impl FnOnce() -> Result<Pair, BuildError>,
+) -> Result<&Pair, BuildError> {
+    if let Some(pair) = cell.get() {
+        return Ok(pair);
+    }
+    // Whoever else made one meanwhile was as right.
+    let pair = make()?;
+    Ok(cell.get_or_init(|| pair))
+}
+
+fn intercepts(matcher: &Matcher, url: &Url) -> bool {
+    url.as_str()
+        .parse()
+        .is_ok_and(|uri: http::Uri| matcher.intercept(&uri).is_some())
+}
+
+/// The certificates of a PEM bundle; the problem where there is none that can be trusted.
+fn read_roots(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let text =
+        files::read(file, files::SMALL).map_err(|error| format!("cannot be read ({error})"))?;
+    let mut roots = Vec::new();
+    for root in CertificateDer::pem_slice_iter(&text) {
+        let root = root.map_err(|error| format!("is no PEM file ({error})"))?;
+        rustls::RootCertStore::empty()
+            .add(root.clone())
+            .map_err(|error| format!("holds a certificate that cannot be used ({error})"))?;
+        roots.push(root);
+    }
+    if roots.is_empty() {
+        return Err("holds no certificate".into());
+    }
+    Ok(roots)
+}

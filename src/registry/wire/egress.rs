@@ -1,0 +1,600 @@
+//! Every address that is connected to, checked: registries, and wherever they lead.
+//!
+//! In comes a request and, later, the redirects it meets; out comes the answer of the last address, or why one was not asked.
+//!
+//! Guaranteed: a host is asked at an internal address only if it is meant by name: on the list, a registry configured by itself,
+//! or, where there is no list, named by a spec. How a host is spoken to is no leave to be led there. Without a list a registry at
+//! an internal address may also lead to others such, but never to the machine's own link. What a proxy would connect to cannot be
+//! seen, so it has to be meant by name. Redirects are followed five at most, none out of TLS, by writes within the registry's own
+//! address alone; the registry's `Authorization` goes to no other address. Of writes only the content of a blob goes to another address, where that is known as
+//! no registry, and never to what could be read as a manifest's; nothing but an upload of one's own is deleted. No error shows a
+//! URL.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use reqwest::header::{ACCEPT, AUTHORIZATION, LOCATION, RANGE};
+use reqwest::{Method, Request, Response, Url};
+use tokio::time::Instant;
+use url::Host;
+
+use super::clients::{Barred, Clients, Pair, Pass};
+use super::location::{is_like_a_manifest, is_like_a_registry, is_own_upload};
+use super::network::{Networks, Reach};
+use super::reply::cause;
+use super::send::Ask;
+use crate::machine::Reason;
+use crate::policy::HostPattern;
+use crate::registry::Settings;
+use crate::registry::auth::access::Access;
+use crate::registry::endpoint::{Endpoint, Endpoints, address};
+use crate::registry::error::{BuildError, Error};
+use crate::registry::host::budget::Lane;
+
+/// Redirects followed for one request.
+pub(crate) const REDIRECTS_MAX: usize = 5;
+/// How many registries are remembered to be at an internal address.
+const MET_MAX: u64 = 10_000;
+
+/// The rules, and the clients that keep them.
+#[derive(Debug)]
+pub(crate) struct Hops {
+    clients: Clients,
+    networks: Arc<Networks>,
+    endpoints: Arc<Endpoints>,
+    allowed: Option<Vec<HostPattern>>,
+    /// What has answered as a registry, by `HOST:PORT`: whether it was last met at an internal address.
+    met: moka::sync::Cache<String, bool>,
+}
+
+/// What led to an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hop {
+    /// A spec.
+    Registry,
+    Realm,
+    Redirect,
+    Upload,
+    /// The next page of a list.
+    Page,
+}
+
+/// Leave to ask one address.
+#[derive(Debug)]
+pub(crate) struct Leave<'a> {
+    pair: &'a Pair,
+    proxied: bool,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub(crate) enum Lost {
+    /// An address that must not be asked. `sent`: whether the registry itself had answered.
+    Barred { error: Error, sent: bool },
+    /// A redirect that is not followed.
+    Astray(&'static str),
+    /// The connection to `at` failed; the error is without its URL.
+    Broken { error: reqwest::Error, at: String },
+}
+
+impl Hop {
+    /// What is asked for tells what led to an address that is not the registry's own.
+    fn of(ask: &Ask<'_>) -> Self {
+        if ask.access.endpoint.is_at(&ask.url) {
+            return Self::Registry;
+        }
+        match ask.lane {
+            Lane::Tokens => Self::Realm,
+            Lane::Blobs => Self::Upload,
+            Lane::Manifests => Self::Page,
+        }
+    }
+}
+
+impl Hops {
+    pub(crate) fn new(settings: &Settings, endpoints: &Arc<Endpoints>) -> Result<Self, BuildError> {
+        let networks = Arc::new(Networks {
+            cluster: settings.cluster_ranges.clone(),
+        });
+        Ok(Self {
+            clients: Clients::new(settings, &networks)?,
+            networks,
+            endpoints: Arc::clone(endpoints),
+            allowed: settings.allowed.clone(),
+            met: moka::sync::Cache::new(MET_MAX),
+        })
+    }
+
+    /// Leave to ask `ask.url`, as far as can be told before it is resolved.
+    pub(crate) fn leave(&self, ask: &Ask<'_>) -> Result<Leave<'_>, Error> {
+        let registry = ask.access.endpoint;
+        let hop = Hop::of(ask);
+        let problem = match ask.method {
+            Method::GET | Method::HEAD => None,
+            Method::DELETE => (!is_own_upload(ask.access, &ask.url)).then_some(Problem::Foreign),
+            Method::PUT if ask.lane == Lane::Blobs => self.no_upload(ask.access, &ask.url),
+            _ => (hop != Hop::Registry).then_some(Problem::Foreign),
+        };
+        if let Some(problem) = problem {
+            return Err(self.refusal(registry, Hop::Upload, &ask.url, problem));
+        }
+        self.check(registry, hop, &ask.url, self.is_inner(registry))
+    }
+
+    /// Whether an upload to `access` may be sent to `location`, as far as can be told before it is resolved.
+    pub(crate) fn may_upload(&self, access: &Access<'_>, location: &Url) -> Result<(), Error> {
+        let registry = access.endpoint;
+        if let Some(problem) = self.no_upload(access, location) {
+            return Err(self.refusal(registry, Hop::Upload, location, problem));
+        }
+        let hop = if registry.is_at(location) {
+            Hop::Registry
+        } else {
+            Hop::Upload
+        };
+        self.check(registry, hop, location, self.is_inner(registry))
+            .map(drop)
+    }
+
+    /// Where a write has to be sent instead of where it was answered, if it was redirected: on the registry's own address, and to
+    /// the same tag or digest, or else it is an error. None where `answer` is no such redirect.
+    pub(crate) fn moved(&self, ask: &Ask<'_>, answer: &Response) -> Option<Result<Url, Error>> {
+        let writes = matches!(ask.method, Method::PUT | Method::POST);
+        if !writes || !matches!(answer.status().as_u16(), 307 | 308) {
+            return None;
+        }
+        let next = target(answer)?;
+        let registry = ask.access.endpoint;
+        let own = registry.is_at(&ask.url) && registry.is_at(&next);
+        let problem = match ask.lane {
+            _ if !own => Some(Problem::Foreign),
+            Lane::Blobs => self.no_upload(ask.access, &next),
+            Lane::Manifests if last_two(&ask.url) == last_two(&next) => None,
+            _ => Some(Problem::Manifest),
+        };
+        Some(match problem {
+            Some(problem) => Err(self.refusal(registry, Hop::Redirect, &next, problem)),
+            None => Ok(next),
+        })
+    }
+
+    /// Why no blob is sent to `location`, whoever it belongs to.
+    fn no_upload(&self, access: &Access<'_>, location: &Url) -> Option<Problem> {
+        if is_own_upload(access, location) {
+            return None;
+        }
+        if is_like_a_manifest(location) {
+            return Some(Problem::Manifest);
+        }
+        let other = !access.endpoint.is_at(location);
+        let registrys =
+            || is_like_a_registry(location) || self.met.contains_key(&address(location));
+        (other && registrys()).then_some(Problem::Foreign)
+    }
+
+    /// Sends `request`, which is `ask`, and follows what a read is redirected to.
+    pub(crate) async fn send(
+        &self,
+        ask: &Ask<'_>,
+        leave: &Leave<'_>,
+        request: Request,
+    ) -> Result<Response, Lost> {
+        let registry = ask.access.endpoint;
+        let began = Instant::now();
+        let safe = matches!(ask.method, Method::GET | Method::HEAD);
+        let authorization = request.headers().get(AUTHORIZATION).cloned();
+        let mut own = true;
+        let mut inner = registry.is_at(&ask.url) || self.is_inner(registry);
+        let mut proxied = leave.proxied;
+        let mut answer = self.ask(ask, Hop::of(ask), leave, request).await?;
+        if !safe {
+            return Ok(answer);
+        }
+        for followed in 0.. {
+            let Some(next) = target(&answer) else {
+                break;
+            };
+            if followed == REDIRECTS_MAX {
+                return Err(Lost::Astray("too many redirects"));
+            }
+            if !self.endpoints.may_follow(Some(answer.url()), &next) {
+                return Err(Lost::Astray("a redirect leaves TLS"));
+            }
+            inner = inner && !proxied && self.is_from_inside(&answer);
+            own = own && is_same(&ask.url, &next);
+            let leave = self
+                .check(registry, Hop::Redirect, &next, inner)
+                .map_err(|error| Lost::Barred { error, sent: true })?;
+            let mut request = Request::new(ask.method.clone(), next);
+            for name in [ACCEPT, RANGE] {
+                if let Some(value) = ask.headers.get(&name) {
+                    request.headers_mut().insert(name, value.clone());
+                }
+            }
+            if let Some(value) = authorization.as_ref().filter(|_| own) {
+                request.headers_mut().insert(AUTHORIZATION, value.clone());
+            }
+            // One try has one time, however often it is redirected.
+            *request.timeout_mut() = ask
+                .timeout
+                .map(|timeout| timeout.saturating_sub(began.elapsed()));
+            proxied = leave.proxied;
+            answer = self.ask(ask, Hop::Redirect, &leave, request).await?;
+        }
+        Ok(answer)
+    }
+
+    async fn ask(
+        &self,
+        ask: &Ask<'_>,
+        hop: Hop,
+        leave: &Leave<'_>,
+        request: Request,
+    ) -> Result<Response, Lost> {
+        let registry = ask.access.endpoint;
+        let client = match *request.method() {
+            Method::GET | Method::HEAD => &leave.pair.reads,
+            _ if ask.prompt => &leave.pair.tags,
+            _ => &leave.pair.writes,
+        };
+        let url = request.url().clone();
+        match client.execute(request).await {
+            Ok(answer) => {
+                if registry.is_at(&url) {
+                    let inner = !leave.proxied && self.is_from_inside(&answer);
+                    self.met.insert(address(&url), inner);
+                }
+                Ok(answer)
+            }
+            Err(error) if cause::<Barred>(&error).is_some() => Err(Lost::Barred {
+                error: self.refusal(registry, hop, &url, Problem::Internal),
+                sent: hop == Hop::Redirect,
+            }),
+            Err(error) => Err(Lost::Broken {
+                error: error.without_url(),
+                at: address(&url),
+            }),
+        }
+    }
+
+    /// Leave to ask `url`, to which `hop` of `registry` led. `inner`: whether all that led there was at internal addresses.
+    fn check(
+        &self,
+        registry: &Endpoint,
+        hop: Hop,
+        url: &Url,
+        inner: bool,
+    ) -> Result<Leave<'_>, Error> {
+        let proxied = self.clients.are_proxied(url);
+        let named = self.is_named(registry, url);
+        let pass = match &self.allowed {
+            _ if named => Pass::Any,
+            None if proxied && url.host() == registry.base.host() => Pass::Any,
+            None if inner => Pass::Inner,
+            _ => Pass::Public,
+        };
+        let private = self.clients.trusts_privately(url);
+        let problem = match literal(url) {
+            _ if proxied && pass != Pass::Any => Some(Problem::Unseen),
+            // Its CA is for who is meant by name.
+            _ if private && pass != Pass::Any => Some(Problem::Unlisted),
+            Some(address) if !proxied && !pass.lets(self.networks.reach(address)) => {
+                Some(Problem::Internal)
+            }
+            _ => None,
+        };
+        if let Some(problem) = problem {
+            return Err(self.refusal(registry, hop, url, problem));
+        }
+        match self.clients.pair(url, pass) {
+            Ok(pair) => Ok(Leave { pair, proxied }),
+            Err(error) => Err(Error::attempt(Reason::RegistryError, error.to_string())),
+        }
+    }
+
+    /// Whether the host of `url` is meant by name, so that its address does not matter. How a host is spoken to names it as a
+    /// registry of its own, not as a place where another one leads to.
+    fn is_named(&self, registry: &Endpoint, url: &Url) -> bool {
+        let own = registry.is_at(url);
+        let private = self.clients.trusts_privately(url);
+        if own && (private || self.endpoints.is_configured(url)) {
+            return true;
+        }
+        let Some(allowed) = &self.allowed else {
+            return own || private;
+        };
+        let (bare, full) = (shown(url), address(url));
+        allowed.iter().any(|pattern| {
+            pattern.names(&bare) || pattern.names(&full) || (own && pattern.names(&registry.name))
+        })
+    }
+
+    /// Whether `registry` is at an internal address, as it was last met.
+    fn is_inner(&self, registry: &Endpoint) -> bool {
+        match literal(&registry.base) {
+            Some(address) => self.networks.reach(address) != Reach::Public,
+            None => self.met.get(&address(&registry.base)).unwrap_or(false),
+        }
+    }
+
+    fn is_from_inside(&self, answer: &Response) -> bool {
+        let peer = answer.remote_addr().as_ref().map(SocketAddr::ip);
+        peer.is_some_and(|address| self.networks.reach(address) != Reach::Public)
+    }
+
+    fn refusal(&self, registry: &Endpoint, hop: Hop, url: &Url, problem: Problem) -> Error {
+        let (name, mut host) = (&registry.name, shown(url));
+        let led = match hop {
+            Hop::Registry => {
+                host.clone_from(name);
+                format!("{name} is")
+            }
+            Hop::Realm => format!("{name} wants tokens asked for at {host}, which is"),
+            Hop::Redirect => format!("{name} redirects to {host}, which is"),
+            Hop::Upload => format!("{name} wants uploads sent to {host}, which is"),
+            Hop::Page => format!("{name} goes on with a list at {host}, which is"),
+        };
+        let problem = match problem {
+            Problem::Internal => "at an internal address",
+            Problem::Unseen => "behind a proxy and not on the list",
+            Problem::Unlisted => "not on the list",
+            Problem::Foreign | Problem::Manifest => {
+                let what = if matches!(problem, Problem::Manifest) {
+                    "a manifest's place"
+                } else {
+                    "another registry's"
+                };
+                let message = format!("{led} {what}; nothing is written there: correct {name}");
+                return Error::terminal(Reason::NotAllowed, message);
+            }
+        };
+        let remedy = match &self.allowed {
+            Some(_) => format!("have --allow-registry {host} added"),
+            None => format!("give --allow-registry {host}, and one for each registry of the file"),
+        };
+        Error::terminal(Reason::NotAllowed, format!("{led} {problem}; {remedy}"))
+    }
+}
+
+/// Why an address is not asked.
+#[derive(Debug, Clone, Copy)]
+enum Problem {
+    Internal,
+    /// What the proxy connects to is not seen here.
+    Unseen,
+    /// It has a CA of its own, for who names it.
+    Unlisted,
+    /// A write that is not the registry's own affair.
+    Foreign,
+    /// It could be a manifest, with its tags.
+    Manifest,
+}
+
+/// Where an answer redirects to: nowhere, where it is no redirect, or one without a usable `Location`.
+fn target(answer: &Response) -> Option<Url> {
+    if !matches!(answer.status().as_u16(), 301..=303 | 307 | 308) {
+        return None;
+    }
+    let location = answer.headers().get(LOCATION)?.to_str().ok()?;
+    unsigned(answer.url().join(location).ok()?)
+}
+
+/// `manifests/<reference>` of a URL.
+fn last_two(url: &Url) -> Option<(&str, &str)> {
+    let (before, last) = url.path().rsplit_once('/')?;
+    Some((before.rsplit_once('/')?.1, last))
+}
+
+/// A URL that a registry led to, without a name and password, whoever wrote them there.
+pub(crate) fn unsigned(mut url: Url) -> Option<Url> {
+    url.set_username("").ok()?;
+    url.set_password(None).ok()?;
+    url.has_host().then_some(url)
+}
+
+fn is_same(one: &Url, other: &Url) -> bool {
+    one.scheme() == other.scheme() && address(one) == address(other)
+}
+
+/// `HOST` or `HOST:PORT`, as the URL has it.
+fn shown(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    }
+}
+
+fn literal(url: &Url) -> Option<IpAddr> {
+    match url.host()? {
+        Host::Ipv4(address) => Some(address.into()),
+        Host::Ipv6(address) => Some(address.into()),
+        Host::Domain(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::super::clients::Proxies;
+    use super::*;
+
+    struct Rules {
+        hops: Hops,
+        endpoints: Arc<Endpoints>,
+    }
+
+    fn rules(settings: &Settings) -> Rules {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let endpoints = Arc::new(Endpoints::new(settings).unwrap());
+        Rules {
+            hops: Hops::new(settings, &endpoints).unwrap(),
+            endpoints,
+        }
+    }
+
+    impl Rules {
+        /// Whether `registry` may lead to `url`, as far as can be told before it is resolved, and how far that reaches.
+        fn leads(&self, registry: &str, url: &str, inner: bool) -> Result<Pass, Error> {
+            let registry = self
+                .endpoints
+                .of(&format!("{registry}/a/b").parse().unwrap())
+                .unwrap();
+            let url = Url::parse(url).unwrap();
+            let leave = self.hops.check(&registry, Hop::Redirect, &url, inner)?;
+            for pass in [Pass::Public, Pass::Inner] {
+                if std::ptr::eq(leave.pair, self.hops.clients.pair(&url, pass).unwrap()) {
+                    return Ok(pass);
+                }
+            }
+            Ok(Pass::Any)
+        }
+
+        fn refuses(&self, registry: &str, url: &str, inner: bool) -> String {
+            let error = self.leads(registry, url, inner).unwrap_err();
+            assert_eq!(error.reason, Reason::NotAllowed);
+            error.message
+        }
+    }
+
+    fn list(hosts: &[&str]) -> Vec<HostPattern> {
+        hosts.iter().map(|host| host.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn with_a_list_what_it_does_not_name_is_asked_at_public_addresses_alone() {
+        let rules = rules(&Settings {
+            allowed: Some(list(&[
+                "quay.io",
+                "docker.io",
+                "*.corp.example",
+                "10.0.0.7",
+                "**",
+                "[fd00::1]:8443",
+            ])),
+            cluster_ranges: vec!["52.0.0.0/8".parse().unwrap()],
+            plain_http: vec!["10.0.0.8:5000".into()],
+            rewrite: HashMap::from([("old.example".into(), "10.0.0.9".into())]),
+            ..Settings::default()
+        });
+        for (registry, url, pass) in [
+            ("quay.io", "https://quay.io/x", Pass::Any),
+            ("quay.io", "https://cdn.example/x", Pass::Public),
+            ("quay.io", "https://quay.io:444/x", Pass::Public),
+            ("quay.io", "https://8.8.8.8/x", Pass::Public),
+            ("quay.io", "https://s3.corp.example/x", Pass::Any),
+            ("quay.io", "https://10.0.0.7/x", Pass::Any),
+            ("quay.io", "https://[fd00::1]:8443/x", Pass::Any),
+            ("10.0.0.8:5000", "http://10.0.0.8:5000/x", Pass::Any),
+            ("old.example", "http://10.0.0.9/x", Pass::Any),
+            ("docker.io", "https://registry-1.docker.io/x", Pass::Any),
+            ("docker.io", "https://auth.docker.io/x", Pass::Public),
+            // On the list by stars alone.
+            ("other.example", "https://other.example/x", Pass::Public),
+        ] {
+            for inner in [true, false] {
+                let found = rules.leads(registry, url, inner);
+                assert_eq!(found.unwrap(), pass, "{registry} {url}");
+            }
+        }
+        for url in [
+            "https://10.0.0.7:444/x",
+            "http://10.0.0.8:5001/x",
+            // Being spoken to without TLS, or standing in for another, is no leave to be led there.
+            "http://10.0.0.8:5000/x",
+            "http://10.0.0.9/x",
+            "https://127.1/x",
+            "https://[fd00::1]/x",
+            "https://52.1.2.3/x",
+            "http://169.254.169.254/x",
+        ] {
+            for inner in [true, false] {
+                let message = rules.refuses("quay.io", url, inner);
+                assert!(message.starts_with("quay.io redirects to "), "{message}");
+                assert!(message.contains("internal address; have --allow-registry"));
+            }
+        }
+    }
+
+    #[test]
+    fn without_a_list_only_internal_registries_lead_inside() {
+        let rules = rules(&Settings::default());
+        for (registry, url, inner, pass) in [
+            ("10.0.0.1", "https://10.0.0.1/x", true, Pass::Any),
+            ("169.254.1.1", "https://169.254.1.1/x", false, Pass::Any),
+            ("quay.io", "https://quay.io/x", false, Pass::Any),
+            ("quay.io", "https://cdn.example/x", false, Pass::Public),
+            ("10.0.0.1", "https://cdn.example/x", true, Pass::Inner),
+            ("10.0.0.1", "https://10.0.0.2/x", true, Pass::Inner),
+        ] {
+            assert_eq!(rules.leads(registry, url, inner).unwrap(), pass, "{url}");
+        }
+        for (url, inner) in [
+            ("https://10.0.0.2/x", false),
+            ("https://127.0.0.1/x", false),
+            ("https://169.254.169.254/x", true),
+            ("https://[::ffff:169.254.169.254]/x", true),
+        ] {
+            rules.refuses("registry.example", url, inner);
+        }
+        let inner = |host: &str| {
+            let repository = format!("{host}/a/b").parse().unwrap();
+            rules
+                .hops
+                .is_inner(&rules.endpoints.of(&repository).unwrap())
+        };
+        assert!(inner("192.168.1.1:5000") && !inner("8.8.8.8") && !inner("registry.example"));
+    }
+
+    #[test]
+    fn what_goes_through_a_proxy_has_to_be_meant_by_name() {
+        let through = |allowed| {
+            rules(&Settings {
+                allowed,
+                proxies: Proxies::Given {
+                    proxy: "http://10.0.0.1:3128".into(),
+                    except: "direct.example,10.0.0.0/8".into(),
+                },
+                ..Settings::default()
+            })
+        };
+        let listed = through(Some(list(&["quay.io", "**"])));
+        assert!(listed.leads("quay.io", "https://quay.io/x", false).is_ok());
+        for registry in ["quay.io", "other.example"] {
+            let message = listed.refuses(registry, "https://other.example/x", false);
+            assert!(message.contains("behind a proxy"), "{message}");
+        }
+        let free = through(None);
+        assert!(
+            free.leads("a.example", "https://a.example/x", false)
+                .is_ok()
+        );
+        assert!(
+            free.leads("a.example", "https://a.example:444/x", false)
+                .is_ok()
+        );
+        for rules in [listed, free] {
+            // The proxy itself, and what no proxy is asked for, are places as any other.
+            rules.refuses("quay.io", "http://10.0.0.1:3128/x", false);
+            let direct = rules.leads("quay.io", "https://direct.example/x", false);
+            assert_eq!(direct.unwrap(), Pass::Public);
+            rules.refuses("quay.io", "https://cdn.example/x", true);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_registry_leads_to_is_a_host_without_a_name_and_password(
+            location in "\\PC{0,60}|((https?|ftp|file|data|javascript):)?(//)?(u(:p)?@)?(x|\\[::1\\]|127\\.1|%2e)?(:[0-9]{0,6})?(/|\\\\|\\.\\.|\\?|#|@){0,6}",
+        ) {
+            let base = Url::parse("https://quay.io/v2/a/blobs/uploads/").unwrap();
+            if let Some(url) = base.join(&location).ok().and_then(unsigned) {
+                prop_assert!(url.has_host() && url.username().is_empty() && url.password().is_none(), "{url}");
+            }
+        }
+    }
+}

@@ -1,0 +1,623 @@
+//! The one way out: every request to every host passes [`Transport::send`].
+//!
+//! In goes an [`Ask`]; out comes a [`Reply`] whose status the caller has to judge, or a [`Failure`]. What is waited out inside:
+//! 429 in any form, read-only maintenance (405), connections that cannot be made, and, for requests that are safe to repeat,
+//! 5xx, 408, resets and timeouts as well. A 401 is answered with what it asks for, or a fresh token, as long as there is one. A write
+//! that is redirected (307, 308) within the registry's own address is sent again there, the gate being asked again.
+//!
+//! Guaranteed: a request that may have changed something is never repeated here; the registry's credentials and tokens go to
+//! the registry's own address only; every address is checked before it is asked (`hops`); no URL gets into an error.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderValue};
+use reqwest::{Body, Method, Request, Response, StatusCode, Url};
+use tokio::time::Instant;
+
+use super::authorize::Tokens;
+use super::dialect::{Asked, Meaning};
+use super::egress::{Hops, Lost, REDIRECTS_MAX};
+use super::reply::{
+    Reply, challenge_of, describe, is_plain, is_untrusted, read_refusal, retry_after,
+};
+use crate::machine::Reason;
+use crate::metrics::Scrape;
+use crate::registry::Settings;
+use crate::registry::auth::access::{Access, Challenge, Grant};
+use crate::registry::endpoint::{Endpoints, address};
+use crate::registry::error::{Answer, BuildError, Error, secrets};
+use crate::registry::host::budget::{
+    Admission, Caller, Entry, Host, Hosts, Lane, Limits, Place, StreamPlaces,
+};
+use crate::registry::host::progress::{Activity, WaitGuard, Waiting};
+use crate::registry::host::reserve;
+use crate::registry::ops::referrers::is_astray;
+
+/// The same bad answer so often from one URL, while the host serves others, is not the host's illness.
+const BAD_ANSWERS_MAX: u32 = 20;
+/// How often one request is sent with another token or challenge: a guess, what it asks for, a token that is fresh, and again.
+const ROUNDS_MAX: u32 = 4;
+/// How long a stream's places are held while its hosts are unwell: others need them.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
+/// The longest `Retry-After` of a redirect's target that is believed.
+const ELSEWHERE_MAX: Duration = Duration::from_mins(1);
+/// The longest pause between two bad answers to one request.
+const OWN_REST_MAX: u32 = 16;
+
+/// The clients and what they share.
+#[derive(Debug)]
+pub(crate) struct Transport {
+    pub(crate) settings: Settings,
+    pub(crate) endpoints: Arc<Endpoints>,
+    pub(crate) tokens: Tokens,
+    pub(crate) hops: Hops,
+    hosts: Hosts,
+    rest_first: Duration,
+}
+
+/// What is sent with a request.
+#[derive(Debug)]
+pub(crate) enum Content {
+    /// Nothing; `Content-Length: 0` where the method has a body.
+    Nothing,
+    /// Bytes that can be sent again.
+    Bytes(Bytes),
+    /// A stream, which can be sent once.
+    Once(Body),
+    /// A stream that was sent.
+    Spent,
+}
+
+/// One request.
+pub(crate) struct Ask<'a> {
+    pub(crate) method: Method,
+    pub(crate) url: Url,
+    /// How messages name the object: `quay.io/openshift/ci:tag`.
+    pub(crate) what: &'a str,
+    pub(crate) lane: Lane,
+    pub(crate) headers: HeaderMap,
+    pub(crate) content: Content,
+    /// Whose rights are used, on which registry; they are sent to its own address only.
+    pub(crate) access: &'a Access<'a>,
+    /// Total time of one try.
+    pub(crate) timeout: Option<Duration>,
+    /// How long a try may wait for the host in all; none: as long as it takes.
+    pub(crate) patience: Option<Duration>,
+    /// Whether it is a tag PUT: it goes before others and takes its turn in the pacing at once, because it rests on a look that must
+    /// not grow old, and has a connection of its own.
+    pub(crate) prompt: bool,
+    /// Whether the caller holds a place on that host already.
+    pub(crate) placed: bool,
+    pub(crate) activity: &'a Activity,
+}
+
+impl Ask<'_> {
+    fn entry(&self) -> Entry {
+        Entry {
+            lane: self.lane,
+            placed: self.placed,
+            prompt: self.prompt,
+        }
+    }
+
+    fn mounts(&self) -> bool {
+        self.method == Method::POST && self.url.query_pairs().any(|(name, _)| name == "mount")
+    }
+
+    /// What it asks, by which its answer is read and it is counted.
+    pub(crate) fn asked(&self) -> Asked {
+        let reads = matches!(self.method, Method::GET | Method::HEAD);
+        // `/v2/<name>/manifests/<reference>`, `/v2/<name>/referrers/<digest>`
+        let mut parts = self.url.path().rsplit('/');
+        let (last, above) = (parts.next().unwrap_or_default(), parts.next());
+        match self.lane {
+            Lane::Tokens if self.url.path() == "/v2/" => Asked::Ping,
+            Lane::Tokens => Asked::Token,
+            Lane::Blobs if reads => Asked::Blob,
+            Lane::Blobs if self.mounts() => Asked::Mount,
+            Lane::Blobs => Asked::Upload,
+            Lane::Manifests if above == Some("referrers") => Asked::Referrers,
+            Lane::Manifests if reads => Asked::Manifest,
+            Lane::Manifests if last.contains(':') => Asked::Child,
+            Lane::Manifests => Asked::Tag,
+        }
+    }
+}
+
+/// Why there is no reply.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// A definite no, or nothing was sent: nothing has changed.
+    Refused(Error),
+    /// The registry may or may not have done it: reset, timed out, 408, 5xx.
+    Unsettled(Error),
+    /// Nothing was accepted, and the content cannot be sent again from here, or patience ran out: start anew. Not a failure.
+    Restart(Error),
+    /// The caller's gate was closed.
+    NotSent,
+}
+
+impl Failure {
+    /// The error, for callers to which the difference is none.
+    pub(crate) fn into_error(self) -> Error {
+        match self {
+            Self::Refused(error) | Self::Unsettled(error) | Self::Restart(error) => error,
+            Self::NotSent => Error::attempt(Reason::RegistryError, "the request was not sent"),
+        }
+    }
+}
+
+impl Transport {
+    pub(crate) fn new(
+        settings: Settings,
+        rest_first: Duration,
+        rest_max: Duration,
+    ) -> Result<Self, BuildError> {
+        let endpoints = Arc::new(Endpoints::new(&settings)?);
+        let limits = Limits {
+            qps: settings.qps,
+            concurrency: settings.concurrency,
+            rest_first,
+            rest_max,
+        };
+        let listed = settings.allowed.iter().flatten();
+        let listed = listed.filter_map(|pattern| pattern.exact().map(with_port));
+        let named = endpoints.plain().chain(listed).collect();
+        Ok(Self {
+            hops: Hops::new(&settings, &endpoints)?,
+            endpoints,
+            tokens: Tokens::new(),
+            hosts: Hosts::new(limits, settings.metrics.clone(), named),
+            rest_first,
+            settings,
+        })
+    }
+
+    /// Tells what each host is asked to bear now.
+    pub(crate) fn tell(&self, scrape: &Scrape<'_>) {
+        self.hosts.tell(scrape);
+    }
+
+    /// The state of the host that `url` is at.
+    pub(crate) fn host(&self, url: &Url) -> Arc<Host> {
+        self.hosts.get(&address(url), None)
+    }
+
+    /// The state of the host that a request goes to. Only what is asked of a registry itself says anything of it: a request that
+    /// another registry leads there does not.
+    fn host_of(&self, ask: &Ask<'_>) -> Arc<Host> {
+        let own = ask.access.endpoint.is_at(&ask.url);
+        let led_by = (!own).then(|| address(&ask.access.endpoint.base));
+        self.hosts.get(&address(&ask.url), led_by)
+    }
+
+    /// Places for a stream from one registry to another.
+    pub(crate) async fn stream_places(
+        &self,
+        from: (&Host, Caller<'_>),
+        to: (&Host, Caller<'_>),
+    ) -> StreamPlaces {
+        self.hosts.stream_places(from, to).await
+    }
+
+    /// What requests to the host that `url` is at wait for, while it rests.
+    pub(crate) fn rest(&self, url: &Url) -> Option<Waiting> {
+        self.hosts.rest(&address(url))
+    }
+
+    /// Sends with the rights of `ask.access`.
+    pub(crate) async fn send(&self, ask: &mut Ask<'_>) -> Result<Reply, Failure> {
+        self.send_through(ask, || true).await
+    }
+
+    /// As [`Transport::send`]; `gate` is asked directly before every sending, with no await between.
+    pub(crate) async fn send_through(
+        &self,
+        ask: &mut Ask<'_>,
+        mut gate: impl FnMut() -> bool + Send,
+    ) -> Result<Reply, Failure> {
+        let access = ask.access;
+        if !access.endpoint.is_at(&ask.url) {
+            return self.exchange(ask, None, gate).await;
+        }
+        let began = Instant::now();
+        let safe = matches!(ask.method, Method::GET | Method::HEAD);
+        let (patience, activity) = (ask.patience, ask.activity);
+        let guess = self.guess(access, patience, activity).await?;
+        let guessed = self.answering(access, guess.clone(), None, patience, activity);
+        let (mut grant, mut in_vain) = match guessed.await {
+            // A guess: what this request itself is asked for, it is told without a credential.
+            Err(Failure::Refused(error))
+                if matches!(ask.content, Content::Nothing) && !error.is_wait() =>
+            {
+                (Grant::bare(), Some(error))
+            }
+            grant => (grant?, None),
+        };
+        for _ in 0..ROUNDS_MAX {
+            let reply = self.exchange(ask, grant.header(), &mut gate).await?;
+            let status = reply.status();
+            // Some tell a stranger that it may not, or that nothing is there, and never ask who it is.
+            let hidden = matches!(status, StatusCode::FORBIDDEN | StatusCode::NOT_FOUND)
+                && matches!(grant.challenge, Challenge::Open)
+                && !reply.elsewhere
+                && in_vain.is_none();
+            if hidden && grant.header.is_none() && !access.credential.is_anonymous() {
+                let basic = Challenge::Basic;
+                self.tokens.learn(access, &basic);
+                let shown = self.answering(access, basic, None, patience, activity);
+                grant = shown.await?;
+                continue;
+            }
+            if reply.elsewhere || status != StatusCode::UNAUTHORIZED {
+                return match in_vain {
+                    // What a stranger is shown is no answer to one who has a credential.
+                    Some(error) if safe => Err(Failure::Refused(error)),
+                    _ => Ok(reply),
+                };
+            }
+            let told = challenge_of(reply.response.headers());
+            if let Some((asked, _)) = &told {
+                self.tokens.learn(access, asked);
+            }
+            let told_nothing = told.is_none();
+            let (asked, insufficient) = told.unwrap_or((grant.challenge.clone(), false));
+            if let Some(error) = in_vain.take_if(|_| told_nothing || asked == guess) {
+                return Err(Failure::Refused(error));
+            }
+            in_vain = None;
+            let answer = reply.answer().await;
+            // A fresh token that was refused says no for good, unless it aged while the host was waited for.
+            let fresh = !grant.is_token() || (grant.is_issued_since(began) && grant.is_young());
+            let next = if fresh && asked == grant.challenge {
+                None
+            } else {
+                let next = self.answering(access, asked, Some(&grant), patience, activity);
+                Some(next.await?).filter(|next| next.header != grant.header)
+            };
+            let Some(next) = next else {
+                let error = access.refused(&answer, &grant, insufficient);
+                return Err(Failure::Refused(error));
+            };
+            if matches!(ask.content, Content::Spent) {
+                // The next try is given the other one.
+                let message = format!("{}: the token was refused", ask.what);
+                return Err(Failure::Unsettled(Error::attempt(
+                    Reason::RegistryError,
+                    message,
+                )));
+            }
+            grant = next;
+        }
+        Err(Failure::Refused(access.unsteady()))
+    }
+
+    /// Sends until there is an answer that is not waited out. `authorization` is what `ask.access` came to.
+    pub(crate) async fn exchange(
+        &self,
+        ask: &mut Ask<'_>,
+        authorization: Option<&HeaderValue>,
+        mut gate: impl FnMut() -> bool + Send,
+    ) -> Result<Reply, Failure> {
+        let leave = self.hops.leave(ask).map_err(Failure::Refused)?;
+        let host = self.host_of(ask);
+        let caller = Caller::new(ask.activity, ask.access.credential);
+        let safe = matches!(ask.method, Method::GET | Method::HEAD);
+        // Who holds memory that others wait for waits for no host without end.
+        let reserved = || ask.activity.is_reserved().then_some(reserve::PATIENCE);
+        let patience = ask.patience.or_else(reserved);
+        let deadline = patience.map(|patience| Instant::now() + patience);
+        let before = host.served();
+        let (mut bad, mut served, mut rests, mut moves) = (0, before, 0, 0);
+        // Until there is another answer, the last is what is waited for.
+        let mut shown = None;
+        loop {
+            let admission = host
+                .admit(!safe, deadline, caller)
+                .await
+                .map_err(Failure::Restart)?;
+            let place = Box::pin(host.enter(ask.entry(), caller)).await;
+            if admission.is_stale() {
+                place.unused();
+                continue;
+            }
+            let request = build(ask, authorization)?;
+            if !gate() {
+                return Err(Failure::NotSent);
+            }
+            let sent = Instant::now();
+            // Boxed: every step of every operation holds this future.
+            let result = Box::pin(self.hops.send(ask, &leave, request)).await;
+            if !matches!(result, Err(Lost::Barred { sent: false, .. })) {
+                let status = result.as_ref().ok().map(|answer| answer.status().as_u16());
+                let (metrics, took) = (&self.settings.metrics, sent.elapsed());
+                metrics.asked(&host.label, ask.asked().sent(), status, took);
+            }
+            let judged = self.judge(ask, authorization, &host, &place, admission, result);
+            let judged = judged.await;
+            if let Judged::Again(error) | Judged::Unsettled(error) = &judged {
+                self.settings.metrics.put_off(&host.label, error.reason);
+            }
+            let error = match judged {
+                Judged::Reply(response) => {
+                    // What was sent as a stream has to be opened again by who sent it.
+                    let again = !matches!(ask.content, Content::Spent);
+                    if again && let Some(next) = self.hops.moved(ask, &response) {
+                        moves += 1;
+                        if moves > REDIRECTS_MAX {
+                            let error = astray(ask, "too many redirects");
+                            return Err(Failure::Refused(error.with_status(response.status())));
+                        }
+                        ask.url = next.map_err(Failure::Refused)?;
+                        continue;
+                    }
+                    let elsewhere = address(response.url()) != host.name;
+                    return Ok(Reply {
+                        response,
+                        asked: ask.asked(),
+                        elsewhere,
+                        authorization: authorization.cloned(),
+                        credential: ask.access.credential.clone(),
+                        _place: place,
+                    });
+                }
+                Judged::Final(error) => return Err(Failure::Refused(error)),
+                Judged::Again(error) => {
+                    (bad, served) = (0, host.served());
+                    error
+                }
+                Judged::Unsettled(error) if !safe => return Err(Failure::Unsettled(error)),
+                Judged::Unsettled(error) => {
+                    bad += 1;
+                    let others = host.served() > served;
+                    if bad >= BAD_ANSWERS_MAX && others {
+                        let message = format!(
+                            "{} (twenty times, while {} serves others)",
+                            error.message, host.name
+                        );
+                        return Err(Failure::Refused(Error::attempt(
+                            Reason::RegistryError,
+                            message,
+                        )));
+                    }
+                    error
+                }
+            };
+            drop(place);
+            rests += 1;
+            // A host that rests is waited for; but of one that serves others this must not be the one that probes each time.
+            let pause = if host.rests_from(!safe, caller) && host.served() == before {
+                Duration::ZERO
+            } else {
+                self.own_rest(rests).max(error.after().min(ELSEWHERE_MAX))
+            };
+            let late = deadline.is_some_and(|deadline| Instant::now() + pause > deadline);
+            if late || matches!(ask.content, Content::Spent) {
+                return Err(Failure::Restart(error));
+            }
+            // A host that rests says itself what it waits for.
+            let next = (!pause.is_zero()).then(|| show(pause, &error, ask.activity));
+            drop(std::mem::replace(&mut shown, next));
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// How long one request rests by itself after so many bad answers: longer with each, up to a bound, and never together with all
+    /// others.
+    pub(crate) fn own_rest(&self, bad: u32) -> Duration {
+        let rest = self.rest_first * bad.min(OWN_REST_MAX);
+        rest.mul_f64(rand::random_range(0.5..1.0))
+    }
+
+    /// Pauses, and says why.
+    pub(crate) async fn pause(&self, pause: Duration, error: &Error, activity: &Activity) {
+        if pause.is_zero() {
+            return;
+        }
+        let _shown = show(pause, error, activity);
+        tokio::time::sleep(pause).await;
+    }
+
+    /// Reads an outcome, and tells the host's breakers and pacing.
+    async fn judge(
+        &self,
+        ask: &Ask<'_>,
+        authorization: Option<&HeaderValue>,
+        host: &Host,
+        place: &Place,
+        admission: Admission,
+        result: Result<Response, Lost>,
+    ) -> Judged {
+        let response = match result {
+            Ok(response) => response,
+            Err(lost) => return failed(ask, host, admission, lost),
+        };
+        let status = response.status();
+        let caller = Caller::new(ask.activity, ask.access.credential);
+        let elsewhere = address(response.url()) != host.name;
+        // A web page's limits and outages are no registry's.
+        if ask.asked() == Asked::Referrers && is_astray(&response) {
+            host.serves(ask.lane, caller, admission);
+            return Judged::Reply(response);
+        }
+        match status.as_u16() {
+            // Whoever it was redirected to is no host of this registry's: this request rests, and nobody else.
+            429 if elsewhere => {
+                host.serves(ask.lane, caller, admission);
+                let error = Answer::read(ask.asked(), status, b"").error(ask.what);
+                Judged::Again(error.asking_after(retry_after(response.headers())))
+            }
+            429 => {
+                let after = retry_after(response.headers());
+                host.limits(ask.lane, caller, place, admission, after);
+                Judged::Again(Answer::read(ask.asked(), status, b"").error(ask.what))
+            }
+            408 | 500 | 502..=504 | 506..=599 => {
+                if elsewhere {
+                    host.serves(ask.lane, caller, admission);
+                } else {
+                    let message = format!("{} answered {}", host.name, status.as_u16());
+                    admission.unwell(message, retry_after(response.headers()), false);
+                }
+                let verb = format!("{}: {}", ask.what, ask.method);
+                Judged::Unsettled(Answer::read(ask.asked(), status, b"").error(&verb))
+            }
+            // What a storage does not do says nothing of maintenance.
+            405 if !matches!(ask.method, Method::GET | Method::HEAD)
+                && ask.access.endpoint.is_at(&ask.url) =>
+            {
+                let secrets = secrets(authorization, ask.access.credential);
+                let answer = read_refusal(response, ask.asked(), &secrets).await;
+                let error = answer.error(ask.what);
+                if error.meaning() == Some(Meaning::ReadOnly) {
+                    host.read_only(admission);
+                    return Judged::Again(error);
+                }
+                host.serves(ask.lane, caller, admission);
+                Judged::Final(error)
+            }
+            _ => {
+                host.serves(ask.lane, caller, admission);
+                Judged::Reply(response)
+            }
+        }
+    }
+}
+
+/// Says why there is a pause, until what is given back is dropped.
+fn show(pause: Duration, error: &Error, activity: &Activity) -> WaitGuard {
+    activity.wait(Waiting {
+        reason: error.reason,
+        message: error.message.clone(),
+        until: (Instant::now() + pause).into_std(),
+    })
+}
+
+/// `HOST:PORT` of a host as the configuration names it, where it is one of HTTPS.
+fn with_port(host: &str) -> String {
+    match host.rsplit_once(':') {
+        Some((_, port)) if !port.ends_with(']') => host.to_owned(),
+        _ => format!("{host}:443"),
+    }
+}
+
+/// What became of one sending.
+enum Judged {
+    Reply(Response),
+    /// Not sent, or definitely refused for now: may be sent again.
+    Again(Error),
+    Unsettled(Error),
+    Final(Error),
+}
+
+fn build(ask: &mut Ask<'_>, authorization: Option<&HeaderValue>) -> Result<Request, Failure> {
+    let mut request = Request::new(ask.method.clone(), ask.url.clone());
+    request.headers_mut().extend(ask.headers.clone());
+    if let Some(value) = authorization {
+        request.headers_mut().insert(AUTHORIZATION, value.clone());
+    }
+    *request.timeout_mut() = ask.timeout;
+    match std::mem::replace(&mut ask.content, Content::Spent) {
+        Content::Nothing => {
+            if matches!(ask.method, Method::POST | Method::PUT | Method::PATCH) {
+                request
+                    .headers_mut()
+                    .insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+            }
+            ask.content = Content::Nothing;
+        }
+        Content::Bytes(bytes) => {
+            *request.body_mut() = Some(bytes.clone().into());
+            ask.content = Content::Bytes(bytes);
+        }
+        Content::Once(body) => *request.body_mut() = Some(body),
+        Content::Spent => {
+            let message = format!("{}: the content was sent already", ask.what);
+            return Err(Failure::Unsettled(Error::attempt(
+                Reason::RegistryError,
+                message,
+            )));
+        }
+    }
+    Ok(request)
+}
+
+fn astray(ask: &Ask<'_>, problem: &str) -> Error {
+    Error::attempt(Reason::RegistryError, format!("{}: {problem}", ask.what))
+}
+
+/// Reads a sending that had no answer.
+fn failed(ask: &Ask<'_>, host: &Host, admission: Admission, lost: Lost) -> Judged {
+    let caller = Caller::new(ask.activity, ask.access.credential);
+    let (error, at) = match lost {
+        // Nothing was sent: that tells nothing about the host.
+        Lost::Barred { error, sent: false } => return Judged::Final(error),
+        Lost::Barred { error, sent: true } => {
+            host.serves(ask.lane, caller, admission);
+            return Judged::Final(error);
+        }
+        Lost::Astray(problem) => {
+            host.serves(ask.lane, caller, admission);
+            return Judged::Final(astray(ask, problem));
+        }
+        Lost::Broken { error, at } => (error, at),
+    };
+    if is_untrusted(&error) {
+        host.serves(ask.lane, caller, admission);
+        let name = at.trim_end_matches(":443");
+        let message = match describe(&error) {
+            // What was given is trusted to sign others, and the server shows that very one.
+            cause if cause.contains("CaUsedAsEndEntity") => format!(
+                "{at} shows a CA's certificate as its own, which is not trusted ({cause}): a self-signed one; \
+                 have it made without CA:TRUE, or signed by a CA that is given with --registry-ca {name}=FILE"
+            ),
+            cause => format!(
+                "the certificate of {at} is not trusted ({cause}); have its CA given with --registry-ca {name}=FILE"
+            ),
+        };
+        return Judged::Final(Error::terminal(Reason::CertificateUntrusted, message));
+    }
+    if is_plain(&error) {
+        host.serves(ask.lane, caller, admission);
+        let message = format!(
+            "{}: {at} does not speak TLS; if it answers plain HTTP, give --plain-http {at}",
+            ask.what
+        );
+        return Judged::Final(Error::attempt(Reason::RegistryError, message));
+    }
+    if error.is_builder() {
+        host.serves(ask.lane, caller, admission);
+        let message = format!("{}: {}", ask.what, describe(&error));
+        return Judged::Final(Error::attempt(Reason::RegistryError, message));
+    }
+    let cause = describe(&error);
+    let message = if at == host.name {
+        format!("{at} is not reachable ({cause})")
+    } else {
+        format!(
+            "{at}, where {} redirects to, is not reachable ({cause})",
+            host.name
+        )
+    };
+    let cause = Error::wait(
+        Reason::RegistryUnavailable,
+        None,
+        format!("{}: {message}", ask.what),
+    );
+    // No connection: nothing was sent.
+    let unsent = error.is_connect();
+    if at == host.name {
+        admission.unwell(message, None, unsent);
+    } else {
+        // The registry itself has answered.
+        host.serves(ask.lane, caller, admission);
+        return Judged::Again(cause);
+    }
+    if unsent {
+        Judged::Again(cause)
+    } else {
+        Judged::Unsettled(cause)
+    }
+}
