@@ -59,7 +59,7 @@ async fn look(registry: &Registry, keyring: &Keyring, image: &ImageStatus) -> Re
         .map_err(|error| unknown(&error))?;
     let activity = Activity::default();
     let found = registry
-        .look(float.repository(), float.tag(), &credential, &activity)
+        .get_authoritative(float.repository(), float.tag(), &credential, &activity)
         .await
         .map_err(|error| unknown(&error))?;
     let source = image.source.as_ref().map(|s| s.digest.as_str());

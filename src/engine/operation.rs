@@ -472,10 +472,12 @@ impl Operation {
     async fn look(&self, tag: &Tag) -> Flow<Option<Manifest>> {
         let credential = self.push()?;
         loop {
-            let look =
-                self.tools
-                    .registry
-                    .look(self.repository(), tag, &credential, &self.activity);
+            let look = self.tools.registry.get_authoritative(
+                self.repository(),
+                tag,
+                &credential,
+                &self.activity,
+            );
             let found = self.read(look).await?;
             if self.believes(self.repository(), tag, found.as_ref()) {
                 return Ok(found);
@@ -498,10 +500,10 @@ impl Operation {
         let credential = self.pull()?;
         let mut pauses = SOURCE_LOOKS.iter();
         loop {
-            let fetch =
-                self.tools
-                    .registry
-                    .fetch(repository, reference, &credential, &self.activity);
+            let fetch = self
+                .tools
+                .registry
+                .get(repository, reference, &credential, &self.activity);
             let found = self.read(fetch).await?;
             if let Reference::Tag(tag) = reference
                 && !self.believes(repository, tag, found.as_ref())
@@ -533,10 +535,10 @@ impl Operation {
     /// A manifest of the float's repository.
     async fn held(&self, digest: Digest) -> Flow<Option<Manifest>> {
         let credential = self.push()?;
-        let held = self
-            .tools
-            .registry
-            .held(self.repository(), digest, &credential, &self.activity);
+        let held =
+            self.tools
+                .registry
+                .get_cached(self.repository(), digest, &credential, &self.activity);
         self.read(held).await
     }
 

@@ -238,7 +238,7 @@ async fn only_a_typed_404_is_absence() {
     let (target, activity) = (repository(&host, "team/a"), Activity::default());
     assert_eq!(
         client
-            .look(&target, &tag("x"), &QUIET(), &activity)
+            .get_authoritative(&target, &tag("x"), &QUIET(), &activity)
             .await
             .unwrap(),
         None
@@ -247,14 +247,14 @@ async fn only_a_typed_404_is_absence() {
         .unwrap();
     assert_eq!(
         client
-            .look(&target, &tag("x"), &QUIET(), &activity)
+            .get_authoritative(&target, &tag("x"), &QUIET(), &activity)
             .await
             .unwrap(),
         None
     );
     host.add_rule(Rule::new(Matcher::kind(Kind::Manifest), Action::page(404)));
     let error = client
-        .look(&target, &tag("y"), &QUIET(), &activity)
+        .get_authoritative(&target, &tag("y"), &QUIET(), &activity)
         .await
         .unwrap_err();
     assert_eq!(
@@ -262,7 +262,7 @@ async fn only_a_typed_404_is_absence() {
         (Reason::RegistryError, Class::Attempt)
     );
     let error = client
-        .fetch(&target, &by_tag("y"), &QUIET(), &activity)
+        .get(&target, &by_tag("y"), &QUIET(), &activity)
         .await
         .unwrap_err();
     assert_eq!(
@@ -291,7 +291,7 @@ async fn limits_and_outages_are_waited_out_and_told() {
         host.add_rule(Rule::new(Matcher::kind(Kind::Manifest), action.clone()).times(3));
         let activity = Activity::default();
         let (none, name) = (QUIET(), tag("x"));
-        let look = client.look(&target, &name, &none, &activity);
+        let look = client.get_authoritative(&target, &name, &none, &activity);
         let seen = async {
             loop {
                 activity.changed().await;
@@ -322,7 +322,7 @@ async fn retry_after_is_kept_in_both_forms() {
         host.add_rule(Rule::new(Matcher::kind(Kind::Manifest), action).times(1));
         let start = Instant::now();
         let found = client
-            .look(
+            .get_authoritative(
                 &repository(&host, "team/a"),
                 &tag("x"),
                 &QUIET(),
@@ -354,7 +354,7 @@ async fn the_same_bad_answer_twenty_times_while_others_are_served_is_the_urls_fa
         async move {
             loop {
                 client
-                    .look(&target, &tag("good"), &QUIET(), &Activity::default())
+                    .get_authoritative(&target, &tag("good"), &QUIET(), &Activity::default())
                     .await
                     .unwrap();
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -362,7 +362,7 @@ async fn the_same_bad_answer_twenty_times_while_others_are_served_is_the_urls_fa
         }
     });
     let error = client
-        .look(&target, &tag("bad"), &QUIET(), &Activity::default())
+        .get_authoritative(&target, &tag("bad"), &QUIET(), &Activity::default())
         .await
         .unwrap_err();
     good.abort();
@@ -480,7 +480,7 @@ async fn a_cold_start_pings_once_and_fetches_one_token() {
     host.seed_spec("team/a", "x", &ImageSpec::new(Shape::Oci, "x"))
         .unwrap();
     let (target, activity, name) = (repository(&host, "team/a"), Activity::default(), tag("x"));
-    let looks = (0..12).map(|_| client.look(&target, &name, &bot, &activity));
+    let looks = (0..12).map(|_| client.get_authoritative(&target, &name, &bot, &activity));
     for look in futures::future::join_all(looks).await {
         assert!(look.unwrap().is_some());
     }
@@ -490,7 +490,7 @@ async fn a_cold_start_pings_once_and_fetches_one_token() {
     host.revoke_tokens();
     assert!(
         client
-            .look(&target, &name, &bot, &activity)
+            .get_authoritative(&target, &name, &bot, &activity)
             .await
             .unwrap()
             .is_some()
@@ -520,7 +520,7 @@ async fn a_missing_right_is_known_before_anything_is_sent_with_it() {
     assert!(matches!(put, Put::Refused(error) if error.reason == Reason::PermissionDenied));
     assert!(
         client
-            .look(&source, &tag("seed"), &reader, &activity)
+            .get_authoritative(&source, &tag("seed"), &reader, &activity)
             .await
             .is_err()
     );
@@ -584,7 +584,7 @@ async fn a_rejected_credential_is_named_and_a_token_endpoint_that_is_unwell_is_w
         let (source, activity) = (repository(&host, "src/a"), Activity::default());
         for who in [credential(&host, "nobody"), QUIET()] {
             let error = client
-                .fetch(&source, &by_tag("seed"), &who, &activity)
+                .get(&source, &by_tag("seed"), &who, &activity)
                 .await
                 .unwrap_err();
             assert_eq!(
@@ -608,7 +608,7 @@ async fn a_rejected_credential_is_named_and_a_token_endpoint_that_is_unwell_is_w
         let reader = credential(&host, "reader");
         assert!(
             client
-                .fetch(&source, &by_tag("seed"), &reader, &activity)
+                .get(&source, &by_tag("seed"), &reader, &activity)
                 .await
                 .unwrap()
                 .is_some()
@@ -630,7 +630,7 @@ async fn what_one_credential_was_shown_is_not_shown_to_another() {
     host.reset_log();
     assert!(
         client
-            .fetch(&source, &by_digest, &reader, &activity)
+            .get(&source, &by_digest, &reader, &activity)
             .await
             .unwrap()
             .is_some()
@@ -643,7 +643,7 @@ async fn what_one_credential_was_shown_is_not_shown_to_another() {
     for who in [other, QUIET()] {
         assert!(
             client
-                .fetch(&source, &by_digest, &who, &activity)
+                .get(&source, &by_digest, &who, &activity)
                 .await
                 .is_err()
         );
@@ -860,7 +860,7 @@ async fn a_manifest_that_lies_or_never_ends_is_refused() {
         host.clear_rules();
         host.add_rule(Rule::new(Matcher::kind(Kind::Manifest), action.clone()));
         let error = client
-            .fetch(&source, &by_tag("seed"), &QUIET(), &activity)
+            .get(&source, &by_tag("seed"), &QUIET(), &activity)
             .await
             .unwrap_err();
         assert_eq!(error.reason, reason, "{action:?}: {error}");
@@ -880,7 +880,7 @@ async fn a_registry_that_comes_up_later_is_waited_for() {
     let target: image::Repository = format!("{address}/team/a").parse().unwrap();
     let activity = Activity::default();
     let (name, none) = (tag("x"), QUIET());
-    let look = client.look(&target, &name, &none, &activity);
+    let look = client.get_authoritative(&target, &name, &none, &activity);
     let start = async {
         while activity.waiting().is_none() {
             activity.changed().await;
@@ -914,7 +914,7 @@ async fn a_rewritten_host_is_spoken_to_at_its_stand_in() {
         .unwrap();
     let target: image::Repository = "quay.io/team/a".parse().unwrap();
     let found = client
-        .look(
+        .get_authoritative(
             &target,
             &tag("x"),
             &credential(&host, "bot"),
@@ -991,7 +991,7 @@ async fn a_source_that_is_down_does_not_keep_others_from_the_target() {
     // What is left to copy are the blobs.
     for child in lost_children(&lost) {
         client
-            .fetch(
+            .get(
                 &source,
                 &image::Reference::Digest(child),
                 &QUIET(),
@@ -1063,7 +1063,7 @@ async fn a_certificate_that_is_not_trusted_is_terminal() {
     let client = client_with(registry::Settings::default());
     let target: image::Repository = format!("localhost:{port}/team/a").parse().unwrap();
     let error = client
-        .look(&target, &tag("x"), &QUIET(), &Activity::default())
+        .get_authoritative(&target, &tag("x"), &QUIET(), &Activity::default())
         .await
         .unwrap_err();
     assert_eq!(
@@ -1079,9 +1079,9 @@ fn every_future_can_be_spawned() {
     fn check(client: &Registry, repository: &image::Repository, manifest: &registry::Manifest) {
         let (none, activity, name) = (QUIET(), Activity::default(), tag("x"));
         let reference = by_tag("x");
-        sent(&client.look(repository, &name, &none, &activity));
-        sent(&client.fetch(repository, &reference, &none, &activity));
-        sent(&client.held(repository, manifest.digest, &none, &activity));
+        sent(&client.get_authoritative(repository, &name, &none, &activity));
+        sent(&client.get(repository, &reference, &none, &activity));
+        sent(&client.get_cached(repository, manifest.digest, &none, &activity));
         sent(&client.copy(repository, manifest, repository, &none, &none, &activity));
         sent(&client.put_tag(repository, &name, manifest, &none, || true, &activity));
         sent(&client.may_push(repository, &none, &activity));
@@ -1097,7 +1097,9 @@ async fn where_everybody_may_push_the_first_upload_session_stands_for_the_ping()
     for _ in 0..3 {
         client.may_push(&target, &QUIET(), &activity).await.unwrap();
     }
-    let found = client.look(&target, &tag("x"), &QUIET(), &activity).await;
+    let found = client
+        .get_authoritative(&target, &tag("x"), &QUIET(), &activity)
+        .await;
     assert!(found.unwrap().is_none());
     host.wait_for(&upload("DELETE"), 1, true).await;
     let counts = [

@@ -118,7 +118,7 @@ impl Operation {
             return Ok(expiring);
         };
         let reference = Reference::Digest(on);
-        let fetch = registry.fetch(self.repository(), &reference, &push, &self.activity);
+        let fetch = registry.get(self.repository(), &reference, &push, &self.activity);
         if let Some(displaced) = self.read(fetch).await? {
             let labels = self.labels(self.repository(), &displaced, &push, false);
             let after = labels.await?.expires_after;
@@ -145,7 +145,7 @@ impl Operation {
         let fetch =
             self.tools
                 .registry
-                .fetch(self.repository(), &reference, &credential, &self.activity);
+                .get(self.repository(), &reference, &credential, &self.activity);
         Ok(self.read(fetch).await?.map(|manifest| manifest.digest))
     }
 }

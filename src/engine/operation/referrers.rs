@@ -165,7 +165,7 @@ impl Operation {
         let (from, pull) = (&self.spec.source.repository, self.pull()?);
         let reference = Reference::Digest(referrer.digest);
         let registry = &self.tools.registry;
-        let fetch = registry.fetch(from, &reference, &pull, &self.activity);
+        let fetch = registry.get(from, &reference, &pull, &self.activity);
         let manifest = self.read(fetch).await?;
         let refers = manifest.is_none_or(|manifest| manifest.refers_to(subject));
         Ok(refers.then_some(referrer))
@@ -183,7 +183,7 @@ impl Operation {
         let reference = Reference::Tag(tag.clone());
         loop {
             let registry = &self.tools.registry;
-            let fetch = registry.fetch(from, &reference, &pull, &self.activity);
+            let fetch = registry.get(from, &reference, &pull, &self.activity);
             let found = self.read(fetch).await?;
             if self.believes(from, &tag, found.as_ref()) {
                 return Ok(found.map(|manifest| (tag, manifest)));
@@ -198,7 +198,7 @@ impl Operation {
         let registry = &self.tools.registry;
         registry.forget_manifest(from, source, &pull);
         let reference = Reference::Digest(source);
-        let fetch = registry.fetch(from, &reference, &pull, &self.activity);
+        let fetch = registry.get(from, &reference, &pull, &self.activity);
         match self.read(fetch).await? {
             Some(_) => Ok(()),
             None => Err(failed(format!(
@@ -288,7 +288,7 @@ impl Operation {
         let (from, pull) = (&self.spec.source.repository, self.pull()?);
         let reference = Reference::Digest(digest);
         let registry = &self.tools.registry;
-        let fetch = registry.fetch(from, &reference, &pull, &self.activity);
+        let fetch = registry.get(from, &reference, &pull, &self.activity);
         self.read(fetch).await?.ok_or_else(|| {
             failed(format!(
                 "{from}@{digest} is listed as a referrer and is not there"

@@ -257,7 +257,7 @@ impl Registry {
     async fn child(&self, job: &Job<'_>, digest: Digest) -> Result<Manifest, Error> {
         let reference = Reference::Digest(digest);
         let child = self
-            .fetch(job.from, &reference, job.pull, job.activity)
+            .get(job.from, &reference, job.pull, job.activity)
             .await?;
         child.ok_or_else(|| {
             let message = format!(

@@ -248,7 +248,7 @@ impl Registry {
             for digest in manifest.parts("an index")?.children {
                 let reference = Reference::Digest(digest);
                 let (repository, credential) = (reading.repository, reading.credential);
-                let child = self.fetch(repository, &reference, credential, reading.activity);
+                let child = self.get(repository, &reference, credential, reading.activity);
                 let written = match child.await? {
                     Some(child) => self.read_labels(reading, &child, depth + 1).await?,
                     None => Written::default(),

@@ -45,7 +45,7 @@ impl Registry {
     ///
     /// # Errors
     /// Anything else, a 404 without a registry's error code among it.
-    pub async fn look(
+    pub async fn get_authoritative(
         &self,
         repository: &Repository,
         tag: &Tag,
@@ -53,7 +53,7 @@ impl Registry {
         activity: &Activity,
     ) -> Result<Option<Manifest>, Error> {
         let reference = Reference::Tag(tag.clone());
-        self.get(repository, &reference, credential, true, activity)
+        self.read(repository, &reference, credential, true, activity)
             .await
     }
 
@@ -62,7 +62,7 @@ impl Registry {
     ///
     /// # Errors
     /// Anything else, a 404 without a registry's error code among it.
-    pub async fn fetch(
+    pub async fn get(
         &self,
         repository: &Repository,
         reference: &Reference,
@@ -72,7 +72,7 @@ impl Registry {
         if let Some(manifest) = self.cached(repository, reference, credential) {
             return Ok(Some(manifest));
         }
-        self.get(repository, reference, credential, false, activity)
+        self.read(repository, reference, credential, false, activity)
             .await
     }
 
@@ -81,7 +81,7 @@ impl Registry {
     ///
     /// # Errors
     /// Anything else, a 404 without a registry's error code among it.
-    pub async fn held(
+    pub async fn get_cached(
         &self,
         repository: &Repository,
         digest: Digest,
@@ -92,7 +92,7 @@ impl Registry {
         let found = match self.cached(repository, &reference, credential) {
             Some(manifest) => Some(manifest),
             None => {
-                self.get(repository, &reference, credential, true, activity)
+                self.read(repository, &reference, credential, true, activity)
                     .await?
             }
         };
@@ -143,7 +143,7 @@ impl Registry {
 
     /// GET with a pull token, or one that may push too. Only a typed 404 is absence: a bare one may be a proxy's, or mean a wrong
     /// address.
-    async fn get(
+    async fn read(
         &self,
         repository: &Repository,
         reference: &Reference,

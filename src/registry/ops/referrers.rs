@@ -249,7 +249,7 @@ impl Registry {
         activity: &Activity,
     ) -> Result<Manifest, Error> {
         let reference = Reference::Digest(digest);
-        let found = self.fetch(from, &reference, pull, activity).await?;
+        let found = self.get(from, &reference, pull, activity).await?;
         found.ok_or_else(|| {
             let what = named(from, &reference);
             let message = format!("{what}: it went away while it was copied");

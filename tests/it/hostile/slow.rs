@@ -29,7 +29,7 @@ async fn copied(
     let (from, target) = (at(&host, "src/x"), repository(&to, "ci"));
     let tag = Reference::Tag("t".parse().unwrap());
     let copying = async {
-        let manifest = client.fetch(&from, &tag, &none, &activity).await?.unwrap();
+        let manifest = client.get(&from, &tag, &none, &activity).await?.unwrap();
         client
             .copy(&from, &manifest, &target, &none, &none, &activity)
             .await
@@ -124,7 +124,7 @@ async fn a_blob_of_many_windows_is_taken_at_a_hundred_kilobytes_in_each() {
     let (from, target) = (at(&host, "src/x"), repository(&to, "ci"));
     let tag = Reference::Tag("t".parse().unwrap());
     let manifest = client
-        .fetch(&from, &tag, &none, &activity)
+        .get(&from, &tag, &none, &activity)
         .await
         .unwrap()
         .unwrap();
@@ -172,7 +172,7 @@ async fn a_head_that_trickles_or_never_ends_is_the_hosts_illness_and_waited_for_
         let client = client_with(settings(&[&host]));
         let (none, activity) = (Credential::anonymous(), Activity::default());
         let (repository, tag) = (at(&host, "team/a"), "t".parse().unwrap());
-        let looking = client.look(&repository, &tag, &none, &activity);
+        let looking = client.get_authoritative(&repository, &tag, &none, &activity);
         let seen = async {
             loop {
                 if let Some(waiting) = activity.waiting() {

@@ -304,7 +304,7 @@ async fn a_registry_is_asked_again_within_ten_minutes_whatever_it_says_of_later(
             let client = client_with(settings(&[&host]));
             let (none, activity) = (Credential::anonymous(), Activity::default());
             let (repository, tag) = (at(&host, "team/a"), "t".parse().unwrap());
-            let looking = client.look(&repository, &tag, &none, &activity);
+            let looking = client.get_authoritative(&repository, &tag, &none, &activity);
             // Several tries, where it is not told to wait.
             let waits = async {
                 loop {

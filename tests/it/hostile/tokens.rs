@@ -30,7 +30,7 @@ pub async fn fetched(registry: &Liar) -> Result<Option<Manifest>, Error> {
     let activity = Activity::default();
     let (repository, reference) = (at(&host, "src/x"), Reference::Tag("t".parse().unwrap()));
     let who = credential(&host);
-    let asked = client.fetch(&repository, &reference, &who, &activity);
+    let asked = client.get(&repository, &reference, &who, &activity);
     let found = tokio::time::timeout(Duration::from_secs(5), asked).await;
     let found = found.unwrap_or_else(|_| panic!("waited: {:?}", activity.waiting()));
     if let Err(error) = &found {
@@ -249,7 +249,7 @@ async fn a_challenge_that_leads_elsewhere_or_nowhere_is_shown_no_credential() {
     let activity = Activity::default();
     let reference = Reference::Tag("t".parse().unwrap());
     let repository = at(&host, "src/x");
-    let asked = client.fetch(&repository, &reference, &none, &activity);
+    let asked = client.get(&repository, &reference, &none, &activity);
     let shown = async {
         while activity.waiting().is_none() {
             activity.changed().await;

@@ -64,7 +64,9 @@ async fn what_harbor_has_not_is_absent_and_what_a_page_says_is_not() {
     let client = client(&[&host]);
     let (target, activity) = (repository(&host, "team/a"), Activity::default());
     for name in ["x", "y"] {
-        let found = client.look(&target, &tag(name), &QUIET(), &activity).await;
+        let found = client
+            .get_authoritative(&target, &tag(name), &QUIET(), &activity)
+            .await;
         assert_eq!(found.unwrap(), None);
         // The repository is there, the artifact is not.
         let manifest = seeded(&host, &client, "team/a", Shape::Oci, &QUIET()).await;
@@ -88,7 +90,9 @@ async fn what_harbor_has_not_is_absent_and_what_a_page_says_is_not() {
     ] {
         host.clear_rules();
         host.add_rule(Rule::new(Matcher::kind(Kind::Manifest), action.clone()));
-        let error = client.look(&target, &tag("z"), &QUIET(), &activity).await;
+        let error = client
+            .get_authoritative(&target, &tag("z"), &QUIET(), &activity)
+            .await;
         let error = error.unwrap_err();
         assert_eq!(
             (error.reason, error.class),
@@ -331,12 +335,14 @@ async fn a_typed_404_behind_a_redirect_is_an_absence_to_reads_and_never_to_a_loo
     let at = format!("{}/src/a", front.host()).parse().unwrap();
     let gone = Digest::of(b"gone");
     for reference in [by_tag("gone"), Reference::Digest(gone)] {
-        let found = client.fetch(&at, &reference, &none, &activity).await;
+        let found = client.get(&at, &reference, &none, &activity).await;
         assert_eq!(found.unwrap(), None, "{reference}");
     }
     for found in [
-        client.look(&at, &tag("gone"), &none, &activity).await,
-        client.held(&at, gone, &none, &activity).await,
+        client
+            .get_authoritative(&at, &tag("gone"), &none, &activity)
+            .await,
+        client.get_cached(&at, gone, &none, &activity).await,
     ] {
         let error = found.unwrap_err();
         assert_eq!(
@@ -355,7 +361,7 @@ async fn a_typed_404_behind_a_redirect_is_an_absence_to_reads_and_never_to_a_loo
     assert_eq!(copied.await.unwrap_err().reason, Reason::SourceIncomplete);
     // A page there tells nothing.
     regional.add_rule(Rule::new(Matcher::kind(Kind::Manifest), Action::page(404)));
-    let error = client.fetch(&at, &by_tag("gone"), &none, &activity).await;
+    let error = client.get(&at, &by_tag("gone"), &none, &activity).await;
     assert!(error.unwrap_err().message.contains("redirects to"));
 }
 
@@ -389,7 +395,7 @@ async fn a_layer_is_left_out_only_where_it_says_where_it_is_and_the_source_lacks
         let client = client_with(settings);
         let (none, activity) = (QUIET(), Activity::default());
         let source = format!("{}/src/a", from.host()).parse().unwrap();
-        let found = client.fetch(&source, &by_tag("t"), &none, &activity).await;
+        let found = client.get(&source, &by_tag("t"), &none, &activity).await;
         let manifest = found.unwrap().unwrap();
         let target = repository(&to, "team/a");
         let planned = client.survey(&source, &manifest, &target, &none, &none, &activity);
@@ -447,8 +453,10 @@ async fn the_reason_in_the_detail_is_shown_and_schema_1_is_what_it_is() {
     let (none, activity) = (QUIET(), Activity::default());
     let at = format!("{}/src/a", old.host()).parse().unwrap();
     for found in [
-        client.look(&at, &tag("t"), &none, &activity).await,
-        client.fetch(&at, &by_tag("t"), &none, &activity).await,
+        client
+            .get_authoritative(&at, &tag("t"), &none, &activity)
+            .await,
+        client.get(&at, &by_tag("t"), &none, &activity).await,
     ] {
         let error = found.unwrap_err();
         assert_eq!(
@@ -578,7 +586,7 @@ async fn a_docker_manifest_whose_type_nobody_tells_is_copied_to_the_byte() {
         format!("{}/src/a", from.host()).parse().unwrap(),
         repository(&to, "team/a"),
     );
-    let found = client.fetch(&source, &by_tag("t"), &none, &activity).await;
+    let found = client.get(&source, &by_tag("t"), &none, &activity).await;
     let manifest = found.unwrap().unwrap();
     assert_eq!(manifest.media_type, docker);
     let copied = client.copy(&source, &manifest, &target, &none, &none, &activity);

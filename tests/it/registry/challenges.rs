@@ -45,7 +45,9 @@ async fn promoted(host: &Embedded) -> Manifest {
     let put = client.put_tag(&target, &name, &manifest, &bot, || true, &activity);
     let put = put.await;
     assert!(matches!(put, Put::Written), "{put:?}");
-    let found = client.look(&target, &tag("x"), &bot, &activity).await;
+    let found = client
+        .get_authoritative(&target, &tag("x"), &bot, &activity)
+        .await;
     assert_eq!(found.unwrap().unwrap().digest, manifest.digest);
     manifest
 }
@@ -63,13 +65,9 @@ async fn a_valid_credential_is_used_where_the_ping_is_open_also_by_many_at_once(
             let reads = (0..8).map(|n| {
                 let (client, source, reader) = (&client, &sources[n % 2], &reader);
                 let activity = &activity;
-                async move {
-                    client
-                        .fetch(source, &by_tag("seed"), reader, activity)
-                        .await
-                }
+                async move { client.get(source, &by_tag("seed"), reader, activity).await }
             });
-            let looks = (0..4).map(|_| client.look(&target, &seed, &bot, &activity));
+            let looks = (0..4).map(|_| client.get_authoritative(&target, &seed, &bot, &activity));
             let (reads, looks) = futures::join!(
                 futures::future::join_all(reads),
                 futures::future::join_all(looks)
@@ -99,7 +97,7 @@ async fn each_repository_is_shown_what_it_asks_for_itself() {
                 let (path, who) = [("src/a", &reader), ("team/a", &bot)][n % 2];
                 let (client, activity) = (&client, &activity);
                 let place = repository(&host, path);
-                async move { client.fetch(&place, &by_tag("seed"), who, activity).await }
+                async move { client.get(&place, &by_tag("seed"), who, activity).await }
             });
             for found in futures::future::join_all(reads).await {
                 assert!(found.unwrap().is_some(), "{ping:?} {source:?} {target:?}");
@@ -115,9 +113,13 @@ async fn what_is_hidden_from_strangers_is_not_taken_as_absent() {
         let (bot, activity) = (credential(&host, "bot"), Activity::default());
         let client = client(&[&host]);
         let target = repository(&host, "team/a");
-        let found = client.look(&target, &tag("seed"), &bot, &activity).await;
+        let found = client
+            .get_authoritative(&target, &tag("seed"), &bot, &activity)
+            .await;
         assert!(found.unwrap().is_some(), "{mode:?}");
-        let found = client.look(&target, &tag("none"), &bot, &activity).await;
+        let found = client
+            .get_authoritative(&target, &tag("none"), &bot, &activity)
+            .await;
         assert!(found.unwrap().is_none(), "{mode:?}");
     }
 }
@@ -133,7 +135,7 @@ async fn a_credential_that_is_wrong_is_rejected_once_it_was_shown() {
                 host.reset_log();
                 let source = repository(&host, "src/a");
                 let name = by_tag("seed");
-                let error = client.fetch(&source, &name, &who, &activity);
+                let error = client.get(&source, &name, &who, &activity);
                 let error = error.await.unwrap_err();
                 let is = (error.reason, error.class);
                 assert_eq!(is, (Reason::Unauthorized, Class::Terminal), "{error}");
@@ -154,7 +156,7 @@ async fn what_a_repository_asks_for_is_remembered() {
     for _ in 0..20 {
         let source = repository(&host, "src/a");
         let name = by_tag("seed");
-        let found = client.fetch(&source, &name, &reader, &activity);
+        let found = client.get(&source, &name, &reader, &activity);
         assert!(found.await.unwrap().is_some());
     }
     let counts = [Kind::Ping, Kind::Token, Kind::Manifest];
@@ -163,7 +165,7 @@ async fn what_a_repository_asks_for_is_remembered() {
     // The registry changes its ways.
     host.set_auth(users(Auth::new(AuthMode::Basic)));
     client
-        .fetch(
+        .get(
             &repository(&host, "src/a"),
             &by_tag("seed"),
             &reader,
@@ -216,7 +218,7 @@ async fn read(registry: &Listener, path: &str) -> Result<bool, (Reason, Class, S
     let (who, activity) = (bot(&host), Activity::default());
     let source = at(&host, path);
     let name = by_tag("t");
-    let asked = client.fetch(&source, &name, &who, &activity);
+    let asked = client.get(&source, &name, &who, &activity);
     let found = tokio::time::timeout(std::time::Duration::from_secs(5), asked).await;
     let found = found.unwrap_or_else(|_| panic!("waited: {:?}", activity.waiting()));
     found
@@ -299,8 +301,8 @@ async fn tokens_of_one_realm_are_not_shown_to_the_repositories_of_another() {
     for _ in 0..3 {
         let (one, two, name) = (at(&host, "one/x"), at(&host, "two/x"), by_tag("t"));
         let (one, two) = futures::join!(
-            client.fetch(&one, &name, &who, &activity),
-            client.fetch(&two, &name, &who, &activity)
+            client.get(&one, &name, &who, &activity),
+            client.get(&two, &name, &who, &activity)
         );
         assert!(one.unwrap().is_some() && two.unwrap().is_some());
     }
@@ -382,7 +384,7 @@ async fn a_token_that_was_taken_back_is_renewed_whatever_the_401_says() {
         let (who, activity) = (bot(&host), Activity::default());
         for path in ["src/x", "src/revoke", "src/x"] {
             let source = at(&host, path);
-            let found = client.fetch(&source, &by_tag("t"), &who, &activity).await;
+            let found = client.get(&source, &by_tag("t"), &who, &activity).await;
             assert_eq!(found.unwrap().is_some(), path != "src/revoke");
         }
     }
@@ -529,7 +531,7 @@ async fn a_login_throttle_without_a_pause_is_not_asked_without_one() {
     });
     let (who, activity, name) = (bot(&host), Activity::default(), by_tag("t"));
     let source = at(&host, "src/x");
-    let asked = client.fetch(&source, &name, &who, &activity);
+    let asked = client.get(&source, &name, &who, &activity);
     let ended = tokio::time::timeout(std::time::Duration::from_secs(2), asked).await;
     assert!(ended.is_err(), "{ended:?}");
     assert!(count.load(Ordering::Relaxed) <= 2000 / 20 + 1, "{count:?}");

@@ -147,7 +147,7 @@ async fn an_index_within_its_repository_is_not_put_without_its_children_where_a_
         let (client, bot) = (client(&[&host]), credential(&host, "bot"));
         let manifest = seeded(&host, &client, "team/a", Shape::Index, &bot).await;
         let (repository, activity) = (repository(&host, "team/a"), Activity::default());
-        let held = || client.held(&repository, manifest.digest, &bot, &activity);
+        let held = || client.get_cached(&repository, manifest.digest, &bot, &activity);
         let copy = || client.copy(&repository, &manifest, &repository, &bot, &bot, &activity);
         assert_eq!(held().await.unwrap(), Some(manifest.clone()));
         copy().await.unwrap();

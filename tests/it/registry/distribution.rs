@@ -59,7 +59,7 @@ async fn every_shape_goes_to_distribution_and_on_to_its_other_repositories() {
         assert!(matches!(put, Put::Written), "{shape:?} {put:?}");
         assert_eq!(
             client
-                .look(&first, &tag("x"), &none, &activity)
+                .get_authoritative(&first, &tag("x"), &none, &activity)
                 .await
                 .unwrap()
                 .unwrap(),
@@ -77,12 +77,12 @@ async fn every_shape_goes_to_distribution_and_on_to_its_other_repositories() {
         assert!(matches!(put, Put::Written), "{shape:?} {put:?}");
     }
     let absent = client
-        .look(&place(&to, "team/a"), &tag("y"), &none, &activity)
+        .get_authoritative(&place(&to, "team/a"), &tag("y"), &none, &activity)
         .await
         .unwrap();
     assert_eq!(absent, None);
     let absent = client
-        .look(&place(&to, "team/new"), &tag("y"), &none, &activity)
+        .get_authoritative(&place(&to, "team/new"), &tag("y"), &none, &activity)
         .await
         .unwrap();
     assert_eq!(absent, None);

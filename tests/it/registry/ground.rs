@@ -92,7 +92,7 @@ pub async fn seeded(
 pub async fn fetched(host: &Embedded, client: &Registry, path: &str, who: &Credential) -> Manifest {
     let activity = Activity::default();
     client
-        .fetch(&repository(host, path), &by_tag("seed"), who, &activity)
+        .get(&repository(host, path), &by_tag("seed"), who, &activity)
         .await
         .unwrap()
         .unwrap()

@@ -78,7 +78,7 @@ async fn led(client: &Registry, from: &Embedded, registry: &Listener, kind: Kind
                 .await
         } else {
             client
-                .fetch(&target, &by_tag("x"), &none, &activity)
+                .get(&target, &by_tag("x"), &none, &activity)
                 .await
                 .map(drop)
         }
@@ -176,7 +176,7 @@ async fn a_registry_on_the_list_by_stars_alone_is_not_asked_at_an_internal_addre
     for host in [registry.by_name(), registry.host()] {
         let (none, activity) = (Credential::anonymous(), Activity::default());
         let error = client
-            .look(&at(&host), &tag("x"), &none, &activity)
+            .get_authoritative(&at(&host), &tag("x"), &none, &activity)
             .await
             .unwrap_err();
         assert_eq!(
@@ -250,9 +250,7 @@ async fn a_redirect_takes_accept_and_range_along_and_authorization_to_the_regist
     let host = registry.host();
     let client = client_with(listing(&[&host, &storage.host()], &[&host]));
     let (who, activity) = (credential(&host), Activity::default());
-    let found = client
-        .fetch(&at(&host), &by_tag("x"), &who, &activity)
-        .await;
+    let found = client.get(&at(&host), &by_tag("x"), &who, &activity).await;
     assert!(found.unwrap_err().message.contains("answered 404"));
     let heads = registry.heads();
     // The ping asks for the kind of credential.
@@ -323,7 +321,7 @@ async fn who_comes_back_from_elsewhere_brings_no_authorization() {
     let client = client_with(listing(&[&host.host(), &storage.host()], &[&host.host()]));
     let who = credential(&host.host());
     let found = client
-        .fetch(&at(&host.host()), &by_tag("x"), &who, &Activity::default())
+        .get(&at(&host.host()), &by_tag("x"), &who, &Activity::default())
         .await;
     assert_eq!(found.unwrap(), None);
     let last = host.heads().pop().unwrap();
@@ -345,7 +343,7 @@ async fn a_credential_goes_to_no_realm_that_is_not_the_registrys_own() {
         ));
         let who = credential(&registry.host());
         let error = client
-            .fetch(
+            .get(
                 &at(&registry.host()),
                 &by_tag("x"),
                 &who,
@@ -391,7 +389,7 @@ fn through(proxy: &Listener, except: &str, settings: Settings) -> Settings {
 async fn fetched(client: &Registry, name: &str) -> Result<(), Error> {
     let (none, activity) = (Credential::anonymous(), Activity::default());
     let found = client
-        .fetch(&at("registry.test"), &by_tag(name), &none, &activity)
+        .get(&at("registry.test"), &by_tag(name), &none, &activity)
         .await?;
     assert_eq!(found, None);
     Ok(())
@@ -466,7 +464,7 @@ async fn the_place_of_a_proxy_is_no_place_to_be_led_to() {
             listing(&[&registry.host()], &[&registry.host()]),
         ));
         let error = client
-            .fetch(
+            .get(
                 &at(&registry.host()),
                 &by_tag("x"),
                 &Credential::anonymous(),
@@ -519,7 +517,7 @@ async fn a_host_that_accepts_and_says_nothing_is_unwell_and_not_waited_for_witho
         let began = Instant::now();
         let target = at(&host);
         let waiting = tokio::select! {
-            found = client.look(&target, &name, &none, &activity) => panic!("{found:?}"),
+            found = client.get_authoritative(&target, &name, &none, &activity) => panic!("{found:?}"),
             waiting = waiting(&activity) => waiting,
         };
         let took = began.elapsed();
@@ -588,7 +586,7 @@ async fn no_error_and_no_log_shows_what_a_redirect_was_signed_with() {
         let (none, activity, place) = (Credential::anonymous(), Activity::default(), at(&own));
         let name = by_tag("x");
         tokio::select! {
-            found = client.fetch(&place, &name, &none, &activity) => {
+            found = client.get(&place, &name, &none, &activity) => {
                 texts.push(format!("{target}: {:?}", found.unwrap_err()));
             }
             waiting = waiting(&activity) => texts.push(format!("{target}: {waiting:?}")),

@@ -231,7 +231,7 @@ async fn a_registry_says_whether_it_took_note_of_the_subject_also_after_a_lost_a
     let (source, target) = (repository(&from, "src/a"), repository(&to, "team/a"));
     let digest = Reference::Digest(referrers[0].digest().to_string().parse().unwrap());
     let (none, activity) = (NONE(), Activity::default());
-    let fetched = client.fetch(&source, &digest, &none, &activity).await;
+    let fetched = client.get(&source, &digest, &none, &activity).await;
     let manifest = fetched.unwrap().unwrap();
     for (api, lost) in [(true, 0), (true, 2), (false, 0)] {
         to.update(|settings| settings.referrers = api);
@@ -267,7 +267,7 @@ async fn distribution_has_no_api_and_takes_the_list() {
     };
     for referrer in &found {
         let digest = Reference::Digest(referrer.digest);
-        let fetched = client.fetch(&source, &digest, &none, &activity).await;
+        let fetched = client.get(&source, &digest, &none, &activity).await;
         let manifest = fetched.unwrap().unwrap();
         let noted = client
             .copy_referrer(&source, manifest.clone(), &target, &none, &none, &activity)
@@ -281,6 +281,8 @@ async fn distribution_has_no_api_and_takes_the_list() {
         .put_tag(&target, &name, &list, &none, || true, &activity)
         .await;
     assert!(matches!(put, Put::Written), "{put:?}");
-    let read = client.look(&target, &name, &none, &activity).await;
+    let read = client
+        .get_authoritative(&target, &name, &none, &activity)
+        .await;
     assert_eq!(read.unwrap().unwrap().referrers("x").unwrap(), found);
 }

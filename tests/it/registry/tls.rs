@@ -49,7 +49,7 @@ async fn a_private_ca_is_trusted_at_its_host_alone_and_http_2_is_spoken() {
     }
     // Its CA is known, for another host.
     let error = client
-        .look(&place(&beside.host()), &tag("x"), &none, &activity)
+        .get_authoritative(&place(&beside.host()), &tag("x"), &none, &activity)
         .await
         .unwrap_err();
     assert_eq!(
@@ -79,7 +79,7 @@ async fn a_private_ca_is_trusted_through_a_proxy() {
     };
     let (none, activity) = (Credential::anonymous(), Activity::default());
     let found = client("localhost:7")
-        .look(&place("localhost:7"), &tag("x"), &none, &activity)
+        .get_authoritative(&place("localhost:7"), &tag("x"), &none, &activity)
         .await
         .unwrap();
     assert_eq!(found, None);
@@ -99,13 +99,13 @@ async fn a_private_ca_is_trusted_through_a_proxy() {
     // One that is not named is not asked for, one whose certificate is another's not believed.
     let connections = proxy.connections();
     let error = client("**")
-        .look(&place("localhost:8"), &tag("x"), &none, &activity)
+        .get_authoritative(&place("localhost:8"), &tag("x"), &none, &activity)
         .await
         .unwrap_err();
     assert_eq!(error.reason, Reason::NotAllowed, "{error}");
     assert_eq!(proxy.connections(), connections);
     let error = client("localhost:*")
-        .look(&place("localhost:8"), &tag("x"), &none, &activity)
+        .get_authoritative(&place("localhost:8"), &tag("x"), &none, &activity)
         .await
         .unwrap_err();
     assert_eq!(error.reason, Reason::CertificateUntrusted, "{error}");
@@ -143,7 +143,7 @@ async fn a_self_signed_certificate_that_is_given_as_ca_is_explained() {
     });
     let (none, activity) = (Credential::anonymous(), Activity::default());
     let (target, name) = (place(&host), tag("x"));
-    let error = client.look(&target, &name, &none, &activity);
+    let error = client.get_authoritative(&target, &name, &none, &activity);
     let error = error.await.unwrap_err();
     let is = (error.reason, error.class);
     assert_eq!(is, (Reason::CertificateUntrusted, Class::Terminal));

@@ -45,7 +45,7 @@ async fn answers(client: &Registry, victim: &Liar) {
     let activity = Activity::of("good", "request");
     let repository = repository(victim, "src/x");
     let credential = Credential::anonymous();
-    let found = client.fetch(&repository, &reference, &credential, &activity);
+    let found = client.get(&repository, &reference, &credential, &activity);
     let found = tokio::time::timeout(Duration::from_secs(5), found).await;
     assert!(found.unwrap().unwrap().is_some());
     let took = begun.elapsed();
@@ -80,7 +80,7 @@ async fn a_registry_that_leads_to_another_does_not_rest_it() {
             let credential = Credential::anonymous();
             let reference = Reference::Tag("t".parse().unwrap());
             let _ = client
-                .fetch(&repository, &reference, &credential, &activity)
+                .get(&repository, &reference, &credential, &activity)
                 .await;
             let _ = client.may_push(&repository, &credential, &activity).await;
         })
@@ -124,7 +124,7 @@ async fn a_web_page_behind_a_redirect_that_is_asked_too_much_does_not_rest_the_r
             let reference = Reference::Tag("away".parse().unwrap());
             let credential = Credential::anonymous();
             let _ = client
-                .fetch(&repository, &reference, &credential, &activity)
+                .get(&repository, &reference, &credential, &activity)
                 .await;
         }
     });
