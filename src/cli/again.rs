@@ -10,7 +10,7 @@ use super::promote::phase;
 use crate::api::{ImageStatus, PromotionRequest};
 use crate::image::Float;
 use crate::machine::Phase;
-use crate::registry::{Activity, Keyring, Registry};
+use crate::registry::{Activity, Keyring, RegistryClient};
 use crate::store::Key;
 
 /// How long looking at what was promoted before may take in all.
@@ -20,7 +20,7 @@ const LOOKS_AT_ONCE: usize = 8;
 
 /// Looks once at each float of the requests that were Posted before this run; one on another digest is worth a warning.
 pub(super) async fn look_again(
-    registry: &Registry,
+    registry: &RegistryClient,
     keyring: &Keyring,
     objects: &[PromotionRequest],
     display: &Display,
@@ -51,7 +51,11 @@ pub(super) async fn look_again(
 }
 
 /// Whether a float that was promoted is where it was put.
-async fn look(registry: &Registry, keyring: &Keyring, image: &ImageStatus) -> Result<(), String> {
+async fn look(
+    registry: &RegistryClient,
+    keyring: &Keyring,
+    image: &ImageStatus,
+) -> Result<(), String> {
     let float: Float = image.float.parse().map_err(|error| format!("{error}"))?;
     let unknown = |error: &dyn std::fmt::Display| format!("cannot look at {float}: {error}");
     let credential = keyring

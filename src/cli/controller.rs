@@ -11,7 +11,7 @@ use super::telemetry::{self, LogArgs};
 use super::{BAD_INPUT, RegistryArgs, bad_input, cluster, signalled, unusable};
 use crate::controller::{Config, Ended, run as run_controller};
 use crate::engine::Settings;
-use crate::registry::Registry;
+use crate::registry::RegistryClient;
 use crate::store::own::OwnFiles;
 
 /// Reconcile the promotion requests of a cluster.
@@ -106,7 +106,7 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
         ..registry.engine()
     };
     let policy = registry.listed();
-    let registry = match Registry::new(registry.registry(&policy)) {
+    let registry = match RegistryClient::new(registry.registry(&policy)) {
         Ok(registry) => registry,
         Err(error) => return bad_input(&unusable(&error)),
     };

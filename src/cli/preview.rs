@@ -25,7 +25,7 @@ use crate::engine::forecast;
 use crate::image::Float;
 use crate::machine::{Class, Fault, Forecast, ImageSpec, Reason, Request};
 use crate::policy::Policy;
-use crate::registry::{Activity, Keyring, Registry, Settings, Waiting};
+use crate::registry::{Activity, Keyring, RegistryClient, Settings, Waiting};
 use crate::store::Access;
 use crate::store::Key;
 use crate::store::file::{check_floats, read_requests};
@@ -86,7 +86,7 @@ struct Preview {
     requests: Vec<(PromotionRequest, Request)>,
     script: Option<Script>,
     policy: Policy,
-    registry: Registry,
+    registry: RegistryClient,
     access: Access,
     /// Lives as long as it is asked.
     #[cfg(feature = "embedded-registry")]
@@ -156,7 +156,7 @@ async fn set_up(args: PreviewArgs) -> Result<Preview, String> {
         requests,
         script,
         policy,
-        registry: Registry::new(settings).map_err(|error| unusable(&error))?,
+        registry: RegistryClient::new(settings).map_err(|error| unusable(&error))?,
         access: Access {
             pull: keyring.clone(),
             push: keyring,

@@ -18,7 +18,7 @@ use crate::api::status::read;
 use crate::engine::Engine;
 use crate::engine::leadership::Leadership;
 use crate::machine::Phase;
-use crate::registry::{Keyring, Registry};
+use crate::registry::{Keyring, RegistryClient};
 use crate::store::Key;
 use crate::store::file::{FileError, FileStore, Update, read_requests};
 
@@ -53,7 +53,7 @@ pub(super) struct PromoteArgs {
 /// What a run works on.
 struct Run {
     engine: Engine<FileStore>,
-    registry: Registry,
+    registry: RegistryClient,
     keyring: Keyring,
     keys: UnboundedReceiver<Key>,
     updates: UnboundedReceiver<Update>,
@@ -177,7 +177,7 @@ async fn set_up(args: PromoteArgs, display: &Display) -> Result<Run, String> {
         (None, Some(folder)) => folder.path().join("state.yaml"),
         (None, None) => state_beside(&args.file),
     };
-    let registry = Registry::new(registry).map_err(|error| unusable(&error))?;
+    let registry = RegistryClient::new(registry).map_err(|error| unusable(&error))?;
     let late = registry.put_timeout() + settings.late;
     let (store, updates) = FileStore::open(objects, &state, keyring.clone(), settings.settle, late)
         .map_err(|error| match error {

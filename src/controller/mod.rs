@@ -33,7 +33,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::engine::leadership::Leadership;
 use crate::engine::{Engine, Settings};
 use crate::policy::Policy;
-use crate::registry::Registry;
+use crate::registry::RegistryClient;
 use crate::store::Key;
 use crate::store::cluster::Cluster;
 use crate::store::own::OwnFiles;
@@ -64,7 +64,7 @@ pub struct Config {
     /// How this process is named in the lease and in events.
     pub identity: String,
     /// The registries.
-    pub registry: Registry,
+    pub registry: RegistryClient,
     /// The registries that may be contacted.
     pub policy: Policy,
     /// The controller's own credentials, and who may use them.

@@ -20,7 +20,7 @@ use crate::image::{Float, Repository};
 use crate::machine::claims::{PATIENCE, Rival, Standing, Verdict};
 use crate::machine::seats::Room;
 use crate::machine::{Admission, Class, Fault, Latch, Mode, Phase, Reason, Request};
-use crate::registry::{self, Activity, Registry};
+use crate::registry::{self, Activity, RegistryClient};
 use crate::store::{Access, AccessError, Key, Store, StoreError};
 
 /// How often it is looked whether a registry that has not answered is known to be unwell.
@@ -626,7 +626,7 @@ fn secrets(object: &PromotionRequest) -> (Option<String>, Option<String>) {
 
 /// Asks the registries, one after the other, whether the credential may push.
 async fn question(
-    registry: &Registry,
+    registry: &RegistryClient,
     access: &Access,
     repositories: &[Repository],
     activity: &Activity,

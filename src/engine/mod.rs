@@ -41,7 +41,7 @@ use crate::image::Float;
 use crate::machine::Request;
 use crate::machine::claims::{Contender, Standing};
 use crate::policy::Policy;
-use crate::registry::Registry;
+use crate::registry::RegistryClient;
 use crate::store::{Key, Store, Unreadable};
 use account::{Due, Facts};
 use leadership::Leadership;
@@ -106,7 +106,7 @@ impl<S: Store> Engine<S> {
     /// An engine, and the stream of keys that it wants reconciled.
     pub fn new(
         store: S,
-        registry: Registry,
+        registry: RegistryClient,
         policy: Policy,
         leadership: Leadership,
         settings: Settings,

@@ -26,7 +26,7 @@ use crate::machine::{
     Class, FRESH_SECONDS, Fault, Foreign, Image, ImageSpec, Mode, Outcome, Pin, Reason, Referrers,
     Step,
 };
-use crate::registry::{self, Activity, Credential, Manifest, Put, Registry, TagLabels};
+use crate::registry::{self, Activity, Credential, Manifest, Put, RegistryClient, TagLabels};
 use crate::store::Access;
 
 pub use foresight::forecast;
@@ -45,7 +45,7 @@ const SOURCE_LOOKS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs
 /// What an operation works with, beside its image.
 #[derive(Clone)]
 pub(super) struct Tools {
-    pub registry: Registry,
+    pub registry: RegistryClient,
     pub memory: Arc<Memory>,
     pub leadership: Leadership,
 }

@@ -126,7 +126,7 @@ impl Default for Settings {
 
 /// All registries, as this process sees them: one budget, one memory. Clones share both.
 #[derive(Debug, Clone)]
-pub struct Registry(Arc<Shared>);
+pub struct RegistryClient(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -170,7 +170,7 @@ pub(crate) struct Brought {
     pub(crate) mounted: bool,
 }
 
-impl Registry {
+impl RegistryClient {
     /// Nothing is contacted yet. A default rustls crypto provider must be installed.
     ///
     /// # Errors
@@ -179,10 +179,10 @@ impl Registry {
         Self::with_rests(settings, Duration::from_secs(1), Duration::from_mins(1))
     }
 
-    /// As [`Registry::new`], with the first and the longest rest of an unwell host.
+    /// As [`RegistryClient::new`], with the first and the longest rest of an unwell host.
     ///
     /// # Errors
-    /// As [`Registry::new`].
+    /// As [`RegistryClient::new`].
     #[doc(hidden)]
     pub fn with_rests(
         settings: Settings,
@@ -295,7 +295,7 @@ mod tests {
     #[test]
     fn a_new_manifest_is_kept_however_often_those_kept_before_were_wanted() {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let registry = Registry::new(Settings::default()).unwrap();
+        let registry = RegistryClient::new(Settings::default()).unwrap();
         let float: Float = "quay.io/openshift/ci:f".parse().unwrap();
         let credential = Credential::anonymous();
         let manifest = |n: usize| {

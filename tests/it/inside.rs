@@ -14,7 +14,7 @@ use promotion_controller::engine::leadership::Leadership;
 use promotion_controller::engine::{Engine, Settings};
 use promotion_controller::machine::Reason;
 use promotion_controller::policy::Policy;
-use promotion_controller::registry::{self, Keyring, Registry};
+use promotion_controller::registry::{self, Keyring, RegistryClient};
 use promotion_controller::store::file::FileStore;
 use promotion_controller::store::{Access, AccessError, Event, Key, Store, StoreError};
 use tokio::sync::Notify;
@@ -231,7 +231,7 @@ pub fn start(
     };
     let (engine, mut keys) = Engine::new(
         Watched::new(file, on_save),
-        Registry::new(settings).unwrap(),
+        RegistryClient::new(settings).unwrap(),
         Policy::default(),
         leadership,
         Settings {

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use embedded::{Action, AuthMode, Embedded, ImageSpec, Kind, Matcher, RetryAfter, Rule, Shape};
 use ground::*;
 use machine::Reason;
-use registry::{Activity, Class, Credential, Put, Registry};
+use registry::{Activity, Class, Credential, Put, RegistryClient};
 
 const QUIET: fn() -> Credential = Credential::anonymous;
 
@@ -38,7 +38,7 @@ fn upload(method: &str) -> Matcher {
 }
 
 async fn put(
-    client: &Registry,
+    client: &RegistryClient,
     host: &Embedded,
     path: &str,
     name: &str,
@@ -836,7 +836,7 @@ async fn a_source_that_misses_a_part_is_incomplete() {
         "{error}"
     );
     assert!(from.lose_manifest("src/a", image.children[1].digest()));
-    let other = Registry::clone(&ground::client(&[&from, &to]));
+    let other = RegistryClient::clone(&ground::client(&[&from, &to]));
     let error = other
         .copy(&source, &manifest, &target, &QUIET(), &QUIET(), &activity)
         .await
@@ -1076,7 +1076,11 @@ async fn a_certificate_that_is_not_trusted_is_terminal() {
 #[test]
 fn every_future_can_be_spawned() {
     fn sent<T: Send>(_: &T) {}
-    fn check(client: &Registry, repository: &image::Repository, manifest: &registry::Manifest) {
+    fn check(
+        client: &RegistryClient,
+        repository: &image::Repository,
+        manifest: &registry::Manifest,
+    ) {
         let (none, activity, name) = (QUIET(), Activity::default(), tag("x"));
         let reference = by_tag("x");
         sent(&client.get_authoritative(repository, &name, &none, &activity));

@@ -17,7 +17,7 @@ use crate::machine::{
     Class, Copying, Expiry, Fault, Forecast, Held, Image, ImageSpec, Mode, Outcome, Reason,
     Referrers, Step,
 };
-use crate::registry::{Activity, Manifest, Registry};
+use crate::registry::{Activity, Manifest, RegistryClient};
 use crate::store::Access;
 
 /// What promoting an image would do now, found as `mode: Plan` finds it; or why it would fail.
@@ -25,7 +25,7 @@ use crate::store::Access;
 /// # Errors
 /// What the step would end with.
 pub async fn forecast(
-    registry: &Registry,
+    registry: &RegistryClient,
     access: &Access,
     spec: &ImageSpec,
     activity: &Arc<Activity>,

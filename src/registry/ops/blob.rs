@@ -22,7 +22,7 @@ use crate::registry::error::Error;
 use crate::registry::host::budget::Lane;
 use crate::registry::host::progress::Activity;
 use crate::registry::wire::send::{Ask, Content, Failure};
-use crate::registry::{Brought, Present, Registry};
+use crate::registry::{Brought, Present, RegistryClient};
 
 /// One image on its way from one repository to another.
 #[derive(Debug)]
@@ -75,7 +75,7 @@ impl Present {
     }
 }
 
-impl Registry {
+impl RegistryClient {
     /// Brings one blob to the target, once however many copies need it.
     pub(crate) async fn bring(&self, job: &Job<'_>, blob: Blob) -> Result<(), Error> {
         let key = job.present(blob.digest);

@@ -23,7 +23,7 @@ use crate::registry::auth::credential::Credential;
 use crate::registry::error::Error;
 use crate::registry::host::progress::Activity;
 use crate::registry::host::reserve::apart;
-use crate::registry::{Brought, Present, Registry};
+use crate::registry::{Brought, Present, RegistryClient};
 
 /// Levels of manifests below the top one.
 const DEPTH_MAX: usize = 4;
@@ -51,7 +51,7 @@ pub(crate) struct Plan {
 
 /// A plan that is being made.
 struct Walk<'a> {
-    registry: &'a Registry,
+    registry: &'a RegistryClient,
     job: &'a Job<'a>,
     top: Digest,
     plan: Plan,
@@ -111,7 +111,7 @@ impl Walk<'_> {
     }
 }
 
-impl Registry {
+impl RegistryClient {
     /// Brings everything `manifest` references (config, layers, child manifests) from `from` to `to`. Of layers that are not to be
     /// distributed, those that say where they are fetched from may be missing at the source. The manifest itself is not put. Within
     /// one repository there is nothing to do, but where its registry would take an index without its children: they are put again.

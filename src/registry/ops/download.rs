@@ -19,7 +19,7 @@ use super::manifest::Blob;
 use crate::image::{Digest, Repository};
 use crate::machine::Reason;
 use crate::metrics;
-use crate::registry::Registry;
+use crate::registry::RegistryClient;
 use crate::registry::auth::access::Access;
 use crate::registry::auth::credential::Credential;
 use crate::registry::endpoint::Endpoint;
@@ -39,7 +39,7 @@ const TARGET_PATIENCE: u32 = 5;
 
 /// A download on its way into an upload.
 pub(crate) struct Download {
-    pub(crate) registry: Registry,
+    pub(crate) registry: RegistryClient,
     pub(crate) from: Repository,
     pub(crate) at: Endpoint,
     /// What the source is counted as.
@@ -236,7 +236,7 @@ impl Download {
     }
 }
 
-impl Registry {
+impl RegistryClient {
     /// GET of a blob's content from `offset`.
     pub(crate) async fn open(
         &self,

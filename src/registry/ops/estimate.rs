@@ -1,7 +1,7 @@
 //! What a copy would bring, found by reads alone.
 //!
 //! In comes a manifest of the source and where it is to go; out come counts and bytes of what is there, what could be mounted and
-//! what would be streamed. The walk is that of [`Registry::copy`], with the same bounds, budget and memory; nothing is written, and
+//! what would be streamed. The walk is that of [`RegistryClient::copy`], with the same bounds, budget and memory; nothing is written, and
 //! tokens are asked for pulling only.
 
 use std::borrow::Borrow;
@@ -13,7 +13,7 @@ use super::copy::AT_ONCE;
 use super::manifest::{Blob, Manifest};
 use crate::image::Repository;
 use crate::machine::{Copying, Reason};
-use crate::registry::Registry;
+use crate::registry::RegistryClient;
 use crate::registry::auth::access::Access;
 use crate::registry::auth::credential::Credential;
 use crate::registry::error::Error;
@@ -30,7 +30,7 @@ enum Place {
     Nowhere,
 }
 
-impl Registry {
+impl RegistryClient {
     /// What copying everything `manifest` references from `from` to `to` would take. Blobs of child manifests that the target has
     /// are not looked for.
     ///

@@ -28,7 +28,7 @@ use crate::registry::endpoint::Endpoint;
 use crate::registry::error::{Error, one_line};
 use crate::registry::host::progress::Activity;
 use crate::registry::wire::send::Failure;
-use crate::registry::{Present, Registry};
+use crate::registry::{Present, RegistryClient};
 
 /// The most of a config that is read for its labels.
 const CONFIG_MAX: u64 = 1024 * 1024;
@@ -183,7 +183,7 @@ impl Job<'_> {
     }
 }
 
-impl Registry {
+impl RegistryClient {
     /// What the labels of an image do to the tags that `target` gets for it, where its registry acts on them; its content is read
     /// in `held`, with the rights of `credential` there. `push`: to be written to as well.
     pub async fn tag_labels(

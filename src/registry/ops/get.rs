@@ -18,7 +18,7 @@ use crate::registry::host::progress::Activity;
 use crate::registry::host::reserve::apart;
 use crate::registry::wire::reply::ManifestBody;
 use crate::registry::wire::send::{Ask, Content, Failure};
-use crate::registry::{Held, Registry};
+use crate::registry::{Held, RegistryClient};
 
 /// The most of a manifest that is read: the specification's floor for what registries take.
 pub(crate) const MANIFEST_MAX: usize = 4 * 1024 * 1024;
@@ -40,7 +40,7 @@ enum Got {
     Large,
 }
 
-impl Registry {
+impl RegistryClient {
     /// A look: GET by tag with a pull and push token of `credential`. None: the registry says that the tag is not there.
     ///
     /// # Errors

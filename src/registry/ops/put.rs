@@ -11,7 +11,7 @@ use super::get::named;
 use super::manifest::Manifest;
 use crate::image::{Reference, Repository, Tag};
 use crate::machine::Reason;
-use crate::registry::Registry;
+use crate::registry::RegistryClient;
 use crate::registry::auth::access::Access;
 use crate::registry::auth::credential::Credential;
 use crate::registry::error::Error;
@@ -49,7 +49,7 @@ pub enum Put {
     NotSent,
 }
 
-impl Registry {
+impl RegistryClient {
     /// PUT of the exact bytes to a tag that was looked at just before. Waits for token and budget, but not for its turn in the
     /// pacing, which later requests make up for; then asks `gate` and sends, with no await between; total time `put_timeout`.
     /// 429, maintenance, a connection that cannot be made and a 401 (fresh token once) are waited out inside for a moment, the

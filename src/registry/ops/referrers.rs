@@ -21,7 +21,7 @@ use super::get::{MANIFEST_MAX, named};
 use super::manifest::{FirstOf, Manifest, digest_of, unsupported};
 use crate::image::{Digest, Reference, Repository};
 use crate::machine::Reason;
-use crate::registry::Registry;
+use crate::registry::RegistryClient;
 use crate::registry::auth::access::Access;
 use crate::registry::auth::credential::Credential;
 use crate::registry::endpoint::Endpoint;
@@ -121,7 +121,7 @@ impl<'de> Deserialize<'de> for Fields<'de> {
     }
 }
 
-impl Registry {
+impl RegistryClient {
     /// What a registry lists as referring to `subject`. `push`: it is read to be written to; `anew`: it is asked although it was
     /// found to have no API for that.
     ///
@@ -219,7 +219,7 @@ impl Registry {
     /// that registry says that it took note of its subject: where it does not, a tag has to list it.
     ///
     /// # Errors
-    /// As [`Registry::copy`], and as the PUT is refused.
+    /// As [`RegistryClient::copy`], and as the PUT is refused.
     pub async fn copy_referrer(
         &self,
         from: &Repository,

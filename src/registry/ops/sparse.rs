@@ -6,7 +6,7 @@
 use super::manifest::Manifest;
 use crate::image::Repository;
 use crate::machine::Reason;
-use crate::registry::Registry;
+use crate::registry::RegistryClient;
 use crate::registry::auth::access::Access;
 use crate::registry::auth::credential::Credential;
 use crate::registry::endpoint::address;
@@ -14,7 +14,7 @@ use crate::registry::error::Error;
 use crate::registry::host::progress::Activity;
 use crate::registry::wire::send::Failure;
 
-impl Registry {
+impl RegistryClient {
     /// Whether all below a manifest that a repository has is there, as far as its PUT would not tell.
     pub(crate) async fn is_whole(
         &self,

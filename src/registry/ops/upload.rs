@@ -18,7 +18,7 @@ use super::download::{Download, Flow, Meter};
 use super::manifest::Blob;
 use crate::image::{Digest, Repository};
 use crate::machine::Reason;
-use crate::registry::Registry;
+use crate::registry::RegistryClient;
 use crate::registry::auth::access::Access;
 use crate::registry::auth::credential::Credential;
 use crate::registry::error::Error;
@@ -46,7 +46,7 @@ enum Tried {
     NotTold,
 }
 
-impl Registry {
+impl RegistryClient {
     /// Streams one blob from source to target, however often that takes.
     pub(crate) async fn transfer(
         &self,

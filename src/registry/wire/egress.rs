@@ -51,7 +51,7 @@ pub(crate) struct Hops {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Hop {
     /// A spec.
-    Registry,
+    RegistryClient,
     Realm,
     Redirect,
     Upload,
@@ -81,7 +81,7 @@ impl Hop {
     /// What is asked for tells what led to an address that is not the registry's own.
     fn of(ask: &Ask<'_>) -> Self {
         if ask.access.endpoint.is_at(&ask.url) {
-            return Self::Registry;
+            return Self::RegistryClient;
         }
         match ask.lane {
             Lane::Tokens => Self::Realm,
@@ -113,7 +113,7 @@ impl Hops {
             Method::GET | Method::HEAD => None,
             Method::DELETE => (!is_own_upload(ask.access, &ask.url)).then_some(Problem::Foreign),
             Method::PUT if ask.lane == Lane::Blobs => self.no_upload(ask.access, &ask.url),
-            _ => (hop != Hop::Registry).then_some(Problem::Foreign),
+            _ => (hop != Hop::RegistryClient).then_some(Problem::Foreign),
         };
         if let Some(problem) = problem {
             return Err(self.refusal(registry, Hop::Upload, &ask.url, problem));
@@ -128,7 +128,7 @@ impl Hops {
             return Err(self.refusal(registry, Hop::Upload, location, problem));
         }
         let hop = if registry.is_at(location) {
-            Hop::Registry
+            Hop::RegistryClient
         } else {
             Hop::Upload
         };
@@ -325,7 +325,7 @@ impl Hops {
     fn refusal(&self, registry: &Endpoint, hop: Hop, url: &Url, problem: Problem) -> Error {
         let (name, mut host) = (&registry.name, shown(url));
         let led = match hop {
-            Hop::Registry => {
+            Hop::RegistryClient => {
                 host.clone_from(name);
                 format!("{name} is")
             }

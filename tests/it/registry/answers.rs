@@ -9,7 +9,7 @@ use promotion_controller::embedded::{
 use promotion_controller::image::{Digest, Reference};
 use promotion_controller::machine::Reason;
 use promotion_controller::registry::{
-    Activity, Class, Credential, Error, Manifest, Put, Registry, Settings,
+    Activity, Class, Credential, Error, Manifest, Put, RegistryClient, Settings,
 };
 
 use super::ground::{
@@ -37,7 +37,7 @@ fn said(status: u16, code: &str, message: &str) -> Action {
 
 /// Copies `src/a` to `team/a`, within ten seconds.
 async fn copied(
-    client: &Registry,
+    client: &RegistryClient,
     from: &Embedded,
     manifest: &Manifest,
     to: &Embedded,
@@ -49,7 +49,7 @@ async fn copied(
     copied.unwrap_or_else(|_| panic!("waited: {:?}", activity.waiting()))
 }
 
-async fn put(client: &Registry, to: &Embedded, name: &str, manifest: &Manifest) -> Put {
+async fn put(client: &RegistryClient, to: &Embedded, name: &str, manifest: &Manifest) -> Put {
     let (target, none, activity) = (repository(to, "team/a"), QUIET(), Activity::default());
     let gate = || true;
     client

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use promotion_controller::embedded::{AuthMode, Embedded, Kind, Matcher, Shape};
 use promotion_controller::machine::Reason;
-use promotion_controller::registry::{Activity, Credential, Error, Manifest, Put, Registry};
+use promotion_controller::registry::{Activity, Credential, Error, Manifest, Put, RegistryClient};
 
 use super::ground::{client, credential, guarded, open, repository, seeded, tag};
 
@@ -22,7 +22,7 @@ async fn cached(sparse: bool) -> Embedded {
 }
 
 async fn copy(
-    client: &Registry,
+    client: &RegistryClient,
     from: &Embedded,
     manifest: &Manifest,
     to: &Embedded,
@@ -34,7 +34,7 @@ async fn copy(
         .await
 }
 
-async fn put(client: &Registry, to: &Embedded, manifest: &Manifest) -> Put {
+async fn put(client: &RegistryClient, to: &Embedded, manifest: &Manifest) -> Put {
     let target = repository(to, "team/a");
     let (none, activity) = (NONE(), Activity::default());
     client
@@ -43,7 +43,12 @@ async fn put(client: &Registry, to: &Embedded, manifest: &Manifest) -> Put {
 }
 
 /// Copies and sets the tag, as often as an image is tried; how often that took.
-async fn promote(client: &Registry, from: &Embedded, manifest: &Manifest, to: &Embedded) -> u32 {
+async fn promote(
+    client: &RegistryClient,
+    from: &Embedded,
+    manifest: &Manifest,
+    to: &Embedded,
+) -> u32 {
     for attempt in 1..=5 {
         match copy(client, from, manifest, to).await {
             Ok(()) => {}

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use promotion_controller::embedded::{Embedded, ImageSpec, Shape};
 use promotion_controller::image::Repository;
-use promotion_controller::registry::{Activity, Credential, Put, Registry};
+use promotion_controller::registry::{Activity, Credential, Put, RegistryClient};
 
 use super::ground::{client_with, fetched, open, repository, seeded, settings, tag};
 use crate::testbed::{Distribution, DistributionOptions};
@@ -15,7 +15,7 @@ async fn distribution() -> Distribution {
         .unwrap()
 }
 
-fn client_beside(to: &Distribution, hosts: &[&Embedded]) -> Registry {
+fn client_beside(to: &Distribution, hosts: &[&Embedded]) -> RegistryClient {
     let mut settings = settings(hosts);
     settings.plain_http.push(to.host());
     settings.put_timeout = Duration::from_secs(5);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use embedded::{Auth, AuthMode, Embedded, ImageSpec, Options, Settings as Switches, Shape, User};
 use image::{Reference, Repository, Tag};
-use registry::{Activity, Credential, Keyring, Manifest, Registry, Settings};
+use registry::{Activity, Credential, Keyring, Manifest, RegistryClient, Settings};
 
 pub async fn open() -> Embedded {
     Embedded::start(Options::default()).await.unwrap()
@@ -43,10 +43,10 @@ pub fn settings(hosts: &[&Embedded]) -> Settings {
     }
 }
 
-pub fn client_with(settings: Settings) -> Registry {
+pub fn client_with(settings: Settings) -> RegistryClient {
     // Whichever test comes first installs it.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    Registry::with_rests(
+    RegistryClient::with_rests(
         settings,
         Duration::from_millis(20),
         Duration::from_millis(100),
@@ -54,7 +54,7 @@ pub fn client_with(settings: Settings) -> Registry {
     .unwrap()
 }
 
-pub fn client(hosts: &[&Embedded]) -> Registry {
+pub fn client(hosts: &[&Embedded]) -> RegistryClient {
     client_with(settings(hosts))
 }
 
@@ -79,7 +79,7 @@ pub fn credential(host: &Embedded, user: &str) -> Credential {
 /// Seeds an image and returns it as the client reads it.
 pub async fn seeded(
     host: &Embedded,
-    client: &Registry,
+    client: &RegistryClient,
     path: &str,
     shape: Shape,
     who: &Credential,
@@ -89,7 +89,12 @@ pub async fn seeded(
     fetched(host, client, path, who).await
 }
 
-pub async fn fetched(host: &Embedded, client: &Registry, path: &str, who: &Credential) -> Manifest {
+pub async fn fetched(
+    host: &Embedded,
+    client: &RegistryClient,
+    path: &str,
+    who: &Credential,
+) -> Manifest {
     let activity = Activity::default();
     client
         .get(&repository(host, path), &by_tag("seed"), who, &activity)

@@ -7,7 +7,7 @@ use promotion_controller::embedded::{self, Action, Embedded, ImageSpec, Matcher,
 use promotion_controller::image::Repository;
 use promotion_controller::machine::Reason;
 use promotion_controller::registry::{
-    Activity, Class, Credential, Error, Keyring, Proxies, Registry, Settings, Waiting,
+    Activity, Class, Credential, Error, Keyring, Proxies, RegistryClient, Settings, Waiting,
 };
 
 use super::ground::{
@@ -66,7 +66,7 @@ fn at(host: &str) -> Repository {
 }
 
 /// Asks `registry` for what makes it lead to another address.
-async fn led(client: &Registry, from: &Embedded, registry: &Listener, kind: Kind) -> Error {
+async fn led(client: &RegistryClient, from: &Embedded, registry: &Listener, kind: Kind) -> Error {
     let (none, activity) = (Credential::anonymous(), Activity::default());
     let target = at(&registry.host());
     let asked = async {
@@ -386,7 +386,7 @@ fn through(proxy: &Listener, except: &str, settings: Settings) -> Settings {
     }
 }
 
-async fn fetched(client: &Registry, name: &str) -> Result<(), Error> {
+async fn fetched(client: &RegistryClient, name: &str) -> Result<(), Error> {
     let (none, activity) = (Credential::anonymous(), Activity::default());
     let found = client
         .get(&at("registry.test"), &by_tag(name), &none, &activity)

@@ -8,7 +8,7 @@ use promotion_controller::embedded::{
 use promotion_controller::image::Reference;
 use promotion_controller::machine::Reason;
 use promotion_controller::registry::{
-    Activity, Class, Credential, Listing, Put, Registry, list_with,
+    Activity, Class, Credential, Listing, Put, RegistryClient, list_with,
 };
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -39,7 +39,7 @@ fn referred(host: &Embedded, count: usize) -> (Image, Vec<Image>) {
 }
 
 async fn listed(
-    client: &Registry,
+    client: &RegistryClient,
     host: &Embedded,
     image: &Image,
 ) -> Result<Listing, promotion_controller::registry::Error> {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use promotion_controller::image::{Reference, Repository};
-use promotion_controller::registry::{Activity, Credential, Registry, Settings};
+use promotion_controller::registry::{Activity, Credential, RegistryClient, Settings};
 
 use super::Tenants;
 use crate::hostile::liar::{Image, Liar, OCI, Say, answer, digest, head, unknown};
@@ -25,9 +25,9 @@ async fn victim() -> Liar {
     .await
 }
 
-fn client(hosts: &[&Liar]) -> Registry {
+fn client(hosts: &[&Liar]) -> RegistryClient {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    Registry::new(Settings {
+    RegistryClient::new(Settings {
         plain_http: hosts.iter().map(|host| host.host()).collect(),
         ..Settings::default()
     })
@@ -39,7 +39,7 @@ fn repository(host: &Liar, path: &str) -> Repository {
 }
 
 /// That `victim` answers at once.
-async fn answers(client: &Registry, victim: &Liar) {
+async fn answers(client: &RegistryClient, victim: &Liar) {
     let begun = Instant::now();
     let reference = Reference::Tag("t".parse().unwrap());
     let activity = Activity::of("good", "request");
@@ -74,7 +74,7 @@ async fn a_registry_that_leads_to_another_does_not_rest_it() {
     .await;
     let client = client(&[&victim, &evil, &uploads]);
     answers(&client, &victim).await;
-    let attack = |client: Registry, repository: Repository, n: usize| {
+    let attack = |client: RegistryClient, repository: Repository, n: usize| {
         tokio::spawn(async move {
             let activity = Activity::of("evil", &n.to_string());
             let credential = Credential::anonymous();

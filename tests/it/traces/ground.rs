@@ -14,7 +14,7 @@ use promotion_controller::embedded::{
 };
 use promotion_controller::engine;
 use promotion_controller::policy::Policy;
-use promotion_controller::registry::{self, Registry};
+use promotion_controller::registry::{self, RegistryClient};
 use promotion_controller::store::own::OwnFiles;
 use serde_json::{Value, json};
 use tokio::runtime::{Builder, Runtime};
@@ -302,7 +302,7 @@ impl Inside {
                 lease_namespace: None,
                 brake_namespace: stage.namespace.clone(),
                 identity: "inside".into(),
-                registry: Registry::with_rests(settings, rest, rest * 10).unwrap(),
+                registry: RegistryClient::with_rests(settings, rest, rest * 10).unwrap(),
                 policy: Policy::default(),
                 own: OwnFiles::none(),
                 engine: engine::Settings {
