@@ -10,7 +10,7 @@ use super::promote::phase;
 use crate::api::{ImageStatus, PromotionRequest};
 use crate::image::Float;
 use crate::machine::Phase;
-use crate::registry::{Activity, Keyring, RegistryClient};
+use crate::registry::{Keyring, Progress, RegistryClient};
 use crate::store::Key;
 
 /// How long looking at what was promoted before may take in all.
@@ -61,9 +61,9 @@ async fn look(
     let credential = keyring
         .credential(float.repository())
         .map_err(|error| unknown(&error))?;
-    let activity = Activity::default();
+    let progress = Progress::default();
     let found = registry
-        .get_authoritative(float.repository(), float.tag(), &credential, &activity)
+        .get_authoritative(float.repository(), float.tag(), &credential, &progress)
         .await
         .map_err(|error| unknown(&error))?;
     let source = image.source.as_ref().map(|s| s.digest.as_str());

@@ -25,7 +25,7 @@ use crate::engine::forecast;
 use crate::image::Float;
 use crate::machine::{Class, Fault, Forecast, ImageSpec, Reason, Request};
 use crate::policy::Policy;
-use crate::registry::{Activity, Keyring, RegistryClient, Settings, Waiting};
+use crate::registry::{Keyring, Progress, RegistryClient, Settings, Waiting};
 use crate::store::Access;
 use crate::store::Key;
 use crate::store::file::{check_floats, read_requests};
@@ -257,12 +257,12 @@ impl Preview {
                 &message.replace("spec.images[0]", &at),
             ));
         }
-        let activity = Arc::new(Activity::default());
-        let forecast = forecast(&self.registry, &self.access, image, &activity);
+        let progress = Arc::new(Progress::default());
+        let forecast = forecast(&self.registry, &self.access, image, &progress);
         let mut waits = Waits::default();
         tokio::select! {
             forecast = forecast => forecast,
-            () = waits.too_long(&activity) => Err(waits.fault()),
+            () = waits.too_long(&progress) => Err(waits.fault()),
             () = sleep_until(end) => Err(waits.fault()),
         }
     }
@@ -278,10 +278,10 @@ impl Preview {
         let Ok(credential) = self.access.push.credential(repository) else {
             return Push::NotKnown;
         };
-        let activity = Activity::default();
+        let progress = Progress::default();
         let asked = self
             .registry
-            .claims_push(repository, &credential, &activity);
+            .claims_push(repository, &credential, &progress);
         match timeout_at(end, asked).await {
             Ok(Ok(true)) => Push::Granted,
             Ok(Err(error)) if error.class == crate::registry::Class::Terminal => {
@@ -315,10 +315,10 @@ struct Waits {
 
 impl Waits {
     /// Resolves when a registry has not been available for [`UNAVAILABLE`]: whoever looks wants to know why, and not in five minutes.
-    async fn too_long(&mut self, activity: &Activity) {
+    async fn too_long(&mut self, progress: &Progress) {
         loop {
             sleep(LOOK).await;
-            let Some(waiting) = activity.waiting() else {
+            let Some(waiting) = progress.waiting() else {
                 continue;
             };
             let now = Instant::now();

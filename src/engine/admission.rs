@@ -20,7 +20,7 @@ use crate::image::{Float, Repository};
 use crate::machine::claims::{PATIENCE, Rival, Standing, Verdict};
 use crate::machine::seats::Room;
 use crate::machine::{Admission, Class, Fault, Latch, Mode, Phase, Reason, Request};
-use crate::registry::{self, Activity, RegistryClient};
+use crate::registry::{self, Progress, RegistryClient};
 use crate::store::{Access, AccessError, Key, Store, StoreError};
 
 /// How often it is looked whether a registry that has not answered is known to be unwell.
@@ -388,9 +388,9 @@ impl<S: Store> Engine<S> {
             Asked::No(reason, message) => {
                 return Some(Entry::of(Admission::Refused(*reason, message.clone())));
             }
-            Asked::Running(_, activity, why) => {
+            Asked::Running(_, progress, why) => {
                 let waiting = self
-                    .waits_for(activity, &repositories(request))
+                    .waits_for(progress, &repositories(request))
                     .map(|w| (w.reason, asked_again(&w.message)));
                 return Some(asking(waiting.as_ref().or(why.as_ref())));
             }
@@ -414,14 +414,14 @@ impl<S: Store> Engine<S> {
         let waits = asking(why.as_ref());
         let left = request.spec.attempts.saturating_sub(refused);
         let cancel = CancellationToken::new();
-        let activity = Arc::new(Activity::of(&key.namespace, uid));
+        let progress = Arc::new(Progress::of(&key.namespace, uid));
         let order = known.contender.order;
-        if !state.questions.begin(&key.namespace, uid, order, &activity) {
+        if !state.questions.begin(&key.namespace, uid, order, &progress) {
             drop(state);
             return Some(Entry::waits(Reason::Queued, ASKING_OTHERS, None));
         }
         if let Some(known) = state.known.get_mut(uid) {
-            known.asked = Asked::Running(cancel.clone(), Arc::clone(&activity), why);
+            known.asked = Asked::Running(cancel.clone(), Arc::clone(&progress), why);
         }
         let next = state.next_question(&key.namespace);
         drop(state);
@@ -431,7 +431,7 @@ impl<S: Store> Engine<S> {
         let mut access = access.clone();
         tokio::spawn(async move {
             let answer = loop {
-                let asked = engine.put_question(&key, &access, &repositories, &activity);
+                let asked = engine.put_question(&key, &access, &repositories, &progress);
                 let answer = tokio::select! {
                     answer = asked => answer,
                     () = cancel.cancelled() => return,
@@ -457,19 +457,19 @@ impl<S: Store> Engine<S> {
         key: &Key,
         access: &Access,
         repositories: &[Repository],
-        activity: &Arc<Activity>,
+        progress: &Arc<Progress>,
     ) -> Result<(), Fault> {
         let registry = &self.inner.tools.registry;
-        let question = question(registry, access, repositories, activity);
+        let question = question(registry, access, repositories, progress);
         tokio::pin!(question);
         let mut shown = None;
         loop {
             tokio::select! {
                 answer = &mut question => return answer,
-                () = activity.changed() => {}
+                () = progress.changed() => {}
                 () = tokio::time::sleep(LOOK) => {}
             }
-            let waiting = self.waits_for(activity, repositories);
+            let waiting = self.waits_for(progress, repositories);
             if waiting != shown {
                 shown = waiting;
                 // One that waits for a registry leaves its turn to another.
@@ -483,11 +483,11 @@ impl<S: Store> Engine<S> {
     /// known of that.
     fn waits_for(
         &self,
-        activity: &Activity,
+        progress: &Progress,
         repositories: &[Repository],
     ) -> Option<registry::Waiting> {
         let registry = &self.inner.tools.registry;
-        let own = activity.waiting();
+        let own = progress.waiting();
         own.or_else(|| {
             repositories
                 .iter()
@@ -629,11 +629,11 @@ async fn question(
     registry: &RegistryClient,
     access: &Access,
     repositories: &[Repository],
-    activity: &Activity,
+    progress: &Progress,
 ) -> Result<(), Fault> {
     for repository in repositories {
         let credential = credential(&access.push, repository)?;
-        let answer = registry.may_push(repository, &credential, activity).await;
+        let answer = registry.may_push(repository, &credential, progress).await;
         answer.map_err(|error| fault(&error))?;
     }
     Ok(())

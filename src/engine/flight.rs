@@ -11,7 +11,7 @@ use super::turns::Line;
 use super::{Engine, account};
 use crate::image::Float;
 use crate::machine::{Class, Fault, Launch, Outcome, Reason, Request, Step};
-use crate::registry::Activity;
+use crate::registry::Progress;
 use crate::store::{Access, Key, Store};
 
 /// Operations of one namespace that are launched and have not landed, whether they are at work or wait for their turn: what each keeps is
@@ -96,7 +96,7 @@ impl<S: Store> Engine<S> {
         let spec = request.spec.images.get(index)?;
         let image = request.status.images.get(index)?;
         let cancel = CancellationToken::new();
-        let activity = Arc::new(Activity::of(&key.namespace, uid));
+        let progress = Arc::new(Progress::of(&key.namespace, uid));
         let float = spec.float.clone();
         let id = {
             let mut state = self.lock();
@@ -109,7 +109,7 @@ impl<S: Store> Engine<S> {
                 float: float.clone(),
                 access: access.clone(),
                 cancel: cancel.clone(),
-                activity: Arc::clone(&activity),
+                progress: Arc::clone(&progress),
                 started: Instant::now(),
                 outcome: None,
             };
@@ -130,7 +130,7 @@ impl<S: Store> Engine<S> {
             step,
             again,
             cancel,
-            activity,
+            progress,
             read: Mutex::default(),
         };
         account::launched(key, &float, launch);
@@ -139,7 +139,7 @@ impl<S: Store> Engine<S> {
 
     /// Runs an operation in flight, when its turn comes, to its landing.
     fn run(&self, key: &Key, uid: &str, index: usize, id: u64, operation: Operation) {
-        let activity = Arc::clone(&operation.activity);
+        let progress = Arc::clone(&operation.progress);
         let (engine, key, uid) = (self.clone(), key.clone(), uid.to_owned());
         // Boxed: thousands may wait, and a task has room for a value wherever it is moved.
         let operation = Box::new(operation);
@@ -164,7 +164,7 @@ impl<S: Store> Engine<S> {
             let outcome = loop {
                 tokio::select! {
                     ended = &mut work => break ended,
-                    () = activity.changed() => engine.report(&key, &uid),
+                    () = progress.changed() => engine.report(&key, &uid),
                 }
             };
             let outcome = outcome.unwrap_or_else(|error| {

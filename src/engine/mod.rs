@@ -361,7 +361,7 @@ impl<S: Store> Engine<S> {
         let state = self.lock();
         state
             .running(uid)
-            .map(|(index, o)| (index, o.activity.bytes()))
+            .map(|(index, o)| (index, o.progress.bytes()))
             .collect()
     }
 

@@ -26,7 +26,7 @@ use crate::machine::{
     Class, FRESH_SECONDS, Fault, Foreign, Image, ImageSpec, Mode, Outcome, Pin, Reason, Referrers,
     Step,
 };
-use crate::registry::{self, Activity, Credential, Manifest, Put, RegistryClient, TagLabels};
+use crate::registry::{self, Credential, Manifest, Progress, Put, RegistryClient, TagLabels};
 use crate::store::Access;
 
 pub use foresight::forecast;
@@ -70,7 +70,7 @@ pub(super) struct Operation {
     /// It may have run before.
     pub again: bool,
     pub cancel: CancellationToken,
-    pub activity: Arc<Activity>,
+    pub progress: Arc<Progress>,
     /// When what was read last was asked for, and when it was answered.
     pub read: Mutex<Option<(Moment, Moment)>>,
 }
@@ -137,7 +137,7 @@ impl Operation {
         let copy =
             self.tools
                 .registry
-                .copy(from, manifest, repository, &pull, &push, &self.activity);
+                .copy(from, manifest, repository, &pull, &push, &self.progress);
         if let Err(outcome) = self.read(copy).await {
             if is_incomplete(&outcome) {
                 self.confirm_source(source).await?;
@@ -174,7 +174,7 @@ impl Operation {
         notices.extend(self.expiring(labels));
         Ok(Outcome::Staged {
             media_type,
-            bytes: self.activity.bytes(),
+            bytes: self.progress.bytes(),
             notices,
         })
     }
@@ -476,7 +476,7 @@ impl Operation {
                 self.repository(),
                 tag,
                 &credential,
-                &self.activity,
+                &self.progress,
             );
             let found = self.read(look).await?;
             if self.believes(self.repository(), tag, found.as_ref()) {
@@ -503,7 +503,7 @@ impl Operation {
             let fetch = self
                 .tools
                 .registry
-                .get(repository, reference, &credential, &self.activity);
+                .get(repository, reference, &credential, &self.progress);
             let found = self.read(fetch).await?;
             if let Reference::Tag(tag) = reference
                 && !self.believes(repository, tag, found.as_ref())
@@ -538,7 +538,7 @@ impl Operation {
         let held =
             self.tools
                 .registry
-                .get_cached(self.repository(), digest, &credential, &self.activity);
+                .get_cached(self.repository(), digest, &credential, &self.progress);
         self.read(held).await
     }
 
@@ -565,7 +565,7 @@ impl Operation {
             manifest,
             &credential,
             gate,
-            &self.activity,
+            &self.progress,
         ));
         let started = Instant::now();
         let answer = tokio::select! {

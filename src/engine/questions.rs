@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::machine::claims::Uid;
-use crate::registry::Activity;
+use crate::registry::Progress;
 
 /// The questions being asked, and who waits to be asked about.
 #[derive(Default)]
@@ -18,7 +18,7 @@ pub(super) struct Questions {
 
 #[derive(Default)]
 struct Namespace {
-    asked: HashMap<Uid, Arc<Activity>>,
+    asked: HashMap<Uid, Arc<Progress>>,
     line: BTreeSet<(u64, Uid)>,
 }
 
@@ -36,7 +36,7 @@ impl Questions {
         namespace: &str,
         uid: &str,
         order: u64,
-        activity: &Arc<Activity>,
+        progress: &Arc<Progress>,
     ) -> bool {
         let all = self.namespaces.entry(namespace.to_owned()).or_default();
         // Before an order is recorded it may change.
@@ -47,7 +47,7 @@ impl Questions {
             all.line.insert(own);
             return false;
         }
-        all.asked.insert(own.1, Arc::clone(activity));
+        all.asked.insert(own.1, Arc::clone(progress));
         true
     }
 
@@ -82,7 +82,7 @@ impl Questions {
 
 impl Namespace {
     fn busy(&self) -> usize {
-        let asks = |activity: &&Arc<Activity>| activity.waiting().is_none();
+        let asks = |progress: &&Arc<Progress>| progress.waiting().is_none();
         self.asked.values().filter(asks).count()
     }
 }

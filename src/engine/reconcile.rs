@@ -334,7 +334,7 @@ impl<S: Store> Engine<S> {
                     });
                 } else {
                     context.running = Some(operation.step);
-                    context.waiting = operation.activity.waiting().map(|waiting| Waiting {
+                    context.waiting = operation.progress.waiting().map(|waiting| Waiting {
                         reason: waiting.reason,
                         until: at(now, instant, Instant::from_std(waiting.until)),
                         message: waiting.message,

@@ -20,7 +20,7 @@ use crate::image::Float;
 use crate::machine::claims::{Claims, Contender, Standing, Uid};
 use crate::machine::seats::{Room, Seats};
 use crate::machine::{Outcome, Reason, Step};
-use crate::registry::Activity;
+use crate::registry::Progress;
 use crate::store::{Access, Key};
 
 /// For so long a request that has left is remembered: whoever read it before does not bring it back.
@@ -131,7 +131,7 @@ pub(super) enum Asked {
     #[default]
     Not,
     /// Being asked, and why it is not known yet, where it was asked before.
-    Running(CancellationToken, Arc<Activity>, Option<(Reason, String)>),
+    Running(CancellationToken, Arc<Progress>, Option<(Reason, String)>),
     /// It may, since then; work that was stopped meanwhile does not count.
     Yes(Instant),
     /// It may not, for good.
@@ -163,7 +163,7 @@ pub(super) struct InFlight {
     /// What it acts with.
     pub access: Access,
     pub cancel: CancellationToken,
-    pub activity: Arc<Activity>,
+    pub progress: Arc<Progress>,
     pub started: Instant,
     pub outcome: Option<Outcome>,
 }

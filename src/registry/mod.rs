@@ -2,7 +2,7 @@
 //!
 //! Operations of the OCI distribution protocol come in, as the engine thinks of them (look at a float, copy an image, set a
 //! tag); manifests and classed errors come out. An operation waits inside while its host is unwell and says so in its
-//! [`Activity`]; a caller that drops the future ends the wait.
+//! [`Progress`]; a caller that drops the future ends the wait.
 //!
 //! Guaranteed: manifests are never re-serialised and every digest is computed here; absence is believed only where the registry
 //! says so with a typed 404 to a credential that may push there; a tag that may have been written is never written again from
@@ -32,7 +32,7 @@ use moka::policy::EvictionPolicy;
 pub use auth::credential::Credential;
 pub use auth::keyring::{Keyring, KeyringError};
 pub use error::{BuildError, Class, Error};
-pub use host::progress::{Activity, Waiting};
+pub use host::progress::{Progress, Waiting};
 pub use ops::expiry::TagLabels;
 pub use ops::manifest::Manifest;
 pub use ops::put::Put;

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use embedded::{Action, AuthMode, Embedded, ImageSpec, Kind, Matcher, RetryAfter, Rule, Shape};
 use ground::*;
 use machine::Reason;
-use registry::{Activity, Class, Credential, Put, RegistryClient};
+use registry::{Class, Credential, Progress, Put, RegistryClient};
 
 const QUIET: fn() -> Credential = Credential::anonymous;
 
@@ -52,7 +52,7 @@ async fn put(
             manifest,
             &QUIET(),
             || true,
-            &Activity::default(),
+            &Progress::default(),
         )
         .await
 }
@@ -74,9 +74,9 @@ async fn every_shape_is_copied_byte_for_byte_to_another_registry() {
     ] {
         let manifest = seeded(&from, &client, "src/a", shape, &QUIET()).await;
         let (source, target) = (repository(&from, "src/a"), repository(&to, "team/a"));
-        let (activity, name) = (Activity::default(), format!("{shape:?}"));
+        let (progress, name) = (Progress::default(), format!("{shape:?}"));
         client
-            .copy(&source, &manifest, &target, &QUIET(), &QUIET(), &activity)
+            .copy(&source, &manifest, &target, &QUIET(), &QUIET(), &progress)
             .await
             .unwrap();
         assert!(matches!(
@@ -87,8 +87,8 @@ async fn every_shape_is_copied_byte_for_byte_to_another_registry() {
             digest_at(&to, "team/a", &name),
             Some(manifest.digest.to_string())
         );
-        assert_eq!(activity.waiting(), None);
-        assert!(activity.bytes() > 0 || shape != Shape::Oci);
+        assert_eq!(progress.waiting(), None);
+        assert!(progress.bytes() > 0 || shape != Shape::Oci);
     }
     assert_eq!(to.dangling().len(), 0);
 }
@@ -100,23 +100,23 @@ async fn on_one_registry_blobs_are_mounted_without_a_look_first() {
     let manifest = seeded(&host, &client, "src/a", Shape::Oci, &bot).await;
     host.reset_log();
     let (source, target) = (repository(&host, "src/a"), repository(&host, "team/a"));
-    let activity = Activity::default();
+    let progress = Progress::default();
     client
-        .copy(&source, &manifest, &target, &bot, &bot, &activity)
+        .copy(&source, &manifest, &target, &bot, &bot, &progress)
         .await
         .unwrap();
     let put = client
-        .put_tag(&target, &tag("x"), &manifest, &bot, || true, &activity)
+        .put_tag(&target, &tag("x"), &manifest, &bot, || true, &progress)
         .await;
     assert!(matches!(put, Put::Written), "{put:?}");
     assert_eq!(host.count(&Matcher::kind(Kind::Blob)), 0);
     assert_eq!(host.count(&upload("POST")), 3);
     assert_eq!(host.count(&upload("PUT")), 0);
     assert_eq!(host.count(&Matcher::kind(Kind::Ping)), 0);
-    assert_eq!(activity.bytes(), 0);
+    assert_eq!(progress.bytes(), 0);
     host.reset_log();
     client
-        .copy(&source, &manifest, &target, &bot, &bot, &activity)
+        .copy(&source, &manifest, &target, &bot, &bot, &progress)
         .await
         .unwrap();
     assert_eq!(
@@ -126,7 +126,7 @@ async fn on_one_registry_blobs_are_mounted_without_a_look_first() {
     );
     client.forget(&target);
     client
-        .copy(&source, &manifest, &target, &bot, &bot, &activity)
+        .copy(&source, &manifest, &target, &bot, &bot, &progress)
         .await
         .unwrap();
     assert_eq!(host.count(&upload("POST")), 3);
@@ -149,7 +149,7 @@ async fn a_push_credential_that_may_not_read_the_source_does_not_mount_it() {
             &target,
             &reader,
             &other,
-            &Activity::default(),
+            &Progress::default(),
         )
         .await
         .unwrap();
@@ -175,7 +175,7 @@ async fn a_mount_that_opens_a_session_has_that_session_used() {
             &target,
             &QUIET(),
             &QUIET(),
-            &Activity::default(),
+            &Progress::default(),
         )
         .await
         .unwrap();
@@ -195,8 +195,8 @@ async fn two_copies_at_once_move_each_blob_once() {
     let client = client(&[&from, &to]);
     let manifest = seeded(&from, &client, "src/a", Shape::Oci, &QUIET()).await;
     let (source, target) = (repository(&from, "src/a"), repository(&to, "team/a"));
-    let (none, activity) = (QUIET(), Activity::default());
-    let copies = (0..6).map(|_| client.copy(&source, &manifest, &target, &none, &none, &activity));
+    let (none, progress) = (QUIET(), Progress::default());
+    let copies = (0..6).map(|_| client.copy(&source, &manifest, &target, &none, &none, &progress));
     for outcome in futures::future::join_all(copies).await {
         outcome.unwrap();
     }
@@ -210,9 +210,9 @@ async fn content_collected_behind_our_back_is_brought_again_once_it_is_missed() 
     let client = client(&[&from, &to]);
     let manifest = seeded(&from, &client, "src/a", Shape::Index, &QUIET()).await;
     let (source, target) = (repository(&from, "src/a"), repository(&to, "team/a"));
-    let (none, activity) = (QUIET(), Activity::default());
+    let (none, progress) = (QUIET(), Progress::default());
     client
-        .copy(&source, &manifest, &target, &none, &none, &activity)
+        .copy(&source, &manifest, &target, &none, &none, &progress)
         .await
         .unwrap();
     assert!(matches!(
@@ -222,7 +222,7 @@ async fn content_collected_behind_our_back_is_brought_again_once_it_is_missed() 
     to.delete_tag("team/a", "x").unwrap();
     // What was remembered of the blobs is not true any more: the registry says so of each child.
     client
-        .copy(&source, &manifest, &target, &none, &none, &activity)
+        .copy(&source, &manifest, &target, &none, &none, &progress)
         .await
         .unwrap();
     assert!(matches!(
@@ -235,10 +235,10 @@ async fn content_collected_behind_our_back_is_brought_again_once_it_is_missed() 
 async fn only_a_typed_404_is_absence() {
     let host = open().await;
     let client = client(&[&host]);
-    let (target, activity) = (repository(&host, "team/a"), Activity::default());
+    let (target, progress) = (repository(&host, "team/a"), Progress::default());
     assert_eq!(
         client
-            .get_authoritative(&target, &tag("x"), &QUIET(), &activity)
+            .get_authoritative(&target, &tag("x"), &QUIET(), &progress)
             .await
             .unwrap(),
         None
@@ -247,14 +247,14 @@ async fn only_a_typed_404_is_absence() {
         .unwrap();
     assert_eq!(
         client
-            .get_authoritative(&target, &tag("x"), &QUIET(), &activity)
+            .get_authoritative(&target, &tag("x"), &QUIET(), &progress)
             .await
             .unwrap(),
         None
     );
     host.add_rule(Rule::new(Matcher::kind(Kind::Manifest), Action::page(404)));
     let error = client
-        .get_authoritative(&target, &tag("y"), &QUIET(), &activity)
+        .get_authoritative(&target, &tag("y"), &QUIET(), &progress)
         .await
         .unwrap_err();
     assert_eq!(
@@ -262,7 +262,7 @@ async fn only_a_typed_404_is_absence() {
         (Reason::RegistryError, Class::Attempt)
     );
     let error = client
-        .get(&target, &by_tag("y"), &QUIET(), &activity)
+        .get(&target, &by_tag("y"), &QUIET(), &progress)
         .await
         .unwrap_err();
     assert_eq!(
@@ -289,13 +289,13 @@ async fn limits_and_outages_are_waited_out_and_told() {
         (Action::DropConnection, Reason::RegistryUnavailable),
     ] {
         host.add_rule(Rule::new(Matcher::kind(Kind::Manifest), action.clone()).times(3));
-        let activity = Activity::default();
+        let progress = Progress::default();
         let (none, name) = (QUIET(), tag("x"));
-        let look = client.get_authoritative(&target, &name, &none, &activity);
+        let look = client.get_authoritative(&target, &name, &none, &progress);
         let seen = async {
             loop {
-                activity.changed().await;
-                if let Some(waiting) = activity.waiting() {
+                progress.changed().await;
+                if let Some(waiting) = progress.waiting() {
                     return waiting;
                 }
             }
@@ -304,7 +304,7 @@ async fn limits_and_outages_are_waited_out_and_told() {
         assert!(found.unwrap().is_some(), "{action:?}");
         assert_eq!(waiting.reason, reason, "{action:?}");
         assert!(waiting.message.contains("127.0.0.1"), "{}", waiting.message);
-        assert_eq!(activity.waiting(), None);
+        assert_eq!(progress.waiting(), None);
         host.clear_rules();
     }
 }
@@ -326,7 +326,7 @@ async fn retry_after_is_kept_in_both_forms() {
                 &repository(&host, "team/a"),
                 &tag("x"),
                 &QUIET(),
-                &Activity::default(),
+                &Progress::default(),
             )
             .await;
         assert!(found.unwrap().is_some());
@@ -354,7 +354,7 @@ async fn the_same_bad_answer_twenty_times_while_others_are_served_is_the_urls_fa
         async move {
             loop {
                 client
-                    .get_authoritative(&target, &tag("good"), &QUIET(), &Activity::default())
+                    .get_authoritative(&target, &tag("good"), &QUIET(), &Progress::default())
                     .await
                     .unwrap();
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -362,7 +362,7 @@ async fn the_same_bad_answer_twenty_times_while_others_are_served_is_the_urls_fa
         }
     });
     let error = client
-        .get_authoritative(&target, &tag("bad"), &QUIET(), &Activity::default())
+        .get_authoritative(&target, &tag("bad"), &QUIET(), &Progress::default())
         .await
         .unwrap_err();
     good.abort();
@@ -442,9 +442,9 @@ async fn the_gate_is_asked_before_every_sending_and_a_closed_one_sends_nothing()
     let host = guarded(AuthMode::Bearer).await;
     let (client, bot) = (client(&[&host]), credential(&host, "bot"));
     let manifest = seeded(&host, &client, "team/a", Shape::Oci, &bot).await;
-    let (target, activity) = (repository(&host, "team/a"), Activity::default());
+    let (target, progress) = (repository(&host, "team/a"), Progress::default());
     let closed = client
-        .put_tag(&target, &tag("x"), &manifest, &bot, || false, &activity)
+        .put_tag(&target, &tag("x"), &manifest, &bot, || false, &progress)
         .await;
     assert!(matches!(closed, Put::NotSent));
     assert_eq!(host.count(&Matcher::put_manifest()), 0);
@@ -463,7 +463,7 @@ async fn the_gate_is_asked_before_every_sending_and_a_closed_one_sends_nothing()
         true
     };
     let put = client
-        .put_tag(&target, &tag("x"), &manifest, &bot, gate, &activity)
+        .put_tag(&target, &tag("x"), &manifest, &bot, gate, &progress)
         .await;
     assert!(matches!(put, Put::Written), "{put:?}");
     assert_eq!(
@@ -479,8 +479,8 @@ async fn a_cold_start_pings_once_and_fetches_one_token() {
     let (client, bot) = (client(&[&host]), credential(&host, "bot"));
     host.seed_spec("team/a", "x", &ImageSpec::new(Shape::Oci, "x"))
         .unwrap();
-    let (target, activity, name) = (repository(&host, "team/a"), Activity::default(), tag("x"));
-    let looks = (0..12).map(|_| client.get_authoritative(&target, &name, &bot, &activity));
+    let (target, progress, name) = (repository(&host, "team/a"), Progress::default(), tag("x"));
+    let looks = (0..12).map(|_| client.get_authoritative(&target, &name, &bot, &progress));
     for look in futures::future::join_all(looks).await {
         assert!(look.unwrap().is_some());
     }
@@ -490,7 +490,7 @@ async fn a_cold_start_pings_once_and_fetches_one_token() {
     host.revoke_tokens();
     assert!(
         client
-            .get_authoritative(&target, &name, &bot, &activity)
+            .get_authoritative(&target, &name, &bot, &progress)
             .await
             .unwrap()
             .is_some()
@@ -503,9 +503,9 @@ async fn a_missing_right_is_known_before_anything_is_sent_with_it() {
     let host = guarded(AuthMode::Bearer).await;
     let (client, reader) = (client(&[&host]), credential(&host, "reader"));
     let manifest = seeded(&host, &client, "src/a", Shape::Oci, &reader).await;
-    let (source, activity) = (repository(&host, "src/a"), Activity::default());
+    let (source, progress) = (repository(&host, "src/a"), Progress::default());
     let error = client
-        .may_push(&source, &reader, &activity)
+        .may_push(&source, &reader, &progress)
         .await
         .unwrap_err();
     assert_eq!(
@@ -515,12 +515,12 @@ async fn a_missing_right_is_known_before_anything_is_sent_with_it() {
     assert!(error.message.contains("Secret ci/robot"), "{error}");
     assert!(!error.message.contains("s3cret"), "{error}");
     let put = client
-        .put_tag(&source, &tag("x"), &manifest, &reader, || true, &activity)
+        .put_tag(&source, &tag("x"), &manifest, &reader, || true, &progress)
         .await;
     assert!(matches!(put, Put::Refused(error) if error.reason == Reason::PermissionDenied));
     assert!(
         client
-            .get_authoritative(&source, &tag("seed"), &reader, &activity)
+            .get_authoritative(&source, &tag("seed"), &reader, &progress)
             .await
             .is_err()
     );
@@ -532,7 +532,7 @@ async fn a_missing_right_is_known_before_anything_is_sent_with_it() {
     assert!(strangers.iter().all(|post| post.status == Some(401)));
     host.reset_log();
     client
-        .may_push(&repository(&host, "team/a"), &bot, &activity)
+        .may_push(&repository(&host, "team/a"), &bot, &progress)
         .await
         .unwrap();
     assert_eq!(host.count(&Matcher::kind(Kind::Upload)), 0);
@@ -546,9 +546,9 @@ async fn without_tokens_the_right_to_push_is_tried_once_and_left_clean() {
         credential(&host, "bot"),
         credential(&host, "reader"),
     );
-    let (target, activity) = (repository(&host, "team/a"), Activity::default());
+    let (target, progress) = (repository(&host, "team/a"), Progress::default());
     for _ in 0..3 {
-        client.may_push(&target, &bot, &activity).await.unwrap();
+        client.may_push(&target, &bot, &progress).await.unwrap();
     }
     host.wait_for(&upload("DELETE"), 1, true).await;
     // The first of all requests asks without a credential what the registry wants to see; it stands for the ping.
@@ -562,13 +562,13 @@ async fn without_tokens_the_right_to_push_is_tried_once_and_left_clean() {
     let deletes = host.count(&upload("DELETE"));
     assert_eq!((deletes, pings, host.open_uploads()), (1, 0, 0));
     let error = client
-        .may_push(&target, &reader, &activity)
+        .may_push(&target, &reader, &progress)
         .await
         .unwrap_err();
     assert_eq!(error.class, Class::Terminal, "{error}");
     host.add_rule(Rule::new(upload("POST"), Action::page(503)));
     let error = client
-        .may_push(&repository(&host, "team/b"), &bot, &activity)
+        .may_push(&repository(&host, "team/b"), &bot, &progress)
         .await
         .unwrap_err();
     assert!(matches!(error.class, Class::Wait { .. }), "{error}");
@@ -581,10 +581,10 @@ async fn a_rejected_credential_is_named_and_a_token_endpoint_that_is_unwell_is_w
         let client = client(&[&host]);
         host.seed_spec("src/a", "seed", &ImageSpec::new(Shape::Oci, "x"))
             .unwrap();
-        let (source, activity) = (repository(&host, "src/a"), Activity::default());
+        let (source, progress) = (repository(&host, "src/a"), Progress::default());
         for who in [credential(&host, "nobody"), QUIET()] {
             let error = client
-                .get(&source, &by_tag("seed"), &who, &activity)
+                .get(&source, &by_tag("seed"), &who, &progress)
                 .await
                 .unwrap_err();
             assert_eq!(
@@ -608,7 +608,7 @@ async fn a_rejected_credential_is_named_and_a_token_endpoint_that_is_unwell_is_w
         let reader = credential(&host, "reader");
         assert!(
             client
-                .get(&source, &by_tag("seed"), &reader, &activity)
+                .get(&source, &by_tag("seed"), &reader, &progress)
                 .await
                 .unwrap()
                 .is_some()
@@ -625,12 +625,12 @@ async fn what_one_credential_was_shown_is_not_shown_to_another() {
         credential(&host, "other"),
     );
     let manifest = seeded(&host, &client, "src/a", Shape::Oci, &reader).await;
-    let (source, activity) = (repository(&host, "src/a"), Activity::default());
+    let (source, progress) = (repository(&host, "src/a"), Progress::default());
     let by_digest = image::Reference::Digest(manifest.digest);
     host.reset_log();
     assert!(
         client
-            .get(&source, &by_digest, &reader, &activity)
+            .get(&source, &by_digest, &reader, &progress)
             .await
             .unwrap()
             .is_some()
@@ -643,7 +643,7 @@ async fn what_one_credential_was_shown_is_not_shown_to_another() {
     for who in [other, QUIET()] {
         assert!(
             client
-                .get(&source, &by_digest, &who, &activity)
+                .get(&source, &by_digest, &who, &progress)
                 .await
                 .is_err()
         );
@@ -663,7 +663,7 @@ async fn no_credential_follows_a_redirect_to_the_storage() {
             &target,
             &reader,
             &QUIET(),
-            &Activity::default(),
+            &Progress::default(),
         )
         .await
         .unwrap();
@@ -681,7 +681,7 @@ async fn no_credential_follows_a_redirect_to_the_storage() {
                 &elsewhere,
                 &reader,
                 &QUIET(),
-                &Activity::default(),
+                &Progress::default(),
             )
             .await
             .unwrap_err()
@@ -710,9 +710,9 @@ async fn a_download_that_breaks_goes_on_where_it_broke() {
         .times(2),
     );
     let (source, target) = (repository(&from, "src/a"), repository(&to, "team/a"));
-    let activity = Activity::default();
+    let progress = Progress::default();
     client
-        .copy(&source, &manifest, &target, &QUIET(), &QUIET(), &activity)
+        .copy(&source, &manifest, &target, &QUIET(), &QUIET(), &progress)
         .await
         .unwrap();
     assert!(matches!(
@@ -721,7 +721,7 @@ async fn a_download_that_breaks_goes_on_where_it_broke() {
     ));
     assert_eq!(to.count(&upload("PUT")), 2, "one upload for each blob");
     assert!(from.count(&Matcher::kind(Kind::Blob)) > 2);
-    assert!(activity.bytes() >= 3_000_000 && activity.bytes() < 3_010_000);
+    assert!(progress.bytes() >= 3_000_000 && progress.bytes() < 3_010_000);
 }
 
 #[tokio::test]
@@ -734,9 +734,9 @@ async fn corrupt_content_never_completes_an_upload() {
         Action::Corrupt { at: 3 },
     ));
     let (source, target) = (repository(&from, "src/a"), repository(&to, "team/a"));
-    let activity = Activity::default();
+    let progress = Progress::default();
     let error = client
-        .copy(&source, &manifest, &target, &QUIET(), &QUIET(), &activity)
+        .copy(&source, &manifest, &target, &QUIET(), &QUIET(), &progress)
         .await
         .unwrap_err();
     assert_eq!(
@@ -749,7 +749,7 @@ async fn corrupt_content_never_completes_an_upload() {
             .iter()
             .all(|entry| entry.status != Some(201))
     );
-    assert_eq!(activity.bytes(), 0, "what did not arrive is not counted");
+    assert_eq!(progress.bytes(), 0, "what did not arrive is not counted");
 }
 
 #[tokio::test]
@@ -766,7 +766,7 @@ async fn an_upload_whose_answer_is_lost_is_found_to_have_landed() {
             &target,
             &QUIET(),
             &QUIET(),
-            &Activity::default(),
+            &Progress::default(),
         )
         .await
         .unwrap();
@@ -780,7 +780,7 @@ async fn an_upload_whose_answer_is_lost_is_found_to_have_landed() {
             &elsewhere,
             &QUIET(),
             &QUIET(),
-            &Activity::default(),
+            &Progress::default(),
         )
         .await
         .unwrap_err();
@@ -806,7 +806,7 @@ async fn an_upload_that_is_limited_starts_again_without_counting() {
             &target,
             &QUIET(),
             &QUIET(),
-            &Activity::default(),
+            &Progress::default(),
         )
         .await
         .unwrap();
@@ -825,9 +825,9 @@ async fn a_source_that_misses_a_part_is_incomplete() {
     let manifest = fetched(&from, &client, "src/a", &QUIET()).await;
     assert!(from.lose_blob("src/a", image.children[0].blobs[0].0));
     let (source, target) = (repository(&from, "src/a"), repository(&to, "team/a"));
-    let activity = Activity::default();
+    let progress = Progress::default();
     let error = client
-        .copy(&source, &manifest, &target, &QUIET(), &QUIET(), &activity)
+        .copy(&source, &manifest, &target, &QUIET(), &QUIET(), &progress)
         .await
         .unwrap_err();
     assert_eq!(
@@ -838,7 +838,7 @@ async fn a_source_that_misses_a_part_is_incomplete() {
     assert!(from.lose_manifest("src/a", image.children[1].digest()));
     let other = RegistryClient::clone(&ground::client(&[&from, &to]));
     let error = other
-        .copy(&source, &manifest, &target, &QUIET(), &QUIET(), &activity)
+        .copy(&source, &manifest, &target, &QUIET(), &QUIET(), &progress)
         .await
         .unwrap_err();
     assert_eq!(error.reason, Reason::SourceIncomplete, "{error}");
@@ -850,7 +850,7 @@ async fn a_manifest_that_lies_or_never_ends_is_refused() {
     let client = client(&[&host]);
     host.seed_spec("src/a", "seed", &ImageSpec::new(Shape::Oci, "x"))
         .unwrap();
-    let (source, activity) = (repository(&host, "src/a"), Activity::default());
+    let (source, progress) = (repository(&host, "src/a"), Progress::default());
     for (action, reason) in [
         (Action::LieDigest { digest: None }, Reason::DigestMismatch),
         (Action::Corrupt { at: 9 }, Reason::DigestMismatch),
@@ -860,7 +860,7 @@ async fn a_manifest_that_lies_or_never_ends_is_refused() {
         host.clear_rules();
         host.add_rule(Rule::new(Matcher::kind(Kind::Manifest), action.clone()));
         let error = client
-            .get(&source, &by_tag("seed"), &QUIET(), &activity)
+            .get(&source, &by_tag("seed"), &QUIET(), &progress)
             .await
             .unwrap_err();
         assert_eq!(error.reason, reason, "{action:?}: {error}");
@@ -878,16 +878,16 @@ async fn a_registry_that_comes_up_later_is_waited_for() {
     };
     let client = client_with(settings);
     let target: image::Repository = format!("{address}/team/a").parse().unwrap();
-    let activity = Activity::default();
+    let progress = Progress::default();
     let (name, none) = (tag("x"), QUIET());
-    let look = client.get_authoritative(&target, &name, &none, &activity);
+    let look = client.get_authoritative(&target, &name, &none, &progress);
     let start = async {
-        while activity.waiting().is_none() {
-            activity.changed().await;
+        while progress.waiting().is_none() {
+            progress.changed().await;
         }
         tokio::time::sleep(Duration::from_millis(150)).await;
         assert_eq!(
-            activity.waiting().unwrap().reason,
+            progress.waiting().unwrap().reason,
             Reason::RegistryUnavailable
         );
         let listener = tokio::net::TcpListener::bind(address).await.unwrap();
@@ -918,7 +918,7 @@ async fn a_rewritten_host_is_spoken_to_at_its_stand_in() {
             &target,
             &tag("x"),
             &credential(&host, "bot"),
-            &Activity::default(),
+            &Progress::default(),
         )
         .await;
     assert!(found.unwrap().is_some());
@@ -957,7 +957,7 @@ async fn no_more_requests_are_in_flight_than_the_budget_allows() {
                     &target,
                     &QUIET(),
                     &QUIET(),
-                    &Activity::default(),
+                    &Progress::default(),
                 )
                 .await
         }));
@@ -995,7 +995,7 @@ async fn a_source_that_is_down_does_not_keep_others_from_the_target() {
                 &source,
                 &image::Reference::Digest(child),
                 &QUIET(),
-                &Activity::default(),
+                &Progress::default(),
             )
             .await
             .unwrap();
@@ -1013,15 +1013,15 @@ async fn a_source_that_is_down_does_not_keep_others_from_the_target() {
                     &target,
                     &QUIET(),
                     &QUIET(),
-                    &Activity::default(),
+                    &Progress::default(),
                 )
                 .await
         }));
     }
     tokio::time::sleep(Duration::from_millis(300)).await;
     let (source, target) = (repository(&live, "src/live"), repository(&to, "team/live"));
-    let (none, activity) = (QUIET(), Activity::default());
-    let copy = client.copy(&source, &manifest, &target, &none, &none, &activity);
+    let (none, progress) = (QUIET(), Progress::default());
+    let copy = client.copy(&source, &manifest, &target, &none, &none, &progress);
     tokio::time::timeout(Duration::from_secs(30), copy)
         .await
         .unwrap()
@@ -1063,7 +1063,7 @@ async fn a_certificate_that_is_not_trusted_is_terminal() {
     let client = client_with(registry::Settings::default());
     let target: image::Repository = format!("localhost:{port}/team/a").parse().unwrap();
     let error = client
-        .get_authoritative(&target, &tag("x"), &QUIET(), &Activity::default())
+        .get_authoritative(&target, &tag("x"), &QUIET(), &Progress::default())
         .await
         .unwrap_err();
     assert_eq!(
@@ -1081,14 +1081,14 @@ fn every_future_can_be_spawned() {
         repository: &image::Repository,
         manifest: &registry::Manifest,
     ) {
-        let (none, activity, name) = (QUIET(), Activity::default(), tag("x"));
+        let (none, progress, name) = (QUIET(), Progress::default(), tag("x"));
         let reference = by_tag("x");
-        sent(&client.get_authoritative(repository, &name, &none, &activity));
-        sent(&client.get(repository, &reference, &none, &activity));
-        sent(&client.get_cached(repository, manifest.digest, &none, &activity));
-        sent(&client.copy(repository, manifest, repository, &none, &none, &activity));
-        sent(&client.put_tag(repository, &name, manifest, &none, || true, &activity));
-        sent(&client.may_push(repository, &none, &activity));
+        sent(&client.get_authoritative(repository, &name, &none, &progress));
+        sent(&client.get(repository, &reference, &none, &progress));
+        sent(&client.get_cached(repository, manifest.digest, &none, &progress));
+        sent(&client.copy(repository, manifest, repository, &none, &none, &progress));
+        sent(&client.put_tag(repository, &name, manifest, &none, || true, &progress));
+        sent(&client.may_push(repository, &none, &progress));
     }
     let _ = check;
 }
@@ -1097,12 +1097,12 @@ fn every_future_can_be_spawned() {
 async fn where_everybody_may_push_the_first_upload_session_stands_for_the_ping() {
     let host = open().await;
     let client = client(&[&host]);
-    let (target, activity) = (repository(&host, "team/a"), Activity::default());
+    let (target, progress) = (repository(&host, "team/a"), Progress::default());
     for _ in 0..3 {
-        client.may_push(&target, &QUIET(), &activity).await.unwrap();
+        client.may_push(&target, &QUIET(), &progress).await.unwrap();
     }
     let found = client
-        .get_authoritative(&target, &tag("x"), &QUIET(), &activity)
+        .get_authoritative(&target, &tag("x"), &QUIET(), &progress)
         .await;
     assert!(found.unwrap().is_none());
     host.wait_for(&upload("DELETE"), 1, true).await;

@@ -17,7 +17,7 @@ use crate::machine::{
     Class, Copying, Expiry, Fault, Forecast, Held, Image, ImageSpec, Mode, Outcome, Reason,
     Referrers, Step,
 };
-use crate::registry::{Activity, Manifest, RegistryClient};
+use crate::registry::{Manifest, Progress, RegistryClient};
 use crate::store::Access;
 
 /// What promoting an image would do now, found as `mode: Plan` finds it; or why it would fail.
@@ -28,7 +28,7 @@ pub async fn forecast(
     registry: &RegistryClient,
     access: &Access,
     spec: &ImageSpec,
-    activity: &Arc<Activity>,
+    progress: &Arc<Progress>,
 ) -> Result<Forecast, Fault> {
     let tools = Tools {
         registry: registry.clone(),
@@ -45,7 +45,7 @@ pub async fn forecast(
         step: Step::Resolve,
         again: false,
         cancel: CancellationToken::new(),
-        activity: Arc::clone(activity),
+        progress: Arc::clone(progress),
         read: Mutex::default(),
     };
     match Box::pin(operation.run()).await {
@@ -92,7 +92,7 @@ impl Operation {
             self.repository(),
             &pull,
             &push,
-            &self.activity,
+            &self.progress,
         );
         // Boxed: every operation is as large as its largest step, and plans are few.
         let copying = self.read(Box::pin(survey)).await?;
@@ -118,7 +118,7 @@ impl Operation {
             return Ok(expiring);
         };
         let reference = Reference::Digest(on);
-        let fetch = registry.get(self.repository(), &reference, &push, &self.activity);
+        let fetch = registry.get(self.repository(), &reference, &push, &self.progress);
         if let Some(displaced) = self.read(fetch).await? {
             let labels = self.labels(self.repository(), &displaced, &push, false);
             let after = labels.await?.expires_after;
@@ -145,7 +145,7 @@ impl Operation {
         let fetch =
             self.tools
                 .registry
-                .get(self.repository(), &reference, &credential, &self.activity);
+                .get(self.repository(), &reference, &credential, &self.progress);
         Ok(self.read(fetch).await?.map(|manifest| manifest.digest))
     }
 }

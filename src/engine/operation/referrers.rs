@@ -135,7 +135,7 @@ impl Operation {
         // An answer that says so without a registry's words is believed where another, later, says the same.
         let mut unsure = required && !unlisted;
         loop {
-            let listed = registry.referrers(from, subject, &pull, false, required, &self.activity);
+            let listed = registry.referrers(from, subject, &pull, false, required, &self.progress);
             match self.read(listed).await? {
                 Listing::Of(listed) => return Ok((listed, true)),
                 Listing::None if unsure => unsure = false,
@@ -165,7 +165,7 @@ impl Operation {
         let (from, pull) = (&self.spec.source.repository, self.pull()?);
         let reference = Reference::Digest(referrer.digest);
         let registry = &self.tools.registry;
-        let fetch = registry.get(from, &reference, &pull, &self.activity);
+        let fetch = registry.get(from, &reference, &pull, &self.progress);
         let manifest = self.read(fetch).await?;
         let refers = manifest.is_none_or(|manifest| manifest.refers_to(subject));
         Ok(refers.then_some(referrer))
@@ -183,7 +183,7 @@ impl Operation {
         let reference = Reference::Tag(tag.clone());
         loop {
             let registry = &self.tools.registry;
-            let fetch = registry.get(from, &reference, &pull, &self.activity);
+            let fetch = registry.get(from, &reference, &pull, &self.progress);
             let found = self.read(fetch).await?;
             if self.believes(from, &tag, found.as_ref()) {
                 return Ok(found.map(|manifest| (tag, manifest)));
@@ -198,7 +198,7 @@ impl Operation {
         let registry = &self.tools.registry;
         registry.forget_manifest(from, source, &pull);
         let reference = Reference::Digest(source);
-        let fetch = registry.get(from, &reference, &pull, &self.activity);
+        let fetch = registry.get(from, &reference, &pull, &self.progress);
         match self.read(fetch).await? {
             Some(_) => Ok(()),
             None => Err(failed(format!(
@@ -250,7 +250,7 @@ impl Operation {
         let (to, push) = (self.repository(), self.push()?);
         let registry = &self.tools.registry;
         let anew = self.referrers == Referrers::Require;
-        let listed = registry.referrers(to, subject, &push, true, anew, &self.activity);
+        let listed = registry.referrers(to, subject, &push, true, anew, &self.progress);
         let (listed, lists) = match self.read(listed).await? {
             Listing::Of(listed) => (listed, true),
             Listing::Unsupported | Listing::None => {
@@ -278,7 +278,7 @@ impl Operation {
         let (pull, push) = (self.pull()?, self.push()?);
         let registry = &self.tools.registry;
         let manifest = self.referrer(referrer.digest).await?;
-        let copy = registry.copy_referrer(from, manifest, to, &pull, &push, &self.activity);
+        let copy = registry.copy_referrer(from, manifest, to, &pull, &push, &self.progress);
         let noted = self.read(copy).await?;
         Ok((!noted).then_some(referrer))
     }
@@ -288,7 +288,7 @@ impl Operation {
         let (from, pull) = (&self.spec.source.repository, self.pull()?);
         let reference = Reference::Digest(digest);
         let registry = &self.tools.registry;
-        let fetch = registry.get(from, &reference, &pull, &self.activity);
+        let fetch = registry.get(from, &reference, &pull, &self.progress);
         self.read(fetch).await?.ok_or_else(|| {
             failed(format!(
                 "{from}@{digest} is listed as a referrer and is not there"
@@ -318,7 +318,7 @@ impl Operation {
         }
         let registry = &self.tools.registry;
         let manifest = self.referrer(digest).await?;
-        let copy = registry.copy(from, manifest, to, &pull, &push, &self.activity);
+        let copy = registry.copy(from, manifest, to, &pull, &push, &self.progress);
         self.read(copy).await?;
         let manifest = self.referrer(digest).await?;
         // Copying may take long: the look and the PUT follow each other directly.

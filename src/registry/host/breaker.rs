@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use super::budget::lock;
-use super::progress::{Activity, WaitGuard, Waiting};
+use super::progress::{Progress, WaitGuard, Waiting};
 use crate::machine::Reason;
 use crate::registry::error::Error;
 
@@ -177,7 +177,7 @@ impl Breaker {
     pub(crate) async fn pass(
         self: &Arc<Self>,
         deadline: Option<Instant>,
-        activity: &Activity,
+        progress: &Progress,
     ) -> Result<Ticket, Error> {
         let mut shown: Option<(Waiting, WaitGuard)> = None;
         loop {
@@ -225,7 +225,7 @@ impl Breaker {
             }
             // What is shown already stands: an observer hears of changes only.
             if shown.as_ref().is_none_or(|(known, _)| *known != waiting) {
-                let guard = activity.wait(waiting.clone());
+                let guard = progress.wait(waiting.clone());
                 shown = Some((waiting, guard));
             }
             tokio::select! {

@@ -23,7 +23,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::breaker::{Bad, Breaker, Ticket};
-use super::progress::{Activity, Waiting};
+use super::progress::{Progress, Waiting};
 use super::queue::{Permit, Queue, Want};
 use crate::machine::Reason;
 use crate::metrics::{self, Metrics, RegistryState, Scrape};
@@ -120,22 +120,22 @@ struct Gate {
 /// Who asks.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Caller<'a> {
-    pub(crate) activity: &'a Activity,
+    pub(crate) progress: &'a Progress,
     credential: CredentialKey,
 }
 
 impl<'a> Caller<'a> {
-    pub(crate) fn new(activity: &'a Activity, credential: &Credential) -> Self {
+    pub(crate) fn new(progress: &'a Progress, credential: &Credential) -> Self {
         Self {
-            activity,
+            progress,
             credential: credential.key(),
         }
     }
 
     fn want(&self, places: usize, turn: Option<Lane>, prompt: bool) -> Want {
         Want {
-            namespace: self.activity.namespace(),
-            party: self.activity.party(),
+            namespace: self.progress.namespace(),
+            party: self.progress.party(),
             places,
             turn,
             prompt,
@@ -271,16 +271,16 @@ impl Host {
         deadline: Option<Instant>,
         caller: Caller<'_>,
     ) -> Result<Admission, Error> {
-        let activity = caller.activity;
+        let progress = caller.progress;
         // The credential's first: whoever probes for all must not wait for what is its own.
         let own = self.gate(caller.credential);
-        let own = own.all.pass(deadline, activity).await?;
+        let own = own.all.pass(deadline, progress).await?;
         let writes = if write {
-            Some(self.writes.pass(deadline, activity).await?)
+            Some(self.writes.pass(deadline, progress).await?)
         } else {
             None
         };
-        let all = self.all.pass(deadline, activity).await?;
+        let all = self.all.pass(deadline, progress).await?;
         Ok(Admission { own, all, writes })
     }
 
@@ -349,7 +349,7 @@ impl Host {
 
     /// Whether a credential of another namespace has met a limit of late; that this one has is remembered.
     fn others_are_limited(&self, caller: Caller<'_>) -> bool {
-        let (now, namespace) = (Instant::now(), caller.activity.namespace());
+        let (now, namespace) = (Instant::now(), caller.progress.namespace());
         let mut limited = lock(&self.limited);
         limited.retain(|(_, key, at)| *at + TOGETHER > now && *key != caller.credential);
         let others = limited.iter().any(|(other, ..)| *other != namespace);
@@ -444,7 +444,7 @@ impl Hosts {
             let mut places = StreamPlaces(Vec::with_capacity(queues.len()));
             for (queue, ends, name) in &queues {
                 let want = pusher.want(*ends, None, false);
-                let permit = queue.enter_stream(want, name, pusher.activity);
+                let permit = queue.enter_stream(want, name, pusher.progress);
                 let permit = if places.0.is_empty() {
                     permit.await
                 } else {
@@ -497,13 +497,13 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn caller(activity: &Activity) -> Caller<'_> {
-        Caller::new(activity, &Credential::anonymous())
+    fn caller(progress: &Progress) -> Caller<'_> {
+        Caller::new(progress, &Credential::anonymous())
     }
 
-    async fn places(from: &Arc<Host>, to: &Arc<Host>, activity: &Activity) -> StreamPlaces {
+    async fn places(from: &Arc<Host>, to: &Arc<Host>, progress: &Progress) -> StreamPlaces {
         let hosts = Hosts::new(limits(), Metrics::default(), HashSet::new());
-        let caller = caller(activity);
+        let caller = caller(progress);
         hosts.stream_places((from, caller), (to, caller)).await
     }
 
@@ -519,16 +519,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn after_a_rest_one_request_probes_and_the_others_wait_for_its_answer() {
         let host = Arc::new(Host::new("h", limits()));
-        let activity = Activity::default();
-        let first = host.admit(false, None, caller(&activity)).await.unwrap();
+        let progress = Progress::default();
+        let first = host.admit(false, None, caller(&progress)).await.unwrap();
         first.unwell("h answered 503".into(), None, true);
         let start = Instant::now();
-        let probe = host.admit(false, None, caller(&activity)).await.unwrap();
+        let probe = host.admit(false, None, caller(&progress)).await.unwrap();
         assert_eq!(start.elapsed(), Duration::from_secs(1));
         let other = tokio::spawn({
-            let (host, activity) = (Arc::clone(&host), activity.clone());
+            let (host, progress) = (Arc::clone(&host), progress.clone());
             async move {
-                host.admit(false, None, caller(&activity))
+                host.admit(false, None, caller(&progress))
                     .await
                     .map(|_| Instant::now())
             }
@@ -536,44 +536,44 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert!(!other.is_finished());
         assert_eq!(
-            activity.waiting().unwrap().reason,
+            progress.waiting().unwrap().reason,
             Reason::RegistryUnavailable
         );
-        host.serves(Lane::Manifests, caller(&activity), probe);
+        host.serves(Lane::Manifests, caller(&progress), probe);
         assert_eq!(
             other.await.unwrap().unwrap() - start,
             Duration::from_millis(1300)
         );
-        assert_eq!(activity.waiting(), None);
+        assert_eq!(progress.waiting(), None);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_probe_that_is_dropped_leaves_its_turn_to_the_next() {
         let host = Host::new("h", limits());
-        let activity = Activity::default();
-        let first = host.admit(false, None, caller(&activity)).await.unwrap();
+        let progress = Progress::default();
+        let first = host.admit(false, None, caller(&progress)).await.unwrap();
         first.unwell("x".into(), None, true);
-        drop(host.admit(false, None, caller(&activity)).await.unwrap());
+        drop(host.admit(false, None, caller(&progress)).await.unwrap());
         let start = Instant::now();
-        assert!(host.admit(false, None, caller(&activity)).await.is_ok());
+        assert!(host.admit(false, None, caller(&progress)).await.is_ok());
         assert!(start.elapsed().is_zero());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_read_only_host_is_read_all_the_same() {
         let host = Host::new("h", limits());
-        let activity = Activity::default();
-        let write = host.admit(true, None, caller(&activity)).await.unwrap();
+        let progress = Progress::default();
+        let write = host.admit(true, None, caller(&progress)).await.unwrap();
         host.read_only(write);
         let start = Instant::now();
-        assert!(host.admit(false, None, caller(&activity)).await.is_ok());
+        assert!(host.admit(false, None, caller(&progress)).await.is_ok());
         assert!(start.elapsed().is_zero());
         let error = host
-            .admit(true, Some(start), caller(&activity))
+            .admit(true, Some(start), caller(&progress))
             .await
             .unwrap_err();
         assert_eq!(error.reason, Reason::RegistryReadOnly);
-        assert!(host.admit(true, None, caller(&activity)).await.is_ok());
+        assert!(host.admit(true, None, caller(&progress)).await.is_ok());
         assert_eq!(start.elapsed(), Duration::from_secs(1));
     }
 
@@ -593,8 +593,8 @@ mod tests {
                     2 => (&a, &a),
                     _ => (&b, &b),
                 };
-                let activity = Activity::default();
-                let _places = places(from, to, &activity).await;
+                let progress = Progress::default();
+                let _places = places(from, to, &progress).await;
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }));
         }
@@ -612,10 +612,10 @@ mod tests {
             Arc::new(Host::new("a", limits())),
             Arc::new(Host::new("b", limits())),
         );
-        let activity = Activity::default();
+        let progress = Progress::default();
         let mut held = Vec::new();
         while let Ok(places) =
-            tokio::time::timeout(Duration::from_secs(1), places(&a, &b, &activity)).await
+            tokio::time::timeout(Duration::from_secs(1), places(&a, &b, &progress)).await
         {
             held.push(places);
         }
@@ -626,7 +626,7 @@ mod tests {
             prompt: false,
         };
         assert!(
-            tokio::time::timeout(Duration::from_secs(1), b.enter(entry, caller(&activity)))
+            tokio::time::timeout(Duration::from_secs(1), b.enter(entry, caller(&progress)))
                 .await
                 .is_ok()
         );
@@ -636,7 +636,7 @@ mod tests {
     async fn a_limit_that_one_credential_meets_rests_that_credential_alone() {
         let host = Arc::new(Host::new("h", limits()));
         let key = |name: &str| Credential::new(name.into(), "x".into(), "", "");
-        let (evil, good) = (Activity::of("evil", "1"), Activity::of("good", "1"));
+        let (evil, good) = (Progress::of("evil", "1"), Progress::of("good", "1"));
         let entry = Entry {
             lane: Lane::Manifests,
             placed: false,

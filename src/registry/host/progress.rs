@@ -23,7 +23,7 @@ pub(crate) const SHOWN_AFTER: Duration = Duration::from_secs(1);
 
 /// The progress of one operation, shared between it and its observer.
 #[derive(Debug, Default, Clone)]
-pub struct Activity(Arc<Shared>);
+pub struct Progress(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -50,7 +50,7 @@ pub struct Waiting {
     pub until: Instant,
 }
 
-impl Activity {
+impl Progress {
     /// Of an operation of this promotion request: all of one share what a host gives to each, and all of one namespace what it gives
     /// to each namespace.
     #[must_use]
@@ -142,7 +142,7 @@ impl Activity {
             .cloned()
     }
 
-    /// Resolves when [`Activity::waiting`] has changed since the last call resolved. For one observer.
+    /// Resolves when [`Progress::waiting`] has changed since the last call resolved. For one observer.
     pub async fn changed(&self) {
         self.0.changed.notified().await;
     }
@@ -202,22 +202,22 @@ mod tests {
 
     #[tokio::test]
     async fn the_longest_wait_is_shown_and_every_end_is_told() {
-        let activity = Activity::default();
+        let progress = Progress::default();
         let now = Instant::now();
         let wait = |secs, message: &str| Waiting {
             reason: Reason::RateLimited,
             message: message.into(),
             until: now + Duration::from_secs(secs),
         };
-        let short = activity.wait(wait(1, "short"));
-        let long = activity.wait(wait(9, "long"));
-        activity.changed().await;
-        assert_eq!(activity.waiting().unwrap().message, "long");
+        let short = progress.wait(wait(1, "short"));
+        let long = progress.wait(wait(9, "long"));
+        progress.changed().await;
+        assert_eq!(progress.waiting().unwrap().message, "long");
         drop(long);
-        activity.changed().await;
-        assert_eq!(activity.waiting().unwrap().message, "short");
+        progress.changed().await;
+        assert_eq!(progress.waiting().unwrap().message, "short");
         drop(short);
-        activity.changed().await;
-        assert_eq!(activity.waiting(), None);
+        progress.changed().await;
+        assert_eq!(progress.waiting(), None);
     }
 }

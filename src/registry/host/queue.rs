@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::budget::{Lane, Limits, lock};
-use super::progress::{Activity, NOBODY, SHOWN_AFTER, Waiting};
+use super::progress::{NOBODY, Progress, SHOWN_AFTER, Waiting};
 use super::token_bucket::Pace;
 use crate::machine::Reason;
 
@@ -96,7 +96,7 @@ struct Holder {
     number: u64,
     want: Want,
     since: Instant,
-    activity: Activity,
+    progress: Progress,
     /// What its operation had written then.
     before: u64,
     wanted: CancellationToken,
@@ -125,7 +125,7 @@ struct Ticket {
     want: Want,
     owner: oneshot::Sender<Permit>,
     /// Of a stream.
-    activity: Option<Activity>,
+    progress: Option<Progress>,
 }
 
 /// Tickets that wait for the same things.
@@ -234,10 +234,10 @@ impl Queue {
         self: &Arc<Self>,
         want: Want,
         name: &str,
-        activity: &Activity,
+        progress: &Progress,
     ) -> Permit {
         let (owner, mut granted) = oneshot::channel();
-        self.with(|state| state.join(want, owner, Some(activity.clone())));
+        self.with(|state| state.join(want, owner, Some(progress.clone())));
         let mut shown = None;
         loop {
             tokio::select! {
@@ -251,7 +251,7 @@ impl Queue {
                 state.streams_max()
             };
             shown.get_or_insert_with(|| {
-                activity.wait(Waiting {
+                progress.wait(Waiting {
                     reason: Reason::Queued,
                     message: format!(
                         "waits for one of the {places} places for blobs at {name}, which other images have"
@@ -311,13 +311,13 @@ impl Queue {
                 number: ticket.number,
                 wanted: CancellationToken::new(),
             };
-            if let Some(activity) = ticket.activity {
+            if let Some(progress) = ticket.progress {
                 state.holders.push(Holder {
                     number: ticket.number,
                     want: ticket.want,
                     since: now,
-                    before: activity.bytes(),
-                    activity,
+                    before: progress.bytes(),
+                    progress,
                     wanted: permit.wanted.clone(),
                 });
             }
@@ -397,13 +397,13 @@ impl Drop for Permit {
 // === impl State ===
 
 impl State {
-    fn join(&mut self, want: Want, owner: oneshot::Sender<Permit>, activity: Option<Activity>) {
+    fn join(&mut self, want: Want, owner: oneshot::Sender<Permit>, progress: Option<Progress>) {
         self.tickets += 1;
         let ticket = Ticket {
             number: self.tickets,
             want,
             owner,
-            activity,
+            progress,
         };
         let class = Class::of(&want).index();
         self.waiting[class] += 1;
@@ -639,7 +639,7 @@ impl State {
             .iter()
             .filter(|holder| holder.since + WAY <= now);
         let slowest = old.filter(over).min_by_key(|holder| {
-            let brought = holder.activity.bytes().saturating_sub(holder.before);
+            let brought = holder.progress.bytes().saturating_sub(holder.before);
             brought * 1000
                 / u64::try_from((now - holder.since).as_millis())
                     .unwrap_or(u64::MAX)

@@ -20,7 +20,7 @@ use crate::registry::auth::credential::Credential;
 use crate::registry::endpoint::Endpoint;
 use crate::registry::error::Error;
 use crate::registry::host::budget::Lane;
-use crate::registry::host::progress::Activity;
+use crate::registry::host::progress::Progress;
 use crate::registry::wire::send::{Ask, Content, Failure};
 use crate::registry::{Brought, Present, RegistryClient};
 
@@ -33,7 +33,7 @@ pub(crate) struct Job<'a> {
     pub(crate) to_at: Endpoint,
     pub(crate) pull: &'a Credential,
     pub(crate) push: &'a Credential,
-    pub(crate) activity: &'a Activity,
+    pub(crate) progress: &'a Progress,
     /// Whether the target is written to, or only looked at.
     pub(crate) writes: bool,
     /// Whether mounting is still worth a try.
@@ -123,7 +123,7 @@ impl RegistryClient {
         let what = named(job.to, blob.digest);
         let access = job.target();
         let url = blob_url(&access, blob.digest);
-        let ask = self.blob_ask(Method::HEAD, url, &what, &access, job.activity);
+        let ask = self.blob_ask(Method::HEAD, url, &what, &access, job.progress);
         self.is_there(ask).await
     }
 
@@ -136,7 +136,7 @@ impl RegistryClient {
         // Some token endpoints refuse altogether where one scope is denied: then without mounting, which tells what is wrong.
         match self
             .transport()
-            .authorise(&access, None, job.activity)
+            .authorise(&access, None, job.progress)
             .await
         {
             Ok(grant) if grant.may_pull(job.from) => {}
@@ -148,7 +148,7 @@ impl RegistryClient {
             url.query_pairs_mut()
                 .append_pair("mount", &blob.digest.to_string())
                 .append_pair("from", job.from.path());
-            let mut ask = self.blob_ask(Method::POST, url, &what, &access, job.activity);
+            let mut ask = self.blob_ask(Method::POST, url, &what, &access, job.progress);
             let reply = match self.transport().send(&mut ask).await {
                 Ok(reply) => reply,
                 Err(Failure::Unsettled(_)) if self.has_blob(job, blob).await? => {
@@ -178,7 +178,7 @@ impl RegistryClient {
         url: Url,
         what: &'a str,
         access: &'a Access<'a>,
-        activity: &'a Activity,
+        progress: &'a Progress,
     ) -> Ask<'a> {
         Ask {
             method,
@@ -192,7 +192,7 @@ impl RegistryClient {
             patience: None,
             prompt: false,
             placed: false,
-            activity,
+            progress,
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::machine::Reason;
 use crate::registry::auth::access::Access;
 use crate::registry::auth::credential::Credential;
 use crate::registry::error::Error;
-use crate::registry::host::progress::Activity;
+use crate::registry::host::progress::Progress;
 use crate::registry::host::reserve::apart;
 use crate::registry::{Brought, Present, RegistryClient};
 
@@ -127,11 +127,11 @@ impl RegistryClient {
         to: &Repository,
         pull: &Credential,
         push: &Credential,
-        activity: &Activity,
+        progress: &Progress,
     ) -> Result<(), Error> {
-        let job = self.job(from, to, pull, push, activity)?;
+        let job = self.job(from, to, pull, push, progress)?;
         let top = manifest.borrow();
-        if from == to && !self.takes_sparse(&job.target(), top, activity).await? {
+        if from == to && !self.takes_sparse(&job.target(), top, progress).await? {
             return self.check_depth(top, to, push);
         }
         let plan = self.plan(&job, top).await?;
@@ -164,7 +164,7 @@ impl RegistryClient {
         to: &'a Repository,
         pull: &'a Credential,
         push: &'a Credential,
-        activity: &'a Activity,
+        progress: &'a Progress,
     ) -> Result<Job<'a>, Error> {
         Ok(Job {
             from,
@@ -173,7 +173,7 @@ impl RegistryClient {
             to_at: self.endpoint(to)?,
             pull,
             push,
-            activity,
+            progress,
             mounts: AtomicBool::new(from.host() == to.host()),
             writes: true,
             configs: Mutex::default(),
@@ -245,7 +245,7 @@ impl RegistryClient {
     async fn wanted(&self, job: &Job<'_>, digest: Digest) -> Result<Option<Manifest>, Error> {
         if !job.writes
             && self
-                .has_manifest(&job.target(), digest, job.activity)
+                .has_manifest(&job.target(), digest, job.progress)
                 .await?
         {
             return Ok(None);
@@ -257,7 +257,7 @@ impl RegistryClient {
     async fn child(&self, job: &Job<'_>, digest: Digest) -> Result<Manifest, Error> {
         let reference = Reference::Digest(digest);
         let child = self
-            .get(job.from, &reference, job.pull, job.activity)
+            .get(job.from, &reference, job.pull, job.progress)
             .await?;
         child.ok_or_else(|| {
             let message = format!(
@@ -290,7 +290,7 @@ impl RegistryClient {
         let (mut repeats, mut missed) = (0, 0);
         loop {
             let (put, noted) = self
-                .put(&target, &reference, manifest, bounds, || true, job.activity)
+                .put(&target, &reference, manifest, bounds, || true, job.progress)
                 .await;
             let error = match put {
                 Put::Written => return Ok(noted),
@@ -307,7 +307,7 @@ impl RegistryClient {
                 Put::Unknown(error) => error,
             };
             // A read waits until the host is well again. That it finds the manifest says nothing: a cache may have answered.
-            self.has_manifest(&target, manifest.digest, job.activity)
+            self.has_manifest(&target, manifest.digest, job.progress)
                 .await?;
             repeats += 1;
             if repeats > REPEATS_MAX {

@@ -24,7 +24,7 @@ use crate::registry::auth::access::Access;
 use crate::registry::auth::credential::Credential;
 use crate::registry::endpoint::Endpoint;
 use crate::registry::error::Error;
-use crate::registry::host::progress::Activity;
+use crate::registry::host::progress::Progress;
 use crate::registry::wire::send::Failure;
 
 /// How often a download goes on within one upload.
@@ -53,7 +53,7 @@ pub(crate) struct Download {
     pub(crate) hash: Sha256,
     pub(crate) resumes: u32,
     pub(crate) flow: Flow,
-    pub(crate) activity: Activity,
+    pub(crate) progress: Progress,
     pub(crate) meter: Arc<Meter>,
     /// A config is kept, to read its labels.
     pub(crate) capture: Option<Capture>,
@@ -185,7 +185,7 @@ impl Download {
             }
         }
         self.meter.bytes.fetch_add(length, Ordering::Relaxed);
-        self.activity.wrote(length);
+        self.progress.wrote(length);
         self.registry.metrics().copied(&self.counted, length);
         Ok(Some(chunk))
     }
@@ -206,7 +206,7 @@ impl Download {
             )));
         }
         tokio::time::sleep(Duration::from_millis(50) * self.resumes * self.resumes).await;
-        let (registry, activity) = (self.registry.clone(), self.activity.clone());
+        let (registry, progress) = (self.registry.clone(), self.progress.clone());
         let response = registry
             .open(
                 &self.from,
@@ -214,7 +214,7 @@ impl Download {
                 &self.pull,
                 self.blob,
                 self.offset,
-                &activity,
+                &progress,
             )
             .await?;
         self.skip = match response.status() {
@@ -245,12 +245,12 @@ impl RegistryClient {
         pull: &Credential,
         blob: Blob,
         offset: u64,
-        activity: &Activity,
+        progress: &Progress,
     ) -> Result<Response, Failure> {
         let what = named(from, blob.digest);
         let access = Access::new(at, pull, from, false);
         let url = blob_url(&access, blob.digest);
-        let mut ask = self.blob_ask(Method::GET, url, &what, &access, activity);
+        let mut ask = self.blob_ask(Method::GET, url, &what, &access, progress);
         ask.placed = true;
         // Nothing is lost yet by giving the places back at once.
         ask.patience = Some(Duration::ZERO);

@@ -17,7 +17,7 @@ use crate::registry::RegistryClient;
 use crate::registry::auth::access::Access;
 use crate::registry::auth::credential::Credential;
 use crate::registry::error::Error;
-use crate::registry::host::progress::Activity;
+use crate::registry::host::progress::Progress;
 use crate::registry::wire::send::Failure;
 
 /// Where a blob is found.
@@ -43,7 +43,7 @@ impl RegistryClient {
         to: &Repository,
         pull: &Credential,
         push: &Credential,
-        activity: &Activity,
+        progress: &Progress,
     ) -> Result<Copying, Error> {
         let mut copying = Copying::default();
         if from == to {
@@ -53,7 +53,7 @@ impl RegistryClient {
         }
         let job = Job {
             writes: false,
-            ..self.job(from, to, pull, push, activity)?
+            ..self.job(from, to, pull, push, progress)?
         };
         let plan = self.plan(&job, manifest.borrow()).await?;
         drop(manifest);
@@ -86,11 +86,11 @@ impl RegistryClient {
         &self,
         repository: &Repository,
         credential: &Credential,
-        activity: &Activity,
+        progress: &Progress,
     ) -> Result<bool, Error> {
         let endpoint = self.endpoint(repository)?;
         let access = Access::new(&endpoint, credential, repository, true);
-        let grant = self.transport().authorise(&access, None, activity);
+        let grant = self.transport().authorise(&access, None, progress);
         let grant = grant.await.map_err(Failure::into_error)?;
         Ok(grant.tells_rights())
     }
@@ -103,7 +103,7 @@ impl RegistryClient {
         let access = Access::new(&job.from_at, job.push, job.from, false);
         match self
             .transport()
-            .authorise(&access, None, job.activity)
+            .authorise(&access, None, job.progress)
             .await
         {
             Ok(grant) => Ok(grant.may_pull(job.from)),
@@ -124,7 +124,7 @@ impl RegistryClient {
         let what = named(job.from, blob.digest);
         let access = job.source();
         let url = blob_url(&access, blob.digest);
-        let ask = self.blob_ask(reqwest::Method::HEAD, url, &what, &access, job.activity);
+        let ask = self.blob_ask(reqwest::Method::HEAD, url, &what, &access, job.progress);
         if self.is_there(ask).await? {
             return Ok(Place::Elsewhere);
         }

@@ -26,7 +26,7 @@ use crate::registry::auth::access::{Access, Challenge};
 use crate::registry::auth::credential::Credential;
 use crate::registry::endpoint::Endpoint;
 use crate::registry::error::{Error, one_line};
-use crate::registry::host::progress::Activity;
+use crate::registry::host::progress::Progress;
 use crate::registry::wire::send::Failure;
 use crate::registry::{Present, RegistryClient};
 
@@ -68,7 +68,7 @@ struct Reading<'a> {
     endpoint: Endpoint,
     repository: &'a Repository,
     credential: &'a Credential,
-    activity: &'a Activity,
+    progress: &'a Progress,
     push: bool,
 }
 
@@ -193,7 +193,7 @@ impl RegistryClient {
         manifest: &Manifest,
         credential: &Credential,
         push: bool,
-        activity: &Activity,
+        progress: &Progress,
     ) -> TagLabels {
         let acts = self.endpoint(target).is_ok_and(|at| {
             let access = Access::new(&at, credential, target, push);
@@ -206,7 +206,7 @@ impl RegistryClient {
             endpoint,
             repository: held,
             credential,
-            activity,
+            progress,
             push,
         };
         let labels = self.read_labels(&reading, manifest, 0);
@@ -248,7 +248,7 @@ impl RegistryClient {
             for digest in manifest.parts("an index")?.children {
                 let reference = Reference::Digest(digest);
                 let (repository, credential) = (reading.repository, reading.credential);
-                let child = self.get(repository, &reference, credential, reading.activity);
+                let child = self.get(repository, &reference, credential, reading.progress);
                 let written = match child.await? {
                     Some(child) => self.read_labels(reading, &child, depth + 1).await?,
                     None => Written::default(),
@@ -291,7 +291,7 @@ impl RegistryClient {
         if let Some(known) = self.0.labels.get(&key) {
             return Ok(annotated.or(known));
         }
-        let bytes = self.read_config(&access, config, reading.activity).await?;
+        let bytes = self.read_config(&access, config, reading.progress).await?;
         let written = written_in(&bytes);
         self.0.labels.insert(key, written.clone());
         Ok(annotated.or(written))
@@ -301,7 +301,7 @@ impl RegistryClient {
         &self,
         access: &Access<'_>,
         config: Blob,
-        activity: &Activity,
+        progress: &Progress,
     ) -> Result<Bytes, Error> {
         let what = named(access.repository, config.digest);
         let too_large = || {
@@ -312,7 +312,7 @@ impl RegistryClient {
             return Err(too_large());
         }
         let url = blob_url(access, config.digest);
-        let mut ask = self.blob_ask(Method::GET, url, &what, access, activity);
+        let mut ask = self.blob_ask(Method::GET, url, &what, access, progress);
         ask.timeout = Some(PATIENCE);
         ask.patience = Some(Duration::ZERO);
         let reply = self

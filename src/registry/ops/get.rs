@@ -14,7 +14,7 @@ use crate::registry::auth::access::Access;
 use crate::registry::auth::credential::Credential;
 use crate::registry::error::Error;
 use crate::registry::host::budget::Lane;
-use crate::registry::host::progress::Activity;
+use crate::registry::host::progress::Progress;
 use crate::registry::host::reserve::apart;
 use crate::registry::wire::reply::ManifestBody;
 use crate::registry::wire::send::{Ask, Content, Failure};
@@ -50,10 +50,10 @@ impl RegistryClient {
         repository: &Repository,
         tag: &Tag,
         credential: &Credential,
-        activity: &Activity,
+        progress: &Progress,
     ) -> Result<Option<Manifest>, Error> {
         let reference = Reference::Tag(tag.clone());
-        self.read(repository, &reference, credential, true, activity)
+        self.read(repository, &reference, credential, true, progress)
             .await
     }
 
@@ -67,12 +67,12 @@ impl RegistryClient {
         repository: &Repository,
         reference: &Reference,
         credential: &Credential,
-        activity: &Activity,
+        progress: &Progress,
     ) -> Result<Option<Manifest>, Error> {
         if let Some(manifest) = self.cached(repository, reference, credential) {
             return Ok(Some(manifest));
         }
-        self.read(repository, reference, credential, false, activity)
+        self.read(repository, reference, credential, false, progress)
             .await
     }
 
@@ -86,20 +86,20 @@ impl RegistryClient {
         repository: &Repository,
         digest: Digest,
         credential: &Credential,
-        activity: &Activity,
+        progress: &Progress,
     ) -> Result<Option<Manifest>, Error> {
         let reference = Reference::Digest(digest);
         let found = match self.cached(repository, &reference, credential) {
             Some(manifest) => Some(manifest),
             None => {
-                self.read(repository, &reference, credential, true, activity)
+                self.read(repository, &reference, credential, true, progress)
                     .await?
             }
         };
         let Some(manifest) = found else {
             return Ok(None);
         };
-        let whole = self.is_whole(repository, &manifest, credential, activity);
+        let whole = self.is_whole(repository, &manifest, credential, progress);
         Ok(whole.await?.then_some(manifest))
     }
 
@@ -149,12 +149,12 @@ impl RegistryClient {
         reference: &Reference,
         credential: &Credential,
         push: bool,
-        activity: &Activity,
+        progress: &Progress,
     ) -> Result<Option<Manifest>, Error> {
         let what = named(repository, reference);
         let endpoint = self.endpoint(repository)?;
         let access = Access::new(&endpoint, credential, repository, push);
-        let mut ask = self.manifest_ask(Method::GET, &what, reference, &access, activity);
+        let mut ask = self.manifest_ask(Method::GET, &what, reference, &access, progress);
         let (mut cuts, mut hold) = (1, None);
         loop {
             let got = match self
@@ -170,7 +170,7 @@ impl RegistryClient {
             match got {
                 Got::Absent => return Ok(None),
                 // Nothing of it was read: whoever waits for memory holds no place meanwhile.
-                Got::Large => hold = Some(activity.hold(&self.0.reserve).await?),
+                Got::Large => hold = Some(progress.hold(&self.0.reserve).await?),
                 Got::Manifest(mut manifest) => {
                     self.remember(repository, &manifest, credential);
                     manifest.hold = hold.filter(|_| manifest.is_large());
@@ -232,11 +232,11 @@ impl RegistryClient {
         &self,
         access: &Access<'_>,
         digest: Digest,
-        activity: &Activity,
+        progress: &Progress,
     ) -> Result<bool, Error> {
         let reference = Reference::Digest(digest);
         let what = named(access.repository, &reference);
-        let ask = self.manifest_ask(Method::HEAD, &what, &reference, access, activity);
+        let ask = self.manifest_ask(Method::HEAD, &what, &reference, access, progress);
         self.is_there(ask).await
     }
 
@@ -261,7 +261,7 @@ impl RegistryClient {
         what: &'a str,
         reference: &Reference,
         access: &'a Access<'a>,
-        activity: &'a Activity,
+        progress: &'a Progress,
     ) -> Ask<'a> {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static(ACCEPTED));
@@ -280,7 +280,7 @@ impl RegistryClient {
             patience: None,
             prompt: false,
             placed: false,
-            activity,
+            progress,
         }
     }
 }

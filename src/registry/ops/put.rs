@@ -15,7 +15,7 @@ use crate::registry::RegistryClient;
 use crate::registry::auth::access::Access;
 use crate::registry::auth::credential::Credential;
 use crate::registry::error::Error;
-use crate::registry::host::progress::Activity;
+use crate::registry::host::progress::Progress;
 use crate::registry::wire::dialect::Meaning;
 use crate::registry::wire::reply::Reply;
 use crate::registry::wire::send::{Content, Failure};
@@ -62,7 +62,7 @@ impl RegistryClient {
         manifest: &Manifest,
         credential: &Credential,
         gate: impl Fn() -> bool + Send,
-        activity: &Activity,
+        progress: &Progress,
     ) -> Put {
         let endpoint = match self.endpoint(repository) {
             Ok(endpoint) => endpoint,
@@ -74,7 +74,7 @@ impl RegistryClient {
             patience: Some(MOMENT),
         };
         let reference = Reference::Tag(tag.clone());
-        self.put(&access, &reference, manifest, bounds, gate, activity)
+        self.put(&access, &reference, manifest, bounds, gate, progress)
             .await
             .0
     }
@@ -93,10 +93,10 @@ impl RegistryClient {
         manifest: &Manifest,
         bounds: Bounds,
         gate: impl Fn() -> bool + Send,
-        activity: &Activity,
+        progress: &Progress,
     ) -> (Put, bool) {
         let what = named(access.repository, reference);
-        let mut ask = self.manifest_ask(Method::PUT, &what, reference, access, activity);
+        let mut ask = self.manifest_ask(Method::PUT, &what, reference, access, progress);
         let Ok(media_type) = HeaderValue::from_str(&manifest.media_type) else {
             let message = format!("{what}: its media type is no header");
             let error = Error::terminal(Reason::UnsupportedManifest, message);

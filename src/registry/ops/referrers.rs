@@ -26,7 +26,7 @@ use crate::registry::auth::access::Access;
 use crate::registry::auth::credential::Credential;
 use crate::registry::endpoint::Endpoint;
 use crate::registry::error::{Answer, Error};
-use crate::registry::host::progress::Activity;
+use crate::registry::host::progress::Progress;
 use crate::registry::host::reserve::{Hold, SMALL_MAX};
 use crate::registry::wire::reply::{ManifestBody, Reply};
 use crate::registry::wire::send::Failure;
@@ -134,7 +134,7 @@ impl RegistryClient {
         credential: &Credential,
         push: bool,
         anew: bool,
-        activity: &Activity,
+        progress: &Progress,
     ) -> Result<Listing, Error> {
         let endpoint = self.endpoint(repository)?;
         let key = (credential.key(), repository.clone());
@@ -148,7 +148,7 @@ impl RegistryClient {
         let (mut found, mut hold): (Vec<Referrer>, Option<Hold>) = (Vec::new(), None);
         let mut page = 0;
         while page < PAGES_MAX {
-            let mut ask = self.manifest_ask(Method::GET, &what, &reference, &access, activity);
+            let mut ask = self.manifest_ask(Method::GET, &what, &reference, &access, progress);
             ask.url = url.clone();
             let reply = self
                 .transport()
@@ -179,7 +179,7 @@ impl RegistryClient {
                     return Ok(Listing::None);
                 }
                 ManifestBody::Large => {
-                    hold = Some(activity.hold(&self.0.reserve).await?);
+                    hold = Some(progress.hold(&self.0.reserve).await?);
                     continue;
                 }
                 ManifestBody::TooLarge => {
@@ -200,7 +200,7 @@ impl RegistryClient {
                 return Err(too_many(&what, "their list is larger than 4 MiB"));
             }
             if length > SMALL_MAX && hold.is_none() {
-                hold = Some(activity.hold(&self.0.reserve).await?);
+                hold = Some(progress.hold(&self.0.reserve).await?);
             }
             page += 1;
             let Some(next) = next else {
@@ -227,16 +227,16 @@ impl RegistryClient {
         to: &Repository,
         pull: &Credential,
         push: &Credential,
-        activity: &Activity,
+        progress: &Progress,
     ) -> Result<bool, Error> {
         let digest = manifest.digest;
         let kept = (!manifest.is_large()).then(|| manifest.clone());
-        self.copy(from, manifest, to, pull, push, activity).await?;
+        self.copy(from, manifest, to, pull, push, progress).await?;
         let manifest = match kept {
             Some(manifest) => manifest,
-            None => self.referrer(from, digest, pull, activity).await?,
+            None => self.referrer(from, digest, pull, progress).await?,
         };
-        let job = self.job(from, to, pull, push, activity)?;
+        let job = self.job(from, to, pull, push, progress)?;
         self.put_by_digest(&job, &manifest).await
     }
 
@@ -246,10 +246,10 @@ impl RegistryClient {
         from: &Repository,
         digest: Digest,
         pull: &Credential,
-        activity: &Activity,
+        progress: &Progress,
     ) -> Result<Manifest, Error> {
         let reference = Reference::Digest(digest);
-        let found = self.get(from, &reference, pull, activity).await?;
+        let found = self.get(from, &reference, pull, progress).await?;
         found.ok_or_else(|| {
             let what = named(from, &reference);
             let message = format!("{what}: it went away while it was copied");

@@ -11,7 +11,7 @@ use crate::registry::auth::access::Access;
 use crate::registry::auth::credential::Credential;
 use crate::registry::endpoint::address;
 use crate::registry::error::Error;
-use crate::registry::host::progress::Activity;
+use crate::registry::host::progress::Progress;
 use crate::registry::wire::send::Failure;
 
 impl RegistryClient {
@@ -21,16 +21,16 @@ impl RegistryClient {
         repository: &Repository,
         manifest: &Manifest,
         credential: &Credential,
-        activity: &Activity,
+        progress: &Progress,
     ) -> Result<bool, Error> {
         let endpoint = self.endpoint(repository)?;
         let access = Access::new(&endpoint, credential, repository, true);
-        if !self.takes_sparse(&access, manifest, activity).await? {
+        if !self.takes_sparse(&access, manifest, progress).await? {
             return Ok(true);
         }
         // Boxed: few indexes need it.
         let copy = self.copy(
-            repository, manifest, repository, credential, credential, activity,
+            repository, manifest, repository, credential, credential, progress,
         );
         let Err(error) = Box::pin(copy).await else {
             return Ok(true);
@@ -48,7 +48,7 @@ impl RegistryClient {
         &self,
         access: &Access<'_>,
         manifest: &Manifest,
-        activity: &Activity,
+        progress: &Progress,
     ) -> Result<bool, Error> {
         if !manifest.is_index() || !self.is_quay(access) {
             return Ok(false);
@@ -57,7 +57,7 @@ impl RegistryClient {
         if let Some(known) = self.0.sparse.get(&key) {
             return Ok(known);
         }
-        let sparse = self.transport().greets_sparse(access, activity).await;
+        let sparse = self.transport().greets_sparse(access, progress).await;
         let sparse = sparse.map_err(Failure::into_error)?;
         self.0.sparse.insert(key, sparse);
         Ok(sparse)

@@ -23,7 +23,7 @@ use crate::registry::auth::access::Access;
 use crate::registry::auth::credential::Credential;
 use crate::registry::error::Error;
 use crate::registry::host::budget::{Caller, StreamPlaces};
-use crate::registry::host::progress::Activity;
+use crate::registry::host::progress::Progress;
 use crate::registry::wire::authorize::First;
 use crate::registry::wire::dialect::Meaning;
 use crate::registry::wire::egress::{self, REDIRECTS_MAX};
@@ -57,8 +57,8 @@ impl RegistryClient {
         let transport = self.transport();
         let source = transport.host(&job.from_at.base);
         let target = transport.host(&job.to_at.base);
-        let puller = Caller::new(job.activity, job.pull);
-        let pusher = Caller::new(job.activity, job.push);
+        let puller = Caller::new(job.progress, job.pull);
+        let pusher = Caller::new(job.progress, job.push);
         let (mut restarts, mut unwell, served) = (0, 0, source.served());
         let mut restarts_in_a_row = 0;
         loop {
@@ -67,7 +67,7 @@ impl RegistryClient {
             // Tokens are had before places are taken: a token endpoint may be unwell for long.
             for access in [job.source(), job.target()] {
                 // What is refused to a guess, the requests themselves are told.
-                match transport.authorise(&access, None, job.activity).await {
+                match transport.authorise(&access, None, job.progress).await {
                     Ok(_) | Err(Failure::Refused(_)) => {}
                     Err(failure) => return Err(failure.into_error()),
                 }
@@ -96,7 +96,7 @@ impl RegistryClient {
             restarts_in_a_row += 1;
             unwell += u32::from(error.status().is_some_and(|status| status >= 500));
             let pause = transport.own_rest(restarts_in_a_row);
-            transport.pause(pause, &error, job.activity).await;
+            transport.pause(pause, &error, job.progress).await;
             if unwell >= UNWELL_MAX && source.served() > served {
                 let message = format!(
                     "{} (twenty times, while the host serves others)",
@@ -117,7 +117,7 @@ impl RegistryClient {
     ) -> Result<(), Failure> {
         let what = named(job.to, blob.digest);
         let access = job.target();
-        let open = self.open(job.from, &job.from_at, job.pull, blob, 0, job.activity);
+        let open = self.open(job.from, &job.from_at, job.pull, blob, 0, job.progress);
         let opened = tokio::select! {
             opened = open => opened,
             () = places.wanted() => Err(gives_way(&what)),
@@ -125,20 +125,20 @@ impl RegistryClient {
         let response = match (opened, &session) {
             (Ok(response), _) => response,
             (Err(failure), session) => {
-                self.cancel(session.as_ref(), &access, &what, job.activity)
+                self.cancel(session.as_ref(), &access, &what, job.progress)
                     .await;
                 return Err(failure);
             }
         };
         let location = match session {
             Some(location) => location,
-            None => self.begin(&access, &what, true, job.activity).await?,
+            None => self.begin(&access, &what, true, job.progress).await?,
         };
         let outcome = self
             .send_blob(job, blob, &what, &access, &location, response, places)
             .await;
         if outcome.is_err() {
-            self.cancel(Some(&location), &access, &what, job.activity)
+            self.cancel(Some(&location), &access, &what, job.progress)
                 .await;
         }
         outcome
@@ -167,7 +167,7 @@ impl RegistryClient {
                 return Ok(());
             };
             url = next;
-            let again = self.open(job.from, &job.from_at, job.pull, blob, 0, job.activity);
+            let again = self.open(job.from, &job.from_at, job.pull, blob, 0, job.progress);
             response = again.await?;
         }
         let message = format!("{what}: too many redirects");
@@ -189,7 +189,7 @@ impl RegistryClient {
         response: Response,
         places: &StreamPlaces,
     ) -> Result<Option<Url>, Failure> {
-        let mut ask = self.blob_ask(Method::PUT, location, what, access, job.activity);
+        let mut ask = self.blob_ask(Method::PUT, location, what, access, job.progress);
         ask.headers.insert(
             CONTENT_TYPE,
             HeaderValue::from_static("application/octet-stream"),
@@ -219,7 +219,7 @@ impl RegistryClient {
                 hash: Sha256::new(),
                 resumes: 0,
                 flow: Flow::default(),
-                activity: job.activity.clone(),
+                progress: job.progress.clone(),
                 meter: Arc::clone(&meter),
                 capture: job.capture(blob),
             };
@@ -252,7 +252,7 @@ impl RegistryClient {
             Err(failure) => Err(failure),
         };
         if !matches!(outcome, Ok(None)) {
-            job.activity.take_back(meter.bytes.load(Ordering::Relaxed));
+            job.progress.take_back(meter.bytes.load(Ordering::Relaxed));
         }
         match (outcome, meter.fault()) {
             (Ok(moved), _) => Ok(moved),
@@ -268,11 +268,11 @@ impl RegistryClient {
         &self,
         access: &Access<'_>,
         what: &str,
-        activity: &Activity,
+        progress: &Progress,
     ) -> Result<Tried, Failure> {
         let transport = self.transport();
         let url = uploads_url(access);
-        let mut ask = self.blob_ask(Method::POST, url, what, access, activity);
+        let mut ask = self.blob_ask(Method::POST, url, what, access, progress);
         let first = transport.try_first(access, &mut ask).await;
         let grant = match first {
             Ok(First::LetIn(reply)) if reply.status() == StatusCode::ACCEPTED => {
@@ -282,10 +282,10 @@ impl RegistryClient {
                 return session.map(Tried::Session);
             }
             Ok(First::Asked(challenge)) => {
-                let grant = transport.answering(access, challenge, None, None, activity);
+                let grant = transport.answering(access, challenge, None, None, progress);
                 Some(grant.await?)
             }
-            Ok(_) | Err(_) => match transport.authorise(access, None, activity).await {
+            Ok(_) | Err(_) => match transport.authorise(access, None, progress).await {
                 // So ends a guess.
                 Err(Failure::Refused(_)) => None,
                 grant => Some(grant?),
@@ -303,9 +303,9 @@ impl RegistryClient {
         access: &Access<'_>,
         what: &str,
         placed: bool,
-        activity: &Activity,
+        progress: &Progress,
     ) -> Result<Url, Failure> {
-        let mut ask = self.blob_ask(Method::POST, uploads_url(access), what, access, activity);
+        let mut ask = self.blob_ask(Method::POST, uploads_url(access), what, access, progress);
         ask.placed = placed;
         ask.patience = placed.then_some(PATIENCE);
         let reply = self.transport().send(&mut ask).await?;
@@ -346,12 +346,12 @@ impl RegistryClient {
         session: Option<&Url>,
         access: &Access<'_>,
         what: &str,
-        activity: &Activity,
+        progress: &Progress,
     ) {
         let Some(session) = session.filter(|session| is_own_upload(access, session)) else {
             return;
         };
-        let mut ask = self.blob_ask(Method::DELETE, session.clone(), what, access, activity);
+        let mut ask = self.blob_ask(Method::DELETE, session.clone(), what, access, progress);
         ask.placed = true;
         ask.patience = Some(Duration::from_secs(1));
         ask.timeout = Some(PATIENCE);
@@ -368,13 +368,13 @@ impl RegistryClient {
         &self,
         repository: &Repository,
         credential: &Credential,
-        activity: &Activity,
+        progress: &Progress,
     ) -> Result<(), Error> {
         let endpoint = self.endpoint(repository)?;
         let access = Access::new(&endpoint, credential, repository, true);
         let key = (credential.key(), repository.clone());
         let what = repository.to_string();
-        let tried = self.try_session(&access, &what, activity).await;
+        let tried = self.try_session(&access, &what, progress).await;
         // A redirect that leads nowhere leads nowhere the next time either.
         let definite = |failure: Failure| match failure.into_error() {
             error if matches!(error.status(), Some(300..400)) => {
@@ -387,18 +387,18 @@ impl RegistryClient {
             Tried::Session(session) => session,
             Tried::NotTold if self.0.pushable.contains_key(&key) => return Ok(()),
             Tried::NotTold => {
-                let begun = self.begin(&access, &what, false, activity).await;
+                let begun = self.begin(&access, &what, false, progress).await;
                 begun.map_err(definite)?
             }
         };
         self.0.pushable.insert(key, ());
         // The answer is known: nobody has to wait for the cleaning up.
         let (registry, repository) = (self.clone(), repository.clone());
-        let (credential, activity) = (credential.clone(), activity.clone());
+        let (credential, progress) = (credential.clone(), progress.clone());
         tokio::spawn(async move {
             let access = Access::new(&endpoint, &credential, &repository, true);
             registry
-                .cancel(Some(&session), &access, &what, &activity)
+                .cancel(Some(&session), &access, &what, &progress)
                 .await;
         });
         Ok(())

@@ -32,7 +32,7 @@ use crate::registry::auth::credential::CredentialKey;
 use crate::registry::endpoint::{Endpoint, address};
 use crate::registry::error::Error;
 use crate::registry::host::budget::Lane;
-use crate::registry::host::progress::{Activity, WaitGuard, Waiting};
+use crate::registry::host::progress::{Progress, WaitGuard, Waiting};
 use crate::registry::ops::get::CUTS_MAX;
 
 /// The life of a token that names none (the specification's default).
@@ -68,7 +68,7 @@ pub(crate) struct Tokens {
 #[derive(Debug, Default)]
 struct Shared<T> {
     inner: tokio::sync::Mutex<T>,
-    worker: Mutex<Option<Activity>>,
+    worker: Mutex<Option<Progress>>,
 }
 
 /// What a registry asked for at the first of all requests.
@@ -169,10 +169,10 @@ impl Transport {
         &self,
         access: &Access<'_>,
         patience: Option<Duration>,
-        activity: &Activity,
+        progress: &Progress,
     ) -> Result<Grant, Failure> {
-        let guess = self.guess(access, patience, activity).await?;
-        self.answering(access, guess, None, patience, activity)
+        let guess = self.guess(access, patience, progress).await?;
+        self.answering(access, guess, None, patience, progress)
             .await
     }
 
@@ -183,7 +183,7 @@ impl Transport {
         challenge: Challenge,
         spent: Option<&Grant>,
         patience: Option<Duration>,
-        activity: &Activity,
+        progress: &Progress,
     ) -> Result<Grant, Failure> {
         let shown = || access.credential.secret().map(basic);
         let (realm, service) = match &challenge {
@@ -203,7 +203,7 @@ impl Transport {
             realm,
             service,
             patience,
-            activity,
+            progress,
         };
         let token = self.token(&ask, spent).await?;
         if let Some(action) = access.lacking(token.rights.as_ref()) {
@@ -227,19 +227,19 @@ impl Transport {
         &self,
         access: &Access<'_>,
         patience: Option<Duration>,
-        activity: &Activity,
+        progress: &Progress,
     ) -> Result<Challenge, Failure> {
         let endpoint = access.endpoint;
         if let Some(challenge) = self.tokens.known(access) {
             return Ok(challenge);
         }
         let greeting = self.tokens.greeting(endpoint);
-        let _ping = greeting.ping.lock(patience, endpoint, activity).await?;
+        let _ping = greeting.ping.lock(patience, endpoint, progress).await?;
         if let Some(challenge) = greeting.challenge.get() {
             return Ok(challenge.clone());
         }
         let what = format!("{}/v2/", endpoint.name);
-        let mut ask = self.plain_ask(&what, endpoint.url(""), access, patience, activity);
+        let mut ask = self.plain_ask(&what, endpoint.url(""), access, patience, progress);
         let reply = self.exchange(&mut ask, None, || true).await?;
         let asked = reply.status() == StatusCode::UNAUTHORIZED && !reply.elsewhere;
         let challenge = asked.then(|| challenge_of(reply.response.headers()));
@@ -254,10 +254,10 @@ impl Transport {
     pub(crate) async fn greets_sparse(
         &self,
         access: &Access<'_>,
-        activity: &Activity,
+        progress: &Progress,
     ) -> Result<bool, Failure> {
         let what = format!("{}/v2/", access.endpoint.name);
-        let mut ask = self.plain_ask(&what, access.endpoint.url(""), access, None, activity);
+        let mut ask = self.plain_ask(&what, access.endpoint.url(""), access, None, progress);
         let reply = self.exchange(&mut ask, None, || true).await?;
         let says = reply.header("x-sparse-manifest-support");
         Ok(says.is_some_and(|says| says.eq_ignore_ascii_case("true")))
@@ -276,7 +276,7 @@ impl Transport {
         let greeting = self.tokens.greeting(access.endpoint);
         let _ping = greeting
             .ping
-            .lock(ask.patience, access.endpoint, ask.activity)
+            .lock(ask.patience, access.endpoint, ask.progress)
             .await?;
         if known() {
             return Ok(First::NotTried);
@@ -312,7 +312,7 @@ impl Transport {
         let cell = self.tokens.cells.get_with(key, Arc::default);
         let asked = Instant::now();
         let mut cell = cell
-            .lock(ask.patience, access.endpoint, ask.activity)
+            .lock(ask.patience, access.endpoint, ask.progress)
             .await?;
         if let Some(token) = &cell.token
             && Instant::now() < token.renew
@@ -361,7 +361,7 @@ impl Transport {
         };
         let at = address(&url);
         let what = format!("the token for {} at {at}", access.repository);
-        let mut request = self.plain_ask(&what, url, access, ask.patience, ask.activity);
+        let mut request = self.plain_ask(&what, url, access, ask.patience, ask.progress);
         let authorization = access.credential.secret().map(basic);
         let reply = self
             .exchange(&mut request, authorization.as_ref(), || true)
@@ -397,7 +397,7 @@ impl Transport {
         url: Url,
         access: &'a Access<'a>,
         patience: Option<Duration>,
-        activity: &'a Activity,
+        progress: &'a Progress,
     ) -> Ask<'a> {
         Ask {
             method: Method::GET,
@@ -411,7 +411,7 @@ impl Transport {
             patience,
             prompt: false,
             placed: false,
-            activity,
+            progress,
         }
     }
 }
@@ -422,7 +422,7 @@ struct TokenAsk<'a> {
     realm: &'a str,
     service: Option<&'a str>,
     patience: Option<Duration>,
-    activity: &'a Activity,
+    progress: &'a Progress,
 }
 
 /// The URL to ask for a token at, if it may be asked.
@@ -529,7 +529,7 @@ impl<T> Shared<T> {
         &self,
         patience: Option<Duration>,
         endpoint: &Endpoint,
-        activity: &Activity,
+        progress: &Progress,
     ) -> Result<MutexGuard<'_, T>, Failure> {
         let deadline = patience.map(|patience| Instant::now() + patience.max(PATIENCE));
         let mut locked = std::pin::pin!(self.inner.lock());
@@ -538,10 +538,10 @@ impl<T> Shared<T> {
             let look = Instant::now() + WORKER_LOOK;
             let until = deadline.map_or(look, |deadline| deadline.min(look));
             if let Ok(guard) = tokio::time::timeout_at(until, &mut locked).await {
-                *self.worker() = Some(activity.clone());
+                *self.worker() = Some(progress.clone());
                 return Ok(guard);
             }
-            let waits = self.worker().as_ref().and_then(Activity::waiting);
+            let waits = self.worker().as_ref().and_then(Progress::waiting);
             if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
                 let (reason, message) = waits.map_or_else(
                     || {
@@ -553,12 +553,12 @@ impl<T> Shared<T> {
                 return Err(Failure::Restart(Error::wait(reason, None, message)));
             }
             if shown.as_ref().map(|(known, _)| known) != waits.as_ref() {
-                shown = waits.map(|waits| (waits.clone(), activity.wait(waits)));
+                shown = waits.map(|waits| (waits.clone(), progress.wait(waits)));
             }
         }
     }
 
-    fn worker(&self) -> std::sync::MutexGuard<'_, Option<Activity>> {
+    fn worker(&self) -> std::sync::MutexGuard<'_, Option<Progress>> {
         self.worker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

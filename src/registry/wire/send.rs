@@ -31,7 +31,7 @@ use crate::registry::error::{Answer, BuildError, Error, secrets};
 use crate::registry::host::budget::{
     Admission, Caller, Entry, Host, Hosts, Lane, Limits, Place, StreamPlaces,
 };
-use crate::registry::host::progress::{Activity, WaitGuard, Waiting};
+use crate::registry::host::progress::{Progress, WaitGuard, Waiting};
 use crate::registry::host::reserve;
 use crate::registry::ops::referrers::is_astray;
 
@@ -90,7 +90,7 @@ pub(crate) struct Ask<'a> {
     pub(crate) prompt: bool,
     /// Whether the caller holds a place on that host already.
     pub(crate) placed: bool,
-    pub(crate) activity: &'a Activity,
+    pub(crate) progress: &'a Progress,
 }
 
 impl Ask<'_> {
@@ -224,9 +224,9 @@ impl Transport {
         }
         let began = Instant::now();
         let safe = matches!(ask.method, Method::GET | Method::HEAD);
-        let (patience, activity) = (ask.patience, ask.activity);
-        let guess = self.guess(access, patience, activity).await?;
-        let guessed = self.answering(access, guess.clone(), None, patience, activity);
+        let (patience, progress) = (ask.patience, ask.progress);
+        let guess = self.guess(access, patience, progress).await?;
+        let guessed = self.answering(access, guess.clone(), None, patience, progress);
         let (mut grant, mut in_vain) = match guessed.await {
             // A guess: what this request itself is asked for, it is told without a credential.
             Err(Failure::Refused(error))
@@ -247,7 +247,7 @@ impl Transport {
             if hidden && grant.header.is_none() && !access.credential.is_anonymous() {
                 let basic = Challenge::Basic;
                 self.tokens.learn(access, &basic);
-                let shown = self.answering(access, basic, None, patience, activity);
+                let shown = self.answering(access, basic, None, patience, progress);
                 grant = shown.await?;
                 continue;
             }
@@ -274,7 +274,7 @@ impl Transport {
             let next = if fresh && asked == grant.challenge {
                 None
             } else {
-                let next = self.answering(access, asked, Some(&grant), patience, activity);
+                let next = self.answering(access, asked, Some(&grant), patience, progress);
                 Some(next.await?).filter(|next| next.header != grant.header)
             };
             let Some(next) = next else {
@@ -303,10 +303,10 @@ impl Transport {
     ) -> Result<Reply, Failure> {
         let leave = self.hops.leave(ask).map_err(Failure::Refused)?;
         let host = self.host_of(ask);
-        let caller = Caller::new(ask.activity, ask.access.credential);
+        let caller = Caller::new(ask.progress, ask.access.credential);
         let safe = matches!(ask.method, Method::GET | Method::HEAD);
         // Who holds memory that others wait for waits for no host without end.
-        let reserved = || ask.activity.is_reserved().then_some(reserve::PATIENCE);
+        let reserved = || ask.progress.is_reserved().then_some(reserve::PATIENCE);
         let patience = ask.patience.or_else(reserved);
         let deadline = patience.map(|patience| Instant::now() + patience);
         let before = host.served();
@@ -398,7 +398,7 @@ impl Transport {
                 return Err(Failure::Restart(error));
             }
             // A host that rests says itself what it waits for.
-            let next = (!pause.is_zero()).then(|| show(pause, &error, ask.activity));
+            let next = (!pause.is_zero()).then(|| show(pause, &error, ask.progress));
             drop(std::mem::replace(&mut shown, next));
             tokio::time::sleep(pause).await;
         }
@@ -412,11 +412,11 @@ impl Transport {
     }
 
     /// Pauses, and says why.
-    pub(crate) async fn pause(&self, pause: Duration, error: &Error, activity: &Activity) {
+    pub(crate) async fn pause(&self, pause: Duration, error: &Error, progress: &Progress) {
         if pause.is_zero() {
             return;
         }
-        let _shown = show(pause, error, activity);
+        let _shown = show(pause, error, progress);
         tokio::time::sleep(pause).await;
     }
 
@@ -435,7 +435,7 @@ impl Transport {
             Err(lost) => return failed(ask, host, admission, lost),
         };
         let status = response.status();
-        let caller = Caller::new(ask.activity, ask.access.credential);
+        let caller = Caller::new(ask.progress, ask.access.credential);
         let elsewhere = address(response.url()) != host.name;
         // A web page's limits and outages are no registry's.
         if ask.asked() == Asked::Referrers && is_astray(&response) {
@@ -487,8 +487,8 @@ impl Transport {
 }
 
 /// Says why there is a pause, until what is given back is dropped.
-fn show(pause: Duration, error: &Error, activity: &Activity) -> WaitGuard {
-    activity.wait(Waiting {
+fn show(pause: Duration, error: &Error, progress: &Progress) -> WaitGuard {
+    progress.wait(Waiting {
         reason: error.reason,
         message: error.message.clone(),
         until: (Instant::now() + pause).into_std(),
@@ -550,7 +550,7 @@ fn astray(ask: &Ask<'_>, problem: &str) -> Error {
 
 /// Reads a sending that had no answer.
 fn failed(ask: &Ask<'_>, host: &Host, admission: Admission, lost: Lost) -> Judged {
-    let caller = Caller::new(ask.activity, ask.access.credential);
+    let caller = Caller::new(ask.progress, ask.access.credential);
     let (error, at) = match lost {
         // Nothing was sent: that tells nothing about the host.
         Lost::Barred { error, sent: false } => return Judged::Final(error),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use promotion_controller::embedded::{Embedded, ImageSpec, Matcher, Shape};
 use promotion_controller::machine::Reason;
-use promotion_controller::registry::{Activity, Class, Credential, Error, Settings};
+use promotion_controller::registry::{Class, Credential, Error, Progress, Settings};
 
 use super::liar::{Liar, answer, unknown};
 use super::targets::settings;
@@ -51,16 +51,16 @@ async fn leading(location: String) -> Liar {
 /// Copies an image to a registry that leads astray, and asks whether it may be pushed to.
 async fn copied(from: &Embedded, attacker: &Liar, settings: Settings) -> Result<(), Error> {
     let client = client_with(settings);
-    let (none, activity) = (Credential::anonymous(), Activity::default());
+    let (none, progress) = (Credential::anonymous(), Progress::default());
     let who = credential(&attacker.host());
     let manifest = seeded(from, &client, "src/a", Shape::Oci, &none).await;
     let (source, to) = (repository(from, "src/a"), at(&attacker.host(), "team/a"));
-    let _ = client.may_push(&to, &who, &activity).await;
-    let copying = client.copy(&source, &manifest, &to, &none, &who, &activity);
+    let _ = client.may_push(&to, &who, &progress).await;
+    let copying = client.copy(&source, &manifest, &to, &none, &who, &progress);
     let copied = tokio::time::timeout(Duration::from_secs(10), copying).await;
     // The session that showed the right to push is given up behind the answer.
     tokio::time::sleep(Duration::from_millis(50)).await;
-    copied.unwrap_or_else(|_| panic!("waited: {:?}", activity.waiting()))
+    copied.unwrap_or_else(|_| panic!("waited: {:?}", progress.waiting()))
 }
 
 #[tokio::test]
@@ -119,11 +119,11 @@ async fn no_upload_leads_to_what_is_known_as_another_registry() {
     for path in ["/repository/raw/x", "/v2/team/a/blobs/uploads/1", "/"] {
         let attacker = leading(format!("http://{}{path}", victim.host())).await;
         let client = client_with(naming(Named::Listed, &attacker, &from, &victim));
-        let (none, activity) = (Credential::anonymous(), Activity::default());
+        let (none, progress) = (Credential::anonymous(), Progress::default());
         seeded(&victim, &client, "src/v", Shape::Oci, &none).await;
         let manifest = seeded(&from, &client, "src/a", Shape::Oci, &none).await;
         let (source, to) = (repository(&from, "src/a"), at(&attacker.host(), "team/a"));
-        let copying = client.copy(&source, &manifest, &to, &none, &none, &activity);
+        let copying = client.copy(&source, &manifest, &to, &none, &none, &progress);
         let error = copying.await.unwrap_err();
         assert_eq!(
             (error.reason, error.class),

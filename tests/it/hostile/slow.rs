@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use promotion_controller::embedded::{ImageSpec, Shape};
 use promotion_controller::image::Reference;
 use promotion_controller::machine::Reason;
-use promotion_controller::registry::{Activity, Class, Credential, Error};
+use promotion_controller::registry::{Class, Credential, Error, Progress};
 
 use super::liar::{Image, Liar, OCI, Say, answer, digest, head, unknown};
 use super::targets::settings;
@@ -25,17 +25,17 @@ async fn copied(
     let to = open().await;
     let host = source.host();
     let client = client_with(settings(&[&host, &to.host()]));
-    let (none, activity) = (Credential::anonymous(), Activity::default());
+    let (none, progress) = (Credential::anonymous(), Progress::default());
     let (from, target) = (at(&host, "src/x"), repository(&to, "ci"));
     let tag = Reference::Tag("t".parse().unwrap());
     let copying = async {
-        let manifest = client.get(&from, &tag, &none, &activity).await?.unwrap();
+        let manifest = client.get(&from, &tag, &none, &progress).await?.unwrap();
         client
-            .copy(&from, &manifest, &target, &none, &none, &activity)
+            .copy(&from, &manifest, &target, &none, &none, &progress)
             .await
     };
     let copied = tokio::time::timeout(most, copying).await;
-    copied.unwrap_or_else(|_| panic!("waited: {:?}", activity.waiting()))
+    copied.unwrap_or_else(|_| panic!("waited: {:?}", progress.waiting()))
 }
 
 fn is_layer(image: &Image, head: &str) -> bool {
@@ -120,21 +120,21 @@ async fn a_blob_of_many_windows_is_taken_at_a_hundred_kilobytes_in_each() {
     let mut settings = settings(&[&host, &to.host(), &storage.to_string()]);
     settings.request_timeout = Duration::from_secs(5);
     let client = client_with(settings);
-    let (none, activity) = (Credential::anonymous(), Activity::default());
+    let (none, progress) = (Credential::anonymous(), Progress::default());
     let (from, target) = (at(&host, "src/x"), repository(&to, "ci"));
     let tag = Reference::Tag("t".parse().unwrap());
     let manifest = client
-        .get(&from, &tag, &none, &activity)
+        .get(&from, &tag, &none, &progress)
         .await
         .unwrap()
         .unwrap();
     client
-        .copy(&from, &manifest, &target, &none, &none, &activity)
+        .copy(&from, &manifest, &target, &none, &none, &progress)
         .await
         .unwrap();
     assert!(began.elapsed() > Duration::from_millis(900), "it was slow");
     assert_eq!(
-        activity.bytes(),
+        progress.bytes(),
         (image.layer.len() + image.config.len()) as u64
     );
 }
@@ -170,12 +170,12 @@ async fn a_head_that_trickles_or_never_ends_is_the_hosts_illness_and_waited_for_
         .await;
         let host = registry.host();
         let client = client_with(settings(&[&host]));
-        let (none, activity) = (Credential::anonymous(), Activity::default());
+        let (none, progress) = (Credential::anonymous(), Progress::default());
         let (repository, tag) = (at(&host, "team/a"), "t".parse().unwrap());
-        let looking = client.get_authoritative(&repository, &tag, &none, &activity);
+        let looking = client.get_authoritative(&repository, &tag, &none, &progress);
         let seen = async {
             loop {
-                if let Some(waiting) = activity.waiting() {
+                if let Some(waiting) = progress.waiting() {
                     return waiting;
                 }
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -209,22 +209,22 @@ async fn a_target_that_hardly_takes_an_upload_is_given_up() {
     .await;
     let host = target.host();
     let client = client_with(settings(&[&from.host(), &host]));
-    let (none, activity) = (Credential::anonymous(), Activity::default());
+    let (none, progress) = (Credential::anonymous(), Progress::default());
     let manifest = fetched(&from, &client, "src/a", &none).await;
     let (source, to, who) = (
         repository(&from, "src/a"),
         at(&host, "team/a"),
         credential(&host),
     );
-    let copying = client.copy(&source, &manifest, &to, &none, &who, &activity);
+    let copying = client.copy(&source, &manifest, &to, &none, &who, &progress);
     // Four uploads, a window of one second each; the first takes what buffers hold.
     let copied = tokio::time::timeout(Duration::from_secs(20), copying).await;
     let error = copied.expect("it ends").unwrap_err();
     slow(&error);
     assert!(error.message.contains("stands still"), "{error}");
     assert!(
-        activity.bytes() < 1000,
+        progress.bytes() < 1000,
         "what was not kept is not counted, but the config is: {}",
-        activity.bytes()
+        progress.bytes()
     );
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use promotion_controller::embedded::Shape;
 use promotion_controller::machine::Reason;
-use promotion_controller::registry::{Activity, Class, Credential, Error, Put, Settings};
+use promotion_controller::registry::{Class, Credential, Error, Progress, Put, Settings};
 
 use super::liar::{Liar, Say, answer, head, unknown};
 use super::tokens::{at, credential};
@@ -31,16 +31,16 @@ pub async fn copied(target: &Liar, most: Duration) -> Result<(), Error> {
     let from = open().await;
     let host = target.host();
     let client = client_with(settings(&[&from.host(), &host]));
-    let (none, who, activity) = (
+    let (none, who, progress) = (
         Credential::anonymous(),
         credential(&host),
-        Activity::default(),
+        Progress::default(),
     );
     let manifest = seeded(&from, &client, "src/a", Shape::Oci, &none).await;
     let (source, to) = (repository(&from, "src/a"), at(&host, "team/a"));
-    let copying = client.copy(&source, &manifest, &to, &none, &who, &activity);
+    let copying = client.copy(&source, &manifest, &to, &none, &who, &progress);
     let copied = tokio::time::timeout(most, copying).await;
-    let copied = copied.unwrap_or_else(|_| panic!("waited: {:?}", activity.waiting()));
+    let copied = copied.unwrap_or_else(|_| panic!("waited: {:?}", progress.waiting()));
     if let Err(error) = &copied {
         assert!(!error.message.contains("s3cret"), "{error}");
         assert!(error.message.chars().count() <= 256, "{error}");
@@ -261,8 +261,8 @@ async fn only_a_201_with_our_digest_is_a_tag_that_was_written() {
         let none = Credential::anonymous();
         let manifest = seeded(&from, &client, "src/a", Shape::Oci, &none).await;
         let (repository, tag) = (at(&host, "team/a"), "t".parse().unwrap());
-        let (who, activity) = (credential(&host), Activity::default());
-        let put = client.put_tag(&repository, &tag, &manifest, &who, || true, &activity);
+        let (who, progress) = (credential(&host), Progress::default());
+        let put = client.put_tag(&repository, &tag, &manifest, &who, || true, &progress);
         match put.await {
             Put::Written => assert!(written, "{status} {stated}"),
             Put::Unknown(error) => assert!(!written, "{status} {stated}: {error}"),
@@ -302,15 +302,15 @@ async fn a_registry_is_asked_again_within_ten_minutes_whatever_it_says_of_later(
             .await;
             let host = registry.host();
             let client = client_with(settings(&[&host]));
-            let (none, activity) = (Credential::anonymous(), Activity::default());
+            let (none, progress) = (Credential::anonymous(), Progress::default());
             let (repository, tag) = (at(&host, "team/a"), "t".parse().unwrap());
-            let looking = client.get_authoritative(&repository, &tag, &none, &activity);
+            let looking = client.get_authoritative(&repository, &tag, &none, &progress);
             // Several tries, where it is not told to wait.
             let waits = async {
                 loop {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                     let tries = asked.load(Ordering::Relaxed);
-                    let waiting = activity
+                    let waiting = progress
                         .waiting()
                         .filter(|_| tries > usize::from(least == 0));
                     if let Some(waiting) = waiting {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use promotion_controller::image::{Reference, Repository};
 use promotion_controller::machine::Reason;
-use promotion_controller::registry::{Activity, Class, Credential, Error, Keyring, Manifest};
+use promotion_controller::registry::{Class, Credential, Error, Keyring, Manifest, Progress};
 
 use super::liar::{Image, Liar, Say, answer, head};
 use super::targets::settings;
@@ -27,12 +27,12 @@ pub fn credential(host: &str) -> Credential {
 pub async fn fetched(registry: &Liar) -> Result<Option<Manifest>, Error> {
     let host = registry.host();
     let client = client_with(settings(&[&host]));
-    let activity = Activity::default();
+    let progress = Progress::default();
     let (repository, reference) = (at(&host, "src/x"), Reference::Tag("t".parse().unwrap()));
     let who = credential(&host);
-    let asked = client.get(&repository, &reference, &who, &activity);
+    let asked = client.get(&repository, &reference, &who, &progress);
     let found = tokio::time::timeout(Duration::from_secs(5), asked).await;
-    let found = found.unwrap_or_else(|_| panic!("waited: {:?}", activity.waiting()));
+    let found = found.unwrap_or_else(|_| panic!("waited: {:?}", progress.waiting()));
     if let Err(error) = &found {
         assert!(!error.message.contains(PASSWORD), "{error}");
         assert!(error.message.chars().count() <= 256, "{error}");
@@ -246,15 +246,15 @@ async fn a_challenge_that_leads_elsewhere_or_nowhere_is_shown_no_credential() {
     let host = again.host();
     let client = client_with(settings(&[&host]));
     let none = Credential::anonymous();
-    let activity = Activity::default();
+    let progress = Progress::default();
     let reference = Reference::Tag("t".parse().unwrap());
     let repository = at(&host, "src/x");
-    let asked = client.get(&repository, &reference, &none, &activity);
+    let asked = client.get(&repository, &reference, &none, &progress);
     let shown = async {
-        while activity.waiting().is_none() {
-            activity.changed().await;
+        while progress.waiting().is_none() {
+            progress.changed().await;
         }
-        activity.waiting()
+        progress.waiting()
     };
     tokio::select! {
         found = asked => panic!("its realm is not reachable: {found:?}"),

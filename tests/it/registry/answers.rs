@@ -9,7 +9,7 @@ use promotion_controller::embedded::{
 use promotion_controller::image::{Digest, Reference};
 use promotion_controller::machine::Reason;
 use promotion_controller::registry::{
-    Activity, Class, Credential, Error, Manifest, Put, RegistryClient, Settings,
+    Class, Credential, Error, Manifest, Progress, Put, RegistryClient, Settings,
 };
 
 use super::ground::{
@@ -43,17 +43,17 @@ async fn copied(
     to: &Embedded,
 ) -> Result<(), Error> {
     let (source, target) = (repository(from, "src/a"), repository(to, "team/a"));
-    let (none, activity) = (QUIET(), Activity::default());
-    let copying = client.copy(&source, manifest, &target, &none, &none, &activity);
+    let (none, progress) = (QUIET(), Progress::default());
+    let copying = client.copy(&source, manifest, &target, &none, &none, &progress);
     let copied = tokio::time::timeout(Duration::from_secs(10), copying).await;
-    copied.unwrap_or_else(|_| panic!("waited: {:?}", activity.waiting()))
+    copied.unwrap_or_else(|_| panic!("waited: {:?}", progress.waiting()))
 }
 
 async fn put(client: &RegistryClient, to: &Embedded, name: &str, manifest: &Manifest) -> Put {
-    let (target, none, activity) = (repository(to, "team/a"), QUIET(), Activity::default());
+    let (target, none, progress) = (repository(to, "team/a"), QUIET(), Progress::default());
     let gate = || true;
     client
-        .put_tag(&target, &tag(name), manifest, &none, gate, &activity)
+        .put_tag(&target, &tag(name), manifest, &none, gate, &progress)
         .await
 }
 
@@ -62,10 +62,10 @@ async fn what_harbor_has_not_is_absent_and_what_a_page_says_is_not() {
     let host = open().await;
     host.update(|switches| switches.dialect = Dialect::Harbor);
     let client = client(&[&host]);
-    let (target, activity) = (repository(&host, "team/a"), Activity::default());
+    let (target, progress) = (repository(&host, "team/a"), Progress::default());
     for name in ["x", "y"] {
         let found = client
-            .get_authoritative(&target, &tag(name), &QUIET(), &activity)
+            .get_authoritative(&target, &tag(name), &QUIET(), &progress)
             .await;
         assert_eq!(found.unwrap(), None);
         // The repository is there, the artifact is not.
@@ -91,7 +91,7 @@ async fn what_harbor_has_not_is_absent_and_what_a_page_says_is_not() {
         host.clear_rules();
         host.add_rule(Rule::new(Matcher::kind(Kind::Manifest), action.clone()));
         let error = client
-            .get_authoritative(&target, &tag("z"), &QUIET(), &activity)
+            .get_authoritative(&target, &tag("z"), &QUIET(), &progress)
             .await;
         let error = error.unwrap_err();
         assert_eq!(
@@ -186,8 +186,8 @@ async fn writes_that_are_redirected_within_the_registry_are_sent_again_there() {
         ..Matcher::default()
     };
     to.add_rule(Rule::new(writes, Action::RedirectWrite));
-    let (target, activity) = (repository(&to, "team/a"), Activity::default());
-    client.may_push(&target, &QUIET(), &activity).await.unwrap();
+    let (target, progress) = (repository(&to, "team/a"), Progress::default());
+    client.may_push(&target, &QUIET(), &progress).await.unwrap();
     copied(&client, &from, &manifest, &to).await.unwrap();
     let asked = AtomicUsize::new(0);
     let gate = || {
@@ -196,7 +196,7 @@ async fn writes_that_are_redirected_within_the_registry_are_sent_again_there() {
     };
     let none = QUIET();
     let name = tag("x");
-    let putting = client.put_tag(&target, &name, &manifest, &none, gate, &activity);
+    let putting = client.put_tag(&target, &name, &manifest, &none, gate, &progress);
     assert!(matches!(putting.await, Put::Written));
     assert_eq!(asked.load(Ordering::Relaxed), 2, "before every sending");
     assert_eq!(
@@ -205,7 +205,7 @@ async fn writes_that_are_redirected_within_the_registry_are_sent_again_there() {
     );
     let mount = repository(&to, "team/b");
     client
-        .copy(&target, &manifest, &mount, &none, &none, &activity)
+        .copy(&target, &manifest, &mount, &none, &none, &progress)
         .await
         .unwrap();
     assert_eq!(to.dangling().len(), 0);
@@ -250,17 +250,17 @@ async fn a_write_is_followed_to_no_other_address_nor_to_another_tag() {
         let client = client_with(settings);
         let manifest = seeded(&from, &client, "src/a", Shape::Oci, &QUIET()).await;
         let target = format!("{}/team/a", host.host()).parse().unwrap();
-        let (source, none, activity) = (repository(&from, "src/a"), QUIET(), Activity::default());
+        let (source, none, progress) = (repository(&from, "src/a"), QUIET(), Progress::default());
         let work = async {
-            let copied = client.copy(&source, &manifest, &target, &none, &none, &activity);
+            let copied = client.copy(&source, &manifest, &target, &none, &none, &progress);
             let copied = copied.await;
             let name = tag("x");
-            let put = client.put_tag(&target, &name, &manifest, &none, || true, &activity);
+            let put = client.put_tag(&target, &name, &manifest, &none, || true, &progress);
             (copied.unwrap_err(), put.await)
         };
         let (error, tagged) = tokio::time::timeout(Duration::from_secs(10), work)
             .await
-            .unwrap_or_else(|_| panic!("{post} {put} {to}: {:?}", activity.waiting()));
+            .unwrap_or_else(|_| panic!("{post} {put} {to}: {:?}", progress.waiting()));
         assert!(!matches!(error.class, Class::Wait { .. }), "{to}: {error}");
         if put != 200 {
             assert!(
@@ -331,18 +331,18 @@ async fn a_typed_404_behind_a_redirect_is_an_absence_to_reads_and_never_to_a_loo
     let mut settings = settings(&[&regional]);
     settings.plain_http.push(front.host());
     let client = client_with(settings);
-    let (none, activity) = (QUIET(), Activity::default());
+    let (none, progress) = (QUIET(), Progress::default());
     let at = format!("{}/src/a", front.host()).parse().unwrap();
     let gone = Digest::of(b"gone");
     for reference in [by_tag("gone"), Reference::Digest(gone)] {
-        let found = client.get(&at, &reference, &none, &activity).await;
+        let found = client.get(&at, &reference, &none, &progress).await;
         assert_eq!(found.unwrap(), None, "{reference}");
     }
     for found in [
         client
-            .get_authoritative(&at, &tag("gone"), &none, &activity)
+            .get_authoritative(&at, &tag("gone"), &none, &progress)
             .await,
-        client.get_cached(&at, gone, &none, &activity).await,
+        client.get_cached(&at, gone, &none, &progress).await,
     ] {
         let error = found.unwrap_err();
         assert_eq!(
@@ -357,11 +357,11 @@ async fn a_typed_404_behind_a_redirect_is_an_absence_to_reads_and_never_to_a_loo
     let mut settings = super::ground::settings(&[&regional, &to]);
     settings.plain_http.push(front.host());
     let client = client_with(settings);
-    let copied = client.copy(&at, &manifest, &target, &none, &none, &activity);
+    let copied = client.copy(&at, &manifest, &target, &none, &none, &progress);
     assert_eq!(copied.await.unwrap_err().reason, Reason::SourceIncomplete);
     // A page there tells nothing.
     regional.add_rule(Rule::new(Matcher::kind(Kind::Manifest), Action::page(404)));
-    let error = client.get(&at, &by_tag("gone"), &none, &activity).await;
+    let error = client.get(&at, &by_tag("gone"), &none, &progress).await;
     assert!(error.unwrap_err().message.contains("redirects to"));
 }
 
@@ -393,14 +393,14 @@ async fn a_layer_is_left_out_only_where_it_says_where_it_is_and_the_source_lacks
         let mut settings = settings(&[&to]);
         settings.plain_http.push(from.host());
         let client = client_with(settings);
-        let (none, activity) = (QUIET(), Activity::default());
+        let (none, progress) = (QUIET(), Progress::default());
         let source = format!("{}/src/a", from.host()).parse().unwrap();
-        let found = client.get(&source, &by_tag("t"), &none, &activity).await;
+        let found = client.get(&source, &by_tag("t"), &none, &progress).await;
         let manifest = found.unwrap().unwrap();
         let target = repository(&to, "team/a");
-        let planned = client.survey(&source, &manifest, &target, &none, &none, &activity);
+        let planned = client.survey(&source, &manifest, &target, &none, &none, &progress);
         assert_eq!(planned.await.is_ok(), works, "{urls:?} {there}");
-        let copied = client.copy(&source, &manifest, &target, &none, &none, &activity);
+        let copied = client.copy(&source, &manifest, &target, &none, &none, &progress);
         match copied.await {
             Ok(()) => assert!(works, "{urls:?} {there}"),
             Err(error) => {
@@ -450,13 +450,13 @@ async fn the_reason_in_the_detail_is_shown_and_schema_1_is_what_it_is() {
         plain_http: vec![old.host()],
         ..Settings::default()
     });
-    let (none, activity) = (QUIET(), Activity::default());
+    let (none, progress) = (QUIET(), Progress::default());
     let at = format!("{}/src/a", old.host()).parse().unwrap();
     for found in [
         client
-            .get_authoritative(&at, &tag("t"), &none, &activity)
+            .get_authoritative(&at, &tag("t"), &none, &progress)
             .await,
-        client.get(&at, &by_tag("t"), &none, &activity).await,
+        client.get(&at, &by_tag("t"), &none, &progress).await,
     ] {
         let error = found.unwrap_err();
         assert_eq!(
@@ -509,8 +509,8 @@ async fn what_a_storage_refuses_is_no_word_of_the_registry() {
         let client = client_with(settings);
         let manifest = seeded(&from, &client, "src/a", Shape::Oci, &QUIET()).await;
         let target = format!("{}/team/a", host.host()).parse().unwrap();
-        let (source, none, activity) = (repository(&from, "src/a"), QUIET(), Activity::default());
-        let copying = client.copy(&source, &manifest, &target, &none, &none, &activity);
+        let (source, none, progress) = (repository(&from, "src/a"), QUIET(), Progress::default());
+        let copying = client.copy(&source, &manifest, &target, &none, &none, &progress);
         let copied = tokio::time::timeout(Duration::from_secs(10), copying).await;
         let error = copied.unwrap().unwrap_err();
         assert_eq!(
@@ -548,11 +548,11 @@ async fn an_upload_session_that_is_redirected_nowhere_is_a_definite_no() {
             ..Settings::default()
         });
         let target = format!("{}/team/a", host.host()).parse().unwrap();
-        let (none, activity) = (QUIET(), Activity::default());
-        let asked = client.may_push(&target, &none, &activity);
+        let (none, progress) = (QUIET(), Progress::default());
+        let asked = client.may_push(&target, &none, &progress);
         let asked = tokio::time::timeout(Duration::from_secs(5), asked).await;
         let error =
-            asked.unwrap_or_else(|_| panic!("{status} {location:?}: {:?}", activity.waiting()));
+            asked.unwrap_or_else(|_| panic!("{status} {location:?}: {:?}", progress.waiting()));
         assert_eq!(
             error.unwrap_err().class,
             Class::Terminal,
@@ -581,15 +581,15 @@ async fn a_docker_manifest_whose_type_nobody_tells_is_copied_to_the_byte() {
     let mut settings = settings(&[&to]);
     settings.plain_http.push(from.host());
     let client = client_with(settings);
-    let (none, activity) = (QUIET(), Activity::default());
+    let (none, progress) = (QUIET(), Progress::default());
     let (source, target) = (
         format!("{}/src/a", from.host()).parse().unwrap(),
         repository(&to, "team/a"),
     );
-    let found = client.get(&source, &by_tag("t"), &none, &activity).await;
+    let found = client.get(&source, &by_tag("t"), &none, &progress).await;
     let manifest = found.unwrap().unwrap();
     assert_eq!(manifest.media_type, docker);
-    let copied = client.copy(&source, &manifest, &target, &none, &none, &activity);
+    let copied = client.copy(&source, &manifest, &target, &none, &none, &progress);
     copied.await.unwrap();
     assert!(matches!(
         put(&client, &to, "x", &manifest).await,

@@ -8,7 +8,7 @@ use promotion_controller::embedded::{
 };
 use promotion_controller::image::Repository;
 use promotion_controller::machine::Reason;
-use promotion_controller::registry::{Activity, Class, Credential, Keyring, Manifest, Put};
+use promotion_controller::registry::{Class, Credential, Keyring, Manifest, Progress, Put};
 
 use super::ground::{by_tag, client, client_with, credential, fetched, repository, settings, tag};
 use super::listener::{Listener, answer};
@@ -34,19 +34,19 @@ async fn promoted(host: &Embedded) -> Manifest {
     let client = client(&[host]);
     let (reader, bot) = (credential(host, "reader"), credential(host, "bot"));
     let (source, target) = (repository(host, "src/a"), repository(host, "team/a"));
-    let activity = Activity::default();
+    let progress = Progress::default();
     let manifest = fetched(host, &client, "src/a", &reader).await;
-    client.may_push(&target, &bot, &activity).await.unwrap();
+    client.may_push(&target, &bot, &progress).await.unwrap();
     client
-        .copy(&source, &manifest, &target, &reader, &bot, &activity)
+        .copy(&source, &manifest, &target, &reader, &bot, &progress)
         .await
         .unwrap();
     let name = tag("x");
-    let put = client.put_tag(&target, &name, &manifest, &bot, || true, &activity);
+    let put = client.put_tag(&target, &name, &manifest, &bot, || true, &progress);
     let put = put.await;
     assert!(matches!(put, Put::Written), "{put:?}");
     let found = client
-        .get_authoritative(&target, &tag("x"), &bot, &activity)
+        .get_authoritative(&target, &tag("x"), &bot, &progress)
         .await;
     assert_eq!(found.unwrap().unwrap().digest, manifest.digest);
     manifest
@@ -59,15 +59,15 @@ async fn a_valid_credential_is_used_where_the_ping_is_open_also_by_many_at_once(
         for _ in 0..10 {
             let client = client(&[&host]);
             let (reader, bot) = (credential(&host, "reader"), credential(&host, "bot"));
-            let activity = Activity::default();
+            let progress = Progress::default();
             let sources = [repository(&host, "src/a"), repository(&host, "src/b")];
             let (target, seed) = (repository(&host, "team/a"), tag("seed"));
             let reads = (0..8).map(|n| {
                 let (client, source, reader) = (&client, &sources[n % 2], &reader);
-                let activity = &activity;
-                async move { client.get(source, &by_tag("seed"), reader, activity).await }
+                let progress = &progress;
+                async move { client.get(source, &by_tag("seed"), reader, progress).await }
             });
-            let looks = (0..4).map(|_| client.get_authoritative(&target, &seed, &bot, &activity));
+            let looks = (0..4).map(|_| client.get_authoritative(&target, &seed, &bot, &progress));
             let (reads, looks) = futures::join!(
                 futures::future::join_all(reads),
                 futures::future::join_all(looks)
@@ -92,12 +92,12 @@ async fn each_repository_is_shown_what_it_asks_for_itself() {
             let host = start(auth).await;
             promoted(&host).await;
             let (client, bot) = (client(&[&host]), credential(&host, "bot"));
-            let (reader, activity) = (credential(&host, "reader"), Activity::default());
+            let (reader, progress) = (credential(&host, "reader"), Progress::default());
             let reads = (0..10).map(|n| {
                 let (path, who) = [("src/a", &reader), ("team/a", &bot)][n % 2];
-                let (client, activity) = (&client, &activity);
+                let (client, progress) = (&client, &progress);
                 let place = repository(&host, path);
-                async move { client.get(&place, &by_tag("seed"), who, activity).await }
+                async move { client.get(&place, &by_tag("seed"), who, progress).await }
             });
             for found in futures::future::join_all(reads).await {
                 assert!(found.unwrap().is_some(), "{ping:?} {source:?} {target:?}");
@@ -110,15 +110,15 @@ async fn each_repository_is_shown_what_it_asks_for_itself() {
 async fn what_is_hidden_from_strangers_is_not_taken_as_absent() {
     for mode in [AuthMode::Bearer, AuthMode::Basic] {
         let host = start(Auth::new(mode).ping(AuthMode::None).hiding()).await;
-        let (bot, activity) = (credential(&host, "bot"), Activity::default());
+        let (bot, progress) = (credential(&host, "bot"), Progress::default());
         let client = client(&[&host]);
         let target = repository(&host, "team/a");
         let found = client
-            .get_authoritative(&target, &tag("seed"), &bot, &activity)
+            .get_authoritative(&target, &tag("seed"), &bot, &progress)
             .await;
         assert!(found.unwrap().is_some(), "{mode:?}");
         let found = client
-            .get_authoritative(&target, &tag("none"), &bot, &activity)
+            .get_authoritative(&target, &tag("none"), &bot, &progress)
             .await;
         assert!(found.unwrap().is_none(), "{mode:?}");
     }
@@ -129,13 +129,13 @@ async fn a_credential_that_is_wrong_is_rejected_once_it_was_shown() {
     for ping in [AuthMode::None, AuthMode::Basic, AuthMode::Bearer] {
         for mode in [AuthMode::Bearer, AuthMode::Basic] {
             let host = start(Auth::new(mode).ping(ping)).await;
-            let (client, activity) = (client(&[&host]), Activity::default());
+            let (client, progress) = (client(&[&host]), Progress::default());
             let (nobody, none) = (credential(&host, "nobody"), Credential::anonymous());
             for who in [nobody, none] {
                 host.reset_log();
                 let source = repository(&host, "src/a");
                 let name = by_tag("seed");
-                let error = client.get(&source, &name, &who, &activity);
+                let error = client.get(&source, &name, &who, &progress);
                 let error = error.await.unwrap_err();
                 let is = (error.reason, error.class);
                 assert_eq!(is, (Reason::Unauthorized, Class::Terminal), "{error}");
@@ -151,12 +151,12 @@ async fn a_credential_that_is_wrong_is_rejected_once_it_was_shown() {
 #[tokio::test]
 async fn what_a_repository_asks_for_is_remembered() {
     let host = start(Auth::new(AuthMode::Bearer).ping(AuthMode::None)).await;
-    let (client, activity) = (client(&[&host]), Activity::default());
+    let (client, progress) = (client(&[&host]), Progress::default());
     let reader = credential(&host, "reader");
     for _ in 0..20 {
         let source = repository(&host, "src/a");
         let name = by_tag("seed");
-        let found = client.get(&source, &name, &reader, &activity);
+        let found = client.get(&source, &name, &reader, &progress);
         assert!(found.await.unwrap().is_some());
     }
     let counts = [Kind::Ping, Kind::Token, Kind::Manifest];
@@ -169,7 +169,7 @@ async fn what_a_repository_asks_for_is_remembered() {
             &repository(&host, "src/a"),
             &by_tag("seed"),
             &reader,
-            &activity,
+            &progress,
         )
         .await
         .unwrap();
@@ -215,12 +215,12 @@ async fn read(registry: &Listener, path: &str) -> Result<bool, (Reason, Class, S
         plain_http: vec![host.clone()],
         ..settings(&[])
     });
-    let (who, activity) = (bot(&host), Activity::default());
+    let (who, progress) = (bot(&host), Progress::default());
     let source = at(&host, path);
     let name = by_tag("t");
-    let asked = client.get(&source, &name, &who, &activity);
+    let asked = client.get(&source, &name, &who, &progress);
     let found = tokio::time::timeout(std::time::Duration::from_secs(5), asked).await;
-    let found = found.unwrap_or_else(|_| panic!("waited: {:?}", activity.waiting()));
+    let found = found.unwrap_or_else(|_| panic!("waited: {:?}", progress.waiting()));
     found
         .map(|found| found.is_some())
         .map_err(|error| (error.reason, error.class, error.message))
@@ -297,12 +297,12 @@ async fn tokens_of_one_realm_are_not_shown_to_the_repositories_of_another() {
         plain_http: vec![host.clone()],
         ..settings(&[])
     });
-    let (who, activity) = (bot(&host), Activity::default());
+    let (who, progress) = (bot(&host), Progress::default());
     for _ in 0..3 {
         let (one, two, name) = (at(&host, "one/x"), at(&host, "two/x"), by_tag("t"));
         let (one, two) = futures::join!(
-            client.get(&one, &name, &who, &activity),
-            client.get(&two, &name, &who, &activity)
+            client.get(&one, &name, &who, &progress),
+            client.get(&two, &name, &who, &progress)
         );
         assert!(one.unwrap().is_some() && two.unwrap().is_some());
     }
@@ -381,10 +381,10 @@ async fn a_token_that_was_taken_back_is_renewed_whatever_the_401_says() {
             plain_http: vec![host.clone()],
             ..settings(&[])
         });
-        let (who, activity) = (bot(&host), Activity::default());
+        let (who, progress) = (bot(&host), Progress::default());
         for path in ["src/x", "src/revoke", "src/x"] {
             let source = at(&host, path);
-            let found = client.get(&source, &by_tag("t"), &who, &activity).await;
+            let found = client.get(&source, &by_tag("t"), &who, &progress).await;
             assert_eq!(found.unwrap().is_some(), path != "src/revoke");
         }
     }
@@ -529,9 +529,9 @@ async fn a_login_throttle_without_a_pause_is_not_asked_without_one() {
         plain_http: vec![host.clone()],
         ..settings(&[])
     });
-    let (who, activity, name) = (bot(&host), Activity::default(), by_tag("t"));
+    let (who, progress, name) = (bot(&host), Progress::default(), by_tag("t"));
     let source = at(&host, "src/x");
-    let asked = client.get(&source, &name, &who, &activity);
+    let asked = client.get(&source, &name, &who, &progress);
     let ended = tokio::time::timeout(std::time::Duration::from_secs(2), asked).await;
     assert!(ended.is_err(), "{ended:?}");
     assert!(count.load(Ordering::Relaxed) <= 2000 / 20 + 1, "{count:?}");
@@ -556,13 +556,13 @@ async fn what_is_waited_for_is_shown_to_all_who_wait() {
     let mut waiting = Vec::new();
     for n in 0..5 {
         let (client, who) = (client.clone(), bot(&host));
-        let (repository, activity) = (at(&host, &format!("team/{n}")), Activity::default());
-        let shown = activity.clone();
-        let task = async move { client.may_push(&repository, &who, &activity).await };
+        let (repository, progress) = (at(&host, &format!("team/{n}")), Progress::default());
+        let shown = progress.clone();
+        let task = async move { client.may_push(&repository, &who, &progress).await };
         waiting.push((tokio::spawn(task), shown));
     }
     let all_shown = async {
-        let unavailable = |shown: &Activity| {
+        let unavailable = |shown: &Progress| {
             let waiting = shown.waiting().map(|waiting| waiting.reason);
             waiting == Some(Reason::RegistryUnavailable)
         };

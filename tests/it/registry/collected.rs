@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use promotion_controller::embedded::{AuthMode, Embedded, Kind, Matcher, Shape};
 use promotion_controller::machine::Reason;
-use promotion_controller::registry::{Activity, Credential, Error, Manifest, Put, RegistryClient};
+use promotion_controller::registry::{Credential, Error, Manifest, Progress, Put, RegistryClient};
 
 use super::ground::{client, credential, guarded, open, repository, seeded, tag};
 
@@ -28,17 +28,17 @@ async fn copy(
     to: &Embedded,
 ) -> Result<(), Error> {
     let (source, target) = (repository(from, "src/a"), repository(to, "team/a"));
-    let (none, activity) = (NONE(), Activity::default());
+    let (none, progress) = (NONE(), Progress::default());
     client
-        .copy(&source, manifest, &target, &none, &none, &activity)
+        .copy(&source, manifest, &target, &none, &none, &progress)
         .await
 }
 
 async fn put(client: &RegistryClient, to: &Embedded, manifest: &Manifest) -> Put {
     let target = repository(to, "team/a");
-    let (none, activity) = (NONE(), Activity::default());
+    let (none, progress) = (NONE(), Progress::default());
     client
-        .put_tag(&target, &tag("x"), manifest, &none, || true, &activity)
+        .put_tag(&target, &tag("x"), manifest, &none, || true, &progress)
         .await
 }
 
@@ -123,8 +123,8 @@ async fn what_is_missed_though_it_was_mounted_is_uploaded() {
     let client = client(&[&host]);
     let manifest = seeded(&host, &client, "src/a", Shape::Oci, &NONE()).await;
     let (source, target) = (repository(&host, "src/a"), repository(&host, "team/a"));
-    let (none, activity) = (NONE(), Activity::default());
-    let copy = || client.copy(&source, &manifest, &target, &none, &none, &activity);
+    let (none, progress) = (NONE(), Progress::default());
+    let copy = || client.copy(&source, &manifest, &target, &none, &none, &progress);
     copy().await.unwrap();
     let upload = |method: &str| Matcher::kind(Kind::Upload).method(method);
     assert_eq!(host.count(&upload("PUT")), 0, "mounted");
@@ -151,9 +151,9 @@ async fn an_index_within_its_repository_is_not_put_without_its_children_where_a_
         host.update(|settings| (settings.sparse, settings.stale_manifests) = (sparse, LONG));
         let (client, bot) = (client(&[&host]), credential(&host, "bot"));
         let manifest = seeded(&host, &client, "team/a", Shape::Index, &bot).await;
-        let (repository, activity) = (repository(&host, "team/a"), Activity::default());
-        let held = || client.get_cached(&repository, manifest.digest, &bot, &activity);
-        let copy = || client.copy(&repository, &manifest, &repository, &bot, &bot, &activity);
+        let (repository, progress) = (repository(&host, "team/a"), Progress::default());
+        let held = || client.get_cached(&repository, manifest.digest, &bot, &progress);
+        let copy = || client.copy(&repository, &manifest, &repository, &bot, &bot, &progress);
         assert_eq!(held().await.unwrap(), Some(manifest.clone()));
         copy().await.unwrap();
         let children = Matcher::put_manifest().tag(false);
@@ -166,7 +166,7 @@ async fn an_index_within_its_repository_is_not_put_without_its_children_where_a_
         assert_eq!(found.is_none(), sparse, "else its PUT tells");
         assert_eq!(copy().await.is_err(), sparse);
         let put = client
-            .put_tag(&repository, &tag("x"), &manifest, &bot, || true, &activity)
+            .put_tag(&repository, &tag("x"), &manifest, &bot, || true, &progress)
             .await;
         assert_eq!(matches!(put, Put::ContentMissing(_)), !sparse, "{put:?}");
         let pings = Matcher::kind(Kind::Ping);

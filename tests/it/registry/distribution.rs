@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use promotion_controller::embedded::{Embedded, ImageSpec, Shape};
 use promotion_controller::image::Repository;
-use promotion_controller::registry::{Activity, Credential, Put, RegistryClient};
+use promotion_controller::registry::{Credential, Progress, Put, RegistryClient};
 
 use super::ground::{client_with, fetched, open, repository, seeded, settings, tag};
 use crate::testbed::{Distribution, DistributionOptions};
@@ -30,7 +30,7 @@ fn place(to: &Distribution, path: &str) -> Repository {
 async fn every_shape_goes_to_distribution_and_on_to_its_other_repositories() {
     let (from, to) = (open().await, distribution().await);
     let client = client_beside(&to, &[&from]);
-    let (none, activity) = (Credential::anonymous(), Activity::default());
+    let (none, progress) = (Credential::anonymous(), Progress::default());
     for shape in [
         Shape::Oci,
         Shape::Docker,
@@ -47,42 +47,42 @@ async fn every_shape_goes_to_distribution_and_on_to_its_other_repositories() {
             place(&to, "team/a"),
             place(&to, "team/b"),
         );
-        let before = activity.bytes();
+        let before = progress.bytes();
         client
-            .copy(&source, &manifest, &first, &none, &none, &activity)
+            .copy(&source, &manifest, &first, &none, &none, &progress)
             .await
             .unwrap();
-        assert!(activity.bytes() > before);
+        assert!(progress.bytes() > before);
         let put = client
-            .put_tag(&first, &tag("x"), &manifest, &none, || true, &activity)
+            .put_tag(&first, &tag("x"), &manifest, &none, || true, &progress)
             .await;
         assert!(matches!(put, Put::Written), "{shape:?} {put:?}");
         assert_eq!(
             client
-                .get_authoritative(&first, &tag("x"), &none, &activity)
+                .get_authoritative(&first, &tag("x"), &none, &progress)
                 .await
                 .unwrap()
                 .unwrap(),
             manifest
         );
-        let before = activity.bytes();
+        let before = progress.bytes();
         client
-            .copy(&first, &manifest, &second, &none, &none, &activity)
+            .copy(&first, &manifest, &second, &none, &none, &progress)
             .await
             .unwrap();
-        assert_eq!(activity.bytes(), before, "mounted, not streamed");
+        assert_eq!(progress.bytes(), before, "mounted, not streamed");
         let put = client
-            .put_tag(&second, &tag("x"), &manifest, &none, || true, &activity)
+            .put_tag(&second, &tag("x"), &manifest, &none, || true, &progress)
             .await;
         assert!(matches!(put, Put::Written), "{shape:?} {put:?}");
     }
     let absent = client
-        .get_authoritative(&place(&to, "team/a"), &tag("y"), &none, &activity)
+        .get_authoritative(&place(&to, "team/a"), &tag("y"), &none, &progress)
         .await
         .unwrap();
     assert_eq!(absent, None);
     let absent = client
-        .get_authoritative(&place(&to, "team/new"), &tag("y"), &none, &activity)
+        .get_authoritative(&place(&to, "team/new"), &tag("y"), &none, &progress)
         .await
         .unwrap();
     assert_eq!(absent, None);
@@ -92,7 +92,7 @@ async fn every_shape_goes_to_distribution_and_on_to_its_other_repositories() {
 async fn distribution_says_that_content_is_missing() {
     let (from, to) = (open().await, distribution().await);
     let client = client_beside(&to, &[&from]);
-    let (none, activity) = (Credential::anonymous(), Activity::default());
+    let (none, progress) = (Credential::anonymous(), Progress::default());
     for shape in [Shape::Docker, Shape::Index] {
         let manifest = seeded(&from, &client, "src/a", shape, &none).await;
         let put = client
@@ -102,13 +102,13 @@ async fn distribution_says_that_content_is_missing() {
                 &manifest,
                 &none,
                 || true,
-                &activity,
+                &progress,
             )
             .await;
         assert!(matches!(put, Put::ContentMissing(_)), "{shape:?} {put:?}");
     }
     client
-        .may_push(&place(&to, "team/a"), &none, &activity)
+        .may_push(&place(&to, "team/a"), &none, &progress)
         .await
         .unwrap();
 }

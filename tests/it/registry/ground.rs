@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use embedded::{Auth, AuthMode, Embedded, ImageSpec, Options, Settings as Switches, Shape, User};
 use image::{Reference, Repository, Tag};
-use registry::{Activity, Credential, Keyring, Manifest, RegistryClient, Settings};
+use registry::{Credential, Keyring, Manifest, Progress, RegistryClient, Settings};
 
 pub async fn open() -> Embedded {
     Embedded::start(Options::default()).await.unwrap()
@@ -95,9 +95,9 @@ pub async fn fetched(
     path: &str,
     who: &Credential,
 ) -> Manifest {
-    let activity = Activity::default();
+    let progress = Progress::default();
     client
-        .get(&repository(host, path), &by_tag("seed"), who, &activity)
+        .get(&repository(host, path), &by_tag("seed"), who, &progress)
         .await
         .unwrap()
         .unwrap()

@@ -7,7 +7,7 @@ use promotion_controller::embedded::{self, Action, Embedded, ImageSpec, Matcher,
 use promotion_controller::image::Repository;
 use promotion_controller::machine::Reason;
 use promotion_controller::registry::{
-    Activity, Class, Credential, Error, Keyring, Proxies, RegistryClient, Settings, Waiting,
+    Class, Credential, Error, Keyring, Progress, Proxies, RegistryClient, Settings, Waiting,
 };
 
 use super::ground::{
@@ -67,27 +67,27 @@ fn at(host: &str) -> Repository {
 
 /// Asks `registry` for what makes it lead to another address.
 async fn led(client: &RegistryClient, from: &Embedded, registry: &Listener, kind: Kind) -> Error {
-    let (none, activity) = (Credential::anonymous(), Activity::default());
+    let (none, progress) = (Credential::anonymous(), Progress::default());
     let target = at(&registry.host());
     let asked = async {
         if kind == Kind::Upload {
             let manifest = seeded(from, client, "src/a", Shape::Oci, &none).await;
             let source = repository(from, "src/a");
             client
-                .copy(&source, &manifest, &target, &none, &none, &activity)
+                .copy(&source, &manifest, &target, &none, &none, &progress)
                 .await
         } else {
             client
-                .get(&target, &by_tag("x"), &none, &activity)
+                .get(&target, &by_tag("x"), &none, &progress)
                 .await
                 .map(drop)
         }
     };
     let error = tokio::time::timeout(Duration::from_secs(5), asked)
         .await
-        .unwrap_or_else(|_| panic!("{kind:?}: waited: {:?}", activity.waiting()))
+        .unwrap_or_else(|_| panic!("{kind:?}: waited: {:?}", progress.waiting()))
         .unwrap_err();
-    assert_eq!(activity.waiting(), None, "{kind:?}");
+    assert_eq!(progress.waiting(), None, "{kind:?}");
     assert!(!error.message.contains("s3cret"), "{error}");
     error
 }
@@ -174,9 +174,9 @@ async fn a_registry_on_the_list_by_stars_alone_is_not_asked_at_an_internal_addre
     let registry = other().await;
     let client = client_with(listing(&["**"], &[]));
     for host in [registry.by_name(), registry.host()] {
-        let (none, activity) = (Credential::anonymous(), Activity::default());
+        let (none, progress) = (Credential::anonymous(), Progress::default());
         let error = client
-            .get_authoritative(&at(&host), &tag("x"), &none, &activity)
+            .get_authoritative(&at(&host), &tag("x"), &none, &progress)
             .await
             .unwrap_err();
         assert_eq!(
@@ -185,7 +185,7 @@ async fn a_registry_on_the_list_by_stars_alone_is_not_asked_at_an_internal_addre
         );
         let words = format!("{host} is at an internal address; have --allow-registry {host} added");
         assert_eq!(error.message, words);
-        assert_eq!(activity.waiting(), None);
+        assert_eq!(progress.waiting(), None);
     }
     assert_eq!(registry.connections(), 0);
 }
@@ -249,8 +249,8 @@ async fn a_redirect_takes_accept_and_range_along_and_authorization_to_the_regist
     .await;
     let host = registry.host();
     let client = client_with(listing(&[&host, &storage.host()], &[&host]));
-    let (who, activity) = (credential(&host), Activity::default());
-    let found = client.get(&at(&host), &by_tag("x"), &who, &activity).await;
+    let (who, progress) = (credential(&host), Progress::default());
+    let found = client.get(&at(&host), &by_tag("x"), &who, &progress).await;
     assert!(found.unwrap_err().message.contains("answered 404"));
     let heads = registry.heads();
     // The ping asks for the kind of credential.
@@ -294,7 +294,7 @@ async fn a_download_that_breaks_goes_on_in_the_storage_it_is_redirected_to() {
             &target,
             &reader,
             &none,
-            &Activity::default(),
+            &Progress::default(),
         )
         .await
         .unwrap();
@@ -321,7 +321,7 @@ async fn who_comes_back_from_elsewhere_brings_no_authorization() {
     let client = client_with(listing(&[&host.host(), &storage.host()], &[&host.host()]));
     let who = credential(&host.host());
     let found = client
-        .get(&at(&host.host()), &by_tag("x"), &who, &Activity::default())
+        .get(&at(&host.host()), &by_tag("x"), &who, &Progress::default())
         .await;
     assert_eq!(found.unwrap(), None);
     let last = host.heads().pop().unwrap();
@@ -347,7 +347,7 @@ async fn a_credential_goes_to_no_realm_that_is_not_the_registrys_own() {
                 &at(&registry.host()),
                 &by_tag("x"),
                 &who,
-                &Activity::default(),
+                &Progress::default(),
             )
             .await
             .unwrap_err();
@@ -387,9 +387,9 @@ fn through(proxy: &Listener, except: &str, settings: Settings) -> Settings {
 }
 
 async fn fetched(client: &RegistryClient, name: &str) -> Result<(), Error> {
-    let (none, activity) = (Credential::anonymous(), Activity::default());
+    let (none, progress) = (Credential::anonymous(), Progress::default());
     let found = client
-        .get(&at("registry.test"), &by_tag(name), &none, &activity)
+        .get(&at("registry.test"), &by_tag(name), &none, &progress)
         .await?;
     assert_eq!(found, None);
     Ok(())
@@ -468,7 +468,7 @@ async fn the_place_of_a_proxy_is_no_place_to_be_led_to() {
                 &at(&registry.host()),
                 &by_tag("x"),
                 &Credential::anonymous(),
-                &Activity::default(),
+                &Progress::default(),
             )
             .await
             .unwrap_err();
@@ -477,12 +477,12 @@ async fn the_place_of_a_proxy_is_no_place_to_be_led_to() {
     assert_eq!(guarded.connections(), 0);
 }
 
-async fn waiting(activity: &Activity) -> Waiting {
+async fn waiting(progress: &Progress) -> Waiting {
     loop {
-        if let Some(waiting) = activity.waiting() {
+        if let Some(waiting) = progress.waiting() {
             return waiting;
         }
-        activity.changed().await;
+        progress.changed().await;
     }
 }
 
@@ -513,12 +513,12 @@ async fn a_host_that_accepts_and_says_nothing_is_unwell_and_not_waited_for_witho
             read_timeout,
             ..Settings::default()
         });
-        let (none, activity, name) = (Credential::anonymous(), Activity::default(), tag("x"));
+        let (none, progress, name) = (Credential::anonymous(), Progress::default(), tag("x"));
         let began = Instant::now();
         let target = at(&host);
         let waiting = tokio::select! {
-            found = client.get_authoritative(&target, &name, &none, &activity) => panic!("{found:?}"),
-            waiting = waiting(&activity) => waiting,
+            found = client.get_authoritative(&target, &name, &none, &progress) => panic!("{found:?}"),
+            waiting = waiting(&progress) => waiting,
         };
         let took = began.elapsed();
         assert!(took >= short && took < short * 6, "{took:?}");
@@ -583,13 +583,13 @@ async fn no_error_and_no_log_shows_what_a_redirect_was_signed_with() {
         let own = registry.host();
         hosts.push(&own);
         let client = client_with(listing(&hosts, &[&own]));
-        let (none, activity, place) = (Credential::anonymous(), Activity::default(), at(&own));
+        let (none, progress, place) = (Credential::anonymous(), Progress::default(), at(&own));
         let name = by_tag("x");
         tokio::select! {
-            found = client.get(&place, &name, &none, &activity) => {
+            found = client.get(&place, &name, &none, &progress) => {
                 texts.push(format!("{target}: {:?}", found.unwrap_err()));
             }
-            waiting = waiting(&activity) => texts.push(format!("{target}: {waiting:?}")),
+            waiting = waiting(&progress) => texts.push(format!("{target}: {waiting:?}")),
         }
     }
     let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();

@@ -8,7 +8,7 @@ use promotion_controller::embedded::{
 use promotion_controller::image::Reference;
 use promotion_controller::machine::Reason;
 use promotion_controller::registry::{
-    Activity, Class, Credential, Listing, Put, RegistryClient, list_with,
+    Class, Credential, Listing, Progress, Put, RegistryClient, list_with,
 };
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -44,9 +44,9 @@ async fn listed(
     image: &Image,
 ) -> Result<Listing, promotion_controller::registry::Error> {
     let subject = image.digest().to_string().parse().unwrap();
-    let (source, activity) = (repository(host, "src/a"), Activity::default());
+    let (source, progress) = (repository(host, "src/a"), Progress::default());
     client
-        .referrers(&source, subject, &NONE(), false, false, &activity)
+        .referrers(&source, subject, &NONE(), false, false, &progress)
         .await
 }
 
@@ -147,9 +147,9 @@ async fn an_answer_that_is_no_list_means_no_api_and_is_remembered_for_its_reposi
         assert_eq!(host.count(&kind()), asked, "{status} {code:?}");
         // Another namespace, and whoever has to be sure, asks the registry.
         let subject = image.digest().to_string().parse().unwrap();
-        let (none, activity) = (NONE(), Activity::default());
+        let (none, progress) = (NONE(), Progress::default());
         let other = repository(&host, "src/b");
-        let there = client.referrers(&other, subject, &none, false, false, &activity);
+        let there = client.referrers(&other, subject, &none, false, false, &progress);
         assert_eq!(
             there.await.unwrap(),
             Listing::Of(Vec::new()),
@@ -157,7 +157,7 @@ async fn an_answer_that_is_no_list_means_no_api_and_is_remembered_for_its_reposi
         );
         host.remove_rule(rule);
         let source = repository(&host, "src/a");
-        let anew = client.referrers(&source, subject, &none, false, true, &activity);
+        let anew = client.referrers(&source, subject, &none, false, true, &progress);
         assert!(matches!(anew.await.unwrap(), Listing::Of(found) if found.len() == 1));
     }
 }
@@ -190,12 +190,12 @@ async fn a_redirect_to_a_web_page_means_no_api_whatever_the_page_answers() {
         let client = client_with(settings);
         let source = format!("{front}/src/a").parse().unwrap();
         let subject = promotion_controller::image::Digest::of(b"x");
-        let (none, activity) = (NONE(), Activity::default());
-        let found = client.referrers(&source, subject, &none, false, false, &activity);
+        let (none, progress) = (NONE(), Progress::default());
+        let found = client.referrers(&source, subject, &none, false, false, &progress);
         let found = tokio::time::timeout(Duration::from_secs(10), found).await;
         let found = found.unwrap_or_else(|_| panic!("{status}: waited for"));
         assert_eq!(found.unwrap(), Listing::None, "{status}");
-        assert_eq!(activity.waiting(), None);
+        assert_eq!(progress.waiting(), None);
     }
 }
 
@@ -230,14 +230,14 @@ async fn a_registry_says_whether_it_took_note_of_the_subject_also_after_a_lost_a
     let client = client(&[&from, &to]);
     let (source, target) = (repository(&from, "src/a"), repository(&to, "team/a"));
     let digest = Reference::Digest(referrers[0].digest().to_string().parse().unwrap());
-    let (none, activity) = (NONE(), Activity::default());
-    let fetched = client.get(&source, &digest, &none, &activity).await;
+    let (none, progress) = (NONE(), Progress::default());
+    let fetched = client.get(&source, &digest, &none, &progress).await;
     let manifest = fetched.unwrap().unwrap();
     for (api, lost) in [(true, 0), (true, 2), (false, 0)] {
         to.update(|settings| settings.referrers = api);
         to.add_rule(Rule::new(Matcher::put_manifest(), Action::LoseAnswer).times(lost));
         let noted = client
-            .copy_referrer(&source, manifest.clone(), &target, &none, &none, &activity)
+            .copy_referrer(&source, manifest.clone(), &target, &none, &none, &progress)
             .await
             .unwrap();
         assert_eq!(noted, api, "{lost}");
@@ -257,20 +257,20 @@ async fn distribution_has_no_api_and_takes_the_list() {
     settings.plain_http.push(to.host());
     settings.put_timeout = Duration::from_secs(5);
     let client = client_with(settings);
-    let (source, none, activity) = (repository(&from, "src/a"), NONE(), Activity::default());
+    let (source, none, progress) = (repository(&from, "src/a"), NONE(), Progress::default());
     let target = format!("{}/team/a", to.host()).parse().unwrap();
     let subject = image.digest().to_string().parse().unwrap();
-    let there = client.referrers(&target, subject, &none, true, false, &activity);
+    let there = client.referrers(&target, subject, &none, true, false, &progress);
     assert_eq!(there.await.unwrap(), Listing::None);
     let Listing::Of(found) = listed(&client, &from, &image).await.unwrap() else {
         panic!("there is an API");
     };
     for referrer in &found {
         let digest = Reference::Digest(referrer.digest);
-        let fetched = client.get(&source, &digest, &none, &activity).await;
+        let fetched = client.get(&source, &digest, &none, &progress).await;
         let manifest = fetched.unwrap().unwrap();
         let noted = client
-            .copy_referrer(&source, manifest.clone(), &target, &none, &none, &activity)
+            .copy_referrer(&source, manifest.clone(), &target, &none, &none, &progress)
             .await
             .unwrap();
         assert!(!noted);
@@ -278,11 +278,11 @@ async fn distribution_has_no_api_and_takes_the_list() {
     let list = list_with("x", None, &found).unwrap().unwrap();
     let name = tag(&image.digest().to_string().replace(':', "-"));
     let put = client
-        .put_tag(&target, &name, &list, &none, || true, &activity)
+        .put_tag(&target, &name, &list, &none, || true, &progress)
         .await;
     assert!(matches!(put, Put::Written), "{put:?}");
     let read = client
-        .get_authoritative(&target, &name, &none, &activity)
+        .get_authoritative(&target, &name, &none, &progress)
         .await;
     assert_eq!(read.unwrap().unwrap().referrers("x").unwrap(), found);
 }

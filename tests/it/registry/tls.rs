@@ -3,7 +3,7 @@
 use promotion_controller::embedded::Shape;
 use promotion_controller::image::Repository;
 use promotion_controller::machine::Reason;
-use promotion_controller::registry::{Activity, Class, Credential, Proxies, Put, Settings};
+use promotion_controller::registry::{Class, Credential, Progress, Proxies, Put, Settings};
 
 use super::ground::{client_with, open, repository, seeded, settings, tag};
 use super::listener::{Listener, answer};
@@ -28,15 +28,15 @@ async fn a_private_ca_is_trusted_at_its_host_alone_and_http_2_is_spoken() {
     settings.put_timeout = std::time::Duration::from_secs(5);
     settings.registry_ca = vec![(to.host(), to.ca()), ("registry.test".into(), beside.ca())];
     let client = client_with(settings);
-    let (none, activity) = (Credential::anonymous(), Activity::default());
+    let (none, progress) = (Credential::anonymous(), Progress::default());
     let manifest = seeded(&from, &client, "src/a", Shape::Index, &none).await;
     let (source, target) = (repository(&from, "src/a"), place(&to.host()));
     client
-        .copy(&source, &manifest, &target, &none, &none, &activity)
+        .copy(&source, &manifest, &target, &none, &none, &progress)
         .await
         .unwrap();
     let put = client
-        .put_tag(&target, &tag("x"), &manifest, &none, || true, &activity)
+        .put_tag(&target, &tag("x"), &manifest, &none, || true, &progress)
         .await;
     assert!(matches!(put, Put::Written), "{put:?}");
     let requests = to.log().requests().unwrap();
@@ -49,7 +49,7 @@ async fn a_private_ca_is_trusted_at_its_host_alone_and_http_2_is_spoken() {
     }
     // Its CA is known, for another host.
     let error = client
-        .get_authoritative(&place(&beside.host()), &tag("x"), &none, &activity)
+        .get_authoritative(&place(&beside.host()), &tag("x"), &none, &progress)
         .await
         .unwrap_err();
     assert_eq!(
@@ -58,7 +58,7 @@ async fn a_private_ca_is_trusted_at_its_host_alone_and_http_2_is_spoken() {
     );
     let remedy = format!("--registry-ca {}=FILE", beside.host());
     assert!(error.message.contains(&remedy), "{error}");
-    assert_eq!(activity.waiting(), None);
+    assert_eq!(progress.waiting(), None);
 }
 
 #[tokio::test]
@@ -77,9 +77,9 @@ async fn a_private_ca_is_trusted_through_a_proxy() {
             ..Settings::default()
         })
     };
-    let (none, activity) = (Credential::anonymous(), Activity::default());
+    let (none, progress) = (Credential::anonymous(), Progress::default());
     let found = client("localhost:7")
-        .get_authoritative(&place("localhost:7"), &tag("x"), &none, &activity)
+        .get_authoritative(&place("localhost:7"), &tag("x"), &none, &progress)
         .await
         .unwrap();
     assert_eq!(found, None);
@@ -99,13 +99,13 @@ async fn a_private_ca_is_trusted_through_a_proxy() {
     // One that is not named is not asked for, one whose certificate is another's not believed.
     let connections = proxy.connections();
     let error = client("**")
-        .get_authoritative(&place("localhost:8"), &tag("x"), &none, &activity)
+        .get_authoritative(&place("localhost:8"), &tag("x"), &none, &progress)
         .await
         .unwrap_err();
     assert_eq!(error.reason, Reason::NotAllowed, "{error}");
     assert_eq!(proxy.connections(), connections);
     let error = client("localhost:*")
-        .get_authoritative(&place("localhost:8"), &tag("x"), &none, &activity)
+        .get_authoritative(&place("localhost:8"), &tag("x"), &none, &progress)
         .await
         .unwrap_err();
     assert_eq!(error.reason, Reason::CertificateUntrusted, "{error}");
@@ -141,9 +141,9 @@ async fn a_self_signed_certificate_that_is_given_as_ca_is_explained() {
         registry_ca: vec![(host.clone(), file)],
         ..Settings::default()
     });
-    let (none, activity) = (Credential::anonymous(), Activity::default());
+    let (none, progress) = (Credential::anonymous(), Progress::default());
     let (target, name) = (place(&host), tag("x"));
-    let error = client.get_authoritative(&target, &name, &none, &activity);
+    let error = client.get_authoritative(&target, &name, &none, &progress);
     let error = error.await.unwrap_err();
     let is = (error.reason, error.class);
     assert_eq!(is, (Reason::CertificateUntrusted, Class::Terminal));

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use promotion_controller::image::{Reference, Repository};
-use promotion_controller::registry::{Activity, Credential, RegistryClient, Settings};
+use promotion_controller::registry::{Credential, Progress, RegistryClient, Settings};
 
 use super::Tenants;
 use crate::hostile::liar::{Image, Liar, OCI, Say, answer, digest, head, unknown};
@@ -42,10 +42,10 @@ fn repository(host: &Liar, path: &str) -> Repository {
 async fn answers(client: &RegistryClient, victim: &Liar) {
     let begun = Instant::now();
     let reference = Reference::Tag("t".parse().unwrap());
-    let activity = Activity::of("good", "request");
+    let progress = Progress::of("good", "request");
     let repository = repository(victim, "src/x");
     let credential = Credential::anonymous();
-    let found = client.get(&repository, &reference, &credential, &activity);
+    let found = client.get(&repository, &reference, &credential, &progress);
     let found = tokio::time::timeout(Duration::from_secs(5), found).await;
     assert!(found.unwrap().unwrap().is_some());
     let took = begun.elapsed();
@@ -76,13 +76,13 @@ async fn a_registry_that_leads_to_another_does_not_rest_it() {
     answers(&client, &victim).await;
     let attack = |client: RegistryClient, repository: Repository, n: usize| {
         tokio::spawn(async move {
-            let activity = Activity::of("evil", &n.to_string());
+            let progress = Progress::of("evil", &n.to_string());
             let credential = Credential::anonymous();
             let reference = Reference::Tag("t".parse().unwrap());
             let _ = client
-                .get(&repository, &reference, &credential, &activity)
+                .get(&repository, &reference, &credential, &progress)
                 .await;
-            let _ = client.may_push(&repository, &credential, &activity).await;
+            let _ = client.may_push(&repository, &credential, &progress).await;
         })
     };
     let attacks: Vec<_> = (0..20)
@@ -120,11 +120,11 @@ async fn a_web_page_behind_a_redirect_that_is_asked_too_much_does_not_rest_the_r
     let away = tokio::spawn({
         let (client, repository) = (client.clone(), repository(&front, "src/x"));
         async move {
-            let activity = Activity::of("evil", "request");
+            let progress = Progress::of("evil", "request");
             let reference = Reference::Tag("away".parse().unwrap());
             let credential = Credential::anonymous();
             let _ = client
-                .get(&repository, &reference, &credential, &activity)
+                .get(&repository, &reference, &credential, &progress)
                 .await;
         }
     });

@@ -35,7 +35,7 @@ fn stream(party: u64, places: usize) -> Want {
 }
 
 async fn streaming(queue: &Arc<Queue>, want: Want) -> Permit {
-    queue.enter_stream(want, "h", &Activity::default()).await
+    queue.enter_stream(want, "h", &Progress::default()).await
 }
 
 /// Requests that a party sends, each of them for `took`; when the last is done.
