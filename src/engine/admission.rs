@@ -491,7 +491,7 @@ impl<S: Store> Engine<S> {
         own.or_else(|| {
             repositories
                 .iter()
-                .find_map(|repository| registry.rest(repository))
+                .find_map(|repository| registry.unavailable(repository))
         })
     }
 

@@ -176,7 +176,7 @@ impl RegistryClient {
     /// # Errors
     /// The TLS backend cannot be set up, or an address of the settings is none.
     pub fn new(settings: Settings) -> Result<Self, BuildError> {
-        Self::with_rests(settings, Duration::from_secs(1), Duration::from_mins(1))
+        Self::with_backoff(settings, Duration::from_secs(1), Duration::from_mins(1))
     }
 
     /// As [`RegistryClient::new`], with the first and the longest rest of an unwell host.
@@ -184,7 +184,7 @@ impl RegistryClient {
     /// # Errors
     /// As [`RegistryClient::new`].
     #[doc(hidden)]
-    pub fn with_rests(
+    pub fn with_backoff(
         settings: Settings,
         first: Duration,
         longest: Duration,
@@ -262,9 +262,9 @@ impl RegistryClient {
 
     /// What requests to a repository's registry wait for now, while that is unwell.
     #[must_use]
-    pub fn rest(&self, repository: &Repository) -> Option<Waiting> {
+    pub fn unavailable(&self, repository: &Repository) -> Option<Waiting> {
         let endpoint = self.endpoint(repository).ok()?;
-        self.transport().rest(&endpoint.base)
+        self.transport().unavailable(&endpoint.base)
     }
 
     /// How many requests may be in flight to one registry.

@@ -86,7 +86,7 @@ impl Operation {
         let expiring = self.foresee_labels(&manifest, held.float).await?;
         let (pull, push) = (self.pull()?, self.push()?);
         let from = &self.spec.source.repository;
-        let survey = self.tools.registry.survey(
+        let survey = self.tools.registry.estimate_copy(
             from,
             manifest,
             self.repository(),

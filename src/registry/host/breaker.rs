@@ -164,7 +164,7 @@ impl Breaker {
     }
 
     /// What is waited for, while it rests.
-    pub(crate) fn rest(&self) -> Option<Waiting> {
+    pub(crate) fn unavailable(&self) -> Option<Waiting> {
         let state = lock(&self.state);
         let open = state.open.as_ref()?;
         Some(Waiting {

@@ -207,9 +207,9 @@ impl Hosts {
     }
 
     /// What requests to the host of this name wait for, while it rests.
-    pub(crate) fn rest(&self, name: &str) -> Option<Waiting> {
+    pub(crate) fn unavailable(&self, name: &str) -> Option<Waiting> {
         let host = lock(&self.known).get(&(name.to_owned(), None)).cloned()?;
-        host.all.rest()
+        host.all.unavailable()
     }
 
     /// The state of the host of this name, made where there is none; as the registry `led_by` leads there, if it is not its own.

@@ -36,7 +36,7 @@ impl RegistryClient {
     ///
     /// # Errors
     /// `SourceIncomplete` where neither side has a part; else as its requests fail.
-    pub async fn survey(
+    pub async fn estimate_copy(
         &self,
         from: &Repository,
         manifest: impl Borrow<Manifest> + Send,

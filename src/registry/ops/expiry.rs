@@ -186,7 +186,7 @@ impl Job<'_> {
 impl RegistryClient {
     /// What the labels of an image do to the tags that `target` gets for it, where its registry acts on them; its content is read
     /// in `held`, with the rights of `credential` there. `push`: to be written to as well.
-    pub async fn tag_labels(
+    pub async fn tag_expiry(
         &self,
         target: &Repository,
         held: &Repository,

@@ -203,8 +203,8 @@ impl Transport {
     }
 
     /// What requests to the host that `url` is at wait for, while it rests.
-    pub(crate) fn rest(&self, url: &Url) -> Option<Waiting> {
-        self.hosts.rest(&address(url))
+    pub(crate) fn unavailable(&self, url: &Url) -> Option<Waiting> {
+        self.hosts.unavailable(&address(url))
     }
 
     /// Sends with the rights of `ask.access`.

@@ -398,7 +398,7 @@ async fn a_layer_is_left_out_only_where_it_says_where_it_is_and_the_source_lacks
         let found = client.get(&source, &by_tag("t"), &none, &progress).await;
         let manifest = found.unwrap().unwrap();
         let target = repository(&to, "team/a");
-        let planned = client.survey(&source, &manifest, &target, &none, &none, &progress);
+        let planned = client.estimate_copy(&source, &manifest, &target, &none, &none, &progress);
         assert_eq!(planned.await.is_ok(), works, "{urls:?} {there}");
         let copied = client.copy(&source, &manifest, &target, &none, &none, &progress);
         match copied.await {

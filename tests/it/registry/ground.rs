@@ -46,7 +46,7 @@ pub fn settings(hosts: &[&Embedded]) -> Settings {
 pub fn client_with(settings: Settings) -> RegistryClient {
     // Whichever test comes first installs it.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    RegistryClient::with_rests(
+    RegistryClient::with_backoff(
         settings,
         Duration::from_millis(20),
         Duration::from_millis(100),

@@ -302,7 +302,7 @@ impl Inside {
                 lease_namespace: None,
                 brake_namespace: stage.namespace.clone(),
                 identity: "inside".into(),
-                registry: RegistryClient::with_rests(settings, rest, rest * 10).unwrap(),
+                registry: RegistryClient::with_backoff(settings, rest, rest * 10).unwrap(),
                 policy: Policy::default(),
                 own: OwnFiles::none(),
                 engine: engine::Settings {
