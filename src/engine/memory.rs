@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::image::{Digest, Float, Repository, Stamp, Tag};
-use crate::registry::Flights;
+use crate::registry::SingleFlight;
 
 /// The process's record of its own writes. Entries leave after their time, so that it stays as small as what is in work.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub struct Memory {
     late: Duration,
     inner: Mutex<Inner>,
     /// Tags that belong to no float alone: one writes at a time.
-    pub(super) turns: Flights<(Repository, Tag)>,
+    pub(super) turns: SingleFlight<(Repository, Tag)>,
 }
 
 #[derive(Debug, Default)]
@@ -79,7 +79,7 @@ impl Memory {
             settle,
             late: late.max(settle),
             inner: Mutex::default(),
-            turns: Flights::new(),
+            turns: SingleFlight::new(),
         }
     }
 

@@ -37,7 +37,7 @@ pub use ops::expiry::TagLabels;
 pub use ops::manifest::Manifest;
 pub use ops::put::Put;
 pub use ops::referrers::{Listing, Referrer, list_with};
-pub(crate) use single_flight::Flights;
+pub(crate) use single_flight::SingleFlight;
 pub use wire::clients::Proxies;
 
 use crate::image::{Digest, Repository};
@@ -140,7 +140,7 @@ struct Shared {
     unlisted: moka::sync::Cache<(CredentialKey, Repository), ()>,
     /// Whether a registry takes an index without its children, by address.
     sparse: moka::sync::Cache<String, bool>,
-    flights: Flights<Present>,
+    single_flight: SingleFlight<Present>,
     /// Memory for large manifests.
     reserve: Arc<Reserve>,
 }
@@ -226,7 +226,7 @@ impl RegistryClient {
             labels,
             unlisted,
             sparse,
-            flights: Flights::new(),
+            single_flight: SingleFlight::new(),
             reserve: Arc::default(),
         });
         let known = Arc::downgrade(&shared);

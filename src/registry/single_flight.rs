@@ -12,7 +12,7 @@ type Map<K> = Arc<Mutex<HashMap<K, Arc<tokio::sync::Mutex<()>>>>>;
 
 /// The keys being worked on.
 #[derive(Debug)]
-pub(crate) struct Flights<K>(Map<K>);
+pub(crate) struct SingleFlight<K>(Map<K>);
 
 /// While it lives, its key is this task's.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ pub(crate) struct Flight<K: Hash + Eq> {
     lock: Option<OwnedMutexGuard<()>>,
 }
 
-impl<K: Hash + Eq + Clone> Flights<K> {
+impl<K: Hash + Eq + Clone> SingleFlight<K> {
     pub(crate) fn new() -> Self {
         Self(Arc::default())
     }
@@ -64,12 +64,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_second_waits_for_the_first_and_nothing_is_left_behind() {
-        let flights = Flights::new();
-        let first = flights.enter(&1).await;
-        let second = tokio::time::timeout(Duration::from_millis(20), flights.enter(&1)).await;
+        let single_flight = SingleFlight::new();
+        let first = single_flight.enter(&1).await;
+        let second = tokio::time::timeout(Duration::from_millis(20), single_flight.enter(&1)).await;
         assert!(second.is_err());
-        drop(flights.enter(&2).await);
+        drop(single_flight.enter(&2).await);
         drop(first);
-        assert!(flights.0.lock().is_ok_and(|map| map.is_empty()));
+        assert!(single_flight.0.lock().is_ok_and(|map| map.is_empty()));
     }
 }

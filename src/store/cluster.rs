@@ -22,7 +22,7 @@ use super::own::OwnFiles;
 use super::{Access, AccessError, Event, Key, Store, StoreError, Stored};
 use crate::api::{self, PromotionRequest};
 use crate::metrics::{Call, Metrics};
-use crate::registry::{Flights, Keyring};
+use crate::registry::{Keyring, SingleFlight};
 
 /// The longest a call may take, its retries included.
 const CALL: Duration = Duration::from_secs(15);
@@ -53,7 +53,7 @@ pub struct Cluster {
     own: OwnFiles,
     metrics: Metrics,
     /// Many requests want the same Secret at once: one reads it.
-    reading: Flights<SecretName>,
+    reading: SingleFlight<SecretName>,
 }
 
 impl Cluster {
@@ -68,7 +68,7 @@ impl Cluster {
             secrets: Mutex::default(),
             own,
             metrics,
-            reading: Flights::new(),
+            reading: SingleFlight::new(),
         }
     }
 

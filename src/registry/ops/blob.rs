@@ -83,7 +83,7 @@ impl RegistryClient {
         if known().is_some_and(|known| known.there) {
             return Ok(());
         }
-        let _flight = self.0.flights.enter(&key).await;
+        let _flight = self.0.single_flight.enter(&key).await;
         let known = known();
         if known.is_some_and(|known| known.there) {
             return Ok(());

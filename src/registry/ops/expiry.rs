@@ -287,7 +287,7 @@ impl RegistryClient {
             reading.push,
         );
         let key = Present::of(&access, config.digest);
-        let _flight = self.0.flights.enter(&key).await;
+        let _flight = self.0.single_flight.enter(&key).await;
         if let Some(known) = self.0.labels.get(&key) {
             return Ok(annotated.or(known));
         }
