@@ -160,7 +160,7 @@ fn tell<S>(inner: &Inner<S>, scrape: &Scrape<'_>) {
             }
         }
         let operations = state
-            .single_flight
+            .flights
             .values()
             .flat_map(|flight| flight.operations.values());
         for operation in operations.filter(|o| o.outcome.is_none()) {

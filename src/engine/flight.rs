@@ -101,7 +101,7 @@ impl<S: Store> Engine<S> {
         let id = {
             let mut state = self.lock();
             let id = state.next_flight();
-            let flight = state.single_flight.entry(uid.to_owned()).or_default();
+            let flight = state.flights.entry(uid.to_owned()).or_default();
             flight.launched.insert(index);
             let operation = InFlight {
                 id,
@@ -187,7 +187,7 @@ impl<S: Store> Engine<S> {
         let known = {
             let mut state = self.lock();
             let known = state.known.contains_key(uid);
-            let Some(flight) = state.single_flight.get_mut(uid) else {
+            let Some(flight) = state.flights.get_mut(uid) else {
                 return;
             };
             let Some(operation) = flight.operations.get_mut(&index).filter(|o| o.id == id) else {
@@ -210,7 +210,7 @@ impl<S: Store> Engine<S> {
     /// What an operation in flight works at, and since when.
     fn begun(&self, uid: &str, index: usize, id: u64) -> Option<(Float, Step, Instant)> {
         let state = self.lock();
-        let operation = state.single_flight.get(uid)?.operations.get(&index)?;
+        let operation = state.flights.get(uid)?.operations.get(&index)?;
         (operation.id == id).then(|| (operation.float.clone(), operation.step, operation.started))
     }
 

@@ -334,7 +334,7 @@ impl<S: Store> Engine<S> {
     pub fn drain(&self) {
         let mut state = self.lock();
         state.draining = true;
-        let uids: Vec<_> = state.single_flight.keys().cloned().collect();
+        let uids: Vec<_> = state.flights.keys().cloned().collect();
         for uid in uids {
             for (_, operation) in state.running(&uid) {
                 operation.cancel.cancel();
@@ -347,7 +347,7 @@ impl<S: Store> Engine<S> {
     pub fn unrecorded(&self) -> usize {
         let state = self.lock();
         let known = state
-            .single_flight
+            .flights
             .iter()
             .filter(|(uid, _)| state.known.contains_key(*uid));
         let ended = known.flat_map(|(_, flight)| flight.operations.values());
@@ -393,7 +393,7 @@ impl<S: Store> Engine<S> {
             late.is_some()
         });
         if running.is_empty() && !state.known.contains_key(uid) {
-            state.single_flight.remove(uid);
+            state.flights.remove(uid);
         }
         let mut waiting = state.keys_on(freed.iter(), uid);
         waiting.extend(state.leave_seat(uid));

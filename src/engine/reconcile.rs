@@ -306,7 +306,7 @@ impl<S: Store> Engine<S> {
     ) -> (Vec<Harvest>, Vec<ImageContext>) {
         let instant = Instant::now();
         let state = self.lock();
-        let flight = state.single_flight.get(uid);
+        let flight = state.flights.get(uid);
         let mut harvest = Vec::new();
         let mut contexts = Vec::with_capacity(request.spec.images.len());
         for (index, spec) in request.spec.images.iter().enumerate() {
@@ -415,7 +415,7 @@ impl<S: Store> Engine<S> {
 
     fn drop_harvest(&self, uid: &str, harvested: &[(usize, u64)]) {
         let mut state = self.lock();
-        let Some(flight) = state.single_flight.get_mut(uid) else {
+        let Some(flight) = state.flights.get_mut(uid) else {
             return;
         };
         for (index, id) in harvested {
@@ -462,7 +462,7 @@ impl<S: Store> Engine<S> {
     fn give_up(&self, uid: &str, index: usize) {
         let state = self.lock();
         if let Some(operation) = state
-            .single_flight
+            .flights
             .get(uid)
             .and_then(|f| f.operations.get(&index))
         {

@@ -55,7 +55,7 @@ pub(super) struct State {
     /// Floats that were owned when this process took over, until their owner is read anew: only that shows what may be on the wire.
     pub inherited: HashMap<Float, Uid>,
     /// What runs, also of requests that are gone meanwhile.
-    pub single_flight: HashMap<Uid, Flight>,
+    pub flights: HashMap<Uid, Flight>,
     /// How many operations of each namespace were launched and have not landed.
     pub launched: HashMap<String, usize>,
     /// Who launches nothing because these are too many, the first to come first.
@@ -572,7 +572,7 @@ impl State {
 
     /// The operations of a request that still run.
     pub fn running(&self, uid: &str) -> impl Iterator<Item = (usize, &InFlight)> {
-        let operations = self.single_flight.get(uid).map(|flight| &flight.operations);
+        let operations = self.flights.get(uid).map(|flight| &flight.operations);
         let all = operations.into_iter().flatten();
         all.filter(|(_, o)| o.outcome.is_none())
             .map(|(index, o)| (*index, o))
@@ -581,7 +581,7 @@ impl State {
     /// How many operations run in all.
     pub fn running_in_all(&self) -> usize {
         let operations = self
-            .single_flight
+            .flights
             .values()
             .flat_map(|flight| flight.operations.values());
         operations.filter(|o| o.outcome.is_none()).count()
