@@ -26,6 +26,7 @@ pub mod controller;
 #[cfg(feature = "embedded-registry")]
 pub mod embedded;
 pub mod engine;
+mod fair_queue;
 mod files;
 pub mod image;
 pub mod machine;

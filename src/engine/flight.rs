@@ -6,8 +6,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::operation::Operation;
+use super::operation_queue::QueueKey;
 use super::state::InFlight;
-use super::turns::Line;
 use super::{Engine, account};
 use crate::image::Float;
 use crate::machine::{Class, Fault, Launch, Outcome, Reason, Request, Step};
@@ -146,16 +146,16 @@ impl<S: Store> Engine<S> {
         let launched = Launched::new(self, &key.namespace);
         tokio::spawn(async move {
             let _launched = launched;
-            let (turns, line) = (
-                engine.inner.turns.clone(),
-                Line::of(&operation.spec, operation.step),
+            let (queue, waits_in) = (
+                engine.inner.queue.clone(),
+                QueueKey::of(&operation.spec, operation.step),
             );
-            let turn = tokio::select! {
+            let permit = tokio::select! {
                 biased;
                 () = operation.cancel.cancelled() => None,
-                turn = turns.enter(line, &key.namespace, &uid) => Some(turn),
+                permit = queue.acquire(waits_in, &key.namespace, &uid) => Some(permit),
             };
-            let Some(_turn) = turn else {
+            let Some(_permit) = permit else {
                 engine.land(&key, &uid, index, id, Outcome::Dropped);
                 return;
             };

@@ -22,10 +22,10 @@ pub mod leadership;
 pub mod memory;
 pub mod moment;
 mod operation;
+mod operation_queue;
 mod questions;
 mod reconcile;
 mod state;
-mod turns;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -47,8 +47,8 @@ use account::{Due, Facts};
 use leadership::Leadership;
 use memory::Memory;
 use operation::Tools;
+use operation_queue::OperationQueue;
 use state::State;
-use turns::Turns;
 
 pub use admission::ASKING;
 pub use brake::Brake;
@@ -89,7 +89,7 @@ struct Inner<S> {
     policy: Policy,
     settings: Settings,
     triggers: mpsc::UnboundedSender<Key>,
-    turns: Turns,
+    queue: OperationQueue,
     state: Mutex<State>,
     due: Mutex<Due>,
 }
@@ -112,7 +112,7 @@ impl<S: Store> Engine<S> {
         settings: Settings,
     ) -> (Self, mpsc::UnboundedReceiver<Key>) {
         let (triggers, queue) = mpsc::unbounded_channel();
-        let turns = Turns::new(registry.concurrency());
+        let operations = OperationQueue::new(registry.concurrency());
         // So long after its sending a write that is not answered is given up.
         let given_up = registry.put_timeout();
         let tools = Tools {
@@ -127,7 +127,7 @@ impl<S: Store> Engine<S> {
             policy,
             settings,
             triggers,
-            turns,
+            queue: operations,
             state,
             due: Mutex::default(),
         };

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use super::budget::lock;
+use super::limits::lock;
 use super::progress::{Progress, WaitGuard, Waiting};
 use crate::machine::Reason;
 use crate::registry::error::Error;

@@ -17,14 +17,15 @@ use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::breaker::{Bad, Breaker, Ticket};
+use super::limits::{Lane, Limits, lock};
 use super::progress::{Progress, Waiting};
-use super::queue::{Permit, Queue, Want};
+use super::queue::{HostQueue, Permit, Want};
 use crate::machine::Reason;
 use crate::metrics::{self, Metrics, RegistryState, Scrape};
 use crate::registry::auth::credential::{Credential, CredentialKey};
@@ -43,38 +44,6 @@ const LIMITED_MAX: usize = 16;
 /// Requests in flight whose share for streams is what the whole process may have of them: each keeps up to 2 MiB.
 const PROCESS: usize = 64;
 
-/// What kind of request it is, for pacing: quay limits manifests and blobs apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Lane {
-    Manifests,
-    Blobs,
-    /// Tokens and pings: paced with the manifests, in places of their own.
-    Tokens,
-}
-
-impl Lane {
-    /// The lane whose turns it takes.
-    pub(crate) fn paced(self) -> Self {
-        match self {
-            Self::Manifests | Self::Tokens => Self::Manifests,
-            Self::Blobs => Self::Blobs,
-        }
-    }
-}
-
-/// The limits of every host.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
-    /// Requests a second in each lane; 0: no pacing.
-    pub(crate) qps: u32,
-    /// Requests in flight.
-    pub(crate) concurrency: usize,
-    /// The first rest of an unwell host.
-    pub(crate) rest_first: Duration,
-    /// Its longest rest.
-    pub(crate) rest_max: Duration,
-}
-
 /// An address, and the registry that led there if it is not its own.
 type HostKey = (String, Option<String>);
 
@@ -87,7 +56,7 @@ pub(crate) struct Hosts {
     named: HashSet<String>,
     known: Mutex<HashMap<HostKey, Arc<Host>>>,
     /// The streams of the process.
-    streams: Arc<Queue>,
+    streams: Arc<HostQueue>,
 }
 
 /// One address, `HOST:PORT`, and its state.
@@ -97,8 +66,8 @@ pub(crate) struct Host {
     /// What it is counted as.
     pub(crate) label: metrics::Host,
     limits: Limits,
-    queue: Arc<Queue>,
-    tokens: Arc<Queue>,
+    queue: Arc<HostQueue>,
+    tokens: Arc<HostQueue>,
     /// Open while the host is unwell or limits the rate.
     all: Arc<Breaker>,
     /// Open while the host refuses writes.
@@ -112,7 +81,7 @@ pub(crate) struct Host {
 /// What one credential is given of a host.
 #[derive(Debug)]
 struct Gate {
-    queue: Arc<Queue>,
+    queue: Arc<HostQueue>,
     /// Open while the host limits the rate of this credential.
     all: Arc<Breaker>,
 }
@@ -132,12 +101,11 @@ impl<'a> Caller<'a> {
         }
     }
 
-    fn want(&self, places: usize, turn: Option<Lane>, prompt: bool) -> Want {
+    fn want(&self, places: usize, paced: Option<Lane>, prompt: bool) -> Want {
         Want {
-            namespace: self.progress.namespace(),
-            party: self.progress.party(),
+            flow: self.progress.flow(),
             places,
-            turn,
+            paced,
             prompt,
         }
     }
@@ -154,7 +122,7 @@ pub(crate) struct Entry {
     pub(crate) prompt: bool,
 }
 
-/// A request's place and turn; the place is given back when dropped.
+/// A request's place and pacing; the place is given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Place {
     /// Of the credential.
@@ -165,10 +133,10 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Nothing was sent: its turn is another's.
-    pub(crate) fn unused(self) {
-        self.own.unused();
-        self.permit.unused();
+    /// Nothing was sent: its token of the pacing is another's.
+    pub(crate) fn refund(self) {
+        self.own.refund();
+        self.permit.refund();
     }
 }
 
@@ -180,7 +148,7 @@ impl Hosts {
             metrics,
             named,
             known: Mutex::new(HashMap::new()),
-            streams: Queue::new(Limits {
+            streams: HostQueue::new(Limits {
                 concurrency: PROCESS,
                 ..limits
             }),
@@ -233,13 +201,13 @@ impl Hosts {
 
 impl Host {
     fn new(name: &str, limits: Limits) -> Self {
-        let breaker = || Arc::new(Breaker::new(limits.rest_first, limits.rest_max));
+        let breaker = || Arc::new(Breaker::new(limits.backoff_first, limits.backoff_max));
         Self {
             name: name.to_owned(),
             label: name.into(),
             limits,
-            queue: Queue::new(limits),
-            tokens: Queue::unpaced(TOKENS),
+            queue: HostQueue::new(limits),
+            tokens: HostQueue::unpaced(TOKENS),
             all: breaker(),
             writes: breaker(),
             served: AtomicU64::new(0),
@@ -255,9 +223,9 @@ impl Host {
             gates.retain(|_, gate| Arc::strong_count(gate) > 1 || gate.is_used());
         }
         let gate = gates.entry(credential).or_insert_with(|| {
-            let (first, max) = (self.limits.rest_first, self.limits.rest_max);
+            let (first, max) = (self.limits.backoff_first, self.limits.backoff_max);
             Arc::new(Gate {
-                queue: Queue::new(self.limits),
+                queue: HostQueue::new(self.limits),
                 all: Arc::new(Breaker::new(first, max)),
             })
         });
@@ -290,20 +258,20 @@ impl Host {
         let _ = self.admit(write, None, caller).await;
     }
 
-    /// Waits for a place and a turn for one request.
-    pub(crate) async fn enter(&self, entry: Entry, caller: Caller<'_>) -> Place {
+    /// Waits for a place and the pacing for one request.
+    pub(crate) async fn acquire(&self, entry: Entry, caller: Caller<'_>) -> Place {
         let token = if entry.lane == Lane::Tokens {
             let want = caller.want(1, Some(entry.lane), entry.prompt);
-            Some(self.tokens.enter(want).await)
+            Some(self.tokens.acquire(want).await)
         } else {
             None
         };
         let placed = entry.placed || token.is_some();
         let want = caller.want(usize::from(!placed), Some(entry.lane), entry.prompt);
-        let own = self.gate(caller.credential).queue.enter(want).await;
+        let own = self.gate(caller.credential).queue.acquire(want).await;
         Place {
             own,
-            permit: self.queue.enter(want).await,
+            permit: self.queue.acquire(want).await,
             _token: token,
         }
     }
@@ -349,7 +317,7 @@ impl Host {
 
     /// Whether a credential of another namespace has met a limit of late; that this one has is remembered.
     fn others_are_limited(&self, caller: Caller<'_>) -> bool {
-        let (now, namespace) = (Instant::now(), caller.progress.namespace());
+        let (now, namespace) = (Instant::now(), caller.progress.flow().namespace);
         let mut limited = lock(&self.limited);
         limited.retain(|(_, key, at)| *at + TOGETHER > now && *key != caller.credential);
         let others = limited.iter().any(|(other, ..)| *other != namespace);
@@ -392,7 +360,7 @@ impl Host {
     }
 
     /// Where a stream of `caller` waits that has so many ends here.
-    fn stream(&self, ends: usize, caller: Caller<'_>) -> [(Arc<Queue>, usize, &str); 2] {
+    fn stream(&self, ends: usize, caller: Caller<'_>) -> [(Arc<HostQueue>, usize, &str); 2] {
         let own = Arc::clone(&self.gate(caller.credential).queue);
         [
             (own, ends, &self.name),
@@ -414,9 +382,9 @@ pub(crate) struct StreamPlaces(Vec<Permit>);
 
 impl StreamPlaces {
     /// Resolves when others, who have less, wait for one of the places.
-    pub(crate) async fn wanted(&self) {
-        let wanted = self.0.iter().map(|permit| Box::pin(permit.wanted()));
-        futures::future::select_all(wanted).await;
+    pub(crate) async fn preempted(&self) {
+        let preempted = self.0.iter().map(|permit| Box::pin(permit.preempted()));
+        futures::future::select_all(preempted).await;
     }
 }
 
@@ -444,14 +412,14 @@ impl Hosts {
             let mut places = StreamPlaces(Vec::with_capacity(queues.len()));
             for (queue, ends, name) in &queues {
                 let want = pusher.want(*ends, None, false);
-                let permit = queue.enter_stream(want, name, pusher.progress);
+                let permit = queue.acquire_stream(want, name, pusher.progress);
                 let permit = if places.0.is_empty() {
                     permit.await
                 } else {
                     tokio::select! {
                         biased;
                         permit = permit => permit,
-                        () = places.wanted() => continue 'anew,
+                        () = places.preempted() => continue 'anew,
                     }
                 };
                 places.0.push(permit);
@@ -488,10 +456,6 @@ impl Admission {
     }
 }
 
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -511,8 +475,8 @@ mod tests {
         Limits {
             qps: 40,
             concurrency: 4,
-            rest_first: Duration::from_secs(1),
-            rest_max: Duration::from_mins(1),
+            backoff_first: Duration::from_secs(1),
+            backoff_max: Duration::from_mins(1),
         }
     }
 
@@ -626,7 +590,7 @@ mod tests {
             prompt: false,
         };
         assert!(
-            tokio::time::timeout(Duration::from_secs(1), b.enter(entry, caller(&progress)))
+            tokio::time::timeout(Duration::from_secs(1), b.acquire(entry, caller(&progress)))
                 .await
                 .is_ok()
         );
@@ -644,7 +608,7 @@ mod tests {
         };
         let met = async |caller: Caller<'_>| {
             let admission = host.admit(false, None, caller).await.unwrap();
-            let place = host.enter(entry, caller).await;
+            let place = host.acquire(entry, caller).await;
             let after = Some(Duration::from_mins(10));
             host.limits(Lane::Manifests, caller, &place, admission, after);
         };

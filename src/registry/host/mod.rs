@@ -2,6 +2,7 @@
 
 pub(crate) mod breaker;
 pub(crate) mod budget;
+pub(crate) mod limits;
 pub(crate) mod progress;
 pub(crate) mod queue;
 pub(crate) mod reserve;

@@ -11,12 +11,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+use super::limits::FlowKey;
 use super::reserve::{Hold, Reservation, Reserve};
 use crate::machine::Reason;
 use crate::registry::error::Error;
-
-/// The namespace of whatever has none: there are no others beside it.
-pub(crate) const NOBODY: u64 = 0;
 
 /// A wait for our own limits is shown once it has lasted so long.
 pub(crate) const SHOWN_AFTER: Duration = Duration::from_secs(1);
@@ -27,10 +25,9 @@ pub struct Progress(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    namespace: u64,
-    party: u64,
+    flow: FlowKey,
     bytes: AtomicU64,
-    tickets: AtomicU64,
+    waited: AtomicU64,
     waits: Mutex<Vec<(u64, Waiting)>>,
     changed: Notify,
     /// Its reservation for large manifests, while it holds any.
@@ -56,25 +53,27 @@ impl Progress {
     #[must_use]
     pub fn of(namespace: &str, request: &str) -> Self {
         Self(Arc::new(Shared {
-            namespace: if namespace.is_empty() {
-                NOBODY
-            } else {
-                hashed(namespace)
+            flow: FlowKey {
+                namespace: if namespace.is_empty() {
+                    FlowKey::NOBODY
+                } else {
+                    hashed(namespace)
+                },
+                request: hashed(request),
             },
-            party: hashed(request),
             ..Shared::default()
         }))
     }
 
-    /// For whose namespace it works.
-    pub(crate) fn namespace(&self) -> u64 {
-        self.0.namespace
+    /// Whom it works for.
+    pub(crate) fn flow(&self) -> FlowKey {
+        self.0.flow
     }
 
     /// Waits until one more large manifest may be held: at first for the operation's reservation.
     pub(crate) async fn hold(&self, reserve: &Arc<Reserve>) -> Result<Hold, Error> {
         let reservation = {
-            let _turn = self.0.reserving.lock().await;
+            let _one = self.0.reserving.lock().await;
             match self.reservation() {
                 Some(reservation) => reservation,
                 None => self.reserve(reserve).await,
@@ -84,7 +83,7 @@ impl Progress {
     }
 
     async fn reserve(&self, reserve: &Arc<Reserve>) -> Arc<Reservation> {
-        let entering = reserve.enter(self.0.namespace);
+        let entering = reserve.enter(self.0.flow.namespace);
         tokio::pin!(entering);
         let reservation = tokio::select! {
             biased;
@@ -120,11 +119,6 @@ impl Progress {
         self.reservation().is_some()
     }
 
-    /// Whom it works for.
-    pub(crate) fn party(&self) -> u64 {
-        self.0.party
-    }
-
     /// Bytes of blobs written to the target so far; what has to be sent again is taken off.
     #[must_use]
     pub fn bytes(&self) -> u64 {
@@ -157,12 +151,12 @@ impl Progress {
 
     /// Shows a wait until the guard is dropped.
     pub(crate) fn wait(&self, waiting: Waiting) -> WaitGuard {
-        let ticket = self.0.tickets.fetch_add(1, Ordering::Relaxed);
-        self.0.lock().push((ticket, waiting));
+        let number = self.0.waited.fetch_add(1, Ordering::Relaxed);
+        self.0.lock().push((number, waiting));
         self.0.changed.notify_one();
         WaitGuard {
             shared: Arc::clone(&self.0),
-            ticket,
+            number,
         }
     }
 }
@@ -183,14 +177,14 @@ impl Shared {
 #[derive(Debug)]
 pub(crate) struct WaitGuard {
     shared: Arc<Shared>,
-    ticket: u64,
+    number: u64,
 }
 
 impl Drop for WaitGuard {
     fn drop(&mut self) {
         self.shared
             .lock()
-            .retain(|(ticket, _)| *ticket != self.ticket);
+            .retain(|(number, _)| *number != self.number);
         self.shared.changed.notify_one();
     }
 }

@@ -1,32 +1,32 @@
 //! Pacing: how many requests a second go to one host, slower after a 429 and faster again while it serves.
 //!
-//! In comes the time, out comes how long it is until the next turn. Turns are not given in advance, so that whoever shares
+//! In comes the time, out comes how long it is until the next token. Tokens are not given in advance, so that whoever shares
 //! them out decides at the last moment whose they are.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What a turn may lack of a whole one: times are rounded to nanoseconds.
+/// What a token may lack of a whole one: times are rounded to nanoseconds.
 const ROUNDING: f64 = 1e-6;
 
-/// A token bucket. Turns that are taken although they are not due yet are owed: the next ones come later.
+/// A token bucket. Tokens that are taken although they are not due yet are owed: the next ones come later.
 #[derive(Debug)]
-pub(crate) struct Pace {
+pub(crate) struct TokenBucket {
     nominal: f64,
     rate: f64,
-    turns: f64,
+    tokens: f64,
     last: Instant,
 }
 
-impl Pace {
-    /// `qps` turns a second; 0: always.
+impl TokenBucket {
+    /// `qps` tokens a second; 0: always.
     pub(crate) fn new(qps: u32, now: Instant) -> Self {
         let nominal = f64::from(qps);
         Self {
             nominal,
             rate: nominal,
-            turns: Self::burst(nominal),
+            tokens: Self::burst(nominal),
             last: now,
         }
     }
@@ -36,15 +36,15 @@ impl Pace {
         (rate / 4.0).max(1.0)
     }
 
-    /// How long it is until a turn is due.
+    /// How long it is until a token is due.
     pub(crate) fn due(&mut self, now: Instant) -> Duration {
         if self.nominal == 0.0 {
             return Duration::ZERO;
         }
         let gained = now.saturating_duration_since(self.last).as_secs_f64() * self.rate;
         self.last = now;
-        self.turns = (self.turns + gained).min(Self::burst(self.rate));
-        let lacking = 1.0 - self.turns;
+        self.tokens = (self.tokens + gained).min(Self::burst(self.rate));
+        let lacking = 1.0 - self.tokens;
         if lacking <= ROUNDING {
             Duration::ZERO
         } else {
@@ -52,21 +52,21 @@ impl Pace {
         }
     }
 
-    /// A turn is taken, due or not.
+    /// A token is taken, due or not.
     pub(crate) fn take(&mut self) {
-        self.turns -= 1.0;
+        self.tokens -= 1.0;
     }
 
-    /// A turn was taken and not used.
-    pub(crate) fn give_back(&mut self) {
-        self.turns += 1.0;
+    /// A token was taken and not used.
+    pub(crate) fn refund(&mut self) {
+        self.tokens += 1.0;
     }
 
     /// The host limits the rate.
     pub(crate) fn slow(&mut self) {
         if self.nominal > 0.0 {
             self.rate = (self.rate / 2.0).max(1.0);
-            self.turns = self.turns.min(0.0);
+            self.tokens = self.tokens.min(0.0);
         }
     }
 
@@ -80,12 +80,12 @@ impl Pace {
 mod tests {
     use super::*;
 
-    /// Takes every turn as soon as it is due; how long that takes in all.
-    fn take(pace: &mut Pace, turns: usize, start: Instant) -> Duration {
+    /// Takes every token as soon as it is due; how long that takes in all.
+    fn take(bucket: &mut TokenBucket, tokens: usize, start: Instant) -> Duration {
         let mut now = start;
-        for _ in 0..turns {
-            now += pace.due(now);
-            pace.take();
+        for _ in 0..tokens {
+            now += bucket.due(now);
+            bucket.take();
         }
         now - start
     }
@@ -93,38 +93,41 @@ mod tests {
     #[test]
     fn pacing_lets_a_burst_pass_and_then_keeps_the_rate() {
         let now = Instant::now();
-        let mut pace = Pace::new(40, now);
-        assert_eq!(take(&mut pace, 10, now), Duration::ZERO);
-        let took = take(&mut pace, 40, now).as_secs_f64();
+        let mut bucket = TokenBucket::new(40, now);
+        assert_eq!(take(&mut bucket, 10, now), Duration::ZERO);
+        let took = take(&mut bucket, 40, now).as_secs_f64();
         assert!((took - 1.0).abs() < 0.001, "{took}");
-        assert_eq!(take(&mut Pace::new(0, now), 1000, now), Duration::ZERO);
+        assert_eq!(
+            take(&mut TokenBucket::new(0, now), 1000, now),
+            Duration::ZERO
+        );
     }
 
     #[test]
-    fn a_turn_that_is_owed_is_made_up_for_and_one_given_back_is_there_again() {
+    fn a_token_that_is_owed_is_made_up_for_and_one_refunded_is_there_again() {
         let now = Instant::now();
-        let mut pace = Pace::new(40, now);
-        take(&mut pace, 10, now);
-        pace.take();
-        assert_eq!(pace.due(now), Duration::from_millis(50));
-        pace.give_back();
-        pace.give_back();
-        assert_eq!(pace.due(now), Duration::ZERO);
+        let mut bucket = TokenBucket::new(40, now);
+        take(&mut bucket, 10, now);
+        bucket.take();
+        assert_eq!(bucket.due(now), Duration::from_millis(50));
+        bucket.refund();
+        bucket.refund();
+        assert_eq!(bucket.due(now), Duration::ZERO);
     }
 
     #[test]
     fn a_limited_lane_is_slower_and_recovers() {
         let now = Instant::now();
-        let mut pace = Pace::new(40, now);
-        pace.slow();
-        assert_eq!(pace.due(now), Duration::from_millis(50));
+        let mut bucket = TokenBucket::new(40, now);
+        bucket.slow();
+        assert_eq!(bucket.due(now), Duration::from_millis(50));
         for _ in 0..25 {
-            pace.recover();
+            bucket.recover();
         }
-        assert!((pace.rate - 40.0).abs() < 0.001);
+        assert!((bucket.rate - 40.0).abs() < 0.001);
         for _ in 0..20 {
-            pace.slow();
+            bucket.slow();
         }
-        assert!((pace.rate - 1.0).abs() < 0.001);
+        assert!((bucket.rate - 1.0).abs() < 0.001);
     }
 }

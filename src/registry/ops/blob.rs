@@ -19,7 +19,7 @@ use crate::registry::auth::access::Access;
 use crate::registry::auth::credential::Credential;
 use crate::registry::endpoint::Endpoint;
 use crate::registry::error::Error;
-use crate::registry::host::budget::Lane;
+use crate::registry::host::limits::Lane;
 use crate::registry::host::progress::Progress;
 use crate::registry::wire::send::{Ask, Content, Failure};
 use crate::registry::{Brought, Present, RegistryClient};

@@ -13,7 +13,7 @@ use crate::machine::Reason;
 use crate::registry::auth::access::Access;
 use crate::registry::auth::credential::Credential;
 use crate::registry::error::Error;
-use crate::registry::host::budget::Lane;
+use crate::registry::host::limits::Lane;
 use crate::registry::host::progress::Progress;
 use crate::registry::host::reserve::apart;
 use crate::registry::wire::reply::ManifestBody;

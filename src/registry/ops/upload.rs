@@ -120,7 +120,7 @@ impl RegistryClient {
         let open = self.open(job.from, &job.from_at, job.pull, blob, 0, job.progress);
         let opened = tokio::select! {
             opened = open => opened,
-            () = places.wanted() => Err(gives_way(&what)),
+            () = places.preempted() => Err(gives_way(&what)),
         };
         let response = match (opened, &session) {
             (Ok(response), _) => response,
@@ -234,7 +234,7 @@ impl RegistryClient {
                 let message = format!("{what}: the upload stands still");
                 Err(Failure::Unsettled(Error::attempt(Reason::RegistryError, message)))
             }
-            () = places.wanted() => Err(gives_way(what)),
+            () = places.preempted() => Err(gives_way(what)),
         };
         let outcome = match result {
             Ok(mut reply) => {

@@ -31,7 +31,7 @@ use crate::registry::auth::access::{Access, Challenge, Grant, Token};
 use crate::registry::auth::credential::CredentialKey;
 use crate::registry::endpoint::{Endpoint, address};
 use crate::registry::error::Error;
-use crate::registry::host::budget::Lane;
+use crate::registry::host::limits::Lane;
 use crate::registry::host::progress::{Progress, WaitGuard, Waiting};
 use crate::registry::ops::get::CUTS_MAX;
 

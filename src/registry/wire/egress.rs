@@ -29,7 +29,7 @@ use crate::registry::Settings;
 use crate::registry::auth::access::Access;
 use crate::registry::endpoint::{Endpoint, Endpoints, address};
 use crate::registry::error::{BuildError, Error};
-use crate::registry::host::budget::Lane;
+use crate::registry::host::limits::Lane;
 
 /// Redirects followed for one request.
 pub(crate) const REDIRECTS_MAX: usize = 5;

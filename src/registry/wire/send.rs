@@ -28,9 +28,8 @@ use crate::registry::Settings;
 use crate::registry::auth::access::{Access, Challenge, Grant};
 use crate::registry::endpoint::{Endpoints, address};
 use crate::registry::error::{Answer, BuildError, Error, secrets};
-use crate::registry::host::budget::{
-    Admission, Caller, Entry, Host, Hosts, Lane, Limits, Place, StreamPlaces,
-};
+use crate::registry::host::budget::{Admission, Caller, Entry, Host, Hosts, Place, StreamPlaces};
+use crate::registry::host::limits::{Lane, Limits};
 use crate::registry::host::progress::{Progress, WaitGuard, Waiting};
 use crate::registry::host::reserve;
 use crate::registry::ops::referrers::is_astray;
@@ -54,7 +53,7 @@ pub(crate) struct Transport {
     pub(crate) tokens: Tokens,
     pub(crate) hops: Hops,
     hosts: Hosts,
-    rest_first: Duration,
+    backoff_first: Duration,
 }
 
 /// What is sent with a request.
@@ -152,15 +151,15 @@ impl Failure {
 impl Transport {
     pub(crate) fn new(
         settings: Settings,
-        rest_first: Duration,
-        rest_max: Duration,
+        backoff_first: Duration,
+        backoff_max: Duration,
     ) -> Result<Self, BuildError> {
         let endpoints = Arc::new(Endpoints::new(&settings)?);
         let limits = Limits {
             qps: settings.qps,
             concurrency: settings.concurrency,
-            rest_first,
-            rest_max,
+            backoff_first,
+            backoff_max,
         };
         let listed = settings.allowed.iter().flatten();
         let listed = listed.filter_map(|pattern| pattern.exact().map(with_port));
@@ -170,7 +169,7 @@ impl Transport {
             endpoints,
             tokens: Tokens::new(),
             hosts: Hosts::new(limits, settings.metrics.clone(), named),
-            rest_first,
+            backoff_first,
             settings,
         })
     }
@@ -318,9 +317,9 @@ impl Transport {
                 .admit(!safe, deadline, caller)
                 .await
                 .map_err(Failure::Restart)?;
-            let place = Box::pin(host.enter(ask.entry(), caller)).await;
+            let place = Box::pin(host.acquire(ask.entry(), caller)).await;
             if admission.is_stale() {
-                place.unused();
+                place.refund();
                 continue;
             }
             let request = build(ask, authorization)?;
@@ -407,7 +406,7 @@ impl Transport {
     /// How long one request rests by itself after so many bad answers: longer with each, up to a bound, and never together with all
     /// others.
     pub(crate) fn own_rest(&self, bad: u32) -> Duration {
-        let rest = self.rest_first * bad.min(OWN_REST_MAX);
+        let rest = self.backoff_first * bad.min(OWN_REST_MAX);
         rest.mul_f64(rand::random_range(0.5..1.0))
     }
 

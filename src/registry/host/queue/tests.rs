@@ -5,45 +5,49 @@ use tokio::time::{advance, sleep, timeout};
 
 use super::*;
 
-fn queue(qps: u32, concurrency: usize) -> Arc<Queue> {
-    Queue::new(Limits {
+fn queue(qps: u32, concurrency: usize) -> Arc<HostQueue> {
+    HostQueue::new(Limits {
         qps,
         concurrency,
-        rest_first: Duration::from_secs(1),
-        rest_max: Duration::from_mins(1),
+        backoff_first: Duration::from_secs(1),
+        backoff_max: Duration::from_mins(1),
     })
 }
 
-fn request(party: u64) -> Want {
+fn request(flow: u64) -> Want {
     Want {
-        namespace: 1,
-        party,
+        flow: FlowKey {
+            namespace: 1,
+            request: flow,
+        },
         places: 1,
-        turn: Some(Lane::Manifests),
+        paced: Some(Lane::Manifests),
         prompt: false,
     }
 }
 
-fn stream(party: u64, places: usize) -> Want {
+fn stream(flow: u64, places: usize) -> Want {
     Want {
-        namespace: 1,
-        party,
+        flow: FlowKey {
+            namespace: 1,
+            request: flow,
+        },
         places,
-        turn: None,
+        paced: None,
         prompt: false,
     }
 }
 
-async fn streaming(queue: &Arc<Queue>, want: Want) -> Permit {
-    queue.enter_stream(want, "h", &Progress::default()).await
+async fn streaming(queue: &Arc<HostQueue>, want: Want) -> Permit {
+    queue.acquire_stream(want, "h", &Progress::default()).await
 }
 
-/// Requests that a party sends, each of them for `took`; when the last is done.
-fn load(queue: &Arc<Queue>, party: u64, requests: usize, took: Duration) -> Vec<Task> {
+/// Requests that a flow sends, each of them for `took`; when the last is done.
+fn load(queue: &Arc<HostQueue>, flow: u64, requests: usize, took: Duration) -> Vec<Task> {
     let one = |_| {
         let queue = Arc::clone(queue);
         tokio::spawn(async move {
-            let _permit = queue.enter(request(party)).await;
+            let _permit = queue.acquire(request(flow)).await;
             sleep(took).await;
         })
     };
@@ -78,7 +82,7 @@ async fn a_newcomer_passes_hundreds_that_wait_for_places() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_newcomer_passes_hundreds_that_wait_for_turns() {
+async fn a_newcomer_passes_hundreds_that_wait_for_the_pacing() {
     let queue = queue(40, 16);
     let many = load(&queue, 1, 400, Duration::ZERO);
     sleep(Duration::from_millis(2510)).await;
@@ -97,20 +101,20 @@ async fn newcomers_one_after_the_other_do_not_hold_up_the_first_for_ever() {
     let (queue, took) = (queue(0, 3), Duration::from_millis(10));
     let first = load(&queue, 0, 300, took);
     let mut others = Vec::new();
-    for party in 1..=20 {
+    for flow in 1..=20 {
         settle().await;
-        others.extend(load(&queue, party, 300, took));
+        others.extend(load(&queue, flow, 300, took));
     }
-    // Each of the others is ahead by its head start; beyond that all are served alike.
-    let alike = 21 * 300 + 20 * u32::try_from(HEAD_START).unwrap();
+    // Each of the others is ahead by its credit; beyond that all are served alike.
+    let alike = 21 * 300 + 20 * u32::try_from(NEW_FLOW_CREDIT).unwrap();
     assert!(ended(first).await <= took * alike / 3);
     ended(others).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_rests_on_a_look_goes_first_and_owes_its_turn() {
+async fn what_rests_on_a_look_goes_first_and_is_paced_afterwards() {
     let queue = queue(4, 3);
-    drop(queue.enter(request(1)).await);
+    drop(queue.acquire(request(1)).await);
     let waiting = load(&queue, 1, 2, Duration::ZERO);
     settle().await;
     let start = Instant::now();
@@ -118,45 +122,49 @@ async fn what_rests_on_a_look_goes_first_and_owes_its_turn() {
         prompt: true,
         ..request(1)
     };
-    drop(queue.enter(prompt).await);
+    drop(queue.acquire(prompt).await);
     assert!(start.elapsed().is_zero());
-    // Two turns and the one that is owed, at four a second.
+    // Two tokens and the one that is owed, at four a second.
     assert_eq!(ended(waiting).await.as_millis(), 750);
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_window_halves_when_the_rate_is_limited_and_grows_by_one_for_each_window_of_answers() {
     let queue = queue(0, 16);
-    let room = || {
+    let free = || {
         let mut held = Vec::new();
         let queue = Arc::clone(&queue);
         async move {
-            while let Ok(permit) = timeout(Duration::from_millis(1), queue.enter(request(1))).await
+            while let Ok(permit) =
+                timeout(Duration::from_millis(1), queue.acquire(request(1))).await
             {
                 held.push(permit);
             }
             held.len()
         }
     };
-    assert_eq!(room().await, 16);
-    let limited = async || queue.limited(Lane::Manifests, &queue.enter(request(1)).await);
-    let together = [queue.enter(request(1)).await, queue.enter(request(1)).await];
+    assert_eq!(free().await, 16);
+    let limited = async || queue.limited(Lane::Manifests, &queue.acquire(request(1)).await);
+    let together = [
+        queue.acquire(request(1)).await,
+        queue.acquire(request(1)).await,
+    ];
     for permit in together {
         queue.limited(Lane::Manifests, &permit);
     }
-    assert_eq!(room().await, 8);
+    assert_eq!(free().await, 8);
     for _ in 0..9 {
         queue.served(Lane::Manifests);
     }
-    assert_eq!(room().await, 9);
+    assert_eq!(free().await, 9);
     for _ in 0..20 {
         limited().await;
     }
-    assert_eq!(room().await, WINDOW_MIN);
+    assert_eq!(free().await, WINDOW_MIN);
     for _ in 0..400 {
         queue.served(Lane::Manifests);
     }
-    assert_eq!(room().await, 16);
+    assert_eq!(free().await, 16);
 }
 
 #[tokio::test(start_paused = true)]
@@ -188,7 +196,7 @@ async fn streams_leave_places_for_requests() {
     // Twelve of sixteen, but for what a namespace leaves to others.
     assert_eq!(streams.len(), 9);
     assert!(
-        timeout(Duration::from_millis(1), queue.enter(request(1)))
+        timeout(Duration::from_millis(1), queue.acquire(request(1)))
             .await
             .is_ok()
     );
@@ -197,7 +205,7 @@ async fn streams_leave_places_for_requests() {
 #[tokio::test(start_paused = true)]
 async fn who_has_left_takes_nothing() {
     let queue = queue(40, 3);
-    let held: Vec<_> = futures::future::join_all((0..3).map(|_| queue.enter(request(1)))).await;
+    let held: Vec<_> = futures::future::join_all((0..3).map(|_| queue.acquire(request(1)))).await;
     let waiting = load(&queue, 1, 50, Duration::ZERO);
     settle().await;
     for task in waiting {
@@ -207,7 +215,7 @@ async fn who_has_left_takes_nothing() {
     // Granted and not yet taken: it is given back as well.
     let granted = tokio::spawn({
         let queue = Arc::clone(&queue);
-        async move { drop(queue.enter(request(1)).await) }
+        async move { drop(queue.acquire(request(1)).await) }
     });
     settle().await;
     drop(held);
@@ -216,40 +224,39 @@ async fn who_has_left_takes_nothing() {
     advance(Duration::from_secs(1)).await;
     assert!(ended(load(&queue, 1, 10, Duration::ZERO)).await.is_zero());
     let state = lock(&queue.state);
-    assert_eq!(
-        (state.in_flight, state.streams, state.lines.len()),
-        (0, 0, 0)
-    );
-    assert_eq!(state.waiting, [0; CLASSES]);
+    assert!(state.is_empty(), "{state:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_turn_that_was_not_used_is_anothers() {
+async fn a_token_that_was_not_used_is_anothers() {
     let queue = queue(4, 3);
-    drop(queue.enter(request(1)).await);
+    drop(queue.acquire(request(1)).await);
     sleep(Duration::from_millis(250)).await;
-    queue.enter(request(1)).await.unused();
+    queue.acquire(request(1)).await.refund();
     let start = Instant::now();
-    drop(queue.enter(request(1)).await);
+    drop(queue.acquire(request(1)).await);
     assert!(start.elapsed().is_zero());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_namespace_of_many_parties_gets_no_more_than_one_of_few() {
+async fn a_namespace_of_many_flows_gets_no_more_than_one_of_few() {
     let (queue, took) = (queue(0, 4), Duration::from_millis(10));
     let mut many = Vec::new();
-    for party in 1..=100 {
-        many.extend(load(&queue, party, 40, took));
+    for flow in 1..=100 {
+        many.extend(load(&queue, flow, 40, took));
     }
     sleep(took * 50).await;
     let other = (0..200).map(|_| {
         let queue = Arc::clone(&queue);
         tokio::spawn(async move {
             let want = Want {
-                namespace: 2,
+                flow: FlowKey {
+                    namespace: 2,
+                    request: 1000,
+                },
                 ..request(1000)
             };
-            let _permit = queue.enter(want).await;
+            let _permit = queue.acquire(want).await;
             sleep(took).await;
         })
     });
@@ -262,12 +269,12 @@ async fn a_namespace_of_many_parties_gets_no_more_than_one_of_few() {
 #[tokio::test(start_paused = true)]
 async fn slow_streams_give_way_to_a_namespace_that_has_none_and_keep_their_part() {
     let queue = queue(0, 16);
-    let slow = |party: u64| {
+    let slow = |flow: u64| {
         let queue = Arc::clone(&queue);
         tokio::spawn(async move {
             loop {
-                let permit = streaming(&queue, stream(party, 1)).await;
-                permit.wanted().await;
+                let permit = streaming(&queue, stream(flow, 1)).await;
+                permit.preempted().await;
                 drop(permit);
                 sleep(Duration::from_millis(100)).await;
             }
@@ -280,7 +287,10 @@ async fn slow_streams_give_way_to_a_namespace_that_has_none_and_keep_their_part(
     // Three are free, one is given up: a third of twelve.
     for _ in 0..4 {
         let want = Want {
-            namespace: 2,
+            flow: FlowKey {
+                namespace: 2,
+                request: 1000,
+            },
             ..stream(1000, 1)
         };
         held.push(streaming(&queue, want).await);

@@ -1,0 +1,52 @@
+//! What a host is asked to bear at most, and for whom.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// What kind of request it is, for pacing: quay limits manifests and blobs apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lane {
+    Manifests,
+    Blobs,
+    /// Tokens and pings: paced with the manifests, in places of their own.
+    Tokens,
+}
+
+impl Lane {
+    /// The lane that paces it.
+    pub(crate) fn paced(self) -> Self {
+        match self {
+            Self::Manifests | Self::Tokens => Self::Manifests,
+            Self::Blobs => Self::Blobs,
+        }
+    }
+}
+
+/// The limits of every host.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Requests a second in each lane; 0: no pacing.
+    pub(crate) qps: u32,
+    /// Requests in flight.
+    pub(crate) concurrency: usize,
+    /// How long a host that is unavailable is left alone at first.
+    pub(crate) backoff_first: Duration,
+    /// And at the longest.
+    pub(crate) backoff_max: Duration,
+}
+
+/// Who shares a host's places and pacing with others: a promotion request of a namespace.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub(crate) struct FlowKey {
+    pub(crate) namespace: u64,
+    pub(crate) request: u64,
+}
+
+impl FlowKey {
+    /// The namespace of whatever has none: there are no others beside it.
+    pub(crate) const NOBODY: u64 = 0;
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
