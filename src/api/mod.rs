@@ -41,7 +41,7 @@ pub type Unknown = BTreeMap<String, serde_json::Value>;
     derive = "PartialEq",
     selectable = ".status.phase",
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
-    printcolumn(name = "Posted", type_ = "string", json_path = ".status.progress"),
+    printcolumn(name = "Done", type_ = "string", json_path = ".status.progress"),
     printcolumn(
         name = "Reason",
         type_ = "string",

@@ -160,7 +160,7 @@ async fn kubectl_prints_the_columns_under_every_name_of_the_kind() {
 
     let get = |what: &'static str| ["get", what, "-n", namespace.as_str()];
     let narrow = printed(plane, &get("preq")).await;
-    assert_eq!(narrow[0], ["NAME", "PHASE", "POSTED", "REASON", "AGE"]);
+    assert_eq!(narrow[0], ["NAME", "PHASE", "DONE", "REASON", "AGE"]);
     assert_eq!((narrow[1][0].as_str(), narrow[1].len()), ("new", 2));
     assert_eq!(
         narrow[2][..4],
@@ -179,7 +179,7 @@ async fn kubectl_prints_the_columns_under_every_name_of_the_kind() {
     let arguments = ["get", "preq", "running", "-n", &namespace, "-o", "wide"];
     let wide = printed(plane, &arguments).await;
     let header = [
-        "NAME", "PHASE", "POSTED", "REASON", "AGE", "STARTED", "MESSAGE",
+        "NAME", "PHASE", "DONE", "REASON", "AGE", "STARTED", "MESSAGE",
     ];
     assert_eq!(wide[0], header);
     assert_eq!(wide[1][..4], ["running", "Incoming", "2/3", "RateLimited"]);

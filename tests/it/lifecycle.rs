@@ -144,7 +144,7 @@ async fn kubectl_describes_a_request_in_work_a_finished_and_a_failed_one() {
     );
     let table = kubectl(stage, &["get", "preq"]).await;
     let lines = [
-        "NAME PHASE POSTED REASON AGE",
+        "NAME PHASE DONE REASON AGE",
         "gone Failed 0/1 SourceGone",
         "r Posted 2/2 Promoted",
     ];

@@ -15,6 +15,7 @@ mod convert;
 mod crash;
 mod crd;
 mod dialect;
+mod docs;
 mod election;
 mod eligibility;
 mod entitled;

@@ -10,7 +10,7 @@ use crate::machine::runs::steps::Seen;
 use super::setup::{Broken, Mutation};
 use super::world::{Who, World, Write};
 
-/// What is promised, by the numbers of the README's table. Not here: that copies are byte-exact (7; a digest is all there is of an
+/// What is promised, by the rows of the table in docs/verification.md. Not here: that copies are byte-exact (7; a digest is all there is of an
 /// image in this world) and that memory is bounded (9, but for the lists and attempts of a record).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Promise {

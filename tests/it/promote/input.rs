@@ -346,14 +346,14 @@ async fn every_bad_argument_is_refused_with_its_name() {
 }
 
 #[test]
-fn the_help_and_the_readme_say_what_promote_orders_and_what_not() {
+fn the_help_and_the_reference_say_what_promote_orders_and_what_not() {
     let help = std::process::Command::new(env!("CARGO_BIN_EXE_promotion-controller"))
         .args(["promote", "--help"])
         .output()
         .unwrap();
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
-    for text in [String::from_utf8(help.stdout).unwrap(), readme] {
+    let page = std::fs::read_to_string(root.join("docs/reference.md")).unwrap();
+    for text in [String::from_utf8(help.stdout).unwrap(), page] {
         let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(
             text.contains("it keeps no order with a controller"),
