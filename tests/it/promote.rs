@@ -87,6 +87,43 @@ async fn the_example_of_the_readme_promotes_twice_in_a_row_and_shows_every_phase
     assert_eq!(left.len(), 1, "{left:?}");
 }
 
+/// A line without the time in its prune tag, and the spaces that line it up.
+fn timeless(line: &str) -> String {
+    let words = line.split_whitespace().map(|word| {
+        let stamp = word.get(..14).unwrap_or_default();
+        let stamped = !stamp.is_empty() && stamp.bytes().all(|c| c.is_ascii_digit());
+        &word[if stamped { 14 } else { 0 }..]
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_output_that_the_readme_shows_is_what_is_printed() {
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let readme = std::fs::read_to_string(readme).unwrap();
+    let (_, rest) = readme.split_once("--embedded-registry\n").unwrap();
+    let (_, shown) = rest.split_once("```text\n").unwrap();
+    let shown: Vec<&str> = shown.split("```").next().unwrap().lines().collect();
+    assert_eq!(shown.len(), 8, "{shown:#?}");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("example.yaml");
+    std::fs::copy(EXAMPLE, &file).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_promotion-controller"));
+    command
+        .args(["promote", "--embedded-registry", "-f"])
+        .arg(&file);
+    let run = ended(command).await.exits(0);
+    let mut printed = run.stderr.lines().map(timeless);
+    for line in shown {
+        let wanted = timeless(line);
+        assert!(
+            printed.any(|line| line == wanted),
+            "not in its place: {line}\n{}",
+            run.stderr
+        );
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn yaml_output_alone_is_on_standard_output_and_reads_back_as_a_list() {
     let ground = Ground::new().await;

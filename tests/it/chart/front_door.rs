@@ -1,4 +1,4 @@
-//! The README's install commands, exactly as they stand there, on a cluster where nothing is yet; and one section after another.
+//! The install commands of the README and of docs/operations.md, exactly as they stand there, on an empty cluster; and one way after another.
 
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
@@ -18,15 +18,21 @@ use crate::testbed::{Binary, ControlPlane, RunDir, Supervised, binary, shared};
 const PROGRAM: &str = env!("CARGO_BIN_EXE_promotion-controller");
 const IMAGE: &str = "registry.example.com/ci/promotion-controller:0.1.0";
 
-/// The console blocks of the README's section Install: Helm, kustomize, a checkout.
-fn sections() -> [String; 3] {
-    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
-    let section = readme.split("\n## Install\n").nth(1).unwrap();
+/// The console blocks of a page's section.
+fn blocks(page: &str, heading: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(root().join(page)).unwrap();
+    let section = text.split(&format!("\n## {heading}\n")).nth(1).unwrap();
     let section = section.split("\n## ").next().unwrap();
     let blocks = section.split("```console\n").skip(1);
     let blocks = blocks.map(|block| block.split("```").next().unwrap().to_owned());
-    let blocks: Vec<String> = blocks.collect();
-    let blocks: [String; 3] = blocks.try_into().unwrap();
+    blocks.collect()
+}
+
+/// What installs: Helm in the README; kustomize and a checkout on the page of operations.
+fn sections() -> [String; 3] {
+    let mut all = blocks("README.md", "Install");
+    all.extend(blocks("docs/operations.md", "Install without Helm"));
+    let blocks: [String; 3] = all.try_into().unwrap();
     assert!(blocks[0].contains("helm upgrade --install "), "{blocks:#?}");
     assert!(blocks[1].contains("kubectl apply -k "), "{blocks:#?}");
     assert!(blocks[2].contains("cargo run "), "{blocks:#?}");
@@ -231,7 +237,7 @@ async fn the_helm_commands_of_the_readme_install_on_an_empty_cluster_and_once_mo
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_kustomize_commands_of_the_readme_install_on_an_empty_cluster_and_once_more() {
+async fn the_kustomize_commands_of_the_page_install_on_an_empty_cluster_and_once_more() {
     let [_, kustomize, _] = sections();
     let person = Person::new().await;
     person.succeeds(&kustomize).await;
@@ -247,7 +253,7 @@ async fn the_kustomize_commands_of_the_readme_install_on_an_empty_cluster_and_on
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_the_checkout_commands_of_the_readme_no_other_section_makes_a_second_leader() {
+async fn after_the_checkout_commands_of_the_page_no_other_way_makes_a_second_leader() {
     let [helm, kustomize, checkout] = sections();
     let person = Person::new().await;
     let (prepare, run) = split(&checkout);
