@@ -1,4 +1,4 @@
-//! `docs/from-the-script.md`: its commands are run as they stand, on registries that stand in for those it names.
+//! `docs/from-the-script.md`, and the README in short: their commands are run as they stand, on registries that stand in for those it names.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -46,8 +46,12 @@ async fn the_commands_of_the_page_do_what_it_says() {
     let wrapper = bin.join("promotion-controller");
     std::fs::write(&wrapper, script).unwrap();
     std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let page = page();
-    let commands = blocks(&page, "console");
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let readme = std::fs::read_to_string(readme).unwrap();
+    let (_, short) = readme.split_once("## Coming from the script\n").unwrap();
+    let mut commands = blocks(short, "console");
+    commands.truncate(1);
+    commands.extend(blocks(&page(), "console"));
     let mut ran = 0;
     for line in commands.iter().flat_map(|block| block.lines()) {
         if !line.starts_with("promotion-controller ") {
@@ -66,7 +70,7 @@ async fn the_commands_of_the_page_do_what_it_says() {
         ended(command).await.exits(0);
         ran += 1;
     }
-    assert!(ran >= 4, "{ran} commands");
+    assert!(ran >= 6, "{ran} commands");
     shadow.assert_promoted();
 }
 
