@@ -211,11 +211,20 @@ fn the_reference_lists_every_flag_once_with_its_default() {
     }
     let mut named: BTreeMap<String, String> = BTreeMap::new();
     for row in rows(&section("docs/reference.md", "Flags")) {
-        let flag = names(&row[0]).next().unwrap().split(' ').next().unwrap().to_owned();
+        let flag = names(&row[0])
+            .next()
+            .unwrap()
+            .split(' ')
+            .next()
+            .unwrap()
+            .to_owned();
         let default = names(&row[1]).next().unwrap_or_default().to_owned();
         for command in row[2].split(',').map(str::trim) {
             let at = format!("{command} {flag}");
-            assert!(named.insert(at.clone(), default.clone()).is_none(), "{at} twice");
+            assert!(
+                named.insert(at.clone(), default.clone()).is_none(),
+                "{at} twice"
+            );
         }
     }
     assert_eq!(named, known);
