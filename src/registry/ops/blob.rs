@@ -21,7 +21,7 @@ use crate::registry::endpoint::Endpoint;
 use crate::registry::error::Error;
 use crate::registry::host::limits::Lane;
 use crate::registry::host::progress::Progress;
-use crate::registry::wire::send::{Ask, Content, Failure};
+use crate::registry::wire::send::{Content, Failure, RegistryRequest};
 use crate::registry::{Brought, Present, RegistryClient};
 
 /// One image on its way from one repository to another.
@@ -123,8 +123,8 @@ impl RegistryClient {
         let what = named(job.to, blob.digest);
         let access = job.target();
         let url = blob_url(&access, blob.digest);
-        let ask = self.blob_ask(Method::HEAD, url, &what, &access, job.progress);
-        self.is_there(ask).await
+        let request = self.blob_request(Method::HEAD, url, &what, &access, job.progress);
+        self.is_there(request).await
     }
 
     async fn mount(&self, job: &Job<'_>, blob: Blob) -> Result<Mount, Error> {
@@ -148,8 +148,8 @@ impl RegistryClient {
             url.query_pairs_mut()
                 .append_pair("mount", &blob.digest.to_string())
                 .append_pair("from", job.from.path());
-            let mut ask = self.blob_ask(Method::POST, url, &what, &access, job.progress);
-            let reply = match self.transport().send(&mut ask).await {
+            let mut request = self.blob_request(Method::POST, url, &what, &access, job.progress);
+            let reply = match self.transport().send(&mut request).await {
                 Ok(reply) => reply,
                 Err(Failure::Unsettled(_)) if self.has_blob(job, blob).await? => {
                     return Ok(Mount::Mounted);
@@ -172,15 +172,15 @@ impl RegistryClient {
         Ok(Mount::Declined)
     }
 
-    pub(crate) fn blob_ask<'a>(
+    pub(crate) fn blob_request<'a>(
         &self,
         method: Method,
         url: Url,
         what: &'a str,
         access: &'a Access<'a>,
         progress: &'a Progress,
-    ) -> Ask<'a> {
-        Ask {
+    ) -> RegistryRequest<'a> {
+        RegistryRequest {
             method,
             url,
             what,

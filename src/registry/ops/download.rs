@@ -250,16 +250,16 @@ impl RegistryClient {
         let what = named(from, blob.digest);
         let access = Access::new(at, pull, from, false);
         let url = blob_url(&access, blob.digest);
-        let mut ask = self.blob_ask(Method::GET, url, &what, &access, progress);
-        ask.placed = true;
+        let mut request = self.blob_request(Method::GET, url, &what, &access, progress);
+        request.placed = true;
         // Nothing is lost yet by giving the places back at once.
-        ask.patience = Some(Duration::ZERO);
-        ask.timeout = None;
+        request.patience = Some(Duration::ZERO);
+        request.timeout = None;
         if offset > 0 {
-            ask.patience = Some(RESUME_PATIENCE);
-            ask.headers.insert(RANGE, range(offset));
+            request.patience = Some(RESUME_PATIENCE);
+            request.headers.insert(RANGE, range(offset));
         }
-        let reply = self.transport().send(&mut ask).await?;
+        let reply = self.transport().send(&mut request).await?;
         match reply.status() {
             StatusCode::OK => {
                 let length = reply.response.content_length();

@@ -124,8 +124,8 @@ impl RegistryClient {
         let what = named(job.from, blob.digest);
         let access = job.source();
         let url = blob_url(&access, blob.digest);
-        let ask = self.blob_ask(reqwest::Method::HEAD, url, &what, &access, job.progress);
-        if self.is_there(ask).await? {
+        let request = self.blob_request(reqwest::Method::HEAD, url, &what, &access, job.progress);
+        if self.is_there(request).await? {
             return Ok(Place::Elsewhere);
         }
         if blob.elsewhere {

@@ -312,12 +312,12 @@ impl RegistryClient {
             return Err(too_large());
         }
         let url = blob_url(access, config.digest);
-        let mut ask = self.blob_ask(Method::GET, url, &what, access, progress);
-        ask.timeout = Some(PATIENCE);
-        ask.patience = Some(Duration::ZERO);
+        let mut request = self.blob_request(Method::GET, url, &what, access, progress);
+        request.timeout = Some(PATIENCE);
+        request.patience = Some(Duration::ZERO);
         let reply = self
             .transport()
-            .send(&mut ask)
+            .send(&mut request)
             .await
             .map_err(Failure::into_error)?;
         if reply.status() != StatusCode::OK {

@@ -17,7 +17,7 @@ use crate::registry::host::limits::Lane;
 use crate::registry::host::progress::Progress;
 use crate::registry::host::reserve::apart;
 use crate::registry::wire::reply::ManifestBody;
-use crate::registry::wire::send::{Ask, Content, Failure};
+use crate::registry::wire::send::{Content, Failure, RegistryRequest};
 use crate::registry::{Held, RegistryClient};
 
 /// The most of a manifest that is read: the specification's floor for what registries take.
@@ -154,11 +154,11 @@ impl RegistryClient {
         let what = named(repository, reference);
         let endpoint = self.endpoint(repository)?;
         let access = Access::new(&endpoint, credential, repository, push);
-        let mut ask = self.manifest_ask(Method::GET, &what, reference, &access, progress);
+        let mut request = self.manifest_request(Method::GET, &what, reference, &access, progress);
         let (mut cuts, mut hold) = (1, None);
         loop {
             let got = match self
-                .get_once(&mut ask, &what, reference, hold.is_some())
+                .get_once(&mut request, &what, reference, hold.is_some())
                 .await
             {
                 Err(error) if error.is_cut() && cuts < CUTS_MAX => {
@@ -182,17 +182,17 @@ impl RegistryClient {
 
     async fn get_once(
         &self,
-        ask: &mut Ask<'_>,
+        request: &mut RegistryRequest<'_>,
         what: &str,
         reference: &Reference,
         reserved: bool,
     ) -> Result<Got, Error> {
-        let reply = self.transport().send(ask).await;
+        let reply = self.transport().send(request).await;
         let reply = reply.map_err(Failure::into_error)?;
         match reply.status() {
             StatusCode::OK => {}
             StatusCode::NOT_FOUND => {
-                let decides = ask.access.push;
+                let decides = request.access.push;
                 let answer = reply.absence(what, decides).await?;
                 if answer.says_absent() {
                     return Ok(Got::Absent);
@@ -236,36 +236,36 @@ impl RegistryClient {
     ) -> Result<bool, Error> {
         let reference = Reference::Digest(digest);
         let what = named(access.repository, &reference);
-        let ask = self.manifest_ask(Method::HEAD, &what, &reference, access, progress);
-        self.is_there(ask).await
+        let request = self.manifest_request(Method::HEAD, &what, &reference, access, progress);
+        self.is_there(request).await
     }
 
     /// Whether there is what a HEAD asks for.
-    pub(crate) async fn is_there(&self, mut ask: Ask<'_>) -> Result<bool, Error> {
+    pub(crate) async fn is_there(&self, mut request: RegistryRequest<'_>) -> Result<bool, Error> {
         let reply = self
             .transport()
-            .send(&mut ask)
+            .send(&mut request)
             .await
             .map_err(Failure::into_error)?;
         match reply.status() {
             StatusCode::OK => Ok(true),
             StatusCode::NOT_FOUND => Ok(false),
-            _ => Err(reply.refusal(ask.what).await),
+            _ => Err(reply.refusal(request.what).await),
         }
     }
 
     /// A request for one manifest, without content.
-    pub(crate) fn manifest_ask<'a>(
+    pub(crate) fn manifest_request<'a>(
         &self,
         method: Method,
         what: &'a str,
         reference: &Reference,
         access: &'a Access<'a>,
         progress: &'a Progress,
-    ) -> Ask<'a> {
+    ) -> RegistryRequest<'a> {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static(ACCEPTED));
-        Ask {
+        RegistryRequest {
             method,
             url: access.endpoint.url(&format!(
                 "{}/manifests/{reference}",

@@ -96,18 +96,18 @@ impl RegistryClient {
         progress: &Progress,
     ) -> (Put, bool) {
         let what = named(access.repository, reference);
-        let mut ask = self.manifest_ask(Method::PUT, &what, reference, access, progress);
+        let mut request = self.manifest_request(Method::PUT, &what, reference, access, progress);
         let Ok(media_type) = HeaderValue::from_str(&manifest.media_type) else {
             let message = format!("{what}: its media type is no header");
             let error = Error::terminal(Reason::UnsupportedManifest, message);
             return (Put::Refused(error), false);
         };
-        ask.headers.insert(CONTENT_TYPE, media_type);
-        ask.content = Content::Bytes(manifest.bytes.clone());
-        ask.timeout = Some(bounds.timeout);
-        ask.patience = bounds.patience;
-        ask.prompt = bounds.patience.is_some();
-        let (put, noted) = match self.transport().send_through(&mut ask, gate).await {
+        request.headers.insert(CONTENT_TYPE, media_type);
+        request.content = Content::Bytes(manifest.bytes.clone());
+        request.timeout = Some(bounds.timeout);
+        request.patience = bounds.patience;
+        request.prompt = bounds.patience.is_some();
+        let (put, noted) = match self.transport().send_through(&mut request, gate).await {
             Ok(reply) => {
                 let noted = reply.header("oci-subject").is_some();
                 (outcome(&what, manifest, reply).await, noted)

@@ -148,11 +148,12 @@ impl RegistryClient {
         let (mut found, mut hold): (Vec<Referrer>, Option<Hold>) = (Vec::new(), None);
         let mut page = 0;
         while page < PAGES_MAX {
-            let mut ask = self.manifest_ask(Method::GET, &what, &reference, &access, progress);
-            ask.url = url.clone();
+            let mut request =
+                self.manifest_request(Method::GET, &what, &reference, &access, progress);
+            request.url = url.clone();
             let reply = self
                 .transport()
-                .send(&mut ask)
+                .send(&mut request)
                 .await
                 .map_err(Failure::into_error)?;
             if page == 0 && may_be_no_api(&reply) {

@@ -189,22 +189,23 @@ impl RegistryClient {
         response: Response,
         places: &StreamPlaces,
     ) -> Result<Option<Url>, Failure> {
-        let mut ask = self.blob_ask(Method::PUT, location, what, access, job.progress);
-        ask.headers.insert(
+        let mut request = self.blob_request(Method::PUT, location, what, access, job.progress);
+        request.headers.insert(
             CONTENT_TYPE,
             HeaderValue::from_static("application/octet-stream"),
         );
         // Also where the location is another host: waiting for a place there could close a circle.
-        ask.placed = true;
-        ask.patience = Some(PATIENCE);
-        ask.timeout = None;
+        request.placed = true;
+        request.patience = Some(PATIENCE);
+        request.timeout = None;
         let meter = Arc::new(Meter::default());
         if blob.size == 0 {
             if blob.digest != Digest::of(b"") {
                 return Err(Failure::Refused(mismatch(job.from, blob.digest)));
             }
         } else {
-            ask.headers
+            request
+                .headers
                 .insert(CONTENT_LENGTH, HeaderValue::from(blob.size));
             let download = Download {
                 registry: self.clone(),
@@ -223,13 +224,13 @@ impl RegistryClient {
                 meter: Arc::clone(&meter),
                 capture: job.capture(blob),
             };
-            ask.content = Content::Once(Body::wrap_stream(stream::try_unfold(
+            request.content = Content::Once(Body::wrap_stream(stream::try_unfold(
                 download,
                 Download::next,
             )));
         }
         let result = tokio::select! {
-            result = self.transport().send(&mut ask) => result,
+            result = self.transport().send(&mut request) => result,
             () = meter.stands_still(blob.size, self.transport().settings.read_timeout) => {
                 let message = format!("{what}: the upload stands still");
                 Err(Failure::Unsettled(Error::attempt(Reason::RegistryError, message)))
@@ -238,10 +239,10 @@ impl RegistryClient {
         };
         let outcome = match result {
             Ok(mut reply) => {
-                if let Some(next) = self.transport().hops.moved(&ask, &reply.response) {
+                if let Some(next) = self.transport().hops.moved(&request, &reply.response) {
                     next.map(Some).map_err(Failure::Refused)
                 } else {
-                    reply.elsewhere = !access.endpoint.is_at(&ask.url);
+                    reply.elsewhere = !access.endpoint.is_at(&request.url);
                     landed(what, blob, reply).await.map(|()| None)
                 }
             }
@@ -272,8 +273,8 @@ impl RegistryClient {
     ) -> Result<Tried, Failure> {
         let transport = self.transport();
         let url = uploads_url(access);
-        let mut ask = self.blob_ask(Method::POST, url, what, access, progress);
-        let first = transport.try_first(access, &mut ask).await;
+        let mut request = self.blob_request(Method::POST, url, what, access, progress);
+        let first = transport.try_first(access, &mut request).await;
         let grant = match first {
             Ok(First::LetIn(reply)) if reply.status() == StatusCode::ACCEPTED => {
                 let session = self
@@ -305,10 +306,11 @@ impl RegistryClient {
         placed: bool,
         progress: &Progress,
     ) -> Result<Url, Failure> {
-        let mut ask = self.blob_ask(Method::POST, uploads_url(access), what, access, progress);
-        ask.placed = placed;
-        ask.patience = placed.then_some(PATIENCE);
-        let reply = self.transport().send(&mut ask).await?;
+        let mut request =
+            self.blob_request(Method::POST, uploads_url(access), what, access, progress);
+        request.placed = placed;
+        request.patience = placed.then_some(PATIENCE);
+        let reply = self.transport().send(&mut request).await?;
         if reply.status() == StatusCode::ACCEPTED {
             return self
                 .location(&reply, access, what)
@@ -351,11 +353,12 @@ impl RegistryClient {
         let Some(session) = session.filter(|session| is_own_upload(access, session)) else {
             return;
         };
-        let mut ask = self.blob_ask(Method::DELETE, session.clone(), what, access, progress);
-        ask.placed = true;
-        ask.patience = Some(Duration::from_secs(1));
-        ask.timeout = Some(PATIENCE);
-        let _ = self.transport().send(&mut ask).await;
+        let mut request =
+            self.blob_request(Method::DELETE, session.clone(), what, access, progress);
+        request.placed = true;
+        request.patience = Some(Duration::from_secs(1));
+        request.timeout = Some(PATIENCE);
+        let _ = self.transport().send(&mut request).await;
     }
 
     /// Whether `credential` may push there: what its token says, else an upload session opened and cancelled, remembered for an

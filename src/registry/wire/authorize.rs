@@ -24,7 +24,7 @@ use tokio::time::Instant;
 
 use super::dialect::Meaning;
 use super::reply::{Reply, challenge_of};
-use super::send::{Ask, Content, Failure, PATIENCE, Transport};
+use super::send::{Content, Failure, PATIENCE, RegistryRequest, Transport};
 use crate::image::Repository;
 use crate::machine::Reason;
 use crate::registry::auth::access::{Access, Challenge, Grant, Token};
@@ -198,14 +198,14 @@ impl Transport {
             }
             Challenge::Bearer { realm, service } => (realm, service.as_deref()),
         };
-        let ask = TokenAsk {
+        let wanted = TokenRequest {
             access,
             realm,
             service,
             patience,
             progress,
         };
-        let token = self.token(&ask, spent).await?;
+        let token = self.token(&wanted, spent).await?;
         if let Some(action) = access.lacking(token.rights.as_ref()) {
             let anonymous = access.credential.is_anonymous();
             let error = if anonymous {
@@ -239,8 +239,8 @@ impl Transport {
             return Ok(challenge.clone());
         }
         let what = format!("{}/v2/", endpoint.name);
-        let mut ask = self.plain_ask(&what, endpoint.url(""), access, patience, progress);
-        let reply = self.exchange(&mut ask, None, || true).await?;
+        let mut request = self.plain_request(&what, endpoint.url(""), access, patience, progress);
+        let reply = self.exchange(&mut request, None, || true).await?;
         let asked = reply.status() == StatusCode::UNAUTHORIZED && !reply.elsewhere;
         let challenge = asked.then(|| challenge_of(reply.response.headers()));
         // Whatever else it answers, a repository of it may be asked.
@@ -257,17 +257,18 @@ impl Transport {
         progress: &Progress,
     ) -> Result<bool, Failure> {
         let what = format!("{}/v2/", access.endpoint.name);
-        let mut ask = self.plain_ask(&what, access.endpoint.url(""), access, None, progress);
-        let reply = self.exchange(&mut ask, None, || true).await?;
+        let mut request =
+            self.plain_request(&what, access.endpoint.url(""), access, None, progress);
+        let reply = self.exchange(&mut request, None, || true).await?;
         let says = reply.header("x-sparse-manifest-support");
         Ok(says.is_some_and(|says| says.eq_ignore_ascii_case("true")))
     }
 
-    /// Sends `ask` without a credential, where it is the first request to its registry: what it answers tells what a ping would.
+    /// Sends `request` without a credential, where it is the first request to its registry: what it answers tells what a ping would.
     pub(crate) async fn try_first(
         &self,
         access: &Access<'_>,
-        ask: &mut Ask<'_>,
+        request: &mut RegistryRequest<'_>,
     ) -> Result<First, Failure> {
         let known = || self.tokens.known(access).is_some();
         if known() {
@@ -276,12 +277,12 @@ impl Transport {
         let greeting = self.tokens.greeting(access.endpoint);
         let _ping = greeting
             .ping
-            .lock(ask.patience, access.endpoint, ask.progress)
+            .lock(wanted.patience, access.endpoint, wanted.progress)
             .await?;
         if known() {
             return Ok(First::NotTried);
         }
-        let reply = self.exchange(ask, None, || true).await?;
+        let reply = self.exchange(request, None, || true).await?;
         if reply.status().is_success() {
             greeting.challenge.get_or_init(|| Challenge::Open);
             return Ok(First::LetIn(Box::new(reply)));
@@ -298,21 +299,21 @@ impl Transport {
 
     async fn token(
         &self,
-        ask: &TokenAsk<'_>,
+        wanted: &TokenRequest<'_>,
         spent: Option<&Grant>,
     ) -> Result<Arc<Token>, Failure> {
-        let access = ask.access;
+        let access = wanted.access;
         let key = TokenKey {
             address: address(&access.endpoint.base),
-            realm: ask.realm.to_owned(),
-            service: ask.service.map(str::to_owned),
+            realm: wanted.realm.to_owned(),
+            service: wanted.service.map(str::to_owned),
             credential: access.credential.key(),
             scopes: access.scopes().join(" "),
         };
         let cell = self.tokens.cells.get_with(key, Arc::default);
         let asked = Instant::now();
         let mut cell = cell
-            .lock(ask.patience, access.endpoint, ask.progress)
+            .lock(wanted.patience, access.endpoint, wanted.progress)
             .await?;
         if let Some(token) = &cell.token
             && Instant::now() < token.renew
@@ -325,10 +326,10 @@ impl Transport {
         {
             return Err(Failure::Refused(error.clone()));
         }
-        let mut fetched = self.fetch_token(ask).await;
+        let mut fetched = self.fetch_token(wanted).await;
         for _ in 1..CUTS_MAX {
             if matches!(&fetched, Err(Failure::Refused(error)) if error.is_cut()) {
-                fetched = self.fetch_token(ask).await;
+                fetched = self.fetch_token(wanted).await;
             }
         }
         // Who asked for the token does not repeat that.
@@ -352,16 +353,16 @@ impl Transport {
         }
     }
 
-    async fn fetch_token(&self, ask: &TokenAsk<'_>) -> Result<Token, Failure> {
-        let access = ask.access;
+    async fn fetch_token(&self, wanted: &TokenRequest<'_>) -> Result<Token, Failure> {
+        let access = wanted.access;
         let refuse = |error| Err(Failure::Refused(error));
-        let url = match realm_url(access, ask.realm, ask.service) {
+        let url = match realm_url(access, wanted.realm, wanted.service) {
             Ok(url) => url,
             Err(error) => return refuse(error),
         };
         let at = address(&url);
         let what = format!("the token for {} at {at}", access.repository);
-        let mut request = self.plain_ask(&what, url, access, ask.patience, ask.progress);
+        let mut request = self.plain_request(&what, url, access, wanted.patience, wanted.progress);
         let authorization = access.credential.secret().map(basic);
         let reply = self
             .exchange(&mut request, authorization.as_ref(), || true)
@@ -391,15 +392,15 @@ impl Transport {
         })
     }
 
-    fn plain_ask<'a>(
+    fn plain_request<'a>(
         &self,
         what: &'a str,
         url: Url,
         access: &'a Access<'a>,
         patience: Option<Duration>,
         progress: &'a Progress,
-    ) -> Ask<'a> {
-        Ask {
+    ) -> RegistryRequest<'a> {
+        RegistryRequest {
             method: Method::GET,
             url,
             what,
@@ -417,7 +418,7 @@ impl Transport {
 }
 
 /// What a token is asked for with.
-struct TokenAsk<'a> {
+struct TokenRequest<'a> {
     access: &'a Access<'a>,
     realm: &'a str,
     service: Option<&'a str>,

@@ -22,7 +22,7 @@ use super::clients::{Barred, Clients, Pair, Pass};
 use super::location::{is_like_a_manifest, is_like_a_registry, is_own_upload};
 use super::network::{Networks, Reach};
 use super::reply::cause;
-use super::send::Ask;
+use super::send::RegistryRequest;
 use crate::machine::Reason;
 use crate::policy::HostPattern;
 use crate::registry::Settings;
@@ -79,11 +79,11 @@ pub(crate) enum Lost {
 
 impl Hop {
     /// What is asked for tells what led to an address that is not the registry's own.
-    fn of(ask: &Ask<'_>) -> Self {
-        if ask.access.endpoint.is_at(&ask.url) {
+    fn of(request: &RegistryRequest<'_>) -> Self {
+        if request.access.endpoint.is_at(&request.url) {
             return Self::RegistryClient;
         }
-        match ask.lane {
+        match request.lane {
             Lane::Tokens => Self::Realm,
             Lane::Blobs => Self::Upload,
             Lane::Manifests => Self::Page,
@@ -105,20 +105,24 @@ impl Hops {
         })
     }
 
-    /// Leave to ask `ask.url`, as far as can be told before it is resolved.
-    pub(crate) fn leave(&self, ask: &Ask<'_>) -> Result<Leave<'_>, Error> {
-        let registry = ask.access.endpoint;
-        let hop = Hop::of(ask);
-        let problem = match ask.method {
+    /// Leave to ask `request.url`, as far as can be told before it is resolved.
+    pub(crate) fn leave(&self, request: &RegistryRequest<'_>) -> Result<Leave<'_>, Error> {
+        let registry = request.access.endpoint;
+        let hop = Hop::of(request);
+        let problem = match request.method {
             Method::GET | Method::HEAD => None,
-            Method::DELETE => (!is_own_upload(ask.access, &ask.url)).then_some(Problem::Foreign),
-            Method::PUT if ask.lane == Lane::Blobs => self.no_upload(ask.access, &ask.url),
+            Method::DELETE => {
+                (!is_own_upload(request.access, &request.url)).then_some(Problem::Foreign)
+            }
+            Method::PUT if request.lane == Lane::Blobs => {
+                self.no_upload(request.access, &request.url)
+            }
             _ => (hop != Hop::RegistryClient).then_some(Problem::Foreign),
         };
         if let Some(problem) = problem {
-            return Err(self.refusal(registry, Hop::Upload, &ask.url, problem));
+            return Err(self.refusal(registry, Hop::Upload, &request.url, problem));
         }
-        self.check(registry, hop, &ask.url, self.is_inner(registry))
+        self.check(registry, hop, &request.url, self.is_inner(registry))
     }
 
     /// Whether an upload to `access` may be sent to `location`, as far as can be told before it is resolved.
@@ -138,18 +142,22 @@ impl Hops {
 
     /// Where a write has to be sent instead of where it was answered, if it was redirected: on the registry's own address, and to
     /// the same tag or digest, or else it is an error. None where `answer` is no such redirect.
-    pub(crate) fn moved(&self, ask: &Ask<'_>, answer: &Response) -> Option<Result<Url, Error>> {
-        let writes = matches!(ask.method, Method::PUT | Method::POST);
+    pub(crate) fn moved(
+        &self,
+        request: &RegistryRequest<'_>,
+        answer: &Response,
+    ) -> Option<Result<Url, Error>> {
+        let writes = matches!(request.method, Method::PUT | Method::POST);
         if !writes || !matches!(answer.status().as_u16(), 307 | 308) {
             return None;
         }
         let next = target(answer)?;
-        let registry = ask.access.endpoint;
-        let own = registry.is_at(&ask.url) && registry.is_at(&next);
-        let problem = match ask.lane {
+        let registry = request.access.endpoint;
+        let own = registry.is_at(&request.url) && registry.is_at(&next);
+        let problem = match request.lane {
             _ if !own => Some(Problem::Foreign),
-            Lane::Blobs => self.no_upload(ask.access, &next),
-            Lane::Manifests if last_two(&ask.url) == last_two(&next) => None,
+            Lane::Blobs => self.no_upload(request.access, &next),
+            Lane::Manifests if last_two(&request.url) == last_two(&next) => None,
             _ => Some(Problem::Manifest),
         };
         Some(match problem {
@@ -172,21 +180,21 @@ impl Hops {
         (other && registrys()).then_some(Problem::Foreign)
     }
 
-    /// Sends `request`, which is `ask`, and follows what a read is redirected to.
+    /// Sends `http`, which is `request`, and follows what a read is redirected to.
     pub(crate) async fn send(
         &self,
-        ask: &Ask<'_>,
+        request: &RegistryRequest<'_>,
         leave: &Leave<'_>,
-        request: Request,
+        http: Request,
     ) -> Result<Response, Lost> {
-        let registry = ask.access.endpoint;
+        let registry = request.access.endpoint;
         let began = Instant::now();
-        let safe = matches!(ask.method, Method::GET | Method::HEAD);
-        let authorization = request.headers().get(AUTHORIZATION).cloned();
+        let safe = matches!(request.method, Method::GET | Method::HEAD);
+        let authorization = http.headers().get(AUTHORIZATION).cloned();
         let mut own = true;
-        let mut inner = registry.is_at(&ask.url) || self.is_inner(registry);
+        let mut inner = registry.is_at(&request.url) || self.is_inner(registry);
         let mut proxied = leave.proxied;
-        let mut answer = self.ask(ask, Hop::of(ask), leave, request).await?;
+        let mut answer = self.send_to(request, Hop::of(request), leave, http).await?;
         if !safe {
             return Ok(answer);
         }
@@ -201,44 +209,44 @@ impl Hops {
                 return Err(Lost::Astray("a redirect leaves TLS"));
             }
             inner = inner && !proxied && self.is_from_inside(&answer);
-            own = own && is_same(&ask.url, &next);
+            own = own && is_same(&request.url, &next);
             let leave = self
                 .check(registry, Hop::Redirect, &next, inner)
                 .map_err(|error| Lost::Barred { error, sent: true })?;
-            let mut request = Request::new(ask.method.clone(), next);
+            let mut http = Request::new(request.method.clone(), next);
             for name in [ACCEPT, RANGE] {
-                if let Some(value) = ask.headers.get(&name) {
-                    request.headers_mut().insert(name, value.clone());
+                if let Some(value) = request.headers.get(&name) {
+                    http.headers_mut().insert(name, value.clone());
                 }
             }
             if let Some(value) = authorization.as_ref().filter(|_| own) {
-                request.headers_mut().insert(AUTHORIZATION, value.clone());
+                http.headers_mut().insert(AUTHORIZATION, value.clone());
             }
             // One try has one time, however often it is redirected.
-            *request.timeout_mut() = ask
+            *http.timeout_mut() = ask
                 .timeout
                 .map(|timeout| timeout.saturating_sub(began.elapsed()));
             proxied = leave.proxied;
-            answer = self.ask(ask, Hop::Redirect, &leave, request).await?;
+            answer = self.send_to(request, Hop::Redirect, &leave, http).await?;
         }
         Ok(answer)
     }
 
-    async fn ask(
+    async fn send_to(
         &self,
-        ask: &Ask<'_>,
+        request: &RegistryRequest<'_>,
         hop: Hop,
         leave: &Leave<'_>,
-        request: Request,
+        http: Request,
     ) -> Result<Response, Lost> {
-        let registry = ask.access.endpoint;
-        let client = match *request.method() {
+        let registry = request.access.endpoint;
+        let client = match *http.method() {
             Method::GET | Method::HEAD => &leave.pair.reads,
-            _ if ask.prompt => &leave.pair.tags,
+            _ if request.prompt => &leave.pair.tags,
             _ => &leave.pair.writes,
         };
-        let url = request.url().clone();
-        match client.execute(request).await {
+        let url = http.url().clone();
+        match client.execute(http).await {
             Ok(answer) => {
                 if registry.is_at(&url) {
                     let inner = !leave.proxied && self.is_from_inside(&answer);

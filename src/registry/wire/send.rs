@@ -1,6 +1,6 @@
 //! The one way out: every request to every host passes [`Transport::send`].
 //!
-//! In goes an [`Ask`]; out comes a [`Reply`] whose status the caller has to judge, or a [`Failure`]. What is waited out inside:
+//! In goes an [`RegistryRequest`]; out comes a [`Reply`] whose status the caller has to judge, or a [`Failure`]. What is waited out inside:
 //! 429 in any form, read-only maintenance (405), connections that cannot be made, and, for requests that are safe to repeat,
 //! 5xx, 408, resets and timeouts as well. A 401 is answered with what it asks for, or a fresh token, as long as there is one. A write
 //! that is redirected (307, 308) within the registry's own address is sent again there, the gate being asked again.
@@ -70,7 +70,7 @@ pub(crate) enum Content {
 }
 
 /// One request.
-pub(crate) struct Ask<'a> {
+pub(crate) struct RegistryRequest<'a> {
     pub(crate) method: Method,
     pub(crate) url: Url,
     /// How messages name the object: `quay.io/openshift/ci:tag`.
@@ -92,7 +92,7 @@ pub(crate) struct Ask<'a> {
     pub(crate) progress: &'a Progress,
 }
 
-impl Ask<'_> {
+impl RegistryRequest<'_> {
     fn entry(&self) -> Entry {
         Entry {
             lane: self.lane,
@@ -186,10 +186,10 @@ impl Transport {
 
     /// The state of the host that a request goes to. Only what is asked of a registry itself says anything of it: a request that
     /// another registry leads there does not.
-    fn host_of(&self, ask: &Ask<'_>) -> Arc<Host> {
-        let own = ask.access.endpoint.is_at(&ask.url);
-        let led_by = (!own).then(|| address(&ask.access.endpoint.base));
-        self.hosts.get(&address(&ask.url), led_by)
+    fn host_of(&self, request: &RegistryRequest<'_>) -> Arc<Host> {
+        let own = request.access.endpoint.is_at(&request.url);
+        let led_by = (!own).then(|| address(&request.access.endpoint.base));
+        self.hosts.get(&address(&request.url), led_by)
     }
 
     /// Places for a stream from one registry to another.
@@ -206,37 +206,37 @@ impl Transport {
         self.hosts.unavailable(&address(url))
     }
 
-    /// Sends with the rights of `ask.access`.
-    pub(crate) async fn send(&self, ask: &mut Ask<'_>) -> Result<Reply, Failure> {
-        self.send_through(ask, || true).await
+    /// Sends with the rights of `request.access`.
+    pub(crate) async fn send(&self, request: &mut RegistryRequest<'_>) -> Result<Reply, Failure> {
+        self.send_through(request, || true).await
     }
 
     /// As [`Transport::send`]; `gate` is asked directly before every sending, with no await between.
     pub(crate) async fn send_through(
         &self,
-        ask: &mut Ask<'_>,
+        request: &mut RegistryRequest<'_>,
         mut gate: impl FnMut() -> bool + Send,
     ) -> Result<Reply, Failure> {
-        let access = ask.access;
-        if !access.endpoint.is_at(&ask.url) {
-            return self.exchange(ask, None, gate).await;
+        let access = request.access;
+        if !access.endpoint.is_at(&request.url) {
+            return self.exchange(request, None, gate).await;
         }
         let began = Instant::now();
-        let safe = matches!(ask.method, Method::GET | Method::HEAD);
-        let (patience, progress) = (ask.patience, ask.progress);
+        let safe = matches!(request.method, Method::GET | Method::HEAD);
+        let (patience, progress) = (request.patience, request.progress);
         let guess = self.guess(access, patience, progress).await?;
         let guessed = self.answering(access, guess.clone(), None, patience, progress);
         let (mut grant, mut in_vain) = match guessed.await {
             // A guess: what this request itself is asked for, it is told without a credential.
             Err(Failure::Refused(error))
-                if matches!(ask.content, Content::Nothing) && !error.is_wait() =>
+                if matches!(request.content, Content::Nothing) && !error.is_wait() =>
             {
                 (Grant::bare(), Some(error))
             }
             grant => (grant?, None),
         };
         for _ in 0..ROUNDS_MAX {
-            let reply = self.exchange(ask, grant.header(), &mut gate).await?;
+            let reply = self.exchange(request, grant.header(), &mut gate).await?;
             let status = reply.status();
             // Some tell a stranger that it may not, or that nothing is there, and never ask who it is.
             let hidden = matches!(status, StatusCode::FORBIDDEN | StatusCode::NOT_FOUND)
@@ -280,9 +280,9 @@ impl Transport {
                 let error = access.refused(&answer, &grant, insufficient);
                 return Err(Failure::Refused(error));
             };
-            if matches!(ask.content, Content::Spent) {
+            if matches!(request.content, Content::Spent) {
                 // The next try is given the other one.
-                let message = format!("{}: the token was refused", ask.what);
+                let message = format!("{}: the token was refused", request.what);
                 return Err(Failure::Unsettled(Error::attempt(
                     Reason::RegistryError,
                     message,
@@ -293,20 +293,20 @@ impl Transport {
         Err(Failure::Refused(access.unsteady()))
     }
 
-    /// Sends until there is an answer that is not waited out. `authorization` is what `ask.access` came to.
+    /// Sends until there is an answer that is not waited out. `authorization` is what `request.access` came to.
     pub(crate) async fn exchange(
         &self,
-        ask: &mut Ask<'_>,
+        request: &mut RegistryRequest<'_>,
         authorization: Option<&HeaderValue>,
         mut gate: impl FnMut() -> bool + Send,
     ) -> Result<Reply, Failure> {
-        let leave = self.hops.leave(ask).map_err(Failure::Refused)?;
-        let host = self.host_of(ask);
-        let caller = Caller::new(ask.progress, ask.access.credential);
-        let safe = matches!(ask.method, Method::GET | Method::HEAD);
+        let leave = self.hops.leave(request).map_err(Failure::Refused)?;
+        let host = self.host_of(request);
+        let caller = Caller::new(request.progress, request.access.credential);
+        let safe = matches!(request.method, Method::GET | Method::HEAD);
         // Who holds memory that others wait for waits for no host without end.
-        let reserved = || ask.progress.is_reserved().then_some(reserve::PATIENCE);
-        let patience = ask.patience.or_else(reserved);
+        let reserved = || request.progress.is_reserved().then_some(reserve::PATIENCE);
+        let patience = request.patience.or_else(reserved);
         let deadline = patience.map(|patience| Instant::now() + patience);
         let before = host.served();
         let (mut bad, mut served, mut rests, mut moves) = (0, before, 0, 0);
@@ -317,24 +317,24 @@ impl Transport {
                 .admit(!safe, deadline, caller)
                 .await
                 .map_err(Failure::Restart)?;
-            let place = Box::pin(host.acquire(ask.entry(), caller)).await;
+            let place = Box::pin(host.acquire(request.entry(), caller)).await;
             if admission.is_stale() {
                 place.refund();
                 continue;
             }
-            let request = build(ask, authorization)?;
+            let http = build(request, authorization)?;
             if !gate() {
                 return Err(Failure::NotSent);
             }
             let sent = Instant::now();
             // Boxed: every step of every operation holds this future.
-            let result = Box::pin(self.hops.send(ask, &leave, request)).await;
+            let result = Box::pin(self.hops.send(request, &leave, http)).await;
             if !matches!(result, Err(Lost::Barred { sent: false, .. })) {
                 let status = result.as_ref().ok().map(|answer| answer.status().as_u16());
                 let (metrics, took) = (&self.settings.metrics, sent.elapsed());
-                metrics.asked(&host.label, ask.asked().sent(), status, took);
+                metrics.asked(&host.label, request.asked().sent(), status, took);
             }
-            let judged = self.judge(ask, authorization, &host, &place, admission, result);
+            let judged = self.judge(request, authorization, &host, &place, admission, result);
             let judged = judged.await;
             if let Judged::Again(error) | Judged::Unsettled(error) = &judged {
                 self.settings.metrics.put_off(&host.label, error.reason);
@@ -342,23 +342,23 @@ impl Transport {
             let error = match judged {
                 Judged::Reply(response) => {
                     // What was sent as a stream has to be opened again by who sent it.
-                    let again = !matches!(ask.content, Content::Spent);
-                    if again && let Some(next) = self.hops.moved(ask, &response) {
+                    let again = !matches!(request.content, Content::Spent);
+                    if again && let Some(next) = self.hops.moved(request, &response) {
                         moves += 1;
                         if moves > REDIRECTS_MAX {
-                            let error = astray(ask, "too many redirects");
+                            let error = astray(request, "too many redirects");
                             return Err(Failure::Refused(error.with_status(response.status())));
                         }
-                        ask.url = next.map_err(Failure::Refused)?;
+                        request.url = next.map_err(Failure::Refused)?;
                         continue;
                     }
                     let elsewhere = address(response.url()) != host.name;
                     return Ok(Reply {
                         response,
-                        asked: ask.asked(),
+                        asked: request.asked(),
                         elsewhere,
                         authorization: authorization.cloned(),
-                        credential: ask.access.credential.clone(),
+                        credential: request.access.credential.clone(),
                         _place: place,
                     });
                 }
@@ -393,11 +393,11 @@ impl Transport {
                 self.own_rest(rests).max(error.after().min(ELSEWHERE_MAX))
             };
             let late = deadline.is_some_and(|deadline| Instant::now() + pause > deadline);
-            if late || matches!(ask.content, Content::Spent) {
+            if late || matches!(request.content, Content::Spent) {
                 return Err(Failure::Restart(error));
             }
             // A host that rests says itself what it waits for.
-            let next = (!pause.is_zero()).then(|| show(pause, &error, ask.progress));
+            let next = (!pause.is_zero()).then(|| show(pause, &error, request.progress));
             drop(std::mem::replace(&mut shown, next));
             tokio::time::sleep(pause).await;
         }
@@ -422,7 +422,7 @@ impl Transport {
     /// Reads an outcome, and tells the host's breakers and pacing.
     async fn judge(
         &self,
-        ask: &Ask<'_>,
+        request: &RegistryRequest<'_>,
         authorization: Option<&HeaderValue>,
         host: &Host,
         place: &Place,
@@ -431,54 +431,54 @@ impl Transport {
     ) -> Judged {
         let response = match result {
             Ok(response) => response,
-            Err(lost) => return failed(ask, host, admission, lost),
+            Err(lost) => return failed(request, host, admission, lost),
         };
         let status = response.status();
-        let caller = Caller::new(ask.progress, ask.access.credential);
+        let caller = Caller::new(request.progress, request.access.credential);
         let elsewhere = address(response.url()) != host.name;
         // A web page's limits and outages are no registry's.
-        if ask.asked() == Asked::Referrers && is_astray(&response) {
-            host.serves(ask.lane, caller, admission);
+        if request.asked() == Asked::Referrers && is_astray(&response) {
+            host.serves(request.lane, caller, admission);
             return Judged::Reply(response);
         }
         match status.as_u16() {
             // Whoever it was redirected to is no host of this registry's: this request rests, and nobody else.
             429 if elsewhere => {
-                host.serves(ask.lane, caller, admission);
-                let error = Answer::read(ask.asked(), status, b"").error(ask.what);
+                host.serves(request.lane, caller, admission);
+                let error = Answer::read(request.asked(), status, b"").error(request.what);
                 Judged::Again(error.asking_after(retry_after(response.headers())))
             }
             429 => {
                 let after = retry_after(response.headers());
-                host.limits(ask.lane, caller, place, admission, after);
-                Judged::Again(Answer::read(ask.asked(), status, b"").error(ask.what))
+                host.limits(request.lane, caller, place, admission, after);
+                Judged::Again(Answer::read(request.asked(), status, b"").error(request.what))
             }
             408 | 500 | 502..=504 | 506..=599 => {
                 if elsewhere {
-                    host.serves(ask.lane, caller, admission);
+                    host.serves(request.lane, caller, admission);
                 } else {
                     let message = format!("{} answered {}", host.name, status.as_u16());
                     admission.unwell(message, retry_after(response.headers()), false);
                 }
-                let verb = format!("{}: {}", ask.what, ask.method);
-                Judged::Unsettled(Answer::read(ask.asked(), status, b"").error(&verb))
+                let verb = format!("{}: {}", request.what, request.method);
+                Judged::Unsettled(Answer::read(request.asked(), status, b"").error(&verb))
             }
             // What a storage does not do says nothing of maintenance.
-            405 if !matches!(ask.method, Method::GET | Method::HEAD)
-                && ask.access.endpoint.is_at(&ask.url) =>
+            405 if !matches!(request.method, Method::GET | Method::HEAD)
+                && request.access.endpoint.is_at(&request.url) =>
             {
-                let secrets = secrets(authorization, ask.access.credential);
-                let answer = read_refusal(response, ask.asked(), &secrets).await;
-                let error = answer.error(ask.what);
+                let secrets = secrets(authorization, request.access.credential);
+                let answer = read_refusal(response, request.asked(), &secrets).await;
+                let error = answer.error(request.what);
                 if error.meaning() == Some(Meaning::ReadOnly) {
                     host.read_only(admission);
                     return Judged::Again(error);
                 }
-                host.serves(ask.lane, caller, admission);
+                host.serves(request.lane, caller, admission);
                 Judged::Final(error)
             }
             _ => {
-                host.serves(ask.lane, caller, admission);
+                host.serves(request.lane, caller, admission);
                 Judged::Reply(response)
             }
         }
@@ -511,60 +511,65 @@ enum Judged {
     Final(Error),
 }
 
-fn build(ask: &mut Ask<'_>, authorization: Option<&HeaderValue>) -> Result<Request, Failure> {
-    let mut request = Request::new(ask.method.clone(), ask.url.clone());
-    request.headers_mut().extend(ask.headers.clone());
+fn build(
+    request: &mut RegistryRequest<'_>,
+    authorization: Option<&HeaderValue>,
+) -> Result<Request, Failure> {
+    let mut http = Request::new(request.method.clone(), request.url.clone());
+    http.headers_mut().extend(request.headers.clone());
     if let Some(value) = authorization {
-        request.headers_mut().insert(AUTHORIZATION, value.clone());
+        http.headers_mut().insert(AUTHORIZATION, value.clone());
     }
-    *request.timeout_mut() = ask.timeout;
-    match std::mem::replace(&mut ask.content, Content::Spent) {
+    *http.timeout_mut() = request.timeout;
+    match std::mem::replace(&mut request.content, Content::Spent) {
         Content::Nothing => {
-            if matches!(ask.method, Method::POST | Method::PUT | Method::PATCH) {
-                request
-                    .headers_mut()
+            if matches!(request.method, Method::POST | Method::PUT | Method::PATCH) {
+                http.headers_mut()
                     .insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
             }
-            ask.content = Content::Nothing;
+            request.content = Content::Nothing;
         }
         Content::Bytes(bytes) => {
-            *request.body_mut() = Some(bytes.clone().into());
-            ask.content = Content::Bytes(bytes);
+            *http.body_mut() = Some(bytes.clone().into());
+            request.content = Content::Bytes(bytes);
         }
-        Content::Once(body) => *request.body_mut() = Some(body),
+        Content::Once(body) => *http.body_mut() = Some(body),
         Content::Spent => {
-            let message = format!("{}: the content was sent already", ask.what);
+            let message = format!("{}: the content was sent already", request.what);
             return Err(Failure::Unsettled(Error::attempt(
                 Reason::RegistryError,
                 message,
             )));
         }
     }
-    Ok(request)
+    Ok(http)
 }
 
-fn astray(ask: &Ask<'_>, problem: &str) -> Error {
-    Error::attempt(Reason::RegistryError, format!("{}: {problem}", ask.what))
+fn astray(request: &RegistryRequest<'_>, problem: &str) -> Error {
+    Error::attempt(
+        Reason::RegistryError,
+        format!("{}: {problem}", request.what),
+    )
 }
 
 /// Reads a sending that had no answer.
-fn failed(ask: &Ask<'_>, host: &Host, admission: Admission, lost: Lost) -> Judged {
-    let caller = Caller::new(ask.progress, ask.access.credential);
+fn failed(request: &RegistryRequest<'_>, host: &Host, admission: Admission, lost: Lost) -> Judged {
+    let caller = Caller::new(request.progress, request.access.credential);
     let (error, at) = match lost {
         // Nothing was sent: that tells nothing about the host.
         Lost::Barred { error, sent: false } => return Judged::Final(error),
         Lost::Barred { error, sent: true } => {
-            host.serves(ask.lane, caller, admission);
+            host.serves(request.lane, caller, admission);
             return Judged::Final(error);
         }
         Lost::Astray(problem) => {
-            host.serves(ask.lane, caller, admission);
-            return Judged::Final(astray(ask, problem));
+            host.serves(request.lane, caller, admission);
+            return Judged::Final(astray(request, problem));
         }
         Lost::Broken { error, at } => (error, at),
     };
     if is_untrusted(&error) {
-        host.serves(ask.lane, caller, admission);
+        host.serves(request.lane, caller, admission);
         let name = at.trim_end_matches(":443");
         let message = match describe(&error) {
             // What was given is trusted to sign others, and the server shows that very one.
@@ -579,16 +584,16 @@ fn failed(ask: &Ask<'_>, host: &Host, admission: Admission, lost: Lost) -> Judge
         return Judged::Final(Error::terminal(Reason::CertificateUntrusted, message));
     }
     if is_plain(&error) {
-        host.serves(ask.lane, caller, admission);
+        host.serves(request.lane, caller, admission);
         let message = format!(
             "{}: {at} does not speak TLS; if it answers plain HTTP, give --plain-http {at}",
-            ask.what
+            request.what
         );
         return Judged::Final(Error::attempt(Reason::RegistryError, message));
     }
     if error.is_builder() {
-        host.serves(ask.lane, caller, admission);
-        let message = format!("{}: {}", ask.what, describe(&error));
+        host.serves(request.lane, caller, admission);
+        let message = format!("{}: {}", request.what, describe(&error));
         return Judged::Final(Error::attempt(Reason::RegistryError, message));
     }
     let cause = describe(&error);
@@ -603,7 +608,7 @@ fn failed(ask: &Ask<'_>, host: &Host, admission: Admission, lost: Lost) -> Judge
     let cause = Error::wait(
         Reason::RegistryUnavailable,
         None,
-        format!("{}: {message}", ask.what),
+        format!("{}: {message}", request.what),
     );
     // No connection: nothing was sent.
     let unsent = error.is_connect();
@@ -611,7 +616,7 @@ fn failed(ask: &Ask<'_>, host: &Host, admission: Admission, lost: Lost) -> Judge
         admission.unwell(message, None, unsent);
     } else {
         // The registry itself has answered.
-        host.serves(ask.lane, caller, admission);
+        host.serves(request.lane, caller, admission);
         return Judged::Again(cause);
     }
     if unsent {
