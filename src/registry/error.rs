@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::machine::Reason;
 use crate::registry::auth::credential::Credential;
-use crate::registry::wire::dialect::{Asked, Meaning, meaning, words};
+use crate::registry::wire::dialect::{Meaning, RequestKind, meaning, words};
 
 /// The longest message of an [`Error`], in characters.
 const MESSAGE_MAX: usize = 256;
@@ -164,7 +164,7 @@ pub enum BuildError {
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     /// What was asked.
-    asked: Asked,
+    kind: RequestKind,
     /// The first code of the error envelope; empty where the body is none.
     code: String,
     /// What is said, as the table compares it.
@@ -174,14 +174,14 @@ pub(crate) struct Answer {
 
 impl Answer {
     /// Reads a refusal's body, which may be anything: JSON, HTML, nothing.
-    pub(crate) fn read(asked: Asked, status: StatusCode, body: &[u8]) -> Self {
-        Self::read_hiding(&[], asked, status, body)
+    pub(crate) fn read(kind: RequestKind, status: StatusCode, body: &[u8]) -> Self {
+        Self::read_hiding(&[], kind, status, body)
     }
 
     /// As [`Answer::read`]; these secrets are not quoted, should the registry say them back.
     pub(crate) fn read_hiding(
         secrets: &[String],
-        asked: Asked,
+        kind: RequestKind,
         status: StatusCode,
         body: &[u8],
     ) -> Self {
@@ -190,7 +190,7 @@ impl Answer {
             let said = String::from_utf8_lossy(body.get(..PAGE_MAX).unwrap_or(body));
             return Self {
                 status,
-                asked,
+                kind,
                 code: String::new(),
                 words: words(&said),
                 quote: String::new(),
@@ -210,7 +210,7 @@ impl Answer {
         }
         Self {
             status,
-            asked,
+            kind,
             words: words(&said.collect::<String>()),
             quote: one_line(&quote, QUOTE_MAX),
             code: errors.into_iter().next().unwrap_or_default().code,
@@ -219,7 +219,7 @@ impl Answer {
 
     /// What the table says that it means.
     pub(crate) fn meaning(&self) -> Meaning {
-        meaning(self.asked, self.status.as_u16(), &self.code, &self.words)
+        meaning(self.kind, self.status.as_u16(), &self.code, &self.words)
     }
 
     /// Whether the registry's error has this code.
@@ -360,7 +360,7 @@ mod tests {
 
     fn read(status: u16, body: &str) -> Answer {
         let status = StatusCode::from_u16(status).unwrap();
-        Answer::read(Asked::Manifest, status, body.as_bytes())
+        Answer::read(RequestKind::Manifest, status, body.as_bytes())
     }
 
     #[test]
@@ -430,8 +430,8 @@ mod tests {
     proptest! {
         #[test]
         fn any_refusal_is_one_plain_line(status in 200_u16..600, body: Vec<u8>, write: bool) {
-            let asked = if write { Asked::Tag } else { Asked::Manifest };
-            let answer = Answer::read(asked, StatusCode::from_u16(status).unwrap(), &body);
+            let kind = if write { RequestKind::Tag } else { RequestKind::Manifest };
+            let answer = Answer::read(kind, StatusCode::from_u16(status).unwrap(), &body);
             let error = answer.error("quay.io/a:b");
             prop_assert!(is_plain(&error.message), "{:?}", error.message);
         }
@@ -449,8 +449,8 @@ mod tests {
             let error = serde_json::json!({"code": format!("{code}{said}"), "message": message, "detail": message});
             let body = serde_json::json!({"errors": [error]}).to_string();
             let status = StatusCode::from_u16(status).unwrap();
-            let asked = if write { Asked::Upload } else { Asked::Token };
-            let error = Answer::read_hiding(&secrets, asked, status, body.as_bytes()).error("quay.io/a:b");
+            let kind = if write { RequestKind::Upload } else { RequestKind::Token };
+            let error = Answer::read_hiding(&secrets, kind, status, body.as_bytes()).error("quay.io/a:b");
             prop_assert!(is_plain(&error.message), "{:?}", error.message);
             // Also not by halves, where the line is cut.
             prop_assert!(!error.message.contains("s3cret"), "{:?}", error.message);

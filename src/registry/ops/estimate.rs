@@ -77,7 +77,7 @@ impl RegistryClient {
         Ok(copying)
     }
 
-    /// Whether the token of `credential` for `repository` says that it may push there; false where no token tells. Asked only where
+    /// Whether the token of `credential` for `repository` says that it may push there; false where no token tells. RequestKind only where
     /// the repository is known to exist: some registries make it for whoever asks.
     ///
     /// # Errors

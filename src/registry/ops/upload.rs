@@ -282,7 +282,7 @@ impl RegistryClient {
                     .map_err(Failure::Refused);
                 return session.map(Tried::Session);
             }
-            Ok(First::Asked(challenge)) => {
+            Ok(First::RequestKind(challenge)) => {
                 let grant = transport.answering(access, challenge, None, None, progress);
                 Some(grant.await?)
             }

@@ -85,7 +85,7 @@ pub(crate) enum First {
     /// It was not the first, or told nothing.
     NotTried,
     LetIn(Box<Reply>),
-    Asked(Challenge),
+    RequestKind(Challenge),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -292,7 +292,7 @@ impl Transport {
         {
             self.tokens.learn(access, &challenge);
             greeting.challenge.get_or_init(|| challenge.clone());
-            return Ok(First::Asked(challenge));
+            return Ok(First::RequestKind(challenge));
         }
         Ok(First::NotTried)
     }

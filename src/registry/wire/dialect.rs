@@ -7,11 +7,11 @@
 use crate::machine::Reason;
 use crate::metrics::Sent;
 use crate::registry::error::Class;
-use Asked::{Blob, Child, Manifest, Mount, Referrers, Tag, Token, Upload};
+use RequestKind::{Blob, Child, Manifest, Mount, Referrers, Tag, Token, Upload};
 
 /// What was asked of a registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Asked {
+pub(crate) enum RequestKind {
     /// `/v2/` alone.
     Ping,
     /// A token.
@@ -78,7 +78,7 @@ pub(crate) enum Meaning {
 /// A row: what has to hold, and what that means. What is empty always holds.
 struct Rule {
     /// What was asked, one of these.
-    asked: &'static [Asked],
+    asked: &'static [RequestKind],
     /// The status, one of these; below 10 all that begin with it.
     status: &'static [u16],
     /// The code of the first error, one of these.
@@ -89,9 +89,9 @@ struct Rule {
 }
 
 const ANY: &[&str] = &[];
-const READS: &[Asked] = &[Manifest, Referrers, Blob];
-const PUTS: &[Asked] = &[Child, Tag];
-const WRITES: &[Asked] = &[Child, Tag, Upload, Mount];
+const READS: &[RequestKind] = &[Manifest, Referrers, Blob];
+const PUTS: &[RequestKind] = &[Child, Tag];
+const WRITES: &[RequestKind] = &[Child, Tag, Upload, Mount];
 
 /// How quay, distribution and others say that a manifest's content is not there, digests and quotes left out.
 const CONTENT: &[&str] = &[
@@ -209,7 +209,7 @@ const RULES: &[Rule] = &[
 ];
 
 const fn rule(
-    asked: &'static [Asked],
+    asked: &'static [RequestKind],
     status: &'static [u16],
     code: &'static [&'static str],
     words: &'static [&'static str],
@@ -225,7 +225,7 @@ const fn rule(
 }
 
 /// What an answer means. `code` is that of its first error, empty where there is none; `words` as [`words`] makes them.
-pub(crate) fn meaning(asked: Asked, status: u16, code: &str, words: &str) -> Meaning {
+pub(crate) fn meaning(asked: RequestKind, status: u16, code: &str, words: &str) -> Meaning {
     let fits = |rule: &&Rule| {
         (rule.asked.is_empty() || rule.asked.contains(&asked))
             && rule
@@ -265,7 +265,7 @@ pub(crate) fn words(text: &str) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
-impl Asked {
+impl RequestKind {
     /// What it is counted as.
     pub(crate) fn sent(self) -> Sent {
         match self {
@@ -381,10 +381,10 @@ impl Meaning {
 
 #[cfg(test)]
 mod tests {
-    use super::Asked::{Ping, Token};
+    use super::RequestKind::{Ping, Token};
     use super::*;
 
-    const EVERY: [Asked; 9] = [
+    const EVERY: [RequestKind; 9] = [
         Ping, Token, Manifest, Referrers, Blob, Child, Tag, Upload, Mount,
     ];
 
@@ -393,7 +393,7 @@ mod tests {
         u16,
         &'static str,
         &'static str,
-        &'static [Asked],
+        &'static [RequestKind],
         Meaning,
         Meaning,
     );
@@ -481,7 +481,7 @@ mod tests {
         (302, "", "", &[], Meaning::Other, Meaning::Other),
     ];
     /// All writes but the mount, which falls back.
-    const WRITE: &[Asked] = &[Child, Tag, Upload];
+    const WRITE: &[RequestKind] = &[Child, Tag, Upload];
 
     #[test]
     fn every_answer_means_what_the_registries_mean() {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use reqwest::header::{HeaderMap, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use reqwest::{Response, StatusCode};
 
-use super::dialect::Asked;
+use super::dialect::RequestKind;
 use crate::machine::Reason;
 use crate::registry::auth::access::Challenge;
 use crate::registry::auth::credential::Credential;
@@ -28,7 +28,7 @@ const REFUSAL_PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) struct Reply {
     pub(crate) response: Response,
     /// What was asked.
-    pub(crate) asked: Asked,
+    pub(crate) kind: RequestKind,
     /// Whether a redirect led to another address than the one asked.
     pub(crate) elsewhere: bool,
     /// What the request showed, and whose it was.
@@ -60,7 +60,7 @@ impl Reply {
     /// The refusal this reply is.
     pub(crate) async fn answer(self) -> Answer {
         let secrets = secrets(self.authorization.as_ref(), &self.credential);
-        read_refusal(self.response, self.asked, &secrets).await
+        read_refusal(self.response, self.kind, &secrets).await
     }
 
     /// The refusal this reply is, where its words decide something: an error where they were cut off.
@@ -69,7 +69,7 @@ impl Reply {
         let secrets = secrets(self.authorization.as_ref(), &self.credential);
         match gather_refusal(&mut self.response).await {
             Gathered::All(body) | Gathered::Some(body) => {
-                Ok(Answer::read_hiding(&secrets, self.asked, status, &body))
+                Ok(Answer::read_hiding(&secrets, self.kind, status, &body))
             }
             Gathered::Cut(received, cause) => Err(Error::cut(what, received, &cause)),
         }
@@ -144,15 +144,15 @@ fn of_storage(what: &str, status: StatusCode) -> Error {
 /// Reads a refusal; these secrets are not quoted.
 pub(crate) async fn read_refusal(
     mut response: Response,
-    asked: Asked,
+    kind: RequestKind,
     secrets: &[String],
 ) -> Answer {
     let status = response.status();
     match gather_refusal(&mut response).await {
         Gathered::All(body) | Gathered::Some(body) => {
-            Answer::read_hiding(secrets, asked, status, &body)
+            Answer::read_hiding(secrets, kind, status, &body)
         }
-        Gathered::Cut(..) => Answer::read(asked, status, b""),
+        Gathered::Cut(..) => Answer::read(kind, status, b""),
     }
 }
 

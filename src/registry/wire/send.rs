@@ -17,7 +17,7 @@ use reqwest::{Body, Method, Request, Response, StatusCode, Url};
 use tokio::time::Instant;
 
 use super::authorize::Tokens;
-use super::dialect::{Asked, Meaning};
+use super::dialect::{Meaning, RequestKind};
 use super::egress::{Hops, Lost, REDIRECTS_MAX};
 use super::reply::{
     Reply, challenge_of, describe, is_plain, is_untrusted, read_refusal, retry_after,
@@ -106,21 +106,21 @@ impl RegistryRequest<'_> {
     }
 
     /// What it asks, by which its answer is read and it is counted.
-    pub(crate) fn asked(&self) -> Asked {
+    pub(crate) fn kind(&self) -> RequestKind {
         let reads = matches!(self.method, Method::GET | Method::HEAD);
         // `/v2/<name>/manifests/<reference>`, `/v2/<name>/referrers/<digest>`
         let mut parts = self.url.path().rsplit('/');
         let (last, above) = (parts.next().unwrap_or_default(), parts.next());
         match self.lane {
-            Lane::Tokens if self.url.path() == "/v2/" => Asked::Ping,
-            Lane::Tokens => Asked::Token,
-            Lane::Blobs if reads => Asked::Blob,
-            Lane::Blobs if self.mounts() => Asked::Mount,
-            Lane::Blobs => Asked::Upload,
-            Lane::Manifests if above == Some("referrers") => Asked::Referrers,
-            Lane::Manifests if reads => Asked::Manifest,
-            Lane::Manifests if last.contains(':') => Asked::Child,
-            Lane::Manifests => Asked::Tag,
+            Lane::Tokens if self.url.path() == "/v2/" => RequestKind::Ping,
+            Lane::Tokens => RequestKind::Token,
+            Lane::Blobs if reads => RequestKind::Blob,
+            Lane::Blobs if self.mounts() => RequestKind::Mount,
+            Lane::Blobs => RequestKind::Upload,
+            Lane::Manifests if above == Some("referrers") => RequestKind::Referrers,
+            Lane::Manifests if reads => RequestKind::Manifest,
+            Lane::Manifests if last.contains(':') => RequestKind::Child,
+            Lane::Manifests => RequestKind::Tag,
         }
     }
 }
@@ -332,7 +332,7 @@ impl Transport {
             if !matches!(result, Err(Lost::Barred { sent: false, .. })) {
                 let status = result.as_ref().ok().map(|answer| answer.status().as_u16());
                 let (metrics, took) = (&self.settings.metrics, sent.elapsed());
-                metrics.asked(&host.label, request.asked().sent(), status, took);
+                metrics.asked(&host.label, request.kind().sent(), status, took);
             }
             let judged = self.judge(request, authorization, &host, &place, admission, result);
             let judged = judged.await;
@@ -355,7 +355,7 @@ impl Transport {
                     let elsewhere = address(response.url()) != host.name;
                     return Ok(Reply {
                         response,
-                        asked: request.asked(),
+                        kind: request.kind(),
                         elsewhere,
                         authorization: authorization.cloned(),
                         credential: request.access.credential.clone(),
@@ -437,7 +437,7 @@ impl Transport {
         let caller = Caller::new(request.progress, request.access.credential);
         let elsewhere = address(response.url()) != host.name;
         // A web page's limits and outages are no registry's.
-        if request.asked() == Asked::Referrers && is_astray(&response) {
+        if request.kind() == RequestKind::Referrers && is_astray(&response) {
             host.serves(request.lane, caller, admission);
             return Judged::Reply(response);
         }
@@ -445,13 +445,13 @@ impl Transport {
             // Whoever it was redirected to is no host of this registry's: this request rests, and nobody else.
             429 if elsewhere => {
                 host.serves(request.lane, caller, admission);
-                let error = Answer::read(request.asked(), status, b"").error(request.what);
+                let error = Answer::read(request.kind(), status, b"").error(request.what);
                 Judged::Again(error.asking_after(retry_after(response.headers())))
             }
             429 => {
                 let after = retry_after(response.headers());
                 host.limits(request.lane, caller, place, admission, after);
-                Judged::Again(Answer::read(request.asked(), status, b"").error(request.what))
+                Judged::Again(Answer::read(request.kind(), status, b"").error(request.what))
             }
             408 | 500 | 502..=504 | 506..=599 => {
                 if elsewhere {
@@ -461,14 +461,14 @@ impl Transport {
                     admission.unwell(message, retry_after(response.headers()), false);
                 }
                 let verb = format!("{}: {}", request.what, request.method);
-                Judged::Unsettled(Answer::read(request.asked(), status, b"").error(&verb))
+                Judged::Unsettled(Answer::read(request.kind(), status, b"").error(&verb))
             }
             // What a storage does not do says nothing of maintenance.
             405 if !matches!(request.method, Method::GET | Method::HEAD)
                 && request.access.endpoint.is_at(&request.url) =>
             {
                 let secrets = secrets(authorization, request.access.credential);
-                let answer = read_refusal(response, request.asked(), &secrets).await;
+                let answer = read_refusal(response, request.kind(), &secrets).await;
                 let error = answer.error(request.what);
                 if error.meaning() == Some(Meaning::ReadOnly) {
                     host.read_only(admission);
