@@ -72,7 +72,7 @@ pub(crate) struct Ticket {
     _shown: Option<WaitGuard>,
 }
 
-enum Verdict {
+enum Passage {
     Go {
         probe: bool,
     },
@@ -86,13 +86,13 @@ enum Verdict {
 }
 
 impl Rest {
-    fn ask(&mut self, now: Instant) -> Verdict {
+    fn ask(&mut self, now: Instant) -> Passage {
         let Some(open) = &mut self.open else {
-            return Verdict::Go { probe: false };
+            return Passage::Go { probe: false };
         };
         let (reason, message) = (open.reason, open.message.clone());
         if now < open.until || open.probing {
-            return Verdict::Wait {
+            return Passage::Wait {
                 until: open.until,
                 probing: open.probing,
                 reason,
@@ -100,7 +100,7 @@ impl Rest {
             };
         }
         open.probing = true;
-        Verdict::Go { probe: true }
+        Passage::Go { probe: true }
     }
 
     fn good(&mut self, generation: u64) {
@@ -184,12 +184,12 @@ impl Breaker {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
             let now = Instant::now();
-            let (verdict, generation) = {
+            let (passage, generation) = {
                 let mut state = lock(&self.state);
                 (state.ask(now), state.generation)
             };
-            let (until, probing, waiting) = match verdict {
-                Verdict::Go { probe } => {
+            let (until, probing, waiting) = match passage {
+                Passage::Go { probe } => {
                     let shown = shown.filter(|_| probe).map(|(_, guard)| guard);
                     return Ok(Ticket {
                         breaker: Arc::clone(self),
@@ -198,7 +198,7 @@ impl Breaker {
                         _shown: shown,
                     });
                 }
-                Verdict::Wait {
+                Passage::Wait {
                     until,
                     probing,
                     reason,

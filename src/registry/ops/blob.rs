@@ -151,10 +151,10 @@ impl RegistryClient {
             let mut request = self.blob_request(Method::POST, url, &what, &access, job.progress);
             let reply = match self.transport().send(&mut request).await {
                 Ok(reply) => reply,
-                Err(Failure::Unsettled(_)) if self.has_blob(job, blob).await? => {
+                Err(Failure::OutcomeUnknown(_)) if self.has_blob(job, blob).await? => {
                     return Ok(Mount::Mounted);
                 }
-                Err(Failure::Unsettled(_)) => continue,
+                Err(Failure::OutcomeUnknown(_)) => continue,
                 // A refusal is no reason not to send the blob: distribution's is that the right to pull is missing.
                 Err(Failure::Refused(error)) if matches!(error.status(), Some(400..500)) => {
                     return Ok(Mount::Declined);

@@ -107,13 +107,13 @@ impl RegistryClient {
         request.timeout = Some(bounds.timeout);
         request.patience = bounds.patience;
         request.prompt = bounds.patience.is_some();
-        let (put, noted) = match self.transport().send_through(&mut request, gate).await {
+        let (put, noted) = match self.transport().send_gated(&mut request, gate).await {
             Ok(reply) => {
                 let noted = reply.header("oci-subject").is_some();
                 (outcome(&what, manifest, reply).await, noted)
             }
             Err(Failure::Refused(error) | Failure::Restart(error)) => (refused(error), false),
-            Err(Failure::Unsettled(error)) => (Put::Unknown(error), false),
+            Err(Failure::OutcomeUnknown(error)) => (Put::Unknown(error), false),
             Err(Failure::NotSent) => (Put::NotSent, false),
         };
         match put {

@@ -78,7 +78,7 @@ impl RegistryClient {
             drop(places);
             let error = match outcome {
                 Ok(()) => return Ok(()),
-                Err(Failure::Unsettled(error)) if restarts < RESTARTS_MAX => {
+                Err(Failure::OutcomeUnknown(error)) if restarts < RESTARTS_MAX => {
                     restarts += 1;
                     if self.has_blob(job, blob).await? {
                         return Ok(());
@@ -87,7 +87,7 @@ impl RegistryClient {
                     continue;
                 }
                 Err(Failure::Restart(error)) => error,
-                Err(Failure::Unsettled(error)) => {
+                Err(Failure::OutcomeUnknown(error)) => {
                     let message = format!("{} (started anew {RESTARTS_MAX} times)", error.message);
                     return Err(Error::attempt(Reason::RegistryError, message));
                 }
@@ -233,7 +233,7 @@ impl RegistryClient {
             result = self.transport().send(&mut request) => result,
             () = meter.stands_still(blob.size, self.transport().settings.read_timeout) => {
                 let message = format!("{what}: the upload stands still");
-                Err(Failure::Unsettled(Error::attempt(Reason::RegistryError, message)))
+                Err(Failure::OutcomeUnknown(Error::attempt(Reason::RegistryError, message)))
             }
             () = places.preempted() => Err(gives_way(what)),
         };
@@ -247,9 +247,9 @@ impl RegistryClient {
                 }
             }
             // It had the blob and failed at it: it may fail at it again (quay at a layer over its maximum), so it is an attempt.
-            Err(Failure::Unsettled(error)) if error.status() == Some(500) => Err(Failure::Refused(
-                Error::attempt(Reason::RegistryError, &error.message),
-            )),
+            Err(Failure::OutcomeUnknown(error)) if error.status() == Some(500) => Err(
+                Failure::Refused(Error::attempt(Reason::RegistryError, &error.message)),
+            ),
             Err(failure) => Err(failure),
         };
         if !matches!(outcome, Ok(None)) {
@@ -432,7 +432,7 @@ async fn landed(what: &str, blob: Blob, reply: Reply) -> Result<(), Failure> {
     let status = reply.status();
     let error = reply.refusal(what).await;
     if error.meaning() == Some(Meaning::SessionLost) || !status.is_client_error() {
-        return Err(Failure::Unsettled(error));
+        return Err(Failure::OutcomeUnknown(error));
     }
     Err(Failure::Refused(error))
 }

@@ -240,7 +240,7 @@ impl Transport {
         }
         let what = format!("{}/v2/", endpoint.name);
         let mut request = self.plain_request(&what, endpoint.url(""), access, patience, progress);
-        let reply = self.exchange(&mut request, None, || true).await?;
+        let reply = self.send_with_retry(&mut request, None, || true).await?;
         let asked = reply.status() == StatusCode::UNAUTHORIZED && !reply.elsewhere;
         let challenge = asked.then(|| challenge_of(reply.response.headers()));
         // Whatever else it answers, a repository of it may be asked.
@@ -259,7 +259,7 @@ impl Transport {
         let what = format!("{}/v2/", access.endpoint.name);
         let mut request =
             self.plain_request(&what, access.endpoint.url(""), access, None, progress);
-        let reply = self.exchange(&mut request, None, || true).await?;
+        let reply = self.send_with_retry(&mut request, None, || true).await?;
         let says = reply.header("x-sparse-manifest-support");
         Ok(says.is_some_and(|says| says.eq_ignore_ascii_case("true")))
     }
@@ -282,7 +282,7 @@ impl Transport {
         if known() {
             return Ok(First::NotTried);
         }
-        let reply = self.exchange(request, None, || true).await?;
+        let reply = self.send_with_retry(request, None, || true).await?;
         if reply.status().is_success() {
             greeting.challenge.get_or_init(|| Challenge::Open);
             return Ok(First::LetIn(Box::new(reply)));
@@ -365,7 +365,7 @@ impl Transport {
         let mut request = self.plain_request(&what, url, access, wanted.patience, wanted.progress);
         let authorization = access.credential.secret().map(basic);
         let reply = self
-            .exchange(&mut request, authorization.as_ref(), || true)
+            .send_with_retry(&mut request, authorization.as_ref(), || true)
             .await?;
         let issued = Instant::now();
         if !reply.status().is_success() {

@@ -23,7 +23,7 @@ const REFUSAL_MAX: usize = 64 * 1024;
 /// And the longest time: its words are worth no more, and the places of a copy may be held meanwhile.
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(10);
 
-/// An answer to be judged by the caller: neither a wait nor a 401.
+/// An answer to be verdict by the caller: neither a wait nor a 401.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) response: Response,

@@ -131,7 +131,7 @@ pub(crate) enum Failure {
     /// A definite no, or nothing was sent: nothing has changed.
     Refused(Error),
     /// The registry may or may not have done it: reset, timed out, 408, 5xx.
-    Unsettled(Error),
+    OutcomeUnknown(Error),
     /// Nothing was accepted, and the content cannot be sent again from here, or patience ran out: start anew. Not a failure.
     Restart(Error),
     /// The caller's gate was closed.
@@ -142,7 +142,7 @@ impl Failure {
     /// The error, for callers to which the difference is none.
     pub(crate) fn into_error(self) -> Error {
         match self {
-            Self::Refused(error) | Self::Unsettled(error) | Self::Restart(error) => error,
+            Self::Refused(error) | Self::OutcomeUnknown(error) | Self::Restart(error) => error,
             Self::NotSent => Error::attempt(Reason::RegistryError, "the request was not sent"),
         }
     }
@@ -208,18 +208,18 @@ impl Transport {
 
     /// Sends with the rights of `request.access`.
     pub(crate) async fn send(&self, request: &mut RegistryRequest<'_>) -> Result<Reply, Failure> {
-        self.send_through(request, || true).await
+        self.send_gated(request, || true).await
     }
 
     /// As [`Transport::send`]; `gate` is asked directly before every sending, with no await between.
-    pub(crate) async fn send_through(
+    pub(crate) async fn send_gated(
         &self,
         request: &mut RegistryRequest<'_>,
         mut gate: impl FnMut() -> bool + Send,
     ) -> Result<Reply, Failure> {
         let access = request.access;
         if !access.endpoint.is_at(&request.url) {
-            return self.exchange(request, None, gate).await;
+            return self.send_with_retry(request, None, gate).await;
         }
         let began = Instant::now();
         let safe = matches!(request.method, Method::GET | Method::HEAD);
@@ -236,7 +236,9 @@ impl Transport {
             grant => (grant?, None),
         };
         for _ in 0..ROUNDS_MAX {
-            let reply = self.exchange(request, grant.header(), &mut gate).await?;
+            let reply = self
+                .send_with_retry(request, grant.header(), &mut gate)
+                .await?;
             let status = reply.status();
             // Some tell a stranger that it may not, or that nothing is there, and never ask who it is.
             let hidden = matches!(status, StatusCode::FORBIDDEN | StatusCode::NOT_FOUND)
@@ -283,7 +285,7 @@ impl Transport {
             if matches!(request.content, Content::Spent) {
                 // The next try is given the other one.
                 let message = format!("{}: the token was refused", request.what);
-                return Err(Failure::Unsettled(Error::attempt(
+                return Err(Failure::OutcomeUnknown(Error::attempt(
                     Reason::RegistryError,
                     message,
                 )));
@@ -294,7 +296,7 @@ impl Transport {
     }
 
     /// Sends until there is an answer that is not waited out. `authorization` is what `request.access` came to.
-    pub(crate) async fn exchange(
+    pub(crate) async fn send_with_retry(
         &self,
         request: &mut RegistryRequest<'_>,
         authorization: Option<&HeaderValue>,
@@ -334,13 +336,13 @@ impl Transport {
                 let (metrics, took) = (&self.settings.metrics, sent.elapsed());
                 metrics.asked(&host.label, request.kind().sent(), status, took);
             }
-            let judged = self.judge(request, authorization, &host, &place, admission, result);
-            let judged = judged.await;
-            if let Judged::Again(error) | Judged::Unsettled(error) = &judged {
+            let verdict = self.classify(request, authorization, &host, &place, admission, result);
+            let verdict = verdict.await;
+            if let Verdict::Again(error) | Verdict::OutcomeUnknown(error) = &verdict {
                 self.settings.metrics.put_off(&host.label, error.reason);
             }
-            let error = match judged {
-                Judged::Reply(response) => {
+            let error = match verdict {
+                Verdict::Reply(response) => {
                     // What was sent as a stream has to be opened again by who sent it.
                     let again = !matches!(request.content, Content::Spent);
                     if again && let Some(next) = self.hops.moved(request, &response) {
@@ -362,13 +364,15 @@ impl Transport {
                         _place: place,
                     });
                 }
-                Judged::Final(error) => return Err(Failure::Refused(error)),
-                Judged::Again(error) => {
+                Verdict::Final(error) => return Err(Failure::Refused(error)),
+                Verdict::Again(error) => {
                     (bad, served) = (0, host.served());
                     error
                 }
-                Judged::Unsettled(error) if !safe => return Err(Failure::Unsettled(error)),
-                Judged::Unsettled(error) => {
+                Verdict::OutcomeUnknown(error) if !safe => {
+                    return Err(Failure::OutcomeUnknown(error));
+                }
+                Verdict::OutcomeUnknown(error) => {
                     bad += 1;
                     let others = host.served() > served;
                     if bad >= BAD_ANSWERS_MAX && others {
@@ -420,7 +424,7 @@ impl Transport {
     }
 
     /// Reads an outcome, and tells the host's breakers and pacing.
-    async fn judge(
+    async fn classify(
         &self,
         request: &RegistryRequest<'_>,
         authorization: Option<&HeaderValue>,
@@ -428,7 +432,7 @@ impl Transport {
         place: &Place,
         admission: Admission,
         result: Result<Response, Lost>,
-    ) -> Judged {
+    ) -> Verdict {
         let response = match result {
             Ok(response) => response,
             Err(lost) => return failed(request, host, admission, lost),
@@ -439,19 +443,19 @@ impl Transport {
         // A web page's limits and outages are no registry's.
         if request.kind() == RequestKind::Referrers && is_astray(&response) {
             host.serves(request.lane, caller, admission);
-            return Judged::Reply(response);
+            return Verdict::Reply(response);
         }
         match status.as_u16() {
             // Whoever it was redirected to is no host of this registry's: this request rests, and nobody else.
             429 if elsewhere => {
                 host.serves(request.lane, caller, admission);
                 let error = Answer::read(request.kind(), status, b"").error(request.what);
-                Judged::Again(error.asking_after(retry_after(response.headers())))
+                Verdict::Again(error.asking_after(retry_after(response.headers())))
             }
             429 => {
                 let after = retry_after(response.headers());
                 host.limits(request.lane, caller, place, admission, after);
-                Judged::Again(Answer::read(request.kind(), status, b"").error(request.what))
+                Verdict::Again(Answer::read(request.kind(), status, b"").error(request.what))
             }
             408 | 500 | 502..=504 | 506..=599 => {
                 if elsewhere {
@@ -461,7 +465,7 @@ impl Transport {
                     admission.unwell(message, retry_after(response.headers()), false);
                 }
                 let verb = format!("{}: {}", request.what, request.method);
-                Judged::Unsettled(Answer::read(request.kind(), status, b"").error(&verb))
+                Verdict::OutcomeUnknown(Answer::read(request.kind(), status, b"").error(&verb))
             }
             // What a storage does not do says nothing of maintenance.
             405 if !matches!(request.method, Method::GET | Method::HEAD)
@@ -472,14 +476,14 @@ impl Transport {
                 let error = answer.error(request.what);
                 if error.meaning() == Some(Meaning::ReadOnly) {
                     host.read_only(admission);
-                    return Judged::Again(error);
+                    return Verdict::Again(error);
                 }
                 host.serves(request.lane, caller, admission);
-                Judged::Final(error)
+                Verdict::Final(error)
             }
             _ => {
                 host.serves(request.lane, caller, admission);
-                Judged::Reply(response)
+                Verdict::Reply(response)
             }
         }
     }
@@ -503,11 +507,11 @@ fn with_port(host: &str) -> String {
 }
 
 /// What became of one sending.
-enum Judged {
+enum Verdict {
     Reply(Response),
     /// Not sent, or definitely refused for now: may be sent again.
     Again(Error),
-    Unsettled(Error),
+    OutcomeUnknown(Error),
     Final(Error),
 }
 
@@ -536,7 +540,7 @@ fn build(
         Content::Once(body) => *http.body_mut() = Some(body),
         Content::Spent => {
             let message = format!("{}: the content was sent already", request.what);
-            return Err(Failure::Unsettled(Error::attempt(
+            return Err(Failure::OutcomeUnknown(Error::attempt(
                 Reason::RegistryError,
                 message,
             )));
@@ -553,18 +557,18 @@ fn astray(request: &RegistryRequest<'_>, problem: &str) -> Error {
 }
 
 /// Reads a sending that had no answer.
-fn failed(request: &RegistryRequest<'_>, host: &Host, admission: Admission, lost: Lost) -> Judged {
+fn failed(request: &RegistryRequest<'_>, host: &Host, admission: Admission, lost: Lost) -> Verdict {
     let caller = Caller::new(request.progress, request.access.credential);
     let (error, at) = match lost {
         // Nothing was sent: that tells nothing about the host.
-        Lost::Barred { error, sent: false } => return Judged::Final(error),
+        Lost::Barred { error, sent: false } => return Verdict::Final(error),
         Lost::Barred { error, sent: true } => {
             host.serves(request.lane, caller, admission);
-            return Judged::Final(error);
+            return Verdict::Final(error);
         }
         Lost::Astray(problem) => {
             host.serves(request.lane, caller, admission);
-            return Judged::Final(astray(request, problem));
+            return Verdict::Final(astray(request, problem));
         }
         Lost::Broken { error, at } => (error, at),
     };
@@ -581,7 +585,7 @@ fn failed(request: &RegistryRequest<'_>, host: &Host, admission: Admission, lost
                 "the certificate of {at} is not trusted ({cause}); have its CA given with --registry-ca {name}=FILE"
             ),
         };
-        return Judged::Final(Error::terminal(Reason::CertificateUntrusted, message));
+        return Verdict::Final(Error::terminal(Reason::CertificateUntrusted, message));
     }
     if is_plain(&error) {
         host.serves(request.lane, caller, admission);
@@ -589,12 +593,12 @@ fn failed(request: &RegistryRequest<'_>, host: &Host, admission: Admission, lost
             "{}: {at} does not speak TLS; if it answers plain HTTP, give --plain-http {at}",
             request.what
         );
-        return Judged::Final(Error::attempt(Reason::RegistryError, message));
+        return Verdict::Final(Error::attempt(Reason::RegistryError, message));
     }
     if error.is_builder() {
         host.serves(request.lane, caller, admission);
         let message = format!("{}: {}", request.what, describe(&error));
-        return Judged::Final(Error::attempt(Reason::RegistryError, message));
+        return Verdict::Final(Error::attempt(Reason::RegistryError, message));
     }
     let cause = describe(&error);
     let message = if at == host.name {
@@ -617,11 +621,11 @@ fn failed(request: &RegistryRequest<'_>, host: &Host, admission: Admission, lost
     } else {
         // The registry itself has answered.
         host.serves(request.lane, caller, admission);
-        return Judged::Again(cause);
+        return Verdict::Again(cause);
     }
     if unsent {
-        Judged::Again(cause)
+        Verdict::Again(cause)
     } else {
-        Judged::Unsettled(cause)
+        Verdict::OutcomeUnknown(cause)
     }
 }
