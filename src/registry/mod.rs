@@ -9,7 +9,7 @@
 //! here; what one credential was granted or shown never serves another; memory does not grow with the size of images.
 //!
 //! In reading order: `dialect` and `error` (what answers mean, and how they count), `keyring` and `credential`, `endpoint` (addresses), `access` (rights), `budget` (what
-//! a host is asked to bear; `queue`, `pace`, `breaker`), `reserve` (what memory manifests take), `hops` (who may be connected to; `network`, `location`, `clients`), `transport` (the one
+//! a host is asked to bear; `queue`, `pace`, `breaker`), `reserve` (what memory manifests take), `egress` (who may be connected to; `network`, `location`, `clients`), `transport` (the one
 //! way out; `token`, `reply`), `manifest`, `look` and `put` (tags),
 //! `copy` (`blob`, `upload`, `download`, `sparse`), `survey` (what a copy would take), `referrers` and `labels` (what else belongs to staging an image).
 

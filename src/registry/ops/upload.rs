@@ -239,7 +239,7 @@ impl RegistryClient {
         };
         let outcome = match result {
             Ok(mut reply) => {
-                if let Some(next) = self.transport().hops.moved(&request, &reply.response) {
+                if let Some(next) = self.transport().egress.moved(&request, &reply.response) {
                     next.map(Some).map_err(Failure::Refused)
                 } else {
                     reply.elsewhere = !access.endpoint.is_at(&request.url);
@@ -338,7 +338,7 @@ impl RegistryClient {
             let message = format!("{what}: the registry opened an upload and does not say where");
             Error::attempt(Reason::RegistryError, message)
         })?;
-        self.transport().hops.may_upload(access, &location)?;
+        self.transport().egress.may_upload(access, &location)?;
         Ok(location)
     }
 

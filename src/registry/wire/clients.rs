@@ -1,8 +1,8 @@
 //! The HTTP clients: one pair for each set of addresses that may be connected to.
 //!
 //! In comes how far a request may reach; out comes the pair that reaches no further. Guaranteed: a pair connects only to addresses
-//! that its [`Pass`] lets through, checked on what a name resolved to in the very resolution that is connected to; its connections
-//! serve no request of another pass; a private CA is trusted for its own host alone; a proxy is spoken to by a pair of its own,
+//! that its [`AddressScope`] lets through, checked on what a name resolved to in the very resolution that is connected to; its connections
+//! serve no request of another scope; a private CA is trusted for its own host alone; a proxy is spoken to by a pair of its own,
 //! so that its address is open to no request but through it.
 
 use std::collections::HashMap;
@@ -53,7 +53,7 @@ pub enum Proxies {
 
 /// Which addresses are connected to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Pass {
+pub(crate) enum AddressScope {
     /// All: the host is meant by name.
     Any,
     /// All but the machine's own link.
@@ -65,7 +65,7 @@ pub(crate) enum Pass {
 /// A name that resolved to no address that may be connected to.
 #[derive(Debug, thiserror::Error)]
 #[error("it is at an internal address")]
-pub(crate) struct Barred;
+pub(crate) struct AddressForbidden;
 
 /// Clients that differ in patience, and in what becomes of a request that is given up.
 #[derive(Debug)]
@@ -105,12 +105,12 @@ struct Recipe {
 
 /// Resolves names to the addresses that may be connected to.
 struct Guard {
-    pass: Pass,
+    scope: AddressScope,
     networks: Arc<Networks>,
 }
 
-impl Pass {
-    pub(crate) fn lets(self, reach: Reach) -> bool {
+impl AddressScope {
+    pub(crate) fn includes(self, reach: Reach) -> bool {
         match self {
             Self::Any => true,
             Self::Inner => reach != Reach::LinkLocal,
@@ -121,14 +121,14 @@ impl Pass {
 
 impl Resolve for Guard {
     fn resolve(&self, name: Name) -> Resolving {
-        let (pass, networks) = (self.pass, Arc::clone(&self.networks));
+        let (scope, networks) = (self.scope, Arc::clone(&self.networks));
         Box::pin(async move {
             let found: Vec<SocketAddr> =
                 tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
-            let open = |address: &SocketAddr| pass.lets(networks.reach(address.ip()));
-            let (open, barred): (Vec<_>, Vec<_>) = found.into_iter().partition(open);
-            if open.is_empty() && !barred.is_empty() {
-                return Err(Barred.into());
+            let open = |address: &SocketAddr| scope.includes(networks.reach(address.ip()));
+            let (open, forbidden): (Vec<_>, Vec<_>) = found.into_iter().partition(open);
+            if open.is_empty() && !forbidden.is_empty() {
+                return Err(AddressForbidden.into());
             }
             Ok(Box::new(open.into_iter()) as Addrs)
         })
@@ -166,12 +166,12 @@ impl Clients {
             let pair = if intercepts(&matcher, &url) {
                 recipe.proxied(&roots)
             } else {
-                recipe.direct(Pass::Any, &roots)
+                recipe.direct(AddressScope::Any, &roots)
             };
             private.insert(address(&url), pair?);
         }
         Ok(Self {
-            any: recipe.direct(Pass::Any, &[])?,
+            any: recipe.direct(AddressScope::Any, &[])?,
             inner: OnceLock::new(),
             public: OnceLock::new(),
             proxied: OnceLock::new(),
@@ -191,9 +191,9 @@ impl Clients {
         self.private.contains_key(&address(url))
     }
 
-    /// The pair for `url` that reaches no further than `pass`; through a proxy where one is configured for `url`.
-    pub(crate) fn pair(&self, url: &Url, pass: Pass) -> Result<&Pair, BuildError> {
-        if pass == Pass::Any
+    /// The pair for `url` that reaches no further than `scope`; through a proxy where one is configured for `url`.
+    pub(crate) fn pair(&self, url: &Url, scope: AddressScope) -> Result<&Pair, BuildError> {
+        if scope == AddressScope::Any
             && url.scheme() == "https"
             && let Some(pair) = self.private.get(&address(url))
         {
@@ -202,18 +202,22 @@ impl Clients {
         if self.are_proxied(url) {
             return made(&self.proxied, || self.recipe.proxied(&[]));
         }
-        match pass {
-            Pass::Any => Ok(&self.any),
-            Pass::Inner => made(&self.inner, || self.recipe.direct(pass, &[])),
-            Pass::Public => made(&self.public, || self.recipe.direct(pass, &[])),
+        match scope {
+            AddressScope::Any => Ok(&self.any),
+            AddressScope::Inner => made(&self.inner, || self.recipe.direct(scope, &[])),
+            AddressScope::Public => made(&self.public, || self.recipe.direct(scope, &[])),
         }
     }
 }
 
 impl Recipe {
     /// Connects to hosts themselves, whatever the environment says of proxies.
-    fn direct(&self, pass: Pass, roots: &[CertificateDer<'_>]) -> Result<Pair, BuildError> {
-        self.pair(pass, roots, ClientBuilder::no_proxy)
+    fn direct(
+        &self,
+        scope: AddressScope,
+        roots: &[CertificateDer<'_>],
+    ) -> Result<Pair, BuildError> {
+        self.pair(scope, roots, ClientBuilder::no_proxy)
     }
 
     /// Connects to proxies: it is asked for nothing that does not go through one.
@@ -226,7 +230,7 @@ impl Recipe {
                 Some(proxy.no_proxy(NoProxy::from_string(except)))
             }
         };
-        self.pair(Pass::Any, roots, |builder| match &proxy {
+        self.pair(AddressScope::Any, roots, |builder| match &proxy {
             Some(proxy) => builder.proxy(proxy.clone()),
             None => builder,
         })
@@ -234,7 +238,7 @@ impl Recipe {
 
     fn pair(
         &self,
-        pass: Pass,
+        scope: AddressScope,
         roots: &[CertificateDer<'_>],
         way: impl Fn(ClientBuilder) -> ClientBuilder,
     ) -> Result<Pair, BuildError> {
@@ -247,7 +251,7 @@ impl Recipe {
             way(builder)
                 .user_agent(concat!("promotion-controller/", env!("CARGO_PKG_VERSION")))
                 .dns_resolver(Guard {
-                    pass,
+                    scope,
                     networks: Arc::clone(&self.networks),
                 })
                 .tls_certs_merge(certificates.clone())
@@ -258,7 +262,7 @@ impl Recipe {
                 .http2_keep_alive_interval(PING)
                 .http2_keep_alive_timeout(PING)
                 .http2_keep_alive_while_idle(false)
-                // Every next address is checked first, by `hops`.
+                // Every next address is checked first, by `egress`.
                 .redirect(Policy::none())
                 .referer(false)
                 // What is sent again, and when, is decided by `transport` alone.

@@ -18,7 +18,7 @@ use reqwest::{Method, Request, Response, Url};
 use tokio::time::Instant;
 use url::Host;
 
-use super::clients::{Barred, Clients, Pair, Pass};
+use super::clients::{AddressForbidden, AddressScope, Clients, Pair};
 use super::location::{is_like_a_manifest, is_like_a_registry, is_own_upload};
 use super::network::{Networks, Reach};
 use super::reply::cause;
@@ -38,7 +38,7 @@ const MET_MAX: u64 = 10_000;
 
 /// The rules, and the clients that keep them.
 #[derive(Debug)]
-pub(crate) struct Hops {
+pub(crate) struct EgressPolicy {
     clients: Clients,
     networks: Arc<Networks>,
     endpoints: Arc<Endpoints>,
@@ -49,7 +49,7 @@ pub(crate) struct Hops {
 
 /// What led to an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Hop {
+pub(crate) enum LedBy {
     /// A spec.
     RegistryClient,
     Realm,
@@ -59,25 +59,25 @@ pub(crate) enum Hop {
     Page,
 }
 
-/// Leave to ask one address.
+/// Approval to ask one address.
 #[derive(Debug)]
-pub(crate) struct Leave<'a> {
+pub(crate) struct Approved<'a> {
     pair: &'a Pair,
     proxied: bool,
 }
 
 /// Why there is no answer.
 #[derive(Debug)]
-pub(crate) enum Lost {
+pub(crate) enum SendError {
     /// An address that must not be asked. `sent`: whether the registry itself had answered.
-    Barred { error: Error, sent: bool },
+    AddressForbidden { error: Error, sent: bool },
     /// A redirect that is not followed.
     Astray(&'static str),
     /// The connection to `at` failed; the error is without its URL.
     Broken { error: reqwest::Error, at: String },
 }
 
-impl Hop {
+impl LedBy {
     /// What is asked for tells what led to an address that is not the registry's own.
     fn of(request: &RegistryRequest<'_>) -> Self {
         if request.access.endpoint.is_at(&request.url) {
@@ -91,7 +91,7 @@ impl Hop {
     }
 }
 
-impl Hops {
+impl EgressPolicy {
     pub(crate) fn new(settings: &Settings, endpoints: &Arc<Endpoints>) -> Result<Self, BuildError> {
         let networks = Arc::new(Networks {
             cluster: settings.cluster_ranges.clone(),
@@ -105,10 +105,10 @@ impl Hops {
         })
     }
 
-    /// Leave to ask `request.url`, as far as can be told before it is resolved.
-    pub(crate) fn leave(&self, request: &RegistryRequest<'_>) -> Result<Leave<'_>, Error> {
+    /// Approval to ask `request.url`, as far as can be told before it is resolved.
+    pub(crate) fn approve(&self, request: &RegistryRequest<'_>) -> Result<Approved<'_>, Error> {
         let registry = request.access.endpoint;
-        let hop = Hop::of(request);
+        let led_by = LedBy::of(request);
         let problem = match request.method {
             Method::GET | Method::HEAD => None,
             Method::DELETE => {
@@ -117,26 +117,26 @@ impl Hops {
             Method::PUT if request.lane == Lane::Blobs => {
                 self.no_upload(request.access, &request.url)
             }
-            _ => (hop != Hop::RegistryClient).then_some(Problem::Foreign),
+            _ => (led_by != LedBy::RegistryClient).then_some(Problem::Foreign),
         };
         if let Some(problem) = problem {
-            return Err(self.refusal(registry, Hop::Upload, &request.url, problem));
+            return Err(self.refusal(registry, LedBy::Upload, &request.url, problem));
         }
-        self.check(registry, hop, &request.url, self.is_inner(registry))
+        self.check(registry, led_by, &request.url, self.is_inner(registry))
     }
 
     /// Whether an upload to `access` may be sent to `location`, as far as can be told before it is resolved.
     pub(crate) fn may_upload(&self, access: &Access<'_>, location: &Url) -> Result<(), Error> {
         let registry = access.endpoint;
         if let Some(problem) = self.no_upload(access, location) {
-            return Err(self.refusal(registry, Hop::Upload, location, problem));
+            return Err(self.refusal(registry, LedBy::Upload, location, problem));
         }
-        let hop = if registry.is_at(location) {
-            Hop::RegistryClient
+        let led_by = if registry.is_at(location) {
+            LedBy::RegistryClient
         } else {
-            Hop::Upload
+            LedBy::Upload
         };
-        self.check(registry, hop, location, self.is_inner(registry))
+        self.check(registry, led_by, location, self.is_inner(registry))
             .map(drop)
     }
 
@@ -161,7 +161,7 @@ impl Hops {
             _ => Some(Problem::Manifest),
         };
         Some(match problem {
-            Some(problem) => Err(self.refusal(registry, Hop::Redirect, &next, problem)),
+            Some(problem) => Err(self.refusal(registry, LedBy::Redirect, &next, problem)),
             None => Ok(next),
         })
     }
@@ -184,17 +184,19 @@ impl Hops {
     pub(crate) async fn send(
         &self,
         request: &RegistryRequest<'_>,
-        leave: &Leave<'_>,
+        approved: &Approved<'_>,
         http: Request,
-    ) -> Result<Response, Lost> {
+    ) -> Result<Response, SendError> {
         let registry = request.access.endpoint;
         let began = Instant::now();
         let safe = matches!(request.method, Method::GET | Method::HEAD);
         let authorization = http.headers().get(AUTHORIZATION).cloned();
         let mut own = true;
         let mut inner = registry.is_at(&request.url) || self.is_inner(registry);
-        let mut proxied = leave.proxied;
-        let mut answer = self.send_to(request, Hop::of(request), leave, http).await?;
+        let mut proxied = approved.proxied;
+        let mut answer = self
+            .send_to(request, LedBy::of(request), leave, http)
+            .await?;
         if !safe {
             return Ok(answer);
         }
@@ -203,16 +205,16 @@ impl Hops {
                 break;
             };
             if followed == REDIRECTS_MAX {
-                return Err(Lost::Astray("too many redirects"));
+                return Err(SendError::Astray("too many redirects"));
             }
             if !self.endpoints.may_follow(Some(answer.url()), &next) {
-                return Err(Lost::Astray("a redirect leaves TLS"));
+                return Err(SendError::Astray("a redirect leaves TLS"));
             }
             inner = inner && !proxied && self.is_from_inside(&answer);
             own = own && is_same(&request.url, &next);
-            let leave = self
-                .check(registry, Hop::Redirect, &next, inner)
-                .map_err(|error| Lost::Barred { error, sent: true })?;
+            let approved = self
+                .check(registry, LedBy::Redirect, &next, inner)
+                .map_err(|error| SendError::AddressForbidden { error, sent: true })?;
             let mut http = Request::new(request.method.clone(), next);
             for name in [ACCEPT, RANGE] {
                 if let Some(value) = request.headers.get(&name) {
@@ -226,8 +228,10 @@ impl Hops {
             *http.timeout_mut() = ask
                 .timeout
                 .map(|timeout| timeout.saturating_sub(began.elapsed()));
-            proxied = leave.proxied;
-            answer = self.send_to(request, Hop::Redirect, &leave, http).await?;
+            proxied = approved.proxied;
+            answer = self
+                .send_to(request, LedBy::Redirect, &approved, http)
+                .await?;
         }
         Ok(answer)
     }
@@ -235,67 +239,69 @@ impl Hops {
     async fn send_to(
         &self,
         request: &RegistryRequest<'_>,
-        hop: Hop,
-        leave: &Leave<'_>,
+        led_by: LedBy,
+        approved: &Approved<'_>,
         http: Request,
-    ) -> Result<Response, Lost> {
+    ) -> Result<Response, SendError> {
         let registry = request.access.endpoint;
         let client = match *http.method() {
-            Method::GET | Method::HEAD => &leave.pair.reads,
-            _ if request.prompt => &leave.pair.tags,
-            _ => &leave.pair.writes,
+            Method::GET | Method::HEAD => &approved.pair.reads,
+            _ if request.prompt => &approved.pair.tags,
+            _ => &approved.pair.writes,
         };
         let url = http.url().clone();
         match client.execute(http).await {
             Ok(answer) => {
                 if registry.is_at(&url) {
-                    let inner = !leave.proxied && self.is_from_inside(&answer);
+                    let inner = !approved.proxied && self.is_from_inside(&answer);
                     self.met.insert(address(&url), inner);
                 }
                 Ok(answer)
             }
-            Err(error) if cause::<Barred>(&error).is_some() => Err(Lost::Barred {
-                error: self.refusal(registry, hop, &url, Problem::Internal),
-                sent: hop == Hop::Redirect,
-            }),
-            Err(error) => Err(Lost::Broken {
+            Err(error) if cause::<AddressForbidden>(&error).is_some() => {
+                Err(SendError::AddressForbidden {
+                    error: self.refusal(registry, led_by, &url, Problem::Internal),
+                    sent: led_by == LedBy::Redirect,
+                })
+            }
+            Err(error) => Err(SendError::Broken {
                 error: error.without_url(),
                 at: address(&url),
             }),
         }
     }
 
-    /// Leave to ask `url`, to which `hop` of `registry` led. `inner`: whether all that led there was at internal addresses.
+    /// Approval to ask `url`, to which `led_by` of `registry` led. `inner`: whether all that led there was at internal addresses.
     fn check(
         &self,
         registry: &Endpoint,
-        hop: Hop,
+        led_by: LedBy,
         url: &Url,
         inner: bool,
-    ) -> Result<Leave<'_>, Error> {
+    ) -> Result<Approved<'_>, Error> {
         let proxied = self.clients.are_proxied(url);
         let named = self.is_named(registry, url);
-        let pass = match &self.allowed {
-            _ if named => Pass::Any,
-            None if proxied && url.host() == registry.base.host() => Pass::Any,
-            None if inner => Pass::Inner,
-            _ => Pass::Public,
+        let scope = match &self.allowed {
+            _ if named => AddressScope::Any,
+            None if proxied && url.host() == registry.base.host() => AddressScope::Any,
+            None if inner => AddressScope::Inner,
+            _ => AddressScope::Public,
         };
         let private = self.clients.trusts_privately(url);
         let problem = match literal(url) {
-            _ if proxied && pass != Pass::Any => Some(Problem::Unseen),
+            _ if proxied && scope != AddressScope::Any => Some(Problem::Unseen),
             // Its CA is for who is meant by name.
-            _ if private && pass != Pass::Any => Some(Problem::Unlisted),
-            Some(address) if !proxied && !pass.lets(self.networks.reach(address)) => {
+            _ if private && scope != AddressScope::Any => Some(Problem::Unlisted),
+            Some(address) if !proxied && !scope.includes(self.networks.reach(address)) => {
                 Some(Problem::Internal)
             }
             _ => None,
         };
         if let Some(problem) = problem {
-            return Err(self.refusal(registry, hop, url, problem));
+            return Err(self.refusal(registry, led_by, url, problem));
         }
-        match self.clients.pair(url, pass) {
-            Ok(pair) => Ok(Leave { pair, proxied }),
+        match self.clients.pair(url, scope) {
+            Ok(pair) => Ok(Approved { pair, proxied }),
             Err(error) => Err(Error::attempt(Reason::RegistryError, error.to_string())),
         }
     }
@@ -330,17 +336,17 @@ impl Hops {
         peer.is_some_and(|address| self.networks.reach(address) != Reach::Public)
     }
 
-    fn refusal(&self, registry: &Endpoint, hop: Hop, url: &Url, problem: Problem) -> Error {
+    fn refusal(&self, registry: &Endpoint, led_by: LedBy, url: &Url, problem: Problem) -> Error {
         let (name, mut host) = (&registry.name, shown(url));
-        let led = match hop {
-            Hop::RegistryClient => {
+        let led = match led_by {
+            LedBy::RegistryClient => {
                 host.clone_from(name);
                 format!("{name} is")
             }
-            Hop::Realm => format!("{name} wants tokens asked for at {host}, which is"),
-            Hop::Redirect => format!("{name} redirects to {host}, which is"),
-            Hop::Upload => format!("{name} wants uploads sent to {host}, which is"),
-            Hop::Page => format!("{name} goes on with a list at {host}, which is"),
+            LedBy::Realm => format!("{name} wants tokens asked for at {host}, which is"),
+            LedBy::Redirect => format!("{name} redirects to {host}, which is"),
+            LedBy::Upload => format!("{name} wants uploads sent to {host}, which is"),
+            LedBy::Page => format!("{name} goes on with a list at {host}, which is"),
         };
         let problem = match problem {
             Problem::Internal => "at an internal address",
@@ -432,7 +438,7 @@ mod tests {
     use super::*;
 
     struct Rules {
-        hops: Hops,
+        egress: EgressPolicy,
         endpoints: Arc<Endpoints>,
     }
 
@@ -440,26 +446,29 @@ mod tests {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let endpoints = Arc::new(Endpoints::new(settings).unwrap());
         Rules {
-            hops: Hops::new(settings, &endpoints).unwrap(),
+            egress: EgressPolicy::new(settings, &endpoints).unwrap(),
             endpoints,
         }
     }
 
     impl Rules {
         /// Whether `registry` may lead to `url`, as far as can be told before it is resolved, and how far that reaches.
-        fn leads(&self, registry: &str, url: &str, inner: bool) -> Result<Pass, Error> {
+        fn leads(&self, registry: &str, url: &str, inner: bool) -> Result<AddressScope, Error> {
             let registry = self
                 .endpoints
                 .of(&format!("{registry}/a/b").parse().unwrap())
                 .unwrap();
             let url = Url::parse(url).unwrap();
-            let leave = self.hops.check(&registry, Hop::Redirect, &url, inner)?;
-            for pass in [Pass::Public, Pass::Inner] {
-                if std::ptr::eq(leave.pair, self.hops.clients.pair(&url, pass).unwrap()) {
-                    return Ok(pass);
+            let approved = self.egress.check(&registry, LedBy::Redirect, &url, inner)?;
+            for scope in [AddressScope::Public, AddressScope::Inner] {
+                if std::ptr::eq(
+                    approved.pair,
+                    self.egress.clients.pair(&url, scope).unwrap(),
+                ) {
+                    return Ok(scope);
                 }
             }
-            Ok(Pass::Any)
+            Ok(AddressScope::Any)
         }
 
         fn refuses(&self, registry: &str, url: &str, inner: bool) -> String {
@@ -489,24 +498,36 @@ mod tests {
             rewrite: HashMap::from([("old.example".into(), "10.0.0.9".into())]),
             ..Settings::default()
         });
-        for (registry, url, pass) in [
-            ("quay.io", "https://quay.io/x", Pass::Any),
-            ("quay.io", "https://cdn.example/x", Pass::Public),
-            ("quay.io", "https://quay.io:444/x", Pass::Public),
-            ("quay.io", "https://8.8.8.8/x", Pass::Public),
-            ("quay.io", "https://s3.corp.example/x", Pass::Any),
-            ("quay.io", "https://10.0.0.7/x", Pass::Any),
-            ("quay.io", "https://[fd00::1]:8443/x", Pass::Any),
-            ("10.0.0.8:5000", "http://10.0.0.8:5000/x", Pass::Any),
-            ("old.example", "http://10.0.0.9/x", Pass::Any),
-            ("docker.io", "https://registry-1.docker.io/x", Pass::Any),
-            ("docker.io", "https://auth.docker.io/x", Pass::Public),
+        for (registry, url, scope) in [
+            ("quay.io", "https://quay.io/x", AddressScope::Any),
+            ("quay.io", "https://cdn.example/x", AddressScope::Public),
+            ("quay.io", "https://quay.io:444/x", AddressScope::Public),
+            ("quay.io", "https://8.8.8.8/x", AddressScope::Public),
+            ("quay.io", "https://s3.corp.example/x", AddressScope::Any),
+            ("quay.io", "https://10.0.0.7/x", AddressScope::Any),
+            ("quay.io", "https://[fd00::1]:8443/x", AddressScope::Any),
+            ("10.0.0.8:5000", "http://10.0.0.8:5000/x", AddressScope::Any),
+            ("old.example", "http://10.0.0.9/x", AddressScope::Any),
+            (
+                "docker.io",
+                "https://registry-1.docker.io/x",
+                AddressScope::Any,
+            ),
+            (
+                "docker.io",
+                "https://auth.docker.io/x",
+                AddressScope::Public,
+            ),
             // On the list by stars alone.
-            ("other.example", "https://other.example/x", Pass::Public),
+            (
+                "other.example",
+                "https://other.example/x",
+                AddressScope::Public,
+            ),
         ] {
             for inner in [true, false] {
                 let found = rules.leads(registry, url, inner);
-                assert_eq!(found.unwrap(), pass, "{registry} {url}");
+                assert_eq!(found.unwrap(), scope, "{registry} {url}");
             }
         }
         for url in [
@@ -531,15 +552,30 @@ mod tests {
     #[test]
     fn without_a_list_only_internal_registries_lead_inside() {
         let rules = rules(&Settings::default());
-        for (registry, url, inner, pass) in [
-            ("10.0.0.1", "https://10.0.0.1/x", true, Pass::Any),
-            ("169.254.1.1", "https://169.254.1.1/x", false, Pass::Any),
-            ("quay.io", "https://quay.io/x", false, Pass::Any),
-            ("quay.io", "https://cdn.example/x", false, Pass::Public),
-            ("10.0.0.1", "https://cdn.example/x", true, Pass::Inner),
-            ("10.0.0.1", "https://10.0.0.2/x", true, Pass::Inner),
+        for (registry, url, inner, scope) in [
+            ("10.0.0.1", "https://10.0.0.1/x", true, AddressScope::Any),
+            (
+                "169.254.1.1",
+                "https://169.254.1.1/x",
+                false,
+                AddressScope::Any,
+            ),
+            ("quay.io", "https://quay.io/x", false, AddressScope::Any),
+            (
+                "quay.io",
+                "https://cdn.example/x",
+                false,
+                AddressScope::Public,
+            ),
+            (
+                "10.0.0.1",
+                "https://cdn.example/x",
+                true,
+                AddressScope::Inner,
+            ),
+            ("10.0.0.1", "https://10.0.0.2/x", true, AddressScope::Inner),
         ] {
-            assert_eq!(rules.leads(registry, url, inner).unwrap(), pass, "{url}");
+            assert_eq!(rules.leads(registry, url, inner).unwrap(), scope, "{url}");
         }
         for (url, inner) in [
             ("https://10.0.0.2/x", false),
@@ -552,7 +588,7 @@ mod tests {
         let inner = |host: &str| {
             let repository = format!("{host}/a/b").parse().unwrap();
             rules
-                .hops
+                .egress
                 .is_inner(&rules.endpoints.of(&repository).unwrap())
         };
         assert!(inner("192.168.1.1:5000") && !inner("8.8.8.8") && !inner("registry.example"));
@@ -589,7 +625,7 @@ mod tests {
             // The proxy itself, and what no proxy is asked for, are places as any other.
             rules.refuses("quay.io", "http://10.0.0.1:3128/x", false);
             let direct = rules.leads("quay.io", "https://direct.example/x", false);
-            assert_eq!(direct.unwrap(), Pass::Public);
+            assert_eq!(direct.unwrap(), AddressScope::Public);
             rules.refuses("quay.io", "https://cdn.example/x", true);
         }
     }

@@ -6,7 +6,7 @@
 //! that is redirected (307, 308) within the registry's own address is sent again there, the gate being asked again.
 //!
 //! Guaranteed: a request that may have changed something is never repeated here; the registry's credentials and tokens go to
-//! the registry's own address only; every address is checked before it is asked (`hops`); no URL gets into an error.
+//! the registry's own address only; every address is checked before it is asked (`egress`); no URL gets into an error.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::authorize::Tokens;
 use super::dialect::{Meaning, RequestKind};
-use super::egress::{Hops, Lost, REDIRECTS_MAX};
+use super::egress::{EgressPolicy, REDIRECTS_MAX, SendError};
 use super::reply::{
     Reply, challenge_of, describe, is_plain, is_untrusted, read_refusal, retry_after,
 };
@@ -51,7 +51,7 @@ pub(crate) struct Transport {
     pub(crate) settings: Settings,
     pub(crate) endpoints: Arc<Endpoints>,
     pub(crate) tokens: Tokens,
-    pub(crate) hops: Hops,
+    pub(crate) egress: EgressPolicy,
     hosts: Hosts,
     backoff_first: Duration,
 }
@@ -165,7 +165,7 @@ impl Transport {
         let listed = listed.filter_map(|pattern| pattern.exact().map(with_port));
         let named = endpoints.plain().chain(listed).collect();
         Ok(Self {
-            hops: Hops::new(&settings, &endpoints)?,
+            egress: EgressPolicy::new(&settings, &endpoints)?,
             endpoints,
             tokens: Tokens::new(),
             hosts: Hosts::new(limits, settings.metrics.clone(), named),
@@ -302,7 +302,7 @@ impl Transport {
         authorization: Option<&HeaderValue>,
         mut gate: impl FnMut() -> bool + Send,
     ) -> Result<Reply, Failure> {
-        let leave = self.hops.leave(request).map_err(Failure::Refused)?;
+        let approved = self.egress.approve(request).map_err(Failure::Refused)?;
         let host = self.host_of(request);
         let caller = Caller::new(request.progress, request.access.credential);
         let safe = matches!(request.method, Method::GET | Method::HEAD);
@@ -330,8 +330,8 @@ impl Transport {
             }
             let sent = Instant::now();
             // Boxed: every step of every operation holds this future.
-            let result = Box::pin(self.hops.send(request, &leave, http)).await;
-            if !matches!(result, Err(Lost::Barred { sent: false, .. })) {
+            let result = Box::pin(self.egress.send(request, &approved, http)).await;
+            if !matches!(result, Err(SendError::AddressForbidden { sent: false, .. })) {
                 let status = result.as_ref().ok().map(|answer| answer.status().as_u16());
                 let (metrics, took) = (&self.settings.metrics, sent.elapsed());
                 metrics.asked(&host.label, request.kind().sent(), status, took);
@@ -345,7 +345,7 @@ impl Transport {
                 Verdict::Reply(response) => {
                     // What was sent as a stream has to be opened again by who sent it.
                     let again = !matches!(request.content, Content::Spent);
-                    if again && let Some(next) = self.hops.moved(request, &response) {
+                    if again && let Some(next) = self.egress.moved(request, &response) {
                         moves += 1;
                         if moves > REDIRECTS_MAX {
                             let error = astray(request, "too many redirects");
@@ -431,11 +431,11 @@ impl Transport {
         host: &Host,
         place: &Place,
         admission: Admission,
-        result: Result<Response, Lost>,
+        result: Result<Response, SendError>,
     ) -> Verdict {
         let response = match result {
             Ok(response) => response,
-            Err(lost) => return failed(request, host, admission, lost),
+            Err(error) => return failed(request, host, admission, error),
         };
         let status = response.status();
         let caller = Caller::new(request.progress, request.access.credential);
@@ -557,20 +557,25 @@ fn astray(request: &RegistryRequest<'_>, problem: &str) -> Error {
 }
 
 /// Reads a sending that had no answer.
-fn failed(request: &RegistryRequest<'_>, host: &Host, admission: Admission, lost: Lost) -> Verdict {
+fn failed(
+    request: &RegistryRequest<'_>,
+    host: &Host,
+    admission: Admission,
+    error: SendError,
+) -> Verdict {
     let caller = Caller::new(request.progress, request.access.credential);
-    let (error, at) = match lost {
+    let (error, at) = match error {
         // Nothing was sent: that tells nothing about the host.
-        Lost::Barred { error, sent: false } => return Verdict::Final(error),
-        Lost::Barred { error, sent: true } => {
+        SendError::AddressForbidden { error, sent: false } => return Verdict::Final(error),
+        SendError::AddressForbidden { error, sent: true } => {
             host.serves(request.lane, caller, admission);
             return Verdict::Final(error);
         }
-        Lost::Astray(problem) => {
+        SendError::Astray(problem) => {
             host.serves(request.lane, caller, admission);
             return Verdict::Final(astray(request, problem));
         }
-        Lost::Broken { error, at } => (error, at),
+        SendError::Broken { error, at } => (error, at),
     };
     if is_untrusted(&error) {
         host.serves(request.lane, caller, admission);
