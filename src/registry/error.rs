@@ -31,7 +31,7 @@ pub enum Class {
     Attempt,
     /// Nothing but another spec, Secret or registry setting changes the answer.
     Terminal,
-    /// The host is unwell: ask again, no attempt is used.
+    /// The host is unavailable: ask again, no attempt is used.
     Wait {
         /// The earliest useful time to ask again, counted from now, where the registry or the breaker named one.
         after: Option<Duration>,
@@ -84,7 +84,7 @@ impl Error {
         Self { cut: false, ..self }
     }
 
-    /// Whether the host is unwell: nothing is decided.
+    /// Whether the host is unavailable: nothing is decided.
     pub(crate) fn is_wait(&self) -> bool {
         matches!(self.class, Class::Wait { .. })
     }

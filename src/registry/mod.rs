@@ -1,7 +1,7 @@
 //! The only place that speaks to registries.
 //!
 //! Operations of the OCI distribution protocol come in, as the engine thinks of them (look at a float, copy an image, set a
-//! tag); manifests and classed errors come out. An operation waits inside while its host is unwell and says so in its
+//! tag); manifests and classed errors come out. An operation waits inside while its host is unavailable and says so in its
 //! [`Progress`]; a caller that drops the future ends the wait.
 //!
 //! Guaranteed: manifests are never re-serialised and every digest is computed here; absence is believed only where the registry
@@ -179,7 +179,7 @@ impl RegistryClient {
         Self::with_backoff(settings, Duration::from_secs(1), Duration::from_mins(1))
     }
 
-    /// As [`RegistryClient::new`], with the first and the longest rest of an unwell host.
+    /// As [`RegistryClient::new`], with the first and the longest rest of an unavailable host.
     ///
     /// # Errors
     /// As [`RegistryClient::new`].
@@ -232,7 +232,7 @@ impl RegistryClient {
         let known = Arc::downgrade(&shared);
         metrics.at_scrape(move |scrape| {
             if let Some(shared) = known.upgrade() {
-                shared.transport.tell(scrape);
+                shared.transport.publish(scrape);
             }
         });
         Ok(Self(shared))
@@ -260,7 +260,7 @@ impl RegistryClient {
         &self.transport().settings.metrics
     }
 
-    /// What requests to a repository's registry wait for now, while that is unwell.
+    /// What requests to a repository's registry wait for now, while that is unavailable.
     #[must_use]
     pub fn unavailable(&self, repository: &Repository) -> Option<Waiting> {
         let endpoint = self.endpoint(repository).ok()?;

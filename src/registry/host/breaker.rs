@@ -1,4 +1,4 @@
-//! Rest for a host that is unwell: requests pass while all is well, otherwise one at a time, after rests that double.
+//! Breakers: a host that is unavailable is left alone for a while: requests pass while all is well, otherwise one at a time, after pauses that double.
 //! One bad answer among good ones is that request's own, and rests alone; two in a row are the host's, and so is one that says when to
 //! come back, or a connection that cannot be made.
 //!
@@ -19,31 +19,31 @@ use crate::registry::error::Error;
 /// The longest `Retry-After` that is believed.
 const AFTER_MAX: Duration = Duration::from_mins(10);
 
-/// Bad answers in a row that tell that the host is unwell.
+/// BadAnswer answers in a row that tell that the host is unavailable.
 const ROW: u32 = 2;
 
-/// Lets requests pass while all is well; otherwise one at a time, after rests that double.
+/// Lets requests pass while all is well; otherwise one at a time, after pauses that double.
 #[derive(Debug)]
 pub(crate) struct Breaker {
-    state: Mutex<Rest>,
+    state: Mutex<BreakerState>,
     changed: Notify,
 }
 
 /// The breaker's state, with time as an argument.
 #[derive(Debug)]
-struct Rest {
+struct BreakerState {
     first: Duration,
     max: Duration,
     /// Counts openings, so that ten failures of requests sent together count as one.
     generation: u64,
-    /// Bad answers since the last good one, while all is well.
+    /// BadAnswer answers since the last good one, while all is well.
     row: u32,
     open: Option<Open>,
 }
 
 /// A bad answer.
 #[derive(Debug)]
-pub(crate) struct Bad {
+pub(crate) struct BadAnswer {
     /// A waiting reason.
     pub(crate) reason: Reason,
     /// One line that names the host.
@@ -64,7 +64,7 @@ struct Open {
 }
 
 #[derive(Debug)]
-pub(crate) struct Ticket {
+pub(crate) struct BreakerPermit {
     breaker: Arc<Breaker>,
     generation: u64,
     probe: bool,
@@ -85,7 +85,7 @@ enum Passage {
     },
 }
 
-impl Rest {
+impl BreakerState {
     fn ask(&mut self, now: Instant) -> Passage {
         let Some(open) = &mut self.open else {
             return Passage::Go { probe: false };
@@ -111,8 +111,8 @@ impl Rest {
     }
 
     /// A request of this generation was answered badly.
-    fn bad(&mut self, generation: u64, now: Instant, bad: Bad) {
-        let Bad {
+    fn bad(&mut self, generation: u64, now: Instant, bad: BadAnswer) {
+        let BadAnswer {
             reason,
             message,
             after,
@@ -131,11 +131,11 @@ impl Rest {
             .open
             .as_ref()
             .map_or(self.first, |open| (open.length * 2).min(self.max));
-        let rest = after
+        let pause = after
             .unwrap_or(length)
             .clamp(length.min(self.first), AFTER_MAX);
         self.open = Some(Open {
-            until: now + rest,
+            until: now + pause,
             length,
             probing: false,
             reason,
@@ -147,7 +147,7 @@ impl Rest {
 impl Breaker {
     pub(crate) fn new(first: Duration, max: Duration) -> Self {
         Self {
-            state: Mutex::new(Rest {
+            state: Mutex::new(BreakerState {
                 first,
                 max,
                 generation: 0,
@@ -158,12 +158,12 @@ impl Breaker {
         }
     }
 
-    /// Whether it is resting.
+    /// Whether it is open.
     pub(crate) fn is_open(&self) -> bool {
         lock(&self.state).open.is_some()
     }
 
-    /// What is waited for, while it rests.
+    /// What is waited for, while it is open.
     pub(crate) fn unavailable(&self) -> Option<Waiting> {
         let state = lock(&self.state);
         let open = state.open.as_ref()?;
@@ -178,7 +178,7 @@ impl Breaker {
         self: &Arc<Self>,
         deadline: Option<Instant>,
         progress: &Progress,
-    ) -> Result<Ticket, Error> {
+    ) -> Result<BreakerPermit, Error> {
         let mut shown: Option<(Waiting, WaitGuard)> = None;
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
@@ -191,7 +191,7 @@ impl Breaker {
             let (until, probing, waiting) = match passage {
                 Passage::Go { probe } => {
                     let shown = shown.filter(|_| probe).map(|(_, guard)| guard);
-                    return Ok(Ticket {
+                    return Ok(BreakerPermit {
                         breaker: Arc::clone(self),
                         generation,
                         probe,
@@ -236,7 +236,7 @@ impl Breaker {
     }
 }
 
-impl Ticket {
+impl BreakerPermit {
     pub(crate) fn is_stale(&self) -> bool {
         lock(&self.breaker.state).generation != self.generation
     }
@@ -247,14 +247,14 @@ impl Ticket {
         self.breaker.changed.notify_waiters();
     }
 
-    pub(crate) fn bad(mut self, bad: Bad) {
+    pub(crate) fn bad(mut self, bad: BadAnswer) {
         self.probe = false;
         lock(&self.breaker.state).bad(self.generation, Instant::now(), bad);
         self.breaker.changed.notify_waiters();
     }
 }
 
-impl Drop for Ticket {
+impl Drop for BreakerPermit {
     /// A probe that was dropped without an answer leaves its turn to the next.
     fn drop(&mut self) {
         if !self.probe {
@@ -276,8 +276,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn rest() -> Rest {
-        Rest {
+    fn state() -> BreakerState {
+        BreakerState {
             first: Duration::from_secs(1),
             max: Duration::from_mins(1),
             generation: 0,
@@ -286,8 +286,8 @@ mod tests {
         }
     }
 
-    fn bad(after: Option<Duration>, certain: bool) -> Bad {
-        Bad {
+    fn bad(after: Option<Duration>, certain: bool) -> BadAnswer {
+        BadAnswer {
             reason: Reason::RegistryUnavailable,
             message: "x".into(),
             after,
@@ -295,60 +295,60 @@ mod tests {
         }
     }
 
-    fn fail(rest: &mut Rest, now: Instant) -> Duration {
-        let generation = rest.generation;
-        rest.bad(generation, now, bad(None, true));
-        rest.open.as_ref().unwrap().until - now
+    fn fail(state: &mut BreakerState, now: Instant) -> Duration {
+        let generation = state.generation;
+        state.bad(generation, now, bad(None, true));
+        state.open.as_ref().unwrap().until - now
     }
 
     #[test]
-    fn rests_double_from_one_second_to_sixty_and_a_good_answer_ends_them() {
-        let (mut rest, now) = (rest(), Instant::now());
-        let lengths: Vec<u64> = (0..8).map(|_| fail(&mut rest, now).as_secs()).collect();
+    fn backoffs_double_from_one_second_to_sixty_and_a_good_answer_ends_them() {
+        let (mut state, now) = (state(), Instant::now());
+        let lengths: Vec<u64> = (0..8).map(|_| fail(&mut state, now).as_secs()).collect();
         assert_eq!(lengths, [1, 2, 4, 8, 16, 32, 60, 60]);
-        rest.good(rest.generation);
-        assert_eq!(fail(&mut rest, now).as_secs(), 1);
+        state.good(state.generation);
+        assert_eq!(fail(&mut state, now).as_secs(), 1);
     }
 
     #[test]
     fn failures_of_requests_sent_together_count_once() {
-        let (mut rest, now) = (rest(), Instant::now());
+        let (mut state, now) = (state(), Instant::now());
         for _ in 0..10 {
-            rest.bad(0, now, bad(None, false));
+            state.bad(0, now, bad(None, false));
         }
-        assert_eq!(rest.open.as_ref().unwrap().length.as_secs(), 1);
+        assert_eq!(state.open.as_ref().unwrap().length.as_secs(), 1);
     }
 
     #[test]
     fn one_bad_answer_among_good_ones_is_not_the_hosts() {
-        let (mut rest, now) = (rest(), Instant::now());
+        let (mut state, now) = (state(), Instant::now());
         for _ in 0..5 {
-            rest.bad(0, now, bad(None, false));
-            assert!(rest.open.is_none());
-            rest.good(0);
+            state.bad(0, now, bad(None, false));
+            assert!(state.open.is_none());
+            state.good(0);
         }
-        rest.bad(0, now, bad(None, false));
-        rest.bad(0, now, bad(None, false));
-        assert!(rest.open.is_some());
+        state.bad(0, now, bad(None, false));
+        state.bad(0, now, bad(None, false));
+        assert!(state.open.is_some());
     }
 
     #[test]
-    fn a_late_good_answer_of_before_does_not_end_a_rest() {
-        let (mut rest, now) = (rest(), Instant::now());
-        fail(&mut rest, now);
-        rest.good(0);
-        assert!(rest.open.is_some());
+    fn a_late_good_answer_of_before_does_not_close_it() {
+        let (mut state, now) = (state(), Instant::now());
+        fail(&mut state, now);
+        state.good(0);
+        assert!(state.open.is_some());
     }
 
     #[test]
     fn retry_after_is_honoured_and_capped() {
-        let (mut rest, now) = (rest(), Instant::now());
-        rest.bad(0, now, bad(Some(Duration::from_secs(7)), false));
+        let (mut state, now) = (state(), Instant::now());
+        state.bad(0, now, bad(Some(Duration::from_secs(7)), false));
         assert_eq!(
-            rest.open.as_ref().unwrap().until - now,
+            state.open.as_ref().unwrap().until - now,
             Duration::from_secs(7)
         );
-        rest.bad(1, now, bad(Some(Duration::from_hours(9)), false));
-        assert_eq!(rest.open.as_ref().unwrap().until - now, AFTER_MAX);
+        state.bad(1, now, bad(Some(Duration::from_hours(9)), false));
+        assert_eq!(state.open.as_ref().unwrap().until - now, AFTER_MAX);
     }
 }

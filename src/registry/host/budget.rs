@@ -1,12 +1,12 @@
-//! What one registry host is asked to bear: requests in flight, requests a second, and rest while it is unwell.
+//! What one registry host is asked to bear: requests in flight, requests a second, and a pause while it is unavailable.
 //!
 //! There is one [`Host`] for each registry, for the whole process; every request passes it. Guaranteed: never more than
 //! `concurrency` requests in flight (tokens apart, which have two places of their own, so that who holds a place can always
-//! renew a token); while the host is unwell, one request at a time asks whether it is well again. Where a registry leads to another
-//! address (for tokens, uploads), what that one answers is kept apart for each registry that leads there: nobody rests another's
-//! registry by leading to it.
+//! renew a token); while the host is unavailable, one request at a time asks whether it is well again. Where a registry leads to another
+//! address (for tokens, uploads), what that one answers is kept apart for each registry that leads there: nobody has another's
+//! registry left alone by leading to it.
 //!
-//! Each credential has a [`Gate`] of its own at a host, of the same size. A limit on the rate that one credential meets slows that
+//! Each credential has a [`CredentialShare`] of its own at a host, of the same size. A limit on the rate that one credential meets slows that
 //! credential; the host is slowed when credentials of several namespaces meet it.
 //!
 //! Places are taken in one order, so that no two copies wait for each other: hosts by name, at each the credential's and then the
@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::breaker::{Bad, Breaker, Ticket};
+use super::breaker::{BadAnswer, Breaker, BreakerPermit};
 use super::limits::{Lane, Limits, lock};
 use super::progress::{Progress, Waiting};
 use super::queue::{HostQueue, Permit, Want};
@@ -38,11 +38,11 @@ const HOSTS_MAX: usize = 1024;
 /// How many credentials of one host are, likewise.
 const CREDENTIALS_MAX: usize = 64;
 /// Credentials that meet a limit within this time meet one of the host.
-const TOGETHER: Duration = Duration::from_mins(1);
+const SAME_LIMIT_WITHIN: Duration = Duration::from_mins(1);
 /// How many such meetings are remembered.
 const LIMITED_MAX: usize = 16;
 /// Requests in flight whose share for streams is what the whole process may have of them: each keeps up to 2 MiB.
-const PROCESS: usize = 64;
+const PROCESS_CONCURRENCY: usize = 64;
 
 /// An address, and the registry that led there if it is not its own.
 type HostKey = (String, Option<String>);
@@ -68,19 +68,19 @@ pub(crate) struct Host {
     limits: Limits,
     queue: Arc<HostQueue>,
     tokens: Arc<HostQueue>,
-    /// Open while the host is unwell or limits the rate.
+    /// Open while the host is unavailable or limits the rate.
     all: Arc<Breaker>,
     /// Open while the host refuses writes.
     writes: Arc<Breaker>,
     served: AtomicU64,
-    credentials: Mutex<HashMap<CredentialKey, Arc<Gate>>>,
+    credentials: Mutex<HashMap<CredentialKey, Arc<CredentialShare>>>,
     /// Who met a limit of late: the namespace and its credential.
     limited: Mutex<VecDeque<(u64, CredentialKey, Instant)>>,
 }
 
 /// What one credential is given of a host.
 #[derive(Debug)]
-struct Gate {
+struct CredentialShare {
     queue: Arc<HostQueue>,
     /// Open while the host limits the rate of this credential.
     all: Arc<Breaker>,
@@ -113,7 +113,7 @@ impl<'a> Caller<'a> {
 
 /// What one request needs of its host before it is sent.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Entry {
+pub(crate) struct Needs {
     /// What kind it is.
     pub(crate) lane: Lane,
     /// Whether the caller holds a place on the host already.
@@ -124,19 +124,19 @@ pub(crate) struct Entry {
 
 /// A request's place and pacing; the place is given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct HostPermit {
     /// Of the credential.
     own: Permit,
     /// Of the host.
-    permit: Permit,
+    host: Permit,
     _token: Option<Permit>,
 }
 
-impl Place {
+impl HostPermit {
     /// Nothing was sent: its token of the pacing is another's.
     pub(crate) fn refund(self) {
         self.own.refund();
-        self.permit.refund();
+        self.host.refund();
     }
 }
 
@@ -149,14 +149,14 @@ impl Hosts {
             named,
             known: Mutex::new(HashMap::new()),
             streams: HostQueue::new(Limits {
-                concurrency: PROCESS,
+                concurrency: PROCESS_CONCURRENCY,
                 ..limits
             }),
         }
     }
 
     /// Tells what each is asked to bear now.
-    pub(crate) fn tell(&self, scrape: &Scrape<'_>) {
+    pub(crate) fn publish(&self, scrape: &Scrape<'_>) {
         let known = lock(&self.known);
         let own = known.iter().filter(|((_, led_by), _)| led_by.is_none());
         let hosts: Vec<_> = own.map(|(_, host)| Arc::clone(host)).collect();
@@ -174,7 +174,7 @@ impl Hosts {
         }
     }
 
-    /// What requests to the host of this name wait for, while it rests.
+    /// What requests to the host of this name wait for, while it is left alone.
     pub(crate) fn unavailable(&self, name: &str) -> Option<Waiting> {
         let host = lock(&self.known).get(&(name.to_owned(), None)).cloned()?;
         host.all.unavailable()
@@ -185,8 +185,8 @@ impl Hosts {
         let mut hosts = lock(&self.known);
         let key = (name.to_owned(), led_by);
         if hosts.len() >= HOSTS_MAX && !hosts.contains_key(&key) {
-            // One that rests is kept: forgetting it would be asking it at once.
-            hosts.retain(|_, host| Arc::strong_count(host) > 1 || host.rests(true));
+            // One that is left alone is kept: forgetting it would be asking it at once.
+            hosts.retain(|_, host| Arc::strong_count(host) > 1 || host.is_backing_off(true));
         }
         let host = hosts.entry(key).or_insert_with(|| {
             let label = self.metrics.host(name, self.named.contains(name));
@@ -217,19 +217,19 @@ impl Host {
     }
 
     /// What a credential is given.
-    fn gate(&self, credential: CredentialKey) -> Arc<Gate> {
-        let mut gates = lock(&self.credentials);
-        if gates.len() >= CREDENTIALS_MAX && !gates.contains_key(&credential) {
-            gates.retain(|_, gate| Arc::strong_count(gate) > 1 || gate.is_used());
+    fn share_of(&self, credential: CredentialKey) -> Arc<CredentialShare> {
+        let mut shares = lock(&self.credentials);
+        if shares.len() >= CREDENTIALS_MAX && !shares.contains_key(&credential) {
+            shares.retain(|_, share| Arc::strong_count(share) > 1 || share.is_used());
         }
-        let gate = gates.entry(credential).or_insert_with(|| {
+        let share = shares.entry(credential).or_insert_with(|| {
             let (first, max) = (self.limits.backoff_first, self.limits.backoff_max);
-            Arc::new(Gate {
+            Arc::new(CredentialShare {
                 queue: HostQueue::new(self.limits),
                 all: Arc::new(Breaker::new(first, max)),
             })
         });
-        Arc::clone(gate)
+        Arc::clone(share)
     }
 
     /// Waits until the host is well (and takes writes, if it is to be written to), or says that it takes too long.
@@ -241,7 +241,7 @@ impl Host {
     ) -> Result<Admission, Error> {
         let progress = caller.progress;
         // The credential's first: whoever probes for all must not wait for what is its own.
-        let own = self.gate(caller.credential);
+        let own = self.share_of(caller.credential);
         let own = own.all.pass(deadline, progress).await?;
         let writes = if write {
             Some(self.writes.pass(deadline, progress).await?)
@@ -253,25 +253,25 @@ impl Host {
     }
 
     /// Waits until the host may be asked again, without asking.
-    pub(crate) async fn well(&self, write: bool, caller: Caller<'_>) {
+    pub(crate) async fn until_available(&self, write: bool, caller: Caller<'_>) {
         // A ticket that is dropped leaves the probe to the next.
         let _ = self.admit(write, None, caller).await;
     }
 
     /// Waits for a place and the pacing for one request.
-    pub(crate) async fn acquire(&self, entry: Entry, caller: Caller<'_>) -> Place {
-        let token = if entry.lane == Lane::Tokens {
-            let want = caller.want(1, Some(entry.lane), entry.prompt);
+    pub(crate) async fn acquire(&self, needs: Needs, caller: Caller<'_>) -> HostPermit {
+        let token = if needs.lane == Lane::Tokens {
+            let want = caller.want(1, Some(needs.lane), needs.prompt);
             Some(self.tokens.acquire(want).await)
         } else {
             None
         };
-        let placed = entry.placed || token.is_some();
-        let want = caller.want(usize::from(!placed), Some(entry.lane), entry.prompt);
-        let own = self.gate(caller.credential).queue.acquire(want).await;
-        Place {
+        let placed = needs.placed || token.is_some();
+        let want = caller.want(usize::from(!placed), Some(needs.lane), needs.prompt);
+        let own = self.share_of(caller.credential).queue.acquire(want).await;
+        HostPermit {
             own,
-            permit: self.queue.acquire(want).await,
+            host: self.queue.acquire(want).await,
             _token: token,
         }
     }
@@ -284,30 +284,30 @@ impl Host {
         if let Some(writes) = admission.writes {
             writes.good();
         }
-        self.gate(caller.credential).queue.served(lane);
+        self.share_of(caller.credential).queue.served(lane);
         self.queue.served(lane);
     }
 
-    /// The host limits the rate of a credential, which asks for less from now on, and rests where it is told so or told again. So does
+    /// The host limits the rate of a credential, which asks for less from now on, and is left alone where it says so or told again. So does
     /// everybody where others have met a limit as well.
     pub(crate) fn limits(
         &self,
         lane: Lane,
         caller: Caller<'_>,
-        place: &Place,
+        permit: &HostPermit,
         admission: Admission,
         after: Option<Duration>,
     ) {
-        let bad = |message: String| Bad {
+        let bad = |message: String| BadAnswer {
             reason: Reason::RateLimited,
             message,
             after,
             certain: false,
         };
-        let gate = self.gate(caller.credential);
-        gate.queue.limited(lane, &place.own);
+        let share = self.share_of(caller.credential);
+        share.queue.limited(lane, &permit.own);
         if self.others_are_limited(caller) {
-            self.queue.limited(lane, &place.permit);
+            self.queue.limited(lane, &permit.host);
             let message = format!("{} limits the rate", self.name);
             admission.all.bad(bad(message));
         }
@@ -319,7 +319,7 @@ impl Host {
     fn others_are_limited(&self, caller: Caller<'_>) -> bool {
         let (now, namespace) = (Instant::now(), caller.progress.flow().namespace);
         let mut limited = lock(&self.limited);
-        limited.retain(|(_, key, at)| *at + TOGETHER > now && *key != caller.credential);
+        limited.retain(|(_, key, at)| *at + SAME_LIMIT_WITHIN > now && *key != caller.credential);
         let others = limited.iter().any(|(other, ..)| *other != namespace);
         // The oldest of its own namespace goes first: one that has many credentials drives nobody else out.
         if limited.len() >= LIMITED_MAX {
@@ -335,7 +335,7 @@ impl Host {
         admission.own.good();
         admission.all.good();
         if let Some(writes) = admission.writes {
-            writes.bad(Bad {
+            writes.bad(BadAnswer {
                 reason: Reason::RegistryReadOnly,
                 message: format!("{} is read-only", self.name),
                 after: None,
@@ -344,14 +344,14 @@ impl Host {
         }
     }
 
-    /// Whether it rests from requests of this kind.
-    pub(crate) fn rests(&self, write: bool) -> bool {
+    /// Whether it is left alone by requests of this kind.
+    pub(crate) fn is_backing_off(&self, write: bool) -> bool {
         self.all.is_open() || (write && self.writes.is_open())
     }
 
-    /// Whether it rests from requests of this kind and caller.
-    pub(crate) fn rests_from(&self, write: bool, caller: Caller<'_>) -> bool {
-        self.rests(write) || self.gate(caller.credential).all.is_open()
+    /// Whether it is left alone by requests of this kind and caller.
+    pub(crate) fn is_backing_off_from(&self, write: bool, caller: Caller<'_>) -> bool {
+        self.is_backing_off(write) || self.share_of(caller.credential).all.is_open()
     }
 
     /// How many answers of use this host has given.
@@ -361,7 +361,7 @@ impl Host {
 
     /// Where a stream of `caller` waits that has so many ends here.
     fn stream(&self, ends: usize, caller: Caller<'_>) -> [(Arc<HostQueue>, usize, &str); 2] {
-        let own = Arc::clone(&self.gate(caller.credential).queue);
+        let own = Arc::clone(&self.share_of(caller.credential).queue);
         [
             (own, ends, &self.name),
             (Arc::clone(&self.queue), ends, &self.name),
@@ -369,7 +369,7 @@ impl Host {
     }
 }
 
-impl Gate {
+impl CredentialShare {
     /// Whether it has anything to remember.
     fn is_used(&self) -> bool {
         self.all.is_open() || self.queue.is_used()
@@ -432,15 +432,15 @@ impl Hosts {
 /// Leave to send one request; what became of it is told to the breakers through it.
 #[derive(Debug)]
 pub(crate) struct Admission {
-    own: Ticket,
-    all: Ticket,
-    writes: Option<Ticket>,
+    own: BreakerPermit,
+    all: BreakerPermit,
+    writes: Option<BreakerPermit>,
 }
 
 impl Admission {
-    /// The host is unwell (for certain, or so it seems), and may have said for how long.
-    pub(crate) fn unwell(self, message: String, after: Option<Duration>, certain: bool) {
-        self.all.bad(Bad {
+    /// The host is unavailable (for certain, or so it seems), and may have said for how long.
+    pub(crate) fn unavailable(self, message: String, after: Option<Duration>, certain: bool) {
+        self.all.bad(BadAnswer {
             reason: Reason::RegistryUnavailable,
             message,
             after,
@@ -448,11 +448,11 @@ impl Admission {
         });
     }
 
-    /// Whether the host became unwell since: waiting for a place can take long.
+    /// Whether the host became unavailable since: waiting for a place can take long.
     pub(crate) fn is_stale(&self) -> bool {
         self.own.is_stale()
             || self.all.is_stale()
-            || self.writes.as_ref().is_some_and(Ticket::is_stale)
+            || self.writes.as_ref().is_some_and(BreakerPermit::is_stale)
     }
 }
 
@@ -485,7 +485,7 @@ mod tests {
         let host = Arc::new(Host::new("h", limits()));
         let progress = Progress::default();
         let first = host.admit(false, None, caller(&progress)).await.unwrap();
-        first.unwell("h answered 503".into(), None, true);
+        first.unavailable("h answered 503".into(), None, true);
         let start = Instant::now();
         let probe = host.admit(false, None, caller(&progress)).await.unwrap();
         assert_eq!(start.elapsed(), Duration::from_secs(1));
@@ -516,7 +516,7 @@ mod tests {
         let host = Host::new("h", limits());
         let progress = Progress::default();
         let first = host.admit(false, None, caller(&progress)).await.unwrap();
-        first.unwell("x".into(), None, true);
+        first.unavailable("x".into(), None, true);
         drop(host.admit(false, None, caller(&progress)).await.unwrap());
         let start = Instant::now();
         assert!(host.admit(false, None, caller(&progress)).await.is_ok());
@@ -584,13 +584,13 @@ mod tests {
             held.push(places);
         }
         assert_eq!(held.len(), 3);
-        let entry = Entry {
+        let needs = Needs {
             lane: Lane::Manifests,
             placed: false,
             prompt: false,
         };
         assert!(
-            tokio::time::timeout(Duration::from_secs(1), b.acquire(entry, caller(&progress)))
+            tokio::time::timeout(Duration::from_secs(1), b.acquire(needs, caller(&progress)))
                 .await
                 .is_ok()
         );
@@ -601,14 +601,14 @@ mod tests {
         let host = Arc::new(Host::new("h", limits()));
         let key = |name: &str| Credential::new(name.into(), "x".into(), "", "");
         let (evil, good) = (Progress::of("evil", "1"), Progress::of("good", "1"));
-        let entry = Entry {
+        let needs = Needs {
             lane: Lane::Manifests,
             placed: false,
             prompt: false,
         };
         let met = async |caller: Caller<'_>| {
             let admission = host.admit(false, None, caller).await.unwrap();
-            let place = host.acquire(entry, caller).await;
+            let place = host.acquire(needs, caller).await;
             let after = Some(Duration::from_mins(10));
             host.limits(Lane::Manifests, caller, &place, admission, after);
         };
@@ -621,7 +621,7 @@ mod tests {
         let own = key("good");
         let own = Caller::new(&good, &own);
         let admission = host.admit(true, None, own).await.unwrap();
-        assert!(start.elapsed().is_zero() && !host.rests(true));
+        assert!(start.elapsed().is_zero() && !host.is_backing_off(true));
         host.serves(Lane::Manifests, own, admission);
         let mine = Caller::new(&evil, &keys[0]);
         let patience = Some(start + Duration::from_secs(1));
@@ -629,7 +629,7 @@ mod tests {
         assert_eq!(error.reason, Reason::RateLimited);
         // Others meet it as well: it is the host's.
         met(own).await;
-        assert!(host.rests(false));
+        assert!(host.is_backing_off(false));
     }
 
     #[test]

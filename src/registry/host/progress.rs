@@ -1,7 +1,7 @@
 //! What an operation tells about itself while it runs.
 //!
 //! The registry layer writes, the engine reads: bytes that reached the target, and whether the operation waits for a host that
-//! is unwell. An operation may wait in several places at once (eight blobs of one image); what is shown is the wait that ends
+//! is unavailable. An operation may wait in several places at once (eight blobs of one image); what is shown is the wait that ends
 //! last.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};

@@ -29,7 +29,7 @@ use crate::registry::wire::send::Failure;
 
 /// How often a download goes on within one upload.
 const RESUMES_MAX: u32 = 5;
-/// How long a source that is unwell is waited for once a part of the blob is on its way and would have to be sent again.
+/// How long a source that is unavailable is waited for once a part of the blob is on its way and would have to be sent again.
 const RESUME_PATIENCE: Duration = Duration::from_secs(10);
 /// What a source has to bring, and a target to take, in the time that a read may stand still (five times that for the target, which
 /// may have to put its storage in order first): whoever is slower holds places that others need.

@@ -158,7 +158,7 @@ impl RegistryClient {
                 .map_err(Failure::into_error)?;
             if page == 0 && may_be_no_api(&reply) {
                 let told = reply.words(&what).await?;
-                // What is not there, or unwell, says nothing about the registry.
+                // What is not there, or unavailable, says nothing about the registry.
                 let passing = matches!(told.status.as_u16(), 429 | 500 | 502..=599);
                 if !passing && !told.says_absent() && !is_unknown_subject(&told) {
                     self.0.unlisted.insert(key, ());

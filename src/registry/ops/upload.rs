@@ -34,8 +34,8 @@ use crate::registry::wire::send::{Content, PATIENCE};
 
 /// How often a blob is started anew after an upload of which nothing certain is known.
 pub(crate) const RESTARTS_MAX: u32 = 3;
-/// How often a source may be unwell for one blob while it serves others.
-const UNWELL_MAX: u32 = 20;
+/// How often a source may be unavailable for one blob while it serves others.
+const UNAVAILABLE_MAX: u32 = 20;
 
 /// What is known of the right to push.
 enum Tried {
@@ -59,12 +59,12 @@ impl RegistryClient {
         let target = transport.host(&job.to_at.base);
         let puller = Caller::new(job.progress, job.pull);
         let pusher = Caller::new(job.progress, job.push);
-        let (mut restarts, mut unwell, served) = (0, 0, source.served());
+        let (mut restarts, mut unavailable, served) = (0, 0, source.served());
         let mut restarts_in_a_row = 0;
         loop {
-            source.well(false, puller).await;
-            target.well(true, pusher).await;
-            // Tokens are had before places are taken: a token endpoint may be unwell for long.
+            source.until_available(false, puller).await;
+            target.until_available(true, pusher).await;
+            // Tokens are had before places are taken: a token endpoint may be unavailable for long.
             for access in [job.source(), job.target()] {
                 // What is refused to a guess, the requests themselves are told.
                 match transport.authorise(&access, None, job.progress).await {
@@ -94,10 +94,10 @@ impl RegistryClient {
                 Err(failure) => return Err(failure.into_error()),
             };
             restarts_in_a_row += 1;
-            unwell += u32::from(error.status().is_some_and(|status| status >= 500));
-            let pause = transport.own_rest(restarts_in_a_row);
+            unavailable += u32::from(error.status().is_some_and(|status| status >= 500));
+            let pause = transport.backoff(restarts_in_a_row);
             transport.pause(pause, &error, job.progress).await;
-            if unwell >= UNWELL_MAX && source.served() > served {
+            if unavailable >= UNAVAILABLE_MAX && source.served() > served {
                 let message = format!(
                     "{} (twenty times, while the host serves others)",
                     error.message

@@ -6,7 +6,7 @@
 //! kept by address, realm, service, credential and scopes, fetched by one at a time, and renewed at 80 % of their life.
 //!
 //! Guaranteed: what one credential was granted never serves another; a right that the token itself says is missing (quay and
-//! distribution answer 200 with fewer actions) is an error before anything is sent; a token endpoint that is unwell is waited
+//! distribution answer 200 with fewer actions) is an error before anything is sent; a token endpoint that is unavailable is waited
 //! for and never reads as "unauthorized".
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};

@@ -59,8 +59,8 @@ pub(crate) enum Meaning {
     ReadOnly,
     /// Too many requests.
     Limited,
-    /// The host is unwell.
-    Unwell,
+    /// The host is unavailable.
+    Unavailable,
     /// Too large, as the registry itself says.
     TooLarge,
     /// Too large, as whatever stands before the registry says: a proxy's page for a backend that is down may say the same.
@@ -167,7 +167,7 @@ const RULES: &[Rule] = &[
     // Whatever was asked.
     rule(&[],       &[429],                     ANY,                                                      ANY,                        Meaning::Limited),
     rule(&[],       &[501, 505],                ANY,                                                      ANY,                        Meaning::Other),
-    rule(&[],       &[408, 5],                  ANY,                                                      ANY,                        Meaning::Unwell),
+    rule(&[],       &[408, 5],                  ANY,                                                      ANY,                        Meaning::Unavailable),
     // Not to be mounted is to be sent.
     rule(&[Mount],  &[4],                       ANY,                                                      ANY,                        Meaning::NotMounted),
     rule(&[],       &[401],                     ANY,                                                      ANY,                        Meaning::Unauthorized),
@@ -358,7 +358,7 @@ impl Meaning {
                 "the registry limits the rate",
                 "",
             ),
-            Self::Unwell => (Reason::RegistryUnavailable, WAIT, "", ""),
+            Self::Unavailable => (Reason::RegistryUnavailable, WAIT, "", ""),
             Self::TooLarge => (Reason::TooLarge, Terminal, "too large for the registry", ""),
             Self::TurnedAway => (
                 Reason::RegistryError,
@@ -514,7 +514,7 @@ mod tests {
                 for status in [408, 500, 502, 503, 504, 507, 520, 599] {
                     assert_eq!(
                         meaning(asked, status, code, ""),
-                        Meaning::Unwell,
+                        Meaning::Unavailable,
                         "{status}"
                     );
                 }

@@ -14,7 +14,7 @@ use crate::machine::Reason;
 use crate::registry::auth::access::Challenge;
 use crate::registry::auth::credential::Credential;
 use crate::registry::error::{Answer, Error, secrets};
-use crate::registry::host::budget::Place;
+use crate::registry::host::budget::HostPermit;
 use crate::registry::host::reserve::SMALL_MAX;
 use crate::registry::ops::get::MANIFEST_MAX;
 
@@ -34,7 +34,7 @@ pub(crate) struct Reply {
     /// What the request showed, and whose it was.
     pub(crate) authorization: Option<HeaderValue>,
     pub(crate) credential: Credential,
-    pub(crate) _place: Place,
+    pub(crate) _permit: HostPermit,
 }
 
 /// What a manifest's body came to.

@@ -28,7 +28,9 @@ use crate::registry::Settings;
 use crate::registry::auth::access::{Access, Challenge, Grant};
 use crate::registry::endpoint::{Endpoints, address};
 use crate::registry::error::{Answer, BuildError, Error, secrets};
-use crate::registry::host::budget::{Admission, Caller, Entry, Host, Hosts, Place, StreamPlaces};
+use crate::registry::host::budget::{
+    Admission, Caller, Host, HostPermit, Hosts, Needs, StreamPlaces,
+};
 use crate::registry::host::limits::{Lane, Limits};
 use crate::registry::host::progress::{Progress, WaitGuard, Waiting};
 use crate::registry::host::reserve;
@@ -38,12 +40,12 @@ use crate::registry::ops::referrers::is_astray;
 const BAD_ANSWERS_MAX: u32 = 20;
 /// How often one request is sent with another token or challenge: a guess, what it asks for, a token that is fresh, and again.
 const ROUNDS_MAX: u32 = 4;
-/// How long a stream's places are held while its hosts are unwell: others need them.
+/// How long a stream's places are held while its hosts are unavailable: others need them.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
 /// The longest `Retry-After` of a redirect's target that is believed.
 const ELSEWHERE_MAX: Duration = Duration::from_mins(1);
 /// The longest pause between two bad answers to one request.
-const OWN_REST_MAX: u32 = 16;
+const BACKOFF_MAX: u32 = 16;
 
 /// The clients and what they share.
 #[derive(Debug)]
@@ -84,7 +86,7 @@ pub(crate) struct RegistryRequest<'a> {
     pub(crate) timeout: Option<Duration>,
     /// How long a try may wait for the host in all; none: as long as it takes.
     pub(crate) patience: Option<Duration>,
-    /// Whether it is a tag PUT: it goes before others and takes its turn in the pacing at once, because it rests on a look that must
+    /// Whether it is a tag PUT: it goes before others and is paced afterwards, because it rests on a look that must
     /// not grow old, and has a connection of its own.
     pub(crate) prompt: bool,
     /// Whether the caller holds a place on that host already.
@@ -93,8 +95,8 @@ pub(crate) struct RegistryRequest<'a> {
 }
 
 impl RegistryRequest<'_> {
-    fn entry(&self) -> Entry {
-        Entry {
+    fn needs(&self) -> Needs {
+        Needs {
             lane: self.lane,
             placed: self.placed,
             prompt: self.prompt,
@@ -175,8 +177,8 @@ impl Transport {
     }
 
     /// Tells what each host is asked to bear now.
-    pub(crate) fn tell(&self, scrape: &Scrape<'_>) {
-        self.hosts.tell(scrape);
+    pub(crate) fn publish(&self, scrape: &Scrape<'_>) {
+        self.hosts.publish(scrape);
     }
 
     /// The state of the host that `url` is at.
@@ -201,7 +203,7 @@ impl Transport {
         self.hosts.stream_places(from, to).await
     }
 
-    /// What requests to the host that `url` is at wait for, while it rests.
+    /// What requests to the host that `url` is at wait for, while it is left alone.
     pub(crate) fn unavailable(&self, url: &Url) -> Option<Waiting> {
         self.hosts.unavailable(&address(url))
     }
@@ -311,7 +313,7 @@ impl Transport {
         let patience = request.patience.or_else(reserved);
         let deadline = patience.map(|patience| Instant::now() + patience);
         let before = host.served();
-        let (mut bad, mut served, mut rests, mut moves) = (0, before, 0, 0);
+        let (mut bad, mut served, mut failures, mut moves) = (0, before, 0, 0);
         // Until there is another answer, the last is what is waited for.
         let mut shown = None;
         loop {
@@ -319,9 +321,9 @@ impl Transport {
                 .admit(!safe, deadline, caller)
                 .await
                 .map_err(Failure::Restart)?;
-            let place = Box::pin(host.acquire(request.entry(), caller)).await;
+            let permit = Box::pin(host.acquire(request.needs(), caller)).await;
             if admission.is_stale() {
-                place.refund();
+                permit.refund();
                 continue;
             }
             let http = build(request, authorization)?;
@@ -336,7 +338,7 @@ impl Transport {
                 let (metrics, took) = (&self.settings.metrics, sent.elapsed());
                 metrics.asked(&host.label, request.kind().sent(), status, took);
             }
-            let verdict = self.classify(request, authorization, &host, &place, admission, result);
+            let verdict = self.classify(request, authorization, &host, &permit, admission, result);
             let verdict = verdict.await;
             if let Verdict::Again(error) | Verdict::OutcomeUnknown(error) = &verdict {
                 self.settings.metrics.put_off(&host.label, error.reason);
@@ -361,7 +363,7 @@ impl Transport {
                         elsewhere,
                         authorization: authorization.cloned(),
                         credential: request.access.credential.clone(),
-                        _place: place,
+                        _permit: permit,
                     });
                 }
                 Verdict::Final(error) => return Err(Failure::Refused(error)),
@@ -388,30 +390,30 @@ impl Transport {
                     error
                 }
             };
-            drop(place);
-            rests += 1;
-            // A host that rests is waited for; but of one that serves others this must not be the one that probes each time.
-            let pause = if host.rests_from(!safe, caller) && host.served() == before {
+            drop(permit);
+            failures += 1;
+            // A host that is left alone is waited for; but of one that serves others this must not be the one that probes each time.
+            let pause = if host.is_backing_off_from(!safe, caller) && host.served() == before {
                 Duration::ZERO
             } else {
-                self.own_rest(rests).max(error.after().min(ELSEWHERE_MAX))
+                self.backoff(failures).max(error.after().min(ELSEWHERE_MAX))
             };
             let late = deadline.is_some_and(|deadline| Instant::now() + pause > deadline);
             if late || matches!(request.content, Content::Spent) {
                 return Err(Failure::Restart(error));
             }
-            // A host that rests says itself what it waits for.
+            // A host that is left alone says itself what it waits for.
             let next = (!pause.is_zero()).then(|| show(pause, &error, request.progress));
             drop(std::mem::replace(&mut shown, next));
             tokio::time::sleep(pause).await;
         }
     }
 
-    /// How long one request rests by itself after so many bad answers: longer with each, up to a bound, and never together with all
+    /// How long one request waits by itself after so many bad answers: longer with each, up to a bound, and never together with all
     /// others.
-    pub(crate) fn own_rest(&self, bad: u32) -> Duration {
-        let rest = self.backoff_first * bad.min(OWN_REST_MAX);
-        rest.mul_f64(rand::random_range(0.5..1.0))
+    pub(crate) fn backoff(&self, bad: u32) -> Duration {
+        let longest = self.backoff_first * bad.min(BACKOFF_MAX);
+        longest.mul_f64(rand::random_range(0.5..1.0))
     }
 
     /// Pauses, and says why.
@@ -429,7 +431,7 @@ impl Transport {
         request: &RegistryRequest<'_>,
         authorization: Option<&HeaderValue>,
         host: &Host,
-        place: &Place,
+        permit: &HostPermit,
         admission: Admission,
         result: Result<Response, SendError>,
     ) -> Verdict {
@@ -446,7 +448,7 @@ impl Transport {
             return Verdict::Reply(response);
         }
         match status.as_u16() {
-            // Whoever it was redirected to is no host of this registry's: this request rests, and nobody else.
+            // Whoever it was redirected to is no host of this registry's: this request waits, and nobody else.
             429 if elsewhere => {
                 host.serves(request.lane, caller, admission);
                 let error = Answer::read(request.kind(), status, b"").error(request.what);
@@ -454,7 +456,7 @@ impl Transport {
             }
             429 => {
                 let after = retry_after(response.headers());
-                host.limits(request.lane, caller, place, admission, after);
+                host.limits(request.lane, caller, permit, admission, after);
                 Verdict::Again(Answer::read(request.kind(), status, b"").error(request.what))
             }
             408 | 500 | 502..=504 | 506..=599 => {
@@ -462,7 +464,7 @@ impl Transport {
                     host.serves(request.lane, caller, admission);
                 } else {
                     let message = format!("{} answered {}", host.name, status.as_u16());
-                    admission.unwell(message, retry_after(response.headers()), false);
+                    admission.unavailable(message, retry_after(response.headers()), false);
                 }
                 let verb = format!("{}: {}", request.what, request.method);
                 Verdict::OutcomeUnknown(Answer::read(request.kind(), status, b"").error(&verb))
@@ -622,7 +624,7 @@ fn failed(
     // No connection: nothing was sent.
     let unsent = error.is_connect();
     if at == host.name {
-        admission.unwell(message, None, unsent);
+        admission.unavailable(message, None, unsent);
     } else {
         // The registry itself has answered.
         host.serves(request.lane, caller, admission);
