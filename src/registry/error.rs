@@ -80,7 +80,7 @@ impl Error {
     }
 
     /// The same, of an answer that was asked for often enough.
-    pub(crate) fn whole(self) -> Self {
+    pub(crate) fn without_retry(self) -> Self {
         Self { cut: false, ..self }
     }
 

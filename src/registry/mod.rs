@@ -131,23 +131,23 @@ pub struct RegistryClient(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     transport: Transport,
-    manifests: moka::sync::Cache<Held, Manifest>,
-    blobs: moka::sync::Cache<Present, Brought>,
+    manifests: moka::sync::Cache<ManifestKey, Manifest>,
+    blobs: moka::sync::Cache<BlobKey, BlobState>,
     pushable: moka::sync::Cache<(CredentialKey, Repository), ()>,
     /// The labels of images that count, by their configs.
-    labels: moka::sync::Cache<Present, ops::expiry::Written>,
+    labels: moka::sync::Cache<BlobKey, ops::expiry::Written>,
     /// Repositories that a credential was told no referrers of, for want of an API.
     unlisted: moka::sync::Cache<(CredentialKey, Repository), ()>,
     /// Whether a registry takes an index without its children, by address.
     sparse: moka::sync::Cache<String, bool>,
-    single_flight: SingleFlight<Present>,
+    single_flight: SingleFlight<BlobKey>,
     /// Memory for large manifests.
     reserve: Arc<Reserve>,
 }
 
 /// A manifest as one credential was shown it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct Held {
+pub(crate) struct ManifestKey {
     pub(crate) credential: CredentialKey,
     pub(crate) repository: Repository,
     pub(crate) digest: Digest,
@@ -155,7 +155,7 @@ pub(crate) struct Held {
 
 /// A blob of a repository, as one credential brings it there.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct Present {
+pub(crate) struct BlobKey {
     pub(crate) credential: CredentialKey,
     pub(crate) repository: Repository,
     pub(crate) digest: Digest,
@@ -163,7 +163,7 @@ pub(crate) struct Present {
 
 /// What is known of a blob that was to be brought to a repository. Child manifests are not remembered: they are put each time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Brought {
+pub(crate) struct BlobState {
     /// It is there. Else the registry refused a manifest for want of content since, and what a HEAD says of it is not believed.
     pub(crate) there: bool,
     /// The registry said last that it mounted it.
@@ -251,7 +251,7 @@ impl RegistryClient {
         let _ = self
             .0
             .manifests
-            .invalidate_entries_if(move |held, _| held.repository == gone);
+            .invalidate_entries_if(move |key, _| key.repository == gone);
     }
 
     /// What counts the requests.

@@ -76,13 +76,13 @@ pub struct Keyring {
 
 struct Ring {
     origin: Arc<str>,
-    entries: BTreeMap<String, Entry>,
+    entries: BTreeMap<String, KeyringEntry>,
     creds_store: bool,
 }
 
 /// The value of one key, after normalisation.
 #[derive(Clone)]
-enum Entry {
+enum KeyringEntry {
     Usable(Credential),
     /// Nothing: the credential is in the store, where there is one, else there is none.
     Empty,
@@ -152,7 +152,7 @@ impl Keyring {
         }
         for key in config.cred_helpers.unwrap_or_default().into_keys() {
             let problem = "a credential helper (credHelpers)";
-            let entry = Entry::Unusable(unsupported(origin, &key, problem));
+            let entry = KeyringEntry::Unusable(unsupported(origin, &key, problem));
             entries.insert(normal_key(&key), entry);
         }
         let no_store = |store: &Value| store.is_null() || store.as_str() == Some("");
@@ -179,14 +179,14 @@ impl Keyring {
             return missing();
         }
         match self.ring.entry(repository) {
-            Some(Entry::Usable(credential)) => Ok(credential.clone()),
-            Some(Entry::Unusable(error)) => Err(error.clone()),
-            Some(Entry::Empty) | None if *creds_store => Err(KeyringError::Unsupported {
+            Some(KeyringEntry::Usable(credential)) => Ok(credential.clone()),
+            Some(KeyringEntry::Unusable(error)) => Err(error.clone()),
+            Some(KeyringEntry::Empty) | None if *creds_store => Err(KeyringError::Unsupported {
                 origin: origin.to_string(),
                 entry: "credsStore".into(),
                 problem: "a credential store",
             }),
-            Some(Entry::Empty) | None => missing(),
+            Some(KeyringEntry::Empty) | None => missing(),
         }
     }
 
@@ -221,7 +221,7 @@ impl Keyring {
     #[must_use]
     pub fn fault(&self) -> Option<&KeyringError> {
         self.ring.entries.values().find_map(|entry| match entry {
-            Entry::Unusable(error @ KeyringError::Entry { .. }) => Some(error),
+            KeyringEntry::Unusable(error @ KeyringError::Entry { .. }) => Some(error),
             _ => None,
         })
     }
@@ -246,7 +246,7 @@ impl fmt::Debug for Keyring {
 impl Ring {
     /// The entry that serves a repository: of the longest path below its host, else of the last key whose glob fits, in the order in
     /// which the kubelet tries them.
-    fn entry(&self, repository: &Repository) -> Option<&Entry> {
+    fn entry(&self, repository: &Repository) -> Option<&KeyringEntry> {
         let full = format!("{}/{}", normal_host(repository.host()), repository.path());
         let above = std::iter::successors(Some(full.as_str()), |path| {
             path.rfind('/').map(|slash| &path[..slash])
@@ -377,10 +377,10 @@ fn unsupported(origin: &str, key: &str, problem: &'static str) -> KeyringError {
     }
 }
 
-fn parse_entry(key: &str, entry: Value, origin: &str) -> Entry {
+fn parse_entry(key: &str, entry: Value, origin: &str) -> KeyringEntry {
     let shown = &*one_line(key, SHOWN_MAX);
     let bad = |problem: &str| {
-        Entry::Unusable(KeyringError::Entry {
+        KeyringEntry::Unusable(KeyringError::Entry {
             origin: origin.into(),
             entry: shown.into(),
             problem: problem.into(),
@@ -388,15 +388,15 @@ fn parse_entry(key: &str, entry: Value, origin: &str) -> Entry {
     };
     let entry = match serde_json::from_value::<Option<DockerEntry>>(entry) {
         Ok(Some(entry)) => entry,
-        Ok(None) => return Entry::Empty,
+        Ok(None) => return KeyringEntry::Empty,
         Err(_) => return bad("it is not an object of texts"),
     };
     let filled = |text: Option<String>| text.filter(|t| !t.is_empty());
     if filled(entry.identitytoken).is_some() {
-        return Entry::Unusable(unsupported(origin, key, "an identity token"));
+        return KeyringEntry::Unusable(unsupported(origin, key, "an identity token"));
     }
     if filled(entry.registrytoken).is_some() {
-        return Entry::Unusable(unsupported(origin, key, "a registry token"));
+        return KeyringEntry::Unusable(unsupported(origin, key, "a registry token"));
     }
     let (user, password) = match (
         filled(entry.auth),
@@ -419,13 +419,13 @@ fn parse_entry(key: &str, entry: Value, origin: &str) -> Entry {
             (user.to_owned(), password.trim_end_matches('\0').to_owned())
         }
         (None, Some(user), Some(password)) => (user, password),
-        (None, None, None) => return Entry::Empty,
+        (None, None, None) => return KeyringEntry::Empty,
         _ => return bad("username or password is missing"),
     };
     if user.is_empty() || user.contains(':') {
         return bad("the user name is empty or holds a ':'");
     }
-    Entry::Usable(Credential::new(user, password, origin, shown))
+    KeyringEntry::Usable(Credential::new(user, password, origin, shown))
 }
 
 /// `key` without scheme, default port and the version of the API, which docker writes; the host in lower case.

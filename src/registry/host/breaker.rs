@@ -19,7 +19,7 @@ use crate::registry::error::Error;
 /// The longest `Retry-After` that is believed.
 const AFTER_MAX: Duration = Duration::from_mins(10);
 
-/// BadAnswer answers in a row that tell that the host is unavailable.
+/// Bad answers in a row that tell that the host is unavailable.
 const ROW: u32 = 2;
 
 /// Lets requests pass while all is well; otherwise one at a time, after pauses that double.
@@ -36,7 +36,7 @@ struct BreakerState {
     max: Duration,
     /// Counts openings, so that ten failures of requests sent together count as one.
     generation: u64,
-    /// BadAnswer answers since the last good one, while all is well.
+    /// Bad answers since the last good one, while all is well.
     row: u32,
     open: Option<Open>,
 }

@@ -145,7 +145,7 @@ impl Progress {
         self.0.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    pub(crate) fn take_back(&self, bytes: u64) {
+    pub(crate) fn retract(&self, bytes: u64) {
         self.0.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 

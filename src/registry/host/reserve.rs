@@ -30,7 +30,7 @@ const LARGE_AT_ONCE: usize = 4;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
 
 /// What is computed of a large manifest, which takes long enough to hold up everybody else.
-pub(crate) async fn apart<T: Send + 'static>(
+pub(crate) async fn off_runtime<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     let done = tokio::task::spawn_blocking(work).await;
@@ -53,10 +53,10 @@ pub(crate) struct Reservation {
 
 /// While it lives, one large manifest may be held. Clones share it.
 #[derive(Debug, Clone)]
-pub(crate) struct Hold(#[allow(dead_code, reason = "held, not read")] Arc<Held>);
+pub(crate) struct Hold(#[allow(dead_code, reason = "held, not read")] Arc<HoldParts>);
 
 #[derive(Debug)]
-struct Held {
+struct HoldParts {
     _manifest: OwnedSemaphorePermit,
     _reservation: Arc<Reservation>,
 }
@@ -94,7 +94,7 @@ impl Reservation {
     pub(crate) async fn hold(self: Arc<Self>) -> Result<Hold, Error> {
         let manifest = Arc::clone(&self.manifests).acquire_owned();
         match timeout(PATIENCE, manifest).await {
-            Ok(Ok(manifest)) => Ok(Hold(Arc::new(Held {
+            Ok(Ok(manifest)) => Ok(Hold(Arc::new(HoldParts {
                 _manifest: manifest,
                 _reservation: self,
             }))),

@@ -22,7 +22,7 @@ use crate::registry::error::Error;
 use crate::registry::host::limits::Lane;
 use crate::registry::host::progress::Progress;
 use crate::registry::wire::send::{Content, Failure, RegistryRequest};
-use crate::registry::{Brought, Present, RegistryClient};
+use crate::registry::{BlobKey, BlobState, RegistryClient};
 
 /// One image on its way from one repository to another.
 #[derive(Debug)]
@@ -60,12 +60,12 @@ impl Job<'_> {
         Access::new(&self.to_at, self.push, self.to, self.writes)
     }
 
-    pub(crate) fn present(&self, digest: Digest) -> Present {
-        Present::of(&self.target(), digest)
+    pub(crate) fn blob_key(&self, digest: Digest) -> BlobKey {
+        BlobKey::of(&self.target(), digest)
     }
 }
 
-impl Present {
+impl BlobKey {
     pub(crate) fn of(access: &Access<'_>, digest: Digest) -> Self {
         Self {
             credential: access.credential.key(),
@@ -77,8 +77,8 @@ impl Present {
 
 impl RegistryClient {
     /// Brings one blob to the target, once however many copies need it.
-    pub(crate) async fn bring(&self, job: &Job<'_>, blob: Blob) -> Result<(), Error> {
-        let key = job.present(blob.digest);
+    pub(crate) async fn ensure_blob(&self, job: &Job<'_>, blob: Blob) -> Result<(), Error> {
+        let key = job.blob_key(blob.digest);
         let known = || self.0.blobs.get(&key);
         if known().is_some_and(|known| known.there) {
             return Ok(());
@@ -94,7 +94,7 @@ impl RegistryClient {
             match self.mount(job, blob).await? {
                 Mount::Mounted => {
                     let (there, mounted) = (true, true);
-                    self.0.blobs.insert(key, Brought { there, mounted });
+                    self.0.blobs.insert(key, BlobState { there, mounted });
                     return Ok(());
                 }
                 Mount::Session(url) => session = Some(url),
@@ -110,13 +110,13 @@ impl RegistryClient {
             }
         }
         let (there, mounted) = (true, false);
-        self.0.blobs.insert(key, Brought { there, mounted });
+        self.0.blobs.insert(key, BlobState { there, mounted });
         Ok(())
     }
 
     /// Whether the target has the blob, asked by HEAD, unless the registry was seen to miss it: its answer may come from a cache.
     pub(crate) async fn has_blob(&self, job: &Job<'_>, blob: Blob) -> Result<bool, Error> {
-        let known = self.0.blobs.get(&job.present(blob.digest));
+        let known = self.0.blobs.get(&job.blob_key(blob.digest));
         if known.is_some_and(|known| !known.there) {
             return Ok(false);
         }

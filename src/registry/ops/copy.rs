@@ -22,8 +22,8 @@ use crate::registry::auth::access::Access;
 use crate::registry::auth::credential::Credential;
 use crate::registry::error::Error;
 use crate::registry::host::progress::Progress;
-use crate::registry::host::reserve::apart;
-use crate::registry::{Brought, Present, RegistryClient};
+use crate::registry::host::reserve::off_runtime;
+use crate::registry::{BlobKey, BlobState, RegistryClient};
 
 /// Levels of manifests below the top one.
 const DEPTH_MAX: usize = 4;
@@ -71,7 +71,7 @@ impl Walk<'_> {
         };
         let (parts, config) = if manifest.is_large() {
             let manifest = manifest.clone();
-            apart(move || read(&manifest, &what)).await?
+            off_runtime(move || read(&manifest, &what)).await?
         } else {
             read(manifest, &what)?
         };
@@ -137,11 +137,11 @@ impl RegistryClient {
         let plan = self.plan(&job, top).await?;
         drop(manifest);
         if from != to {
-            self.bring_all(&job, plan.blobs).await?;
+            self.ensure_blobs(&job, plan.blobs).await?;
         }
         for level in plan.levels.into_iter().rev() {
             stream::iter(level)
-                .map(|child| self.place(&job, child))
+                .map(|child| self.push_child(&job, child))
                 .buffer_unordered(AT_ONCE)
                 .try_collect::<()>()
                 .await?;
@@ -149,9 +149,9 @@ impl RegistryClient {
         Ok(())
     }
 
-    async fn bring_all(&self, job: &Job<'_>, blobs: Vec<Blob>) -> Result<(), Error> {
+    async fn ensure_blobs(&self, job: &Job<'_>, blobs: Vec<Blob>) -> Result<(), Error> {
         stream::iter(blobs)
-            .map(|blob| self.bring(job, blob))
+            .map(|blob| self.ensure_blob(job, blob))
             .buffer_unordered(AT_ONCE)
             .try_collect()
             .await
@@ -269,7 +269,7 @@ impl RegistryClient {
     }
 
     /// Puts a child manifest.
-    async fn place(&self, job: &Job<'_>, digest: Digest) -> Result<(), Error> {
+    async fn push_child(&self, job: &Job<'_>, digest: Digest) -> Result<(), Error> {
         let child = self.child(job, digest).await?;
         self.put_by_digest(job, &child).await.map(|_| ())
     }
@@ -297,7 +297,7 @@ impl RegistryClient {
                 Put::ContentMissing(_) if missed < MISSED_MAX && job.from != job.to => {
                     missed += 1;
                     let parts = manifest.parts(&named(job.to, &reference))?;
-                    self.bring_all(job, parts.blobs).await?;
+                    self.ensure_blobs(job, parts.blobs).await?;
                     continue;
                 }
                 Put::ContentMissing(error) | Put::Refused(error) | Put::Immutable(error) => {
@@ -318,14 +318,14 @@ impl RegistryClient {
     }
 
     /// Takes note that the registry misses content of a manifest: its blobs are brought again, without asking for them first.
-    pub(crate) fn doubt(&self, access: &Access<'_>, manifest: &Manifest) {
+    pub(crate) fn forget_parts(&self, access: &Access<'_>, manifest: &Manifest) {
         let parts = manifest.parts("").unwrap_or_default();
         for blob in parts.blobs {
-            let key = Present::of(access, blob.digest);
+            let key = BlobKey::of(access, blob.digest);
             let known = self.0.blobs.get(&key);
             let mounted = known.is_some_and(|known| known.mounted);
             let there = false;
-            self.0.blobs.insert(key, Brought { there, mounted });
+            self.0.blobs.insert(key, BlobState { there, mounted });
         }
     }
 }

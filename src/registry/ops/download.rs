@@ -33,7 +33,7 @@ const RESUMES_MAX: u32 = 5;
 const RESUME_PATIENCE: Duration = Duration::from_secs(10);
 /// What a source has to bring, and a target to take, in the time that a read may stand still (five times that for the target, which
 /// may have to put its storage in order first): whoever is slower holds places that others need.
-const LEAST: u64 = 64 * 1024;
+const MIN_PROGRESS_BYTES: u64 = 64 * 1024;
 /// How much longer a target is given than a source.
 const TARGET_PATIENCE: u32 = 5;
 
@@ -67,7 +67,7 @@ pub(crate) struct Flow {
 }
 
 impl Flow {
-    /// The next bytes of `response`; none where it ended, broke, or brings less than [`LEAST`] in `window`.
+    /// The next bytes of `response`; none where it ended, broke, or brings less than [`MIN_PROGRESS_BYTES`] in `window`.
     async fn next(&mut self, response: &mut Response, window: Duration) -> Option<Bytes> {
         loop {
             let began = Instant::now();
@@ -79,7 +79,7 @@ impl Flow {
                 self.brought += chunk.len() as u64;
                 return Some(chunk);
             }
-            if self.brought < LEAST {
+            if self.brought < MIN_PROGRESS_BYTES {
                 return None;
             }
             *self = Self::default();
@@ -104,13 +104,13 @@ impl Meter {
             .take()
     }
 
-    /// Resolves when less than [`LEAST`] of `size` bytes was taken in [`TARGET_PATIENCE`] times `window`, or nothing more at the end.
+    /// Resolves when less than [`MIN_PROGRESS_BYTES`] of `size` bytes was taken in [`TARGET_PATIENCE`] times `window`, or nothing more at the end.
     pub(crate) async fn stands_still(&self, size: u64, window: Duration) {
         let mut last = 0;
         loop {
             tokio::time::sleep(window * TARGET_PATIENCE).await;
             let bytes = self.bytes.load(Ordering::Relaxed);
-            let little = bytes == last || (bytes < size && bytes - last < LEAST);
+            let little = bytes == last || (bytes < size && bytes - last < MIN_PROGRESS_BYTES);
             if little && !self.starving.load(Ordering::Relaxed) {
                 return;
             }

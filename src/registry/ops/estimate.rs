@@ -21,7 +21,7 @@ use crate::registry::host::progress::Progress;
 use crate::registry::wire::send::Failure;
 
 /// Where a blob is found.
-enum Place {
+enum FoundAt {
     /// The target has it.
     There,
     /// The source has it.
@@ -62,14 +62,14 @@ impl RegistryClient {
         let mounts = self.may_mount(&job).await?;
         let job = &job;
         let mut found = stream::iter(plan.blobs)
-            .map(|blob| async move { self.find(job, blob).await.map(|place| (place, blob)) })
+            .map(|blob| async move { self.find(job, blob).await.map(|found| (found, blob)) })
             .buffer_unordered(AT_ONCE);
-        while let Some((place, blob)) = found.try_next().await? {
-            let tally = match place {
-                Place::Nowhere => continue,
-                Place::There => &mut copying.present,
-                Place::Elsewhere if mounts => &mut copying.mountable,
-                Place::Elsewhere => &mut copying.missing,
+        while let Some((found_at, blob)) = found.try_next().await? {
+            let tally = match found_at {
+                FoundAt::Nowhere => continue,
+                FoundAt::There => &mut copying.present,
+                FoundAt::Elsewhere if mounts => &mut copying.mountable,
+                FoundAt::Elsewhere => &mut copying.missing,
             };
             tally.blobs += 1;
             tally.bytes = tally.bytes.saturating_add(blob.size);
@@ -77,7 +77,7 @@ impl RegistryClient {
         Ok(copying)
     }
 
-    /// Whether the token of `credential` for `repository` says that it may push there; false where no token tells. RequestKind only where
+    /// Whether the token of `credential` for `repository` says that it may push there; false where no token tells. Asked only where
     /// the repository is known to exist: some registries make it for whoever asks.
     ///
     /// # Errors
@@ -112,24 +112,24 @@ impl RegistryClient {
         }
     }
 
-    async fn find(&self, job: &Job<'_>, blob: Blob) -> Result<Place, Error> {
-        let known = self.0.blobs.get(&job.present(blob.digest));
+    async fn find(&self, job: &Job<'_>, blob: Blob) -> Result<FoundAt, Error> {
+        let known = self.0.blobs.get(&job.blob_key(blob.digest));
         if known.is_some_and(|known| known.there) {
-            return Ok(Place::There);
+            return Ok(FoundAt::There);
         }
         // Not remembered: by the time it is promoted, what held the blob may be gone.
         if self.has_blob(job, blob).await? {
-            return Ok(Place::There);
+            return Ok(FoundAt::There);
         }
         let what = named(job.from, blob.digest);
         let access = job.source();
         let url = blob_url(&access, blob.digest);
         let request = self.blob_request(reqwest::Method::HEAD, url, &what, &access, job.progress);
         if self.is_there(request).await? {
-            return Ok(Place::Elsewhere);
+            return Ok(FoundAt::Elsewhere);
         }
         if blob.elsewhere {
-            return Ok(Place::Nowhere);
+            return Ok(FoundAt::Nowhere);
         }
         let message = format!("{what}: the source image misses this blob; rebuild it");
         Err(Error::attempt(Reason::SourceIncomplete, message))

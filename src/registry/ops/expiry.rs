@@ -28,7 +28,7 @@ use crate::registry::endpoint::Endpoint;
 use crate::registry::error::{Error, one_line};
 use crate::registry::host::progress::Progress;
 use crate::registry::wire::send::Failure;
-use crate::registry::{Present, RegistryClient};
+use crate::registry::{BlobKey, RegistryClient};
 
 /// The most of a config that is read for its labels.
 const CONFIG_MAX: u64 = 1024 * 1024;
@@ -59,7 +59,7 @@ pub(crate) struct Written {
 
 /// A config on its way, kept for its labels.
 pub(crate) struct Capture {
-    key: Present,
+    key: BlobKey,
     pub(crate) bytes: Vec<u8>,
 }
 
@@ -177,7 +177,7 @@ impl Job<'_> {
     pub(crate) fn capture(&self, blob: Blob) -> Option<Capture> {
         let configs = self.configs.lock().unwrap_or_else(PoisonError::into_inner);
         (configs.contains(&blob.digest) && blob.size <= CONFIG_MAX).then(|| Capture {
-            key: self.present(blob.digest),
+            key: self.blob_key(blob.digest),
             bytes: Vec::new(),
         })
     }
@@ -286,7 +286,7 @@ impl RegistryClient {
             reading.repository,
             reading.push,
         );
-        let key = Present::of(&access, config.digest);
+        let key = BlobKey::of(&access, config.digest);
         let _flight = self.0.single_flight.enter(&key).await;
         if let Some(known) = self.0.labels.get(&key) {
             return Ok(annotated.or(known));

@@ -15,10 +15,10 @@ use crate::registry::auth::credential::Credential;
 use crate::registry::error::Error;
 use crate::registry::host::limits::Lane;
 use crate::registry::host::progress::Progress;
-use crate::registry::host::reserve::apart;
+use crate::registry::host::reserve::off_runtime;
 use crate::registry::wire::reply::ManifestBody;
 use crate::registry::wire::send::{Content, Failure, RegistryRequest};
-use crate::registry::{Held, RegistryClient};
+use crate::registry::{ManifestKey, RegistryClient};
 
 /// The most of a manifest that is read: the specification's floor for what registries take.
 pub(crate) const MANIFEST_MAX: usize = 4 * 1024 * 1024;
@@ -112,7 +112,7 @@ impl RegistryClient {
     ) {
         self.0
             .manifests
-            .invalidate(&held(repository, digest, credential));
+            .invalidate(&manifest_key(repository, digest, credential));
     }
 
     pub(crate) fn cached(
@@ -124,7 +124,9 @@ impl RegistryClient {
         let Reference::Digest(digest) = reference else {
             return None;
         };
-        self.0.manifests.get(&held(repository, *digest, credential))
+        self.0
+            .manifests
+            .get(&manifest_key(repository, *digest, credential))
     }
 
     /// Keeps a manifest that a repository was just seen to have, or given.
@@ -137,7 +139,7 @@ impl RegistryClient {
         if manifest.is_large() {
             return;
         }
-        let key = held(repository, manifest.digest, credential);
+        let key = manifest_key(repository, manifest.digest, credential);
         self.0.manifests.insert(key, manifest.clone());
     }
 
@@ -224,7 +226,11 @@ impl RegistryClient {
             let (content_type, stated) = (content_type.as_deref(), stated.as_deref());
             Manifest::read(&what, bytes, content_type, named, stated).map(Got::Manifest)
         };
-        if reserved { apart(read).await } else { read() }
+        if reserved {
+            off_runtime(read).await
+        } else {
+            read()
+        }
     }
 
     /// Whether a repository has the manifest of this digest, asked by HEAD.
@@ -285,8 +291,8 @@ impl RegistryClient {
     }
 }
 
-fn held(repository: &Repository, digest: Digest, credential: &Credential) -> Held {
-    Held {
+fn manifest_key(repository: &Repository, digest: Digest, credential: &Credential) -> ManifestKey {
+    ManifestKey {
         credential: credential.key(),
         repository: repository.clone(),
         digest,

@@ -21,7 +21,7 @@ use crate::registry::wire::reply::Reply;
 use crate::registry::wire::send::{Content, Failure};
 
 /// How long something may be waited out between a look at a tag and its PUT.
-const MOMENT: Duration = Duration::from_secs(1);
+const TAG_PUT_MAX_DELAY: Duration = Duration::from_secs(1);
 
 /// How long a PUT may take.
 #[derive(Debug, Clone, Copy)]
@@ -71,7 +71,7 @@ impl RegistryClient {
         let access = Access::new(&endpoint, credential, repository, true);
         let bounds = Bounds {
             timeout: self.put_timeout(),
-            patience: Some(MOMENT),
+            patience: Some(TAG_PUT_MAX_DELAY),
         };
         let reference = Reference::Tag(tag.clone());
         self.put(&access, &reference, manifest, bounds, gate, progress)
@@ -118,7 +118,7 @@ impl RegistryClient {
         };
         match put {
             Put::Written => self.remember(access.repository, manifest, access.credential),
-            Put::ContentMissing(_) => self.doubt(access, manifest),
+            Put::ContentMissing(_) => self.forget_parts(access, manifest),
             _ => {}
         }
         (put, noted)

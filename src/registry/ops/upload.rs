@@ -253,7 +253,7 @@ impl RegistryClient {
             Err(failure) => Err(failure),
         };
         if !matches!(outcome, Ok(None)) {
-            job.progress.take_back(meter.bytes.load(Ordering::Relaxed));
+            job.progress.retract(meter.bytes.load(Ordering::Relaxed));
         }
         match (outcome, meter.fault()) {
             (Ok(moved), _) => Ok(moved),

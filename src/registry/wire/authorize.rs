@@ -277,7 +277,7 @@ impl Transport {
         let greeting = self.tokens.greeting(access.endpoint);
         let _ping = greeting
             .ping
-            .lock(wanted.patience, access.endpoint, wanted.progress)
+            .lock(request.patience, access.endpoint, request.progress)
             .await?;
         if known() {
             return Ok(First::NotTried);
@@ -334,7 +334,7 @@ impl Transport {
         }
         // Who asked for the token does not repeat that.
         let fetched = fetched.map_err(|failure| match failure {
-            Failure::Refused(error) => Failure::Refused(error.whole()),
+            Failure::Refused(error) => Failure::Refused(error.without_retry()),
             failure => failure,
         });
         match fetched {

@@ -51,7 +51,7 @@ pub(crate) struct EgressPolicy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LedBy {
     /// A spec.
-    RegistryClient,
+    Registry,
     Realm,
     Redirect,
     Upload,
@@ -81,7 +81,7 @@ impl LedBy {
     /// What is asked for tells what led to an address that is not the registry's own.
     fn of(request: &RegistryRequest<'_>) -> Self {
         if request.access.endpoint.is_at(&request.url) {
-            return Self::RegistryClient;
+            return Self::Registry;
         }
         match request.lane {
             Lane::Tokens => Self::Realm,
@@ -117,7 +117,7 @@ impl EgressPolicy {
             Method::PUT if request.lane == Lane::Blobs => {
                 self.no_upload(request.access, &request.url)
             }
-            _ => (led_by != LedBy::RegistryClient).then_some(Problem::Foreign),
+            _ => (led_by != LedBy::Registry).then_some(Problem::Foreign),
         };
         if let Some(problem) = problem {
             return Err(self.refusal(registry, LedBy::Upload, &request.url, problem));
@@ -132,7 +132,7 @@ impl EgressPolicy {
             return Err(self.refusal(registry, LedBy::Upload, location, problem));
         }
         let led_by = if registry.is_at(location) {
-            LedBy::RegistryClient
+            LedBy::Registry
         } else {
             LedBy::Upload
         };
@@ -195,7 +195,7 @@ impl EgressPolicy {
         let mut inner = registry.is_at(&request.url) || self.is_inner(registry);
         let mut proxied = approved.proxied;
         let mut answer = self
-            .send_to(request, LedBy::of(request), leave, http)
+            .send_to(request, LedBy::of(request), approved, http)
             .await?;
         if !safe {
             return Ok(answer);
@@ -225,7 +225,7 @@ impl EgressPolicy {
                 http.headers_mut().insert(AUTHORIZATION, value.clone());
             }
             // One try has one time, however often it is redirected.
-            *http.timeout_mut() = ask
+            *http.timeout_mut() = request
                 .timeout
                 .map(|timeout| timeout.saturating_sub(began.elapsed()));
             proxied = approved.proxied;
@@ -339,7 +339,7 @@ impl EgressPolicy {
     fn refusal(&self, registry: &Endpoint, led_by: LedBy, url: &Url, problem: Problem) -> Error {
         let (name, mut host) = (&registry.name, shown(url));
         let led = match led_by {
-            LedBy::RegistryClient => {
+            LedBy::Registry => {
                 host.clone_from(name);
                 format!("{name} is")
             }
