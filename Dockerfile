@@ -6,17 +6,20 @@ FROM docker.io/library/rust:1.95.0-slim-trixie AS build
 WORKDIR /build
 # Puts the list of dependencies into the program, where scanners of images look for it.
 RUN cargo install --quiet --locked cargo-auditable --version 0.7.7
-# The dependencies are a layer of their own, made anew only when they change: they are built for an empty program. Plain
-# layers, because builders that keep no cache mounts keep those.
+# No path of the builder gets into the program.
+ENV RUSTFLAGS="--remap-path-prefix=${CARGO_HOME}=/cargo"
+# The dependencies are a layer of their own, rebuilt only when they change: they are built for an empty program. Plain layers,
+# because builders that keep no cache mounts keep those. Of the embedded registry only the manifest is here, which Cargo reads;
+# none of its code is built.
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir -p src benches tests/it \
-    && touch src/lib.rs benches/figures.rs tests/it/main.rs \
+COPY crates/quaylike/Cargo.toml crates/quaylike/
+RUN mkdir -p src benches tests/it crates/quaylike/src \
+    && touch src/lib.rs benches/figures.rs tests/it/main.rs crates/quaylike/src/lib.rs \
     && echo 'fn main() {}' > src/main.rs \
-    && RUSTFLAGS="--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo --remap-path-prefix=$PWD=/build" \
-       cargo auditable build --locked --release --no-default-features
+    && cargo auditable build --locked --release --package promotion-controller --no-default-features
 # The licence texts of everything that is linked in, as its authors ship them.
 RUN rm -rf licenses && mkdir licenses \
-    && cargo tree --locked --no-default-features --edges normal --no-dedupe --prefix none --format '{p} {l}' \
+    && cargo tree --locked --package promotion-controller --no-default-features --edges normal --no-dedupe --prefix none --format '{p} {l}' \
        | grep -v ' (/' | sort -u > licenses/README \
     && while read -r name version _; do \
          for text in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/"$name-${version#v}"/; do \
@@ -25,10 +28,9 @@ RUN rm -rf licenses && mkdir licenses \
          done; \
        done < licenses/README
 COPY src src
-# Copied files keep their times: cargo has to be told that they are newer than the empty ones.
+# Copied files keep their times: Cargo has to be told that they are newer than the empty ones.
 RUN touch src/lib.rs src/main.rs \
-    && RUSTFLAGS="--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo --remap-path-prefix=$PWD=/build" \
-       cargo auditable build --locked --release --no-default-features
+    && cargo auditable build --locked --release --package promotion-controller --no-default-features
 
 # glibc, libgcc and the CA certificates of the Debian that it was built on; no shell, no package manager.
 FROM gcr.io/distroless/cc-debian13:nonroot

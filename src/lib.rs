@@ -18,13 +18,12 @@
 //! 7. [`controller`]: the engine on a cluster: lease, watch, queue.
 //! 8. [`metrics`]: what is counted of all this.
 //! 9. [`policy`] and [`cli`]: what is allowed, and the command line.
-//! 10. `embedded`: a quay-like registry in memory, for trying things out and for the tests.
+//!
+//! The crate `quaylike` is the registry in memory, for trying things out and for the tests.
 
 pub mod api;
 pub mod cli;
 pub mod controller;
-#[cfg(feature = "embedded-registry")]
-pub mod embedded;
 pub mod engine;
 mod fair_queue;
 mod files;

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use promotion_controller::embedded::{ImageSpec, Shape};
+use quaylike::{ImageSpec, Shape};
 use serde_json::json;
 
 use crate::measure::Taken;

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use promotion_controller::embedded::{Embedded, Options, Settings, Shape};
+use quaylike::{Embedded, Options, Settings, Shape};
 use serde_json::{Value, json};
 
 use crate::report::{Report, Table, method, seconds};

@@ -5,9 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use promotion_controller::embedded::{
-    Action, Embedded, Kind, Matcher, Options, Rule, Settings, Shape, When,
-};
+use quaylike::{Action, Embedded, Kind, Matcher, Options, Rule, Settings, Shape, When};
 use serde_json::Value;
 
 use crate::measure::Taken;

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use promotion_controller::embedded::Shape;
+use quaylike::Shape;
 use serde_json::{Value, json};
 
 use crate::measure::{Taken, Task};

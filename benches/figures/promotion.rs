@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use promotion_controller::embedded::{ImageSpec, Shape};
+use quaylike::{ImageSpec, Shape};
 use serde_json::json;
 
 use crate::measure::Task;

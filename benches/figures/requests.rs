@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use promotion_controller::embedded::{
+use quaylike::{
     Auth, AuthMode, Dialect, Embedded, Image, ImageSpec, Kind, Options, Settings, Shape, User,
 };
 

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use promotion_controller::api::{PromotionRequest, crd_yaml};
-use promotion_controller::embedded::{
+use quaylike::{
     Action, Auth, AuthMode, Embedded, Kind, Matcher, Options, Rule, Settings, Shape, User, When,
 };
 use serde_json::{Value, json};

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use promotion_controller::embedded::{Embedded, Kind, Options, Settings, Shape};
+use quaylike::{Embedded, Kind, Options, Settings, Shape};
 use serde_json::json;
 
 use crate::report::{Report, Table, method, seconds};

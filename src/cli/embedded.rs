@@ -6,9 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::api::PromotionRequest;
-use crate::embedded::{Embedded, Image, ImageSpec, Options, Shape, built_in};
 use crate::image::{Float, Reference, Repository, Source};
 use crate::store::Key;
+use quaylike::{Embedded, Image, ImageSpec, Options, Shape, built_in};
 
 /// Floats that do not exist yet: full names, separated by white space or commas.
 const FIRST: &str = "promotion-controller/embedded-first";

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::{bad_input, fail, signalled, telemetry};
-use crate::embedded::{Options, built_in, serve};
+use quaylike::{Options, built_in, serve};
 
 /// Serve the embedded registry.
 #[derive(Debug, Args)]
@@ -33,7 +33,7 @@ pub(super) async fn run(args: RegistryServeArgs) -> ExitCode {
         Err(error) => return fail(&error.to_string()),
     };
     let address = listener.local_addr().unwrap_or(listen);
-    let seed = |control: &crate::embedded::Control| {
+    let seed = |control: &quaylike::Control| {
         for (repository, tag, image) in &images {
             if let Err(error) = control.seed_image(repository, tag, image) {
                 tracing::warn!("cannot seed {repository}:{tag}: {error}");

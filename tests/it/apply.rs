@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use promotion_controller::api::ImageStatus;
-use promotion_controller::embedded::{
+use quaylike::{
     Action, Auth, AuthMode, Embedded, GateSpec, ImageSpec, Kind, Matcher, Options, Rule, Settings,
     Shape, User,
 };

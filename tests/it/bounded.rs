@@ -9,7 +9,7 @@
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use promotion_controller::embedded::{Embedded, ImageSpec, Options, Settings, Shape};
+use quaylike::{Embedded, ImageSpec, Options, Settings, Shape};
 
 use crate::testbed::RunDir;
 

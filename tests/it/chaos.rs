@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use kube::api::{Api, ListParams};
 use promotion_controller::api::PromotionRequest;
-use promotion_controller::embedded::{ImageSpec, Shape};
+use quaylike::{ImageSpec, Shape};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::json;

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use promotion_controller::api::{PromotionRequest, PromotionRequestStatus};
-use promotion_controller::embedded::{
+use quaylike::{
     Action, Embedded, Gate, GateSpec, ImageSpec, Kind, Matcher, Options, Rule, Settings, Shape,
 };
 use serde_json::{Value, json};

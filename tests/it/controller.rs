@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use promotion_controller::embedded::{Embedded, ImageSpec, Options, Settings, Shape};
+use quaylike::{Embedded, ImageSpec, Options, Settings, Shape};
 use serde_json::json;
 
 use crate::stage::{Stage, condition, phase};

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use futures::{StreamExt as _, stream};
 use promotion_controller::api::PromotionRequest;
-use promotion_controller::embedded::{
+use quaylike::{
     Digest, Embedded, GateSpec, Image, ImageBuilder, ImageSpec, Kind, Layer, Matcher, Options,
     Settings, Shape,
 };

@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use promotion_controller::embedded::{Action, Dialect, Kind, Matcher, Rule, When};
+use quaylike::{Action, Dialect, Kind, Matcher, Rule, When};
 use serde_json::{Value, json};
 
 use crate::promote::ground::{Ground, Run};

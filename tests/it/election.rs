@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{Api, PostParams};
 use promotion_controller::controller::lease::{Acquired, Elector};
-use promotion_controller::embedded::{
+use promotion_controller::engine::leadership::Leadership;
+use quaylike::{
     Digest, Embedded, Gate, GateSpec, ImageSpec, Kind, Matcher, Options, Settings, Shape,
 };
-use promotion_controller::engine::leadership::Leadership;
 use serde_json::json;
 
 use crate::stage::{Controller, LOOK, Stage, phase};

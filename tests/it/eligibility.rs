@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use promotion_controller::embedded::{
+use quaylike::{
     Auth, AuthMode, Embedded, GateSpec, ImageSpec, Kind, Matcher, Options, Settings, Shape, User,
 };
 use serde_json::{Value, json};

@@ -5,9 +5,9 @@
 use std::time::Duration;
 
 use promotion_controller::api::PromotionRequest;
-use promotion_controller::embedded::{Embedded, Matcher, Options, Settings};
 use promotion_controller::engine::leadership::Leadership;
 use promotion_controller::store::Key;
+use quaylike::{Embedded, Matcher, Options, Settings};
 
 use crate::inside::{self, OnSave, Wanted};
 use crate::stage::{LOOK, object, phase, spec};

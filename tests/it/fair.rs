@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use promotion_controller::embedded::{Embedded, ImageSpec, Matcher, Options, Shape};
+use quaylike::{Embedded, ImageSpec, Matcher, Options, Shape};
 use serde_json::Value;
 
 use crate::stage::{Stage, phase, spec};

@@ -15,7 +15,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::api::{Api, DeleteParams};
 use promotion_controller::api::crd_yaml;
 use promotion_controller::controller::installation::{ADOPTED_FROM, DEFINITION, LEASE};
-use promotion_controller::embedded::{Embedded, GateSpec, ImageSpec, Matcher, Options, Shape};
+use quaylike::{Embedded, GateSpec, ImageSpec, Matcher, Options, Shape};
 use serde_json::{Value, json};
 
 use crate::stage::{Controller, LOOK, Stage, name_lease, phase, spec};

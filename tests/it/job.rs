@@ -14,7 +14,7 @@ mod interrupted;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use promotion_controller::embedded::{GateSpec, ImageSpec, Kind, Matcher, Shape};
+use quaylike::{GateSpec, ImageSpec, Kind, Matcher, Shape};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 

@@ -10,7 +10,7 @@
 mod versions;
 
 use promotion_controller::api::crd;
-use promotion_controller::embedded::{GateSpec, Kind, Matcher};
+use quaylike::{GateSpec, Kind, Matcher};
 use serde_json::Value;
 
 use crate::cluster::ground::{Ground, PATIENCE};

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use promotion_controller::embedded::{Auth, AuthMode, Embedded, ImageSpec, Options, Shape, User};
+use quaylike::{Auth, AuthMode, Embedded, ImageSpec, Options, Shape, User};
 use serde_json::json;
 
 use crate::stage::{Stage, phase, spec};

@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use promotion_controller::api::PromotionRequest;
-use promotion_controller::embedded::{
+use promotion_controller::engine::leadership::Leadership;
+use quaylike::{
     Action, Embedded, GateSpec, Image, ImageBuilder, ImageSpec, Layer, Matcher, Options, Rule,
     Settings, Shape, When,
 };
-use promotion_controller::engine::leadership::Leadership;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 

@@ -11,11 +11,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use promotion_controller::api::crd_yaml;
-use promotion_controller::embedded::{
+use promotion_controller::policy::Rules;
+use quaylike::{
     Auth, AuthMode, Embedded, Gate, GateSpec, ImageSpec, Kind, Matcher, Options, Settings, Shape,
     User,
 };
-use promotion_controller::policy::Rules;
 use serde_json::{Value, json};
 
 use crate::stage::{EVERYWHERE, LOOK, Stage, condition, dockerconfig, phase, spec};

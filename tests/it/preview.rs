@@ -9,9 +9,7 @@
 
 pub mod shadow;
 
-use promotion_controller::embedded::{
-    Action, Auth, AuthMode, ImageBuilder, Kind, Layer, Matcher, Options, Rule, User,
-};
+use quaylike::{Action, Auth, AuthMode, ImageBuilder, Kind, Layer, Matcher, Options, Rule, User};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
@@ -173,9 +171,7 @@ async fn a_plan_asks_for_no_right_to_write_and_puts_the_same_finding_in_the_mess
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_and_blobs_are_counted_where_they_are() {
     let ground = Ground::new().await;
-    let from = promotion_controller::embedded::Embedded::start(Options::default())
-        .await
-        .unwrap();
+    let from = quaylike::Embedded::start(Options::default()).await.unwrap();
     let build = |seed: &str, layers: &[(&str, u64)]| {
         let builder = ImageBuilder::oci(seed);
         let layers = layers.iter().map(|(seed, size)| Layer::sized(seed, *size));

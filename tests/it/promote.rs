@@ -282,7 +282,7 @@ async fn nobody_has_to_read_what_a_run_says() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn built_in_images_can_be_promoted_by_digest_on_the_embedded_registry() {
-    let images = promotion_controller::embedded::built_in().unwrap();
+    let images = quaylike::built_in().unwrap();
     let (_, _, image) = &images[3];
     let ground = Ground::new().await;
     let source = format!("registry.example/x/y@{}", image.digest());

@@ -1,6 +1,6 @@
 //! The registry layer against the embedded registry: real requests, real faults.
 //!
-//! The embedded registry is the library's `embedded`, of the feature `embedded-registry`.
+//! The embedded registry is the crate quaylike, of the feature `embedded-registry`.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -21,14 +21,14 @@ mod listener;
 mod referrers;
 mod tls;
 
-use promotion_controller::{embedded, image, machine, registry};
+use promotion_controller::{image, machine, registry};
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use embedded::{Action, AuthMode, Embedded, ImageSpec, Kind, Matcher, RetryAfter, Rule, Shape};
 use ground::*;
 use machine::Reason;
+use quaylike::{Action, AuthMode, Embedded, ImageSpec, Kind, Matcher, RetryAfter, Rule, Shape};
 use registry::{Class, Credential, Progress, Put, RegistryClient};
 
 const QUIET: fn() -> Credential = Credential::anonymous;
@@ -891,9 +891,9 @@ async fn a_registry_that_comes_up_later_is_waited_for() {
             Reason::RegistryUnavailable
         );
         let listener = tokio::net::TcpListener::bind(address).await.unwrap();
-        tokio::spawn(embedded::serve(
+        tokio::spawn(quaylike::serve(
             listener,
-            embedded::Options::default(),
+            quaylike::Options::default(),
             |_| {},
             std::future::pending(),
         ));

@@ -12,13 +12,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use promotion_controller::embedded::{
-    Action, Auth, AuthMode, Digest, Embedded, GateSpec, Kind, Matcher, Options, Rule, Settings,
-    User,
-};
 use promotion_controller::engine::Engine;
 use promotion_controller::engine::leadership::Leadership;
 use promotion_controller::machine::Reason;
+use quaylike::{
+    Action, Auth, AuthMode, Digest, Embedded, GateSpec, Kind, Matcher, Options, Rule, Settings,
+    User,
+};
 use serde_json::json;
 
 use crate::inside::{self, OnSave, Watched};

@@ -10,10 +10,8 @@
 use std::time::Duration;
 
 use promotion_controller::api::{ImageStatus, PromotionRequest};
-use promotion_controller::embedded::{
-    Action, Digest, Embedded, Gate, GateSpec, Matcher, Options, Rule, Settings,
-};
 use promotion_controller::engine::leadership::Leadership;
+use quaylike::{Action, Digest, Embedded, Gate, GateSpec, Matcher, Options, Rule, Settings};
 use serde_json::{Value, json};
 
 use crate::inside::{self, OnSave};
@@ -210,7 +208,7 @@ async fn a_float_is_known_to_be_taken_back_when_the_process_dies_after_the_answe
     let spec = group(&registry, &["f"], "Rollback");
     refuse(&registry, put("f__post1"));
     let lost = Rule::new(put("f"), Action::LoseAnswer);
-    let nth = promotion_controller::embedded::When::Nth(2);
+    let nth = quaylike::When::Nth(2);
     registry.add_rule(lost.when(nth));
     let folder = RunDir::create("lost-back").unwrap();
     let start = |on_save| {

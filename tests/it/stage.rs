@@ -13,7 +13,7 @@ use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use promotion_controller::api::{PromotionRequest, PromotionRequestStatus, crd_yaml};
 use promotion_controller::controller::installation::{ADOPTED_FROM, DEFINITION, LEASE};
 use promotion_controller::controller::lease;
-use promotion_controller::embedded::Gate;
+use quaylike::Gate;
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
 

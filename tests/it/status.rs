@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use futures::{StreamExt as _, TryStreamExt as _};
 use kube::api::{PostParams, WatchEvent, WatchParams};
 use promotion_controller::api::{ImageStatus, PromotionRequest};
-use promotion_controller::embedded::{
+use quaylike::{
     Action, Embedded, GateSpec, ImageSpec, Kind, Matcher, Options, Rule, Settings, Shape, When,
 };
 use serde_json::{Value, json};

@@ -13,7 +13,7 @@ mod registries;
 use std::time::{Duration, Instant};
 
 use promotion_controller::api::crd_yaml;
-use promotion_controller::embedded::{Embedded, ImageSpec, Options, Shape};
+use quaylike::{Embedded, ImageSpec, Options, Shape};
 use serde_json::Value;
 
 use crate::stage::{Controller, EVERYWHERE, Stage, phase, spec};

@@ -22,9 +22,7 @@ mod within;
 
 use std::time::Duration;
 
-use promotion_controller::embedded::{
-    Action, GateSpec, ImageSpec, Matcher, RetryAfter, Rule, Shape,
-};
+use quaylike::{Action, GateSpec, ImageSpec, Matcher, RetryAfter, Rule, Shape};
 use serde_json::json;
 
 use crate::stage::{condition, phase};

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use promotion_controller::embedded::ImageSpec;
+use quaylike::ImageSpec;
 use serde::Deserialize;
 use serde_json::{Value, json};
 

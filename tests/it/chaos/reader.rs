@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use promotion_controller::embedded::MANIFEST_TYPES;
+use quaylike::MANIFEST_TYPES;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 use tokio::time::{MissedTickBehavior, interval};

@@ -9,9 +9,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Volume};
 use kube::Client;
 use kube::api::{Api, PostParams};
-use promotion_controller::embedded::{
-    Auth, AuthMode, Embedded, ImageSpec, Options, Settings, Shape, User,
-};
+use quaylike::{Auth, AuthMode, Embedded, ImageSpec, Options, Settings, Shape, User};
 use serde_json::{Value, json};
 
 use super::helm::{Helm, chart, clear, kubectl};

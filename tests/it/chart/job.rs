@@ -7,7 +7,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::Api;
 use promotion_controller::api::PromotionRequestStatus;
 use promotion_controller::controller::END;
-use promotion_controller::embedded::{ImageSpec, Shape};
+use quaylike::{ImageSpec, Shape};
 use serde_json::json;
 
 use super::ground::{Ground, NAME, PATIENCE, Pod};

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
-use promotion_controller::embedded::{Embedded, GateSpec, Matcher, Options};
+use quaylike::{Embedded, GateSpec, Matcher, Options};
 use serde_json::json;
 
 use super::ground::{Ground, PATIENCE, put, waits_for};

@@ -6,8 +6,8 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use promotion_controller::controller::lease::{Acquired, Elector, NAME};
-use promotion_controller::embedded::{ImageSpec, Shape};
 use promotion_controller::engine::leadership::Leadership;
+use quaylike::{ImageSpec, Shape};
 use serde_json::json;
 
 use super::ground::{Ground, PATIENCE};

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use promotion_controller::embedded::{GateSpec, Matcher, Moment};
+use quaylike::{GateSpec, Matcher, Moment};
 
 use super::ground::{Ground, PATIENCE, put, waits_for};
 use crate::stage::phase;

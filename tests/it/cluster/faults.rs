@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use promotion_controller::embedded::GateSpec;
+use quaylike::GateSpec;
 
 use super::ground::{Ground, PATIENCE, put, until, waits_for};
 use super::relay::{Call, Fault, Relay};

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use promotion_controller::api::{PromotionRequest, crd_yaml};
-use promotion_controller::embedded::{Embedded, ImageSpec, Matcher, Options, Settings, Shape};
+use quaylike::{Embedded, ImageSpec, Matcher, Options, Settings, Shape};
 use serde_json::Value;
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
 

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
 use promotion_controller::api::{PromotionRequest, crd, crd_yaml};
-use promotion_controller::embedded::{Digest, Gate, GateSpec, Matcher};
+use quaylike::{Digest, Gate, GateSpec, Matcher};
 use serde_json::{Value, json};
 
 use super::ground::{Ground, PATIENCE, alone, put, until, waits_for};

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use promotion_controller::embedded::{Embedded, ImageSpec, Matcher, Shape};
 use promotion_controller::machine::Reason;
 use promotion_controller::registry::{Class, Credential, Error, Progress, Settings};
+use quaylike::{Embedded, ImageSpec, Matcher, Shape};
 
 use super::liar::{Liar, answer, unknown};
 use super::targets::settings;

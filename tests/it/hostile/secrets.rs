@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use promotion_controller::embedded::{Auth, AuthMode, Embedded, Options, Settings, User};
+use quaylike::{Auth, AuthMode, Embedded, Options, Settings, User};
 use serde_json::json;
 
 use super::liar::{Liar, answer, unknown};

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use promotion_controller::embedded::{ImageSpec, Shape};
 use promotion_controller::image::Reference;
 use promotion_controller::machine::Reason;
 use promotion_controller::registry::{Class, Credential, Error, Progress};
+use quaylike::{ImageSpec, Shape};
 
 use super::liar::{Image, Liar, OCI, Say, answer, digest, head, unknown};
 use super::targets::settings;

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use promotion_controller::embedded::Shape;
 use promotion_controller::machine::Reason;
 use promotion_controller::registry::{Class, Credential, Error, Progress, Put, Settings};
+use quaylike::Shape;
 
 use super::liar::{Liar, Say, answer, head, unknown};
 use super::tokens::{at, credential};

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use promotion_controller::embedded::{GateSpec, Kind, Matcher};
+use quaylike::{GateSpec, Kind, Matcher};
 
 use super::{Ended, Job, account, latch, named};
 use crate::cluster::ground::{Ground, PATIENCE, alone};

@@ -4,7 +4,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
-use promotion_controller::embedded::{
+use quaylike::{
     Action, Control, Digest, Embedded, GateSpec, ImageSpec, Kind, Matcher, Options, Rule, Shape,
     serve,
 };
@@ -131,7 +131,7 @@ async fn heals_after(heal: Duration) {
     // The second look at the float is the latch's. Its answer arrives, the PUT that follows at once does not.
     let resolves = registry.gate(GateSpec::before(look.clone()));
     let run = two.promote(&path.client(), &host);
-    let reached = |gate: promotion_controller::embedded::Gate| async {
+    let reached = |gate: quaylike::Gate| async {
         let reached = tokio::time::timeout(PATIENCE, gate.reached()).await;
         assert!(reached.is_ok(), "{}", two.log());
         gate

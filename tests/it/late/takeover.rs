@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Api, DeleteParams, PostParams};
-use promotion_controller::embedded::{
+use quaylike::{
     Action, Digest, Embedded, Gate, GateSpec, ImageSpec, Kind, Matcher, Options, Rule, Settings,
     Shape,
 };

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use kube::api::{Api, ApiResource, DynamicObject, PostParams};
 use promotion_controller::api::{PromotionRequest, PromotionRequestStatus, crd, crd_yaml};
-use promotion_controller::embedded::{Gate, GateSpec, Kind, Matcher};
+use quaylike::{Gate, GateSpec, Kind, Matcher};
 use serde_json::{Value, json};
 
 use super::latch;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use promotion_controller::embedded::{Embedded, ImageSpec, Options, Shape};
+use quaylike::{Embedded, ImageSpec, Options, Shape};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 

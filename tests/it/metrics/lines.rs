@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use promotion_controller::embedded::{Embedded, ImageSpec, Options, Shape};
+use quaylike::{Embedded, ImageSpec, Options, Shape};
 use serde_json::{Value, json};
 
 use crate::stage::{Stage, phase, spec};

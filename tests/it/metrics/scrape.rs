@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use promotion_controller::embedded::{
-    Embedded, GateSpec, ImageSpec, Matcher, Options, Settings, Shape,
-};
+use quaylike::{Embedded, GateSpec, ImageSpec, Matcher, Options, Settings, Shape};
 
 use super::Scraped;
 use crate::stage::{Stage, phase, spec};

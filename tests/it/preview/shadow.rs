@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use promotion_controller::embedded::{Embedded, ImageSpec, Options, Shape};
+use quaylike::{Embedded, ImageSpec, Options, Shape};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
@@ -39,7 +39,7 @@ impl Shadow {
             let digest = source.seed_image(SOURCES, digit, &image).unwrap();
             digests.insert(format!("sha256:{}", digit.repeat(64)), digest.to_string());
         }
-        let seed = |tag: &str, image: &promotion_controller::embedded::Image| {
+        let seed = |tag: &str, image: &quaylike::Image| {
             ground.registry.seed_image(FLOATS, tag, image).unwrap();
         };
         for tag in ["ci_tools_latest", "ocp_4.21_cli"] {

@@ -1,9 +1,7 @@
 //! Credentials without a cluster: where they are found, which of them is used where, and that no secret is ever shown.
 
 use base64::Engine as _;
-use promotion_controller::embedded::{
-    Action, Auth, AuthMode, Grant, Kind, Matcher, Options, Rule, User,
-};
+use quaylike::{Action, Auth, AuthMode, Grant, Kind, Matcher, Options, Rule, User};
 use serde_json::{Value, json};
 
 use super::ground::{Ground, Run, ended, verdict};

@@ -1,6 +1,6 @@
 //! Called again after an end: what was promoted is looked at, what failed or was cancelled is tried again.
 
-use promotion_controller::embedded::GateSpec;
+use quaylike::GateSpec;
 use serde_json::{Value, json};
 
 use super::ground::{Ground, image, put, verdict};

@@ -4,9 +4,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use promotion_controller::embedded::{
-    Digest, Embedded, ImageSpec, Kind, Matcher, Options, Settings, Shape,
-};
+use quaylike::{Digest, Embedded, ImageSpec, Kind, Matcher, Options, Settings, Shape};
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
@@ -259,7 +257,7 @@ pub async fn ended(mut command: Command) -> Run {
     }
 }
 
-pub fn image(seed: &str) -> promotion_controller::embedded::Image {
+pub fn image(seed: &str) -> quaylike::Image {
     ImageSpec::new(Shape::Oci, seed).build().unwrap()
 }
 

@@ -1,7 +1,7 @@
 //! Bad input: exit code 2, the field and the remedy are named, and no registry is asked anything.
 
-use promotion_controller::embedded::Matcher;
 use promotion_controller::image::Digest;
+use quaylike::Matcher;
 use serde_json::{Value, json};
 
 use super::ground::{Ground, document, image};
@@ -370,9 +370,7 @@ async fn what_the_embedded_registry_cannot_stand_in_for_is_refused() {
     let images = json!({"images": [{"source": source, "float": "quay.io/a/b:c"}]});
     let mut request = document("one", &images);
     ground.documents(std::slice::from_ref(&request));
-    let known = promotion_controller::embedded::built_in().unwrap()[0]
-        .2
-        .digest();
+    let known = quaylike::built_in().unwrap()[0].2.digest();
     let words = [&source, "by tag", &known.to_string()].map(str::to_owned);
     let words: Vec<_> = words.iter().map(String::as_str).collect();
     refused(&ground, &["--embedded-registry"], &words).await;

@@ -1,6 +1,6 @@
 //! Labels that make tags expire: told where the registry acts on them, by an event and a condition, at the cost of one request.
 
-use promotion_controller::embedded::{
+use quaylike::{
     Action, Auth, AuthMode, Embedded, GateSpec, Image, ImageBuilder, ImageSpec, Kind, Layer,
     Matcher, Options, Rule, Shape, User,
 };

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use promotion_controller::embedded::{
+use quaylike::{
     Action, Digest, Embedded, GateSpec, Image, ImageBuilder, Kind, Layer, Matcher, Moment, Options,
     Rule, Settings,
 };

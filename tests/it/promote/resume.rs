@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use promotion_controller::embedded::{
-    Control, GateSpec, Image, ImageSpec, Kind, Matcher, Moment, Shape,
-};
+use quaylike::{Control, GateSpec, Image, ImageSpec, Kind, Matcher, Moment, Shape};
 use serde_json::json;
 
 use super::ground::{Ground, Run, put, verdict};

@@ -22,9 +22,9 @@ async fn the_registry_serves_its_images_and_ends_when_told_to() {
     let line = tokio::time::timeout(PATIENCE, lines.next_line()).await;
     let line = line.unwrap().unwrap().unwrap();
     let address = line.strip_prefix("listening on ").unwrap();
-    for (repository, tag, image) in promotion_controller::embedded::built_in().unwrap() {
+    for (repository, tag, image) in quaylike::built_in().unwrap() {
         let url = format!("http://{address}/v2/{repository}/manifests/{tag}");
-        let accept = promotion_controller::embedded::MANIFEST_TYPES.join(", ");
+        let accept = quaylike::MANIFEST_TYPES.join(", ");
         let answer = reqwest::Client::new()
             .get(url)
             .header("accept", accept)

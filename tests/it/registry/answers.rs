@@ -3,14 +3,12 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use promotion_controller::embedded::{
-    Action, Dialect, Embedded, ImageBuilder, Kind, Layer, Matcher, Rule, Shape,
-};
 use promotion_controller::image::{Digest, Reference};
 use promotion_controller::machine::Reason;
 use promotion_controller::registry::{
     Class, Credential, Error, Manifest, Progress, Put, RegistryClient, Settings,
 };
+use quaylike::{Action, Dialect, Embedded, ImageBuilder, Kind, Layer, Matcher, Rule, Shape};
 
 use super::ground::{
     by_tag, client, client_with, fetched, open, repository, seeded, settings, tag,

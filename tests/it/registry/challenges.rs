@@ -3,12 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use promotion_controller::embedded::{
-    Auth, AuthMode, Embedded, ImageSpec, Kind, Matcher, Options, Shape, User,
-};
 use promotion_controller::image::Repository;
 use promotion_controller::machine::Reason;
 use promotion_controller::registry::{Class, Credential, Keyring, Manifest, Progress, Put};
+use quaylike::{Auth, AuthMode, Embedded, ImageSpec, Kind, Matcher, Options, Shape, User};
 
 use super::ground::{by_tag, client, client_with, credential, fetched, repository, settings, tag};
 use super::listener::{Listener, answer};

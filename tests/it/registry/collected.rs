@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use promotion_controller::embedded::{AuthMode, Embedded, Kind, Matcher, Shape};
 use promotion_controller::machine::Reason;
 use promotion_controller::registry::{Credential, Error, Manifest, Progress, Put, RegistryClient};
+use quaylike::{AuthMode, Embedded, Kind, Matcher, Shape};
 
 use super::ground::{client, credential, guarded, open, repository, seeded, tag};
 

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use promotion_controller::embedded::{Embedded, ImageSpec, Shape};
 use promotion_controller::image::Repository;
 use promotion_controller::registry::{Credential, Progress, Put, RegistryClient};
+use quaylike::{Embedded, ImageSpec, Shape};
 
 use super::ground::{client_with, fetched, open, repository, seeded, settings, tag};
 use crate::testbed::{Distribution, DistributionOptions};

@@ -1,11 +1,11 @@
 //! What the registry tests stand on: embedded registries, credentials, and a client with short rests.
 
-use promotion_controller::{embedded, image, registry};
+use promotion_controller::{image, registry};
 
 use std::time::Duration;
 
-use embedded::{Auth, AuthMode, Embedded, ImageSpec, Options, Settings as Switches, Shape, User};
 use image::{Reference, Repository, Tag};
+use quaylike::{Auth, AuthMode, Embedded, ImageSpec, Options, Settings as Switches, Shape, User};
 use registry::{Credential, Keyring, Manifest, Progress, RegistryClient, Settings};
 
 pub async fn open() -> Embedded {

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use promotion_controller::embedded::{self, Action, Embedded, ImageSpec, Matcher, Rule, Shape};
 use promotion_controller::image::Repository;
 use promotion_controller::machine::Reason;
 use promotion_controller::registry::{
     Class, Credential, Error, Keyring, Progress, Proxies, RegistryClient, Settings, Waiting,
 };
+use quaylike::{Action, Embedded, ImageSpec, Matcher, Rule, Shape};
 
 use super::ground::{
     by_tag, client_with, credential as embedded_credential, fetched as seed, open, redirecting,
@@ -285,7 +285,7 @@ async fn a_download_that_breaks_goes_on_in_the_storage_it_is_redirected_to() {
     );
     let manifest = seed(&from, &client, "src/a", &reader).await;
     let cut = Action::CutBody { after: 100_000 };
-    from.add_rule(Rule::new(Matcher::kind(embedded::Kind::Storage), cut).times(2));
+    from.add_rule(Rule::new(Matcher::kind(quaylike::Kind::Storage), cut).times(2));
     let (source, target) = (repository(&from, "src/a"), repository(&to, "team/a"));
     client
         .copy(
@@ -298,7 +298,7 @@ async fn a_download_that_breaks_goes_on_in_the_storage_it_is_redirected_to() {
         )
         .await
         .unwrap();
-    let asked = from.requests(&Matcher::kind(embedded::Kind::Storage));
+    let asked = from.requests(&Matcher::kind(quaylike::Kind::Storage));
     let rest = asked.iter().filter(|entry| entry.status == Some(206));
     assert_eq!(rest.count(), 1, "{asked:#?}");
 }

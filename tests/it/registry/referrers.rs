@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use promotion_controller::embedded::{
-    Action, Embedded, Image, ImageBuilder, ImageSpec, Kind, Layer, Matcher, Rule, Shape,
-};
 use promotion_controller::image::Reference;
 use promotion_controller::machine::Reason;
 use promotion_controller::registry::{
     Class, Credential, Listing, Progress, Put, RegistryClient, list_with,
+};
+use quaylike::{
+    Action, Embedded, Image, ImageBuilder, ImageSpec, Kind, Layer, Matcher, Rule, Shape,
 };
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

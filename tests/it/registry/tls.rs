@@ -1,9 +1,9 @@
 //! TLS: private CAs, each for its own host; HTTP/2; and both through a proxy.
 
-use promotion_controller::embedded::Shape;
 use promotion_controller::image::Repository;
 use promotion_controller::machine::Reason;
 use promotion_controller::registry::{Class, Credential, Progress, Proxies, Put, Settings};
+use quaylike::Shape;
 
 use super::ground::{client_with, open, repository, seeded, settings, tag};
 use super::listener::{Listener, answer};

@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use kube::api::PostParams;
 use promotion_controller::api::{ImageStatus, PromotionRequest};
 use promotion_controller::controller::{Config, run};
-use promotion_controller::embedded::{
-    Digest, Embedded, Entry, Gate, GateSpec, Image, ImageSpec, Matcher, Options, Settings, Shape,
-};
 use promotion_controller::engine;
 use promotion_controller::policy::Policy;
 use promotion_controller::registry::{self, RegistryClient};
 use promotion_controller::store::own::OwnFiles;
+use quaylike::{
+    Digest, Embedded, Entry, Gate, GateSpec, Image, ImageSpec, Matcher, Options, Settings, Shape,
+};
 use serde_json::{Value, json};
 use tokio::runtime::{Builder, Runtime};
 
@@ -50,7 +50,7 @@ pub fn image(seed: &str) -> Image {
 
 /// Reads of a tag of the floats' repository.
 pub fn look(tag: &str) -> Matcher {
-    let matcher = Matcher::kind(promotion_controller::embedded::Kind::Manifest).method("GET");
+    let matcher = Matcher::kind(quaylike::Kind::Manifest).method("GET");
     matcher.repository(FLOATS).reference(tag)
 }
 
@@ -68,7 +68,7 @@ pub fn put_prune(tag: &str) -> Matcher {
 
 /// Looks at its prune tags.
 pub fn look_prune(tag: &str) -> Matcher {
-    let matcher = Matcher::kind(promotion_controller::embedded::Kind::Manifest).method("GET");
+    let matcher = Matcher::kind(quaylike::Kind::Manifest).method("GET");
     matcher
         .repository(FLOATS)
         .reference_suffix(&format!("_prune_{tag}"))
@@ -263,7 +263,7 @@ impl Ground {
 
     /// The manifest requests, for whoever reads a failed test.
     pub fn log(&self) -> String {
-        let manifests = Matcher::kind(promotion_controller::embedded::Kind::Manifest);
+        let manifests = Matcher::kind(quaylike::Kind::Manifest);
         let entries = self.registry.requests(&manifests).into_iter();
         let line = |entry: Entry| {
             let status = entry.status.map_or("-".into(), |status| status.to_string());

@@ -1,6 +1,6 @@
 //! Traces of writes whose answer is lost: the process crashes, the connection breaks, or the write lands late.
 
-use promotion_controller::embedded::{Action, Digest, GateSpec, Matcher, Phase, Rule};
+use quaylike::{Action, Digest, GateSpec, Matcher, Phase, Rule};
 
 use super::ground::{
     FLOATS, Ground, LONG_SETTLE, SETTLE, displaced, first_image, put, put_prune, rescued, texts,

@@ -1,6 +1,6 @@
 //! Traces of several requests on one float, of cancel, suspend and deletion.
 
-use promotion_controller::embedded::GateSpec;
+use quaylike::GateSpec;
 use serde_json::json;
 
 use super::ground::{

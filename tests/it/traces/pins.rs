@@ -1,7 +1,7 @@
 //! What stamped pins are called, when they are written, and what becomes of one that cannot be: whoever reverts a float takes the newest `<stamp>_prune_<float>`, a
 //! pruner deletes whatever matches `^[0-9]{14}_prune_(.+)$` by its stamp.
 
-use promotion_controller::embedded::{Action, Digest, GateSpec, Matcher, Rule};
+use quaylike::{Action, Digest, GateSpec, Matcher, Rule};
 use serde_json::json;
 
 use super::ground::{

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use promotion_controller::api::PromotionRequest;
-use promotion_controller::embedded::{Embedded, GateSpec, Kind, Matcher, Options};
 use promotion_controller::engine::leadership::{Leadership, WRITE_MAX};
 use promotion_controller::engine::moment::Moment;
 use promotion_controller::engine::{Engine, Settings};
+use quaylike::{Embedded, GateSpec, Kind, Matcher, Options};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 

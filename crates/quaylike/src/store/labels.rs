@@ -9,8 +9,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::Repository;
-use crate::embedded::content::Digest;
-use crate::embedded::manifest::OCI_MANIFEST;
+use crate::content::Digest;
+use crate::manifest::OCI_MANIFEST;
 
 /// The labels that count.
 const COUNT: [&str; 2] = ["quay.expires-after", "quay.immutable"];
