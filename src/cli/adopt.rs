@@ -11,7 +11,7 @@ use crate::controller::lease;
 /// Let the controllers of another Lease rule this cluster's promotion requests: as an administrator, when an installation moves.
 #[derive(Debug, Args)]
 pub(super) struct AdoptArgs {
-    /// Where the Lease is that the controllers which are to lead hold [default: the pod's namespace, else the kubeconfig context's].
+    /// Namespace of the Lease whose holder is to lead [default: the pod's, else the kubeconfig context's].
     #[arg(long, value_name = "NAMESPACE")]
     lease_namespace: Option<String>,
 }

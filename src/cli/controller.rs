@@ -17,32 +17,32 @@ use crate::store::own::OwnFiles;
 /// Reconcile the promotion requests of a cluster.
 #[derive(Debug, Args)]
 pub(super) struct ControllerArgs {
-    /// Only the requests of this namespace [default: all].
+    /// Reconcile only the requests of this namespace [default: all].
     #[arg(long, value_name = "NAMESPACE")]
     namespace: Option<String>,
-    /// Lead only while holding the Lease; false is for a single process.
+    /// Lead only while holding the Lease; false only for a single process.
     #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, require_equals = true)]
     leader_elect: bool,
-    /// Where the Lease is, and the ConfigMap promotion-controller whose key paused stops work [default: the pod's namespace, else the kubeconfig context's].
+    /// Namespace of the Lease, and of the ConfigMap promotion-controller whose key paused stops work [default: the pod's, else the kubeconfig context's].
     #[arg(long, value_name = "NAMESPACE")]
     lease_namespace: Option<String>,
-    /// Finished requests are looked at about this often: those whose ttlSecondsAfterFinished has passed are deleted.
+    /// How often finished requests are deleted whose ttlSecondsAfterFinished has passed, about.
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     sweep_interval: u32,
     /// Serve /metrics, /livez and /readyz here, over plain HTTP [default: nowhere].
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<String>,
-    /// Serve /livez and /readyz here as well, where nobody else is in the way of them [default: nowhere].
+    /// Serve /livez and /readyz here as well, out of reach of scrapers [default: nowhere].
     #[arg(long, value_name = "HOST:PORT")]
     listen_probes: Option<String>,
-    /// Which namespaces may promote what with the controller's own credentials: a YAML file of rules, followed while it changes
+    /// Which namespaces may promote what with the controller's own credentials: a YAML file of rules, reloaded when it changes
     /// [default: none may].
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
-    /// The controller's own credentials, a dockerconfigjson, followed while it changes [default: it has none].
+    /// The controller's own credentials, a dockerconfigjson, reloaded when it changes [default: it has none].
     #[arg(long, value_name = "FILE")]
     registry_config: Option<PathBuf>,
-    /// So many requests of one namespace may have begun at once, and as many plans; the others wait, in their order. 0: any number.
+    /// How many requests of a namespace may be active at once, and as many plans; the others wait in order. 0: no limit.
     #[arg(long, value_name = "N", default_value_t = 200)]
     max_active_requests_per_namespace: u32,
     #[command(flatten)]

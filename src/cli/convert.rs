@@ -45,13 +45,13 @@ pub(super) struct ConvertArgs {
     /// The requests' namespace [default: none is written].
     #[arg(short = 'n', long, value_name = "NAMESPACE")]
     namespace: Option<String>,
-    /// The request's name; of several each gets a number more [default: that of the first FILE].
+    /// The request's name; several requests get a number each [default: that of the first FILE].
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// The Secret, in the requests' namespace, that may write the floats' repositories.
+    /// The Secret, in the requests' namespace, that may push to the floats' repositories.
     #[arg(long, value_name = "SECRET")]
     push_secret: Option<String>,
-    /// The Secret that may read the sources [default: that of --push-secret].
+    /// The Secret that may pull the sources [default: that of --push-secret].
     #[arg(long, value_name = "SECRET")]
     pull_secret: Option<String>,
     /// Whether the floats of a request move together, or each when it is ready.

@@ -44,18 +44,18 @@ pub struct Cli {
 enum Command {
     /// Reconcile the promotion requests of a cluster.
     Controller(controller::ControllerArgs),
-    /// Let the controllers of another Lease rule this cluster's promotion requests.
+    /// Hand this cluster's promotion requests to the controllers of another Lease.
     AdoptLease(adopt::AdoptArgs),
     /// Carry out the promotion requests of a file, without a cluster. It orders the requests of one state file; it keeps no order
     /// with a controller, nor with a promote that has another state file: let only one of them write a float.
     Promote(promote::PromoteArgs),
-    /// Say what carrying out the promotion requests of a file would do, and write nothing.
+    /// Say what the promotion requests of a file would do, and write nothing.
     Preview(preview::PreviewArgs),
     /// Turn `oc image mirror` mappings, or the scripts that run it, into promotion requests.
     Convert(convert::ConvertArgs),
     /// Print the CRD.
     Crd,
-    /// Serve the embedded registry: quay-like, in memory, collecting what no tag holds at once.
+    /// Serve the embedded registry: like quay, but in memory, and deleting at once what no tag holds.
     #[cfg(feature = "embedded-registry")]
     Registry(registry::RegistryServeArgs),
 }
@@ -63,34 +63,34 @@ enum Command {
 /// How registries are spoken to.
 #[derive(Debug, Clone, Args)]
 struct RegistryArgs {
-    /// Speak plain HTTP to this registry (repeatable).
+    /// Use plain HTTP with this registry (repeatable).
     #[arg(long, value_name = "HOST[:PORT]")]
     plain_http: Vec<String>,
-    /// A registry that may be contacted; * stands within a label, ** across dots (repeatable). The controller contacts no
-    /// other; promote has no list unless one is given. A host at an internal address, or behind a proxy, has to be meant by more
-    /// than stars, also where a registry only leads there (token realm, redirect, upload).
+    /// A registry that may be contacted; * matches within a label, ** across dots (repeatable). The controller contacts no
+    /// other; promote contacts any if there is no list. Hosts at internal addresses, or behind a proxy, must be listed
+    /// literally, token and storage hosts included.
     #[arg(long, value_name = "PATTERN")]
     allow_registry: Vec<HostPattern>,
-    /// Trust the CA certificates of this PEM file at this registry, besides the system's (repeatable).
+    /// Trust the CA certificates of this PEM file at this registry only, besides the system's (repeatable).
     #[arg(long, value_name = "HOST[:PORT]=FILE", value_parser = host_and_file)]
     registry_ca: Vec<(String, PathBuf)>,
-    /// A network that is internal although its addresses are public, as those of pods and services may be: no registry may lead
-    /// there (repeatable).
+    /// A network with public addresses that is internal, such as that of pods or services: no registry may lead there
+    /// (repeatable).
     #[arg(long, value_name = "CIDR")]
     cluster_range: Vec<IpNet>,
-    /// Manifest requests a second, and blob requests a second, per registry; 0: no pacing.
+    /// Manifest requests per second, and blob requests per second, to each registry; 0: no limit.
     #[arg(long, value_name = "N", default_value_t = 40)]
     registry_qps: u32,
-    /// Requests in flight per registry.
+    /// Requests in flight to each registry.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(3..=256))]
     registry_concurrency: u16,
-    /// How long a tag write may take to show; a tag write's timeout is two seconds less.
+    /// How long a tag write may take to show in reads; its timeout is two seconds less.
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u8).range(3..=12))]
     settle_seconds: u8,
-    /// How long a tag write that was not answered may land after it was given up: so long its float is not passed on.
+    /// How long a tag write may still land after it was given up unanswered; nobody else gets its float before.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u8).range(15..=120))]
     late_seconds: u8,
-    /// A request that works is saved at most this often.
+    /// A working request is saved at most this often.
     #[arg(long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=60))]
     status_interval: u8,
 }

@@ -47,13 +47,13 @@ pub(super) struct PreviewArgs {
     /// A YAML file with one or more promotion requests, a document each; - is standard input.
     #[arg(short = 'f', long = "file", value_name = "FILE")]
     file: PathBuf,
-    /// Compare with what this script, or this mapping file, does about the same floats (repeatable).
+    /// Compare with what this script, or this mapping file, does to the same floats (repeatable).
     #[arg(long, value_name = "FILE")]
     against: Vec<PathBuf>,
     /// Credentials, a dockerconfigjson [default: `$REGISTRY_AUTH_FILE`, else the usual podman and docker files].
     #[arg(long, value_name = "FILE")]
     registry_config: Option<PathBuf>,
-    /// Give up on what is not known after so many seconds.
+    /// Report what is still unknown after this many seconds as such.
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=3600))]
     timeout: u32,
     /// How the findings are printed.
@@ -65,7 +65,7 @@ pub(super) struct PreviewArgs {
         default_value = "table"
     )]
     output: Output,
-    /// Look at a registry in memory that stands in for every registry of the file.
+    /// Use a registry in memory in place of every registry of the file.
     #[cfg(feature = "embedded-registry")]
     #[arg(long)]
     embedded_registry: bool,

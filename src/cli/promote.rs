@@ -30,8 +30,8 @@ pub(super) struct PromoteArgs {
     /// input.
     #[arg(short = 'f', long = "file", value_name = "FILE")]
     file: PathBuf,
-    /// Where the status is kept [default: FILE with the extension .state.yaml; of standard input nowhere: what is interrupted then
-    /// begins anew].
+    /// Where the status is kept [default: FILE with the extension .state.yaml; for standard input nowhere, so that an interrupted
+    /// run starts again].
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
     /// Credentials, a dockerconfigjson [default: `$REGISTRY_AUTH_FILE`, else the usual podman and docker files].
@@ -40,7 +40,7 @@ pub(super) struct PromoteArgs {
     /// Print the final objects on standard output, as a List.
     #[arg(short = 'o', long = "output", value_name = "FORMAT")]
     output: Option<Output>,
-    /// Promote on a registry in memory that stands in for every registry of the file.
+    /// Use a registry in memory in place of every registry of the file.
     #[cfg(feature = "embedded-registry")]
     #[arg(long)]
     embedded_registry: bool,

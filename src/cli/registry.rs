@@ -12,7 +12,7 @@ use quaylike::{Options, built_in, serve};
 /// Serve the embedded registry.
 #[derive(Debug, Args)]
 pub(super) struct RegistryServeArgs {
-    /// Where to listen; port 0 is a free one.
+    /// Where to listen; port 0 picks a free one.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:5000")]
     listen: SocketAddr,
 }

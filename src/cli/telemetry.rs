@@ -14,7 +14,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 /// How logs are written.
 #[derive(Debug, Clone, Default, Args)]
 pub(super) struct LogArgs {
-    /// How lines of log are written, on standard error.
+    /// Format of the log, on standard error.
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t = Format::Text)]
     log_format: Format,
 }

@@ -229,3 +229,91 @@ fn the_reference_lists_every_flag_once_with_its_default() {
     }
     assert_eq!(named, known);
 }
+
+/// A number with its unit, in seconds where it is a time.
+fn number(words: &str) -> Option<i64> {
+    let (number, unit) = words.split_once(' ').unwrap_or((words, ""));
+    let unit = match unit {
+        "" | "s" => 1,
+        "h" => 3600,
+        "days" => 24 * 3600,
+        _ => return None,
+    };
+    Some(number.parse::<i64>().ok()? * unit)
+}
+
+/// `default (least to most)`, where a cell says that.
+fn range(cell: &str) -> Option<[i64; 3]> {
+    let (default, rest) = cell.split_once(" (")?;
+    let (least, most) = rest.split_once(')')?.0.split_once(" to ")?;
+    Some([number(default)?, number(least)?, number(most)?])
+}
+
+/// The cells of each row of a section of the limits.
+fn limits(heading: &str) -> Vec<Vec<String>> {
+    let limits = section("docs/reference.md", "Limits");
+    let (_, rest) = limits.split_once(&format!("\n### {heading}\n")).unwrap();
+    let table = rest.split("\n### ").next().unwrap();
+    let rows = table.lines().filter(|line| line.starts_with("| "));
+    let cells = rows.map(|row| row.trim_matches('|').split('|').map(|c| c.trim().into()));
+    cells.map(Iterator::collect).collect()
+}
+
+#[test]
+fn the_limits_of_a_request_are_those_of_the_definition() {
+    let definition = serde_json::to_value(promotion_controller::api::crd()).unwrap();
+    let schema = &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    let fields = &schema["properties"]["spec"]["properties"];
+    let mut found = BTreeSet::new();
+    for row in limits("Set in the request") {
+        let Some(field) = names(&row[2]).next() else {
+            continue;
+        };
+        let field = field.strip_prefix("spec.").unwrap();
+        // The schema has them as floating-point numbers.
+        let known = ["default", "minimum", "maximum"]
+            .map(|key| fields[field][key].as_f64().unwrap().to_string());
+        let said = range(&row[1]).unwrap_or_else(|| panic!("{row:?}"));
+        let said = said.map(|number| number.to_string());
+        assert_eq!(said, known, "{row:?}");
+        found.insert(field.to_owned());
+    }
+    let bounded = fields.as_object().unwrap().iter();
+    let bounded = bounded.filter(|(_, field)| field["maximum"].is_number());
+    assert_eq!(found, bounded.map(|(name, _)| name.clone()).collect());
+    let images = fields["images"]["maxItems"].to_string();
+    let fixed = limits("Fixed: the request and its images");
+    let row = fixed.iter().find(|row| row[0] == "images of a request");
+    assert_eq!(row.unwrap()[1], images);
+}
+
+#[test]
+fn the_limits_of_the_flags_are_those_of_the_command_line() {
+    use clap::Parser as _;
+    let mut checked = 0;
+    for row in limits("Set by whoever runs the controller") {
+        let Some([default, least, most]) = range(&row[1]) else {
+            continue;
+        };
+        let flag = names(&row[2]).next().unwrap();
+        let commands = if flag == "--timeout" {
+            &["preview", "--file=x"][..]
+        } else {
+            &["controller"]
+        };
+        let takes = |value: i64| {
+            let flag = format!("{flag}={value}");
+            let arguments = [&["promotion-controller"], commands, &[&flag]].concat();
+            Cli::try_parse_from(arguments).is_ok()
+        };
+        let bounds = [least - 1, least, most, most + 1].map(takes);
+        assert_eq!(bounds, [false, true, true, false], "{row:?}");
+        let listed = rows(&section("docs/reference.md", "Flags"));
+        let listed = listed
+            .iter()
+            .find(|row| names(&row[0]).next() == Some(flag));
+        assert_eq!(listed.unwrap()[1], format!("`{default}`"), "{row:?}");
+        checked += 1;
+    }
+    assert!(checked >= 6, "{checked}");
+}
