@@ -8,8 +8,8 @@ use std::collections::{HashMap, HashSet};
 
 use reqwest::Url;
 
-use super::Settings;
 use super::error::BuildError;
+use super::settings::Settings;
 use crate::image::{Repository, host_name};
 
 /// Names and the addresses they stand for.

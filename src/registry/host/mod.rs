@@ -1,9 +1,13 @@
 //! What one registry host is asked to bear, and whose request goes next.
 
+pub(crate) mod admission;
 pub(crate) mod breaker;
-pub(crate) mod budget;
+pub(crate) mod hosts;
 pub(crate) mod limits;
 pub(crate) mod progress;
 pub(crate) mod queue;
 pub(crate) mod reserve;
 pub(crate) mod token_bucket;
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@
 //! The window of places halves when the host limits the rate and grows again, by one for each window of answers.
 //!
 //! Guaranteed: no more places are granted than the window has; the namespace that was served least goes first, of it the flow (promotion
-//! request) that was served least, and a new one is ahead of the others by [`NEW_FLOW_CREDIT`] grants at most, so that a small
+//! request) that was served least, and a new one is ahead of the others by [`state::NEW_FLOW_CREDIT`] grants at most, so that a small
 //! request passes hundreds of images and holds nobody up for long; what rests on a look that must not grow old goes before all others;
 //! who has left takes nothing; who waits for two places is not passed for ever by those who wait for one.
 //!
@@ -21,33 +21,16 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::limits::{FlowKey, Lane, Limits, lock};
+use super::limits::{Lane, Limits, lock};
 use super::progress::{Progress, SHOWN_AFTER, Waiting};
 use crate::machine::Reason;
-use state::{State, StreamHolder};
-
-/// How many grants a new flow is ahead of those that are there: about the requests of four images.
-const NEW_FLOW_CREDIT: i64 = 64;
-/// The window is never smaller: a stream within one host takes two places, and one request must pass beside it.
-pub(crate) const WINDOW_MIN: usize = 3;
-
-/// What is waited for.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Want {
-    /// For whom.
-    pub(crate) flow: FlowKey,
-    /// Requests that will be in flight: none where the caller has its place already.
-    pub(crate) places: usize,
-    /// The lane that paces it: none for the places of a stream, whose requests are paced themselves.
-    pub(crate) paced: Option<Lane>,
-    /// Whether it goes before all others, paced afterwards: it rests on a look that must not grow old.
-    pub(crate) prompt: bool,
-}
+pub(crate) use state::Want;
+use state::{State, StreamHolder, WINDOW_MIN};
 
 /// Places and pacing of one host.
 #[derive(Debug)]
 pub(crate) struct HostQueue {
-    state: Mutex<State>,
+    state: Mutex<State<Permit>>,
 }
 
 /// Places held, given back when dropped; and a token of the pacing, which is used unless it is [refunded](Permit::refund).
@@ -142,7 +125,7 @@ impl HostQueue {
     }
 
     /// Changes the state, then grants what can be granted.
-    fn with(self: &Arc<Self>, change: impl FnOnce(&mut State)) {
+    fn with(self: &Arc<Self>, change: impl FnOnce(&mut State<Permit>)) {
         let mut state = lock(&self.state);
         change(&mut state);
         let now = Instant::now();

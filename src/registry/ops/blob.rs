@@ -4,43 +4,27 @@
 //! buffered but what is on its way; content is hashed on the way and an upload of anything else cannot complete; a download
 //! that breaks goes on where it broke; an upload session is used or cancelled.
 
-use std::collections::HashSet;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use reqwest::header::HeaderMap;
 use reqwest::{Method, StatusCode, Url};
 
+use super::client::RegistryClient;
+use super::job::Job;
+use super::known::BlobState;
 use super::manifest::Blob;
-use super::upload::RESTARTS_MAX;
 use crate::image::{Digest, Repository};
 use crate::machine::Reason;
 use crate::registry::auth::access::Access;
-use crate::registry::auth::credential::Credential;
-use crate::registry::endpoint::Endpoint;
 use crate::registry::error::Error;
 use crate::registry::host::limits::Lane;
 use crate::registry::host::progress::Progress;
-use crate::registry::wire::send::{Content, Failure, RegistryRequest};
-use crate::registry::{BlobKey, BlobState, RegistryClient};
+use crate::registry::wire::request::Content;
+use crate::registry::wire::request::Failure;
+use crate::registry::wire::request::RegistryRequest;
 
-/// One image on its way from one repository to another.
-#[derive(Debug)]
-pub(crate) struct Job<'a> {
-    pub(crate) from: &'a Repository,
-    pub(crate) to: &'a Repository,
-    pub(crate) from_at: Endpoint,
-    pub(crate) to_at: Endpoint,
-    pub(crate) pull: &'a Credential,
-    pub(crate) push: &'a Credential,
-    pub(crate) progress: &'a Progress,
-    /// Whether the target is written to, or only looked at.
-    pub(crate) writes: bool,
-    /// Whether mounting is still worth a try.
-    pub(crate) mounts: AtomicBool,
-    /// The configs whose labels count for the tags of this image.
-    pub(crate) configs: Mutex<HashSet<Digest>>,
-}
+/// How often a blob is started anew after an upload of which nothing certain is known.
+pub(crate) const RESTARTS_MAX: u32 = 3;
 
 /// What became of the wish to mount.
 enum Mount {
@@ -49,30 +33,6 @@ enum Mount {
     Session(Url),
     /// Not here, not with these rights.
     Declined,
-}
-
-impl Job<'_> {
-    pub(crate) fn source(&self) -> Access<'_> {
-        Access::new(&self.from_at, self.pull, self.from, false)
-    }
-
-    pub(crate) fn target(&self) -> Access<'_> {
-        Access::new(&self.to_at, self.push, self.to, self.writes)
-    }
-
-    pub(crate) fn blob_key(&self, digest: Digest) -> BlobKey {
-        BlobKey::of(&self.target(), digest)
-    }
-}
-
-impl BlobKey {
-    pub(crate) fn of(access: &Access<'_>, digest: Digest) -> Self {
-        Self {
-            credential: access.credential.key(),
-            repository: access.repository.clone(),
-            digest,
-        }
-    }
 }
 
 impl RegistryClient {
@@ -141,7 +101,7 @@ impl RegistryClient {
         {
             Ok(grant) if grant.may_pull(job.from) => {}
             Ok(_) | Err(Failure::Refused(_)) => return Ok(Mount::Declined),
-            Err(failure) => return Err(failure.into_error()),
+            Err(failure) => return Err(failure.into()),
         }
         for _ in 0..=RESTARTS_MAX {
             let mut url = uploads_url(&access);
@@ -159,7 +119,7 @@ impl RegistryClient {
                 Err(Failure::Refused(error)) if matches!(error.status(), Some(400..500)) => {
                     return Ok(Mount::Declined);
                 }
-                Err(failure) => return Err(failure.into_error()),
+                Err(failure) => return Err(failure.into()),
             };
             return Ok(match reply.status() {
                 StatusCode::CREATED => Mount::Mounted,

@@ -12,8 +12,11 @@ use std::sync::{Mutex, PoisonError};
 
 use futures::{StreamExt, TryStreamExt, stream};
 
-use super::blob::Job;
+use super::client::RegistryClient;
 use super::get::named;
+use super::job::Job;
+use super::known::BlobKey;
+use super::known::BlobState;
 use super::manifest::{Blob, CHILDREN_MAX, Manifest};
 use super::put::{Bounds, Put};
 use crate::image::{Digest, Reference, Repository};
@@ -23,7 +26,6 @@ use crate::registry::auth::credential::Credential;
 use crate::registry::error::Error;
 use crate::registry::host::progress::Progress;
 use crate::registry::host::reserve::off_runtime;
-use crate::registry::{BlobKey, BlobState, RegistryClient};
 
 /// Levels of manifests below the top one.
 const DEPTH_MAX: usize = 4;

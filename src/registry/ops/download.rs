@@ -14,18 +14,18 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
 use super::blob::{blob_url, mismatch, named};
-use super::expiry::Capture;
+use super::client::RegistryClient;
+use super::expiry::ConfigCapture;
 use super::manifest::Blob;
 use crate::image::{Digest, Repository};
 use crate::machine::Reason;
 use crate::metrics;
-use crate::registry::RegistryClient;
 use crate::registry::auth::access::Access;
 use crate::registry::auth::credential::Credential;
 use crate::registry::endpoint::Endpoint;
 use crate::registry::error::Error;
 use crate::registry::host::progress::Progress;
-use crate::registry::wire::send::Failure;
+use crate::registry::wire::request::Failure;
 
 /// How often a download goes on within one upload.
 const RESUMES_MAX: u32 = 5;
@@ -56,7 +56,7 @@ pub(crate) struct Download {
     pub(crate) progress: Progress,
     pub(crate) meter: Arc<Meter>,
     /// A config is kept, to read its labels.
-    pub(crate) capture: Option<Capture>,
+    pub(crate) capture: Option<ConfigCapture>,
 }
 
 /// How fast a source is: what it brought of late, in the time that it was waited for.
@@ -168,7 +168,7 @@ impl Download {
         }
         let length = chunk.len() as u64;
         if self.offset + length > self.blob.size {
-            return Err(Failure::Refused(mismatch(&self.from, self.blob.digest)));
+            return Err(mismatch(&self.from, self.blob.digest).into());
         }
         self.hash.update(&chunk);
         if let Some(capture) = &mut self.capture {
@@ -178,7 +178,7 @@ impl Download {
         if self.offset == self.blob.size {
             let found = Digest::from_bytes(self.hash.clone().finalize().into());
             if found != self.blob.digest {
-                return Err(Failure::Refused(mismatch(&self.from, self.blob.digest)));
+                return Err(mismatch(&self.from, self.blob.digest).into());
             }
             if let Some(capture) = self.capture.take() {
                 self.registry.learn_labels(capture);
@@ -200,10 +200,7 @@ impl Download {
             let message = format!(
                 "{what}: cut off or too slow {RESUMES_MAX} times, last after {offset} bytes"
             );
-            return Err(Failure::Refused(Error::attempt(
-                Reason::RegistryError,
-                message,
-            )));
+            return Err(Error::attempt(Reason::RegistryError, message).into());
         }
         tokio::time::sleep(Duration::from_millis(50) * self.resumes * self.resumes).await;
         let (registry, progress) = (self.registry.clone(), self.progress.clone());
@@ -224,10 +221,7 @@ impl Download {
                     "{}: another range was sent than asked",
                     named(&self.from, self.blob.digest)
                 );
-                return Err(Failure::Refused(Error::attempt(
-                    Reason::RegistryError,
-                    message,
-                )));
+                return Err(Error::attempt(Reason::RegistryError, message).into());
             }
             _ => self.offset,
         };
@@ -264,21 +258,18 @@ impl RegistryClient {
             StatusCode::OK => {
                 let length = reply.response.content_length();
                 if length.is_some_and(|length| length != blob.size) {
-                    return Err(Failure::Refused(mismatch(from, blob.digest)));
+                    return Err(mismatch(from, blob.digest).into());
                 }
                 Ok(reply.response)
             }
             StatusCode::PARTIAL_CONTENT if offset > 0 => Ok(reply.response),
             StatusCode::NOT_FOUND => {
                 let absence = reply.absence(&what, false).await;
-                absence.map_err(Failure::Refused)?;
+                absence?;
                 let message = format!("{what}: the source image misses this blob; rebuild it");
-                Err(Failure::Refused(Error::attempt(
-                    Reason::SourceIncomplete,
-                    message,
-                )))
+                Err(Error::attempt(Reason::SourceIncomplete, message).into())
             }
-            _ => Err(Failure::Refused(reply.refusal(&what).await)),
+            _ => Err(reply.refusal(&what).await.into()),
         }
     }
 }

@@ -8,17 +8,18 @@ use std::borrow::Borrow;
 
 use futures::{StreamExt, TryStreamExt, stream};
 
-use super::blob::{Job, blob_url, named};
+use super::blob::{blob_url, named};
+use super::client::RegistryClient;
 use super::copy::AT_ONCE;
+use super::job::Job;
 use super::manifest::{Blob, Manifest};
 use crate::image::Repository;
 use crate::machine::{Copying, Reason};
-use crate::registry::RegistryClient;
 use crate::registry::auth::access::Access;
 use crate::registry::auth::credential::Credential;
 use crate::registry::error::Error;
 use crate::registry::host::progress::Progress;
-use crate::registry::wire::send::Failure;
+use crate::registry::wire::request::Failure;
 
 /// Where a blob is found.
 enum FoundAt {
@@ -91,7 +92,7 @@ impl RegistryClient {
         let endpoint = self.endpoint(repository)?;
         let access = Access::new(&endpoint, credential, repository, true);
         let grant = self.transport().authorise(&access, None, progress);
-        let grant = grant.await.map_err(Failure::into_error)?;
+        let grant = grant.await?;
         Ok(grant.tells_rights())
     }
 
@@ -108,7 +109,7 @@ impl RegistryClient {
         {
             Ok(grant) => Ok(grant.may_pull(job.from)),
             Err(Failure::Refused(_)) => Ok(false),
-            Err(failure) => Err(failure.into_error()),
+            Err(failure) => Err(failure.into()),
         }
     }
 

@@ -18,17 +18,19 @@ use reqwest::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::blob::{Job, blob_url, mismatch, named};
+use super::blob::{blob_url, mismatch, named};
+use super::client::RegistryClient;
+use super::job::Job;
+use super::known::{BlobKey, LabelValues};
 use super::manifest::{Blob, Descriptor, Manifest};
 use crate::image::{Digest, Reference, Repository};
 use crate::machine::Reason;
-use crate::registry::auth::access::{Access, Challenge};
+use crate::registry::auth::access::Access;
+use crate::registry::auth::challenge::Challenge;
 use crate::registry::auth::credential::Credential;
 use crate::registry::endpoint::Endpoint;
 use crate::registry::error::{Error, one_line};
 use crate::registry::host::progress::Progress;
-use crate::registry::wire::send::Failure;
-use crate::registry::{BlobKey, RegistryClient};
 
 /// The most of a config that is read for its labels.
 const CONFIG_MAX: u64 = 1024 * 1024;
@@ -50,15 +52,8 @@ pub struct TagLabels {
     pub immutable: bool,
 }
 
-/// The labels that count, as they were written.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Written {
-    expires_after: Option<String>,
-    immutable: Option<String>,
-}
-
 /// A config on its way, kept for its labels.
-pub(crate) struct Capture {
+pub(crate) struct ConfigCapture {
     key: BlobKey,
     pub(crate) bytes: Vec<u8>,
 }
@@ -104,19 +99,19 @@ struct Labels<'a> {
 
 impl Labels<'_> {
     /// Their values, where they are text.
-    fn written(&self) -> Written {
+    fn written(&self) -> LabelValues {
         let text = |value: Option<&RawValue>| {
             let value: String = serde_json::from_str(value?.get()).ok()?;
             Some(value.chars().take(COMPARED_MAX).collect())
         };
-        Written {
+        LabelValues {
             expires_after: text(self.expires_after),
             immutable: text(self.immutable),
         }
     }
 }
 
-impl Written {
+impl LabelValues {
     /// What both have with the same value.
     fn shared_with(self, other: &Self) -> Self {
         let shared = |own: Option<String>, other: &Option<String>| {
@@ -164,19 +159,19 @@ impl Manifest {
     }
 
     /// The annotations that count: none but of an OCI image.
-    fn annotated(&self) -> Written {
+    fn annotated(&self) -> LabelValues {
         let labelled: Option<Labelled> = serde_json::from_slice(&self.bytes).ok();
         let annotations = labelled.and_then(|labelled| labelled.annotations);
         let annotations = annotations.filter(|_| self.media_type == OCI_IMAGE_MEDIA_TYPE);
-        annotations.map_or_else(Written::default, |annotations| annotations.written())
+        annotations.map_or_else(LabelValues::default, |annotations| annotations.written())
     }
 }
 
 impl Job<'_> {
     /// Where to keep a blob that is about to be streamed, if its labels count.
-    pub(crate) fn capture(&self, blob: Blob) -> Option<Capture> {
+    pub(crate) fn capture(&self, blob: Blob) -> Option<ConfigCapture> {
         let configs = self.configs.lock().unwrap_or_else(PoisonError::into_inner);
-        (configs.contains(&blob.digest) && blob.size <= CONFIG_MAX).then(|| Capture {
+        (configs.contains(&blob.digest) && blob.size <= CONFIG_MAX).then(|| ConfigCapture {
             key: self.blob_key(blob.digest),
             bytes: Vec::new(),
         })
@@ -236,22 +231,22 @@ impl RegistryClient {
         reading: &'a Reading<'a>,
         manifest: &'a Manifest,
         depth: usize,
-    ) -> BoxFuture<'a, Result<Written, Error>> {
+    ) -> BoxFuture<'a, Result<LabelValues, Error>> {
         async move {
             if !manifest.is_index() {
                 return self.read_image(reading, manifest).await;
             }
             if depth == DEPTH_MAX {
-                return Ok(Written::default());
+                return Ok(LabelValues::default());
             }
-            let mut shared: Option<Written> = None;
+            let mut shared: Option<LabelValues> = None;
             for digest in manifest.parts("an index")?.children {
                 let reference = Reference::Digest(digest);
                 let (repository, credential) = (reading.repository, reading.credential);
                 let child = self.get(repository, &reference, credential, reading.progress);
                 let written = match child.await? {
                     Some(child) => self.read_labels(reading, &child, depth + 1).await?,
-                    None => Written::default(),
+                    None => LabelValues::default(),
                 };
                 let both = match shared {
                     Some(shared) => shared.shared_with(&written),
@@ -272,9 +267,9 @@ impl RegistryClient {
         &self,
         reading: &Reading<'_>,
         manifest: &Manifest,
-    ) -> Result<Written, Error> {
+    ) -> Result<LabelValues, Error> {
         let Some(config) = manifest.config() else {
-            return Ok(Written::default());
+            return Ok(LabelValues::default());
         };
         let annotated = manifest.annotated();
         if annotated.expires_after.is_some() && annotated.immutable.is_some() {
@@ -315,11 +310,7 @@ impl RegistryClient {
         let mut request = self.blob_request(Method::GET, url, &what, access, progress);
         request.timeout = Some(PATIENCE);
         request.patience = Some(Duration::ZERO);
-        let reply = self
-            .transport()
-            .send(&mut request)
-            .await
-            .map_err(Failure::into_error)?;
+        let reply = self.transport().send(&mut request).await?;
         if reply.status() != StatusCode::OK {
             return Err(reply.refusal(&what).await);
         }
@@ -332,17 +323,17 @@ impl RegistryClient {
     }
 
     /// Remembers what a config says that was streamed whole.
-    pub(crate) fn learn_labels(&self, capture: Capture) {
+    pub(crate) fn learn_labels(&self, capture: ConfigCapture) {
         let written = written_in(&capture.bytes);
         self.0.labels.insert(capture.key, written);
     }
 }
 
 /// The labels of a config that count.
-fn written_in(config: &[u8]) -> Written {
+fn written_in(config: &[u8]) -> LabelValues {
     let config: Option<Config> = serde_json::from_slice(config).ok();
     let labels = config.and_then(|config| config.config?.labels);
-    labels.map_or_else(Written::default, |labels| labels.written())
+    labels.map_or_else(LabelValues::default, |labels| labels.written())
 }
 
 /// The value, if it says a time: an empty one takes a base image's label back, and quay ignores words.
@@ -423,7 +414,7 @@ mod tests {
 
     #[test]
     fn an_index_has_what_its_children_have_with_the_same_value() {
-        let written = |expires: &str, immutable: &str| Written {
+        let written = |expires: &str, immutable: &str| LabelValues {
             expires_after: (!expires.is_empty()).then(|| expires.into()),
             immutable: (!immutable.is_empty()).then(|| immutable.into()),
         };

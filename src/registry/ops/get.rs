@@ -7,6 +7,8 @@
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Method, StatusCode};
 
+use super::client::RegistryClient;
+use super::known::ManifestKey;
 use super::manifest::Manifest;
 use crate::image::{Digest, Reference, Repository, Tag};
 use crate::machine::Reason;
@@ -16,20 +18,15 @@ use crate::registry::error::Error;
 use crate::registry::host::limits::Lane;
 use crate::registry::host::progress::Progress;
 use crate::registry::host::reserve::off_runtime;
-use crate::registry::wire::reply::ManifestBody;
-use crate::registry::wire::send::{Content, Failure, RegistryRequest};
-use crate::registry::{ManifestKey, RegistryClient};
+use crate::registry::wire::reply::{CUTS_MAX, ManifestBody};
+use crate::registry::wire::request::Content;
+use crate::registry::wire::request::RegistryRequest;
 
-/// The most of a manifest that is read: the specification's floor for what registries take.
-pub(crate) const MANIFEST_MAX: usize = 4 * 1024 * 1024;
 /// Always all four: without the stored one, quay converts and answers another digest.
 const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, \
     application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.v2+json";
-
-/// How often a read is sent whose answer broke off: the last is one attempt's failure.
-pub(crate) const CUTS_MAX: u32 = 3;
 
 /// What one GET of a manifest came to.
 enum Got {
@@ -190,7 +187,7 @@ impl RegistryClient {
         reserved: bool,
     ) -> Result<Got, Error> {
         let reply = self.transport().send(request).await;
-        let reply = reply.map_err(Failure::into_error)?;
+        let reply = reply?;
         match reply.status() {
             StatusCode::OK => {}
             StatusCode::NOT_FOUND => {
@@ -248,11 +245,7 @@ impl RegistryClient {
 
     /// Whether there is what a HEAD asks for.
     pub(crate) async fn is_there(&self, mut request: RegistryRequest<'_>) -> Result<bool, Error> {
-        let reply = self
-            .transport()
-            .send(&mut request)
-            .await
-            .map_err(Failure::into_error)?;
+        let reply = self.transport().send(&mut request).await?;
         match reply.status() {
             StatusCode::OK => Ok(true),
             StatusCode::NOT_FOUND => Ok(false),

@@ -7,18 +7,19 @@ use reqwest::header::{CONTENT_TYPE, HeaderValue};
 use reqwest::{Method, StatusCode};
 use std::time::Duration;
 
+use super::client::RegistryClient;
 use super::get::named;
 use super::manifest::Manifest;
 use crate::image::{Reference, Repository, Tag};
 use crate::machine::Reason;
-use crate::registry::RegistryClient;
 use crate::registry::auth::access::Access;
 use crate::registry::auth::credential::Credential;
 use crate::registry::error::Error;
+use crate::registry::error::Meaning;
 use crate::registry::host::progress::Progress;
-use crate::registry::wire::dialect::Meaning;
 use crate::registry::wire::reply::Reply;
-use crate::registry::wire::send::{Content, Failure};
+use crate::registry::wire::request::Content;
+use crate::registry::wire::request::Failure;
 
 /// How long something may be waited out between a look at a tag and its PUT.
 const TAG_PUT_MAX_DELAY: Duration = Duration::from_secs(1);

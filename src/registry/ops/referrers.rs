@@ -17,19 +17,20 @@ use serde::Deserialize;
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::get::{MANIFEST_MAX, named};
+use super::client::RegistryClient;
+use super::get::named;
 use super::manifest::{FirstOf, Manifest, digest_of, unsupported};
 use crate::image::{Digest, Reference, Repository};
 use crate::machine::Reason;
-use crate::registry::RegistryClient;
 use crate::registry::auth::access::Access;
 use crate::registry::auth::credential::Credential;
 use crate::registry::endpoint::Endpoint;
-use crate::registry::error::{Answer, Error};
+use crate::registry::error::Error;
 use crate::registry::host::progress::Progress;
 use crate::registry::host::reserve::{Hold, SMALL_MAX};
+use crate::registry::wire::answer::Answer;
+use crate::registry::wire::reply::MANIFEST_MAX;
 use crate::registry::wire::reply::{ManifestBody, Reply};
-use crate::registry::wire::send::Failure;
 
 /// The longest list of referrers.
 const LISTED_MAX: usize = 100;
@@ -151,11 +152,7 @@ impl RegistryClient {
             let mut request =
                 self.manifest_request(Method::GET, &what, &reference, &access, progress);
             request.url = url.clone();
-            let reply = self
-                .transport()
-                .send(&mut request)
-                .await
-                .map_err(Failure::into_error)?;
+            let reply = self.transport().send(&mut request).await?;
             if page == 0 && may_be_no_api(&reply) {
                 let told = reply.words(&what).await?;
                 // What is not there, or unavailable, says nothing about the registry.

@@ -3,16 +3,15 @@
 //! In comes an index that is to be put where it is already; out comes whether all below it is there, made sure of by putting each
 //! child again: what a GET or HEAD by digest says may come from a cache. Others are asked for nothing.
 
+use super::client::RegistryClient;
 use super::manifest::Manifest;
 use crate::image::Repository;
 use crate::machine::Reason;
-use crate::registry::RegistryClient;
 use crate::registry::auth::access::Access;
 use crate::registry::auth::credential::Credential;
 use crate::registry::endpoint::address;
 use crate::registry::error::Error;
 use crate::registry::host::progress::Progress;
-use crate::registry::wire::send::Failure;
 
 impl RegistryClient {
     /// Whether all below a manifest that a repository has is there, as far as its PUT would not tell.
@@ -58,7 +57,7 @@ impl RegistryClient {
             return Ok(known);
         }
         let sparse = self.transport().greets_sparse(access, progress).await;
-        let sparse = sparse.map_err(Failure::into_error)?;
+        let sparse = sparse?;
         self.0.sparse.insert(key, sparse);
         Ok(sparse)
     }

@@ -13,27 +13,28 @@ use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION};
 use reqwest::{Body, Method, Response, StatusCode, Url};
 use sha2::{Digest as _, Sha256};
 
-use super::blob::{Job, mismatch, named, uploads_url};
+use super::blob::{RESTARTS_MAX, mismatch, named, uploads_url};
+use super::client::RegistryClient;
 use super::download::{Download, Flow, Meter};
+use super::job::Job;
 use super::manifest::Blob;
 use crate::image::{Digest, Repository};
 use crate::machine::Reason;
-use crate::registry::RegistryClient;
 use crate::registry::auth::access::Access;
 use crate::registry::auth::credential::Credential;
 use crate::registry::error::Error;
-use crate::registry::host::budget::{Caller, StreamPlaces};
+use crate::registry::error::Meaning;
+use crate::registry::host::admission::Caller;
+use crate::registry::host::hosts::StreamPlaces;
 use crate::registry::host::progress::Progress;
 use crate::registry::wire::authorize::First;
-use crate::registry::wire::dialect::Meaning;
 use crate::registry::wire::egress::{self, REDIRECTS_MAX};
 use crate::registry::wire::location::is_own_upload;
 use crate::registry::wire::reply::Reply;
-use crate::registry::wire::send::Failure;
-use crate::registry::wire::send::{Content, PATIENCE};
+use crate::registry::wire::request::Content;
+use crate::registry::wire::request::Failure;
+use crate::registry::wire::tokens::PATIENCE;
 
-/// How often a blob is started anew after an upload of which nothing certain is known.
-pub(crate) const RESTARTS_MAX: u32 = 3;
 /// How often a source may be unavailable for one blob while it serves others.
 const UNAVAILABLE_MAX: u32 = 20;
 
@@ -69,7 +70,7 @@ impl RegistryClient {
                 // What is refused to a guess, the requests themselves are told.
                 match transport.authorise(&access, None, job.progress).await {
                     Ok(_) | Err(Failure::Refused(_)) => {}
-                    Err(failure) => return Err(failure.into_error()),
+                    Err(failure) => return Err(failure.into()),
                 }
             }
             let places = transport.stream_places((&source, puller), (&target, pusher));
@@ -91,7 +92,7 @@ impl RegistryClient {
                     let message = format!("{} (started anew {RESTARTS_MAX} times)", error.message);
                     return Err(Error::attempt(Reason::RegistryError, message));
                 }
-                Err(failure) => return Err(failure.into_error()),
+                Err(failure) => return Err(failure.into()),
             };
             restarts_in_a_row += 1;
             unavailable += u32::from(error.status().is_some_and(|status| status >= 500));
@@ -171,10 +172,7 @@ impl RegistryClient {
             response = again.await?;
         }
         let message = format!("{what}: too many redirects");
-        Err(Failure::Refused(Error::attempt(
-            Reason::RegistryError,
-            message,
-        )))
+        Err(Error::attempt(Reason::RegistryError, message).into())
     }
 
     /// The closing PUT of an upload, with the whole content. Where it has to be sent instead, if that is said.
@@ -201,7 +199,7 @@ impl RegistryClient {
         let meter = Arc::new(Meter::default());
         if blob.size == 0 {
             if blob.digest != Digest::of(b"") {
-                return Err(Failure::Refused(mismatch(job.from, blob.digest)));
+                return Err(mismatch(job.from, blob.digest).into());
             }
         } else {
             request
@@ -379,7 +377,7 @@ impl RegistryClient {
         let what = repository.to_string();
         let tried = self.try_session(&access, &what, progress).await;
         // A redirect that leads nowhere leads nowhere the next time either.
-        let definite = |failure: Failure| match failure.into_error() {
+        let definite = |failure: Failure| match Error::from(failure) {
             error if matches!(error.status(), Some(300..400)) => {
                 Error::terminal(error.reason, &error.message)
             }
@@ -424,15 +422,12 @@ async fn landed(what: &str, blob: Blob, reply: Reply) -> Result<(), Failure> {
             return Ok(());
         }
         let message = format!("{what}: the registry stored it under another digest");
-        return Err(Failure::Refused(Error::attempt(
-            Reason::DigestMismatch,
-            message,
-        )));
+        return Err(Error::attempt(Reason::DigestMismatch, message).into());
     }
     let status = reply.status();
     let error = reply.refusal(what).await;
     if error.meaning() == Some(Meaning::SessionLost) || !status.is_client_error() {
         return Err(Failure::OutcomeUnknown(error));
     }
-    Err(Failure::Refused(error))
+    Err(error.into())
 }

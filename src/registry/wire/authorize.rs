@@ -1,83 +1,38 @@
-//! Tokens: what is sent to show a right.
+//! Authorization: every request is sent with what its registry asks for.
 //!
 //! In comes whose rights are used on which repository ([`Access`]), and what is to be answered; out comes a [`Grant`]: the
 //! `Authorization` to send. What a registry will ask for is guessed: as its repository asked last, else as the registry itself did
-//! (`GET /v2/`, or the first upload session that is asked for). Only the 401 of a request says what that request wants. Tokens are
-//! kept by address, realm, service, credential and scopes, fetched by one at a time, and renewed at 80 % of their life.
+//! (`GET /v2/`, or the first upload session that is asked for). Only the 401 of a request says what that request wants: it is answered
+//! with what it asks for, or a fresh token, as long as there is one. Tokens are kept by address, realm, service, credential and scopes,
+//! fetched by one at a time, and renewed at 80 % of their life.
 //!
-//! Guaranteed: what one credential was granted never serves another; a right that the token itself says is missing (quay and
-//! distribution answer 200 with fewer actions) is an error before anything is sent; a token endpoint that is unavailable is waited
-//! for and never reads as "unauthorized".
+//! Guaranteed: the registry's credentials and tokens go to the registry's own address only; what one credential was granted never
+//! serves another; a right that the token itself says is missing (quay and distribution answer 200 with fewer actions) is an error
+//! before anything is sent; a token endpoint that is unavailable is waited for and never reads as "unauthorized".
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use moka::policy::EvictionPolicy;
-use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest::{Method, StatusCode, Url};
-use serde::Deserialize;
-use serde_json::Value;
-use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 
-use super::dialect::Meaning;
-use super::reply::{Reply, challenge_of};
-use super::send::{Content, Failure, PATIENCE, RegistryRequest, Transport};
-use crate::image::Repository;
+use super::reply::{CUTS_MAX, Reply};
+use super::request::{Content, Failure, RegistryRequest};
+use super::send::Transport;
+use super::tokens::TokenKey;
 use crate::machine::Reason;
-use crate::registry::auth::access::{Access, Challenge, Grant, Token};
-use crate::registry::auth::credential::CredentialKey;
-use crate::registry::endpoint::{Endpoint, address};
-use crate::registry::error::Error;
+use crate::registry::auth::access::Access;
+use crate::registry::auth::challenge::{Challenge, challenge_of};
+use crate::registry::auth::token::{Grant, Token, basic, now_unix, read_token};
+use crate::registry::endpoint::address;
+use crate::registry::error::{Error, Meaning};
 use crate::registry::host::limits::Lane;
-use crate::registry::host::progress::{Progress, WaitGuard, Waiting};
-use crate::registry::ops::get::CUTS_MAX;
+use crate::registry::host::progress::Progress;
 
-/// The life of a token that names none (the specification's default).
-const LIFE_DEFAULT: Duration = Duration::from_mins(1);
-/// No token is kept longer.
-const LIFE_MAX: Duration = Duration::from_hours(24);
+/// How often one request is sent with another token or challenge: a guess, what it asks for, a token that is fresh, and again.
+const ROUNDS_MAX: u32 = 4;
 /// The most of a token endpoint's answer that is read.
 const ANSWER_MAX: usize = 64 * 1024;
-/// One that nobody wanted for so long is not kept.
-const IDLE_MAX: Duration = Duration::from_hours(1);
-/// The longest token that is kept and sent: servers take no longer header.
-const TOKEN_MAX: usize = 16 * 1024;
-/// Tokens kept.
-const TOKENS_MAX: u64 = 5_000;
-/// Registries of which it is kept what they asked for.
-const GREETINGS_MAX: u64 = 5_000;
-/// Who waits for another task's work looks this often at what that one waits for.
-const WORKER_LOOK: Duration = Duration::from_millis(500);
-/// Repositories of which it is kept what they asked for.
-const CHALLENGES_MAX: u64 = 10_000;
-
-/// What registries asked for, and the tokens.
-#[derive(Debug)]
-pub(crate) struct Tokens {
-    /// By address.
-    greetings: moka::sync::Cache<String, Arc<Greeting>>,
-    /// By repository, and whether it was to be written to.
-    challenges: moka::sync::Cache<(Repository, bool), Challenge>,
-    cells: moka::sync::Cache<TokenKey, Arc<Shared<Cell>>>,
-}
-
-/// What one task at a time has in work; the others are shown what that one waits for.
-#[derive(Debug, Default)]
-struct Shared<T> {
-    inner: tokio::sync::Mutex<T>,
-    worker: Mutex<Option<Progress>>,
-}
-
-/// What a registry asked for at the first of all requests.
-#[derive(Debug, Default)]
-struct Greeting {
-    challenge: OnceLock<Challenge>,
-    /// Held by the one that asks.
-    ping: Shared<()>,
-}
 
 /// What became of a request that was to be the first to its registry.
 #[derive(Debug)]
@@ -88,82 +43,96 @@ pub(crate) enum First {
     RequestKind(Challenge),
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct TokenKey {
-    address: String,
-    realm: String,
-    service: Option<String>,
-    credential: CredentialKey,
-    scopes: String,
-}
-
-#[derive(Debug, Default)]
-struct Cell {
-    token: Option<Arc<Token>>,
-    /// The last refusal: who waited for it takes it, instead of asking again.
-    refused: Option<(Instant, Error)>,
-}
-
-/// A token endpoint's answer, each field whatever it is: what cannot be read of it is as if it were not there.
-#[derive(Deserialize)]
-struct TokenAnswer {
-    token: Option<Value>,
-    access_token: Option<Value>,
-    expires_in: Option<Value>,
-}
-
-/// What a token says of itself, as far as that can be read.
-#[derive(Debug, Default, Deserialize)]
-struct Claims {
-    exp: Option<Value>,
-    iat: Option<Value>,
-    access: Option<Value>,
-}
-
-impl Tokens {
-    pub(crate) fn new() -> Self {
-        Self {
-            greetings: kept(GREETINGS_MAX),
-            challenges: kept(CHALLENGES_MAX),
-            cells: kept(TOKENS_MAX),
-        }
-    }
-
-    /// Remembers what a 401 asked for.
-    pub(crate) fn learn(&self, access: &Access<'_>, challenge: &Challenge) {
-        let key = (access.repository.clone(), access.push);
-        if self.challenges.get(&key).as_ref() != Some(challenge) {
-            self.challenges.insert(key, challenge.clone());
-        }
-    }
-
-    /// What will be asked for, as far as that can be guessed.
-    pub(crate) fn known(&self, access: &Access<'_>) -> Option<Challenge> {
-        let key = (access.repository.clone(), access.push);
-        let own = self.challenges.get(&key);
-        own.or_else(|| self.greeting(access.endpoint).challenge.get().cloned())
-    }
-
-    fn greeting(&self, endpoint: &Endpoint) -> Arc<Greeting> {
-        let address = address(&endpoint.base);
-        self.greetings.get_with(address, Arc::default)
-    }
-}
-
-/// A memory of so many, which forgets what nobody wanted for long.
-fn kept<K, V>(most: u64) -> moka::sync::Cache<K, V>
-where
-    K: std::hash::Hash + Eq + Send + Sync + 'static,
-    V: Clone + Send + Sync + 'static,
-{
-    moka::sync::Cache::builder()
-        .max_capacity(most)
-        .eviction_policy(EvictionPolicy::lru())
-        .time_to_idle(IDLE_MAX)
-        .build()
-}
-
 impl Transport {
+    /// Sends with the rights of `request.access`.
+    pub(crate) async fn send(&self, request: &mut RegistryRequest<'_>) -> Result<Reply, Failure> {
+        self.send_gated(request, || true).await
+    }
+
+    /// As [`Transport::send`]; `gate` is asked directly before every sending, with no await between.
+    pub(crate) async fn send_gated(
+        &self,
+        request: &mut RegistryRequest<'_>,
+        mut gate: impl FnMut() -> bool + Send,
+    ) -> Result<Reply, Failure> {
+        let access = request.access;
+        if !access.endpoint.is_at(&request.url) {
+            return self.send_with_retry(request, None, gate).await;
+        }
+        let began = Instant::now();
+        let safe = matches!(request.method, Method::GET | Method::HEAD);
+        let (patience, progress) = (request.patience, request.progress);
+        let guess = self.guess(access, patience, progress).await?;
+        let guessed = self.answering(access, guess.clone(), None, patience, progress);
+        let (mut grant, mut in_vain) = match guessed.await {
+            // A guess: what this request itself is asked for, it is told without a credential.
+            Err(Failure::Refused(error))
+                if matches!(request.content, Content::Nothing) && !error.is_wait() =>
+            {
+                (Grant::bare(), Some(error))
+            }
+            grant => (grant?, None),
+        };
+        for _ in 0..ROUNDS_MAX {
+            let reply = self
+                .send_with_retry(request, grant.header(), &mut gate)
+                .await?;
+            let status = reply.status();
+            // Some tell a stranger that it may not, or that nothing is there, and never ask who it is.
+            let hidden = matches!(status, StatusCode::FORBIDDEN | StatusCode::NOT_FOUND)
+                && matches!(grant.challenge, Challenge::Open)
+                && !reply.elsewhere
+                && in_vain.is_none();
+            if hidden && grant.header.is_none() && !access.credential.is_anonymous() {
+                let basic = Challenge::Basic;
+                self.tokens.learn(access, &basic);
+                let shown = self.answering(access, basic, None, patience, progress);
+                grant = shown.await?;
+                continue;
+            }
+            if reply.elsewhere || status != StatusCode::UNAUTHORIZED {
+                return match in_vain {
+                    // What a stranger is shown is no answer to one who has a credential.
+                    Some(error) if safe => Err(Failure::Refused(error)),
+                    _ => Ok(reply),
+                };
+            }
+            let told = challenge_of(reply.response.headers());
+            if let Some((asked, _)) = &told {
+                self.tokens.learn(access, asked);
+            }
+            let told_nothing = told.is_none();
+            let (asked, insufficient) = told.unwrap_or((grant.challenge.clone(), false));
+            if let Some(error) = in_vain.take_if(|_| told_nothing || asked == guess) {
+                return Err(Failure::Refused(error));
+            }
+            in_vain = None;
+            let answer = reply.answer().await;
+            // A fresh token that was refused says no for good, unless it aged while the host was waited for.
+            let fresh = !grant.is_token() || (grant.is_issued_since(began) && grant.is_young());
+            let next = if fresh && asked == grant.challenge {
+                None
+            } else {
+                let next = self.answering(access, asked, Some(&grant), patience, progress);
+                Some(next.await?).filter(|next| next.header != grant.header)
+            };
+            let Some(next) = next else {
+                let error = access.refused(answer.status, &answer.said(), &grant, insufficient);
+                return Err(Failure::Refused(error));
+            };
+            if matches!(request.content, Content::Spent) {
+                // The next try is given the other one.
+                let message = format!("{}: the token was refused", request.what);
+                return Err(Failure::OutcomeUnknown(Error::attempt(
+                    Reason::RegistryError,
+                    message,
+                )));
+            }
+            grant = next;
+        }
+        Err(Failure::Refused(access.unsteady()))
+    }
+
     /// What to send for `access`, as far as it can be guessed what it will be asked for. A refusal is that of the guess.
     pub(crate) async fn authorise(
         &self,
@@ -211,7 +180,7 @@ impl Transport {
             let error = if anonymous {
                 access.no_entry()
             } else {
-                access.denied(action, None)
+                access.denied(action, "")
             };
             return Err(Failure::Refused(error));
         }
@@ -377,7 +346,7 @@ impl Transport {
                 Meaning::Unauthorized | Meaning::Denied if access.credential.is_anonymous() => {
                     access.no_entry()
                 }
-                Meaning::Unauthorized | Meaning::Denied => access.rejected(&answer),
+                Meaning::Unauthorized | Meaning::Denied => access.rejected(&answer.said()),
                 _ => answer.error(&what),
             });
         }
@@ -386,12 +355,15 @@ impl Transport {
             .await
             .map_err(Failure::Refused)?;
         let token = body.and_then(|body| read_token(&body, issued, now_unix()));
-        token.map(|token| token.narrowed(access)).ok_or_else(|| {
-            let message = format!("{what}: what is answered there holds no token");
-            Failure::Refused(Error::attempt(Reason::RegistryError, message))
-        })
+        token
+            .map(|token| token.narrowed(access.repositories()))
+            .ok_or_else(|| {
+                let message = format!("{what}: what is answered there holds no token");
+                Failure::Refused(Error::attempt(Reason::RegistryError, message))
+            })
     }
 
+    /// A request for a token, or a ping.
     fn plain_request<'a>(
         &self,
         what: &'a str,
@@ -401,18 +373,9 @@ impl Transport {
         progress: &'a Progress,
     ) -> RegistryRequest<'a> {
         RegistryRequest {
-            method: Method::GET,
-            url,
-            what,
-            lane: Lane::Tokens,
-            headers: HeaderMap::new(),
-            content: Content::Nothing,
-            access,
             timeout: Some(self.settings.request_timeout),
             patience,
-            prompt: false,
-            placed: false,
-            progress,
+            ..RegistryRequest::new(Method::GET, url, what, Lane::Tokens, access, progress)
         }
     }
 }
@@ -452,291 +415,4 @@ fn realm_url(access: &Access<'_>, realm: &str, service: Option<&str>) -> Result<
     }
     drop(query);
     Ok(url)
-}
-
-/// Reads a token endpoint's answer; none where it holds no token.
-fn read_token(body: &[u8], issued: Instant, unix: u64) -> Option<Token> {
-    let answer: TokenAnswer = serde_json::from_slice(body).ok()?;
-    let texts = [&answer.token, &answer.access_token].into_iter().flatten();
-    let mut texts = texts.filter_map(Value::as_str);
-    let text = texts.find(|token| {
-        (1..=TOKEN_MAX).contains(&token.len()) && token.bytes().all(|c| c.is_ascii_graphic())
-    })?;
-    let claims = claims(text);
-    let told = |value: Option<Value>| value.as_ref().and_then(seconds);
-    let stated = told(claims.exp).map(|exp| exp.saturating_sub(told(claims.iat).unwrap_or(unix)));
-    let life = told(answer.expires_in)
-        .or(stated)
-        .map_or(LIFE_DEFAULT, Duration::from_secs)
-        .min(LIFE_MAX);
-    let mut header = HeaderValue::from_str(&format!("Bearer {text}")).ok()?;
-    header.set_sensitive(true);
-    Some(Token {
-        issued,
-        renew: issued + life * 4 / 5,
-        rights: claims
-            .access
-            .and_then(|access| serde_json::from_value(access).ok()),
-        header,
-    })
-}
-
-/// A number of seconds, however it is written; none where it is none, or negative.
-fn seconds(value: &Value) -> Option<u64> {
-    let number = match value {
-        Value::Number(number) => number.as_f64()?,
-        Value::String(text) => text.trim().parse().ok()?,
-        _ => return None,
-    };
-    // Too large a one is the largest.
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    (number >= 0.0).then_some(number as u64)
-}
-
-/// The claims of a JWT; nothing where the token is opaque.
-fn claims(token: &str) -> Claims {
-    let mut parts = token.split('.');
-    let (Some(_), Some(payload), Some(_), None) =
-        (parts.next(), parts.next(), parts.next(), parts.next())
-    else {
-        return Claims::default();
-    };
-    let decoded = URL_SAFE_NO_PAD.decode(payload.trim_end_matches('='));
-    decoded
-        .ok()
-        .and_then(|json| serde_json::from_slice(&json).ok())
-        .unwrap_or_default()
-}
-
-/// The `Authorization` of user and password.
-fn basic((user, password): (&str, &str)) -> HeaderValue {
-    let text = format!("Basic {}", STANDARD.encode(format!("{user}:{password}")));
-    // Base64 is visible ASCII, which every header may hold.
-    let mut header =
-        HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("Basic"));
-    header.set_sensitive(true);
-    header
-}
-
-fn now_unix() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |time| time.as_secs())
-}
-
-impl<T> Shared<T> {
-    /// Waits for what another task has in work, but no longer than there is patience.
-    async fn lock(
-        &self,
-        patience: Option<Duration>,
-        endpoint: &Endpoint,
-        progress: &Progress,
-    ) -> Result<MutexGuard<'_, T>, Failure> {
-        let deadline = patience.map(|patience| Instant::now() + patience.max(PATIENCE));
-        let mut locked = std::pin::pin!(self.inner.lock());
-        let mut shown: Option<(Waiting, WaitGuard)> = None;
-        loop {
-            let look = Instant::now() + WORKER_LOOK;
-            let until = deadline.map_or(look, |deadline| deadline.min(look));
-            if let Ok(guard) = tokio::time::timeout_at(until, &mut locked).await {
-                *self.worker() = Some(progress.clone());
-                return Ok(guard);
-            }
-            let waits = self.worker().as_ref().and_then(Progress::waiting);
-            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-                let (reason, message) = waits.map_or_else(
-                    || {
-                        let message = format!("a token of {} is being waited for", endpoint.name);
-                        (Reason::RegistryUnavailable, message)
-                    },
-                    |waits| (waits.reason, waits.message),
-                );
-                return Err(Failure::Restart(Error::wait(reason, None, message)));
-            }
-            if shown.as_ref().map(|(known, _)| known) != waits.as_ref() {
-                shown = waits.map(|waits| (waits.clone(), progress.wait(waits)));
-            }
-        }
-    }
-
-    fn worker(&self) -> std::sync::MutexGuard<'_, Option<Progress>> {
-        self.worker.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::registry::auth::access::may;
-
-    fn jwt(claims: &str) -> String {
-        format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims))
-    }
-
-    fn read(body: &str) -> Token {
-        read_token(body.as_bytes(), Instant::now(), 1000).unwrap()
-    }
-
-    fn life(token: &Token) -> u64 {
-        (token.renew - token.issued).as_secs() * 5 / 4
-    }
-
-    #[test]
-    fn a_tokens_life_is_what_the_answer_says_else_the_claim_else_a_minute() {
-        let token = jwt(r#"{"exp":5000,"iat":2000}"#);
-        assert_eq!(
-            life(&read(&format!(r#"{{"token":"{token}","expires_in":100}}"#))),
-            100
-        );
-        assert_eq!(life(&read(&format!(r#"{{"token":"{token}"}}"#))), 3000);
-        assert_eq!(
-            life(&read(&format!(
-                r#"{{"token":"{}"}}"#,
-                jwt(r#"{"exp":1500}"#)
-            ))),
-            500
-        );
-        assert_eq!(life(&read(r#"{"access_token":"opaque"}"#)), 60);
-        for (life_of, seconds) in [
-            ("\"300\"", 300),
-            ("\" 300 \"", 300),
-            ("300.5", 300),
-            ("3e2", 300),
-            ("\"300.5\"", 300),
-            ("0", 0),
-            ("1e300", 86_400),
-            ("-1", 60),
-            ("-0.5", 60),
-            ("\"soon\"", 60),
-            ("\"\"", 60),
-            ("\"NaN\"", 60),
-            ("null", 60),
-            ("[300]", 60),
-            ("{}", 60),
-            ("true", 60),
-        ] {
-            let body = format!(r#"{{"token":"opaque","expires_in":{life_of}}}"#);
-            assert_eq!(life(&read(&body)), seconds, "{life_of}");
-        }
-        let odd = jwt(r#"{"exp":1500.7,"iat":"1000","access":7}"#);
-        let odd = read(&format!(r#"{{"token":"{odd}","expires_in":-1}}"#));
-        assert_eq!(life(&odd), 500);
-        assert!(odd.rights.is_none());
-        for body in [
-            r#"{"token":"","access_token":"t0k"}"#,
-            r#"{"token":null,"access_token":"t0k"}"#,
-            r#"{"token":{"a":1},"access_token":"t0k"}"#,
-            r#"{"token":"t0k","access_token":""}"#,
-            r#"{"token":"t0k","access_token":7,"refresh_token":[],"issued_at":0}"#,
-        ] {
-            assert_eq!(read(body).header, "Bearer t0k", "{body}");
-        }
-        assert!(read_token(b"{}", Instant::now(), 0).is_none());
-        assert!(read_token(br#"{"token":""}"#, Instant::now(), 0).is_none());
-    }
-
-    #[test]
-    fn rights_are_those_of_the_claim_and_unknown_where_there_is_none() {
-        let claims = r#"{"access":[{"type":"repository","name":"a/b","actions":["pull"]}]}"#;
-        let token = read(&format!(r#"{{"token":"{}"}}"#, jwt(claims)));
-        let rights = token.rights.as_ref().unwrap();
-        let (own, other) = ("x.io/a/b".parse().unwrap(), "x.io/a/c".parse().unwrap());
-        assert!(may(rights, &own, "pull"));
-        assert!(!may(rights, &own, "push"));
-        assert!(!may(rights, &other, "pull"));
-        assert!(read(r#"{"token":"a.b.c"}"#).rights.is_none());
-    }
-
-    #[test]
-    fn however_many_registries_and_repositories_there_are_few_are_remembered() {
-        let (tokens, none) = (Tokens::new(), crate::registry::Credential::anonymous());
-        for n in 0..30_000 {
-            let endpoint = Endpoint {
-                name: format!("r{n}.io"),
-                base: Url::parse(&format!("https://r{n}.io/")).unwrap(),
-            };
-            let repository = format!("r{n}.io/a/b").parse().unwrap();
-            let access = Access::new(&endpoint, &none, &repository, true);
-            let greeting = tokens.greeting(&endpoint);
-            greeting.challenge.get_or_init(|| Challenge::Open);
-            tokens.learn(&access, &Challenge::Basic);
-            assert_eq!(tokens.known(&access), Some(Challenge::Basic));
-        }
-        tokens.greetings.run_pending_tasks();
-        tokens.challenges.run_pending_tasks();
-        assert!(tokens.greetings.entry_count() <= GREETINGS_MAX);
-        assert!(tokens.challenges.entry_count() <= CHALLENGES_MAX);
-    }
-
-    #[test]
-    fn a_token_never_shows() {
-        let token = read(r#"{"token":"s3cret"}"#);
-        assert!(!format!("{token:?}").contains("s3cret"));
-    }
-
-    proptest! {
-        #[test]
-        fn any_answer_is_a_token_that_ends_or_none(
-            text in prop_oneof!["\\PC{0,40}", "[a-z\r\n\u{0}]{0,20}", "e30\\.[A-Za-z0-9_-]{0,60}\\.x"], expires: Option<i128>, exp: Option<u64>, iat: Option<u64>,
-            noise: Vec<u8>, unix: u64,
-        ) {
-            let now = Instant::now();
-            let claimed = jwt(&serde_json::json!({"exp": exp, "iat": iat}).to_string());
-            for text in [&text, &claimed] {
-                let expires = expires.map_or("null".to_owned(), |seconds| seconds.to_string());
-                let body = format!(r#"{{"token":{},"expires_in":{expires}}}"#, serde_json::Value::from(text.as_str()));
-                for body in [body.as_bytes(), &noise] {
-                    if let Some(token) = read_token(body, now, unix) {
-                        prop_assert!(token.renew >= now && token.renew <= now + LIFE_MAX);
-                        prop_assert!(token.header.as_bytes().iter().all(|c| (b' '..=b'~').contains(c)));
-                        let (shown, bearer) = (format!("{token:?}"), format!("Bearer {text}"));
-                        prop_assert!(!shown.contains(&bearer), "{}", shown);
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_token_is_no_longer_than_a_header_may_be_and_keeps_of_its_claims_what_was_asked_for() {
-        let long = |length: usize| {
-            read_token(
-                format!(r#"{{"token":"{}"}}"#, "a".repeat(length)).as_bytes(),
-                Instant::now(),
-                0,
-            )
-        };
-        assert!(long(TOKEN_MAX).is_some());
-        assert!(long(TOKEN_MAX + 1).is_none());
-        let endpoint = Endpoint {
-            name: "x.io".into(),
-            base: Url::parse("https://x.io/").unwrap(),
-        };
-        let repository = "x.io/a/b".parse().unwrap();
-        let access = Access {
-            endpoint: &endpoint,
-            credential: &crate::registry::Credential::anonymous(),
-            repository: &repository,
-            push: true,
-            also: None,
-        };
-        let right = |name: &str| {
-            format!(r#"{{"type":"repository","name":"{name}","actions":["push","push","x"]}}"#)
-        };
-        let claims = format!(
-            r#"{{"access":[{},{},{}]}}"#,
-            right("a/c"),
-            right("a/b"),
-            right("a/b")
-        );
-        let rights = read(&format!(r#"{{"token":"{}"}}"#, jwt(&claims)))
-            .narrowed(&access)
-            .rights
-            .unwrap();
-        assert_eq!(rights.len(), 1);
-        assert!(may(&rights, &repository, "push") && !may(&rights, &repository, "pull"));
-    }
 }

@@ -18,12 +18,12 @@ use reqwest::{Certificate, Client, ClientBuilder, NoProxy, Proxy, Url};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
+use super::cause::describe;
 use super::network::{Networks, Reach};
-use super::reply::describe;
 use crate::files;
-use crate::registry::Settings;
 use crate::registry::endpoint::address;
 use crate::registry::error::BuildError;
+use crate::registry::settings::{Proxies, Settings};
 
 /// How long a connection is kept unused: less than load balancers do (60 s and more), so that no write meets a closed one.
 const IDLE: Duration = Duration::from_secs(30);
@@ -35,21 +35,6 @@ const PING: Duration = Duration::from_secs(20);
 const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
 /// What all streams of a connection may: what they can make this process hold.
 const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
-
-/// Which proxies requests go through.
-#[derive(Debug, Clone, Default)]
-pub enum Proxies {
-    /// Those of `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`.
-    #[default]
-    Environment,
-    /// This one, but for the hosts of `except` (as in `NO_PROXY`).
-    Given {
-        /// Its URL.
-        proxy: String,
-        /// A list as in `NO_PROXY`.
-        except: String,
-    },
-}
 
 /// Which addresses are connected to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

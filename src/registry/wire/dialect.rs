@@ -1,12 +1,11 @@
 //! What registries answer, and what it means: a table of what was asked, status, code and words.
 //!
-//! Pure: an answer in, its [`Meaning`] out; a meaning has one reason, one class and one text. A registry that says something in
+//! Pure: an answer in, its [`Meaning`] out. A registry that says something in
 //! another way is another row. Guaranteed: the first row that fits decides, and what no row knows is an attempt's failure: never
 //! an absence, never a leave to go on.
 
-use crate::machine::Reason;
 use crate::metrics::Sent;
-use crate::registry::error::Class;
+use crate::registry::error::Meaning;
 use RequestKind::{Blob, Child, Manifest, Mount, Referrers, Tag, Token, Upload};
 
 /// What was asked of a registry.
@@ -30,49 +29,6 @@ pub(crate) enum RequestKind {
     Upload,
     /// That it takes a blob of another repository.
     Mount,
-}
-
-/// What an answer means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Meaning {
-    /// The registry itself says that what was asked for is not there.
-    Absent,
-    /// What the manifest refers to is not there.
-    ContentMissing,
-    /// The manifest is not taken.
-    Rejected,
-    /// Content is not that of its digest.
-    Mismatch,
-    /// The name is not accepted.
-    BadName,
-    /// The tag must not move.
-    Immutable,
-    /// The credential is not accepted.
-    Unauthorized,
-    /// The credential lacks a right.
-    Denied,
-    /// There is no such repository, and none is made.
-    NoRepository,
-    /// The quota is used up.
-    QuotaExceeded,
-    /// Nobody may write for now.
-    ReadOnly,
-    /// Too many requests.
-    Limited,
-    /// The host is unavailable.
-    Unavailable,
-    /// Too large, as the registry itself says.
-    TooLarge,
-    /// Too large, as whatever stands before the registry says: a proxy's page for a backend that is down may say the same.
-    TurnedAway,
-    /// The media type is not taken.
-    Unsupported,
-    /// The upload session is not known any more.
-    SessionLost,
-    /// Blobs are not mounted like this.
-    NotMounted,
-    /// Something else.
-    Other,
 }
 
 /// A row: what has to hold, and what that means. What is empty always holds.
@@ -266,6 +222,11 @@ pub(crate) fn words(text: &str) -> String {
 }
 
 impl RequestKind {
+    /// Whether it changes something.
+    pub(crate) fn is_write(self) -> bool {
+        WRITES.contains(&self)
+    }
+
     /// What it is counted as.
     pub(crate) fn sent(self) -> Sent {
         match self {
@@ -276,105 +237,6 @@ impl RequestKind {
             Self::Referrers => Sent::Referrers,
             Self::Blob => Sent::Blob,
             Self::Upload | Self::Mount => Sent::Upload,
-        }
-    }
-}
-
-impl Meaning {
-    /// Its reason, its class, what it is called and what helps.
-    pub(crate) fn verdict(self) -> (Reason, Class, &'static str, &'static str) {
-        use Class::{Attempt, Terminal};
-        const WAIT: Class = Class::Wait { after: None };
-        match self {
-            Self::Absent => (
-                Reason::RegistryError,
-                Attempt,
-                "the registry does not have it",
-                "",
-            ),
-            Self::ContentMissing => (
-                Reason::ManifestRejected,
-                Attempt,
-                "the registry misses content of this manifest",
-                "",
-            ),
-            Self::Rejected => (
-                Reason::ManifestRejected,
-                Attempt,
-                "the registry refuses the manifest",
-                "",
-            ),
-            Self::Mismatch => (
-                Reason::DigestMismatch,
-                Attempt,
-                "the registry received other content than was named",
-                "",
-            ),
-            Self::BadName => (
-                Reason::InvalidSpec,
-                Terminal,
-                "the registry does not accept this name",
-                "; choose another",
-            ),
-            Self::Immutable => (
-                Reason::TagImmutable,
-                Terminal,
-                "the registry holds this tag immutable",
-                "; lift that or choose another float",
-            ),
-            Self::Unauthorized => (
-                Reason::Unauthorized,
-                Terminal,
-                "the registry wants another credential",
-                "; renew it",
-            ),
-            Self::Denied => (
-                Reason::PermissionDenied,
-                Terminal,
-                "the credential lacks the right",
-                "; grant it",
-            ),
-            Self::NoRepository => (
-                Reason::PermissionDenied,
-                Terminal,
-                "the repository does not exist and the account may not create it",
-                "; create it",
-            ),
-            Self::QuotaExceeded => (
-                Reason::QuotaExceeded,
-                Terminal,
-                "the quota is used up",
-                "; raise it or remove tags",
-            ),
-            Self::ReadOnly => (
-                Reason::RegistryReadOnly,
-                WAIT,
-                "the registry is read-only",
-                "",
-            ),
-            Self::Limited => (
-                Reason::RateLimited,
-                WAIT,
-                "the registry limits the rate",
-                "",
-            ),
-            Self::Unavailable => (Reason::RegistryUnavailable, WAIT, "", ""),
-            Self::TooLarge => (Reason::TooLarge, Terminal, "too large for the registry", ""),
-            Self::TurnedAway => (
-                Reason::RegistryError,
-                Attempt,
-                "answered 413",
-                ": too large for the proxy before the registry, or that hides an error",
-            ),
-            Self::Unsupported => (
-                Reason::UnsupportedManifest,
-                Terminal,
-                "the registry does not accept this media type",
-                "",
-            ),
-            Self::NotMounted | Self::SessionLost | Self::Other => {
-                (Reason::RegistryError, Attempt, "", "")
-            }
         }
     }
 }

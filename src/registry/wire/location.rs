@@ -67,9 +67,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::registry::Settings;
     use crate::registry::auth::credential::Credential;
     use crate::registry::endpoint::Endpoints;
+    use crate::registry::settings::Settings;
 
     fn at(path: &str) -> Url {
         let base = Url::parse("https://quay.io/v2/team/a/blobs/uploads/").unwrap();

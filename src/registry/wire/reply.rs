@@ -1,23 +1,26 @@
-//! What comes back: answers as they are read off the wire, and failures of a connection.
+//! What comes back: answers as they are read off the wire.
 //!
 //! Guaranteed: no more of a body is read than the reader names; no error shows a URL.
 
-use std::error::Error as StdError;
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::{HeaderMap, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use reqwest::header::HeaderValue;
 use reqwest::{Response, StatusCode};
 
+use super::answer::{Answer, secrets};
+use super::cause::describe;
 use super::dialect::RequestKind;
 use crate::machine::Reason;
-use crate::registry::auth::access::Challenge;
 use crate::registry::auth::credential::Credential;
-use crate::registry::error::{Answer, Error, secrets};
-use crate::registry::host::budget::HostPermit;
+use crate::registry::error::Error;
+use crate::registry::host::admission::HostPermit;
 use crate::registry::host::reserve::SMALL_MAX;
-use crate::registry::ops::get::MANIFEST_MAX;
 
+/// The most of a manifest that is read: the specification's floor for what registries take.
+pub(crate) const MANIFEST_MAX: usize = 4 * 1024 * 1024;
+/// How often a read is sent whose answer broke off: the last is one attempt's failure.
+pub(crate) const CUTS_MAX: u32 = 3;
 /// The most of a refusal's body that is read.
 const REFUSAL_MAX: usize = 64 * 1024;
 /// And the longest time: its words are worth no more, and the places of a copy may be held meanwhile.
@@ -190,129 +193,6 @@ async fn gather(response: &mut Response, max: usize) -> Gathered {
                 return Gathered::All(body.into());
             }
             Err(error) => return Gathered::Cut(body.len(), describe(&error.without_url())),
-        }
-    }
-}
-
-/// The challenge of a 401: Bearer where there is one, else Basic.
-pub(crate) fn challenge_of(headers: &HeaderMap) -> Option<(Challenge, bool)> {
-    headers
-        .get_all(WWW_AUTHENTICATE)
-        .iter()
-        .filter_map(|value| Challenge::parse(value.to_str().ok()?))
-        .max()
-}
-
-/// `Retry-After` in both forms: seconds or a date.
-pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = value.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let date = httpdate::parse_http_date(value).ok()?;
-    Some(
-        date.duration_since(std::time::SystemTime::now())
-            .unwrap_or_default(),
-    )
-}
-
-/// Whether a certificate was not accepted, wherever in the chain of causes it says so.
-pub(crate) fn is_untrusted(error: &reqwest::Error) -> bool {
-    matches!(
-        cause(error),
-        Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented)
-    )
-}
-
-/// Whether TLS was answered in another protocol, which is plain HTTP where nobody says otherwise.
-pub(crate) fn is_plain(error: &reqwest::Error) -> bool {
-    matches!(
-        cause(error),
-        Some(rustls::Error::InvalidMessage(
-            rustls::InvalidMessage::InvalidContentType
-        ))
-    )
-}
-
-/// The first cause of that type in the chain of causes.
-pub(crate) fn cause<T: StdError + 'static>(error: &reqwest::Error) -> Option<&T> {
-    let mut cause: Option<&(dyn StdError + 'static)> = error.source();
-    while let Some(error) = cause {
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
-        }
-        // An io::Error hides the error it wraps from `source`.
-        let inner = error
-            .downcast_ref::<std::io::Error>()
-            .and_then(std::io::Error::get_ref);
-        cause = match inner {
-            Some(inner) => Some(inner),
-            None => error.source(),
-        };
-    }
-    None
-}
-
-/// The innermost cause of an error, which is the one that helps.
-pub(crate) fn describe(error: &reqwest::Error) -> String {
-    if error.is_timeout() {
-        return "timed out".into();
-    }
-    let mut cause: &dyn StdError = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use proptest::prelude::*;
-    use reqwest::header::HeaderValue;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn any_retry_after_is_a_time_or_none(bytes: Vec<u8>, number: i128) {
-            for bytes in [bytes, number.to_string().into_bytes()] {
-                if let Ok(value) = HeaderValue::from_bytes(&bytes) {
-                    let _ = retry_after(&HeaderMap::from_iter([(RETRY_AFTER, value)]));
-                }
-            }
-        }
-
-        #[test]
-        fn any_challenges_are_read(values: Vec<Vec<u8>>) {
-            let values = values.iter().filter_map(|bytes| HeaderValue::from_bytes(bytes).ok());
-            let mut headers = HeaderMap::new();
-            for value in values {
-                headers.append(WWW_AUTHENTICATE, value);
-            }
-            let _ = challenge_of(&headers);
-        }
-    }
-
-    #[test]
-    fn a_time_that_has_passed_is_now_and_one_before_now_is_none() {
-        let after = |value: &'static str| {
-            retry_after(&HeaderMap::from_iter([(
-                RETRY_AFTER,
-                HeaderValue::from_static(value),
-            )]))
-        };
-        assert_eq!(after("Wed, 21 Oct 2015 07:28:00 GMT"), Some(Duration::ZERO));
-        assert_eq!(
-            after("1000000000000"),
-            Some(Duration::from_secs(1_000_000_000_000))
-        );
-        assert_eq!(
-            after("18446744073709551615"),
-            Some(Duration::from_secs(u64::MAX))
-        );
-        for none in ["-5", "1e12", "18446744073709551616", "soon", ""] {
-            assert_eq!(after(none), None, "{none}");
         }
     }
 }

@@ -7,19 +7,36 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{NEW_FLOW_CREDIT, Permit, WINDOW_MIN, Want};
 use crate::fair_queue::FairQueue;
 use crate::registry::host::limits::{FlowKey, Lane};
 use crate::registry::host::progress::Progress;
 use crate::registry::host::token_bucket::TokenBucket;
 
+/// How many grants a new flow is ahead of those that are there: about the requests of four images.
+pub(super) const NEW_FLOW_CREDIT: i64 = 64;
+/// The window is never smaller: a stream within one host takes two places, and one request must pass beside it.
+pub(super) const WINDOW_MIN: usize = 3;
 /// Flows that wait for nothing are forgotten, where that changes nothing, above this number.
 const IDLE_MAX: usize = 64;
 /// How long a stream has its places before it may have to give way, and how often who waits looks for one that may.
 const PREEMPT_AFTER: Duration = Duration::from_secs(3);
 
+/// What is waited for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Want {
+    /// For whom.
+    pub(crate) flow: FlowKey,
+    /// Requests that will be in flight: none where the caller has its place already.
+    pub(crate) places: usize,
+    /// The lane that paces it: none for the places of a stream, whose requests are paced themselves.
+    pub(crate) paced: Option<Lane>,
+    /// Whether it goes before all others, paced afterwards: it rests on a look that must not grow old.
+    pub(crate) prompt: bool,
+}
+
+/// Places and pacing, and who waits for them: for a `P`.
 #[derive(Debug)]
-pub(super) struct State {
+pub(super) struct State<P> {
     nominal: usize,
     window: f64,
     pub(super) halvings: u64,
@@ -29,7 +46,7 @@ pub(super) struct State {
     pub(super) holders: Vec<StreamHolder>,
     lanes: [TokenBucket; 2],
     /// By namespace, and in each by promotion request.
-    flows: FairQueue<u64, FairQueue<u64, Waiters>>,
+    flows: FairQueue<u64, FairQueue<u64, Waiters<P>>>,
     /// How many wait in each class, those whose owners have left among them.
     waiting: [usize; CLASSES],
     waiters: u64,
@@ -50,13 +67,13 @@ pub(super) struct StreamHolder {
 }
 
 /// Those of one flow, by class.
-type Waiters = [VecDeque<Waiter>; CLASSES];
+type Waiters<P> = [VecDeque<Waiter<P>>; CLASSES];
 
 #[derive(Debug)]
-pub(super) struct Waiter {
+pub(super) struct Waiter<P> {
     pub(super) number: u64,
     pub(super) want: Want,
-    pub(super) owner: oneshot::Sender<Permit>,
+    pub(super) owner: oneshot::Sender<P>,
     /// Of a stream.
     pub(super) progress: Option<Progress>,
 }
@@ -119,7 +136,7 @@ impl WaitClass {
     }
 }
 
-impl State {
+impl<P> State<P> {
     pub(super) fn new(nominal: usize, qps: u32, now: Instant) -> Self {
         let lane = || TokenBucket::new(qps, now);
         Self {
@@ -167,7 +184,7 @@ impl State {
     pub(super) fn join(
         &mut self,
         want: Want,
-        owner: oneshot::Sender<Permit>,
+        owner: oneshot::Sender<P>,
         progress: Option<Progress>,
     ) {
         self.waiters += 1;
@@ -191,7 +208,7 @@ impl State {
     }
 
     /// The waiter that is granted what it wants, which is taken for it.
-    pub(super) fn next(&mut self, now: Instant) -> Option<Waiter> {
+    pub(super) fn next(&mut self, now: Instant) -> Option<Waiter<P>> {
         let mut classes = WaitClass::ALL.map(|class| self.is_open(class, now));
         let share = if classes[WaitClass::Stream.index()] {
             self.stream_share()

@@ -3,7 +3,9 @@ use std::time::Duration;
 
 use tokio::time::{advance, sleep, timeout};
 
+use super::state::NEW_FLOW_CREDIT;
 use super::*;
+use crate::registry::host::limits::FlowKey;
 
 fn queue(qps: u32, concurrency: usize) -> Arc<HostQueue> {
     HostQueue::new(Limits {

@@ -1,0 +1,329 @@
+//! What one registry host is asked to bear: requests in flight, requests a second, and a pause while it is unavailable.
+//!
+//! There is one [`Host`] for each registry, for the whole process; every request passes it. Guaranteed: never more than
+//! `concurrency` requests in flight (tokens apart, which have two places of their own, so that who holds a place can always
+//! renew a token); while the host is unavailable, one request at a time asks whether it is well again. Where a registry leads to another
+//! address (for tokens, uploads), what that one answers is kept apart for each registry that leads there: nobody has another's
+//! registry left alone by leading to it.
+//!
+//! Each credential has a [`CredentialShare`] of its own at a host, of the same size. A limit on the rate that one credential meets slows that
+//! credential; the host is slowed when credentials of several namespaces meet it.
+//!
+//! Places are taken in one order, so that no two copies wait for each other: hosts by name, at each the credential's and then the
+//! host's, for a stream at last that of the process; whoever holds one place waits for nothing else but places further on in that
+//! order.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::breaker::{BadAnswer, Breaker, BreakerPermit};
+use super::limits::{Lane, Limits, lock};
+use super::progress::Progress;
+use super::queue::{HostQueue, Permit, Want};
+use crate::machine::Reason;
+use crate::metrics;
+use crate::registry::auth::credential::{Credential, CredentialKey};
+use crate::registry::error::Error;
+
+/// Token fetches in flight per host: quay limits its token endpoint to a burst of two.
+const TOKENS: usize = 2;
+/// How many credentials of one host are, likewise.
+const CREDENTIALS_MAX: usize = 64;
+/// Credentials that meet a limit within this time meet one of the host.
+const SAME_LIMIT_WITHIN: Duration = Duration::from_mins(1);
+/// How many such meetings are remembered.
+const LIMITED_MAX: usize = 16;
+
+/// One address, `HOST:PORT`, and its state.
+#[derive(Debug)]
+pub(crate) struct Host {
+    pub(crate) name: String,
+    /// What it is counted as.
+    pub(crate) label: metrics::Host,
+    limits: Limits,
+    pub(super) queue: Arc<HostQueue>,
+    tokens: Arc<HostQueue>,
+    /// Open while the host is unavailable or limits the rate.
+    pub(super) all: Arc<Breaker>,
+    /// Open while the host refuses writes.
+    pub(super) writes: Arc<Breaker>,
+    served: AtomicU64,
+    credentials: Mutex<HashMap<CredentialKey, Arc<CredentialShare>>>,
+    /// Who met a limit of late: the namespace and its credential.
+    limited: Mutex<VecDeque<(u64, CredentialKey, Instant)>>,
+}
+
+/// What one credential is given of a host.
+#[derive(Debug)]
+struct CredentialShare {
+    queue: Arc<HostQueue>,
+    /// Open while the host limits the rate of this credential.
+    all: Arc<Breaker>,
+}
+
+/// Who asks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Caller<'a> {
+    pub(crate) progress: &'a Progress,
+    credential: CredentialKey,
+}
+
+impl<'a> Caller<'a> {
+    pub(crate) fn new(progress: &'a Progress, credential: &Credential) -> Self {
+        Self {
+            progress,
+            credential: credential.key(),
+        }
+    }
+
+    pub(crate) fn want(&self, places: usize, paced: Option<Lane>, prompt: bool) -> Want {
+        Want {
+            flow: self.progress.flow(),
+            places,
+            paced,
+            prompt,
+        }
+    }
+}
+
+/// What one request needs of its host before it is sent.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Needs {
+    /// What kind it is.
+    pub(crate) lane: Lane,
+    /// Whether the caller holds a place on the host already.
+    pub(crate) placed: bool,
+    /// Whether it rests on a look that must not grow old.
+    pub(crate) prompt: bool,
+}
+
+/// A request's place and pacing; the place is given back when dropped.
+#[derive(Debug)]
+pub(crate) struct HostPermit {
+    /// Of the credential.
+    own: Permit,
+    /// Of the host.
+    host: Permit,
+    _token: Option<Permit>,
+}
+
+impl HostPermit {
+    /// Nothing was sent: its token of the pacing is another's.
+    pub(crate) fn refund(self) {
+        self.own.refund();
+        self.host.refund();
+    }
+}
+
+impl Host {
+    pub(crate) fn new(name: &str, label: metrics::Host, limits: Limits) -> Self {
+        let breaker = || Arc::new(Breaker::new(limits.backoff_first, limits.backoff_max));
+        Self {
+            name: name.to_owned(),
+            label,
+            limits,
+            queue: HostQueue::new(limits),
+            tokens: HostQueue::unpaced(TOKENS),
+            all: breaker(),
+            writes: breaker(),
+            served: AtomicU64::new(0),
+            credentials: Mutex::default(),
+            limited: Mutex::default(),
+        }
+    }
+
+    /// What a credential is given.
+    fn share_of(&self, credential: CredentialKey) -> Arc<CredentialShare> {
+        let mut shares = lock(&self.credentials);
+        if shares.len() >= CREDENTIALS_MAX && !shares.contains_key(&credential) {
+            shares.retain(|_, share| Arc::strong_count(share) > 1 || share.is_used());
+        }
+        let share = shares.entry(credential).or_insert_with(|| {
+            let (first, max) = (self.limits.backoff_first, self.limits.backoff_max);
+            Arc::new(CredentialShare {
+                queue: HostQueue::new(self.limits),
+                all: Arc::new(Breaker::new(first, max)),
+            })
+        });
+        Arc::clone(share)
+    }
+
+    /// Waits until the host is well (and takes writes, if it is to be written to), or says that it takes too long.
+    pub(crate) async fn admit(
+        &self,
+        write: bool,
+        deadline: Option<Instant>,
+        caller: Caller<'_>,
+    ) -> Result<Admission, Error> {
+        let progress = caller.progress;
+        // The credential's first: whoever probes for all must not wait for what is its own.
+        let own = self.share_of(caller.credential);
+        let own = own.all.pass(deadline, progress).await?;
+        let writes = if write {
+            Some(self.writes.pass(deadline, progress).await?)
+        } else {
+            None
+        };
+        let all = self.all.pass(deadline, progress).await?;
+        Ok(Admission { own, all, writes })
+    }
+
+    /// Waits until the host may be asked again, without asking.
+    pub(crate) async fn until_available(&self, write: bool, caller: Caller<'_>) {
+        // A ticket that is dropped leaves the probe to the next.
+        let _ = self.admit(write, None, caller).await;
+    }
+
+    /// Waits for a place and the pacing for one request.
+    pub(crate) async fn acquire(&self, needs: Needs, caller: Caller<'_>) -> HostPermit {
+        let token = if needs.lane == Lane::Tokens {
+            let want = caller.want(1, Some(needs.lane), needs.prompt);
+            Some(self.tokens.acquire(want).await)
+        } else {
+            None
+        };
+        let placed = needs.placed || token.is_some();
+        let want = caller.want(usize::from(!placed), Some(needs.lane), needs.prompt);
+        let own = self.share_of(caller.credential).queue.acquire(want).await;
+        HostPermit {
+            own,
+            host: self.queue.acquire(want).await,
+            _token: token,
+        }
+    }
+
+    /// The host answered with something of use.
+    pub(crate) fn serves(&self, lane: Lane, caller: Caller<'_>, admission: Admission) {
+        self.served.fetch_add(1, Relaxed);
+        admission.own.good();
+        admission.all.good();
+        if let Some(writes) = admission.writes {
+            writes.good();
+        }
+        self.share_of(caller.credential).queue.served(lane);
+        self.queue.served(lane);
+    }
+
+    /// The host limits the rate of a credential, which asks for less from now on, and is left alone where it says so or told again. So does
+    /// everybody where others have met a limit as well.
+    pub(crate) fn limits(
+        &self,
+        lane: Lane,
+        caller: Caller<'_>,
+        permit: &HostPermit,
+        admission: Admission,
+        after: Option<Duration>,
+    ) {
+        let bad = |message: String| BadAnswer {
+            reason: Reason::RateLimited,
+            message,
+            after,
+            certain: false,
+        };
+        let share = self.share_of(caller.credential);
+        share.queue.limited(lane, &permit.own);
+        if self.others_are_limited(caller) {
+            self.queue.limited(lane, &permit.host);
+            let message = format!("{} limits the rate", self.name);
+            admission.all.bad(bad(message));
+        }
+        let message = format!("{} limits the rate of its credential", self.name);
+        admission.own.bad(bad(message));
+    }
+
+    /// Whether a credential of another namespace has met a limit of late; that this one has is remembered.
+    fn others_are_limited(&self, caller: Caller<'_>) -> bool {
+        let (now, namespace) = (Instant::now(), caller.progress.flow().namespace);
+        let mut limited = lock(&self.limited);
+        limited.retain(|(_, key, at)| *at + SAME_LIMIT_WITHIN > now && *key != caller.credential);
+        let others = limited.iter().any(|(other, ..)| *other != namespace);
+        // The oldest of its own namespace goes first: one that has many credentials drives nobody else out.
+        if limited.len() >= LIMITED_MAX {
+            let own = limited.iter().position(|(other, ..)| *other == namespace);
+            limited.remove(own.unwrap_or_default());
+        }
+        limited.push_back((namespace, caller.credential, now));
+        others
+    }
+
+    /// The host takes no writes.
+    pub(crate) fn read_only(&self, admission: Admission) {
+        admission.own.good();
+        admission.all.good();
+        if let Some(writes) = admission.writes {
+            writes.bad(BadAnswer {
+                reason: Reason::RegistryReadOnly,
+                message: format!("{} is read-only", self.name),
+                after: None,
+                certain: true,
+            });
+        }
+    }
+
+    /// Whether it is left alone by requests of this kind.
+    pub(crate) fn is_backing_off(&self, write: bool) -> bool {
+        self.all.is_open() || (write && self.writes.is_open())
+    }
+
+    /// Whether it is left alone by requests of this kind and caller.
+    pub(crate) fn is_backing_off_from(&self, write: bool, caller: Caller<'_>) -> bool {
+        self.is_backing_off(write) || self.share_of(caller.credential).all.is_open()
+    }
+
+    /// How many answers of use this host has given.
+    pub(crate) fn served(&self) -> u64 {
+        self.served.load(Relaxed)
+    }
+
+    /// Where a stream of `caller` waits that has so many ends here.
+    pub(crate) fn stream(
+        &self,
+        ends: usize,
+        caller: Caller<'_>,
+    ) -> [(Arc<HostQueue>, usize, &str); 2] {
+        let own = Arc::clone(&self.share_of(caller.credential).queue);
+        [
+            (own, ends, &self.name),
+            (Arc::clone(&self.queue), ends, &self.name),
+        ]
+    }
+}
+
+impl CredentialShare {
+    /// Whether it has anything to remember.
+    fn is_used(&self) -> bool {
+        self.all.is_open() || self.queue.is_used()
+    }
+}
+
+/// Leave to send one request; what became of it is told to the breakers through it.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    own: BreakerPermit,
+    all: BreakerPermit,
+    writes: Option<BreakerPermit>,
+}
+
+impl Admission {
+    /// The host is unavailable (for certain, or so it seems), and may have said for how long.
+    pub(crate) fn unavailable(self, message: String, after: Option<Duration>, certain: bool) {
+        self.all.bad(BadAnswer {
+            reason: Reason::RegistryUnavailable,
+            message,
+            after,
+            certain,
+        });
+    }
+
+    /// Whether the host became unavailable since: waiting for a place can take long.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.own.is_stale()
+            || self.all.is_stale()
+            || self.writes.as_ref().is_some_and(BreakerPermit::is_stale)
+    }
+}

@@ -1,0 +1,144 @@
+//! All hosts, and the streams between them.
+//!
+//! Guaranteed: places are taken in one order, so that no two copies wait for each other: hosts by name, at each the credential's and
+//! then the host's, for a stream at last that of the process; whoever holds one place waits for nothing else but places further on in
+//! that order.
+
+use std::cmp::Ordering;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+
+use super::admission::{Caller, Host};
+use super::limits::{Limits, lock};
+use super::progress::Waiting;
+use super::queue::{HostQueue, Permit};
+use crate::metrics::{Metrics, RegistryState, Scrape};
+
+/// How many hosts are remembered before those nobody uses are forgotten.
+const HOSTS_MAX: usize = 1024;
+/// Requests in flight whose share for streams is what the whole process may have of them: each keeps up to 2 MiB.
+const PROCESS_CONCURRENCY: usize = 64;
+
+/// An address, and the registry that led there if it is not its own.
+type HostKey = (String, Option<String>);
+
+/// All hosts spoken to so far.
+#[derive(Debug)]
+pub(crate) struct Hosts {
+    limits: Limits,
+    metrics: Metrics,
+    /// The hosts that the configuration names in full.
+    named: HashSet<String>,
+    known: Mutex<HashMap<HostKey, Arc<Host>>>,
+    /// The streams of the process.
+    streams: Arc<HostQueue>,
+}
+
+/// The places of a stream.
+#[derive(Debug)]
+pub(crate) struct StreamPlaces(Vec<Permit>);
+
+impl Hosts {
+    /// `named`: the addresses, `HOST:PORT`, that the configuration names in full.
+    pub(crate) fn new(limits: Limits, metrics: Metrics, named: HashSet<String>) -> Self {
+        Self {
+            limits,
+            metrics,
+            named,
+            known: Mutex::new(HashMap::new()),
+            streams: HostQueue::new(Limits {
+                concurrency: PROCESS_CONCURRENCY,
+                ..limits
+            }),
+        }
+    }
+
+    /// Tells what each is asked to bear now.
+    pub(crate) fn publish(&self, scrape: &Scrape<'_>) {
+        let known = lock(&self.known);
+        let own = known.iter().filter(|((_, led_by), _)| led_by.is_none());
+        let hosts: Vec<_> = own.map(|(_, host)| Arc::clone(host)).collect();
+        drop(known);
+        for host in hosts {
+            let (in_flight, queued, limit) = host.queue.load();
+            let state = RegistryState {
+                rests: host.all.is_open(),
+                refuses_writes: host.writes.is_open(),
+                in_flight,
+                queued,
+                limit,
+            };
+            scrape.registry(&host.label, state);
+        }
+    }
+
+    /// What requests to the host of this name wait for, while it is left alone.
+    pub(crate) fn unavailable(&self, name: &str) -> Option<Waiting> {
+        let host = lock(&self.known).get(&(name.to_owned(), None)).cloned()?;
+        host.all.unavailable()
+    }
+
+    /// The state of the host of this name, made where there is none; as the registry `led_by` leads there, if it is not its own.
+    pub(crate) fn get(&self, name: &str, led_by: Option<String>) -> Arc<Host> {
+        let mut hosts = lock(&self.known);
+        let key = (name.to_owned(), led_by);
+        if hosts.len() >= HOSTS_MAX && !hosts.contains_key(&key) {
+            // One that is left alone is kept: forgetting it would be asking it at once.
+            hosts.retain(|_, host| Arc::strong_count(host) > 1 || host.is_backing_off(true));
+        }
+        let host = hosts.entry(key).or_insert_with(|| {
+            let label = self.metrics.host(name, self.named.contains(name));
+            Arc::new(Host::new(name, label, self.limits))
+        });
+        Arc::clone(host)
+    }
+}
+
+impl StreamPlaces {
+    /// Resolves when others, who have less, wait for one of the places.
+    pub(crate) async fn preempted(&self) {
+        let preempted = self.0.iter().map(|permit| Box::pin(permit.preempted()));
+        futures::future::select_all(preempted).await;
+    }
+}
+
+impl Hosts {
+    /// Places for a stream from one host to another, in the order that excludes a circle.
+    pub(crate) async fn stream_places(
+        &self,
+        (from, puller): (&Host, Caller<'_>),
+        (to, pusher): (&Host, Caller<'_>),
+    ) -> StreamPlaces {
+        let mut queues = Vec::new();
+        match from.name.cmp(&to.name) {
+            Ordering::Equal => queues.extend(to.stream(2, pusher)),
+            Ordering::Less => {
+                queues.extend(from.stream(1, puller));
+                queues.extend(to.stream(1, pusher));
+            }
+            Ordering::Greater => {
+                queues.extend(to.stream(1, pusher));
+                queues.extend(from.stream(1, puller));
+            }
+        }
+        queues.push((Arc::clone(&self.streams), 1, "this controller"));
+        'anew: loop {
+            let mut places = StreamPlaces(Vec::with_capacity(queues.len()));
+            for (queue, ends, name) in &queues {
+                let want = pusher.want(*ends, None, false);
+                let permit = queue.acquire_stream(want, name, pusher.progress);
+                let permit = if places.0.is_empty() {
+                    permit.await
+                } else {
+                    tokio::select! {
+                        biased;
+                        permit = permit => permit,
+                        () = places.preempted() => continue 'anew,
+                    }
+                };
+                places.0.push(permit);
+            }
+            return places;
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! One image on its way from one repository to another.
+
+use std::collections::HashSet;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+
+use super::known::BlobKey;
+use crate::image::{Digest, Repository};
+use crate::registry::auth::access::Access;
+use crate::registry::auth::credential::Credential;
+use crate::registry::endpoint::Endpoint;
+use crate::registry::host::progress::Progress;
+
+/// One image on its way from one repository to another.
+#[derive(Debug)]
+pub(crate) struct Job<'a> {
+    pub(crate) from: &'a Repository,
+    pub(crate) to: &'a Repository,
+    pub(crate) from_at: Endpoint,
+    pub(crate) to_at: Endpoint,
+    pub(crate) pull: &'a Credential,
+    pub(crate) push: &'a Credential,
+    pub(crate) progress: &'a Progress,
+    /// Whether the target is written to, or only looked at.
+    pub(crate) writes: bool,
+    /// Whether mounting is still worth a try.
+    pub(crate) mounts: AtomicBool,
+    /// The configs whose labels count for the tags of this image.
+    pub(crate) configs: Mutex<HashSet<Digest>>,
+}
+
+impl Job<'_> {
+    pub(crate) fn source(&self) -> Access<'_> {
+        Access::new(&self.from_at, self.pull, self.from, false)
+    }
+
+    pub(crate) fn target(&self) -> Access<'_> {
+        Access::new(&self.to_at, self.push, self.to, self.writes)
+    }
+
+    pub(crate) fn blob_key(&self, digest: Digest) -> BlobKey {
+        BlobKey::of(&self.target(), digest)
+    }
+}

@@ -1,0 +1,76 @@
+//! How registries are spoken to.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::metrics::Metrics;
+use crate::policy::HostPattern;
+
+/// How registries are spoken to.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `HOST` or `HOST:PORT` spoken to over plain HTTP.
+    pub plain_http: Vec<String>,
+    /// Manifest requests a second, and blob requests a second, per host; 0: no pacing.
+    pub qps: u32,
+    /// Requests in flight per host, at least 3; a quarter of them is kept free of blobs on their way.
+    pub concurrency: usize,
+    /// Time to make a connection.
+    pub connect_timeout: Duration,
+    /// How long a read may stand still.
+    pub read_timeout: Duration,
+    /// Total time of one try of a request for a manifest, a token or a mount.
+    pub request_timeout: Duration,
+    /// Total time of a tag PUT.
+    pub put_timeout: Duration,
+    /// The hosts that may be connected to whatever their address; none: there is no list, and what a spec names may.
+    pub allowed: Option<Vec<HostPattern>>,
+    /// Networks that are internal although their addresses are public.
+    pub cluster_ranges: Vec<IpNet>,
+    /// `HOST` or `HOST:PORT`, and the PEM file of the CA that is trusted there besides the system's.
+    pub registry_ca: Vec<(String, PathBuf)>,
+    /// Which proxies requests go through.
+    pub proxies: Proxies,
+    /// Host as a spec names it -> address spoken to instead, over plain HTTP.
+    pub rewrite: HashMap<String, String>,
+    /// What is counted, here and by the engine that works with these registries.
+    pub metrics: Metrics,
+}
+
+/// Which proxies requests go through.
+#[derive(Debug, Clone, Default)]
+pub enum Proxies {
+    /// Those of `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`.
+    #[default]
+    Environment,
+    /// This one, but for the hosts of `except` (as in `NO_PROXY`).
+    Given {
+        /// Its URL.
+        proxy: String,
+        /// A list as in `NO_PROXY`.
+        except: String,
+    },
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            plain_http: Vec::new(),
+            qps: 40,
+            concurrency: 16,
+            connect_timeout: Duration::from_secs(10),
+            read_timeout: Duration::from_mins(1),
+            request_timeout: Duration::from_mins(1),
+            put_timeout: Duration::from_secs(8),
+            allowed: None,
+            cluster_ranges: Vec::new(),
+            registry_ca: Vec::new(),
+            proxies: Proxies::default(),
+            rewrite: HashMap::new(),
+            metrics: Metrics::default(),
+        }
+    }
+}
