@@ -1,4 +1,4 @@
-//! Whether a request has its floats to itself: eligibility, a seat, the claim, and the end of those it supersedes.
+//! Whether a request has its floats to itself: eligibility, the limit of its namespace, the claim, and the end of those it supersedes.
 //!
 //! Everything a claim ends is saved on the loser before the winner's claim is saved, and both before the first registry
 //! request under the claim: the record outlives the winner.
@@ -18,7 +18,7 @@ use super::{Engine, identity, is_finished, left_alone};
 use crate::api::{self, PromotionRequest};
 use crate::image::{Float, Repository};
 use crate::machine::claims::{PATIENCE, Rival, Standing, Verdict};
-use crate::machine::seats::Room;
+use crate::machine::quota::QuotaKey;
 use crate::machine::{Admission, Class, Fault, Latch, Mode, Phase, Reason, Request};
 use crate::registry::{self, Progress, RegistryClient};
 use crate::store::{Access, AccessError, Key, Store, StoreError};
@@ -40,8 +40,8 @@ pub(super) struct Entry {
     pub access: Option<Access>,
     /// Look again then.
     pub again: Option<Instant>,
-    /// It waits for a seat, and for nothing else.
-    pub in_line: bool,
+    /// It is over its namespace's limit, and waits for nothing else.
+    pub over_limit: bool,
 }
 
 impl Entry {
@@ -50,7 +50,7 @@ impl Entry {
             admission,
             access: None,
             again: None,
-            in_line: false,
+            over_limit: false,
         }
     }
 
@@ -60,19 +60,18 @@ impl Entry {
             admission: Admission::Waits(reason, message.into()),
             access: None,
             again,
-            in_line: false,
+            over_limit: false,
         }
     }
 
-    /// Waits for a seat. It is woken when there is one.
-    fn in_line(most: usize, room: &Room) -> Self {
-        let what = if room.plans { "plans" } else { "requests" };
+    /// It is over its namespace's limit, and is woken when it may begin.
+    fn over_limit(limit: usize, quota_key: &QuotaKey) -> Self {
+        let what = if quota_key.plans { "plans" } else { "requests" };
         let message = format!(
-            "{most} {what} of this namespace have begun, as many as may at once (--max-active-requests-per-namespace); \
-             waits for one of them to end"
+            "over its namespace's limit of {limit} active {what} (--max-active-requests-per-namespace); waits for one of them to end"
         );
         Self {
-            in_line: true,
+            over_limit: true,
             ..Self::waits(Reason::Queued, message, None)
         }
     }
@@ -96,8 +95,8 @@ impl<S: Store> Engine<S> {
         }
         let entry = entry?;
         if entry.admission != Admission::Holds {
-            if !entry.in_line {
-                self.stand_back(uid);
+            if !entry.over_limit {
+                self.withdraw(uid);
             }
             if request.status.started.is_none() {
                 // A claim that could not be saved, and cannot be now.
@@ -107,18 +106,18 @@ impl<S: Store> Engine<S> {
         Ok(entry)
     }
 
-    /// What cannot begin for another reason than that there is no seat lets the next come; a plan that is held up gives its seat up.
-    pub(super) fn stand_back(&self, uid: &str) {
+    /// A request that cannot begin for a reason other than its namespace's limit lets the next one try; a plan that is held up counts no longer.
+    pub(super) fn withdraw(&self, uid: &str) {
         let mut state = self.lock();
         let Some(known) = state.known.get(uid) else {
             return;
         };
-        let room = known.room();
-        state.seats.stand_back(&room, uid);
-        if room.plans {
-            state.seats.leave(&room, uid);
+        let quota_key = known.quota_key();
+        state.quota.withdraw(&quota_key, uid);
+        if quota_key.plans {
+            state.quota.release(&quota_key, uid);
         }
-        let called = state.call(&room);
+        let called = state.call(&quota_key);
         drop(state);
         self.wake(called);
     }
@@ -182,7 +181,7 @@ impl<S: Store> Engine<S> {
         let waiting = self.lock().found(&key.namespace, uid);
         self.wake(waiting);
         let mut entry = if request.spec.mode == Mode::Plan {
-            self.seat_plan(uid)
+            self.admit_plan(uid)
         } else {
             self.claim(key, uid, request, &access).await?
         };
@@ -221,7 +220,7 @@ impl<S: Store> Engine<S> {
         if let Some(entry) = self.ask(key, uid, request, access) {
             return Ok(entry);
         }
-        let verdict = match self.sit_and_take(uid, &floats) {
+        let verdict = match self.try_claim(uid, &floats) {
             Ok(verdict) => verdict,
             Err(entry) => return Ok(entry),
         };
@@ -257,9 +256,9 @@ impl<S: Store> Engine<S> {
         }
     }
 
-    /// What the claims say of a request that may push; where they let it begin, a seat and its floats are its own. Err: it waits for
-    /// a seat. All under one lock, so that no two can both claim.
-    fn sit_and_take(&self, uid: &str, floats: &[Float]) -> Result<Verdict, Entry> {
+    /// What the claims say of a request that may push; where they let it begin, it is active and owns its floats. Err: it is over
+    /// its namespace's limit. All under one lock, so that no two can both claim.
+    fn try_claim(&self, uid: &str, floats: &[Float]) -> Result<Verdict, Entry> {
         let soon = |why: &str| Entry::waits(Reason::Queued, why, Some(Duration::from_secs(1)));
         let mut state = self.lock();
         let state: &mut State = &mut state;
@@ -267,7 +266,7 @@ impl<S: Store> Engine<S> {
             return Err(soon("not known yet"));
         };
         let before = std::mem::replace(&mut known.contender.standing, Standing::Eligible);
-        let (me, room) = (known.contender.clone(), known.room());
+        let (me, quota_key) = (known.contender.clone(), known.quota_key());
         let patience = match known.asked {
             Asked::Yes(since) => PATIENCE.saturating_sub(since.elapsed()),
             _ => PATIENCE,
@@ -279,7 +278,7 @@ impl<S: Store> Engine<S> {
             return Ok(verdict);
         };
         let older = rivals.iter().map(|rival| &rival.uid);
-        if !state.seats.ask(&room, uid, me.order, older) {
+        if !state.quota.try_admit(&quota_key, uid, me.order, older) {
             // It may not begin: nobody of another namespace waits for it.
             if let Some(known) = state.known.get_mut(uid) {
                 known.contender.standing = Standing::Ineligible;
@@ -288,30 +287,33 @@ impl<S: Store> Engine<S> {
                 let floats = me.shares.iter().map(|share| &share.float);
                 self.wake(state.keys_on(floats, uid));
             }
-            return Err(Entry::in_line(state.seats.most(), &room));
+            return Err(Entry::over_limit(state.quota.limit(), &quota_key));
         }
         if !state.claims.take(uid, floats) {
             return Err(soon("another request holds a float"));
         }
         // Whoever stood behind it in the line waits for its float now.
-        self.wake(state.call(&room));
+        self.wake(state.call(&quota_key));
         Ok(verdict)
     }
 
-    /// A plan needs no float, but a seat among the plans.
-    fn seat_plan(&self, uid: &str) -> Entry {
+    /// A plan needs no float, but is bounded by the limit of plans.
+    fn admit_plan(&self, uid: &str) -> Entry {
         let mut state = self.lock();
         let state: &mut State = &mut state;
         let Some(known) = state.known.get(uid) else {
             return Entry::of(Admission::Holds);
         };
-        let (room, order) = (known.room(), known.contender.order);
-        if state.seats.ask(&room, uid, order, std::iter::empty()) {
-            let called = state.call(&room);
+        let (quota_key, order) = (known.quota_key(), known.contender.order);
+        if state
+            .quota
+            .try_admit(&quota_key, uid, order, std::iter::empty())
+        {
+            let called = state.call(&quota_key);
             self.wake(called);
             return Entry::of(Admission::Holds);
         }
-        Entry::in_line(state.seats.most(), &room)
+        Entry::over_limit(state.quota.limit(), &quota_key)
     }
 
     /// Ends an older request on the floats that `winner` claims. Err: it cannot be ended, the winner waits.

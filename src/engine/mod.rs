@@ -22,10 +22,10 @@ pub mod leadership;
 pub mod memory;
 pub mod moment;
 mod operation;
+mod operation_queue;
 mod questions;
 mod reconcile;
 mod state;
-mod operation_queue;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -47,8 +47,8 @@ use account::{Due, Facts};
 use leadership::Leadership;
 use memory::Memory;
 use operation::Tools;
-use state::State;
 use operation_queue::OperationQueue;
+use state::State;
 
 pub use admission::ASKING;
 pub use brake::Brake;
@@ -248,13 +248,13 @@ impl<S: Store> Engine<S> {
             if known.contender.standing == Standing::Unreadable {
                 continue;
             }
-            let (owned, room) = (known.contender.owned(), known.room());
+            let (owned, quota_key) = (known.contender.owned(), known.quota_key());
             if !owned.is_empty() && !state.claims.take(&known.contender.uid, &owned) {
                 tracing::error!(request = %known.key, "two requests have begun on one float; this one waits");
                 state.inherited.retain(|float, _| !owned.contains(float));
-            } else if !owned.is_empty() || (room.plans && known.contender.started) {
+            } else if !owned.is_empty() || (quota_key.plans && known.contender.started) {
                 let uid = &known.contender.uid;
-                state.seats.take(&room, uid);
+                state.quota.occupy(&quota_key, uid);
                 let floats = owned.into_iter().map(|float| (float, uid.clone()));
                 state.inherited.extend(floats);
             }
@@ -295,11 +295,11 @@ impl<S: Store> Engine<S> {
         }
         let floats = known.contender.shares.iter().map(|share| &share.float);
         waiting.extend(state.keys_on(floats, uid));
-        let room = known.room();
-        state.seats.leave(&room, uid);
-        state.seats.stand_back(&room, uid);
-        waiting.extend(state.call(&room));
-        waiting.extend(state.end_question(&room.namespace, uid));
+        let quota_key = known.quota_key();
+        state.quota.release(&quota_key, uid);
+        state.quota.withdraw(&quota_key, uid);
+        waiting.extend(state.call(&quota_key));
+        waiting.extend(state.end_question(&quota_key.namespace, uid));
         drop(state);
         self.wake(waiting);
         self.settle_claims(uid);
@@ -396,7 +396,7 @@ impl<S: Store> Engine<S> {
             state.flights.remove(uid);
         }
         let mut waiting = state.keys_on(freed.iter(), uid);
-        waiting.extend(state.leave_seat(uid));
+        waiting.extend(state.release_quota(uid));
         self.wake(waiting);
         if let Some(again) = again {
             let (engine, uid) = (self.clone(), uid.to_owned());

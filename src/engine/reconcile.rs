@@ -577,7 +577,7 @@ impl<S: Store> Engine<S> {
     async fn leave_alone(&self, key: &Key, found: &Unreadable) {
         self.observe_unreadable(found);
         let uid = found.metadata.uid.as_deref().unwrap_or_default();
-        self.stand_back(uid);
+        self.withdraw(uid);
         let news = {
             let mut state = self.lock();
             let Some(known) = state.known.get_mut(uid) else {

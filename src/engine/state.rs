@@ -18,7 +18,7 @@ use super::questions::Questions;
 use super::reconcile::Record;
 use crate::image::Float;
 use crate::machine::claims::{Claims, Contender, Standing, Uid};
-use crate::machine::seats::{Room, Seats};
+use crate::machine::quota::{NamespaceQuota, QuotaKey};
 use crate::machine::{Outcome, Reason, Step};
 use crate::registry::Progress;
 use crate::store::{Access, Key};
@@ -41,7 +41,7 @@ const SECRET_CROWD_MAX: Duration = Duration::from_mins(5);
 pub(super) struct State {
     pub claims: Claims,
     /// How many of a namespace may have begun at once.
-    pub seats: Seats,
+    pub quota: NamespaceQuota,
     /// How many of a namespace are asked about at once.
     pub questions: Questions,
     /// The requests whose Secret is missing, and how often it was by now, by namespace.
@@ -170,8 +170,8 @@ pub(super) struct InFlight {
 
 impl Known {
     /// With whom it is counted.
-    pub fn room(&self) -> Room {
-        Room {
+    pub fn quota_key(&self) -> QuotaKey {
+        QuotaKey {
             namespace: self.key.namespace.clone(),
             plans: self.plans(),
         }
@@ -186,7 +186,7 @@ impl Known {
 impl State {
     pub fn new(namespace_max: usize) -> Self {
         Self {
-            seats: Seats::new(namespace_max),
+            quota: NamespaceQuota::new(namespace_max),
             questions: Questions::new(namespace_max),
             ..Self::default()
         }
@@ -200,26 +200,26 @@ impl State {
         self.known.get(uid).is_some_and(wants)
     }
 
-    /// Those of a room who are to come now, as there are seats.
-    pub fn call(&mut self, room: &Room) -> Vec<Key> {
-        let called = self.seats.call(room);
+    /// Those who may begin now, of what is counted together.
+    pub fn call(&mut self, quota_key: &QuotaKey) -> Vec<Key> {
+        let called = self.quota.call(quota_key);
         let known = called.iter().filter_map(|uid| self.known.get(uid));
         known.map(|known| known.key.clone()).collect()
     }
 
-    /// A request has no float any more: its seat is free. One that plans keeps its own to its end.
-    pub fn leave_seat(&mut self, uid: &str) -> Vec<Key> {
+    /// A request has no float any more: it is not active. One that plans is until its end.
+    pub fn release_quota(&mut self, uid: &str) -> Vec<Key> {
         let Some(known) = self.known.get(uid) else {
             return Vec::new();
         };
-        let room = known.room();
+        let quota_key = known.quota_key();
         let floats = known.contender.shares.iter().map(|share| &share.float);
         let mut owners = floats.filter_map(|float| self.claims.owner(float));
-        if room.plans || owners.any(|owner| owner == uid) {
+        if quota_key.plans || owners.any(|owner| owner == uid) {
             return Vec::new();
         }
-        self.seats.leave(&room, uid);
-        self.call(&room)
+        self.quota.release(&quota_key, uid);
+        self.call(&quota_key)
     }
 
     /// A number no other operation of this process has.
@@ -328,12 +328,12 @@ impl State {
         if let Asked::Running(cancel, ..) = &known.asked {
             cancel.cancel();
         }
-        let room = known.room();
-        let next = self.end_question(&room.namespace, uid);
+        let quota_key = known.quota_key();
+        let next = self.end_question(&quota_key.namespace, uid);
         self.woken.extend(next);
-        self.seats.stand_back(&room, uid);
-        self.seats.leave(&room, uid);
-        let called = self.call(&room);
+        self.quota.withdraw(&quota_key, uid);
+        self.quota.release(&quota_key, uid);
+        let called = self.call(&quota_key);
         self.woken.extend(called);
         let floats = known.contender.shares.iter().map(|share| &share.float);
         let waiting = self.keys_on(floats, uid);

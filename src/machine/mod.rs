@@ -9,7 +9,7 @@
 //!
 //! A [`Request`] is a spec and what is durably recorded of its promotion. [`advance`] applies what a finished [`Step`] found,
 //! its [`Outcome`]; [`decide`] says what may run next and records it. Both are functions of their arguments: time, jitter and the
-//! state of the world come in as values. [`claims`] orders the requests that share a float; [`seats`] says how many of one namespace may be
+//! state of the world come in as values. [`claims`] orders the requests that share a float; [`quota`] says how many of one namespace may be
 //! at work.
 //!
 //! A committed group that fails can take its floats back; `rollback` is that alone. A request that only plans ends with a
@@ -31,10 +31,10 @@ pub mod claims;
 mod decide;
 mod expiry;
 mod forecast;
+pub mod quota;
 mod reason;
 mod request;
 mod rollback;
-pub mod seats;
 
 #[cfg(test)]
 mod model;

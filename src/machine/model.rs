@@ -60,7 +60,7 @@ const fn scenario(name: &'static str, wishes: &'static [Wish]) -> Scenario {
         refused: None,
         post1: false,
         attempts: 5,
-        seats: 0,
+        quota: 0,
         wishes,
     }
 }
@@ -136,11 +136,11 @@ const MIXED: Scenario = scenario(
     ],
 );
 
-/// The last one is of another namespace, and newer than one of the first that has no seat yet.
+/// The last one is of another namespace, and newer than one of the first that is not admitted yet.
 const SEATED: Scenario = Scenario {
-    seats: 1,
+    quota: 1,
     ..scenario(
-        "one seat for two, and a float that another namespace wants",
+        "a limit of one for two, and a float that another namespace wants",
         &[
             wish(&[(0, "A0")], T),
             wish(&[(1, "B1")], T),
@@ -153,9 +153,9 @@ const SEATED: Scenario = Scenario {
 };
 /// All on one float, in one namespace.
 const IN_LINE: Scenario = Scenario {
-    seats: 1,
+    quota: 1,
     ..scenario(
-        "one seat, two on one float after another",
+        "a limit of one, two on one float after another",
         &[
             wish(&[(1, "A1")], T),
             wish(&[(0, "B0")], T),
@@ -237,7 +237,7 @@ fn explore(scenario: Scenario, list: &str, mutation: Option<Mutation>) -> Found 
     let mut setup = Setup::new(scenario, faults(list), mutation);
     // Which of two requests begins is a matter of luck where one is held back.
     let luck = scenario.wishes.iter().any(|wish| wish.suspended);
-    let luck = luck || scenario.seats > 0;
+    let luck = luck || scenario.quota > 0;
     // So is how far the others of a group got before one failed.
     let group = |wish: &Wish| wish.images.len() > 1;
     let luck = luck || (scenario.refused.is_some() && scenario.wishes.iter().any(group));

@@ -1,4 +1,4 @@
-//! Who may use the controller's own credentials: rules, the files they stand in, and the seats of a namespace.
+//! Who may use the controller's own credentials: rules, the files they stand in, and the limit of a namespace.
 
 #![allow(
     clippy::unwrap_used,
@@ -557,10 +557,10 @@ fn before_read(registry: &Embedded, repository: &str) -> Gate {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_beyond_the_seats_of_a_namespace_come_in_their_order_and_delay_no_other() {
+async fn requests_beyond_the_limit_of_a_namespace_come_in_their_order_and_delay_no_other() {
     let plane = own_plane().await;
     let (a, b) = (
-        Stage::on(plane, "seats").await,
+        Stage::on(plane, "limit").await,
         Stage::on(plane, "other").await,
     );
     let registry = Embedded::start(Options::default()).await.unwrap();
@@ -596,12 +596,12 @@ async fn requests_beyond_the_seats_of_a_namespace_come_in_their_order_and_delay_
             .await;
         assert!(waiting.status.unwrap().start_time.is_none(), "{name}");
     }
-    // Plans have seats of their own.
+    // Plans have a limit of their own.
     let mut plan = images("src/x", "one");
     plan["mode"] = json!("Plan");
     a.create("plan", &plan).await;
     assert_eq!(phase(&a.finished("plan", PATIENCE).await), "Planned");
-    // Another namespace takes a float that the second one waits for a seat for.
+    // Another namespace takes a float that the second one, over its limit, waits for.
     b.create("newer", &images("src/x", "two")).await;
     let newer = b.finished("newer", PATIENCE).await;
     assert_eq!(phase(&newer), "Posted", "{}", a.log());

@@ -7,8 +7,8 @@ use jiff::Timestamp;
 
 use crate::image::{Digest, Float, Stamp, Tag};
 use crate::machine::claims::{self, Claims, Contender, Standing, Uid, Verdict};
+use crate::machine::quota::{NamespaceQuota, QuotaKey};
 use crate::machine::runs::steps::{Answer, Ask, Halt, Running, Seen, faulted};
-use crate::machine::seats::{Room, Seats};
 use crate::machine::{
     Admission, Class, Context, Decision, ImageContext, Launch, Outcome, Phase, Reason, Request,
     Step, advance, decide,
@@ -29,7 +29,7 @@ pub struct Process {
     /// Who owns which float.
     pub owners: BTreeMap<usize, usize>,
     /// How many of a namespace may have begun at once.
-    pub seats: Seats,
+    pub quota: NamespaceQuota,
     /// The steps that run, and those that ended and are not recorded yet.
     pub running: BTreeMap<Who, Shared<Op>>,
     /// Those of which it has launched anything.
@@ -75,8 +75,8 @@ pub struct Op {
     blind: bool,
 }
 
-/// Why a request waits that has no seat.
-const SEATLESS: &str = "no seat";
+/// Why a request waits that is over its namespace's limit.
+const OVER_LIMIT: &str = "over its namespace's limit";
 
 const PATIENCE: i64 = claims::PATIENCE.as_secs().cast_signed();
 
@@ -88,9 +88,9 @@ fn time(second: i64) -> Timestamp {
 
 impl Process {
     /// A process that has listed all requests.
-    pub fn new(requests: usize, seats: usize) -> Self {
+    pub fn new(requests: usize, quota: usize) -> Self {
         Self {
-            seats: Seats::new(seats),
+            quota: NamespaceQuota::new(quota),
             known: vec![Some(Known::Undecided); requests],
             ..Self::default()
         }
@@ -218,11 +218,11 @@ impl World {
         }
         let harvest = self.harvest(process, index, &mut request);
         let admission = self.admit(process, index, &request);
-        let in_line = admission == Some(Admission::Waits(Reason::Queued, SEATLESS.into()));
-        if !in_line && admission != Some(Admission::Holds) {
+        let over_limit = admission == Some(Admission::Waits(Reason::Queued, OVER_LIMIT.into()));
+        if !over_limit && admission != Some(Admission::Holds) {
             process
-                .seats
-                .stand_back(&self.room(index), &index.to_string());
+                .quota
+                .withdraw(&self.quota_key(index), &index.to_string());
         }
         let Some(admission) = admission else {
             // Those that it supersedes are ended first; its own save is another action, and a crash may come between.
@@ -328,10 +328,13 @@ impl World {
             }
             Verdict::Claim(rivals) => {
                 let others: Vec<Uid> = rivals.iter().map(|rival| rival.uid.clone()).collect();
-                let (room, uid) = (self.room(index), index.to_string());
-                if !process.seats.ask(&room, &uid, me.order, others.iter()) {
+                let (quota_key, uid) = (self.quota_key(index), index.to_string());
+                if !process
+                    .quota
+                    .try_admit(&quota_key, &uid, me.order, others.iter())
+                {
                     process.known[index] = Some(Known::Ineligible);
-                    return waits(Reason::Queued, SEATLESS);
+                    return waits(Reason::Queued, OVER_LIMIT);
                 }
                 process
                     .owners
@@ -519,18 +522,20 @@ impl World {
         });
         process.owners = owners;
         if !process.owners.values().any(|owner| *owner == index) {
-            process.seats.leave(&self.room(index), &index.to_string());
+            process
+                .quota
+                .release(&self.quota_key(index), &index.to_string());
         }
         if process.known[index].is_none() {
             process
-                .seats
-                .stand_back(&self.room(index), &index.to_string());
+                .quota
+                .withdraw(&self.quota_key(index), &index.to_string());
         }
     }
 
     /// With whom a request is counted.
-    pub fn room(&self, index: usize) -> Room {
-        Room {
+    pub fn quota_key(&self, index: usize) -> QuotaKey {
+        QuotaKey {
             namespace: self.setup.scenario.wishes[index].namespace.into(),
             plans: false,
         }

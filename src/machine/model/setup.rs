@@ -21,7 +21,7 @@ pub struct Scenario {
     /// Launches of an image that may fail.
     pub attempts: u32,
     /// So many requests of a namespace may have begun at once; 0: any number.
-    pub seats: usize,
+    pub quota: usize,
     /// In the order they are created.
     pub wishes: &'static [Wish],
 }

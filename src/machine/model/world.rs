@@ -155,7 +155,7 @@ impl World {
         });
         let objects: Vec<Object> = objects.collect();
         let now = 1_770_000_000;
-        let mut leader = Process::new(objects.len(), setup.scenario.seats);
+        let mut leader = Process::new(objects.len(), setup.scenario.quota);
         if setup.mutation == Some(Mutation::HeardOutOfOrder) {
             leader.known[0] = None;
         }
@@ -457,15 +457,17 @@ impl World {
     /// Another process begins with what is recorded; the one before may have sent a write at `last_sent`.
     fn begin(&mut self, last_sent: Option<i64>) {
         let count = self.objects.len();
-        let seats = self.setup.scenario.seats;
-        let mut leader = Process::new(count, seats);
+        let quota = self.setup.scenario.quota;
+        let mut leader = Process::new(count, quota);
         if let Some(sent) = last_sent.filter(|_| !self.lacks(Mutation::NoQuietStart)) {
             leader.quiet_until = sent + SETTLE;
             leader.others_until = sent + LATE;
         }
         for index in 0..count {
             if !self.owned_by_record(index).is_empty() {
-                leader.seats.take(&self.room(index), &index.to_string());
+                leader
+                    .quota
+                    .occupy(&self.quota_key(index), &index.to_string());
             }
             for float in self.owned_by_record(index) {
                 let number = self.setup.number(&float);
