@@ -6,7 +6,7 @@
 //!
 //! The order of requests within each step is what the promises rest on; the comments say which.
 
-mod foresight;
+mod forecast;
 mod labels;
 mod referrers;
 
@@ -26,10 +26,10 @@ use crate::machine::{
     Class, FRESH_SECONDS, Fault, Foreign, Image, ImageSpec, Mode, Outcome, Pin, Reason, Referrers,
     Step,
 };
-use crate::registry::{self, Credential, Manifest, Progress, Put, RegistryClient, TagLabels};
+use crate::registry::{self, Progress, Credential, Manifest, Put, RegistryClient, TagLabels};
 use crate::store::Access;
 
-pub use foresight::forecast;
+pub use forecast::forecast;
 
 /// A read that contradicts our own write is repeated after this.
 const READ_AGAIN: Duration = Duration::from_secs(1);
@@ -89,7 +89,7 @@ impl Operation {
     /// Runs the step to its outcome.
     pub async fn run(self) -> Outcome {
         let flow = match self.step {
-            Step::Resolve if self.mode == Mode::Plan => Box::pin(self.foresee()).await,
+            Step::Resolve if self.mode == Mode::Plan => Box::pin(self.forecast()).await,
             Step::Resolve => self.resolve().await,
             Step::Stage => Box::pin(self.stage()).await,
             Step::BackUp => self.back_up().await,
@@ -336,7 +336,7 @@ impl Operation {
     async fn roll_back(&self) -> Flow<Outcome> {
         let source = self.source()?;
         let (Some(back), Some(prune)) = (self.image.displaced.last(), &self.image.rollback) else {
-            return Ok(Outcome::Left);
+            return Ok(Outcome::NothingToRollBack);
         };
         let float = self.spec.float.tag();
         let at_source = |found: Option<Manifest>| found.filter(|m| m.digest == source);
@@ -348,11 +348,11 @@ impl Operation {
             return Ok(if pinned {
                 Outcome::RolledBack
             } else {
-                Outcome::Left
+                Outcome::NothingToRollBack
             });
         }
         let Some(promoted) = at_source(found) else {
-            return Ok(Outcome::Left);
+            return Ok(Outcome::NothingToRollBack);
         };
         let Some(manifest) = self.held(back.digest).await? else {
             return Err(self.nothing_to_go_back_to());
@@ -367,7 +367,7 @@ impl Operation {
         }
         // As in the latch, the look and the PUT follow each other directly.
         if at_source(self.look(float).await?).is_none() {
-            return Ok(Outcome::Left);
+            return Ok(Outcome::NothingToRollBack);
         }
         match self.put(float, &manifest).await? {
             Written::Done => Ok(Outcome::RolledBack),
@@ -393,7 +393,7 @@ impl Operation {
                 ..fault
             }));
         }
-        Ok(Outcome::Left)
+        Ok(Outcome::NothingToRollBack)
     }
 
     fn nothing_to_go_back_to(&self) -> Outcome {
@@ -472,12 +472,10 @@ impl Operation {
     async fn look(&self, tag: &Tag) -> Flow<Option<Manifest>> {
         let credential = self.push()?;
         loop {
-            let look = self.tools.registry.get_authoritative(
-                self.repository(),
-                tag,
-                &credential,
-                &self.progress,
-            );
+            let look =
+                self.tools
+                    .registry
+                    .get_authoritative(self.repository(), tag, &credential, &self.progress);
             let found = self.read(look).await?;
             if self.believes(self.repository(), tag, found.as_ref()) {
                 return Ok(found);
@@ -500,10 +498,10 @@ impl Operation {
         let credential = self.pull()?;
         let mut pauses = SOURCE_LOOKS.iter();
         loop {
-            let fetch = self
-                .tools
-                .registry
-                .get(repository, reference, &credential, &self.progress);
+            let fetch =
+                self.tools
+                    .registry
+                    .get(repository, reference, &credential, &self.progress);
             let found = self.read(fetch).await?;
             if let Reference::Tag(tag) = reference
                 && !self.believes(repository, tag, found.as_ref())
@@ -535,10 +533,10 @@ impl Operation {
     /// A manifest of the float's repository.
     async fn held(&self, digest: Digest) -> Flow<Option<Manifest>> {
         let credential = self.push()?;
-        let held =
-            self.tools
-                .registry
-                .get_cached(self.repository(), digest, &credential, &self.progress);
+        let held = self
+            .tools
+            .registry
+            .get_cached(self.repository(), digest, &credential, &self.progress);
         self.read(held).await
     }
 

@@ -79,9 +79,9 @@ pub fn advance(request: &mut Request, index: usize, outcome: Outcome, context: &
             record.succeed();
             record.resolve(source, media_type, float, plan_only);
         }
-        (Phase::Pending, Outcome::Foreseen(forecast)) if plan_only => {
+        (Phase::Pending, Outcome::Forecast(forecast)) if plan_only => {
             record.succeed();
-            record.foresee(*forecast);
+            record.forecast(*forecast);
         }
         (
             Phase::Pending,
@@ -207,7 +207,7 @@ impl Record<'_> {
     }
 
     /// Records where source and float are, and what a promotion would do about it: the end of a plan.
-    fn foresee(&mut self, forecast: Forecast) {
+    fn forecast(&mut self, forecast: Forecast) {
         let line = forecast.to_string();
         let Forecast {
             source,

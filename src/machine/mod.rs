@@ -196,7 +196,7 @@ pub enum Outcome {
         float: Option<Digest>,
     },
     /// What promoting the image would do; nothing was written.
-    Foreseen(Box<Forecast>),
+    Forecast(Box<Forecast>),
     /// `<float>_incoming` holds the source digest.
     Staged {
         /// The source's media type.
@@ -253,8 +253,8 @@ pub enum Outcome {
     },
     /// The float is back on the newest displaced digest.
     RolledBack,
-    /// The float is not at the source digest: there is nothing to take back.
-    Left,
+    /// The float is not at the source digest: there is nothing to roll back.
+    NothingToRollBack,
     /// The step ended without reaching its aim.
     Faulted(Fault),
     /// The step was given up on purpose, before or between writes.

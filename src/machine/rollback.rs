@@ -138,7 +138,7 @@ pub(super) fn advance(
             image.rollback = None;
         }
         // It never moved, or somebody else moved it since: it is not ours to take back.
-        Outcome::Left => image.rollback = None,
+        Outcome::NothingToRollBack => image.rollback = None,
         Outcome::StampTaken { tag: taken } => {
             image.attempts = image.attempts.saturating_sub(1);
             if taken == tag {

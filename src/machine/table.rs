@@ -53,7 +53,7 @@ fn kinds() -> Vec<(&'static str, Outcome)> {
             media_type: None,
             float: Some(digest("old")),
         },
-        Outcome::Foreseen(Box::new(Forecast::of(
+        Outcome::Forecast(Box::new(Forecast::of(
             &float(),
             digest("new"),
             None,
@@ -88,7 +88,7 @@ fn kinds() -> Vec<(&'static str, Outcome)> {
         Outcome::StagedGone(None),
         Outcome::Posted { foreign: None },
         Outcome::RolledBack,
-        Outcome::Left,
+        Outcome::NothingToRollBack,
         fault(Class::Attempt),
         fault(Class::Terminal),
         fault(Class::Wait { seconds: 1 }),
@@ -106,7 +106,7 @@ fn kind(outcome: &Outcome) -> &'static str {
             media_type: _,
             float: _,
         } => "Resolved",
-        Outcome::Foreseen(_) => "Foreseen",
+        Outcome::Forecast(_) => "Forecast",
         Outcome::Staged {
             media_type: _,
             bytes: _,
@@ -129,7 +129,7 @@ fn kind(outcome: &Outcome) -> &'static str {
             foreign: None | Some(Foreign::To(_) | Foreign::Gone),
         } => "Posted",
         Outcome::RolledBack => "RolledBack",
-        Outcome::Left => "Left",
+        Outcome::NothingToRollBack => "NothingToRollBack",
         Outcome::Faulted(Fault {
             reason: _,
             message: _,
@@ -145,7 +145,7 @@ fn kind(outcome: &Outcome) -> &'static str {
 
 const KINDS: [&str; 19] = [
     "Resolved",
-    "Foreseen",
+    "Forecast",
     "Staged",
     "Unpinned",
     "StampTaken",
@@ -158,7 +158,7 @@ const KINDS: [&str; 19] = [
     "StagedGone",
     "Posted",
     "RolledBack",
-    "Left",
+    "NothingToRollBack",
     "Faulted, attempt",
     "Faulted, terminal",
     "Faulted, wait",
@@ -184,7 +184,7 @@ fn table() -> Vec<(&'static str, [Cell; 4])> {
         //                   Pending                                Incoming                                    BackedUp                                    Latched
         ("Resolved",      [Some((Pending, TakenBack, Cleared)),  None,                                       None,                                       None]),
         // The end of a plan, and none of what promotes.
-        ("Foreseen",      [None,                                 None,                                       None,                                       None]),
+        ("Forecast",      [None,                                 None,                                       None,                                       None]),
         ("Staged",        [Some((Incoming, TakenBack, Cleared)), None,                                       None,                                       None]),
         ("Unpinned",      [Some((Pending, TakenBack, Cleared)),  None,                                       None,                                       Some((Latched, TakenBack, Cleared))]),
         ("StampTaken",    [Some((Pending, TakenBack, Cleared)),  Some((Incoming, TakenBack, Cleared)),       None,                                       Some((Latched, TakenBack, Cleared))]),
@@ -198,7 +198,7 @@ fn table() -> Vec<(&'static str, [Cell; 4])> {
         ("Posted",        [None,                                 None,                                       None,                                       Some((Posted, TakenBack, Is(Reason::Promoted)))]),
         // A float is taken back only once its image has ended.
         ("RolledBack",    [None,                                 None,                                       None,                                       None]),
-        ("Left",          [None,                                 None,                                       None,                                       None]),
+        ("NothingToRollBack",          [None,                                 None,                                       None,                                       None]),
         ("Faulted, attempt",  same(Kept, Is(Reason::RateLimited))),
         ("Faulted, terminal", end(Reason::RateLimited)),
         ("Faulted, wait",     same(TakenBack, Is(Reason::RateLimited))),

@@ -17,7 +17,7 @@ use crate::machine::{
     Class, Copying, Expiry, Fault, Forecast, Held, Image, ImageSpec, Mode, Outcome, Reason,
     Referrers, Step,
 };
-use crate::registry::{Manifest, Progress, RegistryClient};
+use crate::registry::{Progress, Manifest, RegistryClient};
 use crate::store::Access;
 
 /// What promoting an image would do now, found as `mode: Plan` finds it; or why it would fail.
@@ -49,7 +49,7 @@ pub async fn forecast(
         read: Mutex::default(),
     };
     match Box::pin(operation.run()).await {
-        Outcome::Foreseen(forecast) => Ok(*forecast),
+        Outcome::Forecast(forecast) => Ok(*forecast),
         Outcome::Faulted(fault) => Err(fault),
         other => Err(Fault {
             reason: Reason::RegistryError,
@@ -61,7 +61,7 @@ pub async fn forecast(
 
 impl Operation {
     /// Finds out what promoting the image would do.
-    pub(super) async fn foresee(&self) -> Flow<Outcome> {
+    pub(super) async fn forecast(&self) -> Flow<Outcome> {
         let float = &self.spec.float;
         let mut held = Held {
             float: self.peek(float.tag()).await?,
@@ -75,12 +75,12 @@ impl Operation {
         if let Reference::Digest(source) = reference
             && held.float == Some(source)
         {
-            return Ok(self.foreseen(source, None, held, Copying::default()));
+            return Ok(self.forecast_of(source, None, held, Copying::default()));
         }
         let manifest = self.source_manifest(&reference).await?;
         if held.float == Some(manifest.digest) {
             let media_type = Some(manifest.media_type);
-            return Ok(self.foreseen(manifest.digest, media_type, held, Copying::default()));
+            return Ok(self.forecast_of(manifest.digest, media_type, held, Copying::default()));
         }
         let (digest, media_type) = (manifest.digest, manifest.media_type.clone());
         let expiring = self.foresee_labels(&manifest, held.float).await?;
@@ -101,7 +101,7 @@ impl Operation {
             try_join!(self.peek(&incoming), self.peek(&pre), self.peek(&post1))?;
         let mut forecast = Forecast::of(float, digest, Some(media_type), held, copying);
         forecast.expiring = expiring;
-        Ok(Outcome::Foreseen(Box::new(forecast)))
+        Ok(Outcome::Forecast(Box::new(forecast)))
     }
 
     /// Which tags would expire, as labels say; the end of an image whose tags could never be moved again.
@@ -127,7 +127,7 @@ impl Operation {
         Ok(expiring)
     }
 
-    fn foreseen(
+    fn forecast_of(
         &self,
         source: Digest,
         media_type: Option<String>,
@@ -135,7 +135,7 @@ impl Operation {
         copying: Copying,
     ) -> Outcome {
         let forecast = Forecast::of(&self.spec.float, source, media_type, held, copying);
-        Outcome::Foreseen(Box::new(forecast))
+        Outcome::Forecast(Box::new(forecast))
     }
 
     /// Where a tag of the float's repository is, as a credential sees it that may only read.

@@ -94,7 +94,7 @@ fn what_a_plan_foresees_is_its_message_and_none_of_what_promotes() {
         float: float.map(digest),
         ..Held::default()
     };
-    let foreseen = |found| {
+    let forecast_of = |found| {
         let copying = Copying::default();
         let forecast = Forecast::of(
             &float(0),
@@ -103,7 +103,7 @@ fn what_a_plan_foresees_is_its_message_and_none_of_what_promotes() {
             held(found),
             copying,
         );
-        Outcome::Foreseen(Box::new(forecast))
+        Outcome::Forecast(Box::new(forecast))
     };
     for (found, unchanged, would_displace) in [
         (None, false, None),
@@ -111,10 +111,10 @@ fn what_a_plan_foresees_is_its_message_and_none_of_what_promotes() {
         (Some("new"), true, None),
     ] {
         let mut request = launched(Pending);
-        let ignored = advance(&mut request, 0, foreseen(found), &context());
+        let ignored = advance(&mut request, 0, forecast_of(found), &context());
         assert_eq!((ignored, &request), (Effect::Ignored, &launched(Pending)));
         request.spec.mode = Mode::Plan;
-        record(&mut request, foreseen(found));
+        record(&mut request, forecast_of(found));
         let image = &request.status.images[0];
         assert_eq!(
             (
@@ -133,7 +133,7 @@ fn what_a_plan_foresees_is_its_message_and_none_of_what_promotes() {
             (source.digest, source.media_type.as_deref()),
             (digest("new"), Some("type"))
         );
-        let Outcome::Foreseen(forecast) = foreseen(found) else {
+        let Outcome::Forecast(forecast) = forecast_of(found) else {
             unreachable!()
         };
         assert_eq!(image.message, forecast.to_string());

@@ -58,7 +58,7 @@ fn a_failed_group_is_not_over_before_every_float_that_may_have_moved_was_looked_
     assert_eq!((tag(&request, 2), request.status.completed), (None, None));
     for (index, outcome) in [
         (0, Outcome::RolledBack),
-        (1, Outcome::Left),
+        (1, Outcome::NothingToRollBack),
         (3, Outcome::RolledBack),
     ] {
         assert_eq!(request.phase(), Latched);
@@ -247,7 +247,7 @@ fn an_outcome_that_comes_when_it_is_known_already_changes_nothing() {
     advance(&mut request, 0, Outcome::RolledBack, &CONTEXT());
     let before = request.clone();
     for (index, outcome) in [
-        (0, Outcome::Left),
+        (0, Outcome::NothingToRollBack),
         (2, Outcome::RolledBack),
         (1, Outcome::Latched),
     ] {

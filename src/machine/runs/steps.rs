@@ -277,7 +277,7 @@ impl Replay<'_> {
         let (source, float) = (self.source(), self.spec.float.tag());
         let image = &self.running.image;
         let (Some(back), Some(prune)) = (image.displaced.last(), image.rollback.clone()) else {
-            return Ok(Outcome::Left);
+            return Ok(Outcome::NothingToRollBack);
         };
         let (back, again) = (back.digest, self.running.launch.again);
         let found = self.look(float)?;
@@ -286,11 +286,11 @@ impl Replay<'_> {
             return Ok(if pinned {
                 Outcome::RolledBack
             } else {
-                Outcome::Left
+                Outcome::NothingToRollBack
             });
         }
         if found != Some(source) {
-            return Ok(Outcome::Left);
+            return Ok(Outcome::NothingToRollBack);
         }
         if !self.yes(Ask::Held(back))? {
             return Ok(faulted(Reason::BackupFailed, Class::Terminal));
@@ -304,7 +304,7 @@ impl Replay<'_> {
             return self.cannot_be_pinned();
         }
         if self.look(float)? != Some(source) {
-            return Ok(Outcome::Left);
+            return Ok(Outcome::NothingToRollBack);
         }
         Ok(if self.yes(Ask::Put(float.clone(), back))? {
             Outcome::RolledBack
@@ -315,7 +315,7 @@ impl Replay<'_> {
 
     fn cannot_be_pinned(&mut self) -> Flow<Outcome> {
         if self.look(self.spec.float.tag())? != Some(self.source()) {
-            return Ok(Outcome::Left);
+            return Ok(Outcome::NothingToRollBack);
         }
         Ok(faulted(Reason::BackupFailed, Class::Terminal))
     }
