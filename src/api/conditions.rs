@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::PromotionRequestStatus;
 use super::status::{Scenery, cut};
-use crate::machine::{Kind, Phase, Reason, Request, whole_second};
+use crate::machine::{Phase, Reason, ReasonKind, Request, whole_second};
 
 /// Every condition's type. The first four are there from the first save on.
 pub const TYPES: [&str; 5] = [PROGRESSING, "Staged", "Complete", "Failed", EXPIRING];
@@ -198,7 +198,7 @@ fn came_of_it(request: &Request) -> String {
 
 fn progress(request: &Request) -> String {
     let retried = |i: &&crate::machine::Image| {
-        !i.phase.is_finished() && i.reason.is_some_and(|r| r.kind() == Kind::Retried)
+        !i.phase.is_finished() && i.reason.is_some_and(|r| r.kind() == ReasonKind::Retried)
     };
     let images = &request.status.images;
     let count = |phase: Phase| images.iter().filter(|i| i.phase == phase).count();

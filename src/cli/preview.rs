@@ -23,7 +23,7 @@ use crate::api::PromotionRequest;
 use crate::api::status::read;
 use crate::engine::forecast;
 use crate::image::Float;
-use crate::machine::{Class, Fault, Forecast, ImageSpec, Reason, Request};
+use crate::machine::{Fault, FaultClass, Forecast, ImageSpec, Reason, Request};
 use crate::policy::Policy;
 use crate::registry::{Keyring, Progress, RegistryClient, Settings, Waiting};
 use crate::store::Access;
@@ -239,7 +239,7 @@ impl Preview {
         let ends = |reason, message: &str| Fault {
             reason,
             message: message.into(),
-            class: Class::Terminal,
+            class: FaultClass::Terminal,
         };
         if request.spec.cancel {
             return Err(ends(Reason::Cancelled, "spec.cancel is set; leave it out"));
@@ -288,7 +288,7 @@ impl Preview {
                 Push::Denied(Fault {
                     reason: error.reason,
                     message: error.message,
-                    class: Class::Terminal,
+                    class: FaultClass::Terminal,
                 })
             }
             Ok(_) | Err(_) => Push::NotKnown,
@@ -346,7 +346,7 @@ impl Waits {
         Fault {
             reason,
             message,
-            class: Class::Wait { seconds: 1 },
+            class: FaultClass::Wait { seconds: 1 },
         }
     }
 }

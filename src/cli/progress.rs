@@ -8,7 +8,7 @@ use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 use super::say;
 use crate::api::{ImageStatus, PromotionRequest};
 use crate::engine::ASKING;
-use crate::machine::{Kind, Phase, Reason};
+use crate::machine::{Phase, Reason, ReasonKind};
 use crate::store::{Event, Key};
 
 /// A float's way, in phases.
@@ -89,7 +89,8 @@ impl Display {
         // That it was only just asked whether it may push is not worth a line.
         let told = progressing.filter(|c| c.message != ASKING);
         if let Some(condition) = told.filter(|c| c.reason != shown.reason) {
-            let waits = Reason::parse(&condition.reason).is_some_and(|r| r.kind() == Kind::Waiting);
+            let waits =
+                Reason::parse(&condition.reason).is_some_and(|r| r.kind() == ReasonKind::Waiting);
             if waits && !of_an_image(&condition.message, &status.images) {
                 lines.push(format!("{key}  waits: {}", condition.message));
             }
@@ -97,7 +98,7 @@ impl Display {
         }
         let phase = status.phase.clone().unwrap_or_default();
         let progress = status.progress.as_deref().unwrap_or_default();
-        let waits = Reason::parse(&shown.reason).is_some_and(|r| r.kind() == Kind::Waiting);
+        let waits = Reason::parse(&shown.reason).is_some_and(|r| r.kind() == ReasonKind::Waiting);
         let why = if waits {
             format!(", {}", shown.reason)
         } else {

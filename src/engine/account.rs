@@ -15,7 +15,7 @@ use super::{Engine, Inner};
 use crate::api::{PromotionRequest, conditions};
 use crate::image::Float;
 use crate::machine::claims::Contender;
-use crate::machine::{Class, Launch, Notice, Outcome, Phase, Reason, Request, Step};
+use crate::machine::{FaultClass, Launch, Notice, Outcome, Phase, Reason, Request, Step};
 use crate::metrics::{Metrics, Scrape};
 use crate::store::{Key, Store};
 
@@ -220,10 +220,10 @@ pub(super) fn ended(
         Outcome::Faulted(fault) => {
             let (reason, why) = (fault.reason.as_str(), fault.message.as_str());
             match fault.class {
-                Class::Wait { .. } => {
+                FaultClass::Wait { .. } => {
                     tracing::info!(request = %key, %float, step, reason, took, why, "step waits");
                 }
-                Class::Attempt | Class::Terminal => {
+                FaultClass::Attempt | FaultClass::Terminal => {
                     tracing::warn!(request = %key, %float, step, reason, took, why, "step failed");
                 }
             }

@@ -19,7 +19,7 @@ use crate::api::{self, PromotionRequest};
 use crate::image::{Float, Repository};
 use crate::machine::claims::{PATIENCE, Rival, Standing, Verdict};
 use crate::machine::quota::QuotaKey;
-use crate::machine::{Admission, Class, Fault, Latch, Mode, Phase, Reason, Request};
+use crate::machine::{Admission, Fault, FaultClass, Latch, Mode, Phase, Reason, Request};
 use crate::registry::{self, Progress, RegistryClient};
 use crate::store::{Access, AccessError, Key, Store, StoreError};
 
@@ -531,13 +531,13 @@ impl<S: Store> Engine<S> {
             Err(Fault {
                 reason,
                 message,
-                class: Class::Terminal,
+                class: FaultClass::Terminal,
             }) => Asked::No(reason, message),
             // A refusal for as often as the request allows is one for good.
             Err(Fault {
                 reason,
                 message,
-                class: Class::Attempt,
+                class: FaultClass::Attempt,
             }) if left <= 1 => Asked::No(reason, message),
             Err(Fault {
                 reason,
@@ -549,7 +549,7 @@ impl<S: Store> Engine<S> {
                     reason,
                     message: asked_again(&message),
                     tries: tries + 1,
-                    refused: refused + u32::from(class == Class::Attempt),
+                    refused: refused + u32::from(class == FaultClass::Attempt),
                     again: Instant::now() + pause,
                 }
             }

@@ -10,7 +10,7 @@ use super::operation_queue::QueueKey;
 use super::state::InFlight;
 use super::{Engine, account};
 use crate::image::Float;
-use crate::machine::{Class, Fault, Launch, Outcome, Reason, Request, Step};
+use crate::machine::{Fault, FaultClass, Launch, Outcome, Reason, Request, Step};
 use crate::registry::Progress;
 use crate::store::{Access, Key, Store};
 
@@ -171,7 +171,7 @@ impl<S: Store> Engine<S> {
                 Outcome::Faulted(Fault {
                     reason: Reason::RegistryError,
                     message: format!("the step broke off: {error}"),
-                    class: Class::Attempt,
+                    class: FaultClass::Attempt,
                 })
             });
             engine.land(&key, &uid, index, id, outcome);

@@ -23,8 +23,8 @@ use super::memory::Memory;
 use super::moment::Moment;
 use crate::image::{Digest, Reference, Repository, Stamp, Tag};
 use crate::machine::{
-    Class, FRESH_SECONDS, Fault, Foreign, Image, ImageSpec, Mode, Outcome, Pin, Reason, Referrers,
-    Step,
+    FRESH_SECONDS, Fault, FaultClass, Foreign, Image, ImageSpec, Mode, Outcome, Pin, Reason,
+    Referrers, Step,
 };
 use crate::registry::{self, Credential, Manifest, Progress, Put, RegistryClient, TagLabels};
 use crate::store::Access;
@@ -373,7 +373,7 @@ impl Operation {
             Written::Done => Ok(Outcome::RolledBack),
             Written::ContentMissing(error) if self.still_shows(&back.tag, back.digest).await? => {
                 Err(Outcome::Faulted(Fault {
-                    class: Class::Terminal,
+                    class: FaultClass::Terminal,
                     ..fault(&error)
                 }))
             }
@@ -389,7 +389,7 @@ impl Operation {
         {
             let fault = unpinnable("the promoted image", Some(error));
             return Err(Outcome::Faulted(Fault {
-                class: Class::Terminal,
+                class: FaultClass::Terminal,
                 ..fault
             }));
         }
@@ -401,7 +401,7 @@ impl Operation {
         Outcome::Faulted(Fault {
             reason: Reason::BackupFailed,
             message: "the image it was on before is gone from the repository".into(),
-            class: Class::Terminal,
+            class: FaultClass::Terminal,
         })
     }
 
@@ -525,7 +525,7 @@ impl Operation {
                 return Err(Outcome::Faulted(Fault {
                     reason: Reason::SourceGone,
                     message: format!("source {} {found}", self.spec.source),
-                    class: Class::Terminal,
+                    class: FaultClass::Terminal,
                 }));
             };
             self.pause(*pause).await?;
@@ -687,7 +687,7 @@ fn unpinnable(image: &str, why: Option<&registry::Error>) -> Fault {
         message: format!(
             "{image} misses parts, so it cannot be pinned; push it anew, or remove its tag ({why})"
         ),
-        class: Class::Attempt,
+        class: FaultClass::Attempt,
     }
 }
 
@@ -704,7 +704,7 @@ fn waits(message: String, wait: Duration) -> Outcome {
     Outcome::Faulted(Fault {
         reason: Reason::RegistryUnavailable,
         message,
-        class: Class::Wait { seconds },
+        class: FaultClass::Wait { seconds },
     })
 }
 
@@ -721,16 +721,16 @@ pub(super) fn credential(
     keyring.credential(repository).map_err(|error| Fault {
         reason: Reason::SecretInvalid,
         message: error.to_string(),
-        class: Class::Terminal,
+        class: FaultClass::Terminal,
     })
 }
 
 /// A registry's error as the machine counts it.
 pub(super) fn fault(error: &registry::Error) -> Fault {
     let class = match error.class {
-        registry::Class::Attempt => Class::Attempt,
-        registry::Class::Terminal => Class::Terminal,
-        registry::Class::Wait { after } => Class::Wait {
+        registry::Class::Attempt => FaultClass::Attempt,
+        registry::Class::Terminal => FaultClass::Terminal,
+        registry::Class::Wait { after } => FaultClass::Wait {
             seconds: after.map_or(1, |after| {
                 i64::try_from(after.as_secs()).unwrap_or(i64::MAX).max(1)
             }),

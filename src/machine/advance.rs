@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use super::rollback;
 use super::{
-    Class, DISPLACED_MAX, Fault, Forecast, Foreign, Image, Mode, Notice, Outcome, Phase, Pin,
+    DISPLACED_MAX, Fault, FaultClass, Forecast, Foreign, Image, Mode, Notice, Outcome, Phase, Pin,
     RESCUED_MAX, Reason, Request, SourceFacts, after,
 };
 use crate::image::{Digest, Float, Stamp, Tag};
@@ -257,7 +257,7 @@ impl Record<'_> {
         self.retry(why.unwrap_or_else(|| Fault {
             reason: Reason::RegistryError,
             message: message.into(),
-            class: Class::Attempt,
+            class: FaultClass::Attempt,
         }));
     }
 
@@ -363,9 +363,9 @@ impl Record<'_> {
             fault.reason = Reason::BackupFailed;
         }
         match fault.class {
-            Class::Terminal => self.image.end(Phase::Failed, fault.reason, fault.message),
-            Class::Attempt => self.retry(fault),
-            Class::Wait { seconds } => {
+            FaultClass::Terminal => self.image.end(Phase::Failed, fault.reason, fault.message),
+            FaultClass::Attempt => self.retry(fault),
+            FaultClass::Wait { seconds } => {
                 self.succeed();
                 self.image.reason = Some(fault.reason);
                 self.image.message = fault.message;

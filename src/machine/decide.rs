@@ -10,7 +10,9 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::advance::held;
 use super::rollback;
-use super::{GRACE_SECONDS, Image, Kind, Latch, Phase, Reason, Request, Step, after, whole_second};
+use super::{
+    GRACE_SECONDS, Image, Latch, Phase, Reason, ReasonKind, Request, Step, after, whole_second,
+};
 use crate::image::Stamp;
 
 /// No write of ours may land later than so many seconds from now: the longest L, a write's timeout, and a former leader that does
@@ -218,7 +220,9 @@ fn show_waiting(request: &mut Request, inputs: &Inputs) {
             image.reason = Some(waiting.reason);
             image.message.clone_from(&waiting.message);
             image.next_attempt = Some(waiting.until);
-        } else if image.reason.is_some_and(|r| r.kind() == Kind::Waiting)
+        } else if image
+            .reason
+            .is_some_and(|r| r.kind() == ReasonKind::Waiting)
             && image.next_attempt.is_some()
         {
             // It goes on. Without a time it is the cause of the launch before, which stands until there is another.
@@ -396,7 +400,7 @@ fn end_exhausted(request: &mut Request, inputs: &Inputs) {
         if image.phase.is_finished() || running(inputs, index).is_some() || used < limit {
             continue;
         }
-        let last = image.reason.filter(|r| r.kind() == Kind::Retried);
+        let last = image.reason.filter(|r| r.kind() == ReasonKind::Retried);
         let message = if last.is_some() {
             std::mem::take(&mut image.message)
         } else {
@@ -581,7 +585,7 @@ fn what_it_waits_for(request: &Request, inputs: &Inputs) -> Option<(Reason, Stri
         return open.find_map(|(_, context)| Some((Reason::Paused, context.paused.clone()?)));
     }
     let waits = |i: &&super::Image| {
-        let waiting = i.reason.filter(|r| r.kind() == Kind::Waiting);
+        let waiting = i.reason.filter(|r| r.kind() == ReasonKind::Waiting);
         let waiting = waiting.filter(|r| *r == Reason::Paused || i.next_attempt.is_some());
         !i.phase.is_finished() && waiting.is_some()
     };

@@ -16,7 +16,7 @@ pub struct Forecast {
     /// Its media type, where its manifest was read.
     pub media_type: Option<String>,
     /// What the float's tags hold now.
-    pub held: Held,
+    pub held: FloatTags,
     /// What staging it would copy.
     pub copying: Copying,
     /// The tags that would be written; none where the float is at the source.
@@ -27,7 +27,7 @@ pub struct Forecast {
 
 /// What the tags of a float hold.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub struct Held {
+pub struct FloatTags {
     /// The float itself.
     pub float: Option<Digest>,
     /// `<float>_incoming`.
@@ -99,7 +99,7 @@ impl Forecast {
         float: &Float,
         source: Digest,
         media_type: Option<String>,
-        held: Held,
+        held: FloatTags,
         copying: Copying,
     ) -> Self {
         Self {
@@ -120,7 +120,7 @@ impl Forecast {
 }
 
 /// The tags that the steps would write, in their order.
-fn writes(float: &Float, source: Digest, held: Held) -> Vec<Write> {
+fn writes(float: &Float, source: Digest, held: FloatTags) -> Vec<Write> {
     let mut writes = Vec::new();
     if held.float == Some(source) {
         return writes;
@@ -249,13 +249,13 @@ mod tests {
         "quay.io/openshift/ci:a".parse().unwrap()
     }
 
-    fn forecast(held: Held) -> Forecast {
+    fn forecast(held: FloatTags) -> Forecast {
         Forecast::of(&float(), digest("new"), None, held, Copying::default())
     }
 
-    fn held(float: &str, incoming: &str, post1: &str) -> Held {
+    fn held(float: &str, incoming: &str, post1: &str) -> FloatTags {
         let some = |name: &str| (!name.is_empty()).then(|| digest(name));
-        Held {
+        FloatTags {
             float: some(float),
             incoming: some(incoming),
             pre: Some(digest("older")),
@@ -264,7 +264,7 @@ mod tests {
     }
 
     /// `TAG=DIGEST` for each write, in order.
-    fn written(held: Held) -> Vec<String> {
+    fn written(held: FloatTags) -> Vec<String> {
         let names = ["new", "old", "lost", "gone"].map(|name| (digest(name), name));
         let name = |digest| names.iter().find(|(known, _)| *known == digest).unwrap().1;
         let writes = forecast(held).writes.into_iter();

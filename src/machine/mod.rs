@@ -48,8 +48,8 @@ mod table;
 pub use advance::{Context, Effect, advance};
 pub use decide::{Admission, Decision, ImageContext, Inputs, Launch, Waiting, decide};
 pub use expiry::Expiry;
-pub use forecast::{Bytes, Children, Copying, Forecast, Held, Tally, Write, WrittenTag};
-pub use reason::{Kind, Reason};
+pub use forecast::{Bytes, Children, Copying, FloatTags, Forecast, Tally, Write, WrittenTag};
+pub use reason::{Reason, ReasonKind};
 pub use request::{
     Image, ImageSpec, Latch, Mode, OnFailure, Pin, Referrers, Request, SourceFacts, Spec, Status,
 };
@@ -278,12 +278,12 @@ pub struct Fault {
     /// One line that a person can act on.
     pub message: String,
     /// How it counts.
-    pub class: Class,
+    pub class: FaultClass,
 }
 
 /// How a fault counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Class {
+pub enum FaultClass {
     /// One attempt; tried again after a backoff.
     Attempt,
     /// The image's end.

@@ -4,7 +4,7 @@
 
 /// What kind of thing a [`Reason`] says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum ReasonKind {
     /// Nothing is wrong with the request: it waits, uses no attempt, and is bounded by the deadline.
     Waiting,
     /// A launch failed: one attempt, and the image's end when the attempts are used.
@@ -39,8 +39,8 @@ macro_rules! reasons {
 
             /// What kind of reason this is.
             #[must_use]
-            pub const fn kind(self) -> Kind {
-                match self { $(Self::$name => Kind::$kind,)* }
+            pub const fn kind(self) -> ReasonKind {
+                match self { $(Self::$name => ReasonKind::$kind,)* }
             }
         }
     };

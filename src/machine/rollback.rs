@@ -10,7 +10,8 @@ use jiff::Timestamp;
 use super::advance::{Context, Effect, backoff};
 use super::decide::{Decision, Inputs, Launch, earliest};
 use super::{
-    Class, Fault, GRACE_SECONDS, Image, OnFailure, Outcome, Phase, Reason, Request, Step, after,
+    Fault, FaultClass, GRACE_SECONDS, Image, OnFailure, Outcome, Phase, Reason, Request, Step,
+    after,
 };
 use crate::image::Stamp;
 
@@ -156,12 +157,12 @@ pub(super) fn advance(
             class,
         }) => {
             let delay = match class {
-                Class::Terminal => {
+                FaultClass::Terminal => {
                     image.leave_behind(&format!("{reason}: {message}"));
                     return Effect::Recorded(Vec::new());
                 }
-                Class::Attempt => backoff(image.attempts, context.jitter),
-                Class::Wait { seconds } => {
+                FaultClass::Attempt => backoff(image.attempts, context.jitter),
+                FaultClass::Wait { seconds } => {
                     image.attempts = image.attempts.saturating_sub(1);
                     seconds
                 }

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::{Class, Latch, Phase, Reason};
+use super::{FaultClass, Latch, Phase, Reason};
 use crate::image::{Digest, Stamp};
 use world::{Case, Event, From, Wish, World, float};
 
@@ -75,9 +75,9 @@ fn healed() -> impl Strategy<Value = Event> {
 /// Everything else.
 fn wild() -> impl Strategy<Value = Event> {
     let class = prop_oneof![
-        3 => Just(Class::Attempt),
-        1 => Just(Class::Terminal),
-        3 => (1..6_i64).prop_map(|seconds| Class::Wait { seconds }),
+        3 => Just(FaultClass::Attempt),
+        1 => Just(FaultClass::Terminal),
+        3 => (1..6_i64).prop_map(|seconds| FaultClass::Wait { seconds }),
     ];
     prop_oneof![
         3 => (0..6_usize, class).prop_map(|(index, class)| Event::Fault(index, class)),

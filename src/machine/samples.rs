@@ -4,7 +4,7 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
-    Admission, Class, Fault, Image, ImageContext, ImageSpec, Inputs, Latch, Mode, OnFailure,
+    Admission, Fault, FaultClass, Image, ImageContext, ImageSpec, Inputs, Latch, Mode, OnFailure,
     Outcome, Phase, Pin, Reason, Referrers, Request, SourceFacts, Spec, Status, Step,
 };
 use crate::image::{Digest, Float, Stamp, Tag};
@@ -118,7 +118,7 @@ pub fn running(images: usize, index: usize, step: Step) -> Inputs {
 }
 
 /// A fault.
-pub fn fault(reason: Reason, class: Class) -> Outcome {
+pub fn fault(reason: Reason, class: FaultClass) -> Outcome {
     Outcome::Faulted(Fault {
         reason,
         message: "as answered".into(),

@@ -8,10 +8,10 @@ use jiff::Timestamp;
 
 use super::decide::{Standing, next_step};
 use super::{
-    Class, Context, Effect, Fault, Foreign, Image, ImageSpec, Latch, Mode, OnFailure, Outcome,
+    Context, Effect, Fault, FaultClass, Foreign, Image, ImageSpec, Latch, Mode, OnFailure, Outcome,
     Phase, Pin, Reason, Referrers, Request, SourceFacts, Spec, Status, Step, advance,
 };
-use super::{Copying, Forecast, Held};
+use super::{Copying, FloatTags, Forecast};
 use crate::image::{Digest, Float};
 
 /// What becomes of the attempt that the launch used.
@@ -57,7 +57,7 @@ fn kinds() -> Vec<(&'static str, Outcome)> {
             &float(),
             digest("new"),
             None,
-            Held::default(),
+            FloatTags::default(),
             Copying::default(),
         ))),
         Outcome::Staged {
@@ -89,9 +89,9 @@ fn kinds() -> Vec<(&'static str, Outcome)> {
         Outcome::Posted { foreign: None },
         Outcome::RolledBack,
         Outcome::NothingToRollBack,
-        fault(Class::Attempt),
-        fault(Class::Terminal),
-        fault(Class::Wait { seconds: 1 }),
+        fault(FaultClass::Attempt),
+        fault(FaultClass::Terminal),
+        fault(FaultClass::Wait { seconds: 1 }),
         Outcome::Dropped,
     ];
     all.into_iter()
@@ -135,9 +135,9 @@ fn kind(outcome: &Outcome) -> &'static str {
             message: _,
             class,
         }) => match class {
-            Class::Attempt => "Faulted, attempt",
-            Class::Terminal => "Faulted, terminal",
-            Class::Wait { seconds: _ } => "Faulted, wait",
+            FaultClass::Attempt => "Faulted, attempt",
+            FaultClass::Terminal => "Faulted, terminal",
+            FaultClass::Wait { seconds: _ } => "Faulted, wait",
         },
         Outcome::Dropped => "Dropped",
     }

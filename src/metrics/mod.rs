@@ -18,7 +18,7 @@ use std::time::Duration;
 use prometheus_client::encoding::prometheus_text;
 use prometheus_client::registry::Registry;
 
-use crate::machine::{Class, Kind, Outcome, Phase, Reason, Step};
+use crate::machine::{FaultClass, Outcome, Phase, Reason, ReasonKind, Step};
 use families::Families;
 pub use families::{Declared, FAMILIES, Type};
 pub use labels::{Call, Host, Sent};
@@ -94,7 +94,7 @@ impl Families {
         }
         for reason in Reason::ALL.iter().copied() {
             self.events.begin([reason.as_str().into()]);
-            if reason.kind() == Kind::Retried || reason == Reason::StagedLost {
+            if reason.kind() == ReasonKind::Retried || reason == Reason::StagedLost {
                 self.attempts.begin([reason.as_str().into()]);
             }
         }
@@ -126,7 +126,10 @@ impl Families {
     /// What is there is 0 where nobody says otherwise.
     fn nothing_is_there(&self) {
         for reason in Reason::ALL.iter().copied() {
-            if matches!(reason.kind(), Kind::Waiting | Kind::Retried | Kind::Working) {
+            if matches!(
+                reason.kind(),
+                ReasonKind::Waiting | ReasonKind::Retried | ReasonKind::Working
+            ) {
                 self.requests.begin([reason.as_str().into()]);
             }
         }
@@ -157,7 +160,8 @@ const RESULTS: [&str; 5] = ["done", "waits", "failed", "refused", "dropped"];
 /// Every way a request can end.
 fn ends() -> impl Iterator<Item = (Phase, Reason)> {
     let failed = Reason::ALL.iter().copied();
-    let failed = failed.filter(|reason| matches!(reason.kind(), Kind::Terminal | Kind::Retried));
+    let failed =
+        failed.filter(|reason| matches!(reason.kind(), ReasonKind::Terminal | ReasonKind::Retried));
     let others = [
         (Phase::Posted, Reason::Promoted),
         (Phase::Posted, Reason::Unchanged),
@@ -237,9 +241,9 @@ impl Metrics {
     pub fn operation(&self, step: Step, outcome: &Outcome, took: Duration) {
         let result = match outcome {
             Outcome::Faulted(fault) => match fault.class {
-                Class::Attempt => "failed",
-                Class::Terminal => "refused",
-                Class::Wait { .. } => "waits",
+                FaultClass::Attempt => "failed",
+                FaultClass::Terminal => "refused",
+                FaultClass::Wait { .. } => "waits",
             },
             Outcome::Dropped => "dropped",
             _ => "done",
@@ -249,7 +253,7 @@ impl Metrics {
         whole.observe(took.as_secs_f64());
         drop(whole);
         let reason = match outcome {
-            Outcome::Faulted(fault) if fault.class == Class::Attempt => fault.reason,
+            Outcome::Faulted(fault) if fault.class == FaultClass::Attempt => fault.reason,
             Outcome::Moved { .. } => Reason::FloatMoved,
             Outcome::StagedGone(_) => Reason::StagedLost,
             _ => return,

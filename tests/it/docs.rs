@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use clap::CommandFactory as _;
 use promotion_controller::api::conditions;
 use promotion_controller::cli::Cli;
-use promotion_controller::machine::{Kind, Phase, Reason};
+use promotion_controller::machine::{Phase, Reason, ReasonKind};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -44,13 +44,13 @@ fn names(cell: &str) -> impl Iterator<Item = &str> {
 
 #[test]
 fn the_reference_names_every_reason_once_with_its_kind() {
-    let word = |kind: Kind| match kind {
-        Kind::Waiting => "waiting",
-        Kind::Retried => "retried",
-        Kind::Working => "working",
-        Kind::Terminal => "terminal",
-        Kind::Ended => "end",
-        Kind::Warning => "warning",
+    let word = |kind: ReasonKind| match kind {
+        ReasonKind::Waiting => "waiting",
+        ReasonKind::Retried => "retried",
+        ReasonKind::Working => "working",
+        ReasonKind::Terminal => "terminal",
+        ReasonKind::Ended => "end",
+        ReasonKind::Warning => "warning",
     };
     let mut named: BTreeMap<String, String> = BTreeMap::new();
     for row in rows(&section("docs/reference.md", "Reasons")) {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::super::convert::STAMP;
 use super::against::{Comparison, Difference, Missed};
 use crate::image::{Float, Source, Stamp};
-use crate::machine::{Bytes, Class, Expiry, Fault, Forecast, Tally, Write, WrittenTag};
+use crate::machine::{Bytes, Expiry, Fault, FaultClass, Forecast, Tally, Write, WrittenTag};
 use crate::store::Key;
 
 /// All that was found.
@@ -79,7 +79,7 @@ impl Found {
             (Ok(forecast), _) if forecast.is_unchanged() => Verdict::Unchanged,
             (Ok(_), Push::Denied(_)) => Verdict::Fail,
             (Ok(_), _) => Verdict::Promote,
-            (Err(fault), _) if matches!(fault.class, Class::Wait { .. }) => Verdict::NotKnown,
+            (Err(fault), _) if matches!(fault.class, FaultClass::Wait { .. }) => Verdict::NotKnown,
             (Err(_), _) => Verdict::Fail,
         }
     }

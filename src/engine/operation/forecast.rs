@@ -14,8 +14,8 @@ use crate::engine::leadership::Leadership;
 use crate::engine::memory::Memory;
 use crate::image::{Digest, Reference, Tag};
 use crate::machine::{
-    Class, Copying, Expiry, Fault, Forecast, Held, Image, ImageSpec, Mode, Outcome, Reason,
-    Referrers, Step,
+    Copying, Expiry, Fault, FaultClass, FloatTags, Forecast, Image, ImageSpec, Mode, Outcome,
+    Reason, Referrers, Step,
 };
 use crate::registry::{Manifest, Progress, RegistryClient};
 use crate::store::Access;
@@ -54,7 +54,7 @@ pub async fn forecast(
         other => Err(Fault {
             reason: Reason::RegistryError,
             message: format!("the plan ended without a finding ({other:?})"),
-            class: Class::Attempt,
+            class: FaultClass::Attempt,
         }),
     }
 }
@@ -63,9 +63,9 @@ impl Operation {
     /// Finds out what promoting the image would do.
     pub(super) async fn forecast(&self) -> Flow<Outcome> {
         let float = &self.spec.float;
-        let mut held = Held {
+        let mut held = FloatTags {
             float: self.peek(float.tag()).await?,
-            ..Held::default()
+            ..FloatTags::default()
         };
         let (recorded, named) = (&self.image.source, &self.spec.source.reference);
         let reference = match (recorded, named) {
@@ -131,7 +131,7 @@ impl Operation {
         &self,
         source: Digest,
         media_type: Option<String>,
-        held: Held,
+        held: FloatTags,
         copying: Copying,
     ) -> Outcome {
         let forecast = Forecast::of(&self.spec.float, source, media_type, held, copying);

@@ -5,7 +5,7 @@
 
 use super::{Flow, Operation};
 use crate::image::Repository;
-use crate::machine::{Class, Expiry, Fault, Notice, Outcome, Reason};
+use crate::machine::{Expiry, Fault, FaultClass, Notice, Outcome, Reason};
 use crate::registry::{Credential, Manifest, TagLabels};
 
 impl Operation {
@@ -29,7 +29,7 @@ impl Operation {
                 quay.immutable",
                 self.spec.float
             ),
-            class: Class::Terminal,
+            class: FaultClass::Terminal,
         }
     }
 

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{Flow, LOOK_TWICE, Operation, READ_AGAIN, Written, fault};
 use crate::image::{Digest, Reference, Tag};
-use crate::machine::{Class, Fault, Notice, Outcome, Reason, Referrers};
+use crate::machine::{Fault, FaultClass, Notice, Outcome, Reason, Referrers};
 use crate::registry::{self, Listing, Manifest, Referrer, list_with};
 
 /// Referrers of one image, those of its referrers included.
@@ -80,7 +80,7 @@ impl Operation {
     fn tolerate<T>(&self, result: Flow<T>, trouble: &mut Trouble) -> Flow<Option<T>> {
         match result {
             Ok(value) => Ok(Some(value)),
-            Err(Outcome::Faulted(fault)) if !matches!(fault.class, Class::Wait { .. }) => {
+            Err(Outcome::Faulted(fault)) if !matches!(fault.class, FaultClass::Wait { .. }) => {
                 if self.referrers == Referrers::Require {
                     return Err(failed(fault.message));
                 }
@@ -390,7 +390,7 @@ fn failed(message: String) -> Outcome {
     Outcome::Faulted(Fault {
         reason: Reason::ReferrersFailed,
         message,
-        class: Class::Attempt,
+        class: FaultClass::Attempt,
     })
 }
 

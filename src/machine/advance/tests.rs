@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::machine::samples::{at, digest, fault, float, now, pin, prune, request, rescued};
-use crate::machine::{Copying, Held, Latch};
+use crate::machine::{Copying, FloatTags, Latch};
 use Phase::{BackedUp, Failed, Incoming, Latched, Pending, Planned, Posted};
 
 fn context() -> Context {
@@ -90,9 +90,9 @@ fn a_plan_ends_as_planned_whatever_it_found() {
 
 #[test]
 fn what_a_plan_foresees_is_its_message_and_none_of_what_promotes() {
-    let held = |float: Option<&str>| Held {
+    let held = |float: Option<&str>| FloatTags {
         float: float.map(digest),
-        ..Held::default()
+        ..FloatTags::default()
     };
     let forecast_of = |found| {
         let copying = Copying::default();
@@ -445,7 +445,10 @@ fn a_source_that_is_gone_is_staged_lost_once_committed() {
     for (committed, reason) in [(false, Reason::SourceGone), (true, Reason::StagedLost)] {
         let mut request = launched(Pending);
         request.status.committed = committed;
-        record(&mut request, fault(Reason::SourceGone, Class::Terminal));
+        record(
+            &mut request,
+            fault(Reason::SourceGone, FaultClass::Terminal),
+        );
         assert_eq!(request.status.images[0].reason, Some(reason));
         assert_eq!(request.status.images[0].phase, Failed);
     }
@@ -460,7 +463,7 @@ fn what_goes_wrong_while_backing_up_is_backup_failed() {
         let mut request = launched(phase);
         record(
             &mut request,
-            fault(Reason::ManifestRejected, Class::Attempt),
+            fault(Reason::ManifestRejected, FaultClass::Attempt),
         );
         assert_eq!(request.status.images[0].reason, Some(expected));
     }
@@ -471,7 +474,10 @@ fn a_failed_launch_is_tried_again_with_exponential_backoff_until_the_limit() {
     let mut request = launched(Pending);
     for (attempts, seconds) in [(1, 2), (2, 4), (3, 8), (4, 16)] {
         request.status.images[0].attempts = attempts;
-        record(&mut request, fault(Reason::DigestMismatch, Class::Attempt));
+        record(
+            &mut request,
+            fault(Reason::DigestMismatch, FaultClass::Attempt),
+        );
         let image = &request.status.images[0];
         assert_eq!(
             (image.attempts, image.next_attempt),
@@ -479,7 +485,10 @@ fn a_failed_launch_is_tried_again_with_exponential_backoff_until_the_limit() {
         );
     }
     request.status.images[0].attempts = 5;
-    record(&mut request, fault(Reason::DigestMismatch, Class::Attempt));
+    record(
+        &mut request,
+        fault(Reason::DigestMismatch, FaultClass::Attempt),
+    );
     let image = &request.status.images[0];
     assert_eq!(
         (image.phase, image.reason),
@@ -513,7 +522,7 @@ fn waiting_uses_no_attempt_however_often() {
         request.status.images[0].attempts = 5;
         record(
             &mut request,
-            fault(Reason::RegistryUnavailable, Class::Wait { seconds: 8 }),
+            fault(Reason::RegistryUnavailable, FaultClass::Wait { seconds: 8 }),
         );
         let image = &request.status.images[0];
         assert_eq!(
@@ -528,7 +537,7 @@ fn a_wait_beyond_the_end_of_time_is_a_wait_until_then() {
     let mut request = launched(Pending);
     record(
         &mut request,
-        fault(Reason::RateLimited, Class::Wait { seconds: i64::MAX }),
+        fault(Reason::RateLimited, FaultClass::Wait { seconds: i64::MAX }),
     );
     assert_eq!(request.status.images[0].next_attempt, Some(Timestamp::MAX));
 }

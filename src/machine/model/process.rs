@@ -10,8 +10,8 @@ use crate::machine::claims::{self, Claims, Contender, Standing, Uid, Verdict};
 use crate::machine::quota::{NamespaceQuota, QuotaKey};
 use crate::machine::runs::steps::{Answer, Ask, Halt, Running, Seen, faulted};
 use crate::machine::{
-    Admission, Class, Context, Decision, ImageContext, Launch, Outcome, Phase, Reason, Request,
-    Step, advance, decide,
+    Admission, Context, Decision, FaultClass, ImageContext, Launch, Outcome, Phase, Reason,
+    Request, Step, advance, decide,
 };
 
 use super::setup::Mutation;
@@ -617,7 +617,7 @@ impl World {
         process.newest_write = self.now;
         let op = process.running.get_mut(&who).expect("it runs");
         op.change(|op| op.next = None);
-        let refused = faulted(Reason::TagImmutable, Class::Terminal);
+        let refused = faulted(Reason::TagImmutable, FaultClass::Terminal);
         self.end_step(process, who, &refused);
     }
 

@@ -167,9 +167,9 @@ fn the_prune_tag_is_above_every_stamp_that_is_known() {
 fn what_fails_for_now_is_tried_again_and_what_fails_for_good_is_named() {
     let mut request = failed();
     decide(&mut request, &inputs(4));
-    let wait = fault(Reason::RegistryUnavailable, Class::Wait { seconds: 9 });
+    let wait = fault(Reason::RegistryUnavailable, FaultClass::Wait { seconds: 9 });
     advance(&mut request, 0, wait, &CONTEXT());
-    let attempt = fault(Reason::ManifestRejected, Class::Attempt);
+    let attempt = fault(Reason::ManifestRejected, FaultClass::Attempt);
     advance(&mut request, 1, attempt, &CONTEXT());
     let images = &request.status.images;
     assert_eq!(
@@ -184,7 +184,7 @@ fn what_fails_for_now_is_tried_again_and_what_fails_for_good_is_named() {
         (images[0].phase, images[1].reason),
         (Posted, Some(Reason::Held))
     );
-    let denied = fault(Reason::PermissionDenied, Class::Terminal);
+    let denied = fault(Reason::PermissionDenied, FaultClass::Terminal);
     advance(&mut request, 3, denied, &CONTEXT());
     let image = &request.status.images[3];
     assert_eq!((image.phase, &image.rollback), (Failed, &None));
@@ -198,7 +198,7 @@ fn what_fails_for_now_is_tried_again_and_what_fails_for_good_is_named() {
     assert!(image.message.contains("may not push"), "{}", image.message);
     // It is what the group failed for, whatever became of its float; and what was only left behind has not failed itself.
     assert_eq!(image.reason, Some(Reason::PermissionDenied));
-    let gone = fault(Reason::BackupFailed, Class::Terminal);
+    let gone = fault(Reason::BackupFailed, FaultClass::Terminal);
     let mut other = request.clone();
     advance(&mut other, 0, gone, &CONTEXT());
     assert_eq!(other.status.images[0].reason, Some(Reason::NotRolledBack));

@@ -5,7 +5,9 @@
 //! a world with steps under way can be cloned and compared.
 
 use crate::image::{Digest, Reference, Tag};
-use crate::machine::{Class, Fault, Foreign, Image, ImageSpec, Launch, Outcome, Pin, Reason, Step};
+use crate::machine::{
+    Fault, FaultClass, Foreign, Image, ImageSpec, Launch, Outcome, Pin, Reason, Step,
+};
 
 /// One request to the float's registry, or a question to the process's memory.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -165,7 +167,7 @@ impl Replay<'_> {
         if self.yes(Ask::Put(incoming, source))? {
             return Ok(staged);
         }
-        Ok(faulted(Reason::ManifestRejected, Class::Attempt))
+        Ok(faulted(Reason::ManifestRejected, FaultClass::Attempt))
     }
 
     fn back_up(&mut self) -> Flow<Outcome> {
@@ -188,7 +190,7 @@ impl Replay<'_> {
     fn displaced_gone(&mut self, digest: Digest) -> Flow<Outcome> {
         let float = self.look(self.spec.float.tag())?;
         if float == Some(digest) {
-            return Ok(faulted(Reason::BackupFailed, Class::Attempt));
+            return Ok(faulted(Reason::BackupFailed, FaultClass::Attempt));
         }
         Ok(Outcome::DisplacedGone { float })
     }
@@ -248,7 +250,7 @@ impl Replay<'_> {
 
     fn promoted_gone(&mut self, source: Digest) -> Flow<Outcome> {
         Ok(match self.foreign(source)? {
-            None => faulted(Reason::BackupFailed, Class::Attempt),
+            None => faulted(Reason::BackupFailed, FaultClass::Attempt),
             foreign => Outcome::Posted { foreign },
         })
     }
@@ -293,7 +295,7 @@ impl Replay<'_> {
             return Ok(Outcome::NothingToRollBack);
         }
         if !self.yes(Ask::Held(back))? {
-            return Ok(faulted(Reason::BackupFailed, Class::Terminal));
+            return Ok(faulted(Reason::BackupFailed, FaultClass::Terminal));
         }
         let pre = self.spec.float.pre();
         if !self.pin(&prune, source)? {
@@ -309,7 +311,7 @@ impl Replay<'_> {
         Ok(if self.yes(Ask::Put(float.clone(), back))? {
             Outcome::RolledBack
         } else {
-            faulted(Reason::BackupFailed, Class::Terminal)
+            faulted(Reason::BackupFailed, FaultClass::Terminal)
         })
     }
 
@@ -317,7 +319,7 @@ impl Replay<'_> {
         if self.look(self.spec.float.tag())? != Some(self.source()) {
             return Ok(Outcome::NothingToRollBack);
         }
-        Ok(faulted(Reason::BackupFailed, Class::Terminal))
+        Ok(faulted(Reason::BackupFailed, FaultClass::Terminal))
     }
 
     fn clear(&mut self, tag: &Tag, source: Digest, pinned: Option<Digest>) -> Flow<bool> {
@@ -340,7 +342,7 @@ impl Replay<'_> {
             None => Ok(false),
             Some(digest) if digest == source => Ok(true),
             Some(digest) if digest == found => {
-                let refused = faulted(Reason::BackupFailed, Class::Attempt);
+                let refused = faulted(Reason::BackupFailed, FaultClass::Attempt);
                 Err(Halt::End(refused))
             }
             Some(_) => Err(Halt::End(Outcome::Dropped)),
@@ -367,7 +369,7 @@ impl Replay<'_> {
 }
 
 fn wait(seconds: i64) -> Halt {
-    let class = Class::Wait { seconds };
+    let class = FaultClass::Wait { seconds };
     Halt::End(faulted(Reason::RegistryUnavailable, class))
 }
 
@@ -378,11 +380,11 @@ fn backed_up() -> Outcome {
 }
 
 fn source_gone() -> Outcome {
-    faulted(Reason::SourceGone, Class::Terminal)
+    faulted(Reason::SourceGone, FaultClass::Terminal)
 }
 
 /// A fault as the registry's errors become one.
-pub fn faulted(reason: Reason, class: Class) -> Outcome {
+pub fn faulted(reason: Reason, class: FaultClass) -> Outcome {
     Outcome::Faulted(Fault {
         reason,
         message: "as it was answered".into(),

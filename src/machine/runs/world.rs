@@ -15,8 +15,8 @@ use super::steps::{Answer, Ask, Halt, Running, Seen, faulted};
 use crate::image::{Digest, Float, Stamp, Tag};
 use crate::machine::claims::{self, Claims, Contender, Standing, Verdict};
 use crate::machine::{
-    Admission, Class, Context, Decision, Effect, ImageContext, ImageSpec, Latch, Mode, OnFailure,
-    Outcome, Phase, Reason, Referrers, Request, Spec, Status, advance, decide,
+    Admission, Context, Decision, Effect, FaultClass, ImageContext, ImageSpec, Latch, Mode,
+    OnFailure, Outcome, Phase, Reason, Referrers, Request, Spec, Status, advance, decide,
 };
 
 /// How long a tag write may take to show, in seconds.
@@ -71,7 +71,7 @@ pub enum Event {
     /// A tag write's answer is lost before it landed.
     Late(usize),
     /// A running step is answered with a fault.
-    Fault(usize, Class),
+    Fault(usize, FaultClass),
     /// Somebody else puts a float to one of three digests, or back, or removes it.
     Foreign(usize, u8),
     /// `spec.cancel` is set.
@@ -220,9 +220,9 @@ impl World {
             Event::Late(index) => self.with_running(index, |world, who| world.lose(who, false)),
             Event::Fault(index, class) => self.with_running(index, |world, who| {
                 let reason = match class {
-                    Class::Attempt => Reason::ManifestRejected,
-                    Class::Terminal => Reason::QuotaExceeded,
-                    Class::Wait { .. } => Reason::RateLimited,
+                    FaultClass::Attempt => Reason::ManifestRejected,
+                    FaultClass::Terminal => Reason::QuotaExceeded,
+                    FaultClass::Wait { .. } => Reason::RateLimited,
                 };
                 world.end(who, faulted(reason, class));
             }),
@@ -559,7 +559,7 @@ impl World {
             }
             Ask::Put(tag, digest) => {
                 if let Some(seconds) = self.gate(who, tag, *digest) {
-                    let wait = Class::Wait { seconds };
+                    let wait = FaultClass::Wait { seconds };
                     return self.end(who, faulted(Reason::RegistryUnavailable, wait));
                 }
                 let write = self.write(who, tag, *digest);
@@ -599,7 +599,10 @@ impl World {
         self.process.open.insert(key, (digest, self.now));
         self.end(
             who,
-            faulted(Reason::RegistryUnavailable, Class::Wait { seconds: SETTLE }),
+            faulted(
+                Reason::RegistryUnavailable,
+                FaultClass::Wait { seconds: SETTLE },
+            ),
         );
     }
 
