@@ -22,10 +22,10 @@ pub mod leadership;
 pub mod memory;
 pub mod moment;
 mod operation;
-mod operation_queue;
 mod questions;
 mod reconcile;
 mod state;
+mod operation_queue;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -47,8 +47,8 @@ use account::{Due, Facts};
 use leadership::Leadership;
 use memory::Memory;
 use operation::Tools;
-use operation_queue::OperationQueue;
 use state::State;
+use operation_queue::OperationQueue;
 
 pub use admission::ASKING;
 pub use brake::Brake;
