@@ -58,7 +58,7 @@ pub async fn drive<S: Store>(
         match result {
             Ok(_) => {}
             // It ended, or was deleted, between the trigger and its turn.
-            Err(Error::ObjectNotFound(object)) => told.not_there(&Key {
+            Err(Error::ObjectNotFound(object)) => told.dequeue_missing(&Key {
                 namespace: object.namespace.clone().unwrap_or_default(),
                 name: object.name.clone(),
             }),

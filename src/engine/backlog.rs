@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher as _, RandomState};
 
-use super::account::Facts;
+use super::telemetry::RequestStats;
 use crate::image::Float;
 use crate::machine::claims::{Contender, Share, Standing, Uid};
 use crate::store::Key;
@@ -48,7 +48,7 @@ struct Rows {
 pub(super) struct Shelved {
     pub key: Key,
     pub version: u64,
-    pub facts: Facts,
+    pub stats: RequestStats,
     order: u64,
     together: bool,
     suspended: bool,
@@ -109,7 +109,13 @@ impl Backlog {
     }
 
     /// Shelves a request as it was read at `version`. Whether that is news.
-    pub fn shelve(&mut self, key: &Key, version: u64, contender: &Contender, facts: Facts) -> bool {
+    pub fn shelve(
+        &mut self,
+        key: &Key,
+        version: u64,
+        contender: &Contender,
+        stats: RequestStats,
+    ) -> bool {
         let known = self.shelved.get(&contender.uid);
         if known.is_some_and(|known| known.version >= version) {
             return false;
@@ -132,7 +138,7 @@ impl Backlog {
         let shelved = Shelved {
             key: key.clone(),
             version,
-            facts,
+            stats,
             order: contender.order,
             together: contender.together,
             suspended: contender.suspended,

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::operation::Operation;
 use super::state::InFlight;
 use super::operation_queue::QueueKey;
-use super::{Engine, account};
+use super::{Engine, telemetry};
 use crate::image::Float;
 use crate::machine::{Fault, FaultClass, Launch, Outcome, Reason, Request, Step};
 use crate::registry::Progress;
@@ -133,7 +133,7 @@ impl<S: Store> Engine<S> {
             progress,
             read: Mutex::default(),
         };
-        account::launched(key, &float, launch);
+        telemetry::launched(key, &float, launch);
         Some((index, id, operation))
     }
 
@@ -183,7 +183,7 @@ impl<S: Store> Engine<S> {
         let Some((float, step, started)) = self.begun(uid, index, id) else {
             return;
         };
-        account::ended(self.metrics(), key, (&float, step, started), &outcome);
+        telemetry::ended(self.metrics(), key, (&float, step, started), &outcome);
         let known = {
             let mut state = self.lock();
             let known = state.known.contains_key(uid);

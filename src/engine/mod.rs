@@ -13,7 +13,6 @@
 //! - Of the operations in flight a bounded number is at work; the others wait for their turn, each as no more than its record.
 //! - Losing the memory of the engine loses nothing: the next reconcile launches again what status says.
 
-mod account;
 mod admission;
 mod backlog;
 mod brake;
@@ -25,6 +24,7 @@ mod operation;
 mod questions;
 mod reconcile;
 mod state;
+mod telemetry;
 mod operation_queue;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -43,11 +43,11 @@ use crate::machine::claims::{Contender, Standing};
 use crate::policy::Policy;
 use crate::registry::RegistryClient;
 use crate::store::{Key, Store, Unreadable};
-use account::{Due, Facts};
 use leadership::Leadership;
 use memory::Memory;
 use operation::Tools;
 use state::State;
+use telemetry::{RequestStats, WorkQueue};
 use operation_queue::OperationQueue;
 
 pub use admission::ASKING;
@@ -91,7 +91,7 @@ struct Inner<S> {
     triggers: mpsc::UnboundedSender<Key>,
     queue: OperationQueue,
     state: Mutex<State>,
-    due: Mutex<Due>,
+    work_queue: Mutex<WorkQueue>,
 }
 
 impl<S> Clone for Engine<S> {
@@ -129,12 +129,12 @@ impl<S: Store> Engine<S> {
             triggers,
             queue: operations,
             state,
-            due: Mutex::default(),
+            work_queue: Mutex::default(),
         };
         let engine = Self {
             inner: Arc::new(inner),
         };
-        engine.tell_at_scrapes();
+        engine.register_collector();
         (engine, queue)
     }
 
@@ -152,7 +152,7 @@ impl<S: Store> Engine<S> {
 
     /// Asks for a reconcile of an object.
     pub fn trigger(&self, key: Key) {
-        account::lock(&self.inner.due).add(&key);
+        telemetry::lock(&self.inner.work_queue).add(&key);
         // The receiver is gone only when the process ends.
         let _ = self.inner.triggers.send(key);
     }
@@ -190,7 +190,7 @@ impl<S: Store> Engine<S> {
             },
         };
         let contender = contender(&key, &uid, version, &request);
-        let facts = Facts::of(object, &request);
+        let stats = RequestStats::of(object, &request);
         let mut state = self.lock();
         let own = state.known.get_mut(&uid).is_some_and(|known| {
             if let Some(heard) = &mut known.saving {
@@ -199,7 +199,7 @@ impl<S: Store> Engine<S> {
             }
             known.saving.is_some() || known.saved == Some(version)
         });
-        let news = state.note(&key, version, contender, facts) && !own;
+        let news = state.note(&key, version, contender, stats) && !own;
         let woken = std::mem::take(&mut state.woken);
         drop(state);
         self.wake(woken);
@@ -229,7 +229,7 @@ impl<S: Store> Engine<S> {
             object.started,
         );
         let mut state = self.lock();
-        let news = state.note(&key, version, contender, Facts::default());
+        let news = state.note(&key, version, contender, RequestStats::default());
         let woken = std::mem::take(&mut state.woken);
         drop(state);
         self.wake(woken);
@@ -273,7 +273,7 @@ impl<S: Store> Engine<S> {
         };
         // While a save of ours is on its way it may be that, come back before its answer, that ended it.
         if known.saving.is_none() && known.unanswered.is_none() {
-            account::deleted(&known.key, &known.contender);
+            telemetry::deleted(&known.key, &known.contender);
         }
     }
 

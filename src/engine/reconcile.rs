@@ -5,10 +5,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::account::{Facts, Saved};
 use super::admission::{Entry, hosts};
 use super::state::Deadline;
-use super::{Engine, account, contender, identity, is_finished, left_alone};
+use super::telemetry::{RequestStats, Saved};
+use super::{Engine, contender, identity, is_finished, left_alone, telemetry};
 use crate::api::status::{ReadError, Scenery};
 use crate::api::{self, PromotionRequest, conditions};
 use crate::image::{Float, Stamp};
@@ -74,10 +74,10 @@ impl<S: Store> Engine<S> {
     /// # Errors
     /// Where the store cannot be reached; nothing is lost, try again.
     pub async fn reconcile(&self, key: &Key) -> Result<Next, ReconcileError> {
-        let begun = self.turn_begins(key);
+        let begun = self.reconcile_started(key);
         let mut unanswered = None;
         let result = self.reconcile_until(key, &mut unanswered).await;
-        self.turn_ends(begun, result.is_ok());
+        self.reconcile_ended(begun, result.is_ok());
         if let Some(record) = unanswered {
             let mut state = self.lock();
             if let Some(known) = state.known.get_mut(&record.uid) {
@@ -495,14 +495,14 @@ impl<S: Store> Engine<S> {
         let Some((uid, version)) = identity(&saved.metadata) else {
             return;
         };
-        let facts = Facts::of(saved, request);
+        let stats = RequestStats::of(saved, request);
         let woken;
-        let entered = {
+        let phase_entered_at = {
             let mut state = self.lock();
             let contender = contender(key, &uid, version, request);
-            state.note(key, version, contender, facts);
+            state.note(key, version, contender, stats);
             woken = std::mem::take(&mut state.woken);
-            state.take_entered(&uid)
+            state.take_phase_entered_at(&uid)
         };
         self.wake(woken);
         let record = Saved {
@@ -510,14 +510,14 @@ impl<S: Store> Engine<S> {
             before,
             request,
             notices,
-            entered,
+            phase_entered_at,
         };
-        let entered = record.tell(self.metrics());
+        let phase_entered_at = record.tell(self.metrics());
         let events = {
             let mut state = self.lock();
             match state.known.get_mut(&uid) {
                 Some(known) => {
-                    known.entered = entered;
+                    known.phase_entered_at = phase_entered_at;
                     let events = events(before, request, notices, known.told);
                     known.told += u32::try_from(events.len()).unwrap_or(u32::MAX);
                     events
@@ -560,7 +560,7 @@ impl<S: Store> Engine<S> {
             .as_ref()
             .map(|time| time.0);
         let (phase, reason) = (machine::Phase::Failed, Reason::InvalidSpec);
-        account::finished(self.metrics(), key, created, phase, reason, &note);
+        telemetry::finished(self.metrics(), key, created, phase, reason, &note);
         self.metrics().told(reason);
         let event = Event {
             reason: Reason::InvalidSpec,

@@ -11,11 +11,11 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::account::{Entered, Facts};
 use super::backlog::Backlog;
 use super::brake::Brake;
 use super::questions::Questions;
 use super::reconcile::Record;
+use super::telemetry::{PhaseTimes, RequestStats};
 use crate::image::Float;
 use crate::machine::claims::{Claims, Contender, Standing, Uid};
 use crate::machine::quota::{NamespaceQuota, QuotaKey};
@@ -61,7 +61,7 @@ pub(super) struct State {
     /// Who launches nothing because these are too many, the first to come first.
     pub held_back: HashMap<String, VecDeque<Key>>,
     /// Requests that have ended or were deleted of late. A UID never comes back.
-    left: HashMap<Uid, Entered>,
+    left: HashMap<Uid, PhaseTimes>,
     /// The same, the oldest first.
     leaving: VecDeque<(Uid, Instant)>,
     /// Those that may not begin now, in little.
@@ -102,9 +102,9 @@ pub(super) struct Known {
     /// Told once that the cancel came too late.
     pub told_cancel: bool,
     /// What is told of it at a scrape.
-    pub facts: Facts,
+    pub stats: RequestStats,
     /// When its images entered their phases.
-    pub entered: Entered,
+    pub phase_entered_at: PhaseTimes,
 }
 
 /// A deadline, and what the clocks said when it was first seen.
@@ -235,7 +235,7 @@ impl State {
         key: &Key,
         version: u64,
         mut contender: Contender,
-        facts: Facts,
+        stats: RequestStats,
     ) -> bool {
         let uid = contender.uid.clone();
         if let Some(known) = self.known.get_mut(&uid) {
@@ -244,7 +244,7 @@ impl State {
             }
             let begins = contender.started || self.claims.owns_any(&uid);
             if contender.suspended && !begins {
-                self.shelve(&uid, version, &contender, facts);
+                self.shelve(&uid, version, &contender, stats);
                 return true;
             }
             if contender.standing == Standing::Unreadable {
@@ -262,7 +262,7 @@ impl State {
             }
             known.version = version;
             let before = std::mem::replace(&mut known.contender, contender.clone());
-            known.facts = facts;
+            known.stats = stats;
             if contender.started && !before.started {
                 self.backlog.is_not_ready(key, &uid);
                 self.woken.extend(self.backlog.call(&key.namespace));
@@ -286,7 +286,7 @@ impl State {
             if shelved.is_none() {
                 self.by_key.entry(key.clone()).or_default().push(uid);
             }
-            return self.backlog.shelve(key, version, &contender, facts);
+            return self.backlog.shelve(key, version, &contender, stats);
         }
         if self.backlog.remove(&uid).is_some() {
             self.forget_key(key, &uid);
@@ -313,15 +313,15 @@ impl State {
             left_alone: None,
             told: 0,
             told_cancel: false,
-            facts,
-            entered: Entered::new(),
+            stats,
+            phase_entered_at: PhaseTimes::new(),
         };
         self.known.insert(uid, known);
         true
     }
 
     /// Shelves a request that was ready, as it was read at `version`: it does not begin, so nobody waits for it.
-    fn shelve(&mut self, uid: &str, version: u64, contender: &Contender, facts: Facts) {
+    fn shelve(&mut self, uid: &str, version: u64, contender: &Contender, stats: RequestStats) {
         let Some(known) = self.unknow(uid) else {
             return;
         };
@@ -342,7 +342,7 @@ impl State {
             .entry(known.key.clone())
             .or_default()
             .push(uid.to_owned());
-        self.backlog.shelve(&known.key, version, contender, facts);
+        self.backlog.shelve(&known.key, version, contender, stats);
         self.woken.extend(self.backlog.call(&known.key.namespace));
     }
 
@@ -355,8 +355,8 @@ impl State {
             return;
         }
         let (key, contender) = (known.key.clone(), known.contender.clone());
-        let (version, facts) = (known.version, known.facts.clone());
-        self.shelve(uid, version, &contender, facts);
+        let (version, stats) = (known.version, known.stats.clone());
+        self.shelve(uid, version, &contender, stats);
         self.woken.push(key);
     }
 
@@ -372,8 +372,8 @@ impl State {
     /// Forgets a request that has ended or is gone.
     pub fn forget(&mut self, uid: &str) -> Option<Known> {
         let known = self.known.get_mut(uid);
-        let entered = known.map(|known| std::mem::take(&mut known.entered));
-        self.remember_left(uid, entered);
+        let phase_entered_at = known.map(|known| std::mem::take(&mut known.phase_entered_at));
+        self.remember_left(uid, phase_entered_at);
         if let Some(shelved) = self.backlog.remove(uid) {
             self.forget_key(&shelved.key, uid);
         }
@@ -411,13 +411,16 @@ impl State {
     }
 
     /// When the images of a request entered their phases: its own end may come back by the watch before it is answered.
-    pub fn take_entered(&mut self, uid: &str) -> Entered {
-        let known = self.known.get_mut(uid).map(|known| &mut known.entered);
-        let entered = known.or(self.left.get_mut(uid));
-        entered.map(std::mem::take).unwrap_or_default()
+    pub fn take_phase_entered_at(&mut self, uid: &str) -> PhaseTimes {
+        let known = self
+            .known
+            .get_mut(uid)
+            .map(|known| &mut known.phase_entered_at);
+        let phase_entered_at = known.or(self.left.get_mut(uid));
+        phase_entered_at.map(std::mem::take).unwrap_or_default()
     }
 
-    fn remember_left(&mut self, uid: &str, entered: Option<Entered>) {
+    fn remember_left(&mut self, uid: &str, phase_entered_at: Option<PhaseTimes>) {
         let now = Instant::now();
         while self
             .leaving
@@ -430,12 +433,12 @@ impl State {
         }
         match self.left.entry(uid.to_owned()) {
             Entry::Vacant(place) => {
-                place.insert(entered.unwrap_or_default());
+                place.insert(phase_entered_at.unwrap_or_default());
                 self.leaving.push_back((uid.to_owned(), now));
             }
             Entry::Occupied(mut place) => {
-                if let Some(entered) = entered {
-                    place.insert(entered);
+                if let Some(phase_entered_at) = phase_entered_at {
+                    place.insert(phase_entered_at);
                 }
             }
         }
@@ -646,12 +649,12 @@ mod tests {
             standing: Standing::Undecided,
         };
         let mut state = State::default();
-        assert!(state.note(&key, 1, contender("old"), Facts::default()));
+        assert!(state.note(&key, 1, contender("old"), RequestStats::default()));
         assert!(state.forget("old").is_some());
-        assert!(!state.note(&key, 2, contender("old"), Facts::default()));
+        assert!(!state.note(&key, 2, contender("old"), RequestStats::default()));
         assert!(state.sharers(&contender("old")).is_empty());
         // Created anew under its name it is another request.
-        assert!(state.note(&key, 3, contender("new"), Facts::default()));
+        assert!(state.note(&key, 3, contender("new"), RequestStats::default()));
         assert_eq!(state.named(&key), ["new"]);
     }
 
@@ -682,8 +685,8 @@ mod tests {
     }
 
     fn note(state: &mut State, (key, contender): &(Key, Contender), version: u64) -> bool {
-        let facts = Facts::default();
-        state.note(key, version, contender.clone(), facts)
+        let stats = RequestStats::default();
+        state.note(key, version, contender.clone(), stats)
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What the engine tells of its work: one line of log for each transition, and what is counted.
+//! What the engine logs and counts of its work: one line of log for each transition, and what is counted.
 //!
 //! In come saved records and ended operations; nothing leaves but lines and numbers. Fields are named the same everywhere: `request`,
 //! `float`, `step`, `phase`, `reason`, `digest`, `took` (seconds, to the millisecond), `why`. Transitions are `info`, what a person may
@@ -21,7 +21,7 @@ use crate::store::{Key, Store};
 
 /// What is told of an unfinished request at a scrape.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Facts {
+pub(super) struct RequestStats {
     created: Option<Timestamp>,
     deadline: Option<Timestamp>,
     reason: Option<Reason>,
@@ -30,16 +30,16 @@ pub(super) struct Facts {
 }
 
 /// When the images of a request entered their phases, as far as this process saw it.
-pub(super) type Entered = Vec<Option<Instant>>;
+pub(super) type PhaseTimes = Vec<Option<Instant>>;
 
 /// Who waits for a reconcile since when, and when the last one ended.
 #[derive(Debug)]
-pub(super) struct Due {
+pub(super) struct WorkQueue {
     waiting: HashMap<Key, Instant>,
     ended: Instant,
 }
 
-impl Facts {
+impl RequestStats {
     pub(super) fn of(object: &PromotionRequest, request: &Request) -> Self {
         let mut phases = [0; Phase::ALL.len()];
         for image in &request.status.images {
@@ -60,7 +60,7 @@ impl Facts {
     }
 }
 
-impl Default for Due {
+impl Default for WorkQueue {
     fn default() -> Self {
         Self {
             waiting: HashMap::new(),
@@ -69,7 +69,7 @@ impl Default for Due {
     }
 }
 
-impl Due {
+impl WorkQueue {
     pub(super) fn add(&mut self, key: &Key) {
         if !self.waiting.contains_key(key) {
             self.waiting.insert(key.clone(), Instant::now());
@@ -95,17 +95,17 @@ impl<S: Store> Engine<S> {
     /// For how long requests have been due without a reconcile that ended; none: nothing is due.
     #[must_use]
     pub fn stalled(&self) -> Option<Duration> {
-        lock(&self.inner.due).stalled(Instant::now())
+        lock(&self.inner.work_queue).stalled(Instant::now())
     }
 
     /// Takes note that a request that was due is not there.
-    pub fn not_there(&self, key: &Key) {
-        lock(&self.inner.due).waiting.remove(key);
+    pub fn dequeue_missing(&self, key: &Key) {
+        lock(&self.inner.work_queue).waiting.remove(key);
     }
 
     /// A request's turn has come.
-    pub(super) fn turn_begins(&self, key: &Key) -> Instant {
-        let due = lock(&self.inner.due).waiting.remove(key);
+    pub(super) fn reconcile_started(&self, key: &Key) -> Instant {
+        let due = lock(&self.inner.work_queue).waiting.remove(key);
         if let Some(since) = due {
             self.metrics().reconcile_waited(since.elapsed());
         }
@@ -113,23 +113,23 @@ impl<S: Store> Engine<S> {
     }
 
     /// A request's turn is over.
-    pub(super) fn turn_ends(&self, begun: Instant, well: bool) {
-        lock(&self.inner.due).ended = Instant::now();
+    pub(super) fn reconcile_ended(&self, begun: Instant, well: bool) {
+        lock(&self.inner.work_queue).ended = Instant::now();
         self.metrics().reconciled(begun.elapsed(), well);
     }
 
     /// Lets every scrape ask this engine what is there, as long as it is.
-    pub(super) fn tell_at_scrapes(&self) {
+    pub(super) fn register_collector(&self) {
         let inner = Arc::downgrade(&self.inner);
         self.metrics().at_scrape(move |scrape| {
             if let Some(inner) = inner.upgrade() {
-                tell(&inner, scrape);
+                collect(&inner, scrape);
             }
         });
     }
 }
 
-fn tell<S>(inner: &Inner<S>, scrape: &Scrape<'_>) {
+fn collect<S>(inner: &Inner<S>, scrape: &Scrape<'_>) {
     let now = Timestamp::now();
     let since = |time: Option<Timestamp>| {
         let passed = time.map(|time| now.duration_since(time));
@@ -145,18 +145,18 @@ fn tell<S>(inner: &Inner<S>, scrape: &Scrape<'_>) {
     {
         let state = inner.state.lock().unwrap_or_else(PoisonError::into_inner);
         paused = state.brake.scope();
-        let known = state.known.values().map(|known| &known.facts);
-        let shelved = state.backlog.all().map(|shelved| &shelved.facts);
-        for facts in known.chain(shelved) {
-            for (sum, count) in phases.iter_mut().zip(facts.phases) {
+        let known = state.known.values().map(|known| &known.stats);
+        let shelved = state.backlog.all().map(|shelved| &shelved.stats);
+        for stats in known.chain(shelved) {
+            for (sum, count) in phases.iter_mut().zip(stats.phases) {
                 *sum += usize::from(count);
             }
-            if let Some(reason) = facts.reason {
+            if let Some(reason) = stats.reason {
                 *reasons.entry(reason).or_default() += 1;
             }
-            if facts.reason != Some(Reason::Suspended) {
-                age = age.max(since(facts.created));
-                overdue = overdue.max(since(facts.deadline));
+            if stats.reason != Some(Reason::Suspended) {
+                age = age.max(since(stats.created));
+                overdue = overdue.max(since(stats.deadline));
             }
         }
         let operations = state
@@ -182,7 +182,7 @@ fn tell<S>(inner: &Inner<S>, scrape: &Scrape<'_>) {
     if let Some(scope) = paused {
         scrape.paused(scope);
     }
-    scrape.due(lock(&inner.due).waiting.len());
+    scrape.due(lock(&inner.work_queue).waiting.len());
 }
 
 // === operations ===
@@ -243,18 +243,18 @@ pub(super) struct Saved<'a> {
     pub(super) request: &'a Request,
     pub(super) notices: &'a [Notice],
     /// When its images entered the phases they were in before.
-    pub(super) entered: Entered,
+    pub(super) phase_entered_at: PhaseTimes,
 }
 
 impl Saved<'_> {
     /// Tells what changed; gives when its images entered the phases they are in now.
-    pub(super) fn tell(self, metrics: &Metrics) -> Entered {
+    pub(super) fn tell(self, metrics: &Metrics) -> PhaseTimes {
         let Self {
             key,
             before,
             request,
             notices,
-            mut entered,
+            mut phase_entered_at,
         } = self;
         for notice in notices {
             if notice.reason == Reason::FloatMoved {
@@ -276,15 +276,17 @@ impl Saved<'_> {
             tracing::info!(request = %key, images, took, "request began");
         }
         let now = Instant::now();
-        entered.resize(request.spec.images.len(), None);
+        phase_entered_at.resize(request.spec.images.len(), None);
         let images = request.spec.images.iter().zip(&request.status.images);
-        for ((index, (spec, image)), entered) in images.enumerate().zip(&mut entered) {
+        for ((index, (spec, image)), phase_entered_at) in
+            images.enumerate().zip(&mut phase_entered_at)
+        {
             let old = old.and_then(|old| old.images.get(index));
             let old = old.and_then(|image| Phase::parse(&image.phase));
             if old == Some(image.phase) {
                 continue;
             }
-            let took = entered.replace(now).map(|since| now - since);
+            let took = phase_entered_at.replace(now).map(|since| now - since);
             if let (Some(old), Some(took)) = (old, took) {
                 metrics.left_phase(old, took);
             }
@@ -298,7 +300,7 @@ impl Saved<'_> {
             let end = conditions::Summary::of(request, None);
             finished(metrics, key, created, phase, end.reason, &end.message);
         }
-        entered
+        phase_entered_at
     }
 }
 
@@ -351,8 +353,8 @@ fn seconds(took: Duration) -> f64 {
     (took.as_secs_f64() * 1000.0).round() / 1000.0
 }
 
-pub(super) fn lock(due: &Mutex<Due>) -> std::sync::MutexGuard<'_, Due> {
-    due.lock().unwrap_or_else(PoisonError::into_inner)
+pub(super) fn lock(queue: &Mutex<WorkQueue>) -> std::sync::MutexGuard<'_, WorkQueue> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -366,18 +368,18 @@ mod tests {
             namespace: "ci".into(),
             name: name.into(),
         };
-        let mut due = Due::default();
+        let mut queue = WorkQueue::default();
         tokio::time::advance(5 * second).await;
-        assert_eq!(due.stalled(Instant::now()), None);
-        due.add(&key("a"));
+        assert_eq!(queue.stalled(Instant::now()), None);
+        queue.add(&key("a"));
         tokio::time::advance(2 * second).await;
-        due.add(&key("a"));
-        due.add(&key("b"));
+        queue.add(&key("a"));
+        queue.add(&key("b"));
         tokio::time::advance(second).await;
-        assert_eq!(due.stalled(Instant::now()), Some(3 * second));
-        due.waiting.remove(&key("a"));
-        assert_eq!(due.stalled(Instant::now()), Some(second));
-        due.ended = Instant::now();
-        assert_eq!(due.stalled(Instant::now()), Some(Duration::ZERO));
+        assert_eq!(queue.stalled(Instant::now()), Some(3 * second));
+        queue.waiting.remove(&key("a"));
+        assert_eq!(queue.stalled(Instant::now()), Some(second));
+        queue.ended = Instant::now();
+        assert_eq!(queue.stalled(Instant::now()), Some(Duration::ZERO));
     }
 }
