@@ -99,8 +99,8 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
         Ok(cluster) => cluster,
         Err(message) => return bad_input(&message),
     };
-    let brake_namespace = lease_namespace.unwrap_or(default_namespace);
-    let lease_namespace = leader_elect.then(|| brake_namespace.clone());
+    let pause_namespace = lease_namespace.unwrap_or(default_namespace);
+    let lease_namespace = leader_elect.then(|| pause_namespace.clone());
     let settings = Settings {
         namespace_max: usize::try_from(max_active_requests_per_namespace).unwrap_or(usize::MAX),
         ..registry.engine()
@@ -120,7 +120,7 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
         server,
         namespace,
         lease_namespace,
-        brake_namespace,
+        pause_namespace,
         identity,
         registry,
         policy,

@@ -3,17 +3,17 @@
 //! ```text
 //! lease ─▶ list and watch ─▶ claims rebuilt ─▶ queue ─▶ engine::reconcile
 //!   ├────▶ sweep: finished requests
-//!   └────▶ brake: what the operator has stopped
+//!   └────▶ pause: what the operator has paused
 //! ```
 //!
 //! Leads only while the definition names its Lease ([`installation`]). Ends in one of two ways: asked to (drain, settle, release), or
 //! because the lease was lost (at once; the next leader goes on from status).
 
 mod admin;
-mod brake;
 mod health;
 pub mod installation;
 pub mod lease;
+mod pause;
 pub mod queue;
 mod sweep;
 mod watch;
@@ -60,7 +60,7 @@ pub struct Config {
     /// Where the lease is; none: no election, a single process.
     pub lease_namespace: Option<String>,
     /// Where the ConfigMap is that stops work.
-    pub brake_namespace: String,
+    pub pause_namespace: String,
     /// How this process is named in the lease and in events.
     pub identity: String,
     /// The registries.
@@ -100,7 +100,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
         server,
         namespace,
         lease_namespace,
-        brake_namespace,
+        pause_namespace,
         identity,
         registry,
         policy,
@@ -155,7 +155,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
         metrics.clone(),
     );
     let elects = lease_namespace.is_some();
-    let leases = lease_namespace.as_deref().unwrap_or(&brake_namespace);
+    let leases = lease_namespace.as_deref().unwrap_or(&pause_namespace);
     let elector = Elector::new(client.clone(), leases, identity, leadership)
         .telling(health.clone(), metrics.clone())
         .of(installation.clone());
@@ -176,7 +176,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
         own,
         client,
         namespace: namespace.as_deref(),
-        brake_namespace: &brake_namespace,
+        pause_namespace: &pause_namespace,
         sweep_interval,
         health,
     };
@@ -238,7 +238,7 @@ struct Scope<'a> {
     own: OwnFiles,
     client: Client,
     namespace: Option<&'a str>,
-    brake_namespace: &'a str,
+    pause_namespace: &'a str,
     sweep_interval: Duration,
     health: Health,
 }
@@ -256,7 +256,7 @@ async fn lead(
         own,
         client,
         namespace,
-        brake_namespace,
+        pause_namespace,
         sweep_interval,
         health,
     } = scope;
@@ -269,13 +269,13 @@ async fn lead(
         sweep_interval,
         engine.metrics(),
     ));
-    let (braked, is_braked) = oneshot::channel();
-    let brake = Box::pin(brake::follow(
+    let (pause_known, is_pause_known) = oneshot::channel();
+    let pause = Box::pin(pause::follow(
         engine,
         client.clone(),
-        brake_namespace,
+        pause_namespace,
         || {
-            let _ = braked.send(());
+            let _ = pause_known.send(());
         },
     ));
     let events = watch::events(client, namespace);
@@ -284,7 +284,7 @@ async fn lead(
     });
     let work = async {
         // Nothing is reconciled before the claims are rebuilt, and before it is known what is stopped.
-        if is_ready.await.is_ok() && is_braked.await.is_ok() {
+        if is_ready.await.is_ok() && is_pause_known.await.is_ok() {
             tracing::info!("ready");
             health.rebuilt();
             let keys = futures::stream::poll_fn(move |context| keys.poll_recv(context));
@@ -313,7 +313,7 @@ async fn lead(
         () = follow => tracing::error!("the watch has ended"),
         () = work => tracing::error!("the queue has ended"),
         () = sweep => tracing::error!("the sweep has ended"),
-        () = brake => tracing::error!("the brake is not followed any more"),
+        () = pause => tracing::error!("changes of the key paused are not followed any more"),
         () = reconsider => {}
         () = end => {}
     }

@@ -1,4 +1,4 @@
-//! The brake on a cluster: the ConfigMap `promotion-controller` in the Lease's namespace, key `paused`, read live.
+//! The pause on a cluster: the ConfigMap `promotion-controller` in the Lease's namespace, key `paused`, read live.
 //!
 //! What was read stays in force while it cannot be read again. Before it was read once nothing is launched: a controller that
 //! starts in the middle of an incident must not work for a moment first.
@@ -11,7 +11,7 @@ use kube::runtime::watcher::Event;
 use kube::{Api, Client};
 
 use super::watch::lasting;
-use crate::engine::{Brake, Engine};
+use crate::engine::{Engine, Pause};
 use crate::store::Store;
 use crate::store::call::causes;
 
@@ -42,13 +42,13 @@ pub(super) async fn follow<S: Store>(
                 listed = Some(map);
                 continue;
             }
-            Ok(Event::InitDone) => engine.brake(read(listed.take(), &place)),
-            Ok(Event::Apply(map)) => engine.brake(read(Some(map), &place)),
-            Ok(Event::Delete(_)) => engine.brake(Brake::default()),
+            Ok(Event::InitDone) => engine.pause(read(listed.take(), &place)),
+            Ok(Event::Apply(map)) => engine.pause(read(Some(map), &place)),
+            Ok(Event::Delete(_)) => engine.pause(Pause::default()),
             Err(error) => {
                 tracing::warn!("{place} cannot be read now: {}", causes(&error));
                 if known.is_some() {
-                    engine.brake(unread(&place));
+                    engine.pause(unread(&place));
                 }
             }
         }
@@ -58,14 +58,14 @@ pub(super) async fn follow<S: Store>(
     }
 }
 
-/// The brake before the ConfigMap was read.
-fn unread(place: &str) -> Brake {
-    Brake::unknown(format!(
+/// The pause before the ConfigMap was read.
+fn unread(place: &str) -> Pause {
+    Pause::unknown(format!(
         "paused until {place} can be read (it need not exist); let the controller list and watch it"
     ))
 }
 
-fn read(map: Option<ConfigMap>, place: &str) -> Brake {
+fn read(map: Option<ConfigMap>, place: &str) -> Pause {
     let text = map.and_then(|map| map.data?.remove(KEY));
-    Brake::parse(&text.unwrap_or_default(), place)
+    Pause::parse(&text.unwrap_or_default(), place)
 }

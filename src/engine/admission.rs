@@ -143,7 +143,7 @@ impl<S: Store> Engine<S> {
             }
         }
         if request.status.started.is_none()
-            && let Some(message) = self.stops(request)
+            && let Some(message) = self.paused(request)
         {
             return Ok(Entry::waits(Reason::Paused, message, None));
         }
@@ -189,11 +189,11 @@ impl<S: Store> Engine<S> {
         Ok(entry)
     }
 
-    /// Why none of it is begun, if its operator has stopped work on any of its registries.
-    fn stops(&self, request: &Request) -> Option<String> {
+    /// Why none of it begins, where the operator paused any of its registries.
+    fn paused(&self, request: &Request) -> Option<String> {
         let state = self.lock();
         let hosts = (0..request.spec.images.len()).flat_map(|index| hosts(request, index));
-        state.brake.stops(hosts).map(ToOwned::to_owned)
+        state.pause.message_for(hosts)
     }
 
     /// The floats of the unfinished images, for this request alone.

@@ -15,17 +15,17 @@
 
 mod admission;
 mod backlog;
-mod brake;
 mod flight;
 pub mod leadership;
 pub mod memory;
 pub mod moment;
 mod operation;
+mod operation_queue;
+mod pause;
 mod questions;
 mod reconcile;
 mod state;
 mod telemetry;
-mod operation_queue;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -46,13 +46,13 @@ use crate::store::{Key, Store, Unreadable};
 use leadership::Leadership;
 use memory::Memory;
 use operation::Tools;
+use operation_queue::OperationQueue;
 use state::State;
 use telemetry::{RequestStats, WorkQueue};
-use operation_queue::OperationQueue;
 
 pub use admission::ASKING;
-pub use brake::Brake;
 pub use operation::forecast;
+pub use pause::Pause;
 pub use reconcile::{Next, ReconcileError};
 
 /// How the engine is set.
@@ -308,14 +308,14 @@ impl<S: Store> Engine<S> {
 
     /// Stops work, or lets it go on, for every request at once. What waited for its turn meanwhile is as new: its patience with
     /// older ones begins again, so that going on does not let newer requests pass them.
-    pub fn brake(&self, brake: Brake) {
-        let message = brake.message().map(ToOwned::to_owned);
+    pub fn pause(&self, pause: Pause) {
+        let message = pause.message().map(ToOwned::to_owned);
         {
             let mut state = self.lock();
-            if state.brake == brake {
+            if state.pause == pause {
                 return;
             }
-            state.brake = brake;
+            state.pause = pause;
             for known in state.known.values_mut() {
                 if let state::Asked::Yes(since) = &mut known.asked {
                     *since = Instant::now();

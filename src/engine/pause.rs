@@ -1,37 +1,37 @@
-//! The brake: what the controller's operator has stopped.
+//! What the controller's operator has paused.
 //!
-//! In comes the text of the key `paused`; out comes, for the registries that work has to do with, whether it is stopped and a line
-//! that says so. A text that cannot be read stops everything: whoever reached for the brake meant it.
+//! In comes the text of the key `paused`; out comes, for the registries that work has to do with, whether it is paused and a line
+//! that says so. A text that cannot be read pauses everything: whoever set it meant to pause.
 
 use crate::policy::HostPattern;
 
-/// What is stopped.
+/// What is paused.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Brake {
-    stopped: Stopped,
+pub struct Pause {
+    scope: Scope,
     /// Why, and how to go on.
     message: String,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-enum Stopped {
+enum Scope {
     #[default]
     Nothing,
     Hosts(Vec<HostPattern>),
     Everything,
 }
 
-impl Brake {
-    /// Nothing is launched before it is known what is stopped; the message says why it is not.
+impl Pause {
+    /// Nothing is launched before it is known what is paused; the message says why it is not.
     #[must_use]
     pub fn unknown(message: String) -> Self {
         Self {
-            stopped: Stopped::Everything,
+            scope: Scope::Everything,
             message,
         }
     }
 
-    /// Reads `all`, or hosts as `--allow-registry` takes them, with commas or blanks between; nothing, and `false`, stop nothing.
+    /// Reads `all`, or hosts as `--allow-registry` takes them, with commas or blanks between; nothing, and `false`, pause nothing.
     /// `place` is how messages name where it was read: `ConfigMap ci/promotion-controller`.
     #[must_use]
     pub fn parse(text: &str, place: &str) -> Self {
@@ -44,7 +44,7 @@ impl Brake {
         };
         if text == "all" {
             return Self {
-                stopped: Stopped::Everything,
+                scope: Scope::Everything,
                 message: message(text),
             };
         }
@@ -52,11 +52,11 @@ impl Brake {
         let hosts: Option<Vec<_>> = words.filter(|word| !word.is_empty()).map(host).collect();
         match hosts {
             Some(hosts) => Self {
-                stopped: Stopped::Hosts(hosts),
+                scope: Scope::Hosts(hosts),
                 message: message(&text.split_whitespace().collect::<Vec<_>>().join(" ")),
             },
             None => Self {
-                stopped: Stopped::Everything,
+                scope: Scope::Everything,
                 message: format!(
                     "paused altogether, because {place} has a key paused that is neither all nor HOST[:PORT]; correct it, or take it away"
                 ),
@@ -64,30 +64,34 @@ impl Brake {
         }
     }
 
-    /// The line for work that has to do with these registries, if it is stopped.
+    /// Whether work that has to do with these registries is paused.
     #[must_use]
-    pub fn stops<'a>(&self, mut hosts: impl Iterator<Item = &'a str>) -> Option<&str> {
-        let stops = match &self.stopped {
-            Stopped::Nothing => false,
-            Stopped::Hosts(stopped) => hosts.any(|host| stopped.iter().any(|s| s.matches(host))),
-            Stopped::Everything => true,
-        };
-        stops.then_some(&self.message)
-    }
-
-    /// How much is stopped, as metrics say it.
-    pub(super) const fn scope(&self) -> Option<&'static str> {
-        match self.stopped {
-            Stopped::Nothing => None,
-            Stopped::Hosts(_) => Some("hosts"),
-            Stopped::Everything => Some("all"),
+    pub fn is_paused_for<'a>(&self, mut hosts: impl Iterator<Item = &'a str>) -> bool {
+        match &self.scope {
+            Scope::Nothing => false,
+            Scope::Hosts(paused) => hosts.any(|host| paused.iter().any(|s| s.matches(host))),
+            Scope::Everything => true,
         }
     }
 
-    /// The line, if anything is stopped.
+    /// The line for work that has to do with these registries, if it is paused.
+    pub(super) fn message_for<'a>(&self, hosts: impl Iterator<Item = &'a str>) -> Option<String> {
+        self.is_paused_for(hosts).then(|| self.message.clone())
+    }
+
+    /// How much is paused, as metrics say it.
+    pub(super) const fn scope(&self) -> Option<&'static str> {
+        match self.scope {
+            Scope::Nothing => None,
+            Scope::Hosts(_) => Some("hosts"),
+            Scope::Everything => Some("all"),
+        }
+    }
+
+    /// The line, if anything is paused.
     #[must_use]
     pub fn message(&self) -> Option<&str> {
-        (self.stopped != Stopped::Nothing).then_some(&self.message)
+        (self.scope != Scope::Nothing).then_some(&self.message)
     }
 }
 
@@ -103,14 +107,12 @@ mod tests {
 
     const PLACE: &str = "ConfigMap ci/promotion-controller";
 
-    fn stops(text: &str, host: &str) -> bool {
-        Brake::parse(text, PLACE)
-            .stops([host].into_iter())
-            .is_some()
+    fn is_paused(text: &str, host: &str) -> bool {
+        Pause::parse(text, PLACE).is_paused_for([host].into_iter())
     }
 
     #[test]
-    fn it_stops_the_hosts_it_names_and_no_others() {
+    fn it_pauses_the_hosts_it_names_and_no_others() {
         for text in [
             "quay.io",
             " Quay.io\n",
@@ -118,29 +120,26 @@ mod tests {
             "other.io quay.io",
             "**.io",
         ] {
-            assert!(stops(text, "quay.io"), "{text}");
-            assert!(!stops(text, "gcr.example.com"), "{text}");
+            assert!(is_paused(text, "quay.io"), "{text}");
+            assert!(!is_paused(text, "gcr.example.com"), "{text}");
         }
-        assert!(stops("localhost:5000", "localhost:5000"));
-        assert!(!stops("localhost:5000", "localhost:5001"));
-        let brake = Brake::parse("quay.io", PLACE);
+        assert!(is_paused("localhost:5000", "localhost:5000"));
+        assert!(!is_paused("localhost:5000", "localhost:5001"));
+        let pause = Pause::parse("quay.io", PLACE);
         assert_eq!(
-            brake.message(),
+            pause.message(),
             Some(
                 "paused by ConfigMap ci/promotion-controller (paused: quay.io); take the key away to go on"
             )
         );
-        assert_eq!(
-            brake.stops(["gcr.example.com", "quay.io"].into_iter()),
-            brake.message()
-        );
+        assert!(pause.is_paused_for(["gcr.example.com", "quay.io"].into_iter()));
     }
 
     #[test]
-    fn nothing_and_false_stop_nothing_and_whatever_cannot_be_read_everything() {
+    fn nothing_and_false_pause_nothing_and_whatever_cannot_be_read_everything() {
         for text in ["", "  \n", "false"] {
-            assert!(!stops(text, "quay.io"), "{text:?}");
-            assert_eq!(Brake::parse(text, PLACE), Brake::default());
+            assert!(!is_paused(text, "quay.io"), "{text:?}");
+            assert_eq!(Pause::parse(text, PLACE), Pause::default());
         }
         for text in [
             "all",
@@ -153,13 +152,9 @@ mod tests {
             "https://quay.io",
             "\u{0}",
         ] {
-            assert!(stops(text, "quay.io"), "{text:?}");
-            assert!(stops(text, "gcr.example.com"), "{text:?}");
+            assert!(is_paused(text, "quay.io"), "{text:?}");
+            assert!(is_paused(text, "gcr.example.com"), "{text:?}");
         }
-        assert!(
-            Brake::unknown("not read yet".into())
-                .stops(std::iter::empty())
-                .is_some()
-        );
+        assert!(Pause::unknown("not read yet".into()).is_paused_for(std::iter::empty()));
     }
 }

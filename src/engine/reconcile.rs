@@ -313,10 +313,7 @@ impl<S: Store> Engine<S> {
             let memory = &self.inner.tools.memory;
             let mut context = ImageContext {
                 newest_stamp: memory.newest_stamp(&spec.float),
-                paused: state
-                    .brake
-                    .stops(hosts(request, index))
-                    .map(ToOwned::to_owned),
+                paused: state.pause.message_for(hosts(request, index)),
                 quiet_until: (memory.quiet_until(&spec.float, instant))
                     .map(|until| at(now, instant, until)),
                 late_until: (memory.late_until(&spec.float, instant))

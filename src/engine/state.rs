@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::backlog::Backlog;
-use super::brake::Brake;
+use super::pause::Pause;
 use super::questions::Questions;
 use super::reconcile::Record;
 use super::telemetry::{PhaseTimes, RequestStats};
@@ -69,7 +69,7 @@ pub(super) struct State {
     /// Who is to be reconciled because of what was noted.
     pub woken: Vec<Key>,
     /// What the operator has stopped.
-    pub brake: Brake,
+    pub pause: Pause,
     /// Nothing more is launched.
     pub draining: bool,
     next_flight: u64,

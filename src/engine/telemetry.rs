@@ -144,7 +144,7 @@ fn collect<S>(inner: &Inner<S>, scrape: &Scrape<'_>) {
     let paused;
     {
         let state = inner.state.lock().unwrap_or_else(PoisonError::into_inner);
-        paused = state.brake.scope();
+        paused = state.pause.scope();
         let known = state.known.values().map(|known| &known.stats);
         let shelved = state.backlog.all().map(|shelved| &shelved.stats);
         for stats in known.chain(shelved) {
