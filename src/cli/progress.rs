@@ -87,8 +87,8 @@ impl Display {
         }
         let progressing = status.conditions.iter().find(|c| c.type_ == "Progressing");
         // That it was only just asked whether it may push is not worth a line.
-        let told = progressing.filter(|c| c.message != ASKING);
-        if let Some(condition) = told.filter(|c| c.reason != shown.reason) {
+        let news = progressing.filter(|c| c.message != ASKING);
+        if let Some(condition) = news.filter(|c| c.reason != shown.reason) {
             let waits =
                 Reason::parse(&condition.reason).is_some_and(|r| r.kind() == ReasonKind::Waiting);
             if waits && !of_an_image(&condition.message, &status.images) {
@@ -121,7 +121,7 @@ impl Display {
     }
 
     /// Shows what a person should look at.
-    pub(super) fn told(&self, key: &Key, event: &Event) {
+    pub(super) fn event(&self, key: &Key, event: &Event) {
         if event.warning {
             self.line(&format!("warning: {key}: {}", event.note));
         }

@@ -39,7 +39,7 @@ pub(super) fn start(args: &LogArgs, level: &str) {
     let lines = match args.log_format {
         Format::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
         Format::Json => {
-            std::panic::set_hook(Box::new(told));
+            std::panic::set_hook(Box::new(log_panic));
             lines
                 .with_ansi(false)
                 .json()
@@ -55,7 +55,7 @@ pub(super) fn start(args: &LogArgs, level: &str) {
 }
 
 /// Says in a line like any other that there is a defect.
-fn told(panic: &std::panic::PanicHookInfo<'_>) {
+fn log_panic(panic: &std::panic::PanicHookInfo<'_>) {
     let place = panic.location().map(tracing::field::display);
     let why = panic.payload_as_str().unwrap_or_default();
     tracing::error!(place, why, "panicked");
@@ -66,7 +66,7 @@ fn discreet() -> Targets {
     Targets::new()
         .with_default(LevelFilter::WARN)
         .with_target("kube_client", LevelFilter::ERROR)
-        // What these say of each call that fails is told by whoever called, with its cause, and once.
+        // What these say of each call that fails is logged by the caller, with its cause, and once.
         .with_target("kube_client::client::builder", LevelFilter::OFF)
         .with_target("rustls_platform_verifier", LevelFilter::OFF)
         .with_target(env!("CARGO_CRATE_NAME"), LevelFilter::TRACE)

@@ -41,8 +41,8 @@ pub(super) enum End {
 struct Awaited {
     /// Their end was not saved yet.
     open: HashMap<Key, String>,
-    /// They ended, and the last word about it was not told yet.
-    untold: HashSet<Key>,
+    /// They ended, and its last event was not published yet.
+    unpublished: HashSet<Key>,
     /// Since when every end is saved.
     ended: Option<Instant>,
     /// Since when the state cannot be saved.
@@ -58,7 +58,7 @@ impl Awaited {
                 display.saved(object);
                 let key = Key::of(object);
                 if is_over(object) && self.open.remove(&key).is_some() && is_finished(object) {
-                    self.untold.insert(key);
+                    self.unpublished.insert(key);
                 }
             }
             Update::NotSaved(error) => {
@@ -69,11 +69,11 @@ impl Awaited {
                 }
                 self.unsaved.get_or_insert_with(Instant::now);
             }
-            Update::Told { key, event, last } => {
+            Update::Published { key, event, last } => {
                 if *last {
-                    self.untold.remove(key);
+                    self.unpublished.remove(key);
                 } else {
-                    display.told(key, event);
+                    display.event(key, event);
                 }
             }
         }
@@ -85,7 +85,7 @@ impl Awaited {
             return false;
         }
         let ended = *self.ended.get_or_insert_with(Instant::now);
-        self.untold.is_empty() || ended.elapsed() > LAST_WORD
+        self.unpublished.is_empty() || ended.elapsed() > LAST_WORD
     }
 }
 

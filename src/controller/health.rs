@@ -1,4 +1,4 @@
-//! Whether this process is well: what it tells about itself, and what that comes to.
+//! Whether this process is well: what it reports of itself, and what that comes to.
 //!
 //! **Ready** means that it does what it can do. One that waits for the lease is ready while the API server answers it, or a
 //! Deployment of two would never have rolled out; a leader is ready once its claims are rebuilt from a list of all requests, and while
@@ -19,7 +19,7 @@ pub const STALLED: Duration = Duration::from_mins(10);
 /// Interruptions of a watch further apart than this are not one: silence is noticed after 40 s, a refusal within three.
 const TOGETHER: Duration = Duration::from_secs(90);
 
-/// What a process tells of itself. Cloning shares it.
+/// What a process reports of itself. Cloning shares it.
 #[derive(Debug, Clone)]
 pub struct Health(Arc<Mutex<State>>);
 
@@ -99,7 +99,7 @@ impl Health {
         state.interrupted = Some((first.map_or(now, |(first, _)| first), now));
     }
 
-    /// The watch tells something.
+    /// The watch reported something.
     pub fn heard(&self) {
         self.lock().interrupted = None;
     }

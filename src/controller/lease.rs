@@ -104,7 +104,7 @@ impl Elector {
         }
     }
 
-    /// The same, which tells these of its turns.
+    /// The same, which reports its ticks to these.
     #[must_use]
     pub(super) fn telling(self, health: Health, metrics: Metrics) -> Self {
         Self {
@@ -126,7 +126,7 @@ impl Elector {
     /// Waits until the lease is ours.
     pub async fn acquire(&mut self) -> Acquired {
         let mut seen: Option<(Option<String>, Instant)> = None;
-        let mut told: Option<String> = None;
+        let mut logged: Option<String> = None;
         loop {
             let looked = self.look().await;
             self.health.turned(looked.is_ok());
@@ -149,12 +149,12 @@ impl Elector {
                             Ok(()) => return self.acquired(how, since),
                             Err(refused) => self.not_taken(&refused),
                         }
-                    } else if told != holder {
+                    } else if logged != holder {
                         tracing::info!(
                             holder = holder.as_deref().unwrap_or_default(),
                             "waiting for the lease"
                         );
-                        told = holder;
+                        logged = holder;
                     }
                 }
                 Err(error) => {

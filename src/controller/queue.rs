@@ -36,7 +36,7 @@ pub async fn drive<S: Store>(
     // Whose turn it is says no queue that knows of no namespaces: all that are due wait here, each as no more than its name.
     let config = Config::default();
     let turns = Shares::new(CONCURRENCY, NAMESPACE_MAX);
-    let told = engine.clone();
+    let queue_engine = engine.clone();
     applier(
         move |object: Arc<Named>, engine: Arc<Engine<S>>| {
             let turns = turns.clone();
@@ -58,7 +58,7 @@ pub async fn drive<S: Store>(
         match result {
             Ok(_) => {}
             // It ended, or was deleted, between the trigger and its turn.
-            Err(Error::ObjectNotFound(object)) => told.dequeue_missing(&Key {
+            Err(Error::ObjectNotFound(object)) => queue_engine.dequeue_missing(&Key {
                 namespace: object.namespace.clone().unwrap_or_default(),
                 name: object.name.clone(),
             }),

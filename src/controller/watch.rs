@@ -1,4 +1,4 @@
-//! What the cluster tells: unfinished requests as they come, change and leave.
+//! What the cluster reports: unfinished requests as they come, change and leave.
 //!
 //! Only unfinished ones are watched; one that finishes leaves as a Delete, like one that is deleted. The first list rebuilds
 //! the claims before anything is reconciled. A later list (the watch was interrupted) also shows what left meanwhile.
@@ -66,7 +66,7 @@ pub fn events(
     lasting(api, &selector.join(","))
 }
 
-/// Whether a leader has ever saved anything of a request that is still there. Where that cannot be told, it may have.
+/// Whether a leader has ever saved anything of a request that is still there. Where that is not known, it may have.
 pub(super) async fn was_led(client: &Client, namespace: Option<&str>) -> bool {
     let api: Api<Stored> = match namespace {
         Some(namespace) => Api::namespaced(client.clone(), namespace),

@@ -116,7 +116,7 @@ impl Memory {
         });
     }
 
-    /// Whether it can be told by now that an earlier process has nothing on the wire.
+    /// Whether it is known by now that an earlier process has nothing on the wire.
     pub(super) fn may_spare(&self, now: Instant) -> bool {
         let inner = self.lock();
         inner.before.as_ref().is_none_or(|before| before.all <= now)

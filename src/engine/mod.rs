@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! load fresh ─▶ harvest ─▶ advance (pure) ─▶ admit (claims) ─▶ decide (pure) ─▶ save, checked
-//!      ─▶ drop what was harvested ─▶ tell ─▶ launch exactly what was saved ─▶ come back when something is due
+//!      ─▶ drop what was harvested ─▶ publish ─▶ launch exactly what was saved ─▶ come back when something is due
 //! ```
 //!
 //! # Guarantees

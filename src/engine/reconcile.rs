@@ -22,7 +22,7 @@ use crate::store::{Access, Event, Key, Store, StoreError, Unreadable};
 const CONFLICTS: usize = 5;
 /// Without the lease's trust nothing is saved; whether there is any is looked at again after this.
 const TRUST_AGAIN: Duration = Duration::from_millis(500);
-/// The most events a request tells in its life; the last is for its end.
+/// The most events of a request in its life; the last is for its end.
 const EVENTS_MAX: u32 = 10;
 
 /// When to come back to a request.
@@ -89,7 +89,7 @@ impl<S: Store> Engine<S> {
 
     /// Reconciles until a save is answered, or nothing can be saved now. A save whose answer is lost is looked for in the object
     /// that is loaded next: if it is there, it has landed, and what follows from a save follows. Otherwise what it launched would
-    /// count as cut off, and what it told would never be told.
+    /// count as cut off, and its events would never be published.
     async fn reconcile_until(
         &self,
         key: &Key,
@@ -470,10 +470,10 @@ impl<S: Store> Engine<S> {
     fn cancel_ignored(&self, key: &Key, uid: &str, decision: &Decision) -> Option<Notice> {
         let mut state = self.lock();
         let known = state.known.get_mut(uid)?;
-        if !decision.cancel_ignored || known.told_cancel {
+        if !decision.cancel_ignored || known.cancel_warned {
             return None;
         }
-        known.told_cancel = true;
+        known.cancel_warned = true;
         Some(Notice {
             reason: Reason::CancelIgnored,
             message: format!("{key} is committed: what has begun runs to its end"),
@@ -509,17 +509,17 @@ impl<S: Store> Engine<S> {
             notices,
             phase_entered_at,
         };
-        let phase_entered_at = record.tell(self.metrics());
+        let phase_entered_at = record.report(self.metrics());
         let events = {
             let mut state = self.lock();
             match state.known.get_mut(&uid) {
                 Some(known) => {
                     known.phase_entered_at = phase_entered_at;
-                    let events = events(before, request, notices, known.told);
-                    known.told += u32::try_from(events.len()).unwrap_or(u32::MAX);
+                    let events = events(before, request, notices, known.events_published);
+                    known.events_published += u32::try_from(events.len()).unwrap_or(u32::MAX);
                     events
                 }
-                // It has left meanwhile, by its own end most often: that is told all the same.
+                // It has left meanwhile, by its own end most often: its events are published all the same.
                 None => events(before, request, notices, 0),
             }
         };
@@ -535,8 +535,8 @@ impl<S: Store> Engine<S> {
             } else {
                 tracing::debug!(request = %key, reason, why, "event");
             }
-            self.metrics().told(event.reason);
-            self.inner.store.tell(saved, event).await;
+            self.metrics().event_published(event.reason);
+            self.inner.store.publish(saved, event).await;
         }
     }
 
@@ -558,13 +558,13 @@ impl<S: Store> Engine<S> {
             .map(|time| time.0);
         let (phase, reason) = (machine::Phase::Failed, Reason::InvalidSpec);
         telemetry::finished(self.metrics(), key, created, phase, reason, &note);
-        self.metrics().told(reason);
+        self.metrics().event_published(reason);
         let event = Event {
             reason: Reason::InvalidSpec,
             note,
             warning: true,
         };
-        self.inner.store.tell(&saved, event).await;
+        self.inner.store.publish(&saved, event).await;
         self.ended(&uid);
         Ok(Next::Triggered)
     }
@@ -587,14 +587,14 @@ impl<S: Store> Engine<S> {
             return;
         }
         tracing::error!(request = %key, "{}", found.why);
-        self.metrics().told(Reason::Unreadable);
+        self.metrics().event_published(Reason::Unreadable);
         if let Some(object) = &found.object {
             let event = Event {
                 reason: Reason::Unreadable,
                 note: found.why.clone(),
                 warning: true,
             };
-            self.inner.store.tell(object, event).await;
+            self.inner.store.publish(object, event).await;
         }
     }
 
@@ -619,12 +619,12 @@ impl<S: Store> Engine<S> {
     }
 }
 
-/// One event for each change of phase and each notice, within the bound; the last one is always told.
+/// One event for each change of phase and each notice, within the bound; the last one is always published.
 fn events(
     before: &PromotionRequest,
     request: &Request,
     notices: &[Notice],
-    told: u32,
+    published: u32,
 ) -> Vec<Event> {
     let mut events: Vec<Event> = notices
         .iter()
@@ -662,7 +662,7 @@ fn events(
             warning,
         });
     }
-    let left = EVENTS_MAX.saturating_sub(told) as usize;
+    let left = EVENTS_MAX.saturating_sub(published) as usize;
     let left = if phase.is_finished() {
         left.max(1)
     } else {

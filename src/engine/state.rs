@@ -95,13 +95,13 @@ pub(super) struct Known {
     pub triggered: bool,
     /// The deadline that it was last seen with.
     pub deadline: Option<Deadline>,
-    /// Why it was left alone, as it was last told.
+    /// Why it was left alone, as it was last logged.
     pub left_alone: Option<String>,
-    /// Events told.
-    pub told: u32,
-    /// Told once that the cancel came too late.
-    pub told_cancel: bool,
-    /// What is told of it at a scrape.
+    /// Events published.
+    pub events_published: u32,
+    /// An event said that the cancel came too late.
+    pub cancel_warned: bool,
+    /// What a scrape counts of it.
     pub stats: RequestStats,
     /// When its images entered their phases.
     pub phase_entered_at: PhaseTimes,
@@ -311,8 +311,8 @@ impl State {
             triggered: false,
             deadline: None,
             left_alone: None,
-            told: 0,
-            told_cancel: false,
+            events_published: 0,
+            cancel_warned: false,
             stats,
             phase_entered_at: PhaseTimes::new(),
         };
@@ -705,7 +705,7 @@ mod tests {
         let oldest = |count: usize| (0..40).map(|n| n < count).collect::<Vec<_>>();
         assert_eq!(ready(&state), oldest(20));
         assert_eq!(state.backlog.before(&requests[39].1.uid), Some(39));
-        // Nothing is told twice.
+        // Nothing is noted twice.
         assert!(!note(&mut state, &requests[39], 1));
         state.woken.clear();
         // One begins, one ends: two are called, and come.

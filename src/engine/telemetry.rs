@@ -19,7 +19,7 @@ use crate::machine::{FaultClass, Launch, Notice, Outcome, Phase, Reason, Request
 use crate::metrics::{Metrics, Scrape};
 use crate::store::{Key, Store};
 
-/// What is told of an unfinished request at a scrape.
+/// What a scrape counts of an unfinished request.
 #[derive(Debug, Clone, Default)]
 pub(super) struct RequestStats {
     created: Option<Timestamp>,
@@ -206,7 +206,7 @@ pub(super) fn launched(key: &Key, float: &Float, launch: Launch) {
     tracing::debug!(request = %key, %float, step = launch.step.as_str(), again, "step launched");
 }
 
-/// Says what an operation came to: a word about it where it failed, else at `debug`, because what it led to is told once it is saved.
+/// Says what an operation came to: a word about it where it failed, else at `debug`, because what it led to is logged once it is saved.
 pub(super) fn ended(
     metrics: &Metrics,
     key: &Key,
@@ -247,8 +247,8 @@ pub(super) struct Saved<'a> {
 }
 
 impl Saved<'_> {
-    /// Tells what changed; gives when its images entered the phases they are in now.
-    pub(super) fn tell(self, metrics: &Metrics) -> PhaseTimes {
+    /// Logs and counts what changed; gives when its images entered the phases they are in now.
+    pub(super) fn report(self, metrics: &Metrics) -> PhaseTimes {
         let Self {
             key,
             before,

@@ -78,7 +78,7 @@ pub enum Mode {
 pub enum Referrers {
     /// Nothing.
     Ignore,
-    /// They are copied; one that cannot be is told.
+    /// They are copied; one that cannot be is reported.
     BestEffort,
     /// Every one that is found is copied before the image counts as staged.
     Require,

@@ -127,7 +127,7 @@ families! {
     attempts: Counts "promotion_controller_attempts_total" [reason]
         "Operations that failed and used an attempt of their image";
     events: Counts "promotion_controller_events_total" [reason]
-        "Events told about promotion requests";
+        "Events published about promotion requests";
     swept_requests: Counts "promotion_controller_swept_requests_total" []
         "Finished promotion requests deleted because their time to live had passed";
     reconcile_duration: Calls "promotion_controller_reconcile_duration_seconds" []

@@ -40,7 +40,7 @@ pub enum Call {
     Save,
     /// Reading a Secret.
     Secret,
-    /// Telling an event.
+    /// Publishing an event.
     Event,
     /// Reading or writing the Lease.
     Lease,

@@ -50,7 +50,7 @@ struct Hosts {
     found: usize,
 }
 
-/// What is there now, as a probe tells it during a scrape.
+/// What is there now, as a probe reports it during a scrape.
 pub struct Scrape<'a>(&'a Families);
 
 impl Default for Metrics {
@@ -261,8 +261,8 @@ impl Metrics {
         self.families().attempts.at([reason.as_str().into()]).inc();
     }
 
-    /// An event was told.
-    pub fn told(&self, reason: Reason) {
+    /// An event was published.
+    pub fn event_published(&self, reason: Reason) {
         self.families().events.at([reason.as_str().into()]).inc();
     }
 }

@@ -315,7 +315,7 @@ fn is_slash(c: u8) -> bool {
 /// Glob on bytes, where one star does not cross a `fence`. In one pass over the pattern: names come from specs and redirects, and
 /// no pattern may make one of them costly.
 fn matches(pattern: &[u8], text: &[u8], fence: impl Fn(u8) -> bool) -> bool {
-    // Most patterns are told by their beginning.
+    // Most patterns differ at their beginning.
     let literal = pattern.iter().take_while(|c| **c != b'*').count();
     let (Some(text), pattern) = (text.strip_prefix(&pattern[..literal]), &pattern[literal..])
     else {

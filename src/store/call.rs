@@ -1,4 +1,4 @@
-//! One call to the API server: given up in time, counted, and its failure told with its cause.
+//! One call to the API server: given up in time, counted, and its failure reported with its cause.
 
 use std::error::Error;
 use std::time::Duration;

@@ -30,7 +30,7 @@ const CALL: Duration = Duration::from_secs(15);
 const SECRET_FRESH: Duration = Duration::from_mins(1);
 /// A Secret that was missing is looked for again after this.
 const SECRET_MISSING: Duration = Duration::from_secs(5);
-/// That one could not be read is told to all who waited for it, instead of each asking a server that does not answer.
+/// That one could not be read is reported to all who waited for it, instead of each asking a server that does not answer.
 const SECRET_UNREAD: Duration = Duration::from_millis(500);
 /// The type and key of the Secrets that are understood.
 const SECRET_TYPE: &str = "kubernetes.io/dockerconfigjson";
@@ -57,7 +57,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// The cluster behind `client`; events are told as `reporter`; `own` says what the controller has itself, and for whom; calls are
+    /// The cluster behind `client`; events are published as `reporter`; `own` says what the controller has itself, and for whom; calls are
     /// counted in `metrics`.
     #[must_use]
     pub fn new(client: Client, reporter: Reporter, own: OwnFiles, metrics: Metrics) -> Self {
@@ -242,7 +242,7 @@ impl Store for Cluster {
         self.access(object).await
     }
 
-    async fn tell(&self, object: &PromotionRequest, event: Event) {
+    async fn publish(&self, object: &PromotionRequest, event: Event) {
         let reference = object.object_ref(&());
         let ended = object
             .status
@@ -258,7 +258,7 @@ impl Store for Cluster {
             note: Some(event.note.chars().take(1000).collect())
                 .filter(|note: &String| !note.is_empty()),
             // Events that differ in their note alone are counted as one, with the first note: the end is another action, so
-            // that its note is always told.
+            // that its note is always published.
             action: if ended { "End" } else { "Promote" }.into(),
             secondary: None,
         };
@@ -266,9 +266,11 @@ impl Store for Cluster {
         match call(&self.metrics, Call::Event, CALL, publish).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::warn!(request = %Key::of(object), "cannot tell an event: {}", causes(&error));
+                tracing::warn!(request = %Key::of(object), "cannot publish an event: {}", causes(&error));
             }
-            Err(_) => tracing::warn!(request = %Key::of(object), "cannot tell an event: timed out"),
+            Err(_) => {
+                tracing::warn!(request = %Key::of(object), "cannot publish an event: timed out")
+            }
         }
     }
 }

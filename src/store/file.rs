@@ -2,7 +2,7 @@
 //!
 //! The requests are the documents of a YAML file, in their order. The state file is replaced atomically and fsynced at every
 //! save, and locked by whoever uses it. An object is matched to its state by name and by a hash of its spec (without the
-//! fields that may change), so that a state never speaks of another promotion. Whatever is saved or told is also sent to whoever
+//! fields that may change), so that a state never speaks of another promotion. Whatever is saved or published is also sent to whoever
 //! shows it.
 
 mod documents;
@@ -99,12 +99,12 @@ pub enum Update {
     /// The state could not be saved; nothing goes on until it can.
     NotSaved(String),
     /// This is worth telling.
-    Told {
+    Published {
         /// The request.
         key: Key,
         /// What happened.
         event: Event,
-        /// Nothing more is told of it.
+        /// It is the last event.
         last: bool,
     },
 }
@@ -137,7 +137,7 @@ enum Slot {
 impl FileStore {
     /// The requests of `objects` with the state at `state`, if there is one; `settle` is how long a tag write may take to show, `late` how
     /// long one that was not answered may take to land.
-    /// Beside the store comes everything that will be saved or told. The state was written once when this returns: it can be.
+    /// Beside the store comes everything that will be saved or published. The state was written once when this returns: it can be.
     ///
     /// # Errors
     /// Where the state is in use, cannot be read or written, or belongs to other requests, or a float cannot be promoted any more.
@@ -357,14 +357,14 @@ impl Store for FileStore {
         self.access(object).await
     }
 
-    async fn tell(&self, object: &PromotionRequest, event: Event) {
+    async fn publish(&self, object: &PromotionRequest, event: Event) {
         let conditions = object.status.as_ref().map(|s| s.conditions.as_slice());
         let of_the_end = |c: &&k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition| {
             c.type_ == "Progressing"
         };
         let end = conditions.and_then(|c| c.iter().find(of_the_end));
         let last = is_finished(object) && end.is_some_and(|c| c.reason == event.reason.as_str());
-        self.publish(Update::Told {
+        self.publish(Update::Published {
             key: Key::of(object),
             event,
             last,

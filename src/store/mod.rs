@@ -1,7 +1,7 @@
 //! Where requests live: the Kubernetes API ([`cluster`]) or a file ([`file`]).
 //!
 //! The engine knows only this trait: read an object freshly, save its status if nobody changed it meanwhile, find its
-//! credentials, tell what happened.
+//! credentials, publish what happened.
 
 pub(crate) mod call;
 pub mod cluster;
@@ -82,7 +82,7 @@ pub trait Store: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Access, AccessError>> + Send;
 
     /// Tells what happened, to whoever watches the object. Never fails: an event is not worth a promotion.
-    fn tell(&self, object: &PromotionRequest, event: Event) -> impl Future<Output = ()> + Send;
+    fn publish(&self, object: &PromotionRequest, event: Event) -> impl Future<Output = ()> + Send;
 }
 
 /// Why an object could not be loaded or saved.

@@ -206,9 +206,9 @@ impl Store for Watched {
         self.file.access_anew(object).await
     }
 
-    async fn tell(&self, object: &PromotionRequest, event: Event) {
+    async fn publish(&self, object: &PromotionRequest, event: Event) {
         self.told.lock().unwrap().push(event.clone());
-        self.file.tell(object, event).await;
+        self.file.publish(object, event).await;
     }
 }
 

@@ -100,7 +100,7 @@ const ANOTHER_MEANING: [(&str, &str); 9] = [
     ),
 ];
 
-/// What an invocation was told.
+/// The options of an invocation.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct Options {
     /// Where it found its credentials.

@@ -1,4 +1,4 @@
-//! What an image's labels do to the tags that it gets: told where they expire, refused where they could never be moved again.
+//! What an image's labels do to the tags that it gets: reported where they expire, refused where they could never be moved again.
 //!
 //! In come the manifest that is staged and the record of what its float was on; out come notices, or the end of the image. Registries
 //! that do not act on labels are not asked; what cannot be read hinders nothing.

@@ -66,14 +66,14 @@ impl Operation {
                 let found: Vec<Digest> = listed.chain(named).filter(|d| seen.insert(*d)).collect();
                 if let Err(outcome) = within(source, depth, seen.len() - 1, &found) {
                     self.tolerate::<()>(Err(outcome), &mut trouble)?;
-                    return Ok(self.told(trouble));
+                    return Ok(self.notice(trouble));
                 }
                 next.extend(found);
                 Box::pin(self.bring_around(subject, around, &mut trouble)).await?;
             }
             level = next;
         }
-        Ok(self.told(trouble))
+        Ok(self.notice(trouble))
     }
 
     /// A failure is the image's, or only noted. Waiting is neither.
@@ -92,7 +92,7 @@ impl Operation {
         }
     }
 
-    fn told(&self, trouble: Trouble) -> Option<Notice> {
+    fn notice(&self, trouble: Trouble) -> Option<Notice> {
         let float = &self.spec.float;
         let count = trouble.count;
         trouble.first.map(|first| Notice {
@@ -160,7 +160,7 @@ impl Operation {
         Ok((named?.into_iter().flatten().collect(), false))
     }
 
-    /// An entry of a tag's list, if what it names refers to `subject`. What is not there is told when it is copied.
+    /// An entry of a tag's list, if what it names refers to `subject`. What is not there is reported when it is copied.
     async fn referring(&self, subject: Digest, referrer: Referrer) -> Flow<Option<Referrer>> {
         let (from, pull) = (&self.spec.source.repository, self.pull()?);
         let reference = Reference::Digest(referrer.digest);

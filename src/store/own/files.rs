@@ -263,7 +263,7 @@ fn keyring(bytes: &[u8]) -> Result<Keyring, String> {
         return Err("is larger than 1 MiB; remove the entries that are not needed".into());
     }
     let keyring = Keyring::parse(bytes, ORIGIN).map_err(|error| error.to_string())?;
-    // Its operator is told at once; the entry that served before stays in force.
+    // A warning is logged at once; the entry that served before stays in force.
     match keyring.fault() {
         Some(error) => Err(error.to_string()),
         None => Ok(keyring),

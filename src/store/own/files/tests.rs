@@ -70,7 +70,7 @@ impl Mount {
     }
 }
 
-/// Whether a change was told since this was last asked.
+/// Whether a change was announced since this was last asked.
 async fn was_told(files: &OwnFiles) -> bool {
     tokio::time::timeout(Duration::from_millis(1), files.changed())
         .await
