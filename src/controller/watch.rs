@@ -177,7 +177,7 @@ pub async fn follow<S: Store>(
             Event::InitDone => {
                 let Listing { keys, uids } = std::mem::take(&mut listing);
                 for uid in known.difference(&uids) {
-                    engine.gone(uid);
+                    engine.forget(uid);
                 }
                 known = uids;
                 if let Some(ready) = ready.take() {
@@ -197,7 +197,7 @@ pub async fn follow<S: Store>(
             Event::Delete(object) => {
                 if let Some(uid) = object.meta().uid.as_deref() {
                     known.remove(uid);
-                    engine.gone(uid);
+                    engine.forget(uid);
                 }
             }
         }

@@ -267,7 +267,7 @@ impl<S: Store> Engine<S> {
     }
 
     /// An object is there no more, or is not unfinished any more. What runs of it is given up, tag writes after their answer.
-    pub fn gone(&self, uid: &str) {
+    pub fn forget(&self, uid: &str) {
         let Some(known) = self.ended(uid) else {
             return;
         };

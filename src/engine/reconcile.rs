@@ -109,7 +109,7 @@ impl<S: Store> Engine<S> {
             let Some(object) = loaded else {
                 *unanswered = None;
                 for uid in named {
-                    self.gone(&uid);
+                    self.forget(&uid);
                 }
                 return Ok(Next::Triggered);
             };
@@ -136,7 +136,7 @@ impl<S: Store> Engine<S> {
                 Err(ReconcileError::Store(StoreError::Conflict(_))) => {}
                 Err(ReconcileError::Store(StoreError::Gone(_))) => {
                     *unanswered = None;
-                    self.gone(&uid);
+                    self.forget(&uid);
                     return Ok(Next::Triggered);
                 }
                 Err(error) if lost || unanswered.is_none() => return Err(error),
@@ -519,7 +519,7 @@ impl<S: Store> Engine<S> {
                     known.events_published += u32::try_from(events.len()).unwrap_or(u32::MAX);
                     events
                 }
-                // It has left meanwhile, by its own end most often: its events are published all the same.
+                // It was forgotten meanwhile, by its own end most often: its events are published all the same.
                 None => events(before, request, notices, 0),
             }
         };

@@ -23,8 +23,8 @@ use crate::machine::{Outcome, Reason, Step};
 use crate::registry::Progress;
 use crate::store::{Access, Key};
 
-/// For so long a request that has left is remembered: whoever read it before does not bring it back.
-const LEFT: Duration = Duration::from_mins(1);
+/// How long a tombstone is kept: whoever read the request before does not bring it back.
+const TOMBSTONE_LIFE: Duration = Duration::from_mins(1);
 
 /// A Secret that is missing is looked for again after this, then less often; one that cannot be used, where what is committed waits
 /// for it, as often.
@@ -61,9 +61,9 @@ pub(super) struct State {
     /// Who launches nothing because these are too many, the first to come first.
     pub held_back: HashMap<String, VecDeque<Key>>,
     /// Requests that have ended or were deleted of late. A UID never comes back.
-    left: HashMap<Uid, PhaseTimes>,
+    tombstones: HashMap<Uid, PhaseTimes>,
     /// The same, the oldest first.
-    leaving: VecDeque<(Uid, Instant)>,
+    tombstone_order: VecDeque<(Uid, Instant)>,
     /// Those that may not begin now, in little.
     pub backlog: Backlog,
     /// Who is to be reconciled because of what was noted.
@@ -228,7 +228,7 @@ impl State {
         self.next_flight
     }
 
-    /// Takes note of a request as it was read at `version`. False where it is known as newer already, or has left since: it would
+    /// Takes note of a request as it was read at `version`. False where it is known as newer already, or has a tombstone: it would
     /// hold up others for ever, because nothing more is heard of it.
     pub fn note(
         &mut self,
@@ -274,7 +274,7 @@ impl State {
             }
             return true;
         }
-        if self.left.contains_key(&uid) {
+        if self.tombstones.contains_key(&uid) {
             return false;
         }
         let shelved = self.backlog.get(&uid).map(|shelved| shelved.version);
@@ -373,7 +373,7 @@ impl State {
     pub fn forget(&mut self, uid: &str) -> Option<Known> {
         let known = self.known.get_mut(uid);
         let phase_entered_at = known.map(|known| std::mem::take(&mut known.phase_entered_at));
-        self.remember_left(uid, phase_entered_at);
+        self.bury(uid, phase_entered_at);
         if let Some(shelved) = self.backlog.remove(uid) {
             self.forget_key(&shelved.key, uid);
         }
@@ -416,25 +416,25 @@ impl State {
             .known
             .get_mut(uid)
             .map(|known| &mut known.phase_entered_at);
-        let phase_entered_at = known.or(self.left.get_mut(uid));
+        let phase_entered_at = known.or(self.tombstones.get_mut(uid));
         phase_entered_at.map(std::mem::take).unwrap_or_default()
     }
 
-    fn remember_left(&mut self, uid: &str, phase_entered_at: Option<PhaseTimes>) {
+    fn bury(&mut self, uid: &str, phase_entered_at: Option<PhaseTimes>) {
         let now = Instant::now();
         while self
-            .leaving
+            .tombstone_order
             .front()
-            .is_some_and(|(_, at)| *at + LEFT <= now)
+            .is_some_and(|(_, at)| *at + TOMBSTONE_LIFE <= now)
         {
-            if let Some((uid, _)) = self.leaving.pop_front() {
-                self.left.remove(&uid);
+            if let Some((uid, _)) = self.tombstone_order.pop_front() {
+                self.tombstones.remove(&uid);
             }
         }
-        match self.left.entry(uid.to_owned()) {
+        match self.tombstones.entry(uid.to_owned()) {
             Entry::Vacant(place) => {
                 place.insert(phase_entered_at.unwrap_or_default());
-                self.leaving.push_back((uid.to_owned(), now));
+                self.tombstone_order.push_back((uid.to_owned(), now));
             }
             Entry::Occupied(mut place) => {
                 if let Some(phase_entered_at) = phase_entered_at {
@@ -628,7 +628,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_has_left_does_not_contend_again_for_who_read_it_before() {
+    fn a_request_with_a_tombstone_does_not_contend_again_for_who_read_it_before() {
         let float: Float = "quay.io/openshift/ci:ocp_4.21_cli".parse().unwrap();
         let key = Key {
             namespace: "ci".into(),

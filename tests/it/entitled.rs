@@ -52,7 +52,7 @@ async fn deleted_before_the_answer(on_save: fn(Wanted) -> OnSave) {
 
     let older = store.objects().remove(0);
     store.delete(&Key::of(&older));
-    engine.gone(older.metadata.uid.as_deref().unwrap());
+    engine.forget(older.metadata.uid.as_deref().unwrap());
     let newer = || store.objects().remove(1);
     let begun = async {
         while newer().status.unwrap().start_time.is_none() {
