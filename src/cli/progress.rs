@@ -7,7 +7,7 @@ use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 
 use super::say;
 use crate::api::{ImageStatus, PromotionRequest};
-use crate::engine::ASKING;
+use crate::engine::CHECKING_PUSH;
 use crate::machine::{Phase, Reason, ReasonKind};
 use crate::store::{Event, Key};
 
@@ -86,8 +86,8 @@ impl Display {
             }
         }
         let progressing = status.conditions.iter().find(|c| c.type_ == "Progressing");
-        // That it was only just asked whether it may push is not worth a line.
-        let news = progressing.filter(|c| c.message != ASKING);
+        // That push permission is being checked is not worth a line.
+        let news = progressing.filter(|c| c.message != CHECKING_PUSH);
         if let Some(condition) = news.filter(|c| c.reason != shown.reason) {
             let waits =
                 Reason::parse(&condition.reason).is_some_and(|r| r.kind() == ReasonKind::Waiting);

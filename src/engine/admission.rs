@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::backlog::FLOATS_MAX;
 use super::operation::{credential, fault};
-use super::state::{Asked, SECRET_AGAIN, State};
+use super::state::{PushCheck, SECRET_AGAIN, State};
 use super::{Engine, identity, is_finished, left_alone};
 use crate::api::{self, PromotionRequest};
 use crate::image::{Float, Repository};
@@ -25,14 +25,14 @@ use crate::store::{Access, AccessError, Key, Store, StoreError};
 
 /// How often it is looked whether a registry that has not answered is known to be unwell.
 const LOOK: Duration = Duration::from_secs(2);
-/// The longest pause before asking again whether a request may push.
-const ASK_AGAIN_MAX: Duration = Duration::from_mins(1);
+/// The longest pause before push permission is checked again.
+const CHECK_PAUSE_MAX: Duration = Duration::from_mins(1);
 
-/// Why a request waits that has only just come.
-pub const ASKING: &str = "asking whether it may push";
-/// Why one waits that is not asked about yet.
-const ASKING_OTHERS: &str =
-    "older requests of this namespace are asked about first (--max-active-requests-per-namespace)";
+/// Why a request waits that is being checked for the first time.
+pub const CHECKING_PUSH: &str = "checking push permission";
+/// Why a request waits that is not checked yet.
+const CHECKING_OTHERS: &str =
+    "older requests of this namespace are checked first (--max-active-requests-per-namespace)";
 
 /// What the engine found out about a request's admission.
 pub(super) struct Entry {
@@ -86,11 +86,11 @@ impl<S: Store> Engine<S> {
         object: &PromotionRequest,
         request: &Request,
     ) -> Result<Entry, StoreError> {
-        // It stands in line again where it is asked about next, and keeps nobody waiting where it is not.
-        let stood = self.lock().questions.withdraw(&key.namespace, uid);
+        // It waits again where it is checked next, and keeps nobody waiting where it is not.
+        let waited = self.lock().push_checks.withdraw(&key.namespace, uid);
         let entry = self.judge(key, uid, object, request).await;
-        if stood {
-            let next = self.lock().next_question(&key.namespace);
+        if waited {
+            let next = self.lock().next_push_check(&key.namespace);
             self.wake(next.into_iter().collect());
         }
         let entry = entry?;
@@ -217,7 +217,7 @@ impl<S: Store> Engine<S> {
             let after = Some(Duration::from_secs(1));
             return Ok(Entry::waits(Reason::Queued, message, after));
         }
-        if let Some(entry) = self.ask(key, uid, request, access) {
+        if let Some(entry) = self.check_push(key, uid, request, access) {
             return Ok(entry);
         }
         let verdict = match self.try_claim(uid, &floats) {
@@ -267,8 +267,8 @@ impl<S: Store> Engine<S> {
         };
         let before = std::mem::replace(&mut known.contender.standing, Standing::Eligible);
         let (me, quota_key) = (known.contender.clone(), known.quota_key());
-        let patience = match known.asked {
-            Asked::Yes(since) => PATIENCE.saturating_sub(since.elapsed()),
+        let patience = match known.push_check {
+            PushCheck::Yes(since) => PATIENCE.saturating_sub(since.elapsed()),
             _ => PATIENCE,
         };
         let shelved = state.backlog.sharers(&me);
@@ -292,7 +292,7 @@ impl<S: Store> Engine<S> {
         if !state.claims.take(uid, floats) {
             return Err(soon("another request holds a float"));
         }
-        // Whoever stood behind it in the line waits for its float now.
+        // Whoever waited behind it waits for its float now.
         self.wake(state.call(&quota_key));
         Ok(verdict)
     }
@@ -381,22 +381,28 @@ impl<S: Store> Engine<S> {
     }
 
     /// Whether the request's own credential may push everywhere; none: it may.
-    fn ask(&self, key: &Key, uid: &str, request: &Request, access: &Access) -> Option<Entry> {
+    fn check_push(
+        &self,
+        key: &Key,
+        uid: &str,
+        request: &Request,
+        access: &Access,
+    ) -> Option<Entry> {
         let now = Instant::now();
         let mut state = self.lock();
         let known = state.known.get_mut(uid)?;
-        let (tries, refused, why) = match &known.asked {
-            Asked::Yes(_) => return None,
-            Asked::No(reason, message) => {
+        let (tries, refused, why) = match &known.push_check {
+            PushCheck::Yes(_) => return None,
+            PushCheck::No(reason, message) => {
                 return Some(Entry::of(Admission::Refused(*reason, message.clone())));
             }
-            Asked::Running(_, progress, why) => {
+            PushCheck::Running(_, progress, why) => {
                 let waiting = self
                     .waits_for(progress, &repositories(request))
-                    .map(|w| (w.reason, asked_again(&w.message)));
-                return Some(asking(waiting.as_ref().or(why.as_ref())));
+                    .map(|w| (w.reason, next_try(&w.message)));
+                return Some(checking(waiting.as_ref().or(why.as_ref())));
             }
-            Asked::NotNow {
+            PushCheck::NotNow {
                 reason,
                 message,
                 again,
@@ -404,28 +410,31 @@ impl<S: Store> Engine<S> {
             } if *again > now => {
                 return Some(Entry::waits(*reason, message.clone(), Some(*again - now)));
             }
-            Asked::NotNow {
+            PushCheck::NotNow {
                 reason,
                 message,
                 tries,
                 refused,
                 ..
             } => (*tries, *refused, Some((*reason, message.clone()))),
-            Asked::Not => (0, 0, None),
+            PushCheck::Not => (0, 0, None),
         };
-        let waits = asking(why.as_ref());
+        let waits = checking(why.as_ref());
         let left = request.spec.attempts.saturating_sub(refused);
         let cancel = CancellationToken::new();
         let progress = Arc::new(Progress::of(&key.namespace, uid));
         let order = known.contender.order;
-        if !state.questions.begin(&key.namespace, uid, order, &progress) {
+        if !state
+            .push_checks
+            .begin(&key.namespace, uid, order, &progress)
+        {
             drop(state);
-            return Some(Entry::waits(Reason::Queued, ASKING_OTHERS, None));
+            return Some(Entry::waits(Reason::Queued, CHECKING_OTHERS, None));
         }
         if let Some(known) = state.known.get_mut(uid) {
-            known.asked = Asked::Running(cancel.clone(), Arc::clone(&progress), why);
+            known.push_check = PushCheck::Running(cancel.clone(), Arc::clone(&progress), why);
         }
-        let next = state.next_question(&key.namespace);
+        let next = state.next_push_check(&key.namespace);
         drop(state);
         self.wake(next.into_iter().collect());
         let repositories = repositories(request);
@@ -433,9 +442,9 @@ impl<S: Store> Engine<S> {
         let mut access = access.clone();
         tokio::spawn(async move {
             let answer = loop {
-                let asked = engine.put_question(&key, &access, &repositories, &progress);
+                let check = engine.run_push_check(&key, &access, &repositories, &progress);
                 let answer = tokio::select! {
-                    answer = asked => answer,
+                    answer = check => answer,
                     () = cancel.cancelled() => return,
                 };
                 match &answer {
@@ -448,13 +457,13 @@ impl<S: Store> Engine<S> {
                     _ => break answer,
                 }
             };
-            engine.answer(&key, &uid, (tries, refused, left), answer);
+            engine.push_checked(&key, &uid, (tries, refused, left), answer);
         });
         Some(waits)
     }
 
     /// Asks the registries; meanwhile, whoever watches is shown what is waited for.
-    async fn put_question(
+    async fn run_push_check(
         &self,
         key: &Key,
         access: &Access,
@@ -462,26 +471,26 @@ impl<S: Store> Engine<S> {
         progress: &Arc<Progress>,
     ) -> Result<(), Fault> {
         let registry = &self.inner.tools.registry;
-        let question = question(registry, access, repositories, progress);
-        tokio::pin!(question);
+        let check = may_push(registry, access, repositories, progress);
+        tokio::pin!(check);
         let mut shown = None;
         loop {
             tokio::select! {
-                answer = &mut question => return answer,
+                answer = &mut check => return answer,
                 () = progress.changed() => {}
                 () = tokio::time::sleep(LOOK) => {}
             }
             let waiting = self.waits_for(progress, repositories);
             if waiting != shown {
                 shown = waiting;
-                // One that waits for a registry leaves its turn to another.
-                let next = self.lock().next_question(&key.namespace);
+                // One that waits for a registry lets another begin.
+                let next = self.lock().next_push_check(&key.namespace);
                 self.wake(next.into_iter().chain([key.clone()]).collect());
             }
         }
     }
 
-    /// Why a question has no answer yet: what it waits for itself, or, where it waits for another that asks the same registry, what is
+    /// Why a check has no answer yet: what it waits for itself, or, where it waits for another that asks the same registry, what is
     /// known of that.
     fn waits_for(
         &self,
@@ -514,40 +523,40 @@ impl<S: Store> Engine<S> {
         (!repositories.iter().all(same)).then_some(access)
     }
 
-    /// Keeps the answer to [`Self::ask`], and wakes those whom it lets go ahead.
-    fn answer(
+    /// Keeps the answer to [`Self::check_push`], and wakes those whom it lets go ahead.
+    fn push_checked(
         &self,
         key: &Key,
         uid: &str,
         (tries, refused, left): (u32, u32, u32),
         answer: Result<(), Fault>,
     ) {
-        let asked = match answer {
+        let push_check = match answer {
             Ok(()) => {
                 self.stand(uid, Standing::Eligible);
-                Asked::Yes(Instant::now())
+                PushCheck::Yes(Instant::now())
             }
             // Its own reconcile ends it, which wakes those who wait; before that it would be ended as superseded.
             Err(Fault {
                 reason,
                 message,
                 class: FaultClass::Terminal,
-            }) => Asked::No(reason, message),
+            }) => PushCheck::No(reason, message),
             // A refusal for as often as the request allows is one for good.
             Err(Fault {
                 reason,
                 message,
                 class: FaultClass::Attempt,
-            }) if left <= 1 => Asked::No(reason, message),
+            }) if left <= 1 => PushCheck::No(reason, message),
             Err(Fault {
                 reason,
                 message,
                 class,
             }) => {
-                let pause = Duration::from_secs(1 << tries.min(6)).min(ASK_AGAIN_MAX);
-                Asked::NotNow {
+                let pause = Duration::from_secs(1 << tries.min(6)).min(CHECK_PAUSE_MAX);
+                PushCheck::NotNow {
                     reason,
-                    message: asked_again(&message),
+                    message: next_try(&message),
                     tries: tries + 1,
                     refused: refused + u32::from(class == FaultClass::Attempt),
                     again: Instant::now() + pause,
@@ -556,15 +565,15 @@ impl<S: Store> Engine<S> {
         };
         let mut state = self.lock();
         let mut waking: Vec<Key> = state
-            .end_question(&key.namespace, uid)
+            .end_push_check(&key.namespace, uid)
             .into_iter()
             .collect();
         if let Some(known) = state.known.get_mut(uid) {
-            let yes = matches!(asked, Asked::Yes(_));
-            known.asked = asked;
+            let yes = matches!(push_check, PushCheck::Yes(_));
+            known.push_check = push_check;
             if yes {
                 let me = known.contender.clone();
-                waking.extend(state.ask_again(&me));
+                waking.extend(state.recheck_push(&me));
             }
         }
         drop(state);
@@ -596,17 +605,17 @@ impl<S: Store> Engine<S> {
     }
 }
 
-/// It is being asked; why that takes so long, where that is known.
-fn asking(why: Option<&(Reason, String)>) -> Entry {
+/// It is being checked; why that takes so long, where that is known.
+fn checking(why: Option<&(Reason, String)>) -> Entry {
     match why {
         Some((reason, message)) => Entry::waits(*reason, message.clone(), None),
-        None => Entry::waits(Reason::Queued, ASKING, None),
+        None => Entry::waits(Reason::Queued, CHECKING_PUSH, None),
     }
 }
 
 /// Why it is not known yet whether a request may push, and what is done about it. No time: it would change with every try.
-fn asked_again(why: &str) -> String {
-    let most = ASK_AGAIN_MAX.as_secs();
+fn next_try(why: &str) -> String {
+    let most = CHECK_PAUSE_MAX.as_secs();
     format!("{why}; next try within {most} s")
 }
 
@@ -627,7 +636,7 @@ fn secrets(object: &PromotionRequest) -> (Option<String>, Option<String>) {
 }
 
 /// Asks the registries, one after the other, whether the credential may push.
-async fn question(
+async fn may_push(
     registry: &RegistryClient,
     access: &Access,
     repositories: &[Repository],

@@ -20,12 +20,12 @@ pub mod leadership;
 pub mod memory;
 pub mod moment;
 mod operation;
+mod operation_queue;
 mod pause;
-mod questions;
+mod push_checks;
 mod reconcile;
 mod state;
 mod telemetry;
-mod operation_queue;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -46,11 +46,11 @@ use crate::store::{Key, Store, Unreadable};
 use leadership::Leadership;
 use memory::Memory;
 use operation::Tools;
+use operation_queue::OperationQueue;
 use state::State;
 use telemetry::{RequestStats, WorkQueue};
-use operation_queue::OperationQueue;
 
-pub use admission::ASKING;
+pub use admission::CHECKING_PUSH;
 pub use operation::forecast;
 pub use pause::Pause;
 pub use reconcile::{Next, ReconcileError};
@@ -287,7 +287,7 @@ impl<S: Store> Engine<S> {
             self.wake(waiting);
             return None;
         };
-        if let state::Asked::Running(cancel, ..) = &known.asked {
+        if let state::PushCheck::Running(cancel, ..) = &known.push_check {
             cancel.cancel();
         }
         for (_, operation) in state.running(uid) {
@@ -299,7 +299,7 @@ impl<S: Store> Engine<S> {
         state.quota.release(&quota_key, uid);
         state.quota.withdraw(&quota_key, uid);
         waiting.extend(state.call(&quota_key));
-        waiting.extend(state.end_question(&quota_key.namespace, uid));
+        waiting.extend(state.end_push_check(&quota_key.namespace, uid));
         drop(state);
         self.wake(waiting);
         self.settle_claims(uid);
@@ -317,7 +317,7 @@ impl<S: Store> Engine<S> {
             }
             state.pause = pause;
             for known in state.known.values_mut() {
-                if let state::Asked::Yes(since) = &mut known.asked {
+                if let state::PushCheck::Yes(since) = &mut known.push_check {
                     *since = Instant::now();
                 }
             }

@@ -266,7 +266,7 @@ impl<S: Store> Engine<S> {
     }
 
     /// Whether what was loaded before may be saved over. A leader that was frozen beyond its lease has outcomes of a state that the
-    /// next leader has gone on from: it loads that one's object, and the resourceVersion alone would let it record them. Asked
+    /// next leader has gone on from: it loads that one's object, and the resourceVersion alone would let it record them. PushCheck
     /// after the load: what the lease is lost later for, shows as a conflict.
     pub(super) fn is_trusted(&self) -> bool {
         self.inner.tools.leadership.covers(Duration::ZERO)

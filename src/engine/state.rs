@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::backlog::Backlog;
 use super::pause::Pause;
-use super::questions::Questions;
+use super::push_checks::PushChecks;
 use super::reconcile::Record;
 use super::telemetry::{PhaseTimes, RequestStats};
 use crate::image::Float;
@@ -42,8 +42,8 @@ pub(super) struct State {
     pub claims: Claims,
     /// How many of a namespace may have begun at once.
     pub quota: NamespaceQuota,
-    /// How many of a namespace are asked about at once.
-    pub questions: Questions,
+    /// Which requests are checked, of each namespace so many at once.
+    pub push_checks: PushChecks,
     /// The requests whose Secret is missing, and how often it was by now, by namespace.
     missing: HashMap<String, HashMap<Uid, Missing>>,
     /// The unfinished requests that are known.
@@ -81,8 +81,8 @@ pub(super) struct Known {
     /// The resourceVersion this was read at: older readings do not replace it.
     pub version: u64,
     pub contender: Contender,
-    /// Whether it may begin, as far as it was asked.
-    pub asked: Asked,
+    /// Whether it may push, as far as that was checked.
+    pub push_check: PushCheck,
     /// The resourceVersion of our own last save.
     pub saved: Option<u64>,
     /// A save is on its way, and the newest resourceVersion heard of meanwhile, or 0: our own save coming back, most often.
@@ -124,13 +124,13 @@ struct Missing {
     tries: u32,
 }
 
-/// The answer to whether a request may begin.
+/// Whether a request may push, by the registries' answers.
 #[derive(Default)]
-pub(super) enum Asked {
-    /// Not asked yet.
+pub(super) enum PushCheck {
+    /// Not checked yet.
     #[default]
     Not,
-    /// Being asked, and why it is not known yet, where it was asked before.
+    /// Being checked, and why it is not known yet, where it was checked before.
     Running(CancellationToken, Arc<Progress>, Option<(Reason, String)>),
     /// It may, since then; work that was stopped meanwhile does not count.
     Yes(Instant),
@@ -187,7 +187,7 @@ impl State {
     pub fn new(namespace_max: usize) -> Self {
         Self {
             quota: NamespaceQuota::new(namespace_max),
-            questions: Questions::new(namespace_max),
+            push_checks: PushChecks::new(namespace_max),
             ..Self::default()
         }
     }
@@ -303,7 +303,7 @@ impl State {
             key: key.clone(),
             version,
             contender,
-            asked: Asked::Not,
+            push_check: PushCheck::Not,
             saved: None,
             saving: None,
             unanswered: None,
@@ -325,11 +325,11 @@ impl State {
         let Some(known) = self.unknow(uid) else {
             return;
         };
-        if let Asked::Running(cancel, ..) = &known.asked {
+        if let PushCheck::Running(cancel, ..) = &known.push_check {
             cancel.cancel();
         }
         let quota_key = known.quota_key();
-        let next = self.end_question(&quota_key.namespace, uid);
+        let next = self.end_push_check(&quota_key.namespace, uid);
         self.woken.extend(next);
         self.quota.withdraw(&quota_key, uid);
         self.quota.release(&quota_key, uid);
@@ -469,9 +469,9 @@ impl State {
             .collect()
     }
 
-    /// The registry answers: those who share a float with `contender` and were to be asked again later are asked now, before its
+    /// The registry answers: those who share a float with `contender` and were to be checked again later are checked now, before its
     /// patience with them is over. Gives their keys.
-    pub fn ask_again(&mut self, contender: &Contender) -> Vec<Key> {
+    pub fn recheck_push(&mut self, contender: &Contender) -> Vec<Key> {
         let uids: Vec<Uid> = self
             .sharers(contender)
             .iter()
@@ -480,7 +480,7 @@ impl State {
         let mut keys = Vec::new();
         for uid in uids {
             if let Some(known) = self.known.get_mut(&uid)
-                && let Asked::NotNow { again, .. } = &mut known.asked
+                && let PushCheck::NotNow { again, .. } = &mut known.push_check
             {
                 *again = Instant::now();
                 keys.push(known.key.clone());
@@ -529,15 +529,15 @@ impl State {
         keys
     }
 
-    /// A request is answered, or gone: gives whose turn it is.
-    pub fn end_question(&mut self, namespace: &str, uid: &str) -> Option<Key> {
-        self.questions.end(namespace, uid);
-        self.next_question(namespace)
+    /// A request was checked, or is gone: gives who is next.
+    pub fn end_push_check(&mut self, namespace: &str, uid: &str) -> Option<Key> {
+        self.push_checks.end(namespace, uid);
+        self.next_push_check(namespace)
     }
 
-    /// Whose turn it is to be asked about.
-    pub fn next_question(&self, namespace: &str) -> Option<Key> {
-        let known = self.known.get(self.questions.next(namespace)?)?;
+    /// Who is checked next.
+    pub fn next_push_check(&self, namespace: &str) -> Option<Key> {
+        let known = self.known.get(self.push_checks.next(namespace)?)?;
         Some(known.key.clone())
     }
 

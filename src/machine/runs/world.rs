@@ -409,7 +409,7 @@ impl World {
             return Admission::Holds;
         }
         if self.now < self.undecided[index] {
-            return Admission::Waits(Reason::Queued, "asking whether it may push".into());
+            return Admission::Waits(Reason::Queued, "checking push permission".into());
         }
         self.process.standing[index] = Standing::Eligible;
         let eligible = *self.process.eligible[index].get_or_insert(self.now);
