@@ -91,7 +91,7 @@ impl<S: Store> Engine<S> {
         let Launch {
             image: index,
             step,
-            again,
+            may_have_run,
         } = launch;
         let spec = request.spec.images.get(index)?;
         let image = request.status.images.get(index)?;
@@ -128,7 +128,7 @@ impl<S: Store> Engine<S> {
             mode: request.spec.mode,
             referrers: request.spec.referrers,
             step,
-            again,
+            may_have_run,
             cancel,
             progress,
             read: Mutex::default(),

@@ -68,7 +68,7 @@ pub(super) struct Operation {
     pub referrers: Referrers,
     pub step: Step,
     /// It may have run before.
-    pub again: bool,
+    pub may_have_run: bool,
     pub cancel: CancellationToken,
     pub progress: Arc<Progress>,
     /// When what was read last was asked for, and when it was answered.
@@ -123,7 +123,7 @@ impl Operation {
         let source = self.source()?;
         let incoming = self.spec.float.incoming();
         let repository = self.repository();
-        if self.again
+        if self.may_have_run
             && let Some(manifest) = self.look(&incoming).await?.filter(|m| m.digest == source)
         {
             let labels = self.movable(&manifest).await?;
@@ -202,7 +202,7 @@ impl Operation {
             return self.displaced_gone(*digest, Some(&error)).await;
         }
         let pre = self.spec.float.pre();
-        if self.again && self.shows(&pre, *digest).await? {
+        if self.may_have_run && self.shows(&pre, *digest).await? {
             return self.backed_up(&manifest).await;
         }
         match self.put(&pre, &manifest).await? {
@@ -287,7 +287,7 @@ impl Operation {
             // Backed up: the newest displaced digest, which `__post1` holds most often, has its prune tag.
             let backed_up = self.image.displaced.last().map(|pin| pin.digest);
             let there = self.clear(&post1, source, backed_up).await?;
-            if !(there && self.again)
+            if !(there && self.may_have_run)
                 && let Written::ContentMissing(error) = self.put(&post1, &manifest).await?
             {
                 return self.promoted_gone(source, Some(&error)).await;
@@ -361,7 +361,7 @@ impl Operation {
         if let Written::ContentMissing(error) = self.pin(prune, &promoted).await? {
             return self.cannot_be_pinned(&error).await;
         }
-        let there = self.again && self.shows(&pre, source).await?;
+        let there = self.may_have_run && self.shows(&pre, source).await?;
         if !there && let Written::ContentMissing(error) = self.put(&pre, &promoted).await? {
             return self.cannot_be_pinned(&error).await;
         }

@@ -202,8 +202,8 @@ pub(super) fn deleted(key: &Key, contender: &Contender) {
 
 /// Says that an operation begins.
 pub(super) fn launched(key: &Key, float: &Float, launch: Launch) {
-    let again = launch.again;
-    tracing::debug!(request = %key, %float, step = launch.step.as_str(), again, "step launched");
+    let may_have_run = launch.may_have_run;
+    tracing::debug!(request = %key, %float, step = launch.step.as_str(), may_have_run, "step launched");
 }
 
 /// Says what an operation came to: a word about it where it failed, else at `debug`, because what it led to is logged once it is saved.

@@ -105,7 +105,7 @@ pub struct Launch {
     /// The step.
     pub step: Step,
     /// It may have run before: what it would write is looked at first.
-    pub again: bool,
+    pub may_have_run: bool,
 }
 
 impl Inputs {
@@ -507,7 +507,7 @@ fn launch(request: &mut Request, inputs: &Inputs, decision: &mut Decision) {
             decision.launches.push(Launch {
                 image: index,
                 step,
-                again: image.attempts > 0,
+                may_have_run: image.attempts > 0,
             });
             image.attempts += u32::from(!inputs.was_cut_off(index, image));
             // Why it is launched again stays: until there is an outcome it is the last that is known.

@@ -78,7 +78,7 @@ pub(super) fn decide(request: &mut Request, inputs: &Inputs, decision: &mut Deci
             decision.launches.push(Launch {
                 image: index,
                 step: Step::RollBack,
-                again: image.attempts > 0,
+                may_have_run: image.attempts > 0,
             });
             image.attempts += u32::from(!inputs.was_cut_off(index, image));
             image.next_attempt = None;

@@ -43,7 +43,7 @@ pub async fn forecast(
         mode: Mode::Plan,
         referrers: Referrers::Ignore,
         step: Step::Resolve,
-        again: false,
+        may_have_run: false,
         cancel: CancellationToken::new(),
         progress: Arc::clone(progress),
         read: Mutex::default(),

@@ -61,12 +61,12 @@ fn a_launch_uses_an_attempt_and_is_told_when_it_may_have_run_before() {
     let first = Launch {
         image: 0,
         step: Step::BackUp,
-        again: false,
+        may_have_run: false,
     };
     let second = Launch {
         image: 1,
         step: Step::Resolve,
-        again: true,
+        may_have_run: true,
     };
     assert_eq!(decision.launches, [first, second]);
     assert_eq!(
@@ -368,7 +368,7 @@ fn processes_that_end_under_a_launch_use_one_attempt_however_many_and_failures_c
         let again: Vec<_> = decision
             .launches
             .iter()
-            .map(|launch| launch.again)
+            .map(|launch| launch.may_have_run)
             .collect();
         (again, request.status.images[0].attempts)
     };

@@ -255,8 +255,9 @@ impl World {
         let mut harvest = Vec::new();
         for image in 0..request.spec.images.len() {
             let op = process.running.get(&(index, image));
-            let ended = op.and_then(|op| Some((op.run.outcome.clone()?, op.run.launch.again)));
-            let Some((outcome, again)) = ended else {
+            let ended =
+                op.and_then(|op| Some((op.run.outcome.clone()?, op.run.launch.may_have_run)));
+            let Some((outcome, may_have_run)) = ended else {
                 continue;
             };
             let number = self.setup.number(&request.spec.images[image].float);
@@ -270,7 +271,7 @@ impl World {
             advance(
                 request,
                 image,
-                self.tampered(outcome, &before, image, again),
+                self.tampered(outcome, &before, image, may_have_run),
                 &context,
             );
             self.tamper_record(&before, request, image);
@@ -494,9 +495,13 @@ impl World {
             return;
         };
         for image in 0..object.spec.images.len() {
-            let again = true;
+            let may_have_run = true;
             let step = Step::Latch;
-            let launch = Launch { image, step, again };
+            let launch = Launch {
+                image,
+                step,
+                may_have_run,
+            };
             self.launch(process, index, &object, launch);
         }
         process.stale.clear();
@@ -785,20 +790,26 @@ impl World {
                 let pin = floats
                     .iter()
                     .any(|f| f.incoming() == *tag || f.post1() == *tag);
-                (pin && !run.launch.again).then_some(Answer::At(None))
+                (pin && !run.launch.may_have_run).then_some(Answer::At(None))
             }
             _ => None,
         }
     }
 
-    fn tampered(&self, outcome: Outcome, request: &Request, image: usize, again: bool) -> Outcome {
+    fn tampered(
+        &self,
+        outcome: Outcome,
+        request: &Request,
+        image: usize,
+        may_have_run: bool,
+    ) -> Outcome {
         let displaced = request.status.images[image].displaced.last();
         let Some(source) = &request.status.images[image].source else {
             return outcome;
         };
         let new = displaced.is_some_and(|pin| pin.digest != source.digest);
         let moved = self.lacks(Mutation::MovesUncounted)
-            || self.lacks(Mutation::LandedIsMoved) && again && new;
+            || self.lacks(Mutation::LandedIsMoved) && may_have_run && new;
         if moved && outcome == Outcome::Latched {
             return Outcome::Moved { to: source.digest };
         }
@@ -850,8 +861,12 @@ impl World {
         if self.lacks(Mutation::LatchOnItsOwn) && !request.status.committed {
             for image in ready {
                 if inputs.contexts[image].running.is_none() {
-                    let (step, again) = (Step::Latch, false);
-                    decision.launches.push(Launch { image, step, again });
+                    let (step, may_have_run) = (Step::Latch, false);
+                    decision.launches.push(Launch {
+                        image,
+                        step,
+                        may_have_run,
+                    });
                 }
             }
         }

@@ -33,7 +33,9 @@ fn failed() -> Request {
 
 fn launched(decision: &Decision) -> Vec<(usize, Step, bool)> {
     let launches = decision.launches.iter();
-    launches.map(|l| (l.image, l.step, l.again)).collect()
+    launches
+        .map(|l| (l.image, l.step, l.may_have_run))
+        .collect()
 }
 
 fn tag(request: &Request, index: usize) -> Option<&str> {

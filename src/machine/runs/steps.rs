@@ -157,7 +157,7 @@ impl Replay<'_> {
             bytes: 1,
             notices: Vec::new(),
         };
-        if self.running.launch.again && self.look(&incoming)? == Some(source) {
+        if self.running.launch.may_have_run && self.look(&incoming)? == Some(source) {
             return Ok(staged);
         }
         if !self.yes(Ask::Copy(source))? {
@@ -178,7 +178,7 @@ impl Replay<'_> {
             return self.displaced_gone(*digest);
         }
         let pre = self.spec.float.pre();
-        if self.running.launch.again && self.look(&pre)? == Some(*digest) {
+        if self.running.launch.may_have_run && self.look(&pre)? == Some(*digest) {
             return Ok(backed_up());
         }
         if self.yes(Ask::Put(pre, *digest))? {
@@ -239,7 +239,7 @@ impl Replay<'_> {
                 return self.promoted_gone(source);
             }
             let there = self.clear(&post1, source, Some(newest))?;
-            let skip = there && self.running.launch.again;
+            let skip = there && self.running.launch.may_have_run;
             if !skip && !self.yes(Ask::Put(post1, source))? {
                 return self.promoted_gone(source);
             }
@@ -281,7 +281,7 @@ impl Replay<'_> {
         let (Some(back), Some(prune)) = (image.displaced.last(), image.rollback.clone()) else {
             return Ok(Outcome::NothingToRollBack);
         };
-        let (back, again) = (back.digest, self.running.launch.again);
+        let (back, may_have_run) = (back.digest, self.running.launch.may_have_run);
         let found = self.look(float)?;
         if found == Some(back) {
             let pinned = self.look(&prune)? == Some(source);
@@ -301,7 +301,7 @@ impl Replay<'_> {
         if !self.pin(&prune, source)? {
             return self.cannot_be_pinned();
         }
-        let there = again && self.look(&pre)? == Some(source);
+        let there = may_have_run && self.look(&pre)? == Some(source);
         if !there && !self.yes(Ask::Put(pre, source))? {
             return self.cannot_be_pinned();
         }
