@@ -39,7 +39,7 @@ pub(super) struct Entry {
     pub admission: Admission,
     pub access: Option<Access>,
     /// Look again then.
-    pub again: Option<Instant>,
+    pub requeue_at: Option<Instant>,
     /// It is over its namespace's limit, and waits for nothing else.
     pub over_limit: bool,
 }
@@ -49,17 +49,17 @@ impl Entry {
         Self {
             admission,
             access: None,
-            again: None,
+            requeue_at: None,
             over_limit: false,
         }
     }
 
     fn waits(reason: Reason, message: impl Into<String>, after: Option<Duration>) -> Self {
-        let again = after.map(|after| Instant::now() + after);
+        let requeue_at = after.map(|after| Instant::now() + after);
         Self {
             admission: Admission::Waits(reason, message.into()),
             access: None,
-            again,
+            requeue_at,
             over_limit: false,
         }
     }
@@ -160,14 +160,14 @@ impl<S: Store> Engine<S> {
             Err(AccessError::Invalid(message)) => {
                 let mut entry = Entry::of(Admission::Refused(Reason::SecretInvalid, message));
                 // What is committed cannot end by this: it goes on when the Secret can be read again.
-                entry.again = Some(Instant::now() + SECRET_AGAIN);
+                entry.requeue_at = Some(Instant::now() + SECRET_AGAIN);
                 return Ok(entry);
             }
             Err(AccessError::NotAllowed(message)) => {
                 let mut entry = Entry::of(Admission::Refused(Reason::NotAllowed, message));
                 // What is committed keeps its grant, and goes on once the rest has ended.
                 let goes_on = request.has_open_commit();
-                entry.again = goes_on.then(|| Instant::now() + Duration::from_secs(1));
+                entry.requeue_at = goes_on.then(|| Instant::now() + Duration::from_secs(1));
                 return Ok(entry);
             }
             Err(AccessError::Unavailable(message)) => {
@@ -234,9 +234,9 @@ impl<S: Store> Engine<S> {
                 let images = indices(request, &floats);
                 let admission = Admission::Superseded(images, superseded_by(&by));
                 // What is left of it, if anything is, is judged again at once.
-                let again = Some(Instant::now());
+                let requeue_at = Some(Instant::now());
                 Ok(Entry {
-                    again,
+                    requeue_at,
                     ..Entry::of(admission)
                 })
             }
@@ -405,10 +405,14 @@ impl<S: Store> Engine<S> {
             PushCheck::NotNow {
                 reason,
                 message,
-                again,
+                retry_at,
                 ..
-            } if *again > now => {
-                return Some(Entry::waits(*reason, message.clone(), Some(*again - now)));
+            } if *retry_at > now => {
+                return Some(Entry::waits(
+                    *reason,
+                    message.clone(),
+                    Some(*retry_at - now),
+                ));
             }
             PushCheck::NotNow {
                 reason,
@@ -559,7 +563,7 @@ impl<S: Store> Engine<S> {
                     message: next_try(&message),
                     tries: tries + 1,
                     refused: refused + u32::from(class == FaultClass::Attempt),
-                    again: Instant::now() + pause,
+                    retry_at: Instant::now() + pause,
                 }
             }
         };

@@ -383,13 +383,13 @@ impl<S: Store> Engine<S> {
             .cloned()
             .collect();
         let running: Vec<_> = state.running(uid).map(|(_, o)| o.float.clone()).collect();
-        let mut again: Option<Instant> = None;
+        let mut requeue_at: Option<Instant> = None;
         let freed = state.claims.release(uid, |float| {
             if owned.contains(float) || running.contains(float) {
                 return true;
             }
             let late = self.inner.tools.memory.late_until(float, now);
-            again = [again, late].into_iter().flatten().min();
+            requeue_at = [requeue_at, late].into_iter().flatten().min();
             late.is_some()
         });
         if running.is_empty() && !state.known.contains_key(uid) {
@@ -398,10 +398,10 @@ impl<S: Store> Engine<S> {
         let mut waiting = state.keys_on(freed.iter(), uid);
         waiting.extend(state.release_quota(uid));
         self.wake(waiting);
-        if let Some(again) = again {
+        if let Some(requeue_at) = requeue_at {
             let (engine, uid) = (self.clone(), uid.to_owned());
             tokio::spawn(async move {
-                tokio::time::sleep_until(again).await;
+                tokio::time::sleep_until(requeue_at).await;
                 engine.settle_claims(&uid);
             });
         }

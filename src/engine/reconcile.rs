@@ -191,7 +191,7 @@ impl<S: Store> Engine<S> {
         let Entry {
             admission,
             access,
-            again,
+            requeue_at,
             ..
         } = self.admit(key, &uid, &object, &request).await?;
         let launching = access.is_some() && !draining && self.may_launch(key, &request);
@@ -242,7 +242,7 @@ impl<S: Store> Engine<S> {
             }
         };
         self.recorded(key, &record, saved.as_ref()).await;
-        Ok(next(decision.wake, again))
+        Ok(next(decision.wake, requeue_at))
     }
 
     /// What follows once a record is saved, or is as it was: only now may the evidence be forgotten, and what was planned begin.
@@ -689,11 +689,11 @@ fn later(now: Timestamp, duration: Duration) -> Timestamp {
         .unwrap_or(Timestamp::MAX)
 }
 
-fn next(wake: Option<Timestamp>, again: Option<Instant>) -> Next {
+fn next(wake: Option<Timestamp>, requeue_at: Option<Instant>) -> Next {
     let now = Timestamp::now();
     let wake = wake.map(|at| Duration::try_from(now.duration_until(at)).unwrap_or_default());
-    let again = again.map(|at| at.saturating_duration_since(Instant::now()));
-    match [wake, again].into_iter().flatten().min() {
+    let requeue_at = requeue_at.map(|at| at.saturating_duration_since(Instant::now()));
+    match [wake, requeue_at].into_iter().flatten().min() {
         Some(after) => Next::After(after.max(Duration::from_millis(10))),
         None => Next::Triggered,
     }

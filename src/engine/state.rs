@@ -143,7 +143,7 @@ pub(super) enum PushCheck {
         tries: u32,
         /// How many of them were refused, and did not merely find a registry unwell.
         refused: u32,
-        again: Instant,
+        retry_at: Instant,
     },
 }
 
@@ -480,9 +480,9 @@ impl State {
         let mut keys = Vec::new();
         for uid in uids {
             if let Some(known) = self.known.get_mut(&uid)
-                && let PushCheck::NotNow { again, .. } = &mut known.push_check
+                && let PushCheck::NotNow { retry_at, .. } = &mut known.push_check
             {
-                *again = Instant::now();
+                *retry_at = Instant::now();
                 keys.push(known.key.clone());
             }
         }
