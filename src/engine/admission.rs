@@ -35,7 +35,7 @@ const CHECKING_OTHERS: &str =
     "older requests of this namespace are checked first (--max-active-requests-per-namespace)";
 
 /// What the engine found out about a request's admission.
-pub(super) struct Entry {
+pub(super) struct AdmissionCheck {
     pub admission: Admission,
     pub access: Option<Access>,
     /// Look again then.
@@ -44,7 +44,7 @@ pub(super) struct Entry {
     pub over_limit: bool,
 }
 
-impl Entry {
+impl AdmissionCheck {
     fn of(admission: Admission) -> Self {
         Self {
             admission,
@@ -85,17 +85,17 @@ impl<S: Store> Engine<S> {
         uid: &str,
         object: &PromotionRequest,
         request: &Request,
-    ) -> Result<Entry, StoreError> {
+    ) -> Result<AdmissionCheck, StoreError> {
         // It waits again where it is checked next, and keeps nobody waiting where it is not.
         let waited = self.lock().push_checks.withdraw(&key.namespace, uid);
-        let entry = self.judge(key, uid, object, request).await;
+        let check = self.judge(key, uid, object, request).await;
         if waited {
             let next = self.lock().next_push_check(&key.namespace);
             self.wake(next.into_iter().collect());
         }
-        let entry = entry?;
-        if entry.admission != Admission::Holds {
-            if !entry.over_limit {
+        let check = check?;
+        if check.admission != Admission::Holds {
+            if !check.over_limit {
                 self.withdraw(uid);
             }
             if request.status.started.is_none() {
@@ -103,7 +103,7 @@ impl<S: Store> Engine<S> {
                 self.release(uid, |_, _, _| false);
             }
         }
-        Ok(entry)
+        Ok(check)
     }
 
     /// A request that cannot begin for a reason other than its namespace's limit lets the next one try; a plan that is held up counts no longer.
@@ -128,24 +128,31 @@ impl<S: Store> Engine<S> {
         uid: &str,
         object: &PromotionRequest,
         request: &Request,
-    ) -> Result<Entry, StoreError> {
+    ) -> Result<AdmissionCheck, StoreError> {
         if let Some(before) = self.lock().backlog.before(uid) {
-            return Ok(Entry::waits(Reason::Queued, beyond(before), None));
+            return Ok(AdmissionCheck::waits(Reason::Queued, beyond(before), None));
         }
         if let Err(message) = self.inner.policy.check(request) {
-            return Ok(Entry::of(Admission::Refused(Reason::NotAllowed, message)));
+            return Ok(AdmissionCheck::of(Admission::Refused(
+                Reason::NotAllowed,
+                message,
+            )));
         }
         if request.spec.suspend {
             // Its committed images are waited for all the same; with the others it delays nobody.
             self.stand(uid, Standing::Ineligible);
             if !request.has_open_commit() {
-                return Ok(Entry::waits(Reason::Suspended, "spec.suspend is set", None));
+                return Ok(AdmissionCheck::waits(
+                    Reason::Suspended,
+                    "spec.suspend is set",
+                    None,
+                ));
             }
         }
         if request.status.started.is_none()
             && let Some(message) = self.paused(request)
         {
-            return Ok(Entry::waits(Reason::Paused, message, None));
+            return Ok(AdmissionCheck::waits(Reason::Paused, message, None));
         }
         let access = match self.inner.store.access(object).await {
             Ok(access) => access,
@@ -155,23 +162,28 @@ impl<S: Store> Engine<S> {
                 let message = format!("{message}; next try within {} s", after.as_secs());
                 // Those that came together do not come back together.
                 let after = after.mul_f64(rand::random_range(0.8..1.0));
-                return Ok(Entry::waits(Reason::SecretNotFound, message, Some(after)));
+                return Ok(AdmissionCheck::waits(
+                    Reason::SecretNotFound,
+                    message,
+                    Some(after),
+                ));
             }
             Err(AccessError::Invalid(message)) => {
-                let mut entry = Entry::of(Admission::Refused(Reason::SecretInvalid, message));
+                let mut check =
+                    AdmissionCheck::of(Admission::Refused(Reason::SecretInvalid, message));
                 // What is committed cannot end by this: it goes on when the Secret can be read again.
-                entry.requeue_at = Some(Instant::now() + SECRET_AGAIN);
-                return Ok(entry);
+                check.requeue_at = Some(Instant::now() + SECRET_AGAIN);
+                return Ok(check);
             }
             Err(AccessError::NotAllowed(message)) => {
-                let mut entry = Entry::of(Admission::Refused(Reason::NotAllowed, message));
+                let mut check = AdmissionCheck::of(Admission::Refused(Reason::NotAllowed, message));
                 // What is committed keeps its grant, and goes on once the rest has ended.
                 let goes_on = request.has_open_commit();
-                entry.requeue_at = goes_on.then(|| Instant::now() + Duration::from_secs(1));
-                return Ok(entry);
+                check.requeue_at = goes_on.then(|| Instant::now() + Duration::from_secs(1));
+                return Ok(check);
             }
             Err(AccessError::Unavailable(message)) => {
-                return Ok(Entry::waits(
+                return Ok(AdmissionCheck::waits(
                     Reason::Queued,
                     message,
                     Some(Duration::from_secs(1)),
@@ -180,13 +192,13 @@ impl<S: Store> Engine<S> {
         };
         let waiting = self.lock().found(&key.namespace, uid);
         self.wake(waiting);
-        let mut entry = if request.spec.mode == Mode::Plan {
+        let mut check = if request.spec.mode == Mode::Plan {
             self.admit_plan(uid)
         } else {
             self.claim(key, uid, request, &access).await?
         };
-        entry.access = Some(access);
-        Ok(entry)
+        check.access = Some(access);
+        Ok(check)
     }
 
     /// Why none of it begins, where the operator paused any of its registries.
@@ -203,29 +215,29 @@ impl<S: Store> Engine<S> {
         uid: &str,
         request: &Request,
         access: &Access,
-    ) -> Result<Entry, StoreError> {
+    ) -> Result<AdmissionCheck, StoreError> {
         let floats = wanted(request);
         {
             let state = self.lock();
             if state.known.contains_key(uid) && state.claims.holds(uid, floats.iter()) {
-                return Ok(Entry::of(Admission::Holds));
+                return Ok(AdmissionCheck::of(Admission::Holds));
             }
         }
         if request.spec.suspend {
             // What is committed was claimed before; nothing new is.
             let message = "another request holds a float";
             let after = Some(Duration::from_secs(1));
-            return Ok(Entry::waits(Reason::Queued, message, after));
+            return Ok(AdmissionCheck::waits(Reason::Queued, message, after));
         }
-        if let Some(entry) = self.check_push(key, uid, request, access) {
-            return Ok(entry);
+        if let Some(check) = self.check_push(key, uid, request, access) {
+            return Ok(check);
         }
         let verdict = match self.try_claim(uid, &floats) {
             Ok(verdict) => verdict,
-            Err(entry) => return Ok(entry),
+            Err(check) => return Ok(check),
         };
         match verdict {
-            Verdict::Wait { behind, after } => Ok(Entry::waits(
+            Verdict::Wait { behind, after } => Ok(AdmissionCheck::waits(
                 Reason::Queued,
                 format!("waits for {behind}, which shares a float"),
                 after,
@@ -235,9 +247,9 @@ impl<S: Store> Engine<S> {
                 let admission = Admission::Superseded(images, superseded_by(&by));
                 // What is left of it, if anything is, is judged again at once.
                 let requeue_at = Some(Instant::now());
-                Ok(Entry {
+                Ok(AdmissionCheck {
                     requeue_at,
-                    ..Entry::of(admission)
+                    ..AdmissionCheck::of(admission)
                 })
             }
             Verdict::Claim(rivals) => {
@@ -247,19 +259,20 @@ impl<S: Store> Engine<S> {
                         // A claim that has not ended its rivals is none: it is judged anew.
                         self.release(uid, |_, _, _| false);
                     }
-                    if let Err(entry) = ended? {
-                        return Ok(entry);
+                    if let Err(check) = ended? {
+                        return Ok(check);
                     }
                 }
-                Ok(Entry::of(Admission::Holds))
+                Ok(AdmissionCheck::of(Admission::Holds))
             }
         }
     }
 
     /// What the claims say of a request that may push; where they let it begin, it is active and owns its floats. Err: it is over
     /// its namespace's limit. All under one lock, so that no two can both claim.
-    fn try_claim(&self, uid: &str, floats: &[Float]) -> Result<Verdict, Entry> {
-        let soon = |why: &str| Entry::waits(Reason::Queued, why, Some(Duration::from_secs(1)));
+    fn try_claim(&self, uid: &str, floats: &[Float]) -> Result<Verdict, AdmissionCheck> {
+        let soon =
+            |why: &str| AdmissionCheck::waits(Reason::Queued, why, Some(Duration::from_secs(1)));
         let mut state = self.lock();
         let state: &mut State = &mut state;
         let Some(known) = state.known.get_mut(uid) else {
@@ -287,7 +300,7 @@ impl<S: Store> Engine<S> {
                 let floats = me.shares.iter().map(|share| &share.float);
                 self.wake(state.keys_on(floats, uid));
             }
-            return Err(Entry::over_limit(state.quota.limit(), &quota_key));
+            return Err(AdmissionCheck::over_limit(state.quota.limit(), &quota_key));
         }
         if !state.claims.take(uid, floats) {
             return Err(soon("another request holds a float"));
@@ -298,11 +311,11 @@ impl<S: Store> Engine<S> {
     }
 
     /// A plan needs no float, but is bounded by the limit of plans.
-    fn admit_plan(&self, uid: &str) -> Entry {
+    fn admit_plan(&self, uid: &str) -> AdmissionCheck {
         let mut state = self.lock();
         let state: &mut State = &mut state;
         let Some(known) = state.known.get(uid) else {
-            return Entry::of(Admission::Holds);
+            return AdmissionCheck::of(Admission::Holds);
         };
         let (quota_key, order) = (known.quota_key(), known.contender.order);
         if state
@@ -311,9 +324,9 @@ impl<S: Store> Engine<S> {
         {
             let called = state.call(&quota_key);
             self.wake(called);
-            return Entry::of(Admission::Holds);
+            return AdmissionCheck::of(Admission::Holds);
         }
-        Entry::over_limit(state.quota.limit(), &quota_key)
+        AdmissionCheck::over_limit(state.quota.limit(), &quota_key)
     }
 
     /// Ends an older request on the floats that `winner` claims. Err: it cannot be ended, the winner waits.
@@ -321,12 +334,13 @@ impl<S: Store> Engine<S> {
         &self,
         winner: &Key,
         rival: &Rival,
-    ) -> Result<Result<(), Entry>, StoreError> {
+    ) -> Result<Result<(), AdmissionCheck>, StoreError> {
         let Some(key) = self.lock().key_of(&rival.uid) else {
             return Ok(Ok(()));
         };
-        let waits =
-            |message: String| Entry::waits(Reason::Queued, message, Some(Duration::from_secs(1)));
+        let waits = |message: String| {
+            AdmissionCheck::waits(Reason::Queued, message, Some(Duration::from_secs(1)))
+        };
         let loaded = match self.inner.store.load(&key).await {
             Err(error @ StoreError::Unreadable(..)) => {
                 return Ok(Err(waits(format!("waits for {error}"))));
@@ -387,14 +401,17 @@ impl<S: Store> Engine<S> {
         uid: &str,
         request: &Request,
         access: &Access,
-    ) -> Option<Entry> {
+    ) -> Option<AdmissionCheck> {
         let now = Instant::now();
         let mut state = self.lock();
         let known = state.known.get_mut(uid)?;
         let (tries, refused, why) = match &known.push_check {
             PushCheck::Yes(_) => return None,
             PushCheck::No(reason, message) => {
-                return Some(Entry::of(Admission::Refused(*reason, message.clone())));
+                return Some(AdmissionCheck::of(Admission::Refused(
+                    *reason,
+                    message.clone(),
+                )));
             }
             PushCheck::Running(_, progress, why) => {
                 let waiting = self
@@ -408,7 +425,7 @@ impl<S: Store> Engine<S> {
                 retry_at,
                 ..
             } if *retry_at > now => {
-                return Some(Entry::waits(
+                return Some(AdmissionCheck::waits(
                     *reason,
                     message.clone(),
                     Some(*retry_at - now),
@@ -433,7 +450,7 @@ impl<S: Store> Engine<S> {
             .begin(&key.namespace, uid, order, &progress)
         {
             drop(state);
-            return Some(Entry::waits(Reason::Queued, CHECKING_OTHERS, None));
+            return Some(AdmissionCheck::waits(Reason::Queued, CHECKING_OTHERS, None));
         }
         if let Some(known) = state.known.get_mut(uid) {
             known.push_check = PushCheck::Running(cancel.clone(), Arc::clone(&progress), why);
@@ -610,10 +627,10 @@ impl<S: Store> Engine<S> {
 }
 
 /// It is being checked; why that takes so long, where that is known.
-fn checking(why: Option<&(Reason, String)>) -> Entry {
+fn checking(why: Option<&(Reason, String)>) -> AdmissionCheck {
     match why {
-        Some((reason, message)) => Entry::waits(*reason, message.clone(), None),
-        None => Entry::waits(Reason::Queued, CHECKING_PUSH, None),
+        Some((reason, message)) => AdmissionCheck::waits(*reason, message.clone(), None),
+        None => AdmissionCheck::waits(Reason::Queued, CHECKING_PUSH, None),
     }
 }
 

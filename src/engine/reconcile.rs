@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::admission::{Entry, hosts};
+use super::admission::{AdmissionCheck, hosts};
 use super::state::Deadline;
 use super::telemetry::{RequestStats, Saved};
 use super::{Engine, contender, identity, is_finished, left_alone, telemetry};
@@ -43,7 +43,7 @@ pub enum ReconcileError {
 }
 
 /// An outcome that was read and not yet recorded.
-struct Harvest {
+struct FinishedOperation {
     index: usize,
     id: u64,
     /// What it acted with.
@@ -52,7 +52,7 @@ struct Harvest {
 }
 
 /// What one reconcile of a request saves, and what follows from its having been saved.
-pub(super) struct Record {
+pub(super) struct PendingSave {
     uid: String,
     /// As it was loaded.
     before: PromotionRequest,
@@ -93,7 +93,7 @@ impl<S: Store> Engine<S> {
     async fn reconcile_until(
         &self,
         key: &Key,
-        unanswered: &mut Option<Box<Record>>,
+        unanswered: &mut Option<Box<PendingSave>>,
     ) -> Result<Next, ReconcileError> {
         let mut lost = false;
         for _ in 0..CONFLICTS {
@@ -151,7 +151,7 @@ impl<S: Store> Engine<S> {
         &self,
         key: &Key,
         mut object: PromotionRequest,
-        unanswered: &mut Option<Box<Record>>,
+        unanswered: &mut Option<Box<PendingSave>>,
     ) -> Result<Next, ReconcileError> {
         let Some((uid, version)) = identity(&object.metadata) else {
             return Ok(Next::Triggered);
@@ -179,7 +179,8 @@ impl<S: Store> Engine<S> {
         let was = request.clone();
         let now = super::now();
         let (mut harvest, contexts) = self.harvest(&uid, &request, now);
-        self.forgive_rotated(&object, &request, &mut harvest).await;
+        self.retry_rotated_credentials(&object, &request, &mut harvest)
+            .await;
         let draining = self.lock().draining;
         if draining && harvest.is_empty() {
             return Ok(Next::Triggered);
@@ -188,7 +189,7 @@ impl<S: Store> Engine<S> {
         for ended in &harvest {
             notices.extend(self.advance(key, &mut request, ended, now));
         }
-        let Entry {
+        let AdmissionCheck {
             admission,
             access,
             requeue_at,
@@ -212,7 +213,7 @@ impl<S: Store> Engine<S> {
             waiting: decision.waiting.clone(),
         };
         api::status::write(&mut object, &request, &scenery);
-        let record = Box::new(Record {
+        let record = Box::new(PendingSave {
             uid,
             before,
             object,
@@ -246,9 +247,9 @@ impl<S: Store> Engine<S> {
     }
 
     /// What follows once a record is saved, or is as it was: only now may the evidence be forgotten, and what was planned begin.
-    async fn recorded(&self, key: &Key, record: &Record, saved: Option<&PromotionRequest>) {
+    async fn recorded(&self, key: &Key, record: &PendingSave, saved: Option<&PromotionRequest>) {
         let uid = &record.uid;
-        self.drop_harvest(uid, &record.harvested);
+        self.forget_recorded(uid, &record.harvested);
         for &index in &record.drops {
             self.give_up(uid, index);
         }
@@ -303,7 +304,7 @@ impl<S: Store> Engine<S> {
         uid: &str,
         request: &Request,
         now: Timestamp,
-    ) -> (Vec<Harvest>, Vec<ImageContext>) {
+    ) -> (Vec<FinishedOperation>, Vec<ImageContext>) {
         let instant = Instant::now();
         let state = self.lock();
         let flight = state.flights.get(uid);
@@ -323,7 +324,7 @@ impl<S: Store> Engine<S> {
             };
             if let Some(operation) = flight.and_then(|f| f.operations.get(&index)) {
                 if let Some(outcome) = &operation.outcome {
-                    harvest.push(Harvest {
+                    harvest.push(FinishedOperation {
                         index,
                         id: operation.id,
                         access: operation.access.clone(),
@@ -344,13 +345,13 @@ impl<S: Store> Engine<S> {
     }
 
     /// A credential that was rejected because another has taken its place meanwhile is no failure: the step is launched again.
-    async fn forgive_rotated(
+    async fn retry_rotated_credentials(
         &self,
         object: &PromotionRequest,
         request: &Request,
-        harvest: &mut [Harvest],
+        harvest: &mut [FinishedOperation],
     ) {
-        let rejected = |h: &&mut Harvest| matches!(&h.outcome, Outcome::Faulted(f) if f.reason == Reason::Unauthorized);
+        let rejected = |h: &&mut FinishedOperation| matches!(&h.outcome, Outcome::Faulted(f) if f.reason == Reason::Unauthorized);
         let mut rejected = harvest.iter_mut().filter(rejected).peekable();
         if rejected.peek().is_none() {
             return;
@@ -374,7 +375,7 @@ impl<S: Store> Engine<S> {
         &self,
         key: &Key,
         request: &mut Request,
-        ended: &Harvest,
+        ended: &FinishedOperation,
         now: Timestamp,
     ) -> Vec<Notice> {
         let float = request.spec.images.get(ended.index).map(|spec| &spec.float);
@@ -410,7 +411,7 @@ impl<S: Store> Engine<S> {
         }
     }
 
-    fn drop_harvest(&self, uid: &str, harvested: &[(usize, u64)]) {
+    fn forget_recorded(&self, uid: &str, harvested: &[(usize, u64)]) {
         let mut state = self.lock();
         let Some(flight) = state.flights.get_mut(uid) else {
             return;

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::backlog::Backlog;
 use super::pause::Pause;
 use super::push_checks::PushChecks;
-use super::reconcile::Record;
+use super::reconcile::PendingSave;
 use super::telemetry::{PhaseTimes, RequestStats};
 use crate::image::Float;
 use crate::machine::claims::{Claims, Contender, Standing, Uid};
@@ -88,7 +88,7 @@ pub(super) struct Known {
     /// A save is on its way, and the newest resourceVersion heard of meanwhile, or 0: our own save coming back, most often.
     pub saving: Option<u64>,
     /// A save that was sent and whose answer was lost.
-    pub unanswered: Option<Box<Record>>,
+    pub unanswered: Option<Box<PendingSave>>,
     /// When it was saved last.
     pub saved_at: Option<Instant>,
     /// A trigger is set for later.

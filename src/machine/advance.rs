@@ -53,7 +53,7 @@ pub fn advance(request: &mut Request, index: usize, outcome: Outcome, context: &
     ) else {
         return Effect::Ignored;
     };
-    let mut record = Record {
+    let mut update = ImageUpdate {
         float: &spec.float,
         image,
         expiring: &mut request.status.expiring,
@@ -62,12 +62,12 @@ pub fn advance(request: &mut Request, index: usize, outcome: Outcome, context: &
         committed,
         notices: Vec::new(),
     };
-    if record.image.phase.is_finished() {
+    if update.image.phase.is_finished() {
         return Effect::Ignored;
     }
-    match (record.image.phase, outcome) {
-        (_, Outcome::Dropped) => record.dropped(),
-        (phase, Outcome::Faulted(fault)) => record.fault(phase, fault),
+    match (update.image.phase, outcome) {
+        (_, Outcome::Dropped) => update.dropped(),
+        (phase, Outcome::Faulted(fault)) => update.fault(phase, fault),
         (
             Phase::Pending,
             Outcome::Resolved {
@@ -76,12 +76,12 @@ pub fn advance(request: &mut Request, index: usize, outcome: Outcome, context: &
                 float,
             },
         ) => {
-            record.succeed();
-            record.resolve(source, media_type, float, plan_only);
+            update.succeed();
+            update.resolve(source, media_type, float, plan_only);
         }
         (Phase::Pending, Outcome::Forecast(forecast)) if plan_only => {
-            record.succeed();
-            record.forecast(*forecast);
+            update.succeed();
+            update.forecast(*forecast);
         }
         (
             Phase::Pending,
@@ -91,23 +91,23 @@ pub fn advance(request: &mut Request, index: usize, outcome: Outcome, context: &
                 notices,
             },
         ) => {
-            record.succeed();
-            record.note(notices);
-            record.stage(media_type, bytes);
+            update.succeed();
+            update.note(notices);
+            update.stage(media_type, bytes);
         }
         (Phase::Pending | Phase::Latched, Outcome::Unpinned { digest }) => {
-            record.succeed();
-            record.rescue(digest);
+            update.succeed();
+            update.rescue(digest);
         }
         (Phase::Pending | Phase::Incoming | Phase::Latched, Outcome::StampTaken { tag }) => {
-            record.succeed();
-            record.restamp(&tag);
+            update.succeed();
+            update.restamp(&tag);
         }
         (Phase::Incoming, Outcome::BackedUp { notices }) => {
-            record.note(notices);
-            record.back_up();
+            update.note(notices);
+            update.back_up();
         }
-        (Phase::Incoming, Outcome::DisplacedGone { float }) => record.displaced_gone(float),
+        (Phase::Incoming, Outcome::DisplacedGone { float }) => update.displaced_gone(float),
         (
             Phase::BackedUp,
             Outcome::Confirmed {
@@ -115,28 +115,28 @@ pub fn advance(request: &mut Request, index: usize, outcome: Outcome, context: &
                 staged,
                 pinned,
             },
-        ) => record.confirm(float, staged, pinned),
+        ) => update.confirm(float, staged, pinned),
         (Phase::BackedUp, Outcome::Latched) => {
-            record.succeed();
-            record.image.enter(Phase::Latched);
+            update.succeed();
+            update.image.enter(Phase::Latched);
         }
         (Phase::BackedUp, Outcome::NotLatched) => {
-            record.succeed();
+            update.succeed();
             let message = group.map_or_else(String::new, |float| held(&float));
-            record.image.end(Phase::Failed, Reason::Held, message);
+            update.image.end(Phase::Failed, Reason::Held, message);
         }
-        (Phase::BackedUp, Outcome::Moved { to }) => record.moved(to),
-        (Phase::BackedUp, Outcome::StagedGone(why)) => record.staged_gone(why),
+        (Phase::BackedUp, Outcome::Moved { to }) => update.moved(to),
+        (Phase::BackedUp, Outcome::StagedGone(why)) => update.staged_gone(why),
         (Phase::Latched, Outcome::Posted { foreign }) => {
-            record.succeed();
-            record.image.end(Phase::Posted, Reason::Promoted, "");
+            update.succeed();
+            update.image.end(Phase::Posted, Reason::Promoted, "");
             if let Some(foreign) = foreign {
-                record.tell_foreign(&foreign);
+                update.tell_foreign(&foreign);
             }
         }
         _ => return Effect::Ignored,
     }
-    Effect::Recorded(record.notices)
+    Effect::Recorded(update.notices)
 }
 
 /// The message of an image that was held back because `float` failed.
@@ -145,7 +145,7 @@ pub(super) fn held(float: &str) -> String {
 }
 
 /// One image while an outcome is recorded.
-struct Record<'a> {
+struct ImageUpdate<'a> {
     float: &'a Float,
     image: &'a mut Image,
     expiring: &'a mut Option<String>,
@@ -155,7 +155,7 @@ struct Record<'a> {
     notices: Vec<Notice>,
 }
 
-impl Record<'_> {
+impl ImageUpdate<'_> {
     /// Takes back the attempt that the launch added.
     fn succeed(&mut self) {
         self.dropped();

@@ -149,7 +149,7 @@ pub fn decide(request: &mut Request, inputs: &Inputs) -> Decision {
     if request.is_rolling_back() {
         rollback::decide(request, inputs, &mut decision);
     }
-    decision.waiting = what_it_waits_for(request, inputs);
+    decision.waiting = waiting_reason(request, inputs);
     if request.is_finished() {
         request.status.completed = Some(inputs.now);
         decision.wake = None;
@@ -568,7 +568,7 @@ fn next_end(request: &Request, inputs: &Inputs) -> Option<Timestamp> {
 }
 
 /// The reason why nothing goes on, if nothing does.
-fn what_it_waits_for(request: &Request, inputs: &Inputs) -> Option<(Reason, String)> {
+fn waiting_reason(request: &Request, inputs: &Inputs) -> Option<(Reason, String)> {
     if request.spec.suspend && !request.has_open_commit() {
         let message = "spec.suspend is set; set it to false to go on".into();
         return Some((Reason::Suspended, message));
