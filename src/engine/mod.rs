@@ -1,8 +1,8 @@
 //! The reconcile loop: one request at a time from what is stored to what runs, and back.
 //!
 //! ```text
-//! load fresh ─▶ harvest ─▶ advance (pure) ─▶ admit (claims) ─▶ decide (pure) ─▶ save, checked
-//!      ─▶ drop what was harvested ─▶ publish ─▶ launch exactly what was saved ─▶ come back when something is due
+//! load fresh ─▶ collect ─▶ advance (pure) ─▶ admit (claims) ─▶ decide (pure) ─▶ save, checked
+//!      ─▶ forget what was recorded ─▶ publish ─▶ launch exactly what was saved ─▶ come back when something is due
 //! ```
 //!
 //! # Guarantees

@@ -60,8 +60,8 @@ pub(super) struct PendingSave {
     object: PromotionRequest,
     request: Request,
     notices: Vec<Notice>,
-    /// What was harvested: images' indices and operations' numbers.
-    harvested: Vec<(usize, u64)>,
+    /// What was collected: images' indices and operations' numbers.
+    collected: Vec<(usize, u64)>,
     drops: Vec<usize>,
     launches: Vec<Launch>,
     /// What is launched acts with this; none: nothing is.
@@ -178,15 +178,15 @@ impl<S: Store> Engine<S> {
         self.spare(&uid, &request);
         let was = request.clone();
         let now = super::now();
-        let (mut harvest, contexts) = self.harvest(&uid, &request, now);
-        self.retry_rotated_credentials(&object, &request, &mut harvest)
+        let (mut finished, contexts) = self.collect(&uid, &request, now);
+        self.retry_rotated_credentials(&object, &request, &mut finished)
             .await;
         let draining = self.lock().draining;
-        if draining && harvest.is_empty() {
+        if draining && finished.is_empty() {
             return Ok(Next::Triggered);
         }
         let mut notices = Vec::new();
-        for ended in &harvest {
+        for ended in &finished {
             notices.extend(self.advance(key, &mut request, ended, now));
         }
         let AdmissionCheck {
@@ -219,7 +219,7 @@ impl<S: Store> Engine<S> {
             object,
             request,
             notices,
-            harvested: harvest
+            collected: finished
                 .iter()
                 .map(|ended| (ended.index, ended.id))
                 .collect(),
@@ -249,7 +249,7 @@ impl<S: Store> Engine<S> {
     /// What follows once a record is saved, or is as it was: only now may the evidence be forgotten, and what was planned begin.
     async fn recorded(&self, key: &Key, record: &PendingSave, saved: Option<&PromotionRequest>) {
         let uid = &record.uid;
-        self.forget_recorded(uid, &record.harvested);
+        self.forget_recorded(uid, &record.collected);
         for &index in &record.drops {
             self.give_up(uid, index);
         }
@@ -298,8 +298,8 @@ impl<S: Store> Engine<S> {
     }
 
     /// What operations of a request have found, and the surroundings of its images apart from that: read under one lock, so
-    /// that an operation is either harvested or running.
-    fn harvest(
+    /// that an operation is either finished or running.
+    fn collect(
         &self,
         uid: &str,
         request: &Request,
@@ -308,7 +308,7 @@ impl<S: Store> Engine<S> {
         let instant = Instant::now();
         let state = self.lock();
         let flight = state.flights.get(uid);
-        let mut harvest = Vec::new();
+        let mut finished = Vec::new();
         let mut contexts = Vec::with_capacity(request.spec.images.len());
         for (index, spec) in request.spec.images.iter().enumerate() {
             let memory = &self.inner.tools.memory;
@@ -324,7 +324,7 @@ impl<S: Store> Engine<S> {
             };
             if let Some(operation) = flight.and_then(|f| f.operations.get(&index)) {
                 if let Some(outcome) = &operation.outcome {
-                    harvest.push(FinishedOperation {
+                    finished.push(FinishedOperation {
                         index,
                         id: operation.id,
                         access: operation.access.clone(),
@@ -341,7 +341,7 @@ impl<S: Store> Engine<S> {
             }
             contexts.push(context);
         }
-        (harvest, contexts)
+        (finished, contexts)
     }
 
     /// A credential that was rejected because another has taken its place meanwhile is no failure: the step is launched again.
@@ -349,10 +349,10 @@ impl<S: Store> Engine<S> {
         &self,
         object: &PromotionRequest,
         request: &Request,
-        harvest: &mut [FinishedOperation],
+        finished: &mut [FinishedOperation],
     ) {
         let rejected = |h: &&mut FinishedOperation| matches!(&h.outcome, Outcome::Faulted(f) if f.reason == Reason::Unauthorized);
-        let mut rejected = harvest.iter_mut().filter(rejected).peekable();
+        let mut rejected = finished.iter_mut().filter(rejected).peekable();
         if rejected.peek().is_none() {
             return;
         }
@@ -411,12 +411,12 @@ impl<S: Store> Engine<S> {
         }
     }
 
-    fn forget_recorded(&self, uid: &str, harvested: &[(usize, u64)]) {
+    fn forget_recorded(&self, uid: &str, collected: &[(usize, u64)]) {
         let mut state = self.lock();
         let Some(flight) = state.flights.get_mut(uid) else {
             return;
         };
-        for (index, id) in harvested {
+        for (index, id) in collected {
             if flight.operations.get(index).is_some_and(|o| o.id == *id) {
                 flight.operations.remove(index);
             }

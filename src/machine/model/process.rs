@@ -201,7 +201,7 @@ impl Op {
 impl World {
     // === the reconcile loop ===
 
-    /// Takes one request one step on: load, harvest, advance, admit, decide, save, launch.
+    /// Takes one request one step on: load, collect, advance, admit, decide, save, launch.
     pub fn reconcile(&mut self, process: &mut Process, index: usize) {
         if self.over(index) {
             process.give_up(index);
@@ -216,7 +216,7 @@ impl World {
             request.status = unsaved.status;
             self.save(process, index, &request);
         }
-        let harvest = self.harvest(process, index, &mut request);
+        let finished = self.collect(process, index, &mut request);
         let admission = self.admit(process, index, &request);
         let over_limit = admission == Some(Admission::Waits(Reason::Queued, OVER_LIMIT.into()));
         if !over_limit && admission != Some(Admission::Holds) {
@@ -228,14 +228,14 @@ impl World {
             // Those that it supersedes are ended first; its own save is another action, and a crash may come between.
             return;
         };
-        let decision = self.decide(process, index, &mut request, admission, &harvest);
+        let decision = self.decide(process, index, &mut request, admission, &finished);
         let launched = self.lacks(Mutation::LaunchBeforeSave) && !decision.launches.is_empty();
         if launched {
             process.unsaved.insert(index, request.clone());
         } else {
             self.save(process, index, &request);
         }
-        for &image in &harvest {
+        for &image in &finished {
             process.running.remove(&(index, image));
         }
         for &image in &decision.drops {
@@ -251,8 +251,8 @@ impl World {
     }
 
     /// Records what has ended; gives whose it was.
-    fn harvest(&self, process: &Process, index: usize, request: &mut Request) -> Vec<usize> {
-        let mut harvest = Vec::new();
+    fn collect(&self, process: &Process, index: usize, request: &mut Request) -> Vec<usize> {
+        let mut finished = Vec::new();
         for image in 0..request.spec.images.len() {
             let op = process.running.get(&(index, image));
             let ended =
@@ -275,9 +275,9 @@ impl World {
                 &context,
             );
             self.tamper_record(&before, request, image);
-            harvest.push(image);
+            finished.push(image);
         }
-        harvest
+        finished
     }
 
     /// What the claims say; none where those that it supersedes were ended, and nothing else was done yet.
@@ -380,7 +380,7 @@ impl World {
         index: usize,
         request: &mut Request,
         admission: Admission,
-        harvest: &[usize],
+        finished: &[usize],
     ) -> Decision {
         let unsettled = self.lacks(Mutation::IntentUnsettled);
         let images = request.spec.images.iter().enumerate();
@@ -389,7 +389,7 @@ impl World {
             let number = self.setup.number(&spec.float);
             ImageContext {
                 running: op
-                    .filter(|_| !harvest.contains(&image))
+                    .filter(|_| !finished.contains(&image))
                     .map(|op| op.run.launch.step),
                 waiting: None,
                 quiet_until: process

@@ -1,7 +1,7 @@
 //! A small world: a registry, the recorded requests, and the process that works on them with the real `decide`, `advance` and
 //! claims.
 //!
-//! An [`Event`] takes the world one indivisible step on: a reconcile (harvest, advance, admit, decide, save, launch), one request
+//! An [`Event`] takes the world one indivisible step on: a reconcile (collect, advance, admit, decide, save, launch), one request
 //! of one step, or a mishap. Everything is plain data that can be cloned, so a search can enumerate what random runs only
 //! sample. The promises are asserted where they could break: at every tag write, at every save, and after every event.
 
