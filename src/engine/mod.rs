@@ -15,7 +15,7 @@
 
 mod admission;
 mod backlog;
-mod flight;
+mod launch;
 pub mod leadership;
 pub mod memory;
 pub mod moment;
@@ -334,7 +334,7 @@ impl<S: Store> Engine<S> {
     pub fn drain(&self) {
         let mut state = self.lock();
         state.draining = true;
-        let uids: Vec<_> = state.flights.keys().cloned().collect();
+        let uids: Vec<_> = state.operations.keys().cloned().collect();
         for uid in uids {
             for (_, operation) in state.running(&uid) {
                 operation.cancel.cancel();
@@ -347,10 +347,10 @@ impl<S: Store> Engine<S> {
     pub fn unrecorded(&self) -> usize {
         let state = self.lock();
         let known = state
-            .flights
+            .operations
             .iter()
             .filter(|(uid, _)| state.known.contains_key(*uid));
-        let ended = known.flat_map(|(_, flight)| flight.operations.values());
+        let ended = known.flat_map(|(_, operations)| operations.by_image.values());
         let ended = ended.filter(|o| o.outcome.is_some()).count();
         ended + state.running_in_all()
     }
@@ -393,7 +393,7 @@ impl<S: Store> Engine<S> {
             late.is_some()
         });
         if running.is_empty() && !state.known.contains_key(uid) {
-            state.flights.remove(uid);
+            state.operations.remove(uid);
         }
         let mut waiting = state.keys_on(freed.iter(), uid);
         waiting.extend(state.release_quota(uid));

@@ -307,7 +307,7 @@ impl<S: Store> Engine<S> {
     ) -> (Vec<FinishedOperation>, Vec<ImageContext>) {
         let instant = Instant::now();
         let state = self.lock();
-        let flight = state.flights.get(uid);
+        let operations = state.operations.get(uid);
         let mut finished = Vec::new();
         let mut contexts = Vec::with_capacity(request.spec.images.len());
         for (index, spec) in request.spec.images.iter().enumerate() {
@@ -319,10 +319,11 @@ impl<S: Store> Engine<S> {
                     .map(|until| at(now, instant, until)),
                 late_until: (memory.late_until(&spec.float, instant))
                     .map(|until| at(now, instant, until)),
-                taken_over: flight.is_none_or(|flight| !flight.launched.contains(&index)),
+                taken_over: operations
+                    .is_none_or(|operations| !operations.launched.contains(&index)),
                 ..ImageContext::default()
             };
-            if let Some(operation) = flight.and_then(|f| f.operations.get(&index)) {
+            if let Some(operation) = operations.and_then(|f| f.by_image.get(&index)) {
                 if let Some(outcome) = &operation.outcome {
                     finished.push(FinishedOperation {
                         index,
@@ -413,12 +414,12 @@ impl<S: Store> Engine<S> {
 
     fn forget_recorded(&self, uid: &str, collected: &[(usize, u64)]) {
         let mut state = self.lock();
-        let Some(flight) = state.flights.get_mut(uid) else {
+        let Some(operations) = state.operations.get_mut(uid) else {
             return;
         };
         for (index, id) in collected {
-            if flight.operations.get(index).is_some_and(|o| o.id == *id) {
-                flight.operations.remove(index);
+            if operations.by_image.get(index).is_some_and(|o| o.id == *id) {
+                operations.by_image.remove(index);
             }
         }
     }
@@ -460,9 +461,9 @@ impl<S: Store> Engine<S> {
     fn give_up(&self, uid: &str, index: usize) {
         let state = self.lock();
         if let Some(operation) = state
-            .flights
+            .operations
             .get(uid)
-            .and_then(|f| f.operations.get(&index))
+            .and_then(|f| f.by_image.get(&index))
         {
             operation.cancel.cancel();
         }

@@ -55,7 +55,7 @@ pub(super) struct State {
     /// Floats that were owned when this process took over, until their owner is read anew: only that shows what may be on the wire.
     pub inherited: HashMap<Float, Uid>,
     /// What runs, also of requests that are gone meanwhile.
-    pub flights: HashMap<Uid, Flight>,
+    pub operations: HashMap<Uid, Operations>,
     /// How many operations of each namespace were launched and have not landed.
     pub launched: HashMap<String, usize>,
     /// Who launches nothing because these are too many, the first to come first.
@@ -72,7 +72,7 @@ pub(super) struct State {
     pub pause: Pause,
     /// Nothing more is launched.
     pub draining: bool,
-    next_flight: u64,
+    next_operation: u64,
 }
 
 /// An unfinished request.
@@ -149,8 +149,8 @@ pub(super) enum PushCheck {
 
 /// The operations of a request.
 #[derive(Default)]
-pub(super) struct Flight {
-    pub operations: BTreeMap<usize, InFlight>,
+pub(super) struct Operations {
+    pub by_image: BTreeMap<usize, InFlight>,
     /// The images of which this process has launched anything.
     pub launched: HashSet<usize>,
 }
@@ -223,9 +223,9 @@ impl State {
     }
 
     /// A number no other operation of this process has.
-    pub fn next_flight(&mut self) -> u64 {
-        self.next_flight += 1;
-        self.next_flight
+    pub fn next_operation(&mut self) -> u64 {
+        self.next_operation += 1;
+        self.next_operation
     }
 
     /// Takes note of a request as it was read at `version`. False where it is known as newer already, or has a tombstone: it would
@@ -575,7 +575,10 @@ impl State {
 
     /// The operations of a request that still run.
     pub fn running(&self, uid: &str) -> impl Iterator<Item = (usize, &InFlight)> {
-        let operations = self.flights.get(uid).map(|flight| &flight.operations);
+        let operations = self
+            .operations
+            .get(uid)
+            .map(|operations| &operations.by_image);
         let all = operations.into_iter().flatten();
         all.filter(|(_, o)| o.outcome.is_none())
             .map(|(index, o)| (*index, o))
@@ -584,9 +587,9 @@ impl State {
     /// How many operations run in all.
     pub fn running_in_all(&self) -> usize {
         let operations = self
-            .flights
+            .operations
             .values()
-            .flat_map(|flight| flight.operations.values());
+            .flat_map(|operations| operations.by_image.values());
         operations.filter(|o| o.outcome.is_none()).count()
     }
 }

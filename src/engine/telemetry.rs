@@ -160,9 +160,9 @@ fn collect<S>(inner: &Inner<S>, scrape: &Scrape<'_>) {
             }
         }
         let operations = state
-            .flights
+            .operations
             .values()
-            .flat_map(|flight| flight.operations.values());
+            .flat_map(|operations| operations.by_image.values());
         for operation in operations.filter(|o| o.outcome.is_none()) {
             for (step, count) in &mut steps {
                 *count += usize::from(*step == operation.step);

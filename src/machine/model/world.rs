@@ -91,7 +91,7 @@ pub struct World {
 pub enum Action {
     /// The leader hears of a request.
     Notice(usize),
-    /// The leader reconciles a request: load, collect, advance, admit, plan, save, launch.
+    /// The leader reconciles a request: load, collect, advance, admit, decide, save, launch.
     Reconcile(usize),
     /// The next request of a step is answered truthfully.
     Serve(Who),

@@ -100,9 +100,9 @@ impl<S: Store> Engine<S> {
         let float = spec.float.clone();
         let id = {
             let mut state = self.lock();
-            let id = state.next_flight();
-            let flight = state.flights.entry(uid.to_owned()).or_default();
-            flight.launched.insert(index);
+            let id = state.next_operation();
+            let operations = state.operations.entry(uid.to_owned()).or_default();
+            operations.launched.insert(index);
             let operation = InFlight {
                 id,
                 step,
@@ -113,7 +113,7 @@ impl<S: Store> Engine<S> {
                 started: Instant::now(),
                 outcome: None,
             };
-            flight.operations.insert(index, operation);
+            operations.by_image.insert(index, operation);
             if state.draining || !state.is_entitled(uid, &float) {
                 // The end, or a deletion, came between the save and its answer: it is recorded as given up.
                 cancel.cancel();
@@ -187,16 +187,16 @@ impl<S: Store> Engine<S> {
         let known = {
             let mut state = self.lock();
             let known = state.known.contains_key(uid);
-            let Some(flight) = state.flights.get_mut(uid) else {
+            let Some(operations) = state.operations.get_mut(uid) else {
                 return;
             };
-            let Some(operation) = flight.operations.get_mut(&index).filter(|o| o.id == id) else {
+            let Some(operation) = operations.by_image.get_mut(&index).filter(|o| o.id == id) else {
                 return;
             };
             if known {
                 operation.outcome = Some(outcome);
             } else {
-                flight.operations.remove(&index);
+                operations.by_image.remove(&index);
             }
             known
         };
@@ -210,7 +210,7 @@ impl<S: Store> Engine<S> {
     /// What an operation in flight works at, and since when.
     fn begun(&self, uid: &str, index: usize, id: u64) -> Option<(Float, Step, Instant)> {
         let state = self.lock();
-        let operation = state.flights.get(uid)?.operations.get(&index)?;
+        let operation = state.operations.get(uid)?.by_image.get(&index)?;
         (operation.id == id).then(|| (operation.float.clone(), operation.step, operation.started))
     }
 
