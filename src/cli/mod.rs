@@ -1,21 +1,21 @@
 //! The command line: parses, sets up, and hands over.
 
 mod adopt;
-mod again;
 mod cluster;
 mod controller;
 mod convert;
 mod credentials;
-#[cfg(feature = "embedded-registry")]
-mod embedded;
 mod preview;
 mod progress;
 mod promote;
 #[cfg(feature = "embedded-registry")]
 mod registry;
+mod run;
+#[cfg(feature = "embedded-registry")]
+mod stand_in;
 mod summary;
 mod telemetry;
-mod work;
+mod verify;
 
 use std::io::Write as _;
 use std::path::PathBuf;

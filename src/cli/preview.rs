@@ -90,7 +90,7 @@ struct Preview {
     access: Access,
     /// Lives as long as it is asked.
     #[cfg(feature = "embedded-registry")]
-    _stand_ins: Option<super::embedded::StandIns>,
+    _stand_ins: Option<super::stand_in::StandIns>,
 }
 
 pub(super) async fn run(args: PreviewArgs) -> ExitCode {
@@ -140,7 +140,7 @@ async fn set_up(args: PreviewArgs) -> Result<Preview, String> {
     let mut settings: Settings = args.registry.registry(&policy);
     #[cfg(feature = "embedded-registry")]
     let stand_ins = if args.embedded_registry {
-        let stand_ins = super::embedded::StandIns::start(&objects).await?;
+        let stand_ins = super::stand_in::StandIns::start(&objects).await?;
         settings.rewrite = stand_ins.rewrite();
         Some(stand_ins)
     } else {

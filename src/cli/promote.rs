@@ -7,11 +7,11 @@ use clap::Args;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Instant;
 
-use super::again::look_again;
 use super::progress::Display;
+use super::run::{End, carry_out};
 use super::summary::{Output, print, summarise};
 use super::telemetry::{self, LogArgs};
-use super::work::{End, carry_out};
+use super::verify::verify_posted;
 use super::{RegistryArgs, bad_input, credentials, fail, signalled, unusable};
 use crate::api::PromotionRequest;
 use crate::api::status::read;
@@ -58,7 +58,7 @@ struct Run {
     keys: UnboundedReceiver<Key>,
     updates: UnboundedReceiver<Update>,
     #[cfg(feature = "embedded-registry")]
-    stand_ins: Option<super::embedded::StandIns>,
+    stand_ins: Option<super::stand_in::StandIns>,
     /// Removed with the run: the state of an embedded registry is worth nothing afterwards, and that of standard input has no name.
     temporary: Option<tempfile::TempDir>,
 }
@@ -85,7 +85,7 @@ pub(super) async fn run(args: PromoteArgs) -> ExitCode {
     let before = engine.store().objects();
     let end = tokio::select! {
         () = &mut stop => End::Interrupted,
-        () = look_again(&registry, &keyring, &before, &display) => {
+        () = verify_posted(&registry, &keyring, &before, &display) => {
             carry_out(&engine, keys, updates, &mut display, stop).await
         }
     };
@@ -148,7 +148,7 @@ async fn set_up(args: PromoteArgs, display: &Display) -> Result<Run, String> {
     let mut registry = args.registry.registry(&policy);
     #[cfg(feature = "embedded-registry")]
     let stand_ins = if args.embedded_registry {
-        let stand_ins = super::embedded::StandIns::start(&objects).await?;
+        let stand_ins = super::stand_in::StandIns::start(&objects).await?;
         registry.rewrite = stand_ins.rewrite();
         let mut hosts: Vec<_> = registry.rewrite.iter().collect();
         hosts.sort();
@@ -224,7 +224,7 @@ fn credentials(args: &PromoteArgs) -> Result<Keyring, String> {
 /// Shows what the embedded registry holds in the end.
 #[cfg(feature = "embedded-registry")]
 fn show_tags(
-    stand_ins: &super::embedded::StandIns,
+    stand_ins: &super::stand_in::StandIns,
     objects: &[PromotionRequest],
     display: &Display,
 ) {

@@ -50,7 +50,7 @@ pub(super) fn start(args: &LogArgs, level: &str) {
         }
     };
     tracing_subscriber::registry()
-        .with(lines.with_filter(discreet()).with_filter(filter))
+        .with(lines.with_filter(library_log_ceiling()).with_filter(filter))
         .init();
 }
 
@@ -62,7 +62,7 @@ fn log_panic(panic: &std::panic::PanicHookInfo<'_>) {
 }
 
 /// What may be shown at all: libraries log the heads of requests, the URLs they are sent to and what comes back.
-fn discreet() -> Targets {
+fn library_log_ceiling() -> Targets {
     Targets::new()
         .with_default(LevelFilter::WARN)
         .with_target("kube_client", LevelFilter::ERROR)

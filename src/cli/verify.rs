@@ -19,7 +19,7 @@ const LOOKS: Duration = Duration::from_mins(1);
 const LOOKS_AT_ONCE: usize = 8;
 
 /// Looks once at each float of the requests that were Posted before this run; one on another digest is worth a warning.
-pub(super) async fn look_again(
+pub(super) async fn verify_posted(
     registry: &RegistryClient,
     keyring: &Keyring,
     objects: &[PromotionRequest],
