@@ -22,7 +22,7 @@ use super::own::OwnFiles;
 use super::{Access, AccessError, Event, Key, Store, StoreError, Stored};
 use crate::api::{self, PromotionRequest};
 use crate::metrics::{Call, Metrics};
-use crate::registry::{Keyring, SingleFlight};
+use crate::registry::{SingleFlight, Keyring};
 
 /// The longest a call may take, its retries included.
 const CALL: Duration = Duration::from_secs(15);
