@@ -12,7 +12,7 @@ use super::{BAD_INPUT, RegistryArgs, bad_input, cluster, signalled, unusable};
 use crate::controller::{Config, Ended, run as run_controller};
 use crate::engine::Settings;
 use crate::registry::RegistryClient;
-use crate::store::own::OwnFiles;
+use crate::store::credentials::CredentialFiles;
 
 /// Reconcile the promotion requests of a cluster.
 #[derive(Debug, Args)]
@@ -87,8 +87,8 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
         ),
         _ => {}
     }
-    let own = match OwnFiles::read(policy, registry_config).await {
-        Ok(own) => own,
+    let credentials = match CredentialFiles::read(policy, registry_config).await {
+        Ok(credentials) => credentials,
         Err(message) => return bad_input(&message),
     };
     let cluster::Cluster {
@@ -124,7 +124,7 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
         identity,
         registry,
         policy,
-        own,
+        credentials,
         engine: settings,
         sweep_interval: Duration::from_secs(sweep_interval.into()),
         listener,

@@ -25,7 +25,7 @@ use crate::engine::forecast;
 use crate::image::Float;
 use crate::machine::{Fault, FaultClass, Forecast, ImageSpec, Reason, Request};
 use crate::policy::Policy;
-use crate::registry::{Progress, Keyring, RegistryClient, Settings, Waiting};
+use crate::registry::{Keyring, Progress, RegistryClient, Settings, Waiting};
 use crate::store::Access;
 use crate::store::Key;
 use crate::store::file::{check_floats, read_requests};

@@ -10,7 +10,7 @@ use super::promote::phase;
 use crate::api::{ImageStatus, PromotionRequest};
 use crate::image::Float;
 use crate::machine::Phase;
-use crate::registry::{Progress, Keyring, RegistryClient};
+use crate::registry::{Keyring, Progress, RegistryClient};
 use crate::store::Key;
 
 /// How long looking at what was promoted before may take in all.
@@ -51,7 +51,11 @@ pub(super) async fn verify_posted(
 }
 
 /// Whether a float that was promoted is where it was put.
-async fn look(registry: &RegistryClient, keyring: &Keyring, image: &ImageStatus) -> Result<(), String> {
+async fn look(
+    registry: &RegistryClient,
+    keyring: &Keyring,
+    image: &ImageStatus,
+) -> Result<(), String> {
     let float: Float = image.float.parse().map_err(|error| format!("{error}"))?;
     let unknown = |error: &dyn std::fmt::Display| format!("cannot look at {float}: {error}");
     let credential = keyring

@@ -36,7 +36,7 @@ use crate::policy::Policy;
 use crate::registry::RegistryClient;
 use crate::store::Key;
 use crate::store::cluster::Cluster;
-use crate::store::own::OwnFiles;
+use crate::store::credentials::CredentialFiles;
 use health::Health;
 use installation::{Installation, Refused};
 use lease::{Acquired, Elector, Lost};
@@ -68,7 +68,7 @@ pub struct Config {
     /// The registries that may be contacted.
     pub policy: Policy,
     /// The controller's own credentials, and who may use them.
-    pub own: OwnFiles,
+    pub credentials: CredentialFiles,
     /// The engine's.
     pub engine: Settings,
     /// How often finished requests are looked at.
@@ -104,7 +104,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
         identity,
         registry,
         policy,
-        own,
+        credentials,
         engine: settings,
         sweep_interval,
         listener,
@@ -121,15 +121,21 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
         instance: Some(identity.clone()),
     };
     // Also while another leads: whoever takes over goes by what they say then.
-    let following = own.clone();
+    let following = credentials.clone();
     let _following = AbortOnDropHandle::new(tokio::spawn(async move { following.follow().await }));
-    let store = Cluster::new(client.clone(), reporter, own.clone(), metrics.clone());
+    let store = Cluster::new(
+        client.clone(),
+        reporter,
+        credentials.clone(),
+        metrics.clone(),
+    );
     let (engine, keys) = Engine::new(store, registry, policy, leadership.clone(), settings);
     metrics.at_scrape({
-        let (health, leadership, own) = (health.clone(), leadership.clone(), own.clone());
+        let (health, leadership, credentials) =
+            (health.clone(), leadership.clone(), credentials.clone());
         move |scrape| {
             scrape.leader(health.is_leading() && leadership.covers(Duration::ZERO));
-            scrape.unusable_files(own.unusable());
+            scrape.unusable_files(credentials.unusable());
         }
     });
     let _served = listener.map(|listener| {
@@ -173,7 +179,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
     }
     let scope = Scope {
         installation,
-        own,
+        credentials,
         client,
         namespace: namespace.as_deref(),
         pause_namespace: &pause_namespace,
@@ -235,7 +241,7 @@ async fn begin(
 /// Whose requests are led.
 struct Scope<'a> {
     installation: Installation,
-    own: OwnFiles,
+    credentials: CredentialFiles,
     client: Client,
     namespace: Option<&'a str>,
     pause_namespace: &'a str,
@@ -253,7 +259,7 @@ async fn lead(
 ) -> Result<(), Ended> {
     let Scope {
         installation,
-        own,
+        credentials,
         client,
         namespace,
         pause_namespace,
@@ -299,7 +305,7 @@ async fn lead(
     };
     let reconsider = async {
         loop {
-            own.changed().await;
+            credentials.changed().await;
             engine.reconsider();
         }
     };

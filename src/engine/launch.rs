@@ -6,8 +6,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::operation::Operation;
-use super::state::InFlight;
 use super::operation_queue::QueueKey;
+use super::state::InFlight;
 use super::{Engine, telemetry};
 use crate::image::Float;
 use crate::machine::{Fault, FaultClass, Launch, Outcome, Reason, Request, Step};

@@ -20,12 +20,12 @@ pub mod leadership;
 pub mod memory;
 pub mod moment;
 mod operation;
+mod operation_queue;
 mod pause;
 mod push_checks;
 mod reconcile;
 mod state;
 mod telemetry;
-mod operation_queue;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -46,9 +46,9 @@ use crate::store::{Key, Store, Unreadable};
 use leadership::Leadership;
 use memory::Memory;
 use operation::Tools;
+use operation_queue::OperationQueue;
 use state::State;
 use telemetry::{RequestStats, WorkQueue};
-use operation_queue::OperationQueue;
 
 pub use admission::CHECKING_PUSH;
 pub use operation::forecast;

@@ -26,7 +26,7 @@ use crate::machine::{
     FRESH_SECONDS, Fault, FaultClass, Foreign, Image, ImageSpec, Mode, Outcome, Pin, Reason,
     Referrers, Step,
 };
-use crate::registry::{self, Progress, Credential, Manifest, Put, RegistryClient, TagLabels};
+use crate::registry::{self, Credential, Manifest, Progress, Put, RegistryClient, TagLabels};
 use crate::store::Access;
 
 pub use forecast::forecast;
@@ -472,10 +472,12 @@ impl Operation {
     async fn look(&self, tag: &Tag) -> Flow<Option<Manifest>> {
         let credential = self.push()?;
         loop {
-            let look =
-                self.tools
-                    .registry
-                    .get_authoritative(self.repository(), tag, &credential, &self.progress);
+            let look = self.tools.registry.get_authoritative(
+                self.repository(),
+                tag,
+                &credential,
+                &self.progress,
+            );
             let found = self.read(look).await?;
             if self.believes(self.repository(), tag, found.as_ref()) {
                 return Ok(found);
@@ -498,10 +500,10 @@ impl Operation {
         let credential = self.pull()?;
         let mut pauses = SOURCE_LOOKS.iter();
         loop {
-            let fetch =
-                self.tools
-                    .registry
-                    .get(repository, reference, &credential, &self.progress);
+            let fetch = self
+                .tools
+                .registry
+                .get(repository, reference, &credential, &self.progress);
             let found = self.read(fetch).await?;
             if let Reference::Tag(tag) = reference
                 && !self.believes(repository, tag, found.as_ref())
@@ -533,10 +535,10 @@ impl Operation {
     /// A manifest of the float's repository.
     async fn held(&self, digest: Digest) -> Flow<Option<Manifest>> {
         let credential = self.push()?;
-        let held = self
-            .tools
-            .registry
-            .get_cached(self.repository(), digest, &credential, &self.progress);
+        let held =
+            self.tools
+                .registry
+                .get_cached(self.repository(), digest, &credential, &self.progress);
         self.read(held).await
     }
 

@@ -17,12 +17,12 @@ use kube::{Client, Resource as _};
 use tokio::time::Instant;
 
 use super::call::{call, causes};
+use super::credentials::CredentialFiles;
 use super::kept::Kept;
-use super::own::OwnFiles;
 use super::{Access, AccessError, Event, Key, Store, StoreError, Stored};
 use crate::api::{self, PromotionRequest};
 use crate::metrics::{Call, Metrics};
-use crate::registry::{SingleFlight, Keyring};
+use crate::registry::{Keyring, SingleFlight};
 
 /// The longest a call may take, its retries included.
 const CALL: Duration = Duration::from_secs(15);
@@ -50,23 +50,28 @@ pub struct Cluster {
     client: Client,
     recorder: Recorder,
     secrets: Mutex<Secrets>,
-    own: OwnFiles,
+    credentials: CredentialFiles,
     metrics: Metrics,
     /// Many requests want the same Secret at once: one reads it.
     reading: SingleFlight<SecretName>,
 }
 
 impl Cluster {
-    /// The cluster behind `client`; events are published as `reporter`; `own` says what the controller has itself, and for whom; calls are
+    /// The cluster behind `client`; events are published as `reporter`; `credentials` says what the controller has itself, and for whom; calls are
     /// counted in `metrics`.
     #[must_use]
-    pub fn new(client: Client, reporter: Reporter, own: OwnFiles, metrics: Metrics) -> Self {
+    pub fn new(
+        client: Client,
+        reporter: Reporter,
+        credentials: CredentialFiles,
+        metrics: Metrics,
+    ) -> Self {
         let recorder = Recorder::new(client.clone(), reporter);
         Self {
             client,
             recorder,
             secrets: Mutex::default(),
-            own,
+            credentials,
             metrics,
             reading: SingleFlight::new(),
         }
@@ -214,15 +219,15 @@ impl Store for Cluster {
             None => None,
         };
         let Some(secret) = &object.spec.push_secret else {
-            let own = self.own.now();
-            if own.keyring.is_empty() {
-                let push = own.keyring.clone();
+            let credentials = self.credentials.now();
+            if credentials.keyring.is_empty() {
+                let push = credentials.keyring.clone();
                 let pull = pull.unwrap_or_else(|| push.clone());
                 return Ok(Access { pull, push });
             }
             let request = api::status::read(object);
             let request = request.map_err(|error| AccessError::Unavailable(error.to_string()))?;
-            return own.access(namespace, &request, pull);
+            return credentials.access(namespace, &request, pull);
         };
         let push = self.keyring(namespace, &secret.name).await?;
         let pull = pull.unwrap_or_else(|| push.clone());
@@ -237,7 +242,7 @@ impl Store for Cluster {
             self.secrets().remove(&id);
         }
         if spec.push_secret.is_none() {
-            self.own.renew().await;
+            self.credentials.renew().await;
         }
         self.access(object).await
     }

@@ -15,18 +15,18 @@ use crate::machine::Request;
 use crate::policy::{Rules, missing_rule};
 use crate::registry::Keyring;
 
-pub use files::{FILE_LOOK, OwnFiles};
+pub use files::{CredentialFiles, FILE_LOOK};
 
 /// What the controller has, and whom it lets use it.
 #[derive(Debug, Clone)]
-pub struct Own {
+pub struct ControllerCredentials {
     /// Who may use it.
     pub rules: Rules,
     /// Its credentials.
     pub keyring: Keyring,
 }
 
-impl Own {
+impl ControllerCredentials {
     /// What a request of `namespace` without a `pushSecret` may act with; `pull` is what its `pullSecret` holds, if it names one.
     ///
     /// # Errors
@@ -84,9 +84,9 @@ mod tests {
     };
 
     /// One rule: namespace ci, sources quay.io/src/**, floats quay.io/ci:ocp_*; credentials for all of quay.io.
-    fn own() -> Own {
+    fn credentials() -> ControllerCredentials {
         let rules = "rules: [{name: r, namespaces: [ci], sources: [quay.io/src/**], floats: ['quay.io/ci:ocp_*']}]";
-        Own {
+        ControllerCredentials {
             rules: Rules::parse(rules).unwrap(),
             keyring: keyring("controller", "quay.io"),
         }
@@ -138,7 +138,9 @@ mod tests {
 
     #[test]
     fn what_one_rule_names_whole_is_done_with_the_controllers_credentials_and_nothing_else_is() {
-        let access = own().access("ci", &request(&[NAMED]), None).unwrap();
+        let access = credentials()
+            .access("ci", &request(&[NAMED]), None)
+            .unwrap();
         assert_eq!(acts_as(&access, "quay.io/src/a"), (true, false));
         assert_eq!(acts_as(&access, "quay.io/ci"), (false, true));
         // Neither named by the request's images.
@@ -157,7 +159,7 @@ mod tests {
             ("ci", &[("registry.ci/src/a:new", "quay.io/ci:ocp_a")]),
             ("other", &[NAMED]),
         ] {
-            let message = refused(own().access(namespace, &request(images), None));
+            let message = refused(credentials().access(namespace, &request(images), None));
             let (index, (source, float)) = (images.len() - 1, images[images.len() - 1]);
             let source = source.split(':').next().unwrap();
             for part in [
@@ -170,9 +172,11 @@ mod tests {
                 assert!(message.contains(part), "{message}");
             }
         }
-        let access = own().access("other", &request(&[ELSEWHERE]), None).unwrap();
+        let access = credentials()
+            .access("other", &request(&[ELSEWHERE]), None)
+            .unwrap();
         assert_eq!(acts_as(&access, "registry.ci/src/a"), (false, false));
-        let access = own()
+        let access = credentials()
             .access("ci", &request(&[NAMED, ELSEWHERE]), None)
             .unwrap();
         assert_eq!(acts_as(&access, "registry.ci/ci"), (false, false));
@@ -182,16 +186,18 @@ mod tests {
     #[test]
     fn with_a_pull_secret_of_its_own_a_request_reads_with_that_alone() {
         let pull = || Some(keyring("reader", "registry.ci"));
-        let access = own().access("ci", &request(&[NAMED]), pull()).unwrap();
+        let access = credentials()
+            .access("ci", &request(&[NAMED]), pull())
+            .unwrap();
         assert_eq!(acts_as(&access, "quay.io/src/a"), (false, false));
         assert_eq!(acts_as(&access, "quay.io/ci"), (false, true));
         assert_eq!(acts_as(&access, "registry.ci/src"), (true, false));
         // What is read by its own credential may still not be put anywhere with the controller's.
         let unnamed = request(&[("registry.ci/src/a:new", "quay.io/ci:ocp_a")]);
-        refused(own().access("ci", &unnamed, pull()));
+        refused(credentials().access("ci", &unnamed, pull()));
         // Its sources are its own business where the float needs no credential of the controller's.
         let away = request(&[("quay.io/other/a:new", "registry.ci/ci:a")]);
-        let access = own().access("ci", &away, pull()).unwrap();
+        let access = credentials().access("ci", &away, pull()).unwrap();
         assert_eq!(acts_as(&access, "quay.io/other/a"), (false, false));
         assert_eq!(acts_as(&access, "registry.ci/ci"), (true, false));
     }
@@ -203,20 +209,20 @@ mod tests {
         // Said of an image that is not even backed up, it is not believed.
         for phase in [Phase::Pending, Phase::Incoming] {
             held.status.images[1].phase = phase;
-            let message = refused(own().access("ci", &held, None));
+            let message = refused(credentials().access("ci", &held, None));
             assert!(message.contains("spec.images[1]"), "{message}");
         }
         held.status.images[1].phase = Phase::BackedUp;
-        let access = own().access("ci", &held, None).unwrap();
+        let access = credentials().access("ci", &held, None).unwrap();
         assert_eq!(acts_as(&access, "quay.io/other/a"), (false, false));
         // Of the two, the one that is not committed is refused.
-        let message = refused(own().access("other", &held, None));
+        let message = refused(credentials().access("other", &held, None));
         assert!(message.contains("spec.images[0]"), "{message}");
         held.status.images[0] = Image {
             phase: Phase::Failed,
             ..Image::default()
         };
-        let access = own().access("other", &held, None).unwrap();
+        let access = credentials().access("other", &held, None).unwrap();
         assert_eq!(acts_as(&access, "quay.io/ci"), (false, true));
         assert_eq!(acts_as(&access, "quay.io/src/a"), (false, false));
     }
@@ -227,9 +233,9 @@ mod tests {
         group.spec.latch = Latch::Together;
         group.status.committed = true;
         group.status.images[0].phase = Phase::Latched;
-        refused(own().access("ci", &group, None));
+        refused(credentials().access("ci", &group, None));
         group.status.images[1].phase = Phase::BackedUp;
-        let access = own().access("ci", &group, None).unwrap();
+        let access = credentials().access("ci", &group, None).unwrap();
         assert_eq!(acts_as(&access, "quay.io/ci"), (false, true));
         assert_eq!(acts_as(&access, "quay.io/other/a"), (false, false));
     }
@@ -237,25 +243,25 @@ mod tests {
     #[test]
     fn an_entry_that_cannot_be_used_is_a_credential_all_the_same() {
         let json = br#"{"credHelpers": {"quay.io": "ecr"}}"#;
-        let own = Own {
+        let credentials = ControllerCredentials {
             keyring: Keyring::parse(json, "file").unwrap(),
-            ..own()
+            ..credentials()
         };
-        refused(own.access("other", &request(&[NAMED]), None));
-        let access = own.access("ci", &request(&[NAMED]), None).unwrap();
+        refused(credentials.access("other", &request(&[NAMED]), None));
+        let access = credentials.access("ci", &request(&[NAMED]), None).unwrap();
         let float = "quay.io/ci".parse().unwrap();
         assert!(access.push.credential(&float).is_err());
     }
 
     #[test]
     fn without_credentials_of_its_own_the_controller_lets_nobody_in_and_keeps_nobody_out() {
-        let own = Own {
+        let credentials = ControllerCredentials {
             rules: Rules::default(),
             keyring: Keyring::anonymous(),
         };
         let digest = Digest::of(b"x");
         let source = format!("quay.io/src/a@{digest}");
-        let access = own
+        let access = credentials
             .access("ci", &request(&[(&source, "quay.io/ci:f")]), None)
             .unwrap();
         assert_eq!(acts_as(&access, "quay.io/src/a"), (false, false));

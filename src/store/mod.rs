@@ -5,9 +5,9 @@
 
 pub(crate) mod call;
 pub mod cluster;
+pub mod credentials;
 pub mod file;
 pub mod kept;
-pub mod own;
 mod stored;
 
 use std::fmt;

@@ -17,7 +17,7 @@ use crate::machine::{
     Copying, Expiry, Fault, FaultClass, FloatTags, Forecast, Image, ImageSpec, Mode, Outcome,
     Reason, Referrers, Step,
 };
-use crate::registry::{Progress, Manifest, RegistryClient};
+use crate::registry::{Manifest, Progress, RegistryClient};
 use crate::store::Access;
 
 /// What promoting an image would do now, found as `mode: Plan` finds it; or why it would fail.

@@ -1,4 +1,4 @@
-//! The two files behind [`Own`], followed while they change.
+//! The two files behind [`ControllerCredentials`], followed while they change.
 //!
 //! They are read every few seconds, as they come: a mounted `ConfigMap` or Secret changes by a link that is swapped, other files by
 //! being written. A change counts once two readings agree, so that a file that is only half written counts for nothing.
@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::{Mutex, Notify};
 
-use super::Own;
+use super::ControllerCredentials;
 use crate::image::Digest;
 use crate::policy::{RULES_MAX, Rules};
 use crate::registry::Keyring;
@@ -25,11 +25,11 @@ const ORIGIN: &str = "the controller's --registry-config";
 
 /// The files, and what they say. Clones share both.
 #[derive(Debug, Clone)]
-pub struct OwnFiles(Arc<Shared>);
+pub struct CredentialFiles(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    current: RwLock<Arc<Own>>,
+    current: RwLock<Arc<ControllerCredentials>>,
     files: Mutex<Files>,
     changed: Notify,
     unusable: AtomicUsize,
@@ -56,15 +56,15 @@ struct File {
 /// What a file held, by its digest: there is no need to keep secrets twice. Or why it cannot be read.
 type Seen = Result<Digest, io::ErrorKind>;
 
-impl OwnFiles {
+impl CredentialFiles {
     /// No files: no credentials, and no rules.
     #[must_use]
     pub fn none() -> Self {
-        let own = Own {
+        let credentials = ControllerCredentials {
             rules: Rules::default(),
             keyring: Keyring::anonymous(),
         };
-        Self::of(own, None, None)
+        Self::of(credentials, None, None)
     }
 
     /// Reads the files that are named.
@@ -89,12 +89,20 @@ impl OwnFiles {
             }
             None => (Keyring::anonymous(), None),
         };
-        Ok(Self::of(Own { rules, keyring }, policy, registry_config))
+        Ok(Self::of(
+            ControllerCredentials { rules, keyring },
+            policy,
+            registry_config,
+        ))
     }
 
-    fn of(own: Own, policy: Option<File>, registry_config: Option<File>) -> Self {
+    fn of(
+        credentials: ControllerCredentials,
+        policy: Option<File>,
+        registry_config: Option<File>,
+    ) -> Self {
         Self(Arc::new(Shared {
-            current: RwLock::new(Arc::new(own)),
+            current: RwLock::new(Arc::new(credentials)),
             files: Mutex::new(Files {
                 policy,
                 registry_config,
@@ -106,7 +114,7 @@ impl OwnFiles {
 
     /// What they say now.
     #[must_use]
-    pub fn now(&self) -> Arc<Own> {
+    pub fn now(&self) -> Arc<ControllerCredentials> {
         let current = self.0.current.read();
         Arc::clone(&current.unwrap_or_else(PoisonError::into_inner))
     }
@@ -145,7 +153,7 @@ impl OwnFiles {
             && file.taken != Some(digest)
             && let Ok(keyring) = file.take(&bytes, keyring)
         {
-            self.change(file, |own| own.keyring = keyring);
+            self.change(file, |credentials| credentials.keyring = keyring);
         }
     }
 
@@ -158,12 +166,12 @@ impl OwnFiles {
         if let Some(file) = policy
             && let Some(rules) = self.settled(file, rules).await
         {
-            self.change(file, |own| own.rules = rules);
+            self.change(file, |credentials| credentials.rules = rules);
         }
         if let Some(file) = registry_config
             && let Some(keyring) = self.settled(file, keyring).await
         {
-            self.change(file, |own| own.keyring = keyring);
+            self.change(file, |credentials| credentials.keyring = keyring);
         }
         let unusable = [policy, registry_config].into_iter().flatten();
         let unusable = unusable.filter(|file| file.judged.ok() != file.taken);
@@ -203,16 +211,16 @@ impl OwnFiles {
         }
     }
 
-    fn change(&self, file: &File, change: impl FnOnce(&mut Own)) {
-        let mut own = Own::clone(&self.now());
-        change(&mut own);
+    fn change(&self, file: &File, change: impl FnOnce(&mut ControllerCredentials)) {
+        let mut credentials = ControllerCredentials::clone(&self.now());
+        change(&mut credentials);
         tracing::info!(
-            rules = own.rules.len(),
+            rules = credentials.rules.len(),
             "{} has changed: in force now",
             file.flag
         );
         let current = self.0.current.write();
-        *current.unwrap_or_else(PoisonError::into_inner) = Arc::new(own);
+        *current.unwrap_or_else(PoisonError::into_inner) = Arc::new(credentials);
         self.0.changed.notify_one();
     }
 }

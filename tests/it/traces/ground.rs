@@ -12,7 +12,7 @@ use promotion_controller::controller::{Config, run};
 use promotion_controller::engine;
 use promotion_controller::policy::Policy;
 use promotion_controller::registry::{self, RegistryClient};
-use promotion_controller::store::own::OwnFiles;
+use promotion_controller::store::credentials::CredentialFiles;
 use quaylike::{
     Digest, Embedded, Entry, Gate, GateSpec, Image, ImageSpec, Matcher, Options, Settings, Shape,
 };
@@ -304,7 +304,7 @@ impl Inside {
                 identity: "inside".into(),
                 registry: RegistryClient::with_backoff(settings, rest, rest * 10).unwrap(),
                 policy: Policy::default(),
-                own: OwnFiles::none(),
+                credentials: CredentialFiles::none(),
                 engine: engine::Settings {
                     settle,
                     late: settle + LATER,

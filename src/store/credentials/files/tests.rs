@@ -24,7 +24,7 @@ fn config(password: &str) -> String {
 }
 
 /// What the files say of quay.io/ci, to be compared.
-fn password_of(files: &OwnFiles) -> crate::registry::Credential {
+fn password_of(files: &CredentialFiles) -> crate::registry::Credential {
     files
         .now()
         .keyring
@@ -63,15 +63,15 @@ impl Mount {
         std::fs::rename(self.path("..data_tmp"), self.path("..data")).unwrap();
     }
 
-    async fn read(&self) -> OwnFiles {
+    async fn read(&self) -> CredentialFiles {
         let paths = ["policy.yaml", "config.json"].map(|name| Some(self.path(name)));
         let [policy, config] = paths;
-        OwnFiles::read(policy, config).await.unwrap()
+        CredentialFiles::read(policy, config).await.unwrap()
     }
 }
 
 /// Whether a change was announced since this was last asked.
-async fn was_told(files: &OwnFiles) -> bool {
+async fn was_told(files: &CredentialFiles) -> bool {
     tokio::time::timeout(Duration::from_millis(1), files.changed())
         .await
         .is_ok()
@@ -224,7 +224,7 @@ async fn at_the_start_a_file_that_cannot_be_used_is_refused_by_its_flag() {
             &["--registry-config: ", "larger than 1 MiB"],
         ),
     ] {
-        let refused = OwnFiles::read(policy.cloned(), config.cloned())
+        let refused = CredentialFiles::read(policy.cloned(), config.cloned())
             .await
             .unwrap_err();
         for part in parts {
