@@ -27,7 +27,7 @@ pub struct Health(Arc<Mutex<State>>);
 struct State {
     role: Role,
     /// The last turn of the lease's loop, where there is an election.
-    turned: Option<Instant>,
+    lease_tick: Option<Instant>,
     /// When the API server last answered it.
     answered: Option<Instant>,
     /// Nobody has said whose the definition is, or it is not there.
@@ -52,7 +52,7 @@ impl Default for Health {
     fn default() -> Self {
         Self(Arc::new(Mutex::new(State {
             role: Role::Waiting,
-            turned: None,
+            lease_tick: None,
             answered: None,
             barred: false,
             interrupted: None,
@@ -62,10 +62,10 @@ impl Default for Health {
 
 impl Health {
     /// The loop of the lease has made a turn; whether the API server answered.
-    pub fn turned(&self, answered: bool) {
+    pub fn lease_tick(&self, answered: bool) {
         let now = Instant::now();
         let mut state = self.lock();
-        state.turned = Some(now);
+        state.lease_tick = Some(now);
         if answered {
             state.answered = Some(now);
         }
@@ -152,7 +152,7 @@ impl State {
         if self.role == Role::Ending {
             return Ok(());
         }
-        if self.turned.is_some_and(|at| now >= at + PATIENCE) {
+        if self.lease_tick.is_some_and(|at| now >= at + PATIENCE) {
             return Err("the loop of the lease stands still");
         }
         if stalled.is_some_and(|stalled| stalled >= STALLED) {
@@ -174,27 +174,27 @@ mod tests {
     async fn a_process_that_waits_for_the_lease_is_ready_while_the_api_server_answers() {
         let health = Health::default();
         assert!(health.ready().is_err());
-        health.turned(false);
+        health.lease_tick(false);
         assert!(health.ready().is_err());
-        health.turned(true);
+        health.lease_tick(true);
         assert_eq!(health.ready(), Ok(()));
         for _ in 0..29 {
             advance(2 * SECOND).await;
-            health.turned(false);
+            health.lease_tick(false);
         }
         assert_eq!(health.ready(), Ok(()));
         advance(2 * SECOND).await;
         assert!(health.ready().is_err());
         // That is no reason to restart it.
         assert_eq!(health.alive(None), Ok(()));
-        health.turned(true);
+        health.lease_tick(true);
         assert_eq!(health.ready(), Ok(()));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_leader_is_ready_once_its_claims_are_rebuilt_and_until_it_ends() {
         let health = Health::default();
-        health.turned(true);
+        health.lease_tick(true);
         health.leads();
         assert!(health.ready().is_err() && health.is_leading());
         health.rebuilt();
@@ -244,13 +244,13 @@ mod tests {
         // Without an election there is no loop.
         advance(2 * PATIENCE).await;
         assert_eq!(health.alive(None), Ok(()));
-        health.turned(true);
+        health.lease_tick(true);
         advance(59 * SECOND).await;
         assert_eq!(health.alive(Some(599 * SECOND)), Ok(()));
         assert!(health.alive(Some(STALLED)).is_err());
         advance(SECOND).await;
         assert!(health.alive(None).is_err());
-        health.turned(false);
+        health.lease_tick(false);
         assert_eq!(health.alive(None), Ok(()));
     }
 }

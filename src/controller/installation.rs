@@ -93,17 +93,17 @@ impl Installation {
             let why = match self.look().await {
                 Ok(_) => {
                     health.barred(false);
-                    health.turned(true);
+                    health.lease_tick(true);
                     return Ok(());
                 }
                 Err(Barred::Another(why)) => return Err(Refused(why)),
                 Err(Barred::Unnamed(why) | Barred::Undefined(why)) => {
                     health.barred(true);
-                    health.turned(true);
+                    health.lease_tick(true);
                     why
                 }
                 Err(Barred::Unread(why)) => {
-                    health.turned(false);
+                    health.lease_tick(false);
                     why
                 }
             };
@@ -170,7 +170,7 @@ impl Installation {
         loop {
             sleep(RENEW_EVERY).await;
             let looked = self.look().await;
-            health.turned(!matches!(looked, Err(Barred::Unread(_))));
+            health.lease_tick(!matches!(looked, Err(Barred::Unread(_))));
             match looked {
                 Err(Barred::Another(why)) => return Refused(why),
                 Err(Barred::Unread(why)) => tracing::debug!("{why}"),

@@ -129,7 +129,7 @@ impl Elector {
         let mut logged: Option<String> = None;
         loop {
             let looked = self.look().await;
-            self.health.turned(looked.is_ok());
+            self.health.lease_tick(looked.is_ok());
             match looked {
                 Ok(None) => match self.write(None).await {
                     Ok(()) => return self.acquired(Acquired::New, Instant::now()),
@@ -209,7 +209,7 @@ impl Elector {
                 Err(Barred::Unread(why)) => Err(Refused::Failed(why)),
             };
             self.health
-                .turned(!matches!(written, Err(Refused::Failed(_))));
+                .lease_tick(!matches!(written, Err(Refused::Failed(_))));
             match written {
                 Ok(()) => renewed = Instant::now(),
                 Err(Refused::Conflict) => match self.look().await {

@@ -25,7 +25,7 @@ pub struct Memory {
     late: Duration,
     inner: Mutex<Inner>,
     /// Tags that belong to no float alone: one writes at a time.
-    pub(super) turns: SingleFlight<(Repository, Tag)>,
+    pub(super) tag_locks: SingleFlight<(Repository, Tag)>,
 }
 
 #[derive(Debug, Default)]
@@ -79,7 +79,7 @@ impl Memory {
             settle,
             late: late.max(settle),
             inner: Mutex::default(),
-            turns: SingleFlight::new(),
+            tag_locks: SingleFlight::new(),
         }
     }
 

@@ -357,7 +357,7 @@ impl Operation {
         let memory = &self.tools.memory;
         let key = (self.repository().clone(), tag.clone());
         let turn = self
-            .read(async { Ok(memory.turns.enter(&key).await) })
+            .read(async { Ok(memory.tag_locks.enter(&key).await) })
             .await?;
         while let Some(until) = memory.landing_until(&key.0, tag, None, Instant::now()) {
             self.pause(until.saturating_duration_since(Instant::now()))
