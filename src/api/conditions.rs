@@ -50,7 +50,7 @@ impl Summary {
         }
         let (reason, message) = match waiting {
             Some((reason, message)) => (*reason, message.clone()),
-            None if request.is_rolling_back() => (Reason::RollingBack, taken_back(request)),
+            None if request.is_rolling_back() => (Reason::RollingBack, rollback_progress(request)),
             None => (working(phase), progress(request)),
         };
         Self {
@@ -124,7 +124,7 @@ fn verdict(request: &Request, phase: Phase) -> (Reason, String) {
                 let _ = write!(message, ", {held} held back");
             }
             if request.status.rollback {
-                let _ = write!(message, "; {}", came_of_it(request));
+                let _ = write!(message, "; {}", rollback_result(request));
             }
             let (float, why) = (spec.float.to_string(), &image.message);
             if names(why, &float) {
@@ -172,19 +172,19 @@ fn of_a_newer_version(status: &PromotionRequestStatus, request: &Request) -> Opt
 }
 
 /// What a rollback is at.
-fn taken_back(request: &Request) -> String {
+fn rollback_progress(request: &Request) -> String {
     let left = request.status.images.iter();
     let left = left.filter(|i| i.rollback.is_some()).count();
     let failed = request.failed_float().map(ToString::to_string);
     let failed = failed.unwrap_or_default();
     format!(
         "{failed} failed; {}, to be looked at: {left}",
-        came_of_it(request)
+        rollback_result(request)
     )
 }
 
 /// What has become of a rollback so far, beside what the image that failed says of itself.
-fn came_of_it(request: &Request) -> String {
+fn rollback_result(request: &Request) -> String {
     let images = || request.status.images.iter().zip(&request.spec.images);
     let all = |reason| images().filter(move |(image, _)| image.reason == Some(reason));
     let back = all(Reason::RolledBack).count();
@@ -234,8 +234,8 @@ pub(super) fn write(
         let said = cut(&summary.message, MESSAGE_MAX - SINCE_MAX);
         summary.message = format!("{said}{SINCE}{since}");
     }
-    let theirs = of_a_newer_version(status, request);
-    let reason = theirs.as_deref().unwrap_or(summary.reason.as_str());
+    let unknown_reason = of_a_newer_version(status, request);
+    let reason = unknown_reason.as_deref().unwrap_or(summary.reason.as_str());
     set_all(
         &mut status.conditions,
         &summary,

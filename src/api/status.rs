@@ -291,10 +291,13 @@ pub fn write(object: &mut PromotionRequest, request: &Request, scenery: &Scenery
 fn write_image(to: &mut ImageStatus, image: &Image) {
     let ended = image.phase.is_finished() && to.phase == image.phase.as_str();
     // Why an image ended under a newer version, nobody here can say better.
-    let theirs = |name: &String| ended && Reason::parse(name).is_none();
-    let theirs = to.reason.take().filter(theirs);
+    let unknown_reason = |name: &String| ended && Reason::parse(name).is_none();
+    let unknown_reason = to.reason.take().filter(unknown_reason);
     to.phase = image.phase.as_str().into();
-    to.reason = image.reason.map(|reason| reason.as_str().into()).or(theirs);
+    to.reason = image
+        .reason
+        .map(|reason| reason.as_str().into())
+        .or(unknown_reason);
     to.message = (!image.message.is_empty()).then(|| cut(&image.message, MESSAGE_MAX));
     to.source = image.source.as_ref().map(|source| SourceStatus {
         digest: source.digest.to_string(),
