@@ -23,7 +23,7 @@ use crate::image::{Float, ParseError};
 use crate::machine::Phase;
 use crate::registry::Keyring;
 pub use documents::{check_floats, parse_requests, read_requests};
-use state::{Entry, Place, StateFile, spec_hash};
+use state::{SavedRequest, StateFile, StatePath, spec_hash};
 
 /// Why requests or their state cannot be used. Nothing was written.
 #[derive(Debug, thiserror::Error)]
@@ -111,7 +111,7 @@ pub enum Update {
 
 /// Requests in a file.
 pub struct FileStore {
-    place: Place,
+    place: StatePath,
     keyring: Keyring,
     updates: mpsc::UnboundedSender<Update>,
     inner: Mutex<Inner>,
@@ -131,7 +131,7 @@ enum Slot {
     /// A document of the file.
     Document(Key),
     /// A request that the file does not name any more, kept as it is.
-    Other(Box<Entry>),
+    Other(Box<SavedRequest>),
 }
 
 impl FileStore {
@@ -148,7 +148,7 @@ impl FileStore {
         settle: Duration,
         late: Duration,
     ) -> Result<(Self, mpsc::UnboundedReceiver<Update>), FileError> {
-        let place = Place::take(state)?;
+        let place = StatePath::take(state)?;
         let old = place.read()?;
         // What an earlier run has begun goes on.
         let begun = |key: &Key| old.requests.iter().any(|entry| entry.key() == *key);
@@ -213,14 +213,15 @@ impl Inner {
     /// Matches objects with the state of an earlier run.
     fn adopt(&mut self, objects: Vec<PromotionRequest>, old: StateFile) -> Result<(), String> {
         let named: BTreeSet<Key> = objects.iter().map(Key::of).collect();
-        let mut entries: Vec<Option<Entry>> = old.requests.into_iter().map(Some).collect();
+        let mut entries: Vec<Option<SavedRequest>> = old.requests.into_iter().map(Some).collect();
         let strangers: Vec<String> = entries.iter().flatten().map(|e| e.name.clone()).collect();
         let mut matched = false;
         for (index, mut object) in objects.into_iter().enumerate() {
             let key = Key::of(&object);
-            let same = |e: &Option<Entry>| e.as_ref().is_some_and(|e| e.key() == key);
+            let same = |e: &Option<SavedRequest>| e.as_ref().is_some_and(|e| e.key() == key);
             let known = entries.iter().position(same);
-            let is_named = |e: &Option<Entry>| e.as_ref().is_some_and(|e| named.contains(&e.key()));
+            let is_named =
+                |e: &Option<SavedRequest>| e.as_ref().is_some_and(|e| named.contains(&e.key()));
             let next = || entries.iter().position(is_named).unwrap_or(entries.len());
             // What stood before it and is no document any more came before it; of a new one, what stood before all that are left.
             let before = known.unwrap_or_else(next);
@@ -281,8 +282,8 @@ impl Inner {
 
     fn state(&self) -> StateFile {
         let entry = |slot: &Slot| match slot {
-            Slot::Document(key) => self.objects.get(key).map(Entry::of),
-            Slot::Other(entry) => Some(Entry::clone(entry)),
+            Slot::Document(key) => self.objects.get(key).map(SavedRequest::of),
+            Slot::Other(entry) => Some(SavedRequest::clone(entry)),
         };
         StateFile::new(self.saved_at, self.slots.iter().filter_map(entry).collect())
     }

@@ -21,12 +21,12 @@ const SHOWN_MAX: usize = 200;
 
 /// A line of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::cli) struct Place {
+pub(in crate::cli) struct Position {
     pub(super) file: Rc<str>,
     pub(super) line: usize,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.file, self.line)
     }
@@ -50,7 +50,7 @@ pub(in crate::cli) struct Intent {
 pub(in crate::cli) struct Intended {
     pub(in crate::cli) float: Float,
     pub(in crate::cli) source: Source,
-    pub(in crate::cli) place: Place,
+    pub(in crate::cli) position: Position,
     /// The other tags that are written for it, stamps as [`STAMP`].
     pub(in crate::cli) pins: BTreeSet<String>,
 }
@@ -69,8 +69,8 @@ enum Role {
 /// The pairs of one file, gathered.
 #[derive(Default)]
 struct Gathered {
-    floats: Vec<(Float, Source, Place)>,
-    staged: Vec<(Float, Source, Place)>,
+    floats: Vec<(Float, Source, Position)>,
+    staged: Vec<(Float, Source, Position)>,
     pins: BTreeMap<Float, BTreeSet<String>>,
     left_out: usize,
 }
@@ -78,7 +78,7 @@ struct Gathered {
 /// What the invocations of files mean, in their order.
 ///
 /// # Errors
-/// Whatever cannot be meant, each with its place and what to do.
+/// Whatever cannot be meant, each with its position and what to do.
 pub(super) fn intent(files: &[(Rc<str>, Vec<Invocation>)]) -> Result<Intent, Vec<String>> {
     let mut intent = Intent::default();
     let mut complaints = Vec::new();
@@ -88,7 +88,7 @@ pub(super) fn intent(files: &[(Rc<str>, Vec<Invocation>)]) -> Result<Intent, Vec
     let mut warned = BTreeSet::new();
     for (file, invocations) in files {
         for invocation in invocations {
-            let at = |line| Place {
+            let at = |line| Position {
                 file: Rc::clone(file),
                 line,
             };
@@ -127,13 +127,13 @@ pub(super) fn intent(files: &[(Rc<str>, Vec<Invocation>)]) -> Result<Intent, Vec
 }
 
 impl Gathered {
-    fn add(&mut self, pair: &Pair, place: Place) -> Result<(), String> {
+    fn add(&mut self, pair: &Pair, position: Position) -> Result<(), String> {
         match role(pair)? {
-            Role::Float(float) => self.floats.push((float, source(&pair.source)?, place)),
+            Role::Float(float) => self.floats.push((float, source(&pair.source)?, position)),
             Role::Staging(float) => {
                 let pins = self.pins.entry(float.clone()).or_default();
                 pins.insert(float.incoming().to_string());
-                self.staged.push((float, source(&pair.source)?, place));
+                self.staged.push((float, source(&pair.source)?, position));
             }
             Role::Pin(float, tag) | Role::Prune(Some(float), tag) => {
                 self.pins.entry(float).or_default().insert(tag);
@@ -161,14 +161,14 @@ impl Gathered {
         // By the float as a source would name it.
         let mut moved: HashMap<String, Source> = HashMap::new();
         let mut meant = Vec::new();
-        for (float, source, place) in floats {
+        for (float, source, position) in floats {
             let from_incoming = source.repository == *float.repository()
                 && source.reference == Reference::Tag(float.incoming());
             let source = if from_incoming {
                 let Some(staged) = at_incoming.get(&float) else {
                     if whole {
                         complaints.push(format!(
-                            "{place}: {float} is copied from its _incoming, and nothing here is copied there; give the file that does it too, or name the source"
+                            "{position}: {float} is copied from its _incoming, and nothing here is copied there; give the file that does it too, or name the source"
                         ));
                     }
                     continue;
@@ -181,16 +181,16 @@ impl Gathered {
             moved
                 .entry(float.to_string())
                 .or_insert_with(|| source.clone());
-            meant.push((float, source, place));
+            meant.push((float, source, position));
         }
         let mut meant = once(meant, "written", complaints);
         let moved: HashSet<Float> = meant.iter().map(|(float, ..)| float.clone()).collect();
-        for (float, source, place) in staged {
+        for (float, source, position) in staged {
             if !moved.contains(&float) {
                 intent.warnings.push(format!(
-                    "{place}: {float} is staged and never moved here; it is taken to be meant"
+                    "{position}: {float} is staged and never moved here; it is taken to be meant"
                 ));
-                meant.push((float, source, place));
+                meant.push((float, source, position));
             }
         }
         if meant.is_empty() && complaints.is_empty() {
@@ -201,11 +201,11 @@ impl Gathered {
                 ),
             });
         }
-        let intended = meant.into_iter().map(|(float, source, place)| Intended {
+        let intended = meant.into_iter().map(|(float, source, position)| Intended {
             pins: pins.remove(&float).unwrap_or_default(),
             float,
             source,
-            place,
+            position,
         });
         intent.floats = intended.collect();
     }
@@ -213,21 +213,21 @@ impl Gathered {
 
 /// Each float once: the same copied again is a repeat, another one a contradiction.
 fn once(
-    all: Vec<(Float, Source, Place)>,
+    all: Vec<(Float, Source, Position)>,
     verb: &str,
     complaints: &mut Vec<String>,
-) -> Vec<(Float, Source, Place)> {
-    let mut kept: Vec<(Float, Source, Place)> = Vec::new();
+) -> Vec<(Float, Source, Position)> {
+    let mut kept: Vec<(Float, Source, Position)> = Vec::new();
     let mut places: HashMap<Float, usize> = HashMap::new();
-    for (float, source, place) in all {
+    for (float, source, position) in all {
         match places.get(&float).and_then(|&at| kept.get(at)) {
             Some((_, first, _)) if *first == source => {}
             Some((_, first, before)) => complaints.push(format!(
-                "{place}: {float} is {verb} from {source}, and at {before} from {first}; keep one of them"
+                "{position}: {float} is {verb} from {source}, and at {before} from {first}; keep one of them"
             )),
             None => {
                 places.insert(float.clone(), kept.len());
-                kept.push((float, source, place));
+                kept.push((float, source, position));
             }
         }
     }
@@ -345,7 +345,7 @@ mod tests {
             (
                 i.source.to_string(),
                 i.float.tag().to_string(),
-                i.place.line,
+                i.position.line,
             )
         })
         .collect()

@@ -62,7 +62,7 @@ impl Script {
         let Some(intended) = self.floats.get(&image.float) else {
             return Comparison::Absent;
         };
-        let place = intended.place.to_string();
+        let place = intended.position.to_string();
         if intended.source != image.source {
             let source = intended.source.to_string();
             return Comparison::OtherSource { place, source };
@@ -88,7 +88,7 @@ impl Script {
             .map(|intended| Missed {
                 float: intended.float.to_string(),
                 source: intended.source.to_string(),
-                place: intended.place.to_string(),
+                place: intended.position.to_string(),
             })
             .collect()
     }

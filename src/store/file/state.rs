@@ -41,13 +41,13 @@ pub(super) struct StateFile {
     /// When something was recorded last: after the answer to every tag write that it speaks of.
     pub saved_at: Option<Timestamp>,
     /// Each request's state, in the order of the documents.
-    pub requests: Vec<Entry>,
+    pub requests: Vec<SavedRequest>,
 }
 
 /// What is recorded of one request.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Entry {
+pub(super) struct SavedRequest {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub namespace: String,
     pub name: String,
@@ -57,7 +57,7 @@ pub(super) struct Entry {
 
 /// A state file that this process alone uses, as long as this value lives.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct StatePath {
     path: PathBuf,
     lock: File,
 }
@@ -65,7 +65,7 @@ pub(super) struct Place {
 // === impl StateFile ===
 
 impl StateFile {
-    pub fn new(saved_at: Option<Timestamp>, requests: Vec<Entry>) -> Self {
+    pub fn new(saved_at: Option<Timestamp>, requests: Vec<SavedRequest>) -> Self {
         Self {
             kind: KIND.into(),
             saved_at,
@@ -114,9 +114,9 @@ fn may_have_written(image: &ImageStatus) -> bool {
     image.source.is_some() && !image.unchanged.unwrap_or_default() && !planned
 }
 
-// === impl Entry ===
+// === impl SavedRequest ===
 
-impl Entry {
+impl SavedRequest {
     pub fn of(object: &PromotionRequest) -> Self {
         let Key { namespace, name } = Key::of(object);
         Self {
@@ -143,9 +143,9 @@ pub(super) fn spec_hash(object: &PromotionRequest) -> String {
     Digest::of(&text).to_string()
 }
 
-// === impl Place ===
+// === impl StatePath ===
 
-impl Place {
+impl StatePath {
     /// Takes the state file at `path`, which need not be there yet, for this process.
     ///
     /// # Errors
@@ -223,7 +223,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for StatePath {
     fn drop(&mut self) {
         // Who had it is nobody's business afterwards; the lock itself ends with the file.
         let _ = self.lock.set_len(0);
@@ -370,12 +370,12 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn entry(name: &str, phase: &str, attempts: i32) -> Entry {
+    fn entry(name: &str, phase: &str, attempts: i32) -> SavedRequest {
         let image = serde_json::json!({
             "float": "quay.io/a/b:c", "phase": phase, "attempts": attempts,
             "source": {"digest": Digest::of(b"x").to_string()},
         });
-        Entry {
+        SavedRequest {
             namespace: String::new(),
             name: name.into(),
             spec_hash: String::new(),
@@ -536,8 +536,8 @@ mod tests {
         let (file, link) = (folder.path().join("a.yaml"), folder.path().join("b.yaml"));
         fs::write(&file, "").unwrap();
         std::os::unix::fs::symlink(&file, &link).unwrap();
-        let place = Place::take(&link).unwrap();
-        let other = Place::take(&file).unwrap_err().to_string();
+        let place = StatePath::take(&link).unwrap();
+        let other = StatePath::take(&file).unwrap_err().to_string();
         let me = format!("process {}", std::process::id());
         assert!(
             other.contains("in use by") && other.contains(&me),
@@ -549,11 +549,11 @@ mod tests {
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         drop(place);
         assert_eq!(
-            Place::take(&file).unwrap().read().unwrap().requests[0].name,
+            StatePath::take(&file).unwrap().read().unwrap().requests[0].name,
             "a"
         );
         for odd in ["/dev/null", "/", "/nowhere/at/all"] {
-            let error = Place::take(Path::new(odd)).unwrap_err().to_string();
+            let error = StatePath::take(Path::new(odd)).unwrap_err().to_string();
             assert!(
                 error.contains(odd) && error.contains("name another --state"),
                 "{error}"
@@ -568,7 +568,7 @@ mod tests {
         let (state, lock, precious) = (at("a.yaml"), at("a.yaml.lock"), at("precious"));
         fs::write(&precious, "precious").unwrap();
         let refused = |why: &str| {
-            let error = Place::take(&state).unwrap_err().to_string();
+            let error = StatePath::take(&state).unwrap_err().to_string();
             assert!(error.contains("a.yaml.lock"), "{error}");
             assert!(error.contains(why) && error.contains("--state"), "{error}");
             assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
@@ -586,7 +586,7 @@ mod tests {
         rustix::fs::mknodat(rustix::fs::CWD, &lock, kind, mode, 0).unwrap();
         refused("is not a regular file");
         fs::create_dir(&lock).unwrap();
-        assert!(Place::take(&state).is_err());
+        assert!(StatePath::take(&state).is_err());
     }
 
     #[test]
@@ -594,7 +594,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.yaml");
         fs::write(&path, "").unwrap();
-        let place = Place::take(&path).unwrap();
+        let place = StatePath::take(&path).unwrap();
         place
             .replace(&StateFile::new(None, vec![entry("a", "Posted", 0)]))
             .unwrap();
@@ -608,7 +608,7 @@ mod tests {
     fn what_a_crash_left_half_written_is_not_read_and_does_not_stay() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.state.yaml");
-        let place = Place::take(&path).unwrap();
+        let place = StatePath::take(&path).unwrap();
         fs::write(folder.path().join("a.state.yaml.next"), "kind: Promo").unwrap();
         assert!(place.read().unwrap().requests.is_empty());
         place
