@@ -48,7 +48,7 @@ struct Rows {
 pub(super) struct Shelved {
     pub key: Key,
     pub version: u64,
-    pub stats: RequestStats,
+    pub counts: RequestStats,
     order: u64,
     together: bool,
     suspended: bool,
@@ -114,7 +114,7 @@ impl Backlog {
         key: &Key,
         version: u64,
         contender: &Contender,
-        stats: RequestStats,
+        counts: RequestStats,
     ) -> bool {
         let known = self.shelved.get(&contender.uid);
         if known.is_some_and(|known| known.version >= version) {
@@ -138,7 +138,7 @@ impl Backlog {
         let shelved = Shelved {
             key: key.clone(),
             version,
-            stats,
+            counts,
             order: contender.order,
             together: contender.together,
             suspended: contender.suspended,

@@ -190,7 +190,7 @@ impl<S: Store> Engine<S> {
             },
         };
         let contender = contender(&key, &uid, version, &request);
-        let stats = RequestStats::of(object, &request);
+        let counts = RequestStats::of(object, &request);
         let mut state = self.lock();
         let own = state.known.get_mut(&uid).is_some_and(|known| {
             if let Some(heard) = &mut known.saving {
@@ -199,7 +199,7 @@ impl<S: Store> Engine<S> {
             }
             known.saving.is_some() || known.saved == Some(version)
         });
-        let news = state.note(&key, version, contender, stats) && !own;
+        let news = state.note(&key, version, contender, counts) && !own;
         let woken = std::mem::take(&mut state.woken);
         drop(state);
         self.wake(woken);

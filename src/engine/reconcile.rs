@@ -267,7 +267,7 @@ impl<S: Store> Engine<S> {
     }
 
     /// Whether what was loaded before may be saved over. A leader that was frozen beyond its lease has outcomes of a state that the
-    /// next leader has gone on from: it loads that one's object, and the resourceVersion alone would let it record them. PushCheck
+    /// next leader has gone on from: it loads that one's object, and the resourceVersion alone would let it record them. Asked
     /// after the load: what the lease is lost later for, shows as a conflict.
     pub(super) fn is_trusted(&self) -> bool {
         self.inner.tools.leadership.covers(Duration::ZERO)
@@ -494,12 +494,12 @@ impl<S: Store> Engine<S> {
         let Some((uid, version)) = identity(&saved.metadata) else {
             return;
         };
-        let stats = RequestStats::of(saved, request);
+        let counts = RequestStats::of(saved, request);
         let woken;
         let phase_entered_at = {
             let mut state = self.lock();
             let contender = contender(key, &uid, version, request);
-            state.note(key, version, contender, stats);
+            state.note(key, version, contender, counts);
             woken = std::mem::take(&mut state.woken);
             state.take_phase_entered_at(&uid)
         };

@@ -102,7 +102,7 @@ pub(super) struct Known {
     /// An event said that the cancel came too late.
     pub cancel_warned: bool,
     /// What a scrape counts of it.
-    pub stats: RequestStats,
+    pub counts: RequestStats,
     /// When its images entered their phases.
     pub phase_entered_at: PhaseTimes,
 }
@@ -235,7 +235,7 @@ impl State {
         key: &Key,
         version: u64,
         mut contender: Contender,
-        stats: RequestStats,
+        counts: RequestStats,
     ) -> bool {
         let uid = contender.uid.clone();
         if let Some(known) = self.known.get_mut(&uid) {
@@ -244,7 +244,7 @@ impl State {
             }
             let begins = contender.started || self.claims.owns_any(&uid);
             if contender.suspended && !begins {
-                self.shelve(&uid, version, &contender, stats);
+                self.shelve(&uid, version, &contender, counts);
                 return true;
             }
             if contender.standing == Standing::Unreadable {
@@ -262,7 +262,7 @@ impl State {
             }
             known.version = version;
             let before = std::mem::replace(&mut known.contender, contender.clone());
-            known.stats = stats;
+            known.counts = counts;
             if contender.started && !before.started {
                 self.backlog.is_not_ready(key, &uid);
                 self.woken.extend(self.backlog.call(&key.namespace));
@@ -286,7 +286,7 @@ impl State {
             if shelved.is_none() {
                 self.by_key.entry(key.clone()).or_default().push(uid);
             }
-            return self.backlog.shelve(key, version, &contender, stats);
+            return self.backlog.shelve(key, version, &contender, counts);
         }
         if self.backlog.remove(&uid).is_some() {
             self.forget_key(key, &uid);
@@ -313,7 +313,7 @@ impl State {
             left_alone: None,
             events_published: 0,
             cancel_warned: false,
-            stats,
+            counts,
             phase_entered_at: PhaseTimes::new(),
         };
         self.known.insert(uid, known);
@@ -321,7 +321,7 @@ impl State {
     }
 
     /// Shelves a request that was ready, as it was read at `version`: it does not begin, so nobody waits for it.
-    fn shelve(&mut self, uid: &str, version: u64, contender: &Contender, stats: RequestStats) {
+    fn shelve(&mut self, uid: &str, version: u64, contender: &Contender, counts: RequestStats) {
         let Some(known) = self.unknow(uid) else {
             return;
         };
@@ -342,7 +342,7 @@ impl State {
             .entry(known.key.clone())
             .or_default()
             .push(uid.to_owned());
-        self.backlog.shelve(&known.key, version, contender, stats);
+        self.backlog.shelve(&known.key, version, contender, counts);
         self.woken.extend(self.backlog.call(&known.key.namespace));
     }
 
@@ -355,8 +355,8 @@ impl State {
             return;
         }
         let (key, contender) = (known.key.clone(), known.contender.clone());
-        let (version, stats) = (known.version, known.stats.clone());
-        self.shelve(uid, version, &contender, stats);
+        let (version, counts) = (known.version, known.counts.clone());
+        self.shelve(uid, version, &contender, counts);
         self.woken.push(key);
     }
 
@@ -688,8 +688,8 @@ mod tests {
     }
 
     fn note(state: &mut State, (key, contender): &(Key, Contender), version: u64) -> bool {
-        let stats = RequestStats::default();
-        state.note(key, version, contender.clone(), stats)
+        let counts = RequestStats::default();
+        state.note(key, version, contender.clone(), counts)
     }
 
     #[test]

@@ -145,18 +145,18 @@ fn collect<S>(inner: &Inner<S>, scrape: &Scrape<'_>) {
     {
         let state = inner.state.lock().unwrap_or_else(PoisonError::into_inner);
         paused = state.pause.scope();
-        let known = state.known.values().map(|known| &known.stats);
-        let shelved = state.backlog.all().map(|shelved| &shelved.stats);
-        for stats in known.chain(shelved) {
-            for (sum, count) in phases.iter_mut().zip(stats.phases) {
+        let known = state.known.values().map(|known| &known.counts);
+        let shelved = state.backlog.all().map(|shelved| &shelved.counts);
+        for counts in known.chain(shelved) {
+            for (sum, count) in phases.iter_mut().zip(counts.phases) {
                 *sum += usize::from(count);
             }
-            if let Some(reason) = stats.reason {
+            if let Some(reason) = counts.reason {
                 *reasons.entry(reason).or_default() += 1;
             }
-            if stats.reason != Some(Reason::Suspended) {
-                age = age.max(since(stats.created));
-                overdue = overdue.max(since(stats.deadline));
+            if counts.reason != Some(Reason::Suspended) {
+                age = age.max(since(counts.created));
+                overdue = overdue.max(since(counts.deadline));
             }
         }
         let operations = state

@@ -274,7 +274,7 @@ impl Store for Cluster {
                 tracing::warn!(request = %Key::of(object), "cannot publish an event: {}", causes(&error));
             }
             Err(_) => {
-                tracing::warn!(request = %Key::of(object), "cannot publish an event: timed out")
+                tracing::warn!(request = %Key::of(object), "cannot publish an event: timed out");
             }
         }
     }

@@ -97,7 +97,7 @@ fn a_write_that_was_refused_or_never_sent_is_none() {
     let refused = memory.write(&float, float.tag(), ours);
     let later = now + SETTLE;
     assert!(refused.enter(later));
-    // PushCheck again before it is sent again.
+    // Asked again before it is sent again.
     assert!(refused.enter(later + Duration::from_secs(1)));
     refused.refused();
     // The one before it may land all the same.

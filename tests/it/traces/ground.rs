@@ -300,7 +300,7 @@ impl Inside {
                 server: stage.plane.server().to_owned(),
                 namespace: Some(stage.namespace.clone()),
                 lease_namespace: None,
-                brake_namespace: stage.namespace.clone(),
+                pause_namespace: stage.namespace.clone(),
                 identity: "inside".into(),
                 registry: RegistryClient::with_backoff(settings, rest, rest * 10).unwrap(),
                 policy: Policy::default(),
