@@ -18,7 +18,7 @@ import (
 	"promotion-controller/examples/ci-operator/api/v1alpha1"
 )
 
-// client speaks to the API server about the requests of one namespace.
+// client calls the API server about the requests of one namespace.
 type client = gentype.ClientWithList[*v1alpha1.PromotionRequest, *v1alpha1.PromotionRequestList]
 
 func newClient(config *rest.Config, namespace string) (*client, error) {
@@ -57,12 +57,12 @@ func only(client *client, name string) cache.ListerWatcher {
 	}
 }
 
-// isDenied says whether the caller is told to be nobody, or to have no right.
+// isDenied says whether the caller is unknown or lacks a right.
 func isDenied(err error) bool {
 	return apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err)
 }
 
-// mayPass says whether the same call may succeed later: nobody answered, or the server is not well.
+// mayPass says whether the same call may succeed later: there was no answer, or the server has a problem.
 func mayPass(err error) bool {
 	var transport *url.Error
 	return errors.As(err, &transport) ||

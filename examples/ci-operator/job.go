@@ -24,12 +24,11 @@ import (
 )
 
 const (
-	// startWithin is how long an API server that does not answer is asked to take a request.
+	// startWithin is how long the creation of a request is retried while the API server does not answer.
 	startWithin = 10 * time.Minute
-	// deniedWithin is how long a refusal for want of rights is not believed: an API server that has just begun does not know its
-	// roles yet.
+	// deniedWithin is how long missing rights are not believed: an API server that has just started does not know its roles yet.
 	deniedWithin = 10 * time.Second
-	// again is the rest between two calls of which the first came to nothing.
+	// again is the pause after a call that failed.
 	again = 2 * time.Second
 	// callTimeout ends a single call.
 	callTimeout = 30 * time.Second
@@ -47,7 +46,7 @@ const (
 
 var errTimeout = errors.New("the time of --timeout is over")
 
-// failure is why what was waited for did not come about.
+// failure says why what the job waited for did not happen.
 type failure struct {
 	reason  string
 	message string
@@ -60,16 +59,16 @@ type job struct {
 	options *options
 	client  *client
 	log     *log.Logger
-	// last is the request as it was last seen; nil before it is there.
+	// last is the request as last seen; nil before it exists.
 	last *v1alpha1.PromotionRequest
-	// told is the last line that was logged about it.
+	// told is the last line logged about it.
 	told string
 	// finished is after how many seconds each float's image was seen to be finished.
 	finished map[string]float64
 }
 
-// run asks for the promotion and waits. When ctx is interrupted it takes the request back; release is called then, so that a
-// second signal, a second later or more, ends the program.
+// run asks for the promotion and waits. When ctx is interrupted it cancels the request and calls release, so that a second signal,
+// a second or more later, ends the program.
 func (j *job) run(ctx context.Context, release func()) *failure {
 	request, err := j.ensure(ctx)
 	if err == nil {
@@ -94,7 +93,7 @@ func (j *job) run(ctx context.Context, release func()) *failure {
 	}
 }
 
-// ensure makes the request be there: it is created, or adopted where it is there with the same spec.
+// ensure creates the request, or adopts an existing one with the same spec.
 func (j *job) ensure(ctx context.Context) (*v1alpha1.PromotionRequest, error) {
 	var request *v1alpha1.PromotionRequest
 	err := j.persist(ctx, startWithin, func(ctx context.Context) (err error) {
@@ -119,11 +118,10 @@ func (j *job) ensure(ctx context.Context) (*v1alpha1.PromotionRequest, error) {
 	return request, nil
 }
 
-// adopt takes the request that is there for the job's own if it asks for the same.
+// adopt accepts an existing request as the job's own if it asks for the same.
 //
-// What is left out of a spec is filled in by the API server, so that is who is asked what the job's spec comes to: by a creation
-// that is not carried out. suspend, cancel and ttlSecondsAfterFinished are not compared; they may be changed by anyone at any
-// time and do not say what is promoted.
+// The API server fills in what a spec leaves out, so a dry-run creation tells what the job's spec comes to. suspend, cancel and
+// ttlSecondsAfterFinished are not compared: anyone may change them, and they do not change what is promoted.
 func (j *job) adopt(ctx context.Context) (*v1alpha1.PromotionRequest, error) {
 	existing, err := j.client.Get(ctx, j.options.request.Name, metav1.GetOptions{})
 	if err != nil {
@@ -147,8 +145,8 @@ func (j *job) adopt(ctx context.Context) (*v1alpha1.PromotionRequest, error) {
 	return existing, nil
 }
 
-// complete says whether the API server kept all that the job asks for. A definition that is older than this program drops the fields
-// it does not know, where they are not refused: the request would mean something else.
+// complete says whether the API server kept all that the job asks for. A CRD older than this program drops the fields it does not
+// know, unless they are refused, and the request would mean something else.
 func (j *job) complete(got *v1alpha1.PromotionRequest) error {
 	lost := lacking("spec", asSent(j.options.request.Spec), asSent(got.Spec))
 	if len(lost) == 0 {
@@ -158,7 +156,7 @@ func (j *job) complete(got *v1alpha1.PromotionRequest) error {
 	return &failure{reasonInvalidSpec, message}
 }
 
-// lacking names what was sent and is not in what came back. What was filled in does not matter.
+// lacking names what was sent and did not come back. What was added does not matter.
 func lacking(path string, sent, got any) []string {
 	var lost []string
 	switch sent := sent.(type) {
@@ -219,7 +217,7 @@ func difference(a, b v1alpha1.PromotionRequestSpec) []string {
 	return names
 }
 
-// persist makes a call until it has been answered. A single call is not cut off when ctx ends, so that its outcome is known.
+// persist repeats a call until it is answered. A single call is not cut off when ctx ends, so that its outcome is known.
 func (j *job) persist(ctx context.Context, within time.Duration, call func(context.Context) error) error {
 	var last error
 	var denied time.Time
@@ -244,8 +242,8 @@ func (j *job) persist(ctx context.Context, within time.Duration, call func(conte
 	return err
 }
 
-// wait watches the request until it is where it is wanted to be, or at its end. It outlives watches that expire and API servers
-// that go away.
+// wait watches the request until it is where the job wants it, or ended. It survives watches that expire and API servers that go
+// away.
 func (j *job) wait(ctx context.Context, request *v1alpha1.PromotionRequest, until string) error {
 	there := func(store cache.Store) (bool, error) {
 		if len(store.List()) > 0 {
@@ -273,7 +271,7 @@ func (j *job) wait(ctx context.Context, request *v1alpha1.PromotionRequest, unti
 	return err
 }
 
-// hasReached says whether a request is where it is wanted to be, or at its end.
+// hasReached says whether a request is where the job wants it, or ended.
 func hasReached(request *v1alpha1.PromotionRequest, until string) bool {
 	ends := []string{v1alpha1.ConditionComplete, v1alpha1.ConditionFailed, until}
 	return slices.ContainsFunc(ends, func(kind string) bool {
@@ -281,7 +279,7 @@ func hasReached(request *v1alpha1.PromotionRequest, until string) bool {
 	})
 }
 
-// verdict is what is to be said of a request that has got where it was wanted, or has ended.
+// verdict judges a request that is where the job wants it, or ended.
 func verdict(request *v1alpha1.PromotionRequest) *failure {
 	failed := meta.FindStatusCondition(request.Status.Conditions, v1alpha1.ConditionFailed)
 	if failed == nil || failed.Status != metav1.ConditionTrue {
@@ -290,7 +288,7 @@ func verdict(request *v1alpha1.PromotionRequest) *failure {
 	return &failure{failed.Reason, failed.Message}
 }
 
-// observe notes what is new of the request, and logs it.
+// observe notes and logs what is new about the request.
 func (j *job) observe(request *v1alpha1.PromotionRequest) {
 	j.last = request
 	status := request.Status
@@ -327,13 +325,13 @@ func (j *job) timedOut() *failure {
 	return &failure{reasonTimeout, message}
 }
 
-// takeBack cancels the request of a job that is ended early, and waits a while for what comes of it. A request that is committed
-// runs to its end: its floats move.
+// takeBack cancels the request of a job that is ended early, and waits a while for the outcome. A committed request runs to its
+// end: its floats move.
 func (j *job) takeBack() *failure {
 	ctx, stop := context.WithTimeout(context.Background(), j.options.cancelGrace)
 	defer stop()
 	if j.last == nil {
-		// Its creation may have come through all the same.
+		// Its creation may have succeeded all the same.
 		if request, err := j.adopt(ctx); err == nil {
 			j.observe(request)
 		} else {
@@ -341,7 +339,7 @@ func (j *job) takeBack() *failure {
 		}
 	}
 	j.log.Printf("%s: ended early; setting spec.cancel", j.name())
-	// With its UID, no request that somebody else made under this name is cancelled.
+	// With its UID, so that no request of the same name from somebody else is cancelled.
 	change := fmt.Sprintf(`{"metadata":{"uid":%q},"spec":{"cancel":true}}`, j.last.UID)
 	err := j.persist(ctx, j.options.cancelGrace, func(ctx context.Context) error {
 		request, err := j.client.Patch(ctx, j.last.Name, types.MergePatchType, []byte(change), metav1.PatchOptions{})
@@ -371,7 +369,7 @@ func (j *job) takeBack() *failure {
 	}
 }
 
-// isCommitted says whether the floats of a request, or some of them, move whatever is asked.
+// isCommitted says whether floats of a request will move in any case.
 func isCommitted(request *v1alpha1.PromotionRequest) bool {
 	return request.Status.Committed || slices.ContainsFunc(request.Status.Images, func(image v1alpha1.ImageStatus) bool {
 		return image.Committed

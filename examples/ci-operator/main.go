@@ -1,12 +1,11 @@
-// ci-operator is what a CI job does to have its images promoted: it asks, waits, reports, and takes back what it asked for when
-// it is ended early.
+// ci-operator does what a CI job does to have its images promoted: it asks, waits, reports, and cancels if it is ended early.
 //
 //	ensure ──▶ watch ──▶ Staged or Complete ──▶ references, junit, artifact
 //	create,      │
 //	or adopt     └─ SIGTERM ──▶ spec.cancel ──▶ Cancelled, or committed and run to its end
 //
-// It exits with 0 when what was waited for has come about, with 1 when not (the last line then is promoting_images:REASON), and
-// with 2 when it was called wrongly.
+// It exits with 0 if what it waited for happened, with 1 if not (the last line then is promoting_images:REASON), and with 2 for
+// bad arguments.
 package main
 
 import (
@@ -73,7 +72,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	defer stop()
 	ctx, release := signal.NotifyContext(timed, syscall.SIGTERM, syscall.SIGINT)
 	defer release()
-	// Some programs send a signal twice, to the process and to its group: repeats within a second are one.
+	// Some programs send a signal twice, to the process and to its group: repeats within a second count as one.
 	failed := job.run(ctx, func() { time.AfterFunc(time.Second, release) })
 	if err := job.report(stdout, failed); err != nil {
 		job.log.Printf("error: %v", err)

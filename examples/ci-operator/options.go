@@ -17,7 +17,7 @@ import (
 	"promotion-controller/examples/ci-operator/api/v1alpha1"
 )
 
-// nameMax leaves room for what the controller's events add to the request's name.
+// nameMax leaves room for what events add to the request's name.
 const nameMax = 200
 
 const usage = `usage: ci-operator [flags] [SOURCE=FLOAT ...]
@@ -26,9 +26,9 @@ Has images promoted by the promotion-controller of a cluster, and waits for it.
 
 `
 
-// options is how the program was called.
+// options are the command line.
 type options struct {
-	// request is what is to be created; its namespace may be empty until the kubeconfig is read.
+	// request is what to create; its namespace may be empty until the kubeconfig is read.
 	request     *v1alpha1.PromotionRequest
 	kubeconfig  string
 	until       string
@@ -39,7 +39,7 @@ type options struct {
 	pullHost    string
 }
 
-// parse reads the command line; what is wrong is said once, and stderr gets the usage only when it was asked for.
+// parse reads the command line. It reports an error once, and prints the usage to stderr only on request.
 func parse(args []string, getenv func(string) string, stderr io.Writer) (*options, error) {
 	options := &options{}
 	request := &v1alpha1.PromotionRequest{}
@@ -54,15 +54,15 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (*option
 	flags.StringVar(&latch, "latch", "", "Together or Independently")
 	flags.StringVar(&onFailure, "on-failure", "", "Hold or Rollback")
 	flags.StringVar(&referrers, "referrers", "", "Ignore, BestEffort or Require")
-	flags.StringVar(&pullSecret, "pull-secret", "", "the `SECRET` that sources are read with")
-	flags.StringVar(&pushSecret, "push-secret", "", "the `SECRET` that floats are written with")
+	flags.StringVar(&pullSecret, "pull-secret", "", "the `SECRET` to pull sources with")
+	flags.StringVar(&pushSecret, "push-secret", "", "the `SECRET` to push floats with")
 	flags.DurationVar(&deadline, "deadline", 0, "how long the promotion may take, 1m to 24h (default: the API's)")
 	flags.StringVar(&options.kubeconfig, "kubeconfig", "", "`FILE` (default: $KUBECONFIG, ~/.kube/config, the pod's)")
-	flags.StringVar(&options.until, "until", v1alpha1.ConditionComplete, "what is waited for: Staged or Complete")
-	flags.DurationVar(&options.timeout, "timeout", 3*time.Hour, "how long is waited; the request goes on without the job")
-	flags.DurationVar(&options.cancelGrace, "cancel-grace", 30*time.Second, "how long a cancelled request's end is waited for")
+	flags.StringVar(&options.until, "until", v1alpha1.ConditionComplete, "wait for Staged or Complete")
+	flags.DurationVar(&options.timeout, "timeout", 3*time.Hour, "how long to wait; the request goes on without the job")
+	flags.DurationVar(&options.cancelGrace, "cancel-grace", 30*time.Second, "how long to wait for the end of a cancelled request")
 	flags.StringVar(&options.artifacts, "artifact-dir", getenv("ARTIFACT_DIR"), "`DIR` for junit_promotion.xml and promotionrequest.yaml")
-	flags.StringVar(&options.output, "o", "text", "text, yaml or json: how ImageStream references are printed")
+	flags.StringVar(&options.output, "o", "text", "text, yaml or json: format of ImageStream references")
 	flags.StringVar(&options.pullHost, "pull-host", "", "`HOST` that ImageStreams refer to instead of the float's")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
@@ -125,7 +125,7 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (*option
 	if !slices.Contains([]string{"text", "yaml", "json"}, options.output) {
 		return nil, fmt.Errorf("-o %s: write text, yaml or json", options.output)
 	}
-	// A status is the controller's to write.
+	// Only the controller writes status.
 	request.Status = v1alpha1.PromotionRequestStatus{}
 	options.request = request
 	return options, nil
@@ -137,7 +137,7 @@ func override[T ~string](to *T, value string) {
 	}
 }
 
-// jobName is the same for every run of one build of a job, and a name that Kubernetes admits.
+// jobName is the same for every run of one build of a job, and a valid Kubernetes name.
 func jobName(job, build string) string {
 	if job == "" || build == "" {
 		return ""

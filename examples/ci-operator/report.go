@@ -19,16 +19,16 @@ import (
 	"promotion-controller/examples/ci-operator/api/v1alpha1"
 )
 
-// payloadNamespaces are those whose ImageStreams release payloads are made of.
+// payloadNamespaces have the ImageStreams that release payloads are built from.
 var payloadNamespaces = []string{"ocp", "origin", "ocp-priv"}
 
-// streamTag is an ImageStream's tag, and the image it is to refer to.
+// streamTag is an ImageStream's tag and the image it should refer to.
 type streamTag struct {
 	namespace, stream, tag string
 	float, image           string
 }
 
-// report says what has become of the images, on stdout and in the artifacts.
+// report says what became of the images, on stdout and in the artifacts.
 func (j *job) report(stdout io.Writer, failed *failure) error {
 	var problems []error
 	var images []v1alpha1.ImageStatus
@@ -74,8 +74,8 @@ func writeImages(to io.Writer, images []v1alpha1.ImageStatus) {
 	}
 }
 
-// streamTags are the tags that the caller has to set for images that were posted, unchanged ones among them, and the floats of
-// payload namespaces whose name says no ImageStream.
+// streamTags are the tags that the caller has to set for posted images, unchanged ones included, and the floats of payload
+// namespaces whose name has no ImageStream.
 func streamTags(images []v1alpha1.ImageStatus, pullHost string) (tags []streamTag, unnamed []string) {
 	for _, image := range images {
 		if image.Phase != v1alpha1.PhasePosted || image.Promoted == "" {
@@ -98,9 +98,8 @@ func streamTags(images []v1alpha1.ImageStatus, pullHost string) (tags []streamTa
 	return tags, unnamed
 }
 
-// parseFloat reads the tag of a float, NAMESPACE_IMAGESTREAM_TAG. A namespace has no underscore. An ImageStream's name could have
-// one, but those of payloads are called after releases (4.21, 4.21-priv, scos-4.21) and have none: it ends at the next. All that
-// follows is the tag, underscores included.
+// parseFloat reads the tag of a float, NAMESPACE_IMAGESTREAM_TAG. A namespace has no underscore, nor do the ImageStreams of
+// payloads, which are named after releases (4.21, 4.21-priv, scos-4.21). All that follows is the tag, underscores included.
 func parseFloat(float string) (streamTag, bool) {
 	parts := strings.SplitN(float[strings.LastIndex(float, ":")+1:], "_", 3)
 	tag := streamTag{namespace: parts[0], float: float}
@@ -117,7 +116,7 @@ func (t streamTag) command() string {
 		t.image, t.namespace, t.stream, t.tag)
 }
 
-// object is the same as an ImageStreamTag. Unlike an ImageStream it names one tag only, so that applying it drops no other.
+// object is the same as an ImageStreamTag. Unlike an ImageStream it has one tag only, so applying it drops no other.
 func (t streamTag) object() map[string]any {
 	return map[string]any{
 		"apiVersion": "image.openshift.io/v1",
@@ -203,7 +202,7 @@ func (j *job) junit(failed *failure) ([]byte, error) {
 	return append([]byte(xml.Header), append(text, '\n')...), err
 }
 
-// imageFailure is why an image is not where the job wanted it: for a reason of its own, or because the job stopped waiting.
+// imageFailure says why an image is not where the job wanted it: for a reason of its own, or because the job stopped waiting.
 func imageFailure(image v1alpha1.ImageStatus, failed *failure) *testFailure {
 	switch image.Phase {
 	case v1alpha1.PhasePosted, v1alpha1.PhasePlanned:
@@ -222,7 +221,7 @@ func imageFailure(image v1alpha1.ImageStatus, failed *failure) *testFailure {
 	return &testFailure{failed.reason, message}
 }
 
-// object is the request as the API server has it, fields that these types do not know included; else as it was last seen.
+// object is the request as the API server has it, including fields that these types do not know; else as last seen.
 func (j *job) object() ([]byte, error) {
 	if j.last == nil {
 		return nil, nil
@@ -238,7 +237,7 @@ func (j *job) object() ([]byte, error) {
 	return yaml.Marshal(j.last)
 }
 
-// writeFile writes what there is to write.
+// writeFile writes a file, if there is anything to write.
 func writeFile(directory, name string, content func() ([]byte, error)) error {
 	text, err := content()
 	if err != nil || text == nil {
