@@ -282,18 +282,18 @@ async fn copy(from: &str, to: &str, digest: &str) {
     let location = opened.headers()[LOCATION].to_str().unwrap();
     let mut url = opened.url().join(location).unwrap();
     url.query_pairs_mut().append_pair("digest", digest);
-    let hash = Arc::new(std::sync::Mutex::new(Sha256::new()));
+    let hash = Arc::new(parking_lot::Mutex::new(Sha256::new()));
     let hashing = Arc::clone(&hash);
     let stream = source
         .bytes_stream()
-        .inspect_ok(move |piece| hashing.lock().unwrap().update(piece));
+        .inspect_ok(move |piece| hashing.lock().update(piece));
     let put = writes
         .request(Method::PUT, url)
         .header(CONTENT_TYPE, "application/octet-stream")
         .header(CONTENT_LENGTH, length)
         .body(Body::wrap_stream(stream.boxed()));
     assert_eq!(put.send().await.unwrap().status(), StatusCode::CREATED);
-    let found = hash.lock().unwrap().clone().finalize();
+    let found = hash.lock().clone().finalize();
     let found = found.iter().map(|byte| format!("{byte:02x}"));
     assert_eq!(format!("sha256:{}", found.collect::<String>()), digest);
 }

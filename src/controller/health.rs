@@ -6,9 +6,10 @@
 //! keeps or awaits the lease stands still, or requests are due and no reconcile has ended for [`STALLED`]. What the API server or a
 //! registry answers, and whether, has no bearing on it: every call to them is given up in time.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 /// How long the API server may be silent, or the watch be broken, before a process is not ready; and how long the loop of the lease
@@ -125,7 +126,7 @@ impl Health {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

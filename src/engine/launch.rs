@@ -1,7 +1,8 @@
 //! Operations in flight: launched after a save, landed with an outcome, reported at most once per status interval.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 

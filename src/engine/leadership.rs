@@ -3,8 +3,10 @@
 //! The lease is trusted for a while after each renewal; a tag write is sent only if its whole timeout fits in what is left, so
 //! that no write of ours is on the wire when somebody else may lead.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::moment::Moment;
 
@@ -48,14 +50,14 @@ impl Leadership {
     pub fn trust(&self, since: Moment, lasts: Duration) {
         if let Some(cell) = &self.trusted {
             let trust = Trust { since, lasts };
-            *cell.lock().unwrap_or_else(PoisonError::into_inner) = Some(trust);
+            *cell.lock() = Some(trust);
         }
     }
 
     /// The lease is lost: nothing is trusted any more.
     pub fn lose(&self) {
         if let Some(cell) = &self.trusted {
-            *cell.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            *cell.lock() = None;
         }
     }
 
@@ -65,7 +67,7 @@ impl Leadership {
         let Some(cell) = &self.trusted else {
             return true;
         };
-        let trust = *cell.lock().unwrap_or_else(PoisonError::into_inner);
+        let trust = *cell.lock();
         trust.is_some_and(|trust| trust.since.elapsed() + timeout <= trust.lasts)
     }
 }

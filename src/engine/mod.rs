@@ -27,11 +27,12 @@ mod reconcile;
 mod state;
 mod telemetry;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -152,7 +153,7 @@ impl<S: Store> Engine<S> {
 
     /// Asks for a reconcile of an object.
     pub fn trigger(&self, key: Key) {
-        telemetry::lock(&self.inner.work_queue).add(&key);
+        self.inner.work_queue.lock().add(&key);
         // The receiver is gone only when the process ends.
         let _ = self.inner.triggers.send(key);
     }
@@ -414,10 +415,7 @@ impl<S: Store> Engine<S> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.inner
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.inner.state.lock()
     }
 }
 

@@ -10,11 +10,12 @@ mod forecast;
 mod labels;
 mod referrers;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -635,7 +636,7 @@ impl Operation {
             () = self.cancel.cancelled() => Err(Outcome::Dropped),
             result = work => {
                 let read = Some((asked, Moment::now()));
-                *self.read.lock().unwrap_or_else(PoisonError::into_inner) = read;
+                *self.read.lock() = read;
                 result.map_err(|error| Outcome::Faulted(fault(&error)))
             }
         }
@@ -644,7 +645,7 @@ impl Operation {
     /// Whether what was read last, a look at the tag that is to be written most often, is fresh enough to write upon. An answer that
     /// waited for a machine that slept is not.
     fn is_fresh(&self) -> bool {
-        let read = *self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = *self.read.lock();
         read.is_some_and(|(asked, answered)| {
             answered.elapsed() <= LOOK_MAX && asked.slept() <= LOOK_MAX
         })

@@ -5,7 +5,7 @@
 //! look at is `warn`, steps are `debug`.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -95,17 +95,17 @@ impl<S: Store> Engine<S> {
     /// For how long requests have been due without a reconcile that ended; none: nothing is due.
     #[must_use]
     pub fn stalled(&self) -> Option<Duration> {
-        lock(&self.inner.work_queue).stalled(Instant::now())
+        self.inner.work_queue.lock().stalled(Instant::now())
     }
 
     /// Takes note that a request that was due is not there.
     pub fn dequeue_missing(&self, key: &Key) {
-        lock(&self.inner.work_queue).waiting.remove(key);
+        self.inner.work_queue.lock().waiting.remove(key);
     }
 
     /// A request's turn has come.
     pub(super) fn reconcile_started(&self, key: &Key) -> Instant {
-        let due = lock(&self.inner.work_queue).waiting.remove(key);
+        let due = self.inner.work_queue.lock().waiting.remove(key);
         if let Some(since) = due {
             self.metrics().reconcile_waited(since.elapsed());
         }
@@ -114,7 +114,7 @@ impl<S: Store> Engine<S> {
 
     /// A request's turn is over.
     pub(super) fn reconcile_ended(&self, begun: Instant, well: bool) {
-        lock(&self.inner.work_queue).ended = Instant::now();
+        self.inner.work_queue.lock().ended = Instant::now();
         self.metrics().reconciled(begun.elapsed(), well);
     }
 
@@ -143,7 +143,7 @@ fn collect<S>(inner: &Inner<S>, scrape: &Scrape<'_>) {
     let (mut age, mut overdue) = (Duration::ZERO, Duration::ZERO);
     let paused;
     {
-        let state = inner.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = inner.state.lock();
         paused = state.pause.scope();
         let known = state.known.values().map(|known| &known.counts);
         let shelved = state.backlog.all().map(|shelved| &shelved.counts);
@@ -182,7 +182,7 @@ fn collect<S>(inner: &Inner<S>, scrape: &Scrape<'_>) {
     if let Some(scope) = paused {
         scrape.paused(scope);
     }
-    scrape.due(lock(&inner.work_queue).waiting.len());
+    scrape.due(inner.work_queue.lock().waiting.len());
 }
 
 // === operations ===
@@ -351,10 +351,6 @@ fn since(time: Option<Timestamp>) -> Option<Duration> {
 /// As it stands in the log: seconds, to the millisecond.
 fn seconds(took: Duration) -> f64 {
     (took.as_secs_f64() * 1000.0).round() / 1000.0
-}
-
-pub(super) fn lock(queue: &Mutex<WorkQueue>) -> std::sync::MutexGuard<'_, WorkQueue> {
-    queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

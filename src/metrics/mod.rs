@@ -12,9 +12,10 @@ mod families;
 mod labels;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use prometheus_client::encoding::prometheus_text;
 use prometheus_client::registry::Registry;
 
@@ -176,7 +177,7 @@ fn ends() -> impl Iterator<Item = (Phase, Reason)> {
 impl Metrics {
     /// Asks `probe` for what is there at every scrape from now on.
     pub fn at_scrape(&self, probe: impl Fn(&Scrape<'_>) + Send + Sync + 'static) {
-        lock(&self.0.probes).push(Box::new(probe));
+        self.0.probes.lock().push(Box::new(probe));
     }
 
     /// Everything, in Prometheus' text format.
@@ -184,7 +185,7 @@ impl Metrics {
     pub fn render(&self) -> String {
         let families = &self.0.families;
         // Held over the encoding too: two scrapes at once must not see each other's half of what is there.
-        let probes = lock(&self.0.probes);
+        let probes = self.0.probes.lock();
         families.forget_what_is_there();
         families.nothing_is_there();
         for probe in probes.iter() {
@@ -322,7 +323,7 @@ impl Metrics {
     #[must_use]
     pub fn host(&self, address: &str, named: bool) -> Host {
         let shown = address.strip_suffix(":443").unwrap_or(address);
-        let mut hosts = lock(&self.0.hosts);
+        let mut hosts = self.0.hosts.lock();
         if let Some(known) = hosts.labels.get(shown) {
             return known.clone();
         }
@@ -478,10 +479,6 @@ fn seconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -547,7 +544,7 @@ mod tests {
         let there = Arc::new(Mutex::new(true));
         let seen = Arc::clone(&there);
         metrics.at_scrape(move |scrape| {
-            if *lock(&seen) {
+            if *seen.lock() {
                 scrape.requests(Reason::Queued, 3);
                 scrape.requests(Reason::Queued, 4);
             }
@@ -557,7 +554,7 @@ mod tests {
         let limited = "registry_waits_total{host=\"quay.io\",reason=\"RateLimited\"} 1";
         let first = metrics.render();
         assert!(first.contains(queued) && first.contains(limited), "{first}");
-        *lock(&there) = false;
+        *there.lock() = false;
         let second = metrics.render();
         assert!(
             second.contains("requests{reason=\"Queued\"} 0") && second.contains(limited),

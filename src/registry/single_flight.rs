@@ -4,8 +4,9 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::OwnedMutexGuard;
 
 type Map<K> = Arc<Mutex<HashMap<K, Arc<tokio::sync::Mutex<()>>>>>;
@@ -35,7 +36,7 @@ impl<K: Hash + Eq + Clone> SingleFlight<K> {
             lock: None,
         };
         let lock = {
-            let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut map = self.0.lock();
             Arc::clone(map.entry(key.clone()).or_default())
         };
         flight.lock = Some(lock.lock_owned().await);
@@ -46,7 +47,7 @@ impl<K: Hash + Eq + Clone> SingleFlight<K> {
 impl<K: Hash + Eq> Drop for Flight<K> {
     fn drop(&mut self) {
         self.lock = None;
-        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut map = self.map.lock();
         // Clones are made under the map's lock only, so one left means nobody waits.
         if map
             .get(&self.key)
@@ -70,6 +71,6 @@ mod tests {
         assert!(second.is_err());
         drop(single_flight.enter(&2).await);
         drop(first);
-        assert!(single_flight.0.lock().is_ok_and(|map| map.is_empty()));
+        assert!(single_flight.0.lock().is_empty());
     }
 }

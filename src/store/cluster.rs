@@ -6,7 +6,6 @@
 //! lets it.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Secret;
@@ -14,6 +13,7 @@ use kube::api::{Api, PostParams};
 use kube::core::{Request, Status};
 use kube::runtime::events::{Event as KubeEvent, EventType, Recorder, Reporter};
 use kube::{Client, Resource as _};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use super::call::{call, causes};
@@ -124,7 +124,7 @@ impl Cluster {
     }
 
     fn secrets(&self) -> MutexGuard<'_, Secrets> {
-        self.secrets.lock().unwrap_or_else(PoisonError::into_inner)
+        self.secrets.lock()
     }
 
     /// What a Secret holds, and how large it is.

@@ -4,10 +4,10 @@
 
 use std::collections::HashSet;
 use std::path::Path;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use parking_lot::Mutex;
 use promotion_controller::api::PromotionRequest;
 use promotion_controller::controller::queue;
 use promotion_controller::engine::leadership::Leadership;
@@ -79,12 +79,12 @@ impl Watched {
 
     /// Saves so far.
     pub fn saves(&self) -> usize {
-        *self.saves.lock().unwrap()
+        *self.saves.lock()
     }
 
     /// How many events had this reason so far.
     pub fn told(&self, reason: Reason) -> usize {
-        let told = self.told.lock().unwrap();
+        let told = self.told.lock();
         told.iter().filter(|event| event.reason == reason).count()
     }
 
@@ -100,11 +100,11 @@ impl Watched {
 
     /// The object is there no more.
     pub fn delete(&self, key: &Key) {
-        self.deleted.lock().unwrap().insert(key.clone());
+        self.deleted.lock().insert(key.clone());
     }
 
     fn is_deleted(&self, key: &Key) -> bool {
-        self.deleted.lock().unwrap().contains(key)
+        self.deleted.lock().contains(key)
     }
 
     /// Says that something is held back, and waits until it may go on.
@@ -115,11 +115,11 @@ impl Watched {
 
     /// Whether no save is to be refused any more.
     pub fn has_refused(&self) -> bool {
-        matches!(*self.on_save.lock().unwrap(), OnSave::Nothing)
+        matches!(*self.on_save.lock(), OnSave::Nothing)
     }
 
     fn refuses(&self, object: &PromotionRequest) -> bool {
-        let mut on_save = self.on_save.lock().unwrap();
+        let mut on_save = self.on_save.lock();
         let refuses = matches!(&*on_save, OnSave::Refuse(wanted) if wanted(object));
         if refuses {
             *on_save = OnSave::Nothing;
@@ -137,7 +137,7 @@ impl Store for Watched {
     async fn load(&self, key: &Key) -> Result<Option<PromotionRequest>, StoreError> {
         let loaded = self.file.load(key).await?;
         let loaded = loaded.filter(|_| !self.is_deleted(key));
-        let held = self.held.lock().unwrap().take_if(|held| held == key);
+        let held = self.held.lock().take_if(|held| held == key);
         if held.is_some() {
             self.hold().await;
         }
@@ -157,13 +157,13 @@ impl Store for Watched {
             return Err(StoreError::Gone(key));
         }
         let number = {
-            let mut saves = self.saves.lock().unwrap();
+            let mut saves = self.saves.lock();
             *saves += 1;
             *saves
         };
         let (mut hold, mut lose) = (false, false);
         let (before, after) = {
-            let mut on_save = self.on_save.lock().unwrap();
+            let mut on_save = self.on_save.lock();
             match &*on_save {
                 OnSave::StopBefore(n) => (*n == number, false),
                 OnSave::StopAfter(n) => (false, *n == number),
@@ -188,7 +188,7 @@ impl Store for Watched {
             self.hold().await;
         }
         if lose {
-            *self.held.lock().unwrap() = Some(key.clone());
+            *self.held.lock() = Some(key.clone());
             return Err(StoreError::Failed {
                 verb: "save",
                 key,
@@ -207,7 +207,7 @@ impl Store for Watched {
     }
 
     async fn publish(&self, object: &PromotionRequest, event: Event) {
-        self.told.lock().unwrap().push(event.clone());
+        self.told.lock().push(event.clone());
         self.file.publish(object, event).await;
     }
 }

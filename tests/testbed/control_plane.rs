@@ -7,9 +7,9 @@
 //! What tests do with it is in `cluster.rs`.
 
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
 use super::credentials::Credentials;

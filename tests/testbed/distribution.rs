@@ -8,9 +8,10 @@
 //! whose digest any other of its repositories still holds, so floats want a registry of their own.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::access_log::USER_AGENT;

@@ -53,7 +53,7 @@ fn http_client_builder() -> reqwest::ClientBuilder {
 
 /// Waits until `request` is answered with one of `wanted`; ends early when `part` ended.
 pub(super) async fn wait_ready(
-    part: &std::sync::Mutex<Supervised>,
+    part: &parking_lot::Mutex<Supervised>,
     request: reqwest::RequestBuilder,
     wanted: &[u16],
     patience: Duration,
@@ -83,8 +83,6 @@ pub(super) async fn wait_ready(
 }
 
 /// The lock's content also after a test panicked while it held the lock.
-pub(super) fn locked<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
+pub(super) fn locked<T>(mutex: &parking_lot::Mutex<T>) -> parking_lot::MutexGuard<'_, T> {
+    mutex.lock()
 }

@@ -6,11 +6,12 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -328,7 +329,7 @@ impl Authority {
     }
 
     pub(super) fn set(&self, auth: Auth) {
-        *self.auth.write().unwrap_or_else(PoisonError::into_inner) = auth;
+        *self.auth.write() = auth;
     }
 
     /// How a repository asks for credentials; the ping, where none is named.
@@ -476,11 +477,11 @@ impl Authority {
     }
 
     fn read<T>(&self, look: impl FnOnce(&Auth) -> T) -> T {
-        look(&self.auth.read().unwrap_or_else(PoisonError::into_inner))
+        look(&self.auth.read())
     }
 
-    fn lock_tokens(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Issued>>> {
-        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_tokens(&self) -> parking_lot::MutexGuard<'_, HashMap<String, Arc<Issued>>> {
+        self.tokens.lock()
     }
 }
 

@@ -286,7 +286,7 @@ fn store(call: &Call, upload: &mut Upload, expected: Digest) -> Result<Response,
     ))
 }
 
-fn find(call: &Call, id: &str) -> Result<std::sync::Arc<std::sync::Mutex<Upload>>, Refusal> {
+fn find(call: &Call, id: &str) -> Result<std::sync::Arc<parking_lot::Mutex<Upload>>, Refusal> {
     let state = call.query("state");
     let found = call
         .registry

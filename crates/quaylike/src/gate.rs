@@ -5,10 +5,11 @@
 //! request parked [`Moment::After`] did is done. One parked [`Moment::Before`] has done nothing: [`Gate::cut`] keeps it so, while
 //! [`Gate::open`] has it done, late, even though its client is gone.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -169,7 +170,7 @@ impl Drop for Gate {
 
 impl Gates {
     pub(super) fn add(&self, spec: GateSpec) -> u64 {
-        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut gates = self.gates.lock();
         gates.0 += 1;
         let id = gates.0;
         gates.1.push(Arc::new(Standing {
@@ -184,7 +185,7 @@ impl Gates {
 
     /// Opens one gate, or all, and forgets it.
     pub(super) fn remove(&self, id: Option<u64>) {
-        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut gates = self.gates.lock();
         gates.1.retain(|gate| {
             let stays = id.is_some_and(|id| id != gate.id);
             if !stays {
@@ -196,7 +197,7 @@ impl Gates {
     }
 
     pub(super) fn find(&self, id: u64) -> Option<Arc<Standing>> {
-        let gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        let gates = self.gates.lock();
         gates.1.iter().find(|gate| gate.id == id).cloned()
     }
 
@@ -218,7 +219,7 @@ impl Gates {
         if self.count.load(Ordering::Acquire) == 0 {
             return false;
         }
-        let gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        let gates = self.gates.lock();
         let mut specs = gates.1.iter().map(|gate| &gate.spec);
         specs.any(|spec| spec.matcher.matches(entry))
     }
@@ -229,7 +230,7 @@ impl Gates {
             return true;
         }
         let standing: Vec<Arc<Standing>> = {
-            let gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+            let gates = self.gates.lock();
             gates
                 .1
                 .iter()
@@ -251,7 +252,7 @@ impl Standing {
         if self.spec.moment != moment || !self.spec.matcher.matches(entry) {
             return false;
         }
-        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counted = self.counted.lock();
         *counted += 1;
         *counted == self.spec.nth
     }

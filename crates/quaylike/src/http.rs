@@ -3,8 +3,8 @@
 //! In: requests of both listeners. Out: their answers. Each request is in the log before anything else happens to it, and its
 //! entry is closed however it ends, also when the client goes away in the middle.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -14,6 +14,7 @@ use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderName, HeaderValue,
 use axum::http::request::Parts;
 use axum::http::{Method, StatusCode};
 use axum::response::Response;
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use tokio_util::sync::CancellationToken;
 
 use super::answers::{self, Refusal};
@@ -305,11 +306,11 @@ impl Registry {
     }
 
     pub(super) fn store(&self) -> MutexGuard<'_, Store> {
-        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+        self.store.lock()
     }
 
     pub(super) fn settings(&self) -> Settings {
-        *self.settings.read().unwrap_or_else(PoisonError::into_inner)
+        *self.settings.read()
     }
 
     /// Parks a request where a gate stops it. False: its connection is to be cut.
@@ -322,10 +323,7 @@ impl Registry {
 
     pub(super) fn update(&self, change: impl FnOnce(&mut Settings)) -> Settings {
         let settings = {
-            let mut settings = self
-                .settings
-                .write()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut settings = self.settings.write();
             change(&mut settings);
             *settings
         };

@@ -4,8 +4,9 @@
 //! content since; and whether one more request is within the rate.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::content::Digest;
 use super::names::Kind;
@@ -45,7 +46,7 @@ impl<T: Clone> Recall<T> {
             return read();
         }
         let fresh = |at: &Instant| now.saturating_duration_since(*at) < life;
-        let mut answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut answers = self.0.lock();
         let key = (repository.to_owned(), digest);
         if let Some((at, known)) = answers.get(&key)
             && fresh(at)
@@ -73,7 +74,7 @@ impl Bucket {
             Kind::Blob | Kind::Upload => blobs,
             _ => return true,
         };
-        let mut filled = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut filled = self.0.lock();
         let (at, level) = filled.unwrap_or((now, -1.0));
         let drained = now.saturating_duration_since(at).as_secs_f64() * f64::from(rate);
         let level = (level - drained).max(-1.0) + 1.0;

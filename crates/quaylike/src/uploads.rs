@@ -5,10 +5,11 @@
 //! connection broke stays: the next piece begins there.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
 use sha2::{Digest as _, Sha256};
 
 use super::content::{Blob, Digest};
@@ -98,7 +99,7 @@ impl Uploads {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Mutex<Upload>>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
@@ -153,7 +154,7 @@ impl Upload {
 }
 
 pub(super) fn locked(upload: &Mutex<Upload>) -> MutexGuard<'_, Upload> {
-    upload.lock().unwrap_or_else(PoisonError::into_inner)
+    upload.lock()
 }
 
 fn unguessable() -> String {

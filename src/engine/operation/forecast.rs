@@ -3,10 +3,11 @@
 //! In come the image's spec and credentials; out comes what promoting it would do. Guaranteed: nothing is written, and no token is
 //! asked for with the right to write: some registries make the repository that it names.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::try_join;
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::{Flow, Operation, Tools};

@@ -14,15 +14,16 @@
 //! order.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::breaker::{BadAnswer, Breaker, BreakerPermit};
-use super::limits::{Lane, Limits, lock};
+use super::limits::{Lane, Limits};
 use super::progress::Progress;
 use super::queue::{HostQueue, Permit, Want};
 use crate::machine::Reason;
@@ -139,7 +140,7 @@ impl Host {
 
     /// What a credential is given.
     fn share_of(&self, credential: CredentialKey) -> Arc<CredentialShare> {
-        let mut shares = lock(&self.credentials);
+        let mut shares = self.credentials.lock();
         if shares.len() >= CREDENTIALS_MAX && !shares.contains_key(&credential) {
             shares.retain(|_, share| Arc::strong_count(share) > 1 || share.is_used());
         }
@@ -239,7 +240,7 @@ impl Host {
     /// Whether a credential of another namespace has met a limit of late; that this one has is remembered.
     fn others_are_limited(&self, caller: Caller<'_>) -> bool {
         let (now, namespace) = (Instant::now(), caller.progress.flow().namespace);
-        let mut limited = lock(&self.limited);
+        let mut limited = self.limited.lock();
         limited.retain(|(_, key, at)| *at + SAME_LIMIT_WITHIN > now && *key != caller.credential);
         let others = limited.iter().any(|(other, ..)| *other != namespace);
         // The oldest of its own namespace goes first: one that has many credentials drives nobody else out.

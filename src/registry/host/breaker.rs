@@ -5,13 +5,13 @@
 //! In comes what became of each request; out comes leave to send, or a wait that the operation's observer is told of.
 //! Guaranteed: failures of requests sent together count once, and a probe that nobody waits for any more does not stop the others.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use super::limits::lock;
 use super::progress::{Progress, WaitGuard, Waiting};
 use crate::machine::Reason;
 use crate::registry::error::Error;
@@ -160,12 +160,12 @@ impl Breaker {
 
     /// Whether it is open.
     pub(crate) fn is_open(&self) -> bool {
-        lock(&self.state).open.is_some()
+        self.state.lock().open.is_some()
     }
 
     /// What is waited for, while it is open.
     pub(crate) fn unavailable(&self) -> Option<Waiting> {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let open = state.open.as_ref()?;
         Some(Waiting {
             reason: open.reason,
@@ -185,7 +185,7 @@ impl Breaker {
             changed.as_mut().enable();
             let now = Instant::now();
             let (passage, generation) = {
-                let mut state = lock(&self.state);
+                let mut state = self.state.lock();
                 (state.ask(now), state.generation)
             };
             let (until, probing, waiting) = match passage {
@@ -238,18 +238,21 @@ impl Breaker {
 
 impl BreakerPermit {
     pub(crate) fn is_stale(&self) -> bool {
-        lock(&self.breaker.state).generation != self.generation
+        self.breaker.state.lock().generation != self.generation
     }
 
     pub(crate) fn good(mut self) {
         self.probe = false;
-        lock(&self.breaker.state).good(self.generation);
+        self.breaker.state.lock().good(self.generation);
         self.breaker.changed.notify_waiters();
     }
 
     pub(crate) fn bad(mut self, bad: BadAnswer) {
         self.probe = false;
-        lock(&self.breaker.state).bad(self.generation, Instant::now(), bad);
+        self.breaker
+            .state
+            .lock()
+            .bad(self.generation, Instant::now(), bad);
         self.breaker.changed.notify_waiters();
     }
 }
@@ -260,7 +263,7 @@ impl Drop for BreakerPermit {
         if !self.probe {
             return;
         }
-        let mut state = lock(&self.breaker.state);
+        let mut state = self.breaker.state.lock();
         if state.generation == self.generation
             && let Some(open) = &mut state.open
         {

@@ -6,10 +6,12 @@
 
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use super::admission::{Caller, Host};
-use super::limits::{Limits, lock};
+use super::limits::Limits;
 use super::progress::Waiting;
 use super::queue::{HostQueue, Permit};
 use crate::metrics::{Metrics, RegistryState, Scrape};
@@ -55,7 +57,7 @@ impl Hosts {
 
     /// Tells what each is asked to bear now.
     pub(crate) fn publish(&self, scrape: &Scrape<'_>) {
-        let known = lock(&self.known);
+        let known = self.known.lock();
         let own = known.iter().filter(|((_, led_by), _)| led_by.is_none());
         let hosts: Vec<_> = own.map(|(_, host)| Arc::clone(host)).collect();
         drop(known);
@@ -74,13 +76,13 @@ impl Hosts {
 
     /// What requests to the host of this name wait for, while it is left alone.
     pub(crate) fn unavailable(&self, name: &str) -> Option<Waiting> {
-        let host = lock(&self.known).get(&(name.to_owned(), None)).cloned()?;
+        let host = self.known.lock().get(&(name.to_owned(), None)).cloned()?;
         host.all.unavailable()
     }
 
     /// The state of the host of this name, made where there is none; as the registry `led_by` leads there, if it is not its own.
     pub(crate) fn get(&self, name: &str, led_by: Option<String>) -> Arc<Host> {
-        let mut hosts = lock(&self.known);
+        let mut hosts = self.known.lock();
         let key = (name.to_owned(), led_by);
         if hosts.len() >= HOSTS_MAX && !hosts.contains_key(&key) {
             // One that is left alone is kept: forgetting it would be asking it at once.

@@ -1,6 +1,5 @@
 //! What a host is asked to bear at most, and for whom.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// What kind of request it is, for pacing: quay limits manifests and blobs apart.
@@ -45,8 +44,4 @@ pub(crate) struct FlowKey {
 impl FlowKey {
     /// The namespace of whatever has none: there are no others beside it.
     pub(crate) const NOBODY: u64 = 0;
-}
-
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -6,9 +6,10 @@
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use super::limits::FlowKey;
@@ -98,20 +99,12 @@ impl Progress {
             }
         };
         let reservation = Arc::new(reservation);
-        *self
-            .0
-            .reservation
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&reservation);
+        *self.0.reservation.lock() = Arc::downgrade(&reservation);
         reservation
     }
 
     fn reservation(&self) -> Option<Arc<Reservation>> {
-        self.0
-            .reservation
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .upgrade()
+        self.0.reservation.lock().upgrade()
     }
 
     /// Whether it holds large manifests, for which others wait.
@@ -169,7 +162,7 @@ fn hashed(name: &str) -> u64 {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Vec<(u64, Waiting)>> {
-        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waits.lock()
     }
 }
 

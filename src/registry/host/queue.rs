@@ -14,14 +14,15 @@
 
 mod state;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::limits::{Lane, Limits, lock};
+use super::limits::{Lane, Limits};
 use super::progress::{Progress, SHOWN_AFTER, Waiting};
 use crate::machine::Reason;
 pub(crate) use state::Want;
@@ -88,7 +89,7 @@ impl HostQueue {
                 () = tokio::time::sleep(SHOWN_AFTER) => {}
             }
             let places = {
-                let mut state = lock(&self.state);
+                let mut state = self.state.lock();
                 state.preempt_for(&want, Instant::now());
                 state.streams_max()
             };
@@ -106,12 +107,12 @@ impl HostQueue {
 
     /// Whether anybody has or wants anything of it, or its limits are lowered.
     pub(crate) fn is_used(&self) -> bool {
-        lock(&self.state).is_used()
+        self.state.lock().is_used()
     }
 
     /// The host limits the rate: the window halves, and the lane is slower; once for all requests that were sent together.
     pub(crate) fn limited(self: &Arc<Self>, lane: Lane, permit: &Permit) {
-        lock(&self.state).limited(lane, permit.halvings);
+        self.state.lock().limited(lane, permit.halvings);
     }
 
     /// The host serves: the window and the lane's rate grow, up to what is configured.
@@ -121,12 +122,12 @@ impl HostQueue {
 
     /// Places taken, requests that wait, and places that there are.
     pub(crate) fn load(&self) -> (usize, usize, usize) {
-        lock(&self.state).load()
+        self.state.lock().load()
     }
 
     /// Changes the state, then grants what can be granted.
     fn with(self: &Arc<Self>, change: impl FnOnce(&mut State<Permit>)) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         change(&mut state);
         let now = Instant::now();
         while let Some(waiter) = state.next(now) {

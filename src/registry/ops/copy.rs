@@ -8,9 +8,9 @@
 use std::borrow::Borrow;
 use std::collections::HashSet;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Mutex, PoisonError};
 
 use futures::{StreamExt, TryStreamExt, stream};
+use parking_lot::Mutex;
 
 use super::client::RegistryClient;
 use super::get::named;
@@ -81,11 +81,7 @@ impl Walk<'_> {
         if (parts.nested || inner) && self.registry.is_quay(&self.job.target()) {
             return Err(too_deep(self.job.to, self.top));
         }
-        let mut configs = self
-            .job
-            .configs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut configs = self.job.configs.lock();
         configs.extend(config);
         drop(configs);
         let blobs = parts.blobs.into_iter();

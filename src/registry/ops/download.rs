@@ -3,11 +3,12 @@
 //! Out come chunks, as they arrive. Guaranteed: they are hashed on the way, and the last is given only when all together have the
 //! right digest and length, so that an upload fed by it cannot complete with anything else.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use reqwest::header::{CONTENT_RANGE, HeaderValue, RANGE};
 use reqwest::{Method, Response, StatusCode};
 use sha2::{Digest as _, Sha256};
@@ -98,10 +99,7 @@ pub(crate) struct Meter {
 
 impl Meter {
     pub(crate) fn fault(&self) -> Option<Failure> {
-        self.fault
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
+        self.fault.lock().take()
     }
 
     /// Resolves when less than [`MIN_PROGRESS_BYTES`] of `size` bytes was taken in [`TARGET_PATIENCE`] times `window`, or nothing more at the end.
@@ -146,11 +144,7 @@ impl Download {
                 Ok(None) => {}
                 Err(failure) => {
                     let shown = Error::attempt(Reason::RegistryError, "the download ended");
-                    *self
-                        .meter
-                        .fault
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner) = Some(failure);
+                    *self.meter.fault.lock() = Some(failure);
                     return Err(shown);
                 }
             }

@@ -5,7 +5,6 @@
 //! Guaranteed: registries other than quay are not asked; a config is fetched once at most, and not at all where it was streamed; no
 //! more children are read than it takes to know; what cannot be read is no error.
 
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -170,7 +169,7 @@ impl Manifest {
 impl Job<'_> {
     /// Where to keep a blob that is about to be streamed, if its labels count.
     pub(crate) fn capture(&self, blob: Blob) -> Option<ConfigCapture> {
-        let configs = self.configs.lock().unwrap_or_else(PoisonError::into_inner);
+        let configs = self.configs.lock();
         (configs.contains(&blob.digest) && blob.size <= CONFIG_MAX).then(|| ConfigCapture {
             key: self.blob_key(blob.digest),
             bytes: Vec::new(),

@@ -1,8 +1,9 @@
 //! One image on its way from one repository to another.
 
 use std::collections::HashSet;
-use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
+
+use parking_lot::Mutex;
 
 use super::known::BlobKey;
 use crate::image::{Digest, Repository};

@@ -3,10 +3,11 @@
 //! Guaranteed: memory is bounded by numbers; what one credential was granted is kept for that credential alone; one task at a time
 //! asks for a token, and whoever waits for it is shown what that one waits for, and goes on where it is dropped.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use moka::policy::EvictionPolicy;
+use parking_lot::Mutex;
 use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 
@@ -153,8 +154,8 @@ impl<T> Shared<T> {
         }
     }
 
-    fn worker(&self) -> std::sync::MutexGuard<'_, Option<Progress>> {
-        self.worker.lock().unwrap_or_else(PoisonError::into_inner)
+    fn worker(&self) -> parking_lot::MutexGuard<'_, Option<Progress>> {
+        self.worker.lock()
     }
 }
 

@@ -6,10 +6,11 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use parking_lot::RwLock;
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::{Mutex, Notify};
 
@@ -115,8 +116,7 @@ impl CredentialFiles {
     /// What they say now.
     #[must_use]
     pub fn now(&self) -> Arc<ControllerCredentials> {
-        let current = self.0.current.read();
-        Arc::clone(&current.unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.0.current.read())
     }
 
     /// How many of them cannot be used as they are now: what they said before is in force.
@@ -219,8 +219,7 @@ impl CredentialFiles {
             "{} has changed: in force now",
             file.flag
         );
-        let current = self.0.current.write();
-        *current.unwrap_or_else(PoisonError::into_inner) = Arc::new(credentials);
+        *self.0.current.write() = Arc::new(credentials);
         self.0.changed.notify_one();
     }
 }

@@ -4,10 +4,11 @@
 //! digest. Anything that is missing is kept, with its time.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use quaylike::MANIFEST_TYPES;
 use serde_json::Value;
 use tokio::sync::Semaphore;
@@ -183,8 +184,8 @@ impl Reader {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Seen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> parking_lot::MutexGuard<'_, Seen> {
+        self.seen.lock()
     }
 }
 

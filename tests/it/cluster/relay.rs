@@ -5,13 +5,14 @@
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Instant;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::{Response, StatusCode};
 use futures::StreamExt as _;
+use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -132,7 +133,7 @@ impl Relay {
 
     /// Every nth request of this kind from now on, beginning with the next, meets the fault; `left` times at most.
     pub fn add(&self, call: Call, fault: Fault, every: usize, left: usize) {
-        self.inner.rules.lock().unwrap().push(Rule {
+        self.inner.rules.lock().push(Rule {
             call,
             fault,
             every,
@@ -142,7 +143,7 @@ impl Relay {
     }
 
     pub fn clear(&self) {
-        self.inner.rules.lock().unwrap().clear();
+        self.inner.rules.lock().clear();
     }
 
     /// From now on nothing more is heard of the watches that are open, their end included.
@@ -156,7 +157,7 @@ impl Relay {
     }
 
     pub fn seen(&self, call: Call) -> Vec<Seen> {
-        let log = self.inner.log.lock().unwrap();
+        let log = self.inner.log.lock();
         log.iter()
             .filter(|seen| seen.call == call)
             .cloned()
@@ -172,7 +173,7 @@ impl Relay {
 
 impl Inner {
     fn judge(&self, call: Call) -> (usize, Option<Fault>) {
-        let mut rules = self.rules.lock().unwrap();
+        let mut rules = self.rules.lock();
         let mut met = None;
         for rule in rules.iter_mut().filter(|rule| rule.call == call) {
             let due = rule.seen.is_multiple_of(rule.every) && rule.left > 0;
@@ -182,7 +183,7 @@ impl Inner {
                 met = Some(rule.fault);
             }
         }
-        let mut log = self.log.lock().unwrap();
+        let mut log = self.log.lock();
         log.push(Seen {
             call,
             at: Instant::now(),
@@ -252,7 +253,7 @@ async fn pass(State(inner): State<Arc<Inner>>, request: Request) -> Response<Bod
     let Ok(answered) = forward.send().await else {
         return cut();
     };
-    inner.log.lock().unwrap()[number].status = Some(answered.status().as_u16());
+    inner.log.lock()[number].status = Some(answered.status().as_u16());
     match fault {
         Some(Fault::LoseAnswer) => return cut(),
         Some(Fault::TimeOutAfterwards) => return refusal(504, None),

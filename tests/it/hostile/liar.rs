@@ -1,9 +1,10 @@
 //! A server on loopback that answers as a test says, down to the byte, and remembers what it was asked.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use promotion_controller::image::Digest;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -59,7 +60,7 @@ impl Liar {
 
     /// The heads of all requests.
     pub fn heads(&self) -> Vec<String> {
-        self.heads.lock().unwrap().clone()
+        self.heads.lock().clone()
     }
 
     /// Nothing to show a right with has come here.
@@ -82,7 +83,7 @@ impl Liar {
             }
         };
         let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
-        self.heads.lock().unwrap().push(head.clone());
+        self.heads.lock().push(head.clone());
         let say = (self.script)(&head);
         if let Say::Sip(size, every) = say {
             while let Ok(1..) = stream.read(&mut chunk[..size]).await {

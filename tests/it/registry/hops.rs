@@ -529,11 +529,11 @@ async fn a_host_that_accepts_and_says_nothing_is_unwell_and_not_waited_for_witho
 
 /// Collects what is logged.
 #[derive(Clone, Default)]
-struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+struct Log(Arc<parking_lot::Mutex<Vec<u8>>>);
 
 impl std::io::Write for Log {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
+        self.0.lock().extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
@@ -592,7 +592,7 @@ async fn no_error_and_no_log_shows_what_a_redirect_was_signed_with() {
             waiting = waiting(&progress) => texts.push(format!("{target}: {waiting:?}")),
         }
     }
-    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let log = String::from_utf8(log.0.lock().clone()).unwrap();
     assert!(log.contains("listens"));
     for text in texts.iter().chain([&log]) {
         for secret in ["s3cret", "Signature"] {

@@ -1,9 +1,10 @@
 //! Small servers on loopback that answer as a test says and remember what they were asked.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -69,7 +70,7 @@ impl Listener {
 
     /// The heads of all requests, in lower case.
     pub fn heads(&self) -> Vec<String> {
-        self.heads.lock().unwrap().clone()
+        self.heads.lock().clone()
     }
 
     async fn serve(&self, mut stream: TcpStream) {
@@ -84,7 +85,7 @@ impl Listener {
             }
         };
         let head = String::from_utf8_lossy(&bytes[..end]).to_lowercase();
-        self.heads.lock().unwrap().push(head.clone());
+        self.heads.lock().push(head.clone());
         if let Some(behind) = self.behind.filter(|_| head.starts_with("connect ")) {
             let mut onward = TcpStream::connect(behind).await.unwrap();
             stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();

@@ -225,7 +225,7 @@ async fn who_has_left_takes_nothing() {
     settle().await;
     advance(Duration::from_secs(1)).await;
     assert!(ended(load(&queue, 1, 10, Duration::ZERO)).await.is_zero());
-    let state = lock(&queue.state);
+    let state = queue.state.lock();
     assert!(state.is_empty(), "{state:?}");
 }
 
@@ -304,7 +304,7 @@ async fn slow_streams_give_way_to_a_namespace_that_has_none_and_keep_their_part(
     );
     sleep(Duration::from_mins(1)).await;
     {
-        let state = lock(&queue.state);
+        let state = queue.state.lock();
         // Nobody takes more than that while all places are in use.
         assert_eq!((state.places_of(1), state.places_of(2)), (8, 4));
     }
