@@ -138,7 +138,7 @@ impl Operation {
         let copy =
             self.tools
                 .registry
-                .copy(from, manifest, repository, &pull, &push, &self.progress);
+                .copy(pull.at(from), manifest, push.at(repository), &self.progress);
         if let Err(outcome) = self.read(copy).await {
             if is_incomplete(&outcome) {
                 self.confirm_source(source).await?;

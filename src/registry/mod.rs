@@ -21,7 +21,7 @@ mod settings;
 mod single_flight;
 mod wire;
 
-pub use auth::credential::Credential;
+pub use auth::credential::{Credential, Remote};
 pub use auth::keyring::{Keyring, KeyringError};
 pub use error::{BuildError, Class, Error};
 pub use host::progress::{Progress, Waiting};

@@ -76,7 +76,12 @@ async fn every_shape_is_copied_byte_for_byte_to_another_registry() {
         let (source, target) = (repository(&from, "src/a"), repository(&to, "team/a"));
         let (progress, name) = (Progress::default(), format!("{shape:?}"));
         client
-            .copy(&source, &manifest, &target, &QUIET(), &QUIET(), &progress)
+            .copy(
+                QUIET().at(&source),
+                &manifest,
+                QUIET().at(&target),
+                &progress,
+            )
             .await
             .unwrap();
         assert!(matches!(
@@ -102,7 +107,7 @@ async fn on_one_registry_blobs_are_mounted_without_a_look_first() {
     let (source, target) = (repository(&host, "src/a"), repository(&host, "team/a"));
     let progress = Progress::default();
     client
-        .copy(&source, &manifest, &target, &bot, &bot, &progress)
+        .copy(bot.at(&source), &manifest, bot.at(&target), &progress)
         .await
         .unwrap();
     let put = client
@@ -116,7 +121,7 @@ async fn on_one_registry_blobs_are_mounted_without_a_look_first() {
     assert_eq!(progress.bytes(), 0);
     host.reset_log();
     client
-        .copy(&source, &manifest, &target, &bot, &bot, &progress)
+        .copy(bot.at(&source), &manifest, bot.at(&target), &progress)
         .await
         .unwrap();
     assert_eq!(
@@ -126,7 +131,7 @@ async fn on_one_registry_blobs_are_mounted_without_a_look_first() {
     );
     client.forget(&target);
     client
-        .copy(&source, &manifest, &target, &bot, &bot, &progress)
+        .copy(bot.at(&source), &manifest, bot.at(&target), &progress)
         .await
         .unwrap();
     assert_eq!(host.count(&upload("POST")), 3);
@@ -144,11 +149,9 @@ async fn a_push_credential_that_may_not_read_the_source_does_not_mount_it() {
     let (source, target) = (repository(&host, "src/a"), repository(&host, "team/a"));
     client
         .copy(
-            &source,
+            reader.at(&source),
             &manifest,
-            &target,
-            &reader,
-            &other,
+            other.at(&target),
             &Progress::default(),
         )
         .await
@@ -170,11 +173,9 @@ async fn a_mount_that_opens_a_session_has_that_session_used() {
     let (source, target) = (repository(&host, "src/a"), repository(&host, "team/a"));
     client
         .copy(
-            &source,
+            QUIET().at(&source),
             &manifest,
-            &target,
-            &QUIET(),
-            &QUIET(),
+            QUIET().at(&target),
             &Progress::default(),
         )
         .await
@@ -196,7 +197,8 @@ async fn two_copies_at_once_move_each_blob_once() {
     let manifest = seeded(&from, &client, "src/a", Shape::Oci, &QUIET()).await;
     let (source, target) = (repository(&from, "src/a"), repository(&to, "team/a"));
     let (none, progress) = (QUIET(), Progress::default());
-    let copies = (0..6).map(|_| client.copy(&source, &manifest, &target, &none, &none, &progress));
+    let copies =
+        (0..6).map(|_| client.copy(none.at(&source), &manifest, none.at(&target), &progress));
     for outcome in futures::future::join_all(copies).await {
         outcome.unwrap();
     }
@@ -212,7 +214,7 @@ async fn content_collected_behind_our_back_is_brought_again_once_it_is_missed() 
     let (source, target) = (repository(&from, "src/a"), repository(&to, "team/a"));
     let (none, progress) = (QUIET(), Progress::default());
     client
-        .copy(&source, &manifest, &target, &none, &none, &progress)
+        .copy(none.at(&source), &manifest, none.at(&target), &progress)
         .await
         .unwrap();
     assert!(matches!(
@@ -222,7 +224,7 @@ async fn content_collected_behind_our_back_is_brought_again_once_it_is_missed() 
     to.delete_tag("team/a", "x").unwrap();
     // What was remembered of the blobs is not true any more: the registry says so of each child.
     client
-        .copy(&source, &manifest, &target, &none, &none, &progress)
+        .copy(none.at(&source), &manifest, none.at(&target), &progress)
         .await
         .unwrap();
     assert!(matches!(
@@ -658,11 +660,9 @@ async fn no_credential_follows_a_redirect_to_the_storage() {
     let (source, target) = (repository(&from, "src/a"), repository(&to, "team/a"));
     client
         .copy(
-            &source,
+            reader.at(&source),
             &manifest,
-            &target,
-            &reader,
-            &QUIET(),
+            QUIET().at(&target),
             &Progress::default(),
         )
         .await
@@ -676,11 +676,9 @@ async fn no_credential_follows_a_redirect_to_the_storage() {
         let elsewhere = repository(&to, "team/b");
         client
             .copy(
-                &source,
+                reader.at(&source),
                 &manifest,
-                &elsewhere,
-                &reader,
-                &QUIET(),
+                QUIET().at(&elsewhere),
                 &Progress::default(),
             )
             .await
@@ -712,7 +710,12 @@ async fn a_download_that_breaks_goes_on_where_it_broke() {
     let (source, target) = (repository(&from, "src/a"), repository(&to, "team/a"));
     let progress = Progress::default();
     client
-        .copy(&source, &manifest, &target, &QUIET(), &QUIET(), &progress)
+        .copy(
+            QUIET().at(&source),
+            &manifest,
+            QUIET().at(&target),
+            &progress,
+        )
         .await
         .unwrap();
     assert!(matches!(
@@ -736,7 +739,12 @@ async fn corrupt_content_never_completes_an_upload() {
     let (source, target) = (repository(&from, "src/a"), repository(&to, "team/a"));
     let progress = Progress::default();
     let error = client
-        .copy(&source, &manifest, &target, &QUIET(), &QUIET(), &progress)
+        .copy(
+            QUIET().at(&source),
+            &manifest,
+            QUIET().at(&target),
+            &progress,
+        )
         .await
         .unwrap_err();
     assert_eq!(
@@ -761,11 +769,9 @@ async fn an_upload_whose_answer_is_lost_is_found_to_have_landed() {
     let (source, target) = (repository(&from, "src/a"), repository(&to, "team/a"));
     client
         .copy(
-            &source,
+            QUIET().at(&source),
             &manifest,
-            &target,
-            &QUIET(),
-            &QUIET(),
+            QUIET().at(&target),
             &Progress::default(),
         )
         .await
@@ -775,11 +781,9 @@ async fn an_upload_whose_answer_is_lost_is_found_to_have_landed() {
     let elsewhere = repository(&to, "team/b");
     let error = client
         .copy(
-            &source,
+            QUIET().at(&source),
             &manifest,
-            &elsewhere,
-            &QUIET(),
-            &QUIET(),
+            QUIET().at(&elsewhere),
             &Progress::default(),
         )
         .await
@@ -801,11 +805,9 @@ async fn an_upload_that_is_limited_starts_again_without_counting() {
     let (source, target) = (repository(&from, "src/a"), repository(&to, "team/a"));
     client
         .copy(
-            &source,
+            QUIET().at(&source),
             &manifest,
-            &target,
-            &QUIET(),
-            &QUIET(),
+            QUIET().at(&target),
             &Progress::default(),
         )
         .await
@@ -827,7 +829,12 @@ async fn a_source_that_misses_a_part_is_incomplete() {
     let (source, target) = (repository(&from, "src/a"), repository(&to, "team/a"));
     let progress = Progress::default();
     let error = client
-        .copy(&source, &manifest, &target, &QUIET(), &QUIET(), &progress)
+        .copy(
+            QUIET().at(&source),
+            &manifest,
+            QUIET().at(&target),
+            &progress,
+        )
         .await
         .unwrap_err();
     assert_eq!(
@@ -838,7 +845,12 @@ async fn a_source_that_misses_a_part_is_incomplete() {
     assert!(from.lose_manifest("src/a", image.children[1].digest()));
     let other = RegistryClient::clone(&ground::client(&[&from, &to]));
     let error = other
-        .copy(&source, &manifest, &target, &QUIET(), &QUIET(), &progress)
+        .copy(
+            QUIET().at(&source),
+            &manifest,
+            QUIET().at(&target),
+            &progress,
+        )
         .await
         .unwrap_err();
     assert_eq!(error.reason, Reason::SourceIncomplete, "{error}");
@@ -952,11 +964,9 @@ async fn no_more_requests_are_in_flight_than_the_budget_allows() {
         copies.push(tokio::spawn(async move {
             client
                 .copy(
-                    &source,
+                    QUIET().at(&source),
                     &manifest,
-                    &target,
-                    &QUIET(),
-                    &QUIET(),
+                    QUIET().at(&target),
                     &Progress::default(),
                 )
                 .await
@@ -1008,11 +1018,9 @@ async fn a_source_that_is_down_does_not_keep_others_from_the_target() {
         waiting.push(tokio::spawn(async move {
             client
                 .copy(
-                    &source,
+                    QUIET().at(&source),
                     &lost,
-                    &target,
-                    &QUIET(),
-                    &QUIET(),
+                    QUIET().at(&target),
                     &Progress::default(),
                 )
                 .await
@@ -1021,7 +1029,7 @@ async fn a_source_that_is_down_does_not_keep_others_from_the_target() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     let (source, target) = (repository(&live, "src/live"), repository(&to, "team/live"));
     let (none, progress) = (QUIET(), Progress::default());
-    let copy = client.copy(&source, &manifest, &target, &none, &none, &progress);
+    let copy = client.copy(none.at(&source), &manifest, none.at(&target), &progress);
     tokio::time::timeout(Duration::from_secs(30), copy)
         .await
         .unwrap()
@@ -1086,7 +1094,12 @@ fn every_future_can_be_spawned() {
         sent(&client.get_authoritative(repository, &name, &none, &progress));
         sent(&client.get(repository, &reference, &none, &progress));
         sent(&client.get_cached(repository, manifest.digest, &none, &progress));
-        sent(&client.copy(repository, manifest, repository, &none, &none, &progress));
+        sent(&client.copy(
+            none.at(repository),
+            manifest,
+            none.at(repository),
+            &progress,
+        ));
         sent(&client.put_tag(repository, &name, manifest, &none, || true, &progress));
         sent(&client.may_push(repository, &none, &progress));
     }

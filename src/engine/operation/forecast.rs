@@ -88,11 +88,9 @@ impl Operation {
         let (pull, push) = (self.pull()?, self.push()?);
         let from = &self.spec.source.repository;
         let survey = self.tools.registry.estimate_copy(
-            from,
+            pull.at(from),
             manifest,
-            self.repository(),
-            &pull,
-            &push,
+            push.at(self.repository()),
             &self.progress,
         );
         // Boxed: every operation is as large as its largest step, and plans are few.

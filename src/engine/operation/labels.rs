@@ -60,7 +60,8 @@ impl Operation {
         push: bool,
     ) -> Flow<TagLabels> {
         let (registry, target) = (&self.tools.registry, self.repository());
-        let labels = registry.tag_expiry(target, held, manifest, credential, push, &self.progress);
+        let labels =
+            registry.tag_expiry(target, credential.at(held), manifest, push, &self.progress);
         // Boxed: most images have none, and a step is kept for each image in work.
         let labels = Box::pin(labels);
         self.read(async { Ok(labels.await) }).await

@@ -135,7 +135,8 @@ impl Operation {
         // An answer that says so without a registry's words is believed where another, later, says the same.
         let mut unsure = required && !unlisted;
         loop {
-            let listed = registry.referrers(from, subject, &pull, false, required, &self.progress);
+            let listed =
+                registry.referrers(pull.at(from), subject, false, required, &self.progress);
             match self.read(listed).await? {
                 Listing::Of(listed) => return Ok((listed, true)),
                 Listing::None if unsure => unsure = false,
@@ -250,7 +251,7 @@ impl Operation {
         let (to, push) = (self.repository(), self.push()?);
         let registry = &self.tools.registry;
         let anew = self.referrers == Referrers::Require;
-        let listed = registry.referrers(to, subject, &push, true, anew, &self.progress);
+        let listed = registry.referrers(push.at(to), subject, true, anew, &self.progress);
         let (listed, lists) = match self.read(listed).await? {
             Listing::Of(listed) => (listed, true),
             Listing::Unsupported | Listing::None => {
@@ -278,7 +279,7 @@ impl Operation {
         let (pull, push) = (self.pull()?, self.push()?);
         let registry = &self.tools.registry;
         let manifest = self.referrer(referrer.digest).await?;
-        let copy = registry.copy_referrer(from, manifest, to, &pull, &push, &self.progress);
+        let copy = registry.copy_referrer(pull.at(from), manifest, push.at(to), &self.progress);
         let noted = self.read(copy).await?;
         Ok((!noted).then_some(referrer))
     }
@@ -318,7 +319,7 @@ impl Operation {
         }
         let registry = &self.tools.registry;
         let manifest = self.referrer(digest).await?;
-        let copy = registry.copy(from, manifest, to, &pull, &push, &self.progress);
+        let copy = registry.copy(pull.at(from), manifest, push.at(to), &self.progress);
         self.read(copy).await?;
         let manifest = self.referrer(digest).await?;
         // Copying may take long: the look and the PUT follow each other directly.

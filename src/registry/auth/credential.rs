@@ -9,12 +9,23 @@ use std::sync::{Arc, LazyLock};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
+use crate::image::Repository;
+
 /// What is sent to a registry to prove who asks: nothing, or a user and a password. Two are equal where the same is sent.
 #[derive(Clone)]
 pub struct Credential {
     basic: Option<Arc<Basic>>,
     /// The keyring it was looked up in, for messages.
     origin: Option<Arc<str>>,
+}
+
+/// A repository, and the credential that it is spoken to with.
+#[derive(Debug, Clone, Copy)]
+pub struct Remote<'a> {
+    /// Where.
+    pub repository: &'a Repository,
+    /// As whom.
+    pub credential: &'a Credential,
 }
 
 struct Basic {
@@ -37,6 +48,15 @@ impl Credential {
         Self {
             basic: None,
             origin: None,
+        }
+    }
+
+    /// A repository as it is seen with this credential.
+    #[must_use]
+    pub fn at<'a>(&'a self, repository: &'a Repository) -> Remote<'a> {
+        Remote {
+            repository,
+            credential: self,
         }
     }
 

@@ -80,7 +80,7 @@ impl RegistryClient {
         if known.is_some_and(|known| !known.there) {
             return Ok(false);
         }
-        let what = named(job.to, blob.digest);
+        let what = named(job.to.repository, blob.digest);
         let access = job.target();
         let url = blob_url(&access, blob.digest);
         let request = self.blob_request(Method::HEAD, url, &what, &access, job.progress);
@@ -88,9 +88,9 @@ impl RegistryClient {
     }
 
     async fn mount(&self, job: &Job<'_>, blob: Blob) -> Result<Mount, Error> {
-        let what = named(job.to, blob.digest);
+        let what = named(job.to.repository, blob.digest);
         let access = Access {
-            also: Some(job.from),
+            also: Some(job.from.repository),
             ..job.target()
         };
         // Some token endpoints refuse altogether where one scope is denied: then without mounting, which tells what is wrong.
@@ -99,7 +99,7 @@ impl RegistryClient {
             .authorise(&access, None, job.progress)
             .await
         {
-            Ok(grant) if grant.may_pull(job.from) => {}
+            Ok(grant) if grant.may_pull(job.from.repository) => {}
             Ok(_) | Err(Failure::Refused(_)) => return Ok(Mount::Declined),
             Err(failure) => return Err(failure.into()),
         }
@@ -107,7 +107,7 @@ impl RegistryClient {
             let mut url = uploads_url(&access);
             url.query_pairs_mut()
                 .append_pair("mount", &blob.digest.to_string())
-                .append_pair("from", job.from.path());
+                .append_pair("from", job.from.repository.path());
             let mut request = self.blob_request(Method::POST, url, &what, &access, job.progress);
             let reply = match self.transport().send(&mut request).await {
                 Ok(reply) => reply,

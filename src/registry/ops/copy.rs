@@ -22,7 +22,7 @@ use super::put::{Bounds, Put};
 use crate::image::{Digest, Reference, Repository};
 use crate::machine::Reason;
 use crate::registry::auth::access::Access;
-use crate::registry::auth::credential::Credential;
+use crate::registry::auth::credential::Remote;
 use crate::registry::error::Error;
 use crate::registry::host::progress::Progress;
 use crate::registry::host::reserve::off_runtime;
@@ -66,7 +66,10 @@ struct Walk<'a> {
 impl Walk<'_> {
     /// Takes note of what a manifest references; gives the children that were not met before.
     async fn note(&mut self, manifest: &Manifest) -> Result<Vec<Digest>, Error> {
-        let what = named(self.job.from, &Reference::Digest(manifest.digest));
+        let what = named(
+            self.job.from.repository,
+            &Reference::Digest(manifest.digest),
+        );
         let read = |manifest: &Manifest, what: &str| {
             let config = manifest.config().map(|config| config.digest);
             Ok((manifest.parts(what)?, config))
@@ -79,7 +82,7 @@ impl Walk<'_> {
         };
         let inner = manifest.digest != self.top && manifest.is_index();
         if (parts.nested || inner) && self.registry.is_quay(&self.job.target()) {
-            return Err(too_deep(self.job.to, self.top));
+            return Err(too_deep(self.job.to.repository, self.top));
         }
         let mut configs = self.job.configs.lock();
         configs.extend(config);
@@ -104,7 +107,7 @@ impl Walk<'_> {
     }
 
     fn fails(&self, reason: Reason, why: &str) -> Error {
-        let message = format!("{}@{}: {why}", self.job.from, self.top.short());
+        let message = format!("{}@{}: {why}", self.job.from.repository, self.top.short());
         Error::terminal(reason, message)
     }
 }
@@ -120,21 +123,21 @@ impl RegistryClient {
     /// `SourceIncomplete` where the source misses a part; else as its requests fail.
     pub async fn copy(
         &self,
-        from: &Repository,
+        from: Remote<'_>,
         manifest: impl Borrow<Manifest> + Send,
-        to: &Repository,
-        pull: &Credential,
-        push: &Credential,
+        to: Remote<'_>,
         progress: &Progress,
     ) -> Result<(), Error> {
-        let job = self.job(from, to, pull, push, progress)?;
+        let job = self.job(from, to, progress)?;
         let top = manifest.borrow();
-        if from == to && !self.takes_sparse(&job.target(), top, progress).await? {
-            return self.check_depth(top, to, push);
+        if from.repository == to.repository
+            && !self.takes_sparse(&job.target(), top, progress).await?
+        {
+            return self.check_depth(top, to);
         }
         let plan = self.plan(&job, top).await?;
         drop(manifest);
-        if from != to {
+        if from.repository != to.repository {
             self.ensure_blobs(&job, plan.blobs).await?;
         }
         for level in plan.levels.into_iter().rev() {
@@ -158,21 +161,17 @@ impl RegistryClient {
     /// A manifest on its way from one repository to another.
     pub(crate) fn job<'a>(
         &self,
-        from: &'a Repository,
-        to: &'a Repository,
-        pull: &'a Credential,
-        push: &'a Credential,
+        from: Remote<'a>,
+        to: Remote<'a>,
         progress: &'a Progress,
     ) -> Result<Job<'a>, Error> {
         Ok(Job {
             from,
             to,
-            from_at: self.endpoint(from)?,
-            to_at: self.endpoint(to)?,
-            pull,
-            push,
+            from_at: self.endpoint(from.repository)?,
+            to_at: self.endpoint(to.repository)?,
             progress,
-            mounts: AtomicBool::new(from.host() == to.host()),
+            mounts: AtomicBool::new(from.repository.host() == to.repository.host()),
             writes: true,
             configs: Mutex::default(),
         })
@@ -221,20 +220,15 @@ impl RegistryClient {
 
     /// Refuses what the registry would not keep: of an index that a tag holds, quay keeps what it lists, and not what that lists in
     /// turn.
-    pub(crate) fn check_depth(
-        &self,
-        top: &Manifest,
-        to: &Repository,
-        push: &Credential,
-    ) -> Result<(), Error> {
-        let endpoint = self.endpoint(to)?;
+    pub(crate) fn check_depth(&self, top: &Manifest, to: Remote<'_>) -> Result<(), Error> {
+        let endpoint = self.endpoint(to.repository)?;
         let nested = top.parts("").is_ok_and(|parts| parts.nested);
         // Whichever it was spoken to for.
         let mut accesses = [true, false]
-            .map(|write| Access::new(&endpoint, push, to, write))
+            .map(|write| Access::new(&endpoint, to.credential, to.repository, write))
             .into_iter();
         if nested && accesses.any(|access| self.is_quay(&access)) {
-            return Err(too_deep(to, top.digest));
+            return Err(too_deep(to.repository, top.digest));
         }
         Ok(())
     }
@@ -255,12 +249,17 @@ impl RegistryClient {
     async fn child(&self, job: &Job<'_>, digest: Digest) -> Result<Manifest, Error> {
         let reference = Reference::Digest(digest);
         let child = self
-            .get(job.from, &reference, job.pull, job.progress)
+            .get(
+                job.from.repository,
+                &reference,
+                job.from.credential,
+                job.progress,
+            )
             .await?;
         child.ok_or_else(|| {
             let message = format!(
                 "{}: the source image misses this manifest; rebuild it",
-                named(job.from, &reference)
+                named(job.from.repository, &reference)
             );
             Error::attempt(Reason::SourceIncomplete, message)
         })
@@ -292,9 +291,11 @@ impl RegistryClient {
                 .await;
             let error = match put {
                 Put::Written => return Ok(noted),
-                Put::ContentMissing(_) if missed < MISSED_MAX && job.from != job.to => {
+                Put::ContentMissing(_)
+                    if missed < MISSED_MAX && job.from.repository != job.to.repository =>
+                {
                     missed += 1;
-                    let parts = manifest.parts(&named(job.to, &reference))?;
+                    let parts = manifest.parts(&named(job.to.repository, &reference))?;
                     self.ensure_blobs(job, parts.blobs).await?;
                     continue;
                 }

@@ -198,15 +198,9 @@ impl Download {
         }
         tokio::time::sleep(Duration::from_millis(50) * self.resumes * self.resumes).await;
         let (registry, progress) = (self.registry.clone(), self.progress.clone());
+        let access = Access::new(&self.at, &self.pull, &self.from, false);
         let response = registry
-            .open(
-                &self.from,
-                &self.at,
-                &self.pull,
-                self.blob,
-                self.offset,
-                &progress,
-            )
+            .open(&access, self.blob, self.offset, &progress)
             .await?;
         self.skip = match response.status() {
             StatusCode::PARTIAL_CONTENT if starts_at(&response, self.offset) => 0,
@@ -228,17 +222,15 @@ impl RegistryClient {
     /// GET of a blob's content from `offset`.
     pub(crate) async fn open(
         &self,
-        from: &Repository,
-        at: &Endpoint,
-        pull: &Credential,
+        access: &Access<'_>,
         blob: Blob,
         offset: u64,
         progress: &Progress,
     ) -> Result<Response, Failure> {
+        let from = access.repository;
         let what = named(from, blob.digest);
-        let access = Access::new(at, pull, from, false);
-        let url = blob_url(&access, blob.digest);
-        let mut request = self.blob_request(Method::GET, url, &what, &access, progress);
+        let url = blob_url(access, blob.digest);
+        let mut request = self.blob_request(Method::GET, url, &what, access, progress);
         request.placed = true;
         // Nothing is lost yet by giving the places back at once.
         request.patience = Some(Duration::ZERO);

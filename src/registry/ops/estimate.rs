@@ -17,6 +17,7 @@ use crate::image::Repository;
 use crate::machine::{Copying, Reason};
 use crate::registry::auth::access::Access;
 use crate::registry::auth::credential::Credential;
+use crate::registry::auth::credential::Remote;
 use crate::registry::error::Error;
 use crate::registry::host::progress::Progress;
 use crate::registry::wire::request::Failure;
@@ -39,22 +40,18 @@ impl RegistryClient {
     /// `SourceIncomplete` where neither side has a part; else as its requests fail.
     pub async fn estimate_copy(
         &self,
-        from: &Repository,
+        from: Remote<'_>,
         manifest: impl Borrow<Manifest> + Send,
-        to: &Repository,
-        pull: &Credential,
-        push: &Credential,
+        to: Remote<'_>,
         progress: &Progress,
     ) -> Result<Copying, Error> {
         let mut copying = Copying::default();
-        if from == to {
-            return self
-                .check_depth(manifest.borrow(), to, push)
-                .map(|()| copying);
+        if from.repository == to.repository {
+            return self.check_depth(manifest.borrow(), to).map(|()| copying);
         }
         let job = Job {
             writes: false,
-            ..self.job(from, to, pull, push, progress)?
+            ..self.job(from, to, progress)?
         };
         let plan = self.plan(&job, manifest.borrow()).await?;
         drop(manifest);
@@ -98,16 +95,16 @@ impl RegistryClient {
 
     /// Whether blobs could be mounted: on one registry, by a credential that may write here and read there.
     async fn may_mount(&self, job: &Job<'_>) -> Result<bool, Error> {
-        if job.from.host() != job.to.host() {
+        if job.from.repository.host() != job.to.repository.host() {
             return Ok(false);
         }
-        let access = Access::new(&job.from_at, job.push, job.from, false);
+        let access = Access::new(&job.from_at, job.to.credential, job.from.repository, false);
         match self
             .transport()
             .authorise(&access, None, job.progress)
             .await
         {
-            Ok(grant) => Ok(grant.may_pull(job.from)),
+            Ok(grant) => Ok(grant.may_pull(job.from.repository)),
             Err(Failure::Refused(_)) => Ok(false),
             Err(failure) => Err(failure.into()),
         }
@@ -122,7 +119,7 @@ impl RegistryClient {
         if self.has_blob(job, blob).await? {
             return Ok(FoundAt::There);
         }
-        let what = named(job.from, blob.digest);
+        let what = named(job.from.repository, blob.digest);
         let access = job.source();
         let url = blob_url(&access, blob.digest);
         let request = self.blob_request(reqwest::Method::HEAD, url, &what, &access, job.progress);

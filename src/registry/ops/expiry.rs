@@ -26,7 +26,7 @@ use crate::image::{Digest, Reference, Repository};
 use crate::machine::Reason;
 use crate::registry::auth::access::Access;
 use crate::registry::auth::challenge::Challenge;
-use crate::registry::auth::credential::Credential;
+use crate::registry::auth::credential::{Credential, Remote};
 use crate::registry::endpoint::Endpoint;
 use crate::registry::error::{Error, one_line};
 use crate::registry::host::progress::Progress;
@@ -179,27 +179,26 @@ impl Job<'_> {
 
 impl RegistryClient {
     /// What the labels of an image do to the tags that `target` gets for it, where its registry acts on them; its content is read
-    /// in `held`, with the rights of `credential` there. `push`: to be written to as well.
+    /// in `held`, with the rights it comes with. `push`: to be written to as well.
     pub async fn tag_expiry(
         &self,
         target: &Repository,
-        held: &Repository,
+        held: Remote<'_>,
         manifest: &Manifest,
-        credential: &Credential,
         push: bool,
         progress: &Progress,
     ) -> TagLabels {
         let acts = self.endpoint(target).is_ok_and(|at| {
-            let access = Access::new(&at, credential, target, push);
+            let access = Access::new(&at, held.credential, target, push);
             self.is_quay(&access)
         });
-        let Some(endpoint) = self.endpoint(held).ok().filter(|_| acts) else {
+        let Some(endpoint) = self.endpoint(held.repository).ok().filter(|_| acts) else {
             return TagLabels::default();
         };
         let reading = Reading {
             endpoint,
-            repository: held,
-            credential,
+            repository: held.repository,
+            credential: held.credential,
             progress,
             push,
         };
@@ -209,7 +208,7 @@ impl RegistryClient {
             Ok(Err(error)) => error.message,
             Err(_) => "timed out".into(),
         };
-        tracing::debug!(repository = %held, digest = %manifest.digest, why, "labels were not read");
+        tracing::debug!(repository = %held.repository, digest = %manifest.digest, why, "labels were not read");
         TagLabels::default()
     }
 

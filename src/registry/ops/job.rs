@@ -6,21 +6,19 @@ use std::sync::atomic::AtomicBool;
 use parking_lot::Mutex;
 
 use super::known::BlobKey;
-use crate::image::{Digest, Repository};
+use crate::image::Digest;
 use crate::registry::auth::access::Access;
-use crate::registry::auth::credential::Credential;
+use crate::registry::auth::credential::Remote;
 use crate::registry::endpoint::Endpoint;
 use crate::registry::host::progress::Progress;
 
 /// One image on its way from one repository to another.
 #[derive(Debug)]
 pub(crate) struct Job<'a> {
-    pub(crate) from: &'a Repository,
-    pub(crate) to: &'a Repository,
+    pub(crate) from: Remote<'a>,
+    pub(crate) to: Remote<'a>,
     pub(crate) from_at: Endpoint,
     pub(crate) to_at: Endpoint,
-    pub(crate) pull: &'a Credential,
-    pub(crate) push: &'a Credential,
     pub(crate) progress: &'a Progress,
     /// Whether the target is written to, or only looked at.
     pub(crate) writes: bool,
@@ -32,11 +30,21 @@ pub(crate) struct Job<'a> {
 
 impl Job<'_> {
     pub(crate) fn source(&self) -> Access<'_> {
-        Access::new(&self.from_at, self.pull, self.from, false)
+        Access::new(
+            &self.from_at,
+            self.from.credential,
+            self.from.repository,
+            false,
+        )
     }
 
     pub(crate) fn target(&self) -> Access<'_> {
-        Access::new(&self.to_at, self.push, self.to, self.writes)
+        Access::new(
+            &self.to_at,
+            self.to.credential,
+            self.to.repository,
+            self.writes,
+        )
     }
 
     pub(crate) fn blob_key(&self, digest: Digest) -> BlobKey {

@@ -23,7 +23,7 @@ use super::manifest::{FirstOf, Manifest, digest_of, unsupported};
 use crate::image::{Digest, Reference, Repository};
 use crate::machine::Reason;
 use crate::registry::auth::access::Access;
-use crate::registry::auth::credential::Credential;
+use crate::registry::auth::credential::Remote;
 use crate::registry::endpoint::Endpoint;
 use crate::registry::error::Error;
 use crate::registry::host::progress::Progress;
@@ -130,13 +130,16 @@ impl RegistryClient {
     /// An outage, a missing right, a list that is none or not whole; more than 100 referrers.
     pub async fn referrers(
         &self,
-        repository: &Repository,
+        remote: Remote<'_>,
         subject: Digest,
-        credential: &Credential,
         push: bool,
         anew: bool,
         progress: &Progress,
     ) -> Result<Listing, Error> {
+        let Remote {
+            repository,
+            credential,
+        } = remote;
         let endpoint = self.endpoint(repository)?;
         let key = (credential.key(), repository.clone());
         if !anew && self.0.unlisted.contains_key(&key) {
@@ -220,36 +223,35 @@ impl RegistryClient {
     /// As [`RegistryClient::copy`], and as the PUT is refused.
     pub async fn copy_referrer(
         &self,
-        from: &Repository,
+        from: Remote<'_>,
         manifest: Manifest,
-        to: &Repository,
-        pull: &Credential,
-        push: &Credential,
+        to: Remote<'_>,
         progress: &Progress,
     ) -> Result<bool, Error> {
         let digest = manifest.digest;
         let kept = (!manifest.is_large()).then(|| manifest.clone());
-        self.copy(from, manifest, to, pull, push, progress).await?;
+        self.copy(from, manifest, to, progress).await?;
         let manifest = match kept {
             Some(manifest) => manifest,
-            None => self.referrer(from, digest, pull, progress).await?,
+            None => self.referrer(from, digest, progress).await?,
         };
-        let job = self.job(from, to, pull, push, progress)?;
+        let job = self.job(from, to, progress)?;
         self.put_by_digest(&job, &manifest).await
     }
 
     /// A referrer's manifest, which was there before its blobs were brought.
     async fn referrer(
         &self,
-        from: &Repository,
+        from: Remote<'_>,
         digest: Digest,
-        pull: &Credential,
         progress: &Progress,
     ) -> Result<Manifest, Error> {
         let reference = Reference::Digest(digest);
-        let found = self.get(from, &reference, pull, progress).await?;
+        let found = self
+            .get(from.repository, &reference, from.credential, progress)
+            .await?;
         found.ok_or_else(|| {
-            let what = named(from, &reference);
+            let what = named(from.repository, &reference);
             let message = format!("{what}: it went away while it was copied");
             Error::attempt(Reason::SourceIncomplete, message)
         })

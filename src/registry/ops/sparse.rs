@@ -28,9 +28,8 @@ impl RegistryClient {
             return Ok(true);
         }
         // Boxed: few indexes need it.
-        let copy = self.copy(
-            repository, manifest, repository, credential, credential, progress,
-        );
+        let own = credential.at(repository);
+        let copy = self.copy(own, manifest, own, progress);
         let Err(error) = Box::pin(copy).await else {
             return Ok(true);
         };

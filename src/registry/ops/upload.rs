@@ -58,8 +58,8 @@ impl RegistryClient {
         let transport = self.transport();
         let source = transport.host(&job.from_at.base);
         let target = transport.host(&job.to_at.base);
-        let puller = Caller::new(job.progress, job.pull);
-        let pusher = Caller::new(job.progress, job.push);
+        let puller = Caller::new(job.progress, job.from.credential);
+        let pusher = Caller::new(job.progress, job.to.credential);
         let (mut restarts, mut unavailable, served) = (0, 0, source.served());
         let mut restarts_in_a_row = 0;
         loop {
@@ -116,9 +116,10 @@ impl RegistryClient {
         session: Option<Url>,
         places: &StreamPlaces,
     ) -> Result<(), Failure> {
-        let what = named(job.to, blob.digest);
+        let what = named(job.to.repository, blob.digest);
         let access = job.target();
-        let open = self.open(job.from, &job.from_at, job.pull, blob, 0, job.progress);
+        let source = job.source();
+        let open = self.open(&source, blob, 0, job.progress);
         let opened = tokio::select! {
             opened = open => opened,
             () = places.preempted() => Err(gives_way(&what)),
@@ -168,7 +169,8 @@ impl RegistryClient {
                 return Ok(());
             };
             url = next;
-            let again = self.open(job.from, &job.from_at, job.pull, blob, 0, job.progress);
+            let source = job.source();
+            let again = self.open(&source, blob, 0, job.progress);
             response = again.await?;
         }
         let message = format!("{what}: too many redirects");
@@ -199,7 +201,7 @@ impl RegistryClient {
         let meter = Arc::new(Meter::default());
         if blob.size == 0 {
             if blob.digest != Digest::of(b"") {
-                return Err(mismatch(job.from, blob.digest).into());
+                return Err(mismatch(job.from.repository, blob.digest).into());
             }
         } else {
             request
@@ -207,10 +209,10 @@ impl RegistryClient {
                 .insert(CONTENT_LENGTH, HeaderValue::from(blob.size));
             let download = Download {
                 registry: self.clone(),
-                from: job.from.clone(),
+                from: job.from.repository.clone(),
                 at: job.from_at.clone(),
                 counted: self.transport().host(&job.from_at.base).label.clone(),
-                pull: job.pull.clone(),
+                pull: job.from.credential.clone(),
                 blob,
                 response: Some(response),
                 skip: 0,

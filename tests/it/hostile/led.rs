@@ -56,7 +56,7 @@ async fn copied(from: &Embedded, attacker: &Liar, settings: Settings) -> Result<
     let manifest = seeded(from, &client, "src/a", Shape::Oci, &none).await;
     let (source, to) = (repository(from, "src/a"), at(&attacker.host(), "team/a"));
     let _ = client.may_push(&to, &who, &progress).await;
-    let copying = client.copy(&source, &manifest, &to, &none, &who, &progress);
+    let copying = client.copy(none.at(&source), &manifest, who.at(&to), &progress);
     let copied = tokio::time::timeout(Duration::from_secs(10), copying).await;
     // The session that showed the right to push is given up behind the answer.
     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -123,7 +123,7 @@ async fn no_upload_leads_to_what_is_known_as_another_registry() {
         seeded(&victim, &client, "src/v", Shape::Oci, &none).await;
         let manifest = seeded(&from, &client, "src/a", Shape::Oci, &none).await;
         let (source, to) = (repository(&from, "src/a"), at(&attacker.host(), "team/a"));
-        let copying = client.copy(&source, &manifest, &to, &none, &none, &progress);
+        let copying = client.copy(none.at(&source), &manifest, none.at(&to), &progress);
         let error = copying.await.unwrap_err();
         assert_eq!(
             (error.reason, error.class),

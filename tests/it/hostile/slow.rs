@@ -31,7 +31,7 @@ async fn copied(
     let copying = async {
         let manifest = client.get(&from, &tag, &none, &progress).await?.unwrap();
         client
-            .copy(&from, &manifest, &target, &none, &none, &progress)
+            .copy(none.at(&from), &manifest, none.at(&target), &progress)
             .await
     };
     let copied = tokio::time::timeout(most, copying).await;
@@ -129,7 +129,7 @@ async fn a_blob_of_many_windows_is_taken_at_a_hundred_kilobytes_in_each() {
         .unwrap()
         .unwrap();
     client
-        .copy(&from, &manifest, &target, &none, &none, &progress)
+        .copy(none.at(&from), &manifest, none.at(&target), &progress)
         .await
         .unwrap();
     assert!(began.elapsed() > Duration::from_millis(900), "it was slow");
@@ -216,7 +216,7 @@ async fn a_target_that_hardly_takes_an_upload_is_given_up() {
         at(&host, "team/a"),
         credential(&host),
     );
-    let copying = client.copy(&source, &manifest, &to, &none, &who, &progress);
+    let copying = client.copy(none.at(&source), &manifest, who.at(&to), &progress);
     // Four uploads, a window of one second each; the first takes what buffers hold.
     let copied = tokio::time::timeout(Duration::from_secs(20), copying).await;
     let error = copied.expect("it ends").unwrap_err();

@@ -38,7 +38,7 @@ pub async fn copied(target: &Liar, most: Duration) -> Result<(), Error> {
     );
     let manifest = seeded(&from, &client, "src/a", Shape::Oci, &none).await;
     let (source, to) = (repository(&from, "src/a"), at(&host, "team/a"));
-    let copying = client.copy(&source, &manifest, &to, &none, &who, &progress);
+    let copying = client.copy(none.at(&source), &manifest, who.at(&to), &progress);
     let copied = tokio::time::timeout(most, copying).await;
     let copied = copied.unwrap_or_else(|_| panic!("waited: {:?}", progress.waiting()));
     if let Err(error) = &copied {

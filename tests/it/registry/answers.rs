@@ -42,7 +42,7 @@ async fn copied(
 ) -> Result<(), Error> {
     let (source, target) = (repository(from, "src/a"), repository(to, "team/a"));
     let (none, progress) = (QUIET(), Progress::default());
-    let copying = client.copy(&source, manifest, &target, &none, &none, &progress);
+    let copying = client.copy(none.at(&source), manifest, none.at(&target), &progress);
     let copied = tokio::time::timeout(Duration::from_secs(10), copying).await;
     copied.unwrap_or_else(|_| panic!("waited: {:?}", progress.waiting()))
 }
@@ -203,7 +203,7 @@ async fn writes_that_are_redirected_within_the_registry_are_sent_again_there() {
     );
     let mount = repository(&to, "team/b");
     client
-        .copy(&target, &manifest, &mount, &none, &none, &progress)
+        .copy(none.at(&target), &manifest, none.at(&mount), &progress)
         .await
         .unwrap();
     assert_eq!(to.dangling().len(), 0);
@@ -250,7 +250,7 @@ async fn a_write_is_followed_to_no_other_address_nor_to_another_tag() {
         let target = format!("{}/team/a", host.host()).parse().unwrap();
         let (source, none, progress) = (repository(&from, "src/a"), QUIET(), Progress::default());
         let work = async {
-            let copied = client.copy(&source, &manifest, &target, &none, &none, &progress);
+            let copied = client.copy(none.at(&source), &manifest, none.at(&target), &progress);
             let copied = copied.await;
             let name = tag("x");
             let put = client.put_tag(&target, &name, &manifest, &none, || true, &progress);
@@ -355,7 +355,7 @@ async fn a_typed_404_behind_a_redirect_is_an_absence_to_reads_and_never_to_a_loo
     let mut settings = super::ground::settings(&[&regional, &to]);
     settings.plain_http.push(front.host());
     let client = client_with(settings);
-    let copied = client.copy(&at, &manifest, &target, &none, &none, &progress);
+    let copied = client.copy(none.at(&at), &manifest, none.at(&target), &progress);
     assert_eq!(copied.await.unwrap_err().reason, Reason::SourceIncomplete);
     // A page there tells nothing.
     regional.add_rule(Rule::new(Matcher::kind(Kind::Manifest), Action::page(404)));
@@ -396,9 +396,10 @@ async fn a_layer_is_left_out_only_where_it_says_where_it_is_and_the_source_lacks
         let found = client.get(&source, &by_tag("t"), &none, &progress).await;
         let manifest = found.unwrap().unwrap();
         let target = repository(&to, "team/a");
-        let planned = client.estimate_copy(&source, &manifest, &target, &none, &none, &progress);
+        let planned =
+            client.estimate_copy(none.at(&source), &manifest, none.at(&target), &progress);
         assert_eq!(planned.await.is_ok(), works, "{urls:?} {there}");
-        let copied = client.copy(&source, &manifest, &target, &none, &none, &progress);
+        let copied = client.copy(none.at(&source), &manifest, none.at(&target), &progress);
         match copied.await {
             Ok(()) => assert!(works, "{urls:?} {there}"),
             Err(error) => {
@@ -508,7 +509,7 @@ async fn what_a_storage_refuses_is_no_word_of_the_registry() {
         let manifest = seeded(&from, &client, "src/a", Shape::Oci, &QUIET()).await;
         let target = format!("{}/team/a", host.host()).parse().unwrap();
         let (source, none, progress) = (repository(&from, "src/a"), QUIET(), Progress::default());
-        let copying = client.copy(&source, &manifest, &target, &none, &none, &progress);
+        let copying = client.copy(none.at(&source), &manifest, none.at(&target), &progress);
         let copied = tokio::time::timeout(Duration::from_secs(10), copying).await;
         let error = copied.unwrap().unwrap_err();
         assert_eq!(
@@ -587,7 +588,7 @@ async fn a_docker_manifest_whose_type_nobody_tells_is_copied_to_the_byte() {
     let found = client.get(&source, &by_tag("t"), &none, &progress).await;
     let manifest = found.unwrap().unwrap();
     assert_eq!(manifest.media_type, docker);
-    let copied = client.copy(&source, &manifest, &target, &none, &none, &progress);
+    let copied = client.copy(none.at(&source), &manifest, none.at(&target), &progress);
     copied.await.unwrap();
     assert!(matches!(
         put(&client, &to, "x", &manifest).await,

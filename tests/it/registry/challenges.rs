@@ -36,7 +36,7 @@ async fn promoted(host: &Embedded) -> Manifest {
     let manifest = fetched(host, &client, "src/a", &reader).await;
     client.may_push(&target, &bot, &progress).await.unwrap();
     client
-        .copy(&source, &manifest, &target, &reader, &bot, &progress)
+        .copy(reader.at(&source), &manifest, bot.at(&target), &progress)
         .await
         .unwrap();
     let name = tag("x");

@@ -30,7 +30,7 @@ async fn copy(
     let (source, target) = (repository(from, "src/a"), repository(to, "team/a"));
     let (none, progress) = (NONE(), Progress::default());
     client
-        .copy(&source, manifest, &target, &none, &none, &progress)
+        .copy(none.at(&source), manifest, none.at(&target), &progress)
         .await
 }
 
@@ -124,7 +124,7 @@ async fn what_is_missed_though_it_was_mounted_is_uploaded() {
     let manifest = seeded(&host, &client, "src/a", Shape::Oci, &NONE()).await;
     let (source, target) = (repository(&host, "src/a"), repository(&host, "team/a"));
     let (none, progress) = (NONE(), Progress::default());
-    let copy = || client.copy(&source, &manifest, &target, &none, &none, &progress);
+    let copy = || client.copy(none.at(&source), &manifest, none.at(&target), &progress);
     copy().await.unwrap();
     let upload = |method: &str| Matcher::kind(Kind::Upload).method(method);
     assert_eq!(host.count(&upload("PUT")), 0, "mounted");
@@ -153,7 +153,14 @@ async fn an_index_within_its_repository_is_not_put_without_its_children_where_a_
         let manifest = seeded(&host, &client, "team/a", Shape::Index, &bot).await;
         let (repository, progress) = (repository(&host, "team/a"), Progress::default());
         let held = || client.get_cached(&repository, manifest.digest, &bot, &progress);
-        let copy = || client.copy(&repository, &manifest, &repository, &bot, &bot, &progress);
+        let copy = || {
+            client.copy(
+                bot.at(&repository),
+                &manifest,
+                bot.at(&repository),
+                &progress,
+            )
+        };
         assert_eq!(held().await.unwrap(), Some(manifest.clone()));
         copy().await.unwrap();
         let children = Matcher::put_manifest().tag(false);

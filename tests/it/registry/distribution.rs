@@ -49,7 +49,7 @@ async fn every_shape_goes_to_distribution_and_on_to_its_other_repositories() {
         );
         let before = progress.bytes();
         client
-            .copy(&source, &manifest, &first, &none, &none, &progress)
+            .copy(none.at(&source), &manifest, none.at(&first), &progress)
             .await
             .unwrap();
         assert!(progress.bytes() > before);
@@ -67,7 +67,7 @@ async fn every_shape_goes_to_distribution_and_on_to_its_other_repositories() {
         );
         let before = progress.bytes();
         client
-            .copy(&first, &manifest, &second, &none, &none, &progress)
+            .copy(none.at(&first), &manifest, none.at(&second), &progress)
             .await
             .unwrap();
         assert_eq!(progress.bytes(), before, "mounted, not streamed");

@@ -74,7 +74,7 @@ async fn led(client: &RegistryClient, from: &Embedded, registry: &Listener, kind
             let manifest = seeded(from, client, "src/a", Shape::Oci, &none).await;
             let source = repository(from, "src/a");
             client
-                .copy(&source, &manifest, &target, &none, &none, &progress)
+                .copy(none.at(&source), &manifest, none.at(&target), &progress)
                 .await
         } else {
             client
@@ -289,11 +289,9 @@ async fn a_download_that_breaks_goes_on_in_the_storage_it_is_redirected_to() {
     let (source, target) = (repository(&from, "src/a"), repository(&to, "team/a"));
     client
         .copy(
-            &source,
+            reader.at(&source),
             &manifest,
-            &target,
-            &reader,
-            &none,
+            none.at(&target),
             &Progress::default(),
         )
         .await

@@ -46,7 +46,7 @@ async fn listed(
     let subject = image.digest().to_string().parse().unwrap();
     let (source, progress) = (repository(host, "src/a"), Progress::default());
     client
-        .referrers(&source, subject, &NONE(), false, false, &progress)
+        .referrers(NONE().at(&source), subject, false, false, &progress)
         .await
 }
 
@@ -149,7 +149,7 @@ async fn an_answer_that_is_no_list_means_no_api_and_is_remembered_for_its_reposi
         let subject = image.digest().to_string().parse().unwrap();
         let (none, progress) = (NONE(), Progress::default());
         let other = repository(&host, "src/b");
-        let there = client.referrers(&other, subject, &none, false, false, &progress);
+        let there = client.referrers(none.at(&other), subject, false, false, &progress);
         assert_eq!(
             there.await.unwrap(),
             Listing::Of(Vec::new()),
@@ -157,7 +157,7 @@ async fn an_answer_that_is_no_list_means_no_api_and_is_remembered_for_its_reposi
         );
         host.remove_rule(rule);
         let source = repository(&host, "src/a");
-        let anew = client.referrers(&source, subject, &none, false, true, &progress);
+        let anew = client.referrers(none.at(&source), subject, false, true, &progress);
         assert!(matches!(anew.await.unwrap(), Listing::Of(found) if found.len() == 1));
     }
 }
@@ -191,7 +191,7 @@ async fn a_redirect_to_a_web_page_means_no_api_whatever_the_page_answers() {
         let source = format!("{front}/src/a").parse().unwrap();
         let subject = promotion_controller::image::Digest::of(b"x");
         let (none, progress) = (NONE(), Progress::default());
-        let found = client.referrers(&source, subject, &none, false, false, &progress);
+        let found = client.referrers(none.at(&source), subject, false, false, &progress);
         let found = tokio::time::timeout(Duration::from_secs(10), found).await;
         let found = found.unwrap_or_else(|_| panic!("{status}: waited for"));
         assert_eq!(found.unwrap(), Listing::None, "{status}");
@@ -237,7 +237,12 @@ async fn a_registry_says_whether_it_took_note_of_the_subject_also_after_a_lost_a
         to.update(|settings| settings.referrers = api);
         to.add_rule(Rule::new(Matcher::put_manifest(), Action::LoseAnswer).times(lost));
         let noted = client
-            .copy_referrer(&source, manifest.clone(), &target, &none, &none, &progress)
+            .copy_referrer(
+                none.at(&source),
+                manifest.clone(),
+                none.at(&target),
+                &progress,
+            )
             .await
             .unwrap();
         assert_eq!(noted, api, "{lost}");
@@ -260,7 +265,7 @@ async fn distribution_has_no_api_and_takes_the_list() {
     let (source, none, progress) = (repository(&from, "src/a"), NONE(), Progress::default());
     let target = format!("{}/team/a", to.host()).parse().unwrap();
     let subject = image.digest().to_string().parse().unwrap();
-    let there = client.referrers(&target, subject, &none, true, false, &progress);
+    let there = client.referrers(none.at(&target), subject, true, false, &progress);
     assert_eq!(there.await.unwrap(), Listing::None);
     let Listing::Of(found) = listed(&client, &from, &image).await.unwrap() else {
         panic!("there is an API");
@@ -270,7 +275,12 @@ async fn distribution_has_no_api_and_takes_the_list() {
         let fetched = client.get(&source, &digest, &none, &progress).await;
         let manifest = fetched.unwrap().unwrap();
         let noted = client
-            .copy_referrer(&source, manifest.clone(), &target, &none, &none, &progress)
+            .copy_referrer(
+                none.at(&source),
+                manifest.clone(),
+                none.at(&target),
+                &progress,
+            )
             .await
             .unwrap();
         assert!(!noted);

@@ -32,7 +32,7 @@ async fn a_private_ca_is_trusted_at_its_host_alone_and_http_2_is_spoken() {
     let manifest = seeded(&from, &client, "src/a", Shape::Index, &none).await;
     let (source, target) = (repository(&from, "src/a"), place(&to.host()));
     client
-        .copy(&source, &manifest, &target, &none, &none, &progress)
+        .copy(none.at(&source), &manifest, none.at(&target), &progress)
         .await
         .unwrap();
     let put = client
