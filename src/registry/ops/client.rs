@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use moka::policy::EvictionPolicy;
 
-use super::known::{BlobKey, BlobState, LabelValues, ManifestKey};
+use super::known::{BlobKey, BlobState, ManifestKey};
+use super::labels::LabelValues;
 use super::manifest::Manifest;
 use crate::image::Repository;
 use crate::machine::Reason;

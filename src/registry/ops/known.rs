@@ -29,13 +29,6 @@ pub(crate) struct BlobState {
     pub(crate) mounted: bool,
 }
 
-/// The labels that count, as they were written.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct LabelValues {
-    pub(crate) expires_after: Option<String>,
-    pub(crate) immutable: Option<String>,
-}
-
 impl BlobKey {
     pub(crate) fn of(access: &Access<'_>, digest: Digest) -> Self {
         Self {
