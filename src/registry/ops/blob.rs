@@ -6,7 +6,6 @@
 
 use std::sync::atomic::Ordering;
 
-use reqwest::header::HeaderMap;
 use reqwest::{Method, StatusCode, Url};
 
 use super::client::RegistryClient;
@@ -19,7 +18,6 @@ use crate::registry::auth::access::Access;
 use crate::registry::error::Error;
 use crate::registry::host::limits::Lane;
 use crate::registry::host::progress::Progress;
-use crate::registry::wire::request::Content;
 use crate::registry::wire::request::Failure;
 use crate::registry::wire::request::RegistryRequest;
 
@@ -141,18 +139,8 @@ impl RegistryClient {
         progress: &'a Progress,
     ) -> RegistryRequest<'a> {
         RegistryRequest {
-            method,
-            url,
-            what,
-            lane: Lane::Blobs,
-            headers: HeaderMap::new(),
-            content: Content::Nothing,
-            access,
             timeout: Some(self.transport().settings.request_timeout),
-            patience: None,
-            prompt: false,
-            placed: false,
-            progress,
+            ..RegistryRequest::new(method, url, what, Lane::Blobs, access, progress)
         }
     }
 }

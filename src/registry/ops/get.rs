@@ -4,7 +4,7 @@
 //! registry announces; where absence decides something, only a typed 404 of the registry itself to a push credential is absence;
 //! where it does not, a typed one at the end of a redirect is one too.
 
-use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use reqwest::{Method, StatusCode};
 
 use super::client::RegistryClient;
@@ -19,7 +19,6 @@ use crate::registry::host::limits::Lane;
 use crate::registry::host::progress::Progress;
 use crate::registry::host::reserve::off_runtime;
 use crate::registry::wire::reply::{CUTS_MAX, ManifestBody};
-use crate::registry::wire::request::Content;
 use crate::registry::wire::request::RegistryRequest;
 
 /// Always all four: without the stored one, quay converts and answers another digest.
@@ -262,24 +261,13 @@ impl RegistryClient {
         access: &'a Access<'a>,
         progress: &'a Progress,
     ) -> RegistryRequest<'a> {
-        let mut headers = HeaderMap::new();
-        headers.insert(ACCEPT, HeaderValue::from_static(ACCEPTED));
+        let path = format!("{}/manifests/{reference}", access.repository.path());
+        let url = access.endpoint.url(&path);
+        let headers = [(ACCEPT, HeaderValue::from_static(ACCEPTED))];
         RegistryRequest {
-            method,
-            url: access.endpoint.url(&format!(
-                "{}/manifests/{reference}",
-                access.repository.path()
-            )),
-            what,
-            lane: Lane::Manifests,
-            headers,
-            content: Content::Nothing,
-            access,
+            headers: headers.into_iter().collect(),
             timeout: Some(self.transport().settings.request_timeout),
-            patience: None,
-            prompt: false,
-            placed: false,
-            progress,
+            ..RegistryRequest::new(method, url, what, Lane::Manifests, access, progress)
         }
     }
 }

@@ -16,7 +16,7 @@ use super::client::RegistryClient;
 use super::get::named;
 use super::manifest::Manifest;
 use super::referrer_list::{LISTED_MAX, Referrer, entries, too_many};
-use crate::image::{Digest, Reference, Repository};
+use crate::image::{Digest, Reference};
 use crate::machine::Reason;
 use crate::registry::auth::access::Access;
 use crate::registry::auth::credential::Remote;
@@ -194,11 +194,6 @@ fn may_be_no_api(reply: &Reply) -> bool {
         201..=400 | 404..=406 | 410 | 501 => true,
         _ => reply.elsewhere && is_astray(&reply.response),
     }
-}
-
-/// Whether a redirect of the API led to something that is none.
-pub(crate) fn is_astray(response: &Response) -> bool {
-    !response.url().path().contains("/referrers/")
 }
 
 /// How quay says that it does not hold the subject.
