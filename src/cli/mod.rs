@@ -8,10 +8,7 @@ mod credentials;
 mod preview;
 mod progress;
 mod promote;
-#[cfg(feature = "embedded-registry")]
-mod registry;
 mod run;
-#[cfg(feature = "embedded-registry")]
 mod stand_in;
 mod summary;
 mod telemetry;
@@ -55,9 +52,8 @@ enum Command {
     Convert(convert::ConvertArgs),
     /// Print the CRD.
     Crd,
-    /// Serve the embedded registry: like quay, but in memory, and deleting at once what no tag holds.
-    #[cfg(feature = "embedded-registry")]
-    Registry(registry::RegistryServeArgs),
+    #[command(flatten)]
+    StandIn(stand_in::StandInCommand),
 }
 
 /// How registries are spoken to.
@@ -186,8 +182,7 @@ pub fn main() -> ExitCode {
                 print!("{}", crate::api::crd_yaml());
                 ExitCode::SUCCESS
             }
-            #[cfg(feature = "embedded-registry")]
-            Command::Registry(args) => registry::run(args).await,
+            Command::StandIn(command) => command.run().await,
         }
     });
     // Operations that a lost lease forbids to go on must not: nothing is waited for.

@@ -18,14 +18,15 @@ use clap::{Args, ValueEnum};
 use futures::{StreamExt as _, stream};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-use super::{RegistryArgs, bad_input, convert, credentials, fail, signalled, telemetry, unusable};
+use super::stand_in::{StandInArgs, StandIns};
+use super::{RegistryArgs, bad_input, convert, fail, signalled, telemetry, unusable};
 use crate::api::PromotionRequest;
 use crate::api::status::read;
 use crate::engine::forecast;
 use crate::image::Float;
 use crate::machine::{Fault, FaultClass, Forecast, ImageSpec, Reason, Request};
 use crate::policy::Policy;
-use crate::registry::{Keyring, Progress, RegistryClient, Settings, Waiting};
+use crate::registry::{Progress, RegistryClient, Settings, Waiting};
 use crate::store::Access;
 use crate::store::Key;
 use crate::store::file::{check_floats, read_requests};
@@ -65,10 +66,8 @@ pub(super) struct PreviewArgs {
         default_value = "table"
     )]
     output: Output,
-    /// Use a registry in memory in place of every registry of the file.
-    #[cfg(feature = "embedded-registry")]
-    #[arg(long)]
-    embedded_registry: bool,
+    #[command(flatten)]
+    stand_in: StandInArgs,
     #[command(flatten)]
     registry: RegistryArgs,
 }
@@ -89,8 +88,7 @@ struct Preview {
     registry: RegistryClient,
     access: Access,
     /// Lives as long as it is asked.
-    #[cfg(feature = "embedded-registry")]
-    _stand_ins: Option<super::stand_in::StandIns>,
+    _stand_ins: Option<StandIns>,
 }
 
 pub(super) async fn run(args: PreviewArgs) -> ExitCode {
@@ -117,13 +115,6 @@ pub(super) async fn run(args: PreviewArgs) -> ExitCode {
 }
 
 /// Reads and checks everything; nothing is contacted before all of it is right.
-#[cfg_attr(
-    not(feature = "embedded-registry"),
-    allow(
-        clippy::unused_async,
-        reason = "only the embedded registry is waited for"
-    )
-)]
 async fn set_up(args: PreviewArgs) -> Result<Preview, String> {
     let objects = read_requests(&args.file).map_err(|error| error.to_string())?;
     let file = args.file.display();
@@ -136,17 +127,12 @@ async fn set_up(args: PreviewArgs) -> Result<Preview, String> {
         Some(Script::of(intent))
     };
     let policy = args.registry.listed_or_all();
-    #[cfg_attr(not(feature = "embedded-registry"), allow(unused_mut))]
     let mut settings: Settings = args.registry.registry(&policy);
-    #[cfg(feature = "embedded-registry")]
-    let stand_ins = if args.embedded_registry {
-        let stand_ins = super::stand_in::StandIns::start(&objects).await?;
+    let stand_ins = args.stand_in.start(&objects).await?;
+    if let Some(stand_ins) = &stand_ins {
         settings.rewrite = stand_ins.rewrite();
-        Some(stand_ins)
-    } else {
-        None
-    };
-    let keyring = credentials(&args)?;
+    }
+    let keyring = args.stand_in.credentials(args.registry_config.as_deref())?;
     let mut requests = Vec::new();
     for object in objects {
         let request = read(&object).map_err(|error| error.to_string())?;
@@ -161,18 +147,8 @@ async fn set_up(args: PreviewArgs) -> Result<Preview, String> {
             pull: keyring.clone(),
             push: keyring,
         },
-        #[cfg(feature = "embedded-registry")]
         _stand_ins: stand_ins,
     })
-}
-
-/// An embedded registry knows nobody, and must not be shown anybody's password unasked.
-fn credentials(args: &PreviewArgs) -> Result<Keyring, String> {
-    #[cfg(feature = "embedded-registry")]
-    if args.embedded_registry && args.registry_config.is_none() {
-        return Ok(Keyring::anonymous());
-    }
-    credentials::find(args.registry_config.as_deref())
 }
 
 impl Preview {

@@ -9,10 +9,11 @@ use tokio::time::Instant;
 
 use super::progress::Display;
 use super::run::{End, carry_out};
+use super::stand_in::{StandInArgs, StandIns};
 use super::summary::{Output, print, summarise};
 use super::telemetry::{self, LogArgs};
 use super::verify::verify_posted;
-use super::{RegistryArgs, bad_input, credentials, fail, signalled, unusable};
+use super::{RegistryArgs, bad_input, fail, signalled, unusable};
 use crate::api::PromotionRequest;
 use crate::api::status::read;
 use crate::engine::Engine;
@@ -40,10 +41,8 @@ pub(super) struct PromoteArgs {
     /// Print the final objects on standard output, as a List.
     #[arg(short = 'o', long = "output", value_name = "FORMAT")]
     output: Option<Output>,
-    /// Use a registry in memory in place of every registry of the file.
-    #[cfg(feature = "embedded-registry")]
-    #[arg(long)]
-    embedded_registry: bool,
+    #[command(flatten)]
+    stand_in: StandInArgs,
     #[command(flatten)]
     log: LogArgs,
     #[command(flatten)]
@@ -57,8 +56,7 @@ struct Run {
     keyring: Keyring,
     keys: UnboundedReceiver<Key>,
     updates: UnboundedReceiver<Update>,
-    #[cfg(feature = "embedded-registry")]
-    stand_ins: Option<super::stand_in::StandIns>,
+    stand_ins: Option<StandIns>,
     /// Removed with the run: the state of an embedded registry is worth nothing afterwards, and that of standard input has no name.
     temporary: Option<tempfile::TempDir>,
 }
@@ -77,7 +75,6 @@ pub(super) async fn run(args: PromoteArgs) -> ExitCode {
         keyring,
         keys,
         updates,
-        #[cfg(feature = "embedded-registry")]
         stand_ins,
         temporary,
     } = run;
@@ -94,7 +91,6 @@ pub(super) async fn run(args: PromoteArgs) -> ExitCode {
     for object in &objects {
         summarise(object, &display);
     }
-    #[cfg(feature = "embedded-registry")]
     if let Some(stand_ins) = &stand_ins {
         show_tags(stand_ins, &objects, &display);
     }
@@ -118,13 +114,6 @@ pub(super) async fn run(args: PromoteArgs) -> ExitCode {
 }
 
 /// Reads and checks everything; nothing is contacted before all of it is right.
-#[cfg_attr(
-    not(feature = "embedded-registry"),
-    allow(
-        clippy::unused_async,
-        reason = "only the embedded registry is waited for"
-    )
-)]
 async fn set_up(args: PromoteArgs, display: &Display) -> Result<Run, String> {
     let objects = read_requests(&args.file).map_err(|error| error.to_string())?;
     for object in &objects {
@@ -142,13 +131,11 @@ async fn set_up(args: PromoteArgs, display: &Display) -> Result<Run, String> {
             .check(&request)
             .map_err(|error| format!("{}: {}: {error}", args.file.display(), Key::of(object)))?;
     }
-    let keyring = credentials(&args)?;
+    let keyring = args.stand_in.credentials(args.registry_config.as_deref())?;
     let settings = args.registry.engine();
-    #[cfg_attr(not(feature = "embedded-registry"), allow(unused_mut))]
     let mut registry = args.registry.registry(&policy);
-    #[cfg(feature = "embedded-registry")]
-    let stand_ins = if args.embedded_registry {
-        let stand_ins = super::stand_in::StandIns::start(&objects).await?;
+    let stand_ins = args.stand_in.start(&objects).await?;
+    if let Some(stand_ins) = &stand_ins {
         registry.rewrite = stand_ins.rewrite();
         let mut hosts: Vec<_> = registry.rewrite.iter().collect();
         hosts.sort();
@@ -157,15 +144,8 @@ async fn set_up(args: PromoteArgs, display: &Display) -> Result<Run, String> {
                 "embedded registry: {address} stands in for {host}"
             ));
         }
-        Some(stand_ins)
-    } else {
-        None
-    };
-    #[cfg(feature = "embedded-registry")]
-    let embedded = args.embedded_registry;
-    #[cfg(not(feature = "embedded-registry"))]
-    let embedded = false;
-    let nameless = embedded || args.file == Path::new("-");
+    }
+    let nameless = args.stand_in.is_set() || args.file == Path::new("-");
     let temporary = if nameless && args.state.is_none() {
         let folder = tempfile::tempdir();
         Some(folder.map_err(|error| format!("cannot make a temporary folder: {error}"))?)
@@ -206,28 +186,13 @@ async fn set_up(args: PromoteArgs, display: &Display) -> Result<Run, String> {
         keyring,
         keys,
         updates,
-        #[cfg(feature = "embedded-registry")]
         stand_ins,
         temporary,
     })
 }
 
-/// An embedded registry knows nobody, and must not be shown anybody's password unasked.
-fn credentials(args: &PromoteArgs) -> Result<Keyring, String> {
-    #[cfg(feature = "embedded-registry")]
-    if args.embedded_registry && args.registry_config.is_none() {
-        return Ok(Keyring::anonymous());
-    }
-    credentials::find(args.registry_config.as_deref())
-}
-
 /// Shows what the embedded registry holds in the end.
-#[cfg(feature = "embedded-registry")]
-fn show_tags(
-    stand_ins: &super::stand_in::StandIns,
-    objects: &[PromotionRequest],
-    display: &Display,
-) {
+fn show_tags(stand_ins: &StandIns, objects: &[PromotionRequest], display: &Display) {
     for (repository, tags) in stand_ins.tags(objects) {
         display.line(&format!("{repository} in the embedded registry:"));
         let width = tags

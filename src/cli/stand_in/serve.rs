@@ -4,22 +4,36 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 
-use super::{bad_input, fail, signalled, telemetry};
-use quaylike::{Options, built_in, serve};
+use crate::cli::{bad_input, fail, signalled, telemetry};
+use quaylike::{Options, built_in};
+
+/// The command that only a program with the embedded registry has.
+#[derive(Debug, Subcommand)]
+pub(in crate::cli) enum StandInCommand {
+    /// Serve the embedded registry: like quay, but in memory, and deleting at once what no tag holds.
+    Registry(ServeArgs),
+}
+
+impl StandInCommand {
+    pub async fn run(self) -> ExitCode {
+        let Self::Registry(args) = self;
+        serve(args).await
+    }
+}
 
 /// Serve the embedded registry.
 #[derive(Debug, Args)]
-pub(super) struct RegistryServeArgs {
+pub(in crate::cli) struct ServeArgs {
     /// Where to listen; port 0 picks a free one.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:5000")]
     listen: SocketAddr,
 }
 
-pub(super) async fn run(args: RegistryServeArgs) -> ExitCode {
+async fn serve(args: ServeArgs) -> ExitCode {
     telemetry::start(&telemetry::LogArgs::default(), "info");
-    let RegistryServeArgs { listen } = args;
+    let ServeArgs { listen } = args;
     let listener = match tokio::net::TcpListener::bind(listen).await {
         Ok(listener) => listener,
         Err(error) => {
@@ -42,7 +56,7 @@ pub(super) async fn run(args: RegistryServeArgs) -> ExitCode {
         // Whoever started it may have gone on without listening to it.
         let _ = writeln!(std::io::stdout().lock(), "listening on {address}");
     };
-    match serve(listener, Options::default(), seed, signalled()).await {
+    match quaylike::serve(listener, Options::default(), seed, signalled()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error.to_string()),
     }
