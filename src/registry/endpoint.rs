@@ -1,8 +1,8 @@
-//! Which address a registry's name stands for, and which other addresses may be trusted on its word.
+//! The address behind a registry's name, and the other addresses that it may vouch for.
 //!
-//! In comes the host of a repository; out comes the base URL of its API. Plain HTTP is spoken only where the configuration
-//! names the address. Guaranteed: credentials go to a token realm only over TLS (unless the registry itself is plain by
-//! configuration) and only on the registry's own host or its neighbours.
+//! Gives the base URL of a repository's registry. Plain HTTP only where the configuration names the address. Guaranteed: credentials go
+//! to a token realm only over TLS (unless the registry itself is configured as plain HTTP), and only on the registry's own host or a
+//! neighbour in its domain.
 
 use std::collections::{HashMap, HashSet};
 

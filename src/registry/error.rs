@@ -1,7 +1,7 @@
 //! What can go wrong at a registry, and how it counts.
 //!
-//! An [`Error`] has one of the program's reasons, its class, and one line of text that names the object and the remedy. What a refusal
-//! means ([`Meaning`]) has one reason, one class and one text. Guaranteed: the line is at most 256 characters, carries no secret and no URL.
+//! An [`Error`] has a reason, a class and one line of text that names the object and the remedy. Each [`Meaning`] of a refusal has one
+//! reason, one class and one text. Guaranteed: the line has at most 256 characters, no secret and no URL.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,16 +1,16 @@
-//! The only place that speaks to registries.
+//! The only module that speaks to registries.
 //!
-//! Operations of the OCI distribution protocol come in, as the engine thinks of them (look at a float, copy an image, set a
-//! tag); manifests and classed errors come out. An operation waits inside while its host is unavailable and says so in its
-//! [`Progress`]; a caller that drops the future ends the wait.
+//! It offers the operations of the OCI distribution protocol that the engine needs (read a float, copy an image, set a tag) and returns
+//! manifests and classified errors. An operation waits while its host is unavailable, and says so in its [`Progress`]; to end the wait, drop
+//! the future.
 //!
-//! Guaranteed: manifests are never re-serialised and every digest is computed here; absence is believed only where the registry
-//! says so with a typed 404 to a credential that may push there; a tag that may have been written is never written again from
-//! here; what one credential was granted or shown never serves another; memory does not grow with the size of images.
+//! Guaranteed: manifests are never re-serialised, and every digest is computed here. Absence is believed only on a typed 404 to a
+//! credential that may push there. A tag that may have been written is never written again from here. What one credential was granted or
+//! shown never serves another. Memory does not grow with the size of images.
 //!
-//! In reading order: `error`; `auth` (who asks, with what right), `host` (what one host is asked to bear, and whose request goes next),
-//! `wire` (one request: `send` has its whole path, `classify` and `dialect` what answers mean, `egress` who may be connected to),
-//! `ops` (what the engine asks for). Each knows only those before it.
+//! In reading order: `error`; `auth` (credentials, challenges, tokens), `host` (the limits of one host, and whose request goes next), `wire`
+//! (one request: `send` is its whole path, `classify` and `dialect` say what answers mean, `egress` who may be connected to), `ops` (what
+//! the engine asks for). Each knows only those before it.
 
 mod auth;
 mod endpoint;

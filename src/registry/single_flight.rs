@@ -1,6 +1,6 @@
-//! One at a time for each key: who comes second waits and then finds the work done.
+//! One task at a time per key: the second waits, and then finds the work done.
 //!
-//! Guaranteed: a key is forgotten when nobody works on it or waits for it, also where futures are dropped.
+//! Guaranteed: a key is forgotten when nobody works on it or waits for it, also if futures are dropped.
 
 use std::collections::HashMap;
 use std::hash::Hash;

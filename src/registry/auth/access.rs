@@ -1,7 +1,7 @@
-//! Rights as data: whose they are, on what, and why they are refused.
+//! What a request is entitled to: whose rights it uses, on which repository, and why it is refused.
 //!
-//! In comes what a token says that it allows, and what a registry said when it refused; out come answers: is a right missing, is a
-//! refusal final, and what is a person to do about it.
+//! Takes what a token allows and what a registry said when it refused. Tells whether a right is missing, whether the refusal is final,
+//! and what a person has to do about it.
 
 use reqwest::StatusCode;
 

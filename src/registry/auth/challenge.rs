@@ -1,6 +1,6 @@
-//! Challenges: what a registry wants to see.
+//! Challenges: what a registry asks for in `WWW-Authenticate`.
 //!
-//! In comes the text of `WWW-Authenticate`; out comes the best challenge that can be met, and whether it says that a right is missing.
+//! Parses the header and picks the best challenge that can be met; says whether the registry reports a missing right.
 
 use http_auth::parser::ChallengeParser;
 use reqwest::header::{HeaderMap, WWW_AUTHENTICATE};

@@ -1,6 +1,6 @@
-//! What proves who asks: nothing, or a user and a password.
+//! A user and a password, or nothing.
 //!
-//! Guaranteed: no secret in `Debug`; two credentials are equal where the same is sent, wherever they were read.
+//! Guaranteed: `Debug` shows no secret; two credentials are equal if they send the same, wherever they were read.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};

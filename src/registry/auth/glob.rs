@@ -1,6 +1,4 @@
-//! Keys of a dockerconfigjson whose host has a glob, as the kubelet documents them.
-//!
-//! Pure: a key and a repository in, whether the one serves the other out.
+//! Keys of a dockerconfigjson with a glob in the host, matched as the kubelet documents them. Pure.
 
 use crate::image::Repository;
 

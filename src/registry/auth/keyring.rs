@@ -1,10 +1,10 @@
-//! Credentials: a dockerconfigjson comes in, the credential of one repository comes out.
+//! A parsed dockerconfigjson: gives the credential for a repository.
 //!
-//! Keys may be `host`, `host:port`, `host/namespace` or `host/namespace/repo`, with or without scheme or `/v1/`; the longest
-//! matching path wins, as in `oc` and the kubelet. Where no key names the host itself, one with a glob in the host may serve, as
-//! the kubelet documents: each part between dots for itself, with `*`, `?` and `[…]`, the port as written, the path as in all
-//! keys. What this program cannot use (credential helpers, identity tokens, an entry that cannot be read) is an error only where
-//! it would be used; an empty entry is no credential. Guaranteed: no secret in `Debug` or in an error.
+//! Keys may be `host`, `host:port`, `host/namespace` or `host/namespace/repo`, with or without scheme or `/v1/`. The longest matching
+//! path wins, as in `oc` and the kubelet. If no key names the host itself, a key with a glob in the host may match: `*`, `?` and `[…]`
+//! match within one part between dots, the port must be equal, the path matches as in other keys. An entry that this program cannot use
+//! (credential helper, identity token, malformed) is an error only for the repository that it would serve; an empty entry means no
+//! credential. Guaranteed: neither `Debug` nor an error shows a secret.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -1,6 +1,4 @@
-//! Tokens: what shows a right, and what it says that it allows.
-//!
-//! In comes a token endpoint's answer; out comes a [`Token`] with its life and its rights, as far as they can be read.
+//! Tokens: read from a token endpoint's answer, with their lifetime and the rights they name, as far as these can be read.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -1,17 +1,12 @@
-//! What one registry host is asked to bear: requests in flight, requests a second, and a pause while it is unavailable.
+//! One registry host: requests in flight, requests a second, and a pause while it is unavailable.
 //!
-//! There is one [`Host`] for each registry, for the whole process; every request passes it. Guaranteed: never more than
-//! `concurrency` requests in flight (tokens apart, which have two places of their own, so that who holds a place can always
-//! renew a token); while the host is unavailable, one request at a time asks whether it is well again. Where a registry leads to another
-//! address (for tokens, uploads), what that one answers is kept apart for each registry that leads there: nobody has another's
-//! registry left alone by leading to it.
+//! There is one [`Host`] per registry and process; every request passes it. Guaranteed: at most `concurrency` requests are in flight,
+//! not counting tokens, which have two places of their own, so that whoever holds a place can always renew a token. While the host is
+//! unavailable, one request at a time probes it. If a registry leads to another address (for tokens, uploads), that address has separate
+//! state for each registry that leads there, so no registry can slow down another by leading to it.
 //!
-//! Each credential has a [`CredentialShare`] of its own at a host, of the same size. A limit on the rate that one credential meets slows that
-//! credential; the host is slowed when credentials of several namespaces meet it.
-//!
-//! Places are taken in one order, so that no two copies wait for each other: hosts by name, at each the credential's and then the
-//! host's, for a stream at last that of the process; whoever holds one place waits for nothing else but places further on in that
-//! order.
+//! Each credential has its own [`CredentialShare`] of a host, of the same size. If one credential hits a rate limit, only it slows down;
+//! if credentials of several namespaces do, the host slows down.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;

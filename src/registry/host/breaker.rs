@@ -1,9 +1,8 @@
-//! Breakers: a host that is unavailable is left alone for a while: requests pass while all is well, otherwise one at a time, after pauses that double.
-//! One bad answer among good ones is that request's own, and rests alone; two in a row are the host's, and so is one that says when to
-//! come back, or a connection that cannot be made.
+//! A circuit breaker: requests pass while the host is available; otherwise one at a time, after pauses that double.
 //!
-//! In comes what became of each request; out comes leave to send, or a wait that the operation's observer is told of.
-//! Guaranteed: failures of requests sent together count once, and a probe that nobody waits for any more does not stop the others.
+//! One bad answer among good ones counts for that request only. Two in a row count for the host, and so does one that says when to come
+//! back, or a connection that cannot be made. Guaranteed: failures of requests that were sent together count once; a probe that nobody
+//! waits for any more does not block the others.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,8 +1,7 @@
-//! All hosts, and the streams between them.
+//! All hosts, and streams between them.
 //!
-//! Guaranteed: places are taken in one order, so that no two copies wait for each other: hosts by name, at each the credential's and
-//! then the host's, for a stream at last that of the process; whoever holds one place waits for nothing else but places further on in
-//! that order.
+//! Guaranteed: no two copies wait for each other, because places are taken in one order: hosts by name, at each the credential's and then
+//! the host's, at last that of the process. Whoever holds a place waits only for places further on in that order.
 
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};

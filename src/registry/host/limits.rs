@@ -1,4 +1,4 @@
-//! What a host is asked to bear at most, and for whom.
+//! The limits of a host, and the key by which requests share it.
 
 use std::time::Duration;
 

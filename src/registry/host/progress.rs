@@ -1,8 +1,7 @@
-//! What an operation tells about itself while it runs.
+//! What an operation shows while it runs.
 //!
-//! The registry layer writes, the engine reads: bytes that reached the target, and whether the operation waits for a host that
-//! is unavailable. An operation may wait in several places at once (eight blobs of one image); what is shown is the wait that ends
-//! last.
+//! The registry layer writes, the engine reads: bytes that reached the target, and what the operation waits for. An operation may wait in
+//! several places at once (eight blobs of one image); the wait that ends last is shown.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::atomic::{AtomicU64, Ordering};

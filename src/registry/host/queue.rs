@@ -1,16 +1,16 @@
-//! Who goes next: the places and pacing of one host, shared out between those who wait for them.
+//! Shares the places and the pacing of one host among those who wait.
 //!
-//! In come a [`Want`] (how many places, which lane's pacing, for whom) and the time; out comes a [`Permit`], when it is granted.
-//! The window of places halves when the host limits the rate and grows again, by one for each window of answers.
+//! A [`Want`] says how many places, paced by which lane, for whom; the answer is a [`Permit`]. The window of places halves when the host
+//! limits the rate, and grows again by one for each window of answers.
 //!
-//! Guaranteed: no more places are granted than the window has; the namespace that was served least goes first, of it the flow (promotion
-//! request) that was served least, and a new one is ahead of the others by [`state::NEW_FLOW_CREDIT`] grants at most, so that a small
-//! request passes hundreds of images and holds nobody up for long; what rests on a look that must not grow old goes before all others;
-//! who has left takes nothing; who waits for two places is not passed for ever by those who wait for one.
+//! Guaranteed: no more places are granted than the window has. The namespace that was served least goes first, within it the flow
+//! (promotion request) that was served least. A new flow is ahead of the others by [`state::NEW_FLOW_CREDIT`] grants at most, so a small
+//! request passes hundreds of images without delaying them for long. A tag PUT goes before all others, because the look it rests on must
+//! not grow old. Whoever stopped waiting takes nothing. Whoever waits for two places is not overtaken for ever by those who wait for one.
 //!
-//! Streams last as long as their source and target like. So a namespace never has all places for them: alone it leaves a quarter, and
-//! of `n` none has more than one of `n + 1` equal parts. Whoever waits, and has less than that, takes from who has more: the slowest
-//! gives way.
+//! A stream lasts as long as its source and target take. So no namespace gets all places for streams: alone it leaves a quarter free, and
+//! of `n` namespaces each has at most one of `n + 1` equal parts. If a waiting stream has less than its part, the slowest of those that
+//! have more gives way.
 
 mod state;
 

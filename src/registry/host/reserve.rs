@@ -1,12 +1,11 @@
-//! Room for large manifests: the one budget of bytes that all operations of the process share.
+//! Memory for large manifests: one budget for all operations of the process.
 //!
-//! In comes an operation that is about to read a manifest above [`SMALL_MAX`]; out comes a [`Hold`], which lives as long as the
-//! manifest. Small ones need none: how many operations are at work bounds them.
+//! An operation that is about to read a manifest above [`SMALL_MAX`] gets a [`Hold`], which lives as long as the manifest. Small manifests
+//! need none: the number of running operations bounds them.
 //!
-//! Guaranteed: no more than [`RESERVATIONS`] operations hold large manifests at once, no more than [`NAMESPACE_MAX`] of them of one
-//! namespace, and each of them no more than [`LARGE_AT_ONCE`]. Nobody waits for a reservation who has one, and who has one waits
-//! for nothing else without end (`transport` gives it [`PATIENCE`]), so that no two operations wait for each other. Of those who
-//! wait, the namespace that holds least goes first, then whoever came first.
+//! Guaranteed: at most [`RESERVATIONS`] operations hold large manifests, at most [`NAMESPACE_MAX`] of them in one namespace, each at most
+//! [`LARGE_AT_ONCE`]. No deadlock: an operation waits for one reservation only, and while it has it waits for nothing else without a
+//! limit (`wire::send` gives it [`PATIENCE`]). The namespace that holds least goes first, then whoever came first.
 
 use std::sync::Arc;
 use std::time::Duration;

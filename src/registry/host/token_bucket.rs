@@ -1,7 +1,6 @@
-//! Pacing: how many requests a second go to one host, slower after a 429 and faster again while it serves.
+//! Pacing: a token bucket, slower after a 429 and faster again while the host serves.
 //!
-//! In comes the time, out comes how long it is until the next token. Tokens are not given in advance, so that whoever shares
-//! them out decides at the last moment whose they are.
+//! Tells how long it is until the next token. Tokens are not handed out in advance, so the queue decides at the last moment who gets one.
 
 use std::time::Duration;
 

@@ -1,8 +1,7 @@
-//! Blobs: mounted where the registry can, streamed where it cannot.
+//! Blobs: mounted if the registry can, streamed otherwise.
 //!
-//! In comes one blob of an image that is being copied; when it returns, the target repository has it. Guaranteed: nothing is
-//! buffered but what is on its way; content is hashed on the way and an upload of anything else cannot complete; a download
-//! that breaks goes on where it broke; an upload session is used or cancelled.
+//! [`RegistryClient::ensure_blob`] returns when the target has the blob. Guaranteed: only what is on its way is buffered; content is hashed
+//! on the way, and an upload of anything else cannot complete; a download that breaks resumes; an upload session is used or cancelled.
 
 use std::sync::atomic::Ordering;
 

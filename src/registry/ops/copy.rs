@@ -1,9 +1,9 @@
-//! Copying an image: everything a manifest references, from one repository to another.
+//! Copies an image: everything that a manifest references, from one repository to another.
 //!
-//! In comes a manifest of the source; when it returns, the target has its blobs and child manifests, so that a PUT of the
-//! manifest itself can succeed. Guaranteed: blobs come before the manifest that needs them and children before their parents;
-//! a child is put each time, because what a HEAD by digest says may come from a cache that outlives what was collected;
-//! an index is at most four levels deep, lists at most 1000 manifests and 64 MiB of them.
+//! When it returns, the target has the blobs and child manifests, so that a PUT of the manifest itself can succeed. Guaranteed: blobs come
+//! before the manifest that needs them, children before their parents. A child is put each time, because a HEAD by digest may be
+//! answered by a cache that outlives what was collected. An index is at most four levels deep and lists at most 1000 manifests and
+//! 64 MiB of them.
 
 use std::borrow::Borrow;
 use std::collections::HashSet;

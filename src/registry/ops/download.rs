@@ -1,7 +1,7 @@
-//! Downloads: the bytes of one blob as a stream that can break and go on.
+//! Downloads: one blob as a stream that resumes where it broke.
 //!
-//! Out come chunks, as they arrive. Guaranteed: they are hashed on the way, and the last is given only when all together have the
-//! right digest and length, so that an upload fed by it cannot complete with anything else.
+//! Guaranteed: chunks are hashed on the way, and the last is given only if all together have the right digest and length; an upload fed by
+//! it cannot complete with anything else.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -1,8 +1,6 @@
-//! What a copy would bring, found by reads alone.
+//! Estimates a copy by reads alone: how many blobs and bytes are there, could be mounted, or would be streamed.
 //!
-//! In comes a manifest of the source and where it is to go; out come counts and bytes of what is there, what could be mounted and
-//! what would be streamed. The walk is that of [`RegistryClient::copy`], with the same bounds, budget and memory; nothing is written, and
-//! tokens are asked for pulling only.
+//! It walks as [`RegistryClient::copy`] does, with the same bounds, limits and memory. It writes nothing and asks for tokens to pull only.
 
 use std::borrow::Borrow;
 

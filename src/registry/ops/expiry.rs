@@ -1,9 +1,8 @@
-//! Labels that quay acts on when a tag is pushed: `quay.expires-after` makes it expire, `quay.immutable` keeps it from being moved.
+//! What an image's labels do to its tags on quay: `quay.expires-after` makes a tag expire, `quay.immutable` keeps it from being moved.
 //!
-//! In comes an image that a repository has; out comes what its labels do to every tag of it, where the registry acts on them. An
-//! annotation of the manifest overrides the label of the config; an index has what all its children have with the same value.
-//! Guaranteed: registries other than quay are not asked; a config is fetched once at most, and not at all where it was streamed; no
-//! more children are read than it takes to know; what cannot be read is no error.
+//! An annotation of the manifest overrides the label of the config; an index has the values that all its children share. Guaranteed:
+//! registries other than quay are not asked; a config is fetched at most once, and not at all if it was streamed; no more children are
+//! read than needed; what cannot be read is not an error.
 
 use std::time::Duration;
 

@@ -1,8 +1,7 @@
-//! Reading manifests: a look at a float, a source, a pin.
+//! Reads manifests: a float, a source, a pin.
 //!
-//! In comes a repository and a tag or digest; out comes a manifest or its absence. Guaranteed: at most 4 MiB are read, whatever the
-//! registry announces; where absence decides something, only a typed 404 of the registry itself to a push credential is absence;
-//! where it does not, a typed one at the end of a redirect is one too.
+//! Guaranteed: at most 4 MiB are read, whatever the registry announces. Where absence decides something, only a typed 404 of the registry
+//! itself to a credential that may push counts; elsewhere a typed 404 at the end of a redirect counts too.
 
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use reqwest::{Method, StatusCode};

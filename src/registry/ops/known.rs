@@ -1,4 +1,4 @@
-//! What is remembered of registries' content, and by what.
+//! Keys and states of what the client remembers of registries' content.
 
 use crate::image::{Digest, Repository};
 use crate::registry::auth::access::Access;

@@ -1,6 +1,5 @@
-//! The labels and annotations that quay acts on: `quay.expires-after` and `quay.immutable`.
-//!
-//! Pure: a config or manifest in, its values out. Nothing else of either is kept, however much there is.
+//! The labels and annotations that quay acts on: `quay.expires-after` and `quay.immutable`. Pure; nothing else of a config or manifest is
+//! kept.
 
 use oci_client::manifest::{
     IMAGE_CONFIG_MEDIA_TYPE, IMAGE_DOCKER_CONFIG_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE,

@@ -1,8 +1,7 @@
 //! Manifests: checked, and what they reference.
 //!
-//! In come bytes and what came with them; out comes a [`Manifest`] whose digest was computed here and whose media type is one of
-//! the four that can be promoted. Guaranteed: the media type of the header and the one in the body agree (where neither tells it,
-//! what the body holds does); an index is not an image at the same time.
+//! A [`Manifest`] has a digest that was computed here and one of the four media types that can be promoted. Guaranteed: the media type in
+//! the header and the one in the body agree (if neither is given, the content decides); an index is not an image at the same time.
 
 use std::borrow::Cow;
 use std::collections::HashSet;

@@ -1,4 +1,4 @@
-//! What a manifest is: its media type, as header, body and content tell it.
+//! What a manifest is: its media type, from header, body and content.
 
 use std::borrow::Cow;
 

@@ -1,7 +1,7 @@
-//! Setting tags, and what became of it.
+//! Sets tags.
 //!
-//! The exact bytes of a manifest go in, [`Put`] comes out. Guaranteed: directly before every sending the caller's gate is asked,
-//! with no await between; a PUT that may have landed is not repeated; only 201 with our digest counts as written.
+//! Guaranteed: the caller's gate is asked directly before every sending, with no await between; a PUT that may have landed is not
+//! repeated; only 201 with our digest counts as written.
 
 use reqwest::header::{CONTENT_TYPE, HeaderValue};
 use reqwest::{Method, StatusCode};

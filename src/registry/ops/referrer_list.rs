@@ -1,6 +1,6 @@
-//! Lists of referrers: as a registry answers them, and as a tag holds them.
+//! Lists of referrers, as a registry answers them and as a fallback tag holds them.
 //!
-//! Guaranteed: an entry that is in a list stays in it, as it was written.
+//! Guaranteed: an entry stays in a list as it was written.
 
 use std::borrow::Cow;
 use std::collections::HashSet;

@@ -1,9 +1,8 @@
 //! Referrers: signatures, attestations and whatever else names a manifest as its subject.
 //!
-//! In comes a digest; out comes what its registry lists as referring to it, or that the registry has no such API. Where it has
-//! none, a tag lists them (the specification's fallback): an index, read and extended here. Guaranteed: an outage, a limit or a
-//! missing right never means that there is no API; how sure an answer is that means it is told with it; a list is read to its end,
-//! on its own address, or it is an error; an entry that is in a list stays in it.
+//! Tells what a registry lists as referring to a digest, or that it has no such API; then a tag lists them (the specification's fallback),
+//! which is read and extended. Guaranteed: an outage, a rate limit or a missing right never means that there is no API. A list is read to
+//! its end, on its own address, or it is an error. An entry that is in a list stays in it.
 
 use std::borrow::Cow;
 

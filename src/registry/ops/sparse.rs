@@ -1,7 +1,7 @@
-//! Registries that take an index whose children they do not have (quay's sparse indexes): there a tag that is set proves nothing.
+//! Registries that accept an index whose children they do not have (quay's sparse indexes): there a tag that is set proves nothing.
 //!
-//! In comes an index that is to be put where it is already; out comes whether all below it is there, made sure of by putting each
-//! child again: what a GET or HEAD by digest says may come from a cache. Others are asked for nothing.
+//! To make sure that everything below an index is there, each child is put again: a GET or HEAD by digest may be answered by a cache.
+//! Other registries are not asked.
 
 use super::client::RegistryClient;
 use super::manifest::Manifest;

@@ -1,8 +1,8 @@
 //! Uploads: one blob streamed into the target, fed by a download.
 //!
-//! In comes a blob that the target does not have; when it returns, it has. Guaranteed: places are held only while both hosts are
-//! well; an upload of which nothing certain is known is looked for before it is started anew, three times at most; a session that
-//! is not used is cancelled, if it has the form of one of ours at the registry's own address: nothing else is ever deleted.
+//! Guaranteed: places are held only while both hosts are available. If the outcome of an upload is unknown, the blob is looked for before
+//! the upload starts again, three times at most. A session that is not used is cancelled if it is one of ours at the registry's own
+//! address; nothing else is ever deleted.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -1,7 +1,6 @@
-//! Refusals as they are read off the wire.
+//! Refusals, as read off the wire: status, error envelope, or any body at all.
 //!
-//! In comes what a registry answered (status, error envelope, any body at all); out comes an [`Error`] by the table of `dialect`.
-//! Guaranteed: it carries no secret and at most 200 characters of a registry's own words.
+//! The table of `dialect` makes an [`Error`] of them. Guaranteed: it has no secret, and at most 200 characters of the registry's own words.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

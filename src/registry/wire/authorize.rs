@@ -1,14 +1,13 @@
-//! Authorization: every request is sent with what its registry asks for.
+//! Authorization: sends each request with what its registry asks for.
 //!
-//! In comes whose rights are used on which repository ([`Access`]), and what is to be answered; out comes a [`Grant`]: the
-//! `Authorization` to send. What a registry will ask for is guessed: as its repository asked last, else as the registry itself did
-//! (`GET /v2/`, or the first upload session that is asked for). Only the 401 of a request says what that request wants: it is answered
-//! with what it asks for, or a fresh token, as long as there is one. Tokens are kept by address, realm, service, credential and scopes,
-//! fetched by one at a time, and renewed at 80 % of their life.
+//! What a registry will ask for is guessed: what its repository asked for last, or the registry itself (`GET /v2/`, or the first upload
+//! session that is opened). Only the 401 of a request says what that request needs; it is answered with that, or with a fresh token, as
+//! long as there is one. Tokens are kept by address, realm, service, credential and scopes, fetched by one task at a time, and renewed at
+//! 80 % of their life.
 //!
-//! Guaranteed: the registry's credentials and tokens go to the registry's own address only; what one credential was granted never
-//! serves another; a right that the token itself says is missing (quay and distribution answer 200 with fewer actions) is an error
-//! before anything is sent; a token endpoint that is unavailable is waited for and never reads as "unauthorized".
+//! Guaranteed: the registry's credentials and tokens go only to the registry's own address and its token realm; what one credential was
+//! granted never serves another. If the token itself lacks a right (quay and distribution answer 200 with fewer actions), that is an error
+//! before anything is sent. A token endpoint that is unavailable is waited for and never reads as "unauthorized".
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,8 +1,8 @@
-//! What became of one sending: for the request, and for the host that it was sent to.
+//! What an answer, or none, means for the request and for the host that was asked.
 //!
-//! Pure: what was asked, where the answer came from, its status, headers, code and words in; a [`Verdict`] out. What the words mean
-//! stands in the table of `dialect`. Guaranteed: what may have changed something is never [`Fate::TryAgain`]; only the address that
-//! was asked says anything of its host.
+//! Pure: kind of request, where the answer came from, status, headers, code and words in; a [`Verdict`] out. The table of `dialect` says
+//! what code and words mean. Guaranteed: a request that may have changed something is never [`Fate::TryAgain`]; only the address that was
+//! asked says anything about its host.
 
 use std::time::Duration;
 

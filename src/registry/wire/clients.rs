@@ -1,9 +1,8 @@
 //! The HTTP clients: one pair for each set of addresses that may be connected to.
 //!
-//! In comes how far a request may reach; out comes the pair that reaches no further. Guaranteed: a pair connects only to addresses
-//! that its [`AddressScope`] lets through, checked on what a name resolved to in the very resolution that is connected to; its connections
-//! serve no request of another scope; a private CA is trusted for its own host alone; a proxy is spoken to by a pair of its own,
-//! so that its address is open to no request but through it.
+//! Guaranteed: a pair connects only to addresses in its [`AddressScope`], checked on the very resolution that is connected to; its
+//! connections serve no request of another scope. A private CA is trusted for its own host only. A proxy has a pair of its own, so its
+//! address is open only to requests through it.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

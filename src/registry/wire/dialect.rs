@@ -1,8 +1,7 @@
-//! What registries answer, and what it means: a table of what was asked, status, code and words.
+//! What registries answer and what it means: a table by kind of request, status, code and words.
 //!
-//! Pure: an answer in, its [`Meaning`] out. A registry that says something in
-//! another way is another row. Guaranteed: the first row that fits decides, and what no row knows is an attempt's failure: never
-//! an absence, never a leave to go on.
+//! Pure. A registry that says something differently is one more row. Guaranteed: the first row that fits decides. What no row knows is a
+//! failed attempt, never an absence and never permission to go on.
 
 use crate::metrics::Sent;
 use crate::registry::error::Meaning;

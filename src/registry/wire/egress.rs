@@ -1,14 +1,16 @@
-//! Every address that is connected to, checked: registries, and wherever they lead.
+//! Checks every address before it is connected to: registries, and wherever they lead.
 //!
-//! In comes a request and, later, the redirects it meets; out comes the answer of the last address, or why one was not asked.
+//! Guaranteed:
 //!
-//! Guaranteed: a host is asked at an internal address only if it is meant by name: on the list, a registry configured by itself,
-//! or, where there is no list, named by a spec. How a host is spoken to is no leave to be led there. Without a list a registry at
-//! an internal address may also lead to others such, but never to the machine's own link. What a proxy would connect to cannot be
-//! seen, so it has to be meant by name. Redirects are followed five at most, none out of TLS, by writes within the registry's own
-//! address alone; the registry's `Authorization` goes to no other address. Of writes only the content of a blob goes to another address, where that is known as
-//! no registry, and never to what could be read as a manifest's; nothing but an upload of one's own is deleted. No error shows a
-//! URL.
+//! - An internal address is asked only if its host is meant by name: on the list, configured as a registry, or, without a list, named by a
+//!   spec. Plain HTTP or a rewrite for a host does not allow others to lead there.
+//! - Without a list, a registry at an internal address may lead to other internal addresses, but never to the machine's own link.
+//! - Behind a proxy the address cannot be seen, so the host must be meant by name.
+//! - At most five redirects are followed, none out of TLS, and by writes only within the registry's own address.
+//! - The registry's `Authorization` goes to no other address.
+//! - Of writes only a blob's content goes to another address, if that is not known as a registry, and never to what could be read as a
+//!   manifest's place. Only our own uploads are deleted.
+//! - No error shows a URL.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

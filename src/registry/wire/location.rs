@@ -1,7 +1,6 @@
-//! Where an upload may be sent: what its `Location` looks like.
+//! Where an upload may be sent, by the look of its `Location`.
 //!
-//! Pure: a URL that a registry led to in, whether it is an upload of one's own, or a tag in disguise, out. Guaranteed: a path that
-//! any server might read as that of a manifest is taken for one, however it is spelt.
+//! Pure. Guaranteed: a path that any server might read as a manifest's counts as one, however it is spelt.
 
 use percent_encoding::percent_decode_str;
 use reqwest::Url;

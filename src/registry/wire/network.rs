@@ -1,7 +1,6 @@
-//! Which addresses lead into a network of one's own.
+//! Which addresses are internal.
 //!
-//! Pure: an address in, its [`Reach`] out. Guaranteed: an address that is not known to be public is not taken for one, also where
-//! IPv6 carries an IPv4 address.
+//! Pure. Guaranteed: an address that is not known to be public does not count as public, also if IPv6 carries an IPv4 address.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

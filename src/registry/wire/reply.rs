@@ -1,6 +1,6 @@
-//! What comes back: answers as they are read off the wire.
+//! Answers, as read off the wire.
 //!
-//! Guaranteed: no more of a body is read than the reader names; no error shows a URL.
+//! Guaranteed: no more of a body is read than the reader asks for; no error shows a URL.
 
 use std::time::Duration;
 

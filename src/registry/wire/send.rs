@@ -1,13 +1,10 @@
-//! The one way out: every request to every host passes [`Transport::send_with_retry`], which reads from top to bottom: admit, gate,
-//! send, classify, settle.
+//! The one way out. [`Transport::send_with_retry`] is the whole path of a request, from top to bottom: admit, gate, send, classify, settle.
 //!
-//! In goes a [`RegistryRequest`]; out comes a [`Reply`] whose status the caller reads, or a [`Failure`]. What is waited out inside:
-//! 429 in any form, read-only maintenance (405), connections that cannot be made, and, for requests that are safe to repeat,
-//! 5xx, 408, resets and timeouts as well. A write that is redirected (307, 308) within the registry's own address is sent again
-//! there, the gate being asked again.
+//! It waits out 429 in any form, read-only maintenance (405) and connections that cannot be made; for requests that are safe to repeat also
+//! 5xx, 408, resets and timeouts. A write that is redirected (307, 308) within the registry's own address is sent again there, and the gate
+//! is asked again.
 //!
-//! Guaranteed: a request that may have changed something is never repeated here; every address is checked before it is asked
-//! (`egress`); no URL gets into an error.
+//! Guaranteed: a request that may have changed something is never repeated here; `egress` checks every address; no error shows a URL.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,7 +1,7 @@
-//! What registries asked for, and the tokens they gave, as far as that is remembered.
+//! What is remembered of challenges and tokens.
 //!
-//! Guaranteed: memory is bounded by numbers; what one credential was granted is kept for that credential alone; one task at a time
-//! asks for a token, and whoever waits for it is shown what that one waits for, and goes on where it is dropped.
+//! Guaranteed: memory is bounded; what one credential was granted is kept for that credential only. One task at a time fetches a token;
+//! the others are shown what it waits for, and one of them goes on if it is dropped.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
