@@ -17,8 +17,7 @@ use crate::registry::auth::access::Access;
 use crate::registry::error::Error;
 use crate::registry::host::limits::Lane;
 use crate::registry::host::progress::Progress;
-use crate::registry::wire::request::Failure;
-use crate::registry::wire::request::RegistryRequest;
+use crate::registry::wire::request::{Failure, RegistryRequest};
 
 /// How often a blob is started anew after an upload of which nothing certain is known.
 pub(crate) const RESTARTS_MAX: u32 = 3;
@@ -93,7 +92,7 @@ impl RegistryClient {
         // Some token endpoints refuse altogether where one scope is denied: then without mounting, which tells what is wrong.
         match self
             .transport()
-            .authorise(&access, None, job.progress)
+            .authorize(&access, None, job.progress)
             .await
         {
             Ok(grant) if grant.may_pull(job.from.repository) => {}

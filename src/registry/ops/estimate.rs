@@ -14,8 +14,7 @@ use super::manifest::{Blob, Manifest};
 use crate::image::Repository;
 use crate::machine::{Copying, Reason};
 use crate::registry::auth::access::Access;
-use crate::registry::auth::credential::Credential;
-use crate::registry::auth::credential::Remote;
+use crate::registry::auth::credential::{Credential, Remote};
 use crate::registry::error::Error;
 use crate::registry::host::progress::Progress;
 use crate::registry::wire::request::Failure;
@@ -86,7 +85,7 @@ impl RegistryClient {
     ) -> Result<bool, Error> {
         let endpoint = self.endpoint(repository)?;
         let access = Access::new(&endpoint, credential, repository, true);
-        let grant = self.transport().authorise(&access, None, progress);
+        let grant = self.transport().authorize(&access, None, progress);
         let grant = grant.await?;
         Ok(grant.tells_rights())
     }
@@ -99,7 +98,7 @@ impl RegistryClient {
         let access = Access::new(&job.from_at, job.to.credential, job.from.repository, false);
         match self
             .transport()
-            .authorise(&access, None, job.progress)
+            .authorize(&access, None, job.progress)
             .await
         {
             Ok(grant) => Ok(grant.may_pull(job.from.repository)),

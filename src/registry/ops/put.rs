@@ -14,12 +14,10 @@ use crate::image::{Reference, Repository, Tag};
 use crate::machine::Reason;
 use crate::registry::auth::access::Access;
 use crate::registry::auth::credential::Credential;
-use crate::registry::error::Error;
-use crate::registry::error::Meaning;
+use crate::registry::error::{Error, Meaning};
 use crate::registry::host::progress::Progress;
 use crate::registry::wire::reply::Reply;
-use crate::registry::wire::request::Content;
-use crate::registry::wire::request::Failure;
+use crate::registry::wire::request::{Content, Failure};
 
 /// How long something may be waited out between a look at a tag and its PUT.
 const TAG_PUT_MAX_DELAY: Duration = Duration::from_secs(1);

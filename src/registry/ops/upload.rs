@@ -22,17 +22,15 @@ use crate::image::{Digest, Repository};
 use crate::machine::Reason;
 use crate::registry::auth::access::Access;
 use crate::registry::auth::credential::Credential;
-use crate::registry::error::Error;
-use crate::registry::error::Meaning;
+use crate::registry::error::{Error, Meaning};
 use crate::registry::host::admission::Caller;
 use crate::registry::host::hosts::StreamPlaces;
 use crate::registry::host::progress::Progress;
-use crate::registry::wire::authorize::First;
+use crate::registry::wire::authorize::{AuthContext, First};
 use crate::registry::wire::egress::{self, REDIRECTS_MAX};
 use crate::registry::wire::location::is_own_upload;
 use crate::registry::wire::reply::Reply;
-use crate::registry::wire::request::Content;
-use crate::registry::wire::request::Failure;
+use crate::registry::wire::request::{Content, Failure};
 use crate::registry::wire::tokens::PATIENCE;
 
 /// How often a source may be unavailable for one blob while it serves others.
@@ -68,7 +66,7 @@ impl RegistryClient {
             // Tokens are had before places are taken: a token endpoint may be unavailable for long.
             for access in [job.source(), job.target()] {
                 // What is refused to a guess, the requests themselves are told.
-                match transport.authorise(&access, None, job.progress).await {
+                match transport.authorize(&access, None, job.progress).await {
                     Ok(_) | Err(Failure::Refused(_)) => {}
                     Err(failure) => return Err(failure.into()),
                 }
@@ -282,11 +280,15 @@ impl RegistryClient {
                     .map_err(Failure::Refused);
                 return session.map(Tried::Session);
             }
-            Ok(First::RequestKind(challenge)) => {
-                let grant = transport.answering(access, challenge, None, None, progress);
-                Some(grant.await?)
+            Ok(First::Challenged(challenge)) => {
+                let context = AuthContext {
+                    access,
+                    patience: None,
+                    progress,
+                };
+                Some(transport.grant(context, challenge, None).await?)
             }
-            Ok(_) | Err(_) => match transport.authorise(access, None, progress).await {
+            Ok(_) | Err(_) => match transport.authorize(access, None, progress).await {
                 // So ends a guess.
                 Err(Failure::Refused(_)) => None,
                 grant => Some(grant?),

@@ -39,7 +39,15 @@ pub(crate) enum First {
     /// It was not the first, or told nothing.
     NotTried,
     LetIn(Box<Reply>),
-    RequestKind(Challenge),
+    Challenged(Challenge),
+}
+
+/// Whose rights are to be shown, how long that may take, and who is shown what it waits for.
+#[derive(Clone, Copy)]
+pub(crate) struct AuthContext<'a> {
+    pub(crate) access: &'a Access<'a>,
+    pub(crate) patience: Option<Duration>,
+    pub(crate) progress: &'a Progress,
 }
 
 impl Transport {
@@ -60,9 +68,13 @@ impl Transport {
         }
         let began = Instant::now();
         let safe = matches!(request.method, Method::GET | Method::HEAD);
-        let (patience, progress) = (request.patience, request.progress);
-        let guess = self.guess(access, patience, progress).await?;
-        let guessed = self.answering(access, guess.clone(), None, patience, progress);
+        let context = AuthContext {
+            access,
+            patience: request.patience,
+            progress: request.progress,
+        };
+        let guess = self.guess(context).await?;
+        let guessed = self.grant(context, guess.clone(), None);
         let (mut grant, mut in_vain) = match guessed.await {
             // A guess: what this request itself is asked for, it is told without a credential.
             Err(Failure::Refused(error))
@@ -85,14 +97,14 @@ impl Transport {
             if hidden && grant.header.is_none() && !access.credential.is_anonymous() {
                 let basic = Challenge::Basic;
                 self.tokens.learn(access, &basic);
-                let shown = self.answering(access, basic, None, patience, progress);
+                let shown = self.grant(context, basic, None);
                 grant = shown.await?;
                 continue;
             }
             if reply.elsewhere || status != StatusCode::UNAUTHORIZED {
                 return match in_vain {
                     // What a stranger is shown is no answer to one who has a credential.
-                    Some(error) if safe => Err(Failure::Refused(error)),
+                    Some(error) if safe => Err(error.into()),
                     _ => Ok(reply),
                 };
             }
@@ -103,7 +115,7 @@ impl Transport {
             let told_nothing = told.is_none();
             let (asked, insufficient) = told.unwrap_or((grant.challenge.clone(), false));
             if let Some(error) = in_vain.take_if(|_| told_nothing || asked == guess) {
-                return Err(Failure::Refused(error));
+                return Err(error.into());
             }
             in_vain = None;
             let answer = reply.answer().await;
@@ -112,12 +124,12 @@ impl Transport {
             let next = if fresh && asked == grant.challenge {
                 None
             } else {
-                let next = self.answering(access, asked, Some(&grant), patience, progress);
+                let next = self.grant(context, asked, Some(&grant));
                 Some(next.await?).filter(|next| next.header != grant.header)
             };
             let Some(next) = next else {
                 let error = access.refused(answer.status, &answer.said(), &grant, insufficient);
-                return Err(Failure::Refused(error));
+                return Err(error.into());
             };
             if matches!(request.content, Content::Spent) {
                 // The next try is given the other one.
@@ -129,30 +141,33 @@ impl Transport {
             }
             grant = next;
         }
-        Err(Failure::Refused(access.unsteady()))
+        Err(access.unsteady().into())
     }
 
     /// What to send for `access`, as far as it can be guessed what it will be asked for. A refusal is that of the guess.
-    pub(crate) async fn authorise(
+    pub(crate) async fn authorize(
         &self,
         access: &Access<'_>,
         patience: Option<Duration>,
         progress: &Progress,
     ) -> Result<Grant, Failure> {
-        let guess = self.guess(access, patience, progress).await?;
-        self.answering(access, guess, None, patience, progress)
-            .await
+        let context = AuthContext {
+            access,
+            patience,
+            progress,
+        };
+        let guess = self.guess(context).await?;
+        self.grant(context, guess, None).await
     }
 
     /// What to send to answer a challenge. `spent` is a grant that was refused and must not be given again.
-    pub(crate) async fn answering(
+    pub(crate) async fn grant(
         &self,
-        access: &Access<'_>,
+        context: AuthContext<'_>,
         challenge: Challenge,
         spent: Option<&Grant>,
-        patience: Option<Duration>,
-        progress: &Progress,
     ) -> Result<Grant, Failure> {
+        let access = context.access;
         let shown = || access.credential.secret().map(basic);
         let (realm, service) = match &challenge {
             // Absence has to be believed: who asks for nothing may still hide from strangers what is there.
@@ -167,21 +182,16 @@ impl Transport {
             Challenge::Bearer { realm, service } => (realm, service.as_deref()),
         };
         let wanted = TokenRequest {
-            access,
+            context,
             realm,
             service,
-            patience,
-            progress,
         };
         let token = self.token(&wanted, spent).await?;
         if let Some(action) = access.lacking(token.rights.as_ref()) {
-            let anonymous = access.credential.is_anonymous();
-            let error = if anonymous {
-                access.no_entry()
-            } else {
-                access.denied(action, "")
-            };
-            return Err(Failure::Refused(error));
+            if access.credential.is_anonymous() {
+                return Err(access.no_entry().into());
+            }
+            return Err(access.denied(action, "").into());
         }
         Ok(Grant {
             challenge,
@@ -191,12 +201,12 @@ impl Transport {
     }
 
     /// What `access` will be asked for: as remembered, else as the one ping was.
-    pub(crate) async fn guess(
-        &self,
-        access: &Access<'_>,
-        patience: Option<Duration>,
-        progress: &Progress,
-    ) -> Result<Challenge, Failure> {
+    async fn guess(&self, context: AuthContext<'_>) -> Result<Challenge, Failure> {
+        let AuthContext {
+            access,
+            patience,
+            progress,
+        } = context;
         let endpoint = access.endpoint;
         if let Some(challenge) = self.tokens.known(access) {
             return Ok(challenge);
@@ -260,7 +270,7 @@ impl Transport {
         {
             self.tokens.learn(access, &challenge);
             greeting.challenge.get_or_init(|| challenge.clone());
-            return Ok(First::RequestKind(challenge));
+            return Ok(First::Challenged(challenge));
         }
         Ok(First::NotTried)
     }
@@ -270,7 +280,11 @@ impl Transport {
         wanted: &TokenRequest<'_>,
         spent: Option<&Grant>,
     ) -> Result<Arc<Token>, Failure> {
-        let access = wanted.access;
+        let AuthContext {
+            access,
+            patience,
+            progress,
+        } = wanted.context;
         let key = TokenKey {
             address: address(&access.endpoint.base),
             realm: wanted.realm.to_owned(),
@@ -280,9 +294,7 @@ impl Transport {
         };
         let cell = self.tokens.cells.get_with(key, Arc::default);
         let asked = Instant::now();
-        let mut cell = cell
-            .lock(wanted.patience, access.endpoint, wanted.progress)
-            .await?;
+        let mut cell = cell.lock(patience, access.endpoint, progress).await?;
         if let Some(token) = &cell.token
             && Instant::now() < token.renew
             && !spent.is_some_and(|spent| spent.is(token))
@@ -292,7 +304,7 @@ impl Transport {
         if let Some((at, error)) = &cell.refused
             && *at >= asked
         {
-            return Err(Failure::Refused(error.clone()));
+            return Err(error.clone().into());
         }
         let mut fetched = self.fetch_token(wanted).await;
         for _ in 1..CUTS_MAX {
@@ -322,15 +334,15 @@ impl Transport {
     }
 
     async fn fetch_token(&self, wanted: &TokenRequest<'_>) -> Result<Token, Failure> {
-        let access = wanted.access;
-        let refuse = |error| Err(Failure::Refused(error));
-        let url = match realm_url(access, wanted.realm, wanted.service) {
-            Ok(url) => url,
-            Err(error) => return refuse(error),
-        };
+        let AuthContext {
+            access,
+            patience,
+            progress,
+        } = wanted.context;
+        let url = realm_url(access, wanted.realm, wanted.service)?;
         let at = address(&url);
         let what = format!("the token for {} at {at}", access.repository);
-        let mut request = self.plain_request(&what, url, access, wanted.patience, wanted.progress);
+        let mut request = self.plain_request(&what, url, access, patience, progress);
         let authorization = access.credential.secret().map(basic);
         let reply = self
             .send_with_retry(&mut request, authorization.as_ref(), || true)
@@ -338,28 +350,25 @@ impl Transport {
         let issued = Instant::now();
         if !reply.status().is_success() {
             if reply.elsewhere {
-                return refuse(reply.refusal(&what).await);
+                return Err(reply.refusal(&what).await.into());
             }
             let answer = reply.answer().await;
-            return refuse(match answer.meaning() {
+            let error = match answer.meaning() {
                 Meaning::Unauthorized | Meaning::Denied if access.credential.is_anonymous() => {
                     access.no_entry()
                 }
                 Meaning::Unauthorized | Meaning::Denied => access.rejected(&answer.said()),
                 _ => answer.error(&what),
-            });
+            };
+            return Err(error.into());
         }
-        let body = reply
-            .body(&what, ANSWER_MAX)
-            .await
-            .map_err(Failure::Refused)?;
+        let body = reply.body(&what, ANSWER_MAX).await?;
         let token = body.and_then(|body| read_token(&body, issued, now_unix()));
-        token
-            .map(|token| token.narrowed(access.repositories()))
-            .ok_or_else(|| {
-                let message = format!("{what}: what is answered there holds no token");
-                Failure::Refused(Error::attempt(Reason::RegistryError, message))
-            })
+        let token = token.map(|token| token.narrowed(access.repositories()));
+        token.ok_or_else(|| {
+            let message = format!("{what}: what is answered there holds no token");
+            Error::attempt(Reason::RegistryError, message).into()
+        })
     }
 
     /// A request for a token, or a ping.
@@ -381,11 +390,9 @@ impl Transport {
 
 /// What a token is asked for with.
 struct TokenRequest<'a> {
-    access: &'a Access<'a>,
+    context: AuthContext<'a>,
     realm: &'a str,
     service: Option<&'a str>,
-    patience: Option<Duration>,
-    progress: &'a Progress,
 }
 
 /// The URL to ask for a token at, if it may be asked.

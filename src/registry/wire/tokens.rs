@@ -134,10 +134,10 @@ impl<T> Shared<T> {
             let look = Instant::now() + WORKER_LOOK;
             let until = deadline.map_or(look, |deadline| deadline.min(look));
             if let Ok(guard) = tokio::time::timeout_at(until, &mut locked).await {
-                *self.worker() = Some(progress.clone());
+                *self.worker.lock() = Some(progress.clone());
                 return Ok(guard);
             }
-            let waits = self.worker().as_ref().and_then(Progress::waiting);
+            let waits = self.worker.lock().as_ref().and_then(Progress::waiting);
             if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
                 let (reason, message) = waits.map_or_else(
                     || {
@@ -152,10 +152,6 @@ impl<T> Shared<T> {
                 shown = waits.map(|waits| (waits.clone(), progress.wait(waits)));
             }
         }
-    }
-
-    fn worker(&self) -> parking_lot::MutexGuard<'_, Option<Progress>> {
-        self.worker.lock()
     }
 }
 
