@@ -96,7 +96,7 @@ pub(super) fn conditions(_: &mut SchemaGenerator) -> Schema {
         "type": "array",
         "maxItems": 8,
         "items": {
-            "description": "One thing that holds of the request, or does not.",
+            "description": "One aspect of the request.",
             "type": "object",
             "required": ["type", "status", "reason", "message", "lastTransitionTime"],
             "properties": {
@@ -117,7 +117,7 @@ pub(super) fn conditions(_: &mut SchemaGenerator) -> Schema {
                     "maxLength": 64,
                 },
                 "message": {
-                    "description": "The same for a person.",
+                    "description": "The same, for people.",
                     "type": "string",
                     "maxLength": 1024,
                 },
@@ -127,7 +127,7 @@ pub(super) fn conditions(_: &mut SchemaGenerator) -> Schema {
                     "format": "date-time",
                 },
                 "observedGeneration": {
-                    "description": "The generation of the spec that the condition speaks of.",
+                    "description": "The generation of the spec that the condition is about.",
                     "type": "integer",
                     "format": "int64",
                 },

@@ -83,12 +83,12 @@ pub struct PromotionRequestSpec {
     #[serde(default)]
     #[x_kube(validation = crd::unchanging())]
     pub latch: Latch,
-    /// What becomes of floats already moved when an image of the request fails after the commit. Rollback needs latch Together.
+    /// What happens to floats already moved when an image of the request fails after the commit. Rollback needs latch Together.
     #[serde(default)]
     #[x_kube(validation = crd::unchanging())]
     pub on_failure: OnFailure,
-    /// Whether signatures, attestations and whatever else refers to an image are copied with it. Require fails the image where
-    /// one that is found cannot be; that none is found is fine.
+    /// Whether signatures, attestations and other referrers of an image are copied with it. Require fails the image if one of
+    /// them cannot be copied; an image without referrers is fine.
     #[serde(default)]
     #[x_kube(validation = crd::unchanging())]
     pub referrers: Referrers,
@@ -96,10 +96,10 @@ pub struct PromotionRequestSpec {
     #[serde(default)]
     #[x_kube(validation = crd::unchanging())]
     pub mode: Mode,
-    /// The Secret, in this namespace, that sources are read with. Without it pushSecret serves, else no credential.
+    /// The Secret, in this namespace, to read sources with. Without it pushSecret serves, else no credential.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull_secret: Option<SecretRef>,
-    /// The Secret, in this namespace, that the floats' repositories are read and written with.
+    /// The Secret, in this namespace, to read and write the floats' repositories with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub push_secret: Option<SecretRef>,
     /// How often a step of an image may fail over its life; waiting for a registry does not count.
@@ -107,7 +107,7 @@ pub struct PromotionRequestSpec {
     #[schemars(range(min = 1, max = 20))]
     #[x_kube(validation = crd::unchanging())]
     pub attempts: i32,
-    /// How long the request may take, queueing included, before it fails; it is not cut off once it is committed.
+    /// How long the request may take, queueing included, before it fails; a committed one has 600 s more.
     #[serde(default = "default_deadline_seconds")]
     #[schemars(range(min = 60, max = 86_400))]
     #[x_kube(validation = crd::unchanging())]
@@ -116,7 +116,7 @@ pub struct PromotionRequestSpec {
     #[serde(default = "default_ttl_seconds")]
     #[schemars(range(min = 0, max = 7_776_000))]
     pub ttl_seconds_after_finished: i32,
-    /// Holds the request back as long as it is not committed; the deadline starts anew afterwards.
+    /// Holds the request back until it is committed; the deadline starts anew afterwards.
     #[serde(default)]
     pub suspend: bool,
     /// Ends the request unless it is committed already. Cannot be taken back.
@@ -212,7 +212,7 @@ pub enum Mode {
 #[derive(KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct PromotionRequestStatus {
-    /// The generation of the spec that this status speaks of.
+    /// The generation of the spec that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// The place in the order of requests: the resourceVersion at which a controller first saw this one.
@@ -222,7 +222,7 @@ pub struct PromotionRequestStatus {
     /// Set once and for all when the floats may move: from here on the request runs to its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub committed: Option<bool>,
-    /// Set when the floats already moved are being taken back.
+    /// Set when floats already moved are being rolled back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollback: Option<bool>,
     /// The least advanced phase of the unfinished images; then Failed, Cancelled, Posted or Planned.
@@ -233,16 +233,16 @@ pub struct PromotionRequestStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16))]
     pub progress: Option<String>,
-    /// When the request got its floats to itself.
+    /// When the request claimed its floats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_time: Option<Time>,
-    /// When it fails unless it is committed by then; while floats are taken back, when that ends.
+    /// When it fails unless it is committed by then; during a rollback, when that ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_time: Option<Time>,
     /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completion_time: Option<Time>,
-    /// Progressing, Staged, Complete and Failed; Expiring where it applies.
+    /// Progressing, Staged, Complete and Failed; Expiring if it applies.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "crd::conditions")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -272,7 +272,7 @@ pub struct ImageStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub reason: Option<String>,
-    /// The same for a person.
+    /// The same, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub message: Option<String>,
@@ -288,7 +288,7 @@ pub struct ImageStatus {
     /// Set once and for all when this float may move, with latch Independently.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub committed: Option<bool>,
-    /// The tag that pins the promoted image, until it is known whether its float was taken back.
+    /// The tag that pins the promoted image, until it is known whether its float was rolled back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128), regex(pattern = crd::PRUNE_TAG))]
     pub rollback_tag: Option<String>,
@@ -301,13 +301,13 @@ pub struct ImageStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 71), regex(pattern = "^sha256:[a-f0-9]{64}$"))]
     pub would_displace: Option<String>,
-    /// What other tags of the float held alone, with the tag that pins it now.
+    /// What only other tags of the float still held, with the tag that pins it now.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 3))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub rescued: Vec<PinStatus>,
-    /// When the pins were last seen in place, while the image is backed up; they are looked at again before the float moves where
-    /// that is an hour ago, or this is absent.
+    /// When the pins of a backed-up image were last seen in place. They are checked again before the float moves if that was an
+    /// hour ago, or if this is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pinned_time: Option<Time>,
     /// The promoted image, by digest: HOST/REPOSITORY@sha256:DIGEST.
@@ -322,10 +322,10 @@ pub struct ImageStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub attempts: Option<i32>,
-    /// Not before then is it tried again.
+    /// When it is tried again, at the earliest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_attempt_time: Option<Time>,
-    /// A tag write that was not answered may land until then.
+    /// Until when an unanswered tag write may still land.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub late_until: Option<Time>,
     /// Fields of a newer version.
