@@ -1,8 +1,9 @@
 //! A path between two network namespaces that can be cut and healed in each direction, as a router that fails does it: what is sent
 //! is gone, and nobody is told.
 //!
-//! Enters: the right to make network namespaces (`CAP_SYS_ADMIN` and `CAP_NET_ADMIN`, as root has), and `ip` of iproute2. Leaves: nothing;
-//! both namespaces go with the path.
+//! Enters: the right to make network namespaces (`CAP_SYS_ADMIN` and `CAP_NET_ADMIN`, as root has), `ip` of iproute2, `unshare` and `nsenter`
+//! of util-linux. Leaves: nothing. The namespaces have no names: each lasts as long as a process in it that reads from this one, so both
+//! go with the path, and when this process ends in whatever way.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,9 +11,9 @@
     reason = "a test that meets an error has failed"
 )]
 
+use std::io::Read as _;
 use std::net::Ipv4Addr;
-use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 
 const CLIENT: (&str, &str) = ("10.213.0.1", "02:00:00:00:00:01");
@@ -23,9 +24,13 @@ const NOBODY: &str = "02:00:00:00:00:99";
 /// Two namespaces and what connects them.
 #[derive(Debug)]
 pub struct Path {
-    client: String,
-    server: String,
+    client: Namespace,
+    server: Namespace,
 }
+
+/// A network namespace, and the process that holds it.
+#[derive(Debug)]
+struct Namespace(Child);
 
 /// Who no longer reaches the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,35 +47,19 @@ impl Path {
     /// # Panics
     /// Where namespaces cannot be made, saying what is missing.
     pub fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let unique = format!(
-            "{}-{}",
-            std::process::id(),
-            NEXT.fetch_add(1, Ordering::Relaxed)
-        );
         let path = Self {
-            client: format!("pc-{unique}-client"),
-            server: format!("pc-{unique}-server"),
+            client: Namespace::new(),
+            server: Namespace::new(),
         };
-        let (client, server) = (path.client.as_str(), path.server.as_str());
-        ip(&["netns", "add", client]);
-        ip(&["netns", "add", server]);
-        ip(&[
-            "link", "add", "path", "address", CLIENT.1, "netns", client, "type", "veth", "peer",
-            "name", "path", "address", SERVER.1, "netns", server,
-        ]);
-        for (own, address) in [(client, CLIENT.0), (server, SERVER.0)] {
-            ip(&[
-                "-n",
-                own,
-                "address",
-                "add",
-                &format!("{address}/24"),
-                "dev",
-                "path",
-            ]);
-            ip(&["-n", own, "link", "set", "lo", "up"]);
-            ip(&["-n", own, "link", "set", "path", "up"]);
+        let (client, server) = (path.client.id(), path.server.id());
+        run(Command::new("ip").args([
+            "link", "add", "path", "address", CLIENT.1, "netns", &client, "type", "veth", "peer",
+            "name", "path", "address", SERVER.1, "netns", &server,
+        ]));
+        for (own, address) in [(&path.client, CLIENT.0), (&path.server, SERVER.0)] {
+            own.ip(&["address", "add", &format!("{address}/24"), "dev", "path"]);
+            own.ip(&["link", "set", "lo", "up"]);
+            own.ip(&["link", "set", "path", "up"]);
         }
         path.heal();
         path
@@ -92,9 +81,7 @@ impl Path {
             Direction::ToServer => (&self.client, SERVER.0),
             Direction::ToClient => (&self.server, CLIENT.0),
         };
-        ip(&[
-            "-n",
-            own,
+        own.ip(&[
             "neighbour",
             "replace",
             address,
@@ -112,39 +99,78 @@ impl Path {
         &self,
         work: impl FnOnce(Ipv4Addr) -> T + Send + 'static,
     ) -> JoinHandle<T> {
-        let file = std::fs::File::open(format!("/run/netns/{}", self.server)).unwrap();
+        let file = std::fs::File::open(self.server.file()).unwrap();
         std::thread::spawn(move || {
             nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
             work(SERVER.0.parse().unwrap())
         })
     }
 
-    /// The beginning of a command that runs a program at the client's end.
-    pub fn client(&self) -> [&str; 4] {
-        ["ip", "netns", "exec", &self.client]
+    /// What runs a program at the client's end, and its first argument; the program follows.
+    pub fn client(&self) -> (&'static str, String) {
+        ("nsenter", format!("--net={}", self.client.file()))
     }
 }
 
-impl Drop for Path {
-    fn drop(&mut self) {
-        for own in [&self.client, &self.server] {
-            let _ = Command::new("ip").args(["netns", "del", own]).output();
+impl Namespace {
+    fn new() -> Self {
+        // It says that it is there, and ends with the other end of its input.
+        let holds = Command::new("unshare")
+            .args(["--net", "sh", "-c", "echo; read -r _"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
+        let mut holds = holds.unwrap_or_else(|error| refused("unshare", &error.to_string()));
+        let mut there = [0];
+        let stdout = holds.stdout.as_mut().unwrap();
+        if stdout.read_exact(&mut there).is_err() {
+            let said = holds.wait_with_output().unwrap();
+            refused("unshare --net", &String::from_utf8_lossy(&said.stderr));
         }
+        Self(holds)
+    }
+
+    fn id(&self) -> String {
+        self.0.id().to_string()
+    }
+
+    fn file(&self) -> String {
+        format!("/proc/{}/ns/net", self.0.id())
+    }
+
+    fn ip(&self, arguments: &[&str]) {
+        let inside = format!("--net={}", self.file());
+        run(Command::new("nsenter")
+            .arg(inside)
+            .arg("ip")
+            .args(arguments));
     }
 }
 
-fn ip(arguments: &[&str]) {
-    let told = arguments.join(" ");
-    let output = Command::new("ip").args(arguments).output();
-    let output = output.unwrap_or_else(|error| {
-        panic!(
-            "this test cuts a real path and needs `ip` of iproute2, which cannot be run: {error}"
-        )
-    });
-    assert!(
-        output.status.success(),
-        "this test cuts a real path between network namespaces, which takes root (CAP_SYS_ADMIN and CAP_NET_ADMIN); \
-         `ip {told}` says: {}",
-        String::from_utf8_lossy(&output.stderr).trim()
-    );
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        // Waiting closes its input.
+        let _ = self.0.wait();
+    }
+}
+
+fn run(command: &mut Command) {
+    let output = command.output();
+    let output =
+        output.unwrap_or_else(|error| refused(&format!("{command:?}"), &error.to_string()));
+    if !output.status.success() {
+        refused(
+            &format!("{command:?}"),
+            &String::from_utf8_lossy(&output.stderr),
+        );
+    }
+}
+
+fn refused(command: &str, why: &str) -> ! {
+    panic!(
+        "this test cuts a real path between network namespaces, which takes root (CAP_SYS_ADMIN and CAP_NET_ADMIN), `ip` of iproute2, \
+         `unshare` and `nsenter` of util-linux; `{command}` says: {}",
+        why.trim()
+    )
 }

@@ -26,6 +26,8 @@ pub const PATIENCE: Duration = Duration::from_secs(90);
 pub const SETTLE: Duration = Duration::from_millis(2500);
 /// For traces in which something has to happen within the settle time.
 pub const LONG_SETTLE: Duration = Duration::from_secs(8);
+/// When a tag PUT without an answer is given up.
+pub const PUT: Duration = Duration::from_secs(1);
 /// So much longer one without an answer may take to land.
 const LATER: Duration = Duration::from_millis(500);
 /// The repository of the floats, and that of the sources.
@@ -128,7 +130,12 @@ impl Ground {
     }
 
     pub fn controller(&self, settle: Duration) -> Inside {
-        Inside::start(&self.stage, &self.host, settle)
+        Inside::start(&self.stage, &self.host, settle, PUT)
+    }
+
+    /// A controller that waits so long for the answer to a tag PUT.
+    pub fn patient_controller(&self, put_timeout: Duration) -> Inside {
+        Inside::start(&self.stage, &self.host, put_timeout + SETTLE, put_timeout)
     }
 
     /// Creates a request for one float from a source of this seed.
@@ -277,7 +284,7 @@ impl Ground {
 }
 
 impl Inside {
-    pub fn start(stage: &Stage, host: &str, settle: Duration) -> Self {
+    pub fn start(stage: &Stage, host: &str, settle: Duration, put_timeout: Duration) -> Self {
         // Whichever test comes first installs it.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let runtime = Builder::new_multi_thread()
@@ -288,7 +295,7 @@ impl Inside {
         let settings = registry::Settings {
             plain_http: vec![host.into()],
             qps: 0,
-            put_timeout: Duration::from_secs(1),
+            put_timeout,
             ..registry::Settings::default()
         };
         let rest = Duration::from_millis(100);
