@@ -33,3 +33,6 @@ pub use ops::referrer_list::{Referrer, list_with};
 pub use ops::referrers::Listing;
 pub use settings::{Proxies, Settings};
 pub(crate) use single_flight::SingleFlight;
+
+#[cfg(test)]
+mod tests;
