@@ -109,65 +109,65 @@ families! {
     promotion_queue_duration: Promotions "promotion_controller_promotion_queue_duration_seconds" []
         "Time from the creation of a promotion request to its claim of the floats";
     image_phase_duration: Promotions "promotion_controller_image_phase_duration_seconds" [phase]
-        "Time that an image stayed in a phase, as far as this process saw it enter";
+        "Time an image spent in a phase, if this process saw it enter";
     requests: There "promotion_controller_requests" [reason]
-        "Unfinished promotion requests, by what they wait for or work at";
+        "Unfinished promotion requests, by what they wait for or work on";
     images: There "promotion_controller_images" [phase]
         "Images of unfinished promotion requests, by phase";
     oldest_request_age: There "promotion_controller_oldest_request_age_seconds" []
         "Age of the oldest unfinished promotion request that is not suspended";
     overdue: There "promotion_controller_overdue_seconds" []
-        "How far the unfinished promotion request that is furthest past its deadline is past it";
+        "How long the most overdue unfinished promotion request is past its deadline";
     foreign_moves: Counts "promotion_controller_foreign_moves_total" []
-        "Floats found where somebody else had moved them";
+        "Floats that somebody else had moved";
     operations_in_flight: There "promotion_controller_operations_in_flight" [step]
         "Operations in flight";
     operation_duration: Promotions "promotion_controller_operation_duration_seconds" [step result]
-        "Time that operations took, waiting for registries included, by step and result (done, waits, failed, refused, dropped)";
+        "Duration of operations, including waits for registries, by step and result (done, waits, failed, refused, dropped)";
     attempts: Counts "promotion_controller_attempts_total" [reason]
         "Operations that failed and used an attempt of their image";
     events: Counts "promotion_controller_events_total" [reason]
         "Events published about promotion requests";
     swept_requests: Counts "promotion_controller_swept_requests_total" []
-        "Finished promotion requests deleted because their time to live had passed";
+        "Finished promotion requests deleted after their time to live";
     reconcile_duration: Calls "promotion_controller_reconcile_duration_seconds" []
-        "Time that reconciles took";
+        "Duration of reconciles";
     reconcile_errors: Counts "promotion_controller_reconcile_errors_total" []
-        "Reconciles that did not come to their end and are repeated";
+        "Reconciles that failed and are repeated";
     reconcile_queue_depth: There "promotion_controller_reconcile_queue_depth" []
-        "Promotion requests that are due and whose turn has not come";
+        "Promotion requests that are due and wait to be reconciled";
     reconcile_queue_wait: Calls "promotion_controller_reconcile_queue_wait_seconds" []
-        "Time from when a promotion request was due to its turn";
+        "Time a due promotion request waited to be reconciled";
     api_requests: Counts "promotion_controller_api_requests_total" [call result]
         "Calls to the API server, by call (load, save, secret, event, lease, definition, list, delete) and result (ok, conflict, gone, refused, timeout, failed)";
     api_request_duration: Calls "promotion_controller_api_request_duration_seconds" [call]
-        "Time that calls to the API server took, their retries included";
+        "Duration of calls to the API server, including retries";
     watch_interruptions: Counts "promotion_controller_watch_interruptions_total" []
-        "Times the watch of promotion requests broke off or could not begin";
+        "Times the watch of promotion requests broke or could not start";
     leader: There "promotion_controller_leader" []
-        "1 where this process leads";
+        "1 while this process leads";
     leadership_changes: Counts "promotion_controller_leadership_changes_total" [change]
-        "Times this process began to lead (acquired) or ceased to (lost, released)";
+        "Times this process began to lead (acquired) or stopped (lost, released)";
     registry_requests: Counts "promotion_controller_registry_requests_total" [host class code]
-        "Requests sent to registries, by class (ping, token, manifest, tag, referrers, blob, upload) and the code of the answer, error where there was none";
+        "Requests sent to registries, by class (ping, token, manifest, tag, referrers, blob, upload) and code of the answer; error if there was none";
     registry_request_duration: Calls "promotion_controller_registry_request_duration_seconds" [host class]
-        "Time from the sending of a request to a registry to the head of the answer";
+        "Time from sending a request to a registry to the head of its answer";
     registry_copied: Counts "promotion_controller_registry_copied_bytes_total" [host]
-        "Bytes of blobs read from a registry to be written to another repository";
+        "Bytes of blobs read from a registry for copying";
     registry_waits: Counts "promotion_controller_registry_waits_total" [host reason]
-        "Answers of registries, or their absence, for which a request waits and is sent again";
+        "Times a request to a registry waited to be sent again, by reason";
     registry_resting: There "promotion_controller_registry_resting" [host requests]
-        "1 while a registry rests because it was unwell, from all requests or from writes";
+        "1 while the controller backs off from an unavailable registry, with all requests or with writes";
     registry_in_flight: There "promotion_controller_registry_requests_in_flight" [host]
-        "Places taken at a registry, by requests and by blobs on their way";
+        "Requests and blob streams in flight to a registry";
     registry_queued: There "promotion_controller_registry_requests_queued" [host]
-        "Requests that wait for their turn at a registry";
+        "Requests queued for a registry";
     registry_limit: There "promotion_controller_registry_requests_limit" [host]
-        "Places that there are at a registry; fewer after a 429";
+        "Limit of requests and blob streams in flight to a registry; lower after a 429";
     paused: There "promotion_controller_paused" [scope]
-        "1 while work is paused, altogether (all) or at registries (hosts)";
+        "1 while work is paused, everywhere (all) or at some registries (hosts)";
     unusable_files: There "promotion_controller_unusable_files" []
-        "Files of --policy and --registry-config that cannot be used as they are now: what they said before is in force";
+        "Files of --policy and --registry-config that cannot be used as they are; their old content is in force";
     build_info: Constant "promotion_controller_build_info" [version]
-        "1, by the version of this program";
+        "1, by the version of the program";
 }
