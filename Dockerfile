@@ -9,12 +9,13 @@ RUN cargo install --quiet --locked cargo-auditable --version 0.7.7
 # No path of the builder gets into the program.
 ENV RUSTFLAGS="--remap-path-prefix=${CARGO_HOME}=/cargo"
 # The dependencies are a layer of their own, rebuilt only when they change: they are built for an empty program. Plain layers,
-# because builders that keep no cache mounts keep those. Of the embedded registry only the manifest is here, which Cargo reads;
-# none of its code is built.
+# because builders that keep no cache mounts keep those. Of the other packages only the manifests are here, which Cargo reads;
+# none of their code is built.
 COPY Cargo.toml Cargo.lock ./
+COPY crates/model/Cargo.toml crates/model/
 COPY crates/quaylike/Cargo.toml crates/quaylike/
-RUN mkdir -p src benches tests/it crates/quaylike/src \
-    && touch src/lib.rs benches/figures.rs tests/it/main.rs crates/quaylike/src/lib.rs \
+RUN mkdir -p src benches tests/it crates/model/src crates/quaylike/src \
+    && touch src/lib.rs benches/figures.rs tests/it/main.rs crates/model/src/lib.rs crates/quaylike/src/lib.rs \
     && echo 'fn main() {}' > src/main.rs \
     && cargo auditable build --locked --release --package promotion-controller --no-default-features
 # The licence texts of everything that is linked in, as its authors ship them.

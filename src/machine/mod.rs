@@ -36,9 +36,9 @@ mod reason;
 mod request;
 mod rollback;
 
-#[cfg(test)]
+#[cfg(all(test, feature = "model"))]
 mod model;
-#[cfg(test)]
+#[cfg(all(test, feature = "model"))]
 mod runs;
 #[cfg(test)]
 pub(crate) mod samples;
