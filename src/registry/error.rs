@@ -27,11 +27,11 @@ pub enum Class {
     },
 }
 
-/// An operation at a registry that did not succeed.
+/// A registry operation failed.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
-    /// The program's name for it.
+    /// The reason.
     pub reason: Reason,
     /// How it counts.
     pub class: Class,
@@ -108,13 +108,13 @@ impl Error {
         }
     }
 
-    /// The HTTP status it rests on, where it rests on one.
+    /// The HTTP status behind it, if any.
     #[must_use]
     pub fn status(&self) -> Option<u16> {
         self.status.map(|s| s.as_u16())
     }
 
-    /// What the registry's answer means, where it rests on one.
+    /// The meaning of the registry's answer, if there was one.
     pub(crate) fn meaning(&self) -> Option<Meaning> {
         self.meaning
     }
@@ -130,7 +130,7 @@ impl Error {
     }
 }
 
-/// The client could not be built.
+/// The client cannot be built.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     /// reqwest or its TLS backend refused the configuration.

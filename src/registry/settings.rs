@@ -16,27 +16,27 @@ pub struct Settings {
     pub plain_http: Vec<String>,
     /// Manifest requests a second, and blob requests a second, per host; 0: no pacing.
     pub qps: u32,
-    /// Requests in flight per host, at least 3; a quarter of them is kept free of blobs on their way.
+    /// Requests in flight per host, at least 3; a quarter is kept free of blob streams.
     pub concurrency: usize,
-    /// Time to make a connection.
+    /// Time to connect.
     pub connect_timeout: Duration,
-    /// How long a read may stand still.
+    /// How long a read may stall.
     pub read_timeout: Duration,
-    /// Total time of one try of a request for a manifest, a token or a mount.
+    /// Total time of one attempt at a manifest, a token or a mount.
     pub request_timeout: Duration,
     /// Total time of a tag PUT.
     pub put_timeout: Duration,
-    /// The hosts that may be connected to whatever their address; none: there is no list, and what a spec names may.
+    /// Hosts that may be connected to at any address; none: no list, every host that a spec names is allowed.
     pub allowed: Option<Vec<HostPattern>>,
-    /// Networks that are internal although their addresses are public.
+    /// Networks with public addresses that count as internal.
     pub cluster_ranges: Vec<IpNet>,
-    /// `HOST` or `HOST:PORT`, and the PEM file of the CA that is trusted there besides the system's.
+    /// `HOST` or `HOST:PORT`, and the PEM file of a CA that is trusted there in addition to the system's.
     pub registry_ca: Vec<(String, PathBuf)>,
     /// Which proxies requests go through.
     pub proxies: Proxies,
-    /// Host as a spec names it -> address spoken to instead, over plain HTTP.
+    /// Host in a spec -> address to speak to instead, over plain HTTP.
     pub rewrite: HashMap<String, String>,
-    /// What is counted, here and by the engine that works with these registries.
+    /// Where requests are counted.
     pub metrics: Metrics,
 }
 

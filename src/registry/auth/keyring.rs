@@ -116,7 +116,7 @@ impl Keyring {
         }
     }
 
-    /// No credentials at all: everything is asked anonymously.
+    /// No credentials: all requests are anonymous.
     #[must_use]
     pub fn anonymous() -> Self {
         Self::of(Ring {
@@ -129,7 +129,7 @@ impl Keyring {
     /// Parses a dockerconfigjson. `origin` is how messages name it: `Secret ns/name`, `file X`.
     ///
     /// # Errors
-    /// Not JSON of that shape. What is wrong with an entry is told to whom it would serve.
+    /// The JSON does not have that shape. A bad entry is reported when it would be used.
     pub fn parse(json: &[u8], origin: &str) -> Result<Self, KeyringError> {
         let config: DockerConfig =
             serde_json::from_slice(json).map_err(|error| KeyringError::Malformed {
@@ -164,10 +164,10 @@ impl Keyring {
         }))
     }
 
-    /// The credential for `repository`: of the longest matching key, anonymous where none matches.
+    /// The credential for `repository`: of the longest matching key, or anonymous.
     ///
     /// # Errors
-    /// The entry that matches cannot be read, or is of a kind this program does not support.
+    /// The matching entry is malformed, or of an unsupported kind.
     pub fn credential(&self, repository: &Repository) -> Result<Credential, KeyringError> {
         let Ring {
             origin,
@@ -191,7 +191,7 @@ impl Keyring {
         }
     }
 
-    /// This keyring, with the entries of `other` where it has none of that key.
+    /// This keyring, extended by the entries of `other` with other keys.
     #[must_use]
     pub fn or(&self, other: &Self) -> Self {
         let mut entries = other.ring.entries.clone();
@@ -203,7 +203,7 @@ impl Keyring {
         })
     }
 
-    /// What it has for these repositories, and for no other.
+    /// This keyring, limited to these repositories.
     #[must_use]
     pub fn only(&self, repositories: BTreeSet<Repository>) -> Self {
         Self {
@@ -212,13 +212,13 @@ impl Keyring {
         }
     }
 
-    /// Whether nothing at all is in it.
+    /// Whether it is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ring.entries.is_empty() && !self.ring.creds_store
     }
 
-    /// What is wrong with an entry that cannot be read, for who can have it mended before it serves anybody.
+    /// The first malformed entry, so that it can be reported before it is used.
     #[must_use]
     pub fn fault(&self) -> Option<&KeyringError> {
         self.ring.entries.values().find_map(|entry| match entry {

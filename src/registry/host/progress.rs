@@ -19,7 +19,7 @@ use crate::registry::error::Error;
 /// A wait for our own limits is shown once it has lasted so long.
 pub(crate) const SHOWN_AFTER: Duration = Duration::from_secs(1);
 
-/// The progress of one operation, shared between it and its observer.
+/// The progress of one operation, shared with its observer.
 #[derive(Debug, Default, Clone)]
 pub struct Progress(Arc<Shared>);
 
@@ -36,10 +36,10 @@ struct Shared {
     reserving: tokio::sync::Mutex<()>,
 }
 
-/// Why an operation does not go on, and when it tries again.
+/// What an operation waits for, and until when.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Waiting {
-    /// `RateLimited`, `RegistryUnavailable` or `RegistryReadOnly`; `Queued` where it waits for what other images use.
+    /// `RateLimited`, `RegistryUnavailable` or `RegistryReadOnly`; `Queued` if other images use what it needs.
     pub reason: Reason,
     /// One line that names the host.
     pub message: String,
@@ -48,8 +48,7 @@ pub struct Waiting {
 }
 
 impl Progress {
-    /// Of an operation of this promotion request: all of one share what a host gives to each, and all of one namespace what it gives
-    /// to each namespace.
+    /// For an operation of a promotion request: hosts share their places fairly among namespaces, and among the requests of each.
     #[must_use]
     pub fn of(namespace: &str, request: &str) -> Self {
         Self(Arc::new(Shared {
@@ -111,7 +110,7 @@ impl Progress {
         self.reservation().is_some()
     }
 
-    /// Bytes of blobs written to the target so far; what has to be sent again is taken off.
+    /// Bytes of blobs written to the target so far, not counting what has to be sent again.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.0.bytes.load(Ordering::Relaxed)

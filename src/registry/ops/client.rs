@@ -43,7 +43,7 @@ const SPARSE_FOR: Duration = Duration::from_mins(10);
 /// Of how many registries.
 const SPARSE_MAX: u64 = 1000;
 
-/// All registries, as this process sees them: one budget, one memory. Clones share both.
+/// Speaks to all registries of this process, within one set of limits and with one cache. Clones share both.
 #[derive(Debug, Clone)]
 pub struct RegistryClient(pub(super) Arc<Shared>);
 
@@ -65,15 +65,15 @@ pub(super) struct Shared {
 }
 
 impl RegistryClient {
-    /// Nothing is contacted yet. A default rustls crypto provider must be installed.
+    /// Contacts nothing yet. Needs a default rustls crypto provider to be installed.
     ///
     /// # Errors
-    /// The TLS backend cannot be set up, or an address of the settings is none.
+    /// The TLS backend cannot be set up, or an address in the settings is invalid.
     pub fn new(settings: Settings) -> Result<Self, BuildError> {
         Self::with_backoff(settings, Duration::from_secs(1), Duration::from_mins(1))
     }
 
-    /// As [`RegistryClient::new`], with the first and the longest rest of an unavailable host.
+    /// As [`RegistryClient::new`], with the first and the longest backoff of an unavailable host.
     ///
     /// # Errors
     /// As [`RegistryClient::new`].
@@ -132,8 +132,8 @@ impl RegistryClient {
         Ok(Self(shared))
     }
 
-    /// Forgets what was remembered of a repository's content (manifests, blobs), so that the next look or copy asks again. What
-    /// is known to be missing stays known: an answer to a HEAD may come from a cache.
+    /// Forgets a repository's manifests and blobs, so that the next read or copy asks again. Blobs known to be missing stay known: a
+    /// HEAD may be answered by a cache.
     pub fn forget(&self, repository: &Repository) {
         let gone = repository.clone();
         // These fail only without `support_invalidation_closures`.
@@ -148,13 +148,13 @@ impl RegistryClient {
             .invalidate_entries_if(move |key, _| key.repository == gone);
     }
 
-    /// What counts the requests.
+    /// The metrics that count the requests.
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
         &self.transport().settings.metrics
     }
 
-    /// What requests to a repository's registry wait for now, while that is unavailable.
+    /// What requests to a repository's registry wait for while it is unavailable.
     #[must_use]
     pub fn unavailable(&self, repository: &Repository) -> Option<Waiting> {
         let endpoint = self.endpoint(repository).ok()?;

@@ -119,7 +119,7 @@ impl RegistryClient {
     /// credential may pull the source; otherwise what the target does not have is streamed.
     ///
     /// # Errors
-    /// `SourceIncomplete` where the source misses a part; else as its requests fail.
+    /// `SourceIncomplete` if the source lacks a part; otherwise the error of a request.
     pub async fn copy(
         &self,
         from: Remote<'_>,

@@ -30,11 +30,11 @@ enum FoundAt {
 }
 
 impl RegistryClient {
-    /// What copying everything `manifest` references from `from` to `to` would take. Blobs of child manifests that the target has
-    /// are not looked for.
+    /// What it takes to copy everything that `manifest` references from `from` to `to`. Does not look for blobs of child manifests that the
+    /// target has.
     ///
     /// # Errors
-    /// `SourceIncomplete` where neither side has a part; else as its requests fail.
+    /// `SourceIncomplete` if neither side has a part; otherwise the error of a request.
     pub async fn estimate_copy(
         &self,
         from: Remote<'_>,
@@ -72,11 +72,11 @@ impl RegistryClient {
         Ok(copying)
     }
 
-    /// Whether the token of `credential` for `repository` says that it may push there; false where no token tells. Asked only where
-    /// the repository is known to exist: some registries make it for whoever asks.
+    /// Whether the token of `credential` says that it may push to `repository`; false if no token tells. Only for a repository that is known
+    /// to exist: some registries create it for whoever asks.
     ///
     /// # Errors
-    /// `PermissionDenied` or `Unauthorized` where it says that it may not.
+    /// `PermissionDenied` or `Unauthorized` if the token says that it may not.
     pub async fn claims_push(
         &self,
         repository: &Repository,

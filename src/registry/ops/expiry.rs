@@ -60,8 +60,8 @@ impl Job<'_> {
 }
 
 impl RegistryClient {
-    /// What the labels of an image do to the tags that `target` gets for it, where its registry acts on them; its content is read
-    /// in `held`, with the rights it comes with. `push`: to be written to as well.
+    /// What the labels of an image do to its tags in `target`, if that registry acts on them. The content is read from `held`. `push`: with
+    /// the right to push.
     pub async fn tag_expiry(
         &self,
         target: &Repository,

@@ -36,10 +36,10 @@ enum Got {
 }
 
 impl RegistryClient {
-    /// A look: GET by tag with a pull and push token of `credential`. None: the registry says that the tag is not there.
+    /// GET by tag with a token to pull and push: its answer may decide a write. None: the registry says that the tag does not exist.
     ///
     /// # Errors
-    /// Anything else, a 404 without a registry's error code among it.
+    /// Anything else, including a 404 without a registry's error code.
     pub async fn get_authoritative(
         &self,
         repository: &Repository,
@@ -52,11 +52,11 @@ impl RegistryClient {
             .await
     }
 
-    /// GET by tag or digest with a pull token, for sources and plans. None: the registry says that it is not there. By digest, the
-    /// cache answers where it can.
+    /// GET by tag or digest with a token to pull, for sources and plans. By digest the cache answers if it can. None: the registry says
+    /// that it does not exist.
     ///
     /// # Errors
-    /// Anything else, a 404 without a registry's error code among it.
+    /// Anything else, including a 404 without a registry's error code.
     pub async fn get(
         &self,
         repository: &Repository,
@@ -71,11 +71,11 @@ impl RegistryClient {
             .await
     }
 
-    /// The manifest of this digest in a repository that is written to: from the cache, else GET with the push credential.
-    /// None: the registry says that it is not there, or that what an index lists is not, where its PUT would not say so.
+    /// The manifest of this digest in a repository that is written to: from the cache, else by GET with the push credential. None: the
+    /// registry says that it does not exist, or that a child of an index does not, if a PUT would not say so.
     ///
     /// # Errors
-    /// Anything else, a 404 without a registry's error code among it.
+    /// Anything else, including a 404 without a registry's error code.
     pub async fn get_cached(
         &self,
         repository: &Repository,
@@ -98,7 +98,7 @@ impl RegistryClient {
         Ok(whole.await?.then_some(manifest))
     }
 
-    /// Forgets a manifest, so that the next read of it asks the registry.
+    /// Forgets a manifest, so that the next read asks the registry.
     pub fn forget_manifest(
         &self,
         repository: &Repository,

@@ -18,9 +18,9 @@ const COMPARED_MAX: usize = 256;
 /// What an image's labels do to its tags.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TagLabels {
-    /// The life of each, as `quay.expires-after` says it; none: for ever.
+    /// The lifetime of each tag, as written in `quay.expires-after`; none: no expiry.
     pub expires_after: Option<String>,
-    /// `quay.immutable`: none of them can be moved, once it is there.
+    /// `quay.immutable`: a tag cannot be moved once it is set.
     pub immutable: bool,
 }
 

@@ -27,11 +27,11 @@ const TAG_PUT_MAX_DELAY: Duration = Duration::from_secs(1);
 pub(crate) struct Bounds {
     /// In total, once it is sent.
     pub(crate) timeout: Duration,
-    /// Until it is sent, where something has to be waited out; none: as long as it takes.
+    /// Until it is sent, if something has to be waited out; none: no limit.
     pub(crate) patience: Option<Duration>,
 }
 
-/// What became of a PUT of a manifest.
+/// The outcome of a PUT of a manifest.
 #[derive(Debug)]
 pub enum Put {
     /// 201, and our digest back.
@@ -49,11 +49,12 @@ pub enum Put {
 }
 
 impl RegistryClient {
-    /// PUT of the exact bytes to a tag that was looked at just before. Waits for token and budget, but not for its turn in the
-    /// pacing, which later requests make up for; then asks `gate` and sends, with no await between; total time `put_timeout`.
-    /// 429, maintenance, a connection that cannot be made and a 401 (fresh token once) are waited out inside for a moment, the
-    /// gate being asked again each time; what lasts longer is [`Put::Refused`] with an error of the class that waits, so that
-    /// the caller looks again before it is sent again. Never repeated after [`Put::Unknown`].
+    /// PUT of the exact bytes to a tag that was read just before. Waits for a token and a place, but not for the pacing, which later
+    /// requests make up for; then asks `gate` and sends, with no await between. Total time: `put_timeout`.
+    ///
+    /// 429, maintenance, a failed connection and a 401 (one fresh token) are waited out for a moment, and the gate is asked again each
+    /// time. What lasts longer is [`Put::Refused`] with an error of class `Wait`, so that the caller reads the tag again before the next
+    /// PUT. Never repeated after [`Put::Unknown`].
     pub async fn put_tag(
         &self,
         repository: &Repository,

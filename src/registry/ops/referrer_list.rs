@@ -28,7 +28,7 @@ const EXTENDED_MAX: usize = 10_000;
 /// The fields of such a list.
 const FIELDS_MAX: usize = 100;
 
-/// A referrer as a list names it.
+/// A referrer, as listed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Referrer {
     /// The digest of its manifest.
@@ -100,7 +100,7 @@ impl Manifest {
     /// The referrers that this index lists: the content of a fallback tag.
     ///
     /// # Errors
-    /// It is no OCI index, or lists more than 100.
+    /// It is not an OCI index, or lists more than 100.
     pub fn referrers(&self, what: &str) -> Result<Vec<Referrer>, Error> {
         if self.media_type != OCI_IMAGE_INDEX_MEDIA_TYPE {
             return Err(no_list(what));

@@ -27,10 +27,10 @@ use crate::registry::wire::answer::Answer;
 use crate::registry::wire::reply::{MANIFEST_MAX, ManifestBody, Reply};
 use crate::registry::wire::send::is_astray;
 
-/// The pages it may come in.
+/// The most pages of a list.
 const PAGES_MAX: usize = 20;
 
-/// What a registry says of what refers to a manifest.
+/// What a registry answers when asked for referrers.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Listing {
     /// All that it lists.
@@ -52,11 +52,10 @@ struct Meant<'a> {
 }
 
 impl RegistryClient {
-    /// What a registry lists as referring to `subject`. `push`: it is read to be written to; `anew`: it is asked although it was
-    /// found to have no API for that.
+    /// What a registry lists as referring to `subject`. `push`: with the right to push; `anew`: ask even if no API was found before.
     ///
     /// # Errors
-    /// An outage, a missing right, a list that is none or not whole; more than 100 referrers.
+    /// An outage, a missing right, an invalid or incomplete list, more than 100 referrers.
     pub async fn referrers(
         &self,
         remote: Remote<'_>,
@@ -145,11 +144,11 @@ impl RegistryClient {
         Err(too_many(&what, "more than 20 pages"))
     }
 
-    /// Brings a referrer's manifest and all that it references to another repository, and puts it there by its digest. Whether
-    /// that registry says that it took note of its subject: where it does not, a tag has to list it.
+    /// Copies a referrer and all that it references to another repository, and puts it there by its digest. Tells whether that registry
+    /// acknowledges the subject; if it does not, a tag has to list the referrer.
     ///
     /// # Errors
-    /// As [`RegistryClient::copy`], and as the PUT is refused.
+    /// As [`RegistryClient::copy`]; or the PUT is refused.
     pub async fn copy_referrer(
         &self,
         from: Remote<'_>,
