@@ -234,99 +234,28 @@ pub(crate) enum Meaning {
 
 impl Meaning {
     /// Its reason, its class, what it is called and what helps.
+    #[rustfmt::skip]
     pub(crate) fn says(self) -> (Reason, Class, &'static str, &'static str) {
         use Class::{Attempt, Terminal};
         const WAIT: Class = Class::Wait { after: None };
         match self {
-            Self::Absent => (
-                Reason::RegistryError,
-                Attempt,
-                "the registry does not have it",
-                "",
-            ),
-            Self::ContentMissing => (
-                Reason::ManifestRejected,
-                Attempt,
-                "the registry misses content of this manifest",
-                "",
-            ),
-            Self::Rejected => (
-                Reason::ManifestRejected,
-                Attempt,
-                "the registry refuses the manifest",
-                "",
-            ),
-            Self::Mismatch => (
-                Reason::DigestMismatch,
-                Attempt,
-                "the registry received other content than was named",
-                "",
-            ),
-            Self::BadName => (
-                Reason::InvalidSpec,
-                Terminal,
-                "the registry does not accept this name",
-                "; choose another",
-            ),
-            Self::Immutable => (
-                Reason::TagImmutable,
-                Terminal,
-                "the registry holds this tag immutable",
-                "; lift that or choose another float",
-            ),
-            Self::Unauthorized => (
-                Reason::Unauthorized,
-                Terminal,
-                "the registry wants another credential",
-                "; renew it",
-            ),
-            Self::Denied => (
-                Reason::PermissionDenied,
-                Terminal,
-                "the credential lacks the right",
-                "; grant it",
-            ),
-            Self::NoRepository => (
-                Reason::PermissionDenied,
-                Terminal,
-                "the repository does not exist and the account may not create it",
-                "; create it",
-            ),
-            Self::QuotaExceeded => (
-                Reason::QuotaExceeded,
-                Terminal,
-                "the quota is used up",
-                "; raise it or remove tags",
-            ),
-            Self::ReadOnly => (
-                Reason::RegistryReadOnly,
-                WAIT,
-                "the registry is read-only",
-                "",
-            ),
-            Self::Limited => (
-                Reason::RateLimited,
-                WAIT,
-                "the registry limits the rate",
-                "",
-            ),
+            Self::Absent => (Reason::RegistryError, Attempt, "the registry does not have it", ""),
+            Self::ContentMissing => (Reason::ManifestRejected, Attempt, "the registry misses content of this manifest", ""),
+            Self::Rejected => (Reason::ManifestRejected, Attempt, "the registry refuses the manifest", ""),
+            Self::Mismatch => (Reason::DigestMismatch, Attempt, "the registry received other content than was named", ""),
+            Self::BadName => (Reason::InvalidSpec, Terminal, "the registry does not accept this name", "; choose another"),
+            Self::Immutable => (Reason::TagImmutable, Terminal, "the registry holds this tag immutable", "; lift that or choose another float"),
+            Self::Unauthorized => (Reason::Unauthorized, Terminal, "the registry wants another credential", "; renew it"),
+            Self::Denied => (Reason::PermissionDenied, Terminal, "the credential lacks the right", "; grant it"),
+            Self::NoRepository => (Reason::PermissionDenied, Terminal, "the repository does not exist and the account may not create it", "; create it"),
+            Self::QuotaExceeded => (Reason::QuotaExceeded, Terminal, "the quota is used up", "; raise it or remove tags"),
+            Self::ReadOnly => (Reason::RegistryReadOnly, WAIT, "the registry is read-only", ""),
+            Self::Limited => (Reason::RateLimited, WAIT, "the registry limits the rate", ""),
             Self::Unavailable => (Reason::RegistryUnavailable, WAIT, "", ""),
             Self::TooLarge => (Reason::TooLarge, Terminal, "too large for the registry", ""),
-            Self::TurnedAway => (
-                Reason::RegistryError,
-                Attempt,
-                "answered 413",
-                ": too large for the proxy before the registry, or that hides an error",
-            ),
-            Self::Unsupported => (
-                Reason::UnsupportedManifest,
-                Terminal,
-                "the registry does not accept this media type",
-                "",
-            ),
-            Self::NotMounted | Self::SessionLost | Self::Other => {
-                (Reason::RegistryError, Attempt, "", "")
-            }
+            Self::TurnedAway => (Reason::RegistryError, Attempt, "answered 413", ": too large for the proxy before the registry, or that hides an error"),
+            Self::Unsupported => (Reason::UnsupportedManifest, Terminal, "the registry does not accept this media type", ""),
+            Self::NotMounted | Self::SessionLost | Self::Other => (Reason::RegistryError, Attempt, "", ""),
         }
     }
 }

@@ -62,6 +62,7 @@ struct Open {
     message: String,
 }
 
+/// Permission to send; what became of the request is told to the breaker through it.
 #[derive(Debug)]
 pub(crate) struct BreakerPermit {
     breaker: Arc<Breaker>,
@@ -71,35 +72,27 @@ pub(crate) struct BreakerPermit {
     _shown: Option<WaitGuard>,
 }
 
-enum Passage {
-    Go {
-        probe: bool,
-    },
-    /// Until then; or until `probing`, which another does, has its answer.
-    Wait {
-        until: Instant,
-        probing: bool,
-        reason: Reason,
-        message: String,
-    },
+impl Open {
+    fn waiting(&self) -> Waiting {
+        Waiting {
+            reason: self.reason,
+            message: self.message.clone(),
+            until: self.until.into_std(),
+        }
+    }
 }
 
 impl BreakerState {
-    fn ask(&mut self, now: Instant) -> Passage {
+    /// Whether a request that goes is a probe; or what it waits for: until then, or until the probe of another has its answer.
+    fn ask(&mut self, now: Instant) -> Result<bool, (Waiting, Instant, bool)> {
         let Some(open) = &mut self.open else {
-            return Passage::Go { probe: false };
+            return Ok(false);
         };
-        let (reason, message) = (open.reason, open.message.clone());
         if now < open.until || open.probing {
-            return Passage::Wait {
-                until: open.until,
-                probing: open.probing,
-                reason,
-                message,
-            };
+            return Err((open.waiting(), open.until, open.probing));
         }
         open.probing = true;
-        Passage::Go { probe: true }
+        Ok(true)
     }
 
     fn good(&mut self, generation: u64) {
@@ -164,13 +157,7 @@ impl Breaker {
 
     /// What is waited for, while it is open.
     pub(crate) fn unavailable(&self) -> Option<Waiting> {
-        let state = self.state.lock();
-        let open = state.open.as_ref()?;
-        Some(Waiting {
-            reason: open.reason,
-            message: open.message.clone(),
-            until: open.until.into_std(),
-        })
+        self.state.lock().open.as_ref().map(Open::waiting)
     }
 
     pub(crate) async fn pass(
@@ -183,12 +170,12 @@ impl Breaker {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
             let now = Instant::now();
-            let (passage, generation) = {
+            let (asked, generation) = {
                 let mut state = self.state.lock();
                 (state.ask(now), state.generation)
             };
-            let (until, probing, waiting) = match passage {
-                Passage::Go { probe } => {
+            let (waiting, until, probing) = match asked {
+                Ok(probe) => {
                     let shown = shown.filter(|_| probe).map(|(_, guard)| guard);
                     return Ok(BreakerPermit {
                         breaker: Arc::clone(self),
@@ -197,19 +184,7 @@ impl Breaker {
                         _shown: shown,
                     });
                 }
-                Passage::Wait {
-                    until,
-                    probing,
-                    reason,
-                    message,
-                } => {
-                    let waiting = Waiting {
-                        reason,
-                        message,
-                        until: until.into_std(),
-                    };
-                    (until, probing, waiting)
-                }
+                Err(waits) => waits,
             };
             // A probe takes as long as it takes: it is waited for as long as there is patience.
             let wake = if probing { deadline } else { Some(until) };
