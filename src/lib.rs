@@ -30,6 +30,7 @@ mod files;
 pub mod image;
 pub mod machine;
 pub mod metrics;
+mod named;
 pub mod policy;
 pub mod registry;
 mod shares;

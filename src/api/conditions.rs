@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::PromotionRequestStatus;
 use super::status::{Scenery, cut};
-use crate::machine::{Phase, Reason, ReasonKind, Request, whole_second};
+use crate::machine::{Phase, Reason, Request, whole_second};
 
 /// Every condition's type. The first four are there from the first save on.
 pub const TYPES: [&str; 5] = [PROGRESSING, "Staged", "Complete", "Failed", EXPIRING];
@@ -100,7 +100,7 @@ fn verdict(request: &Request, phase: Phase) -> (Reason, String) {
         ),
         Phase::Cancelled => {
             let moved = request.status.images.iter();
-            let moved = moved.filter(|i| i.phase == Phase::Posted && !i.unchanged);
+            let moved = moved.filter(|i| i.phase.is_posted() && !i.unchanged);
             let message = format!("cancelled; floats that had moved before: {}", moved.count());
             (Reason::Cancelled, message)
         }
@@ -109,12 +109,12 @@ fn verdict(request: &Request, phase: Phase) -> (Reason, String) {
                 return (Reason::RegistryError, String::new());
             };
             let reason = image.reason.unwrap_or(Reason::RegistryError);
-            let failed = || images().filter(|(image, _)| image.phase == Phase::Failed);
+            let failed = || images().filter(|(image, _)| image.phase.is_failed());
             // What only its group's failure ended did not fail.
             let own = failed()
                 .filter(|(image, _)| image.has_failed_itself())
                 .count();
-            let held = failed().filter(|(image, _)| image.reason == Some(Reason::Held));
+            let held = failed().filter(|(image, _)| image.reason.is_some_and(Reason::is_held));
             let (own, held) = match (own, held.count()) {
                 (0, _) => (failed().count(), 0),
                 counts => counts,
@@ -134,11 +134,15 @@ fn verdict(request: &Request, phase: Phase) -> (Reason, String) {
             }
             (reason, message)
         }
-        _ if unchanged == all => (
-            Reason::Unchanged,
-            format!("floats at their source before: {all}; nothing was written"),
-        ),
-        _ => (
+        Phase::Pending | Phase::Incoming | Phase::BackedUp | Phase::Latched | Phase::Posted
+            if unchanged == all =>
+        {
+            (
+                Reason::Unchanged,
+                format!("floats at their source before: {all}; nothing was written"),
+            )
+        }
+        Phase::Pending | Phase::Incoming | Phase::BackedUp | Phase::Latched | Phase::Posted => (
             Reason::Promoted,
             format!(
                 "floats moved to their source: {}; there before: {unchanged}",
@@ -161,12 +165,12 @@ fn speaker(request: &Request) -> Option<usize> {
     let own = images
         .iter()
         .position(crate::machine::Image::has_failed_itself);
-    own.or_else(|| images.iter().position(|image| image.phase == Phase::Failed))
+    own.or_else(|| images.iter().position(|image| image.phase.is_failed()))
 }
 
 /// The final reason of a request that failed for one that only a newer version knows, which ended the image that speaks for it.
 fn of_a_newer_version(status: &PromotionRequestStatus, request: &Request) -> Option<String> {
-    let index = speaker(request).filter(|_| request.phase() == Phase::Failed)?;
+    let index = speaker(request).filter(|_| request.phase().is_failed())?;
     let unknown = request.status.images[index].reason.is_none();
     status.images.get(index)?.reason.clone().filter(|_| unknown)
 }
@@ -198,7 +202,7 @@ fn rollback_result(request: &Request) -> String {
 
 fn progress(request: &Request) -> String {
     let retried = |i: &&crate::machine::Image| {
-        !i.phase.is_finished() && i.reason.is_some_and(|r| r.kind() == ReasonKind::Retried)
+        !i.phase.is_finished() && i.reason.is_some_and(Reason::is_retried)
     };
     let images = &request.status.images;
     let count = |phase: Phase| images.iter().filter(|i| i.phase == phase).count();
@@ -294,7 +298,7 @@ fn set_all(
     generation: Option<i64>,
 ) {
     let finished = summary.phase.is_finished();
-    let complete = matches!(summary.phase, Phase::Posted | Phase::Planned);
+    let complete = summary.phase.is_complete();
     let truths = [!finished, summary.staged, complete, finished && !complete];
     let said = (reason, summary.message.as_str());
     for truth in TYPES.into_iter().zip(truths) {

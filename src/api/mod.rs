@@ -16,6 +16,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::machine::Phase;
 pub use crd::{crd, crd_yaml};
 
 /// Fields of a newer version, carried through untouched.
@@ -365,4 +366,18 @@ pub struct PinStatus {
     #[serde(flatten)]
     #[schemars(skip)]
     pub unknown: Unknown,
+}
+
+impl PromotionRequest {
+    /// The phase of the whole, where it has one that this version knows.
+    #[must_use]
+    pub fn phase(&self) -> Option<Phase> {
+        Phase::parse(self.status.as_ref()?.phase.as_deref()?)
+    }
+
+    /// Whether nothing more will happen, by its status.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.phase().is_some_and(Phase::is_finished)
+    }
 }

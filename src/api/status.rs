@@ -261,10 +261,7 @@ pub fn write(object: &mut PromotionRequest, request: &Request, scenery: &Scenery
     status.committed = record.committed.then_some(true);
     status.rollback = record.rollback.then_some(true);
     status.phase = Some(request.phase().as_str().into());
-    let done = record
-        .images
-        .iter()
-        .filter(|i| matches!(i.phase, Phase::Posted | Phase::Planned));
+    let done = record.images.iter().filter(|i| i.phase.is_complete());
     status.progress = Some(format!("{}/{}", done.count(), record.images.len()));
     status.start_time = record.started.map(time);
     status.deadline_time = record.deadline.map(time);
@@ -279,7 +276,7 @@ pub fn write(object: &mut PromotionRequest, request: &Request, scenery: &Scenery
         let repository = request.spec.images.get(index).map(|i| i.float.repository());
         let promoted = repository
             .zip(image.source.as_ref())
-            .filter(|_| image.phase == Phase::Posted);
+            .filter(|_| image.phase.is_posted());
         to.promoted =
             promoted.map(|(repository, source)| format!("{repository}@{}", source.digest));
         write_image(to, image);
@@ -374,12 +371,11 @@ pub fn refuse(object: &mut PromotionRequest, error: &ReadError, now: Timestamp) 
 
 /// Lets the status of a finished request speak of its spec's present generation. False where it does, or is unfinished.
 pub fn follow_generation(object: &mut PromotionRequest) -> bool {
-    let generation = object.metadata.generation;
+    let (generation, finished) = (object.metadata.generation, object.is_finished());
     let Some(status) = &mut object.status else {
         return false;
     };
-    let phase = status.phase.as_deref().and_then(Phase::parse);
-    if status.observed_generation == generation || !phase.is_some_and(Phase::is_finished) {
+    if status.observed_generation == generation || !finished {
         return false;
     }
     status.observed_generation = generation;
@@ -416,7 +412,7 @@ pub fn reset(
         let any = by.iter().flatten().next().cloned();
         by.fill(any);
     }
-    let ended = |image: &Image| matches!(image.phase, Phase::Failed | Phase::Cancelled);
+    let ended = |image: &Image| image.phase.is_unsuccessful();
     let again = request.status.images.iter().any(ended);
     let begun = object.status.as_ref().is_some_and(|s| s.phase.is_some());
     let superseded = by.iter().any(Option::is_some);

@@ -109,7 +109,7 @@ impl RegistryArgs {
             registry_ca: self.registry_ca.clone(),
             qps: self.registry_qps,
             concurrency: self.registry_concurrency.into(),
-            put_timeout: self.engine().put_timeout(),
+            put_timeout: engine::leadership::write_timeout(self.engine().settle),
             ..Settings::default()
         }
     }

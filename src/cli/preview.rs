@@ -158,10 +158,10 @@ impl Preview {
         let mut images = Vec::new();
         for (number, (object, request)) in self.requests.iter().enumerate() {
             for (index, image) in request.spec.images.iter().enumerate() {
-                let key = Key::of(object);
+                let key = Key::from(object);
                 let before = moved
                     .insert(&image.float, key)
-                    .filter(|before| *before != Key::of(object));
+                    .filter(|before| *before != Key::from(object));
                 images.push((number, index, image, before));
             }
         }
@@ -192,7 +192,7 @@ impl Preview {
         let names = self
             .requests
             .iter()
-            .map(|(object, _)| Key::of(object).to_string());
+            .map(|(object, _)| Key::from(object).to_string());
         let floats = found.iter().map(|image| &image.float).collect();
         Report {
             requests: names.collect(),
@@ -298,7 +298,7 @@ impl Waits {
                 continue;
             };
             let now = Instant::now();
-            if waiting.reason == Reason::RegistryUnavailable {
+            if waiting.reason.is_unavailable() {
                 let recent = self.unavailable.filter(|(_, seen)| *seen + BREAK > now);
                 let since = recent.map_or(now, |(since, _)| since);
                 self.unavailable = Some((since, now));

@@ -8,7 +8,7 @@ use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 use super::say;
 use crate::api::{ImageStatus, PromotionRequest};
 use crate::engine::CHECKING_PUSH;
-use crate::machine::{Phase, Reason, ReasonKind};
+use crate::machine::{Phase, Reason};
 use crate::store::{Event, Key};
 
 /// A float's way, in phases.
@@ -51,7 +51,7 @@ impl Display {
 
     /// Begins with an unfinished object as an earlier run left it.
     pub(super) fn begin(&mut self, object: &PromotionRequest) {
-        let key = Key::of(object);
+        let key = Key::from(object);
         let status = object.status.clone().unwrap_or_default();
         if let Some(phase) = &status.phase {
             let progress = status.progress.as_deref().unwrap_or_default();
@@ -74,7 +74,7 @@ impl Display {
 
     /// Shows what has changed with a save.
     pub(super) fn saved(&mut self, object: &PromotionRequest) {
-        let key = Key::of(object);
+        let key = Key::from(object);
         let (Some(status), Some(shown)) = (&object.status, self.requests.get_mut(&key)) else {
             return;
         };
@@ -89,8 +89,7 @@ impl Display {
         // That push permission is being checked is not worth a line.
         let news = progressing.filter(|c| c.message != CHECKING_PUSH);
         if let Some(condition) = news.filter(|c| c.reason != shown.reason) {
-            let waits =
-                Reason::parse(&condition.reason).is_some_and(|r| r.kind() == ReasonKind::Waiting);
+            let waits = Reason::parse(&condition.reason).is_some_and(Reason::is_waiting);
             if waits && !of_an_image(&condition.message, &status.images) {
                 lines.push(format!("{key}  waits: {}", condition.message));
             }
@@ -98,7 +97,7 @@ impl Display {
         }
         let phase = status.phase.clone().unwrap_or_default();
         let progress = status.progress.as_deref().unwrap_or_default();
-        let waits = Reason::parse(&shown.reason).is_some_and(|r| r.kind() == ReasonKind::Waiting);
+        let waits = Reason::parse(&shown.reason).is_some_and(Reason::is_waiting);
         let why = if waits {
             format!(", {}", shown.reason)
         } else {
@@ -158,7 +157,7 @@ fn news(old: Option<&ImageStatus>, image: &ImageStatus) -> Option<String> {
     let same = |o: &ImageStatus| {
         o.phase == image.phase && o.reason == image.reason && o.source.is_some() == resolved
     };
-    let nothing_yet = image.phase == "Pending" && image.reason.is_none() && !resolved;
+    let nothing_yet = is_initial(image) && image.reason.is_none() && !resolved;
     if old.map_or(nothing_yet, same) {
         return None;
     }
@@ -175,6 +174,11 @@ fn news(old: Option<&ImageStatus>, image: &ImageStatus) -> Option<String> {
     Some(format!("{phase:<9} {float}{digest}{note}"))
 }
 
+/// Whether nothing is recorded of it yet.
+fn is_initial(image: &ImageStatus) -> bool {
+    Phase::parse(&image.phase).is_some_and(Phase::is_initial)
+}
+
 fn note(old: Option<&ImageStatus>, image: &ImageStatus) -> Option<String> {
     if let Some(message) = &image.message {
         return Some(message.clone());
@@ -183,7 +187,7 @@ fn note(old: Option<&ImageStatus>, image: &ImageStatus) -> Option<String> {
         return Some("was there already".into());
     }
     let just_resolved = image.source.is_some() && old.is_none_or(|o| o.source.is_none());
-    if just_resolved && image.phase == "Pending" {
+    if just_resolved && is_initial(image) {
         return Some(match image.displaced.last() {
             Some(pin) => format!("the float is on {}", short(&pin.digest)),
             None => "first promotion".into(),

@@ -99,7 +99,7 @@ pub(super) async fn run(args: PromoteArgs) -> ExitCode {
     {
         return fail(&error);
     }
-    let done = |o: &PromotionRequest| matches!(phase(o), Some(Phase::Posted | Phase::Planned));
+    let done = |o: &PromotionRequest| o.phase().is_some_and(Phase::is_complete);
     match end {
         End::Interrupted if temporary.is_some() => fail(
             "interrupted; without --state nothing is kept: called again it begins anew, from what the registry holds",
@@ -120,7 +120,7 @@ async fn set_up(args: PromoteArgs, display: &Display) -> Result<Run, String> {
         if object.spec.pull_secret.is_some() || object.spec.push_secret.is_some() {
             display.line(&format!(
                 "{}: pullSecret and pushSecret are ignored without a cluster; credentials come from --registry-config or the usual files",
-                Key::of(object)
+                Key::from(object)
             ));
         }
     }
@@ -129,7 +129,7 @@ async fn set_up(args: PromoteArgs, display: &Display) -> Result<Run, String> {
         let request = read(object).map_err(|error| error.to_string())?;
         policy
             .check(&request)
-            .map_err(|error| format!("{}: {}: {error}", args.file.display(), Key::of(object)))?;
+            .map_err(|error| format!("{}: {}: {error}", args.file.display(), Key::from(object)))?;
     }
     let keyring = args.stand_in.credentials(args.registry_config.as_deref())?;
     let settings = args.registry.engine();
@@ -208,12 +208,4 @@ fn show_tags(stand_ins: &StandIns, objects: &[PromotionRequest], display: &Displ
 
 fn state_beside(file: &Path) -> PathBuf {
     file.with_extension("state.yaml")
-}
-
-pub(super) fn phase(object: &PromotionRequest) -> Option<Phase> {
-    Phase::parse(object.status.as_ref()?.phase.as_deref()?)
-}
-
-pub(super) fn is_finished(object: &PromotionRequest) -> bool {
-    phase(object).is_some_and(Phase::is_finished)
 }

@@ -8,7 +8,6 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, Interval, interval};
 
 use super::progress::Display;
-use super::promote::is_finished;
 use crate::api::{ImageStatus, Latch, PromotionRequest};
 use crate::controller::queue;
 use crate::engine::Engine;
@@ -56,8 +55,8 @@ impl Awaited {
             Update::Saved(object) => {
                 self.unsaved = None;
                 display.saved(object);
-                let key = Key::of(object);
-                if is_over(object) && self.open.remove(&key).is_some() && is_finished(object) {
+                let key = Key::from(object.as_ref());
+                if is_over(object) && self.open.remove(&key).is_some() && object.is_finished() {
                     self.unpublished.insert(key);
                 }
             }
@@ -103,11 +102,11 @@ pub(super) async fn carry_out(
     }
     engine.rebuild();
     let mut awaited = Awaited::default();
-    for object in objects.iter().filter(|o| !is_finished(o)) {
+    for object in objects.iter().filter(|o| !o.is_finished()) {
         let uid = object.metadata.uid.clone().unwrap_or_default();
         display.begin(object);
-        awaited.open.insert(Key::of(object), uid);
-        engine.trigger(Key::of(object));
+        awaited.open.insert(Key::from(object), uid);
+        engine.trigger(Key::from(object));
     }
     let names = queue::names_of(&objects);
     let keys = futures::stream::poll_fn(move |context| keys.poll_recv(context));
@@ -160,5 +159,5 @@ fn is_over(object: &PromotionRequest) -> bool {
         };
         (!finished(image) || rolling_back) && committed == Some(true)
     };
-    is_finished(object) || (object.spec.suspend && !status.images.iter().any(goes_on))
+    object.is_finished() || (object.spec.suspend && !status.images.iter().any(goes_on))
 }

@@ -24,7 +24,7 @@ pub(super) fn summarise(object: &PromotionRequest, display: &Display) {
         ("Posted", _) | (_, None) => posted(&status.images),
         (_, Some(condition)) => format!("{}: {}", condition.reason, condition.message),
     };
-    display.line(&format!("{}  {phase}, {verdict}", Key::of(object)));
+    display.line(&format!("{}  {phase}, {verdict}", Key::from(object)));
     for image in &status.images {
         for line in lines(image, phase) {
             display.line(&line);

@@ -6,7 +6,6 @@ use futures::StreamExt as _;
 use tokio::time::timeout;
 
 use super::progress::Display;
-use super::promote::phase;
 use crate::api::{ImageStatus, PromotionRequest};
 use crate::image::Float;
 use crate::machine::Phase;
@@ -25,13 +24,15 @@ pub(super) async fn verify_posted(
     objects: &[PromotionRequest],
     display: &Display,
 ) {
-    let posted = objects.iter().filter(|o| phase(o) == Some(Phase::Posted));
+    let posted = objects
+        .iter()
+        .filter(|o| o.phase().is_some_and(Phase::is_posted));
     let images = posted.flat_map(|o| {
         let images = o.status.as_ref().map(|s| s.images.as_slice());
         images
             .unwrap_or_default()
             .iter()
-            .map(|image| (Key::of(o), image))
+            .map(move |image| (Key::from(o), image))
     });
     let looks = futures::stream::iter(images)
         .map(|(key, image)| async move { (key, image, look(registry, keyring, image).await) })

@@ -73,10 +73,7 @@ async fn reconcile<S: Store>(
     object: Arc<Named>,
     engine: Arc<Engine<S>>,
 ) -> Result<Action, ReconcileError> {
-    let key = Key {
-        namespace: object.metadata.namespace.clone().unwrap_or_default(),
-        name: object.metadata.name.clone().unwrap_or_default(),
-    };
+    let key = Key::from(&object.metadata);
     Ok(match engine.reconcile(&key).await? {
         Next::Triggered => Action::await_change(),
         Next::After(after) => Action::requeue(after),

@@ -123,10 +123,7 @@ impl Sweeper<'_> {
     }
 
     async fn look(&self, request: &Finished) {
-        let key = Key {
-            namespace: request.metadata.namespace.clone().unwrap_or_default(),
-            name: request.metadata.name.clone().unwrap_or_default(),
-        };
+        let key = Key::from(&request.metadata);
         match due(request, Timestamp::now()) {
             Due::Nothing => {}
             Due::Deletion => self.delete(&key, request).await,

@@ -172,7 +172,7 @@ pub async fn follow<S: Store>(
                 // Also if this list breaks off and the next one does not show it any more.
                 known.extend(object.meta().uid.clone());
                 observe(&engine, &object);
-                listing.keys.push(Key::named(object.meta()));
+                listing.keys.push(Key::from(object.meta()));
             }
             Event::InitDone => {
                 let Listing { keys, uids } = std::mem::take(&mut listing);
@@ -191,7 +191,7 @@ pub async fn follow<S: Store>(
             Event::Apply(object) => {
                 known.extend(object.meta().uid.clone());
                 if observe(&engine, &object) {
-                    engine.trigger(Key::named(object.meta()));
+                    engine.trigger(Key::from(object.meta()));
                 }
             }
             Event::Delete(object) => {

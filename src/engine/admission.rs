@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::backlog::FLOATS_MAX;
 use super::operation::{credential, fault};
 use super::state::{PushCheck, SECRET_AGAIN, State};
-use super::{Engine, identity, is_finished, left_alone};
+use super::{Engine, identity, left_alone};
 use crate::api::{self, PromotionRequest};
 use crate::image::{Float, Repository};
 use crate::machine::claims::{PATIENCE, Rival, Standing, Verdict};
@@ -350,7 +350,7 @@ impl<S: Store> Engine<S> {
         let Some(mut object) = loaded else {
             return Ok(Ok(()));
         };
-        if object.metadata.uid.as_deref() != Some(&rival.uid) || is_finished(&object) {
+        if object.metadata.uid.as_deref() != Some(&rival.uid) || object.is_finished() {
             return Ok(Ok(()));
         }
         if !self.is_trusted() {
@@ -469,7 +469,7 @@ impl<S: Store> Engine<S> {
                     () = cancel.cancelled() => return,
                 };
                 match &answer {
-                    Err(fault) if fault.reason == Reason::Unauthorized => {
+                    Err(fault) if fault.reason.may_be_rotated() => {
                         match engine.rotated(&key, &uid, &access, &repositories).await {
                             Some(renewed) => access = renewed,
                             None => break answer,
@@ -675,7 +675,7 @@ async fn may_push(
 pub(super) fn hosts(request: &Request, index: usize) -> impl Iterator<Item = &str> {
     let spec = request.spec.images.get(index);
     let phase = request.status.images.get(index).map(|image| image.phase);
-    let source = spec.filter(|_| phase == Some(Phase::Pending));
+    let source = spec.filter(|_| phase.is_some_and(Phase::reads_source));
     let source = source.map(|spec| spec.source.repository.host());
     let float = spec.map(|spec| spec.float.repository().host());
     source.into_iter().chain(float)

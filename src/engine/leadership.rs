@@ -18,6 +18,14 @@ pub const RENEW_EVERY: Duration = Duration::from_secs(2);
 /// The longest timeout of a write: what is trusted just before a renewal.
 pub const WRITE_MAX: Duration = Duration::from_secs(8);
 
+/// The total timeout of a tag write: it leaves two seconds of the settle time, and fits in what the lease is trusted for between two
+/// renewals.
+#[must_use]
+pub fn write_timeout(settle: Duration) -> Duration {
+    let settling = settle.saturating_sub(Duration::from_secs(2));
+    settling.min(WRITE_MAX)
+}
+
 /// Trust in the lease.
 #[derive(Debug, Clone, Copy)]
 struct Trust {

@@ -69,16 +69,6 @@ pub struct Settings {
     pub namespace_max: usize,
 }
 
-impl Settings {
-    /// The total timeout of a tag write: it leaves two seconds of the settle time, and fits in what the lease is trusted for
-    /// between two renewals.
-    #[must_use]
-    pub fn put_timeout(&self) -> Duration {
-        let settling = self.settle.saturating_sub(Duration::from_secs(2));
-        settling.min(leadership::WRITE_MAX)
-    }
-}
-
 /// Runs requests. Cheap to clone; clones share everything.
 pub struct Engine<S> {
     inner: Arc<Inner<S>>,
@@ -179,10 +169,10 @@ impl<S: Store> Engine<S> {
         let Some((uid, version)) = identity(&object.metadata) else {
             return false;
         };
-        if is_finished(object) {
+        if object.is_finished() {
             return false;
         }
-        let key = Key::of(object);
+        let key = Key::from(object);
         let request = match api::status::read(object) {
             Ok(request) => request,
             Err(error) => match left_alone(object, &error) {
@@ -220,7 +210,7 @@ impl<S: Store> Engine<S> {
             self.ended(&uid);
             return false;
         }
-        let key = Key::named(&object.metadata);
+        let key = Key::from(&object.metadata);
         let order = object.order.unwrap_or(version);
         let contender = Contender::unreadable(
             &uid,
@@ -449,12 +439,4 @@ fn identity(metadata: &ObjectMeta) -> Option<(String, u64)> {
     let uid = metadata.uid.clone()?;
     let version = metadata.resource_version.as_ref()?.parse().ok()?;
     Some((uid, version))
-}
-
-/// Whether an object's status says that nothing more will happen.
-fn is_finished(object: &PromotionRequest) -> bool {
-    let phase = object.status.as_ref().and_then(|s| s.phase.as_deref());
-    phase
-        .and_then(crate::machine::Phase::parse)
-        .is_some_and(crate::machine::Phase::is_finished)
 }

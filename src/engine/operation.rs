@@ -591,7 +591,7 @@ impl Operation {
             }
             Put::Refused(error) => {
                 write.refused();
-                if error.reason == Reason::ManifestRejected {
+                if error.reason.is_rejected() {
                     self.tools.registry.forget(repository);
                 }
                 Err(Outcome::Faulted(fault(&error)))
@@ -711,7 +711,7 @@ fn waits(message: String, wait: Duration) -> Outcome {
 
 /// Whether a copy found that the source misses a part.
 fn is_incomplete(outcome: &Outcome) -> bool {
-    matches!(outcome, Outcome::Faulted(fault) if fault.reason == Reason::SourceIncomplete)
+    matches!(outcome, Outcome::Faulted(fault) if fault.reason.is_incomplete())
 }
 
 /// The credential for a repository, or why the Secret cannot be used for it.

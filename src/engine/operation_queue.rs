@@ -109,7 +109,7 @@ impl QueueKey {
         Self {
             source: image.source.repository.host().to_owned(),
             float: image.float.repository().host().to_owned(),
-            copies: step == Step::Stage,
+            copies: step.copies(),
         }
     }
 }

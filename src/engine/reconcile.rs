@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::admission::{AdmissionCheck, hosts};
 use super::state::Deadline;
 use super::telemetry::{RequestStats, Saved};
-use super::{Engine, contender, identity, is_finished, left_alone, telemetry};
+use super::{Engine, contender, identity, left_alone, telemetry};
 use crate::api::status::{ReadError, Scenery};
 use crate::api::{self, PromotionRequest, conditions};
 use crate::image::{Float, Stamp};
@@ -156,7 +156,7 @@ impl<S: Store> Engine<S> {
         let Some((uid, version)) = identity(&object.metadata) else {
             return Ok(Next::Triggered);
         };
-        if is_finished(&object) {
+        if object.is_finished() {
             self.ended(&uid);
             return Ok(Next::Triggered);
         }
@@ -352,7 +352,7 @@ impl<S: Store> Engine<S> {
         request: &Request,
         finished: &mut [FinishedOperation],
     ) {
-        let rejected = |h: &&mut FinishedOperation| matches!(&h.outcome, Outcome::Faulted(f) if f.reason == Reason::Unauthorized);
+        let rejected = |h: &&mut FinishedOperation| matches!(&h.outcome, Outcome::Faulted(f) if f.reason.may_be_rotated());
         let mut rejected = finished.iter_mut().filter(rejected).peekable();
         if rejected.peek().is_none() {
             return;
@@ -653,7 +653,7 @@ fn events(
     let phase = request.phase();
     if old != Some(phase.as_str()) {
         let summary = conditions::Summary::of(request, None);
-        let warning = phase == machine::Phase::Failed;
+        let warning = phase.is_failed();
         if phase.is_finished() {
             // The end says it as well, and better.
             events.retain(|event| event.reason != summary.reason);

@@ -154,7 +154,7 @@ fn collect<S>(inner: &Inner<S>, scrape: &Scrape<'_>) {
             if let Some(reason) = counts.reason {
                 *reasons.entry(reason).or_default() += 1;
             }
-            if counts.reason != Some(Reason::Suspended) {
+            if !counts.reason.is_some_and(Reason::is_suspended) {
                 age = age.max(since(counts.created));
                 overdue = overdue.max(since(counts.deadline));
             }
@@ -257,7 +257,7 @@ impl Saved<'_> {
             mut phase_entered_at,
         } = self;
         for notice in notices {
-            if notice.reason == Reason::FloatMoved {
+            if notice.reason.is_foreign_move() {
                 metrics.moved_by_somebody_else();
             }
         }
@@ -290,7 +290,7 @@ impl Saved<'_> {
             if let (Some(old), Some(took)) = (old, took) {
                 metrics.left_phase(old, took);
             }
-            if old.is_some() || image.phase != Phase::Pending {
+            if old.is_some() || !image.phase.is_initial() {
                 let digest = image.source.as_ref().map(|source| source.digest);
                 image_line(key, &spec.float, image, digest, took.map(seconds));
             }
@@ -314,7 +314,7 @@ fn image_line(
     let phase = image.phase.as_str();
     let digest = digest.map(tracing::field::display);
     let reason = image.reason.map(Reason::as_str);
-    if image.phase == Phase::Failed {
+    if image.phase.is_failed() {
         let why = image.message.as_str();
         tracing::warn!(request = %key, %float, phase, reason, digest, took, why, "image entered phase");
     } else {
@@ -333,7 +333,7 @@ pub(super) fn finished(
 ) {
     let took = since(created);
     metrics.ended(phase, reason, took);
-    let (failed, phase, reason) = (phase == Phase::Failed, phase.as_str(), reason.as_str());
+    let (failed, phase, reason) = (phase.is_failed(), phase.as_str(), reason.as_str());
     let took = took.map(seconds);
     if failed {
         tracing::warn!(request = %key, phase, reason, took, why, "request ended");

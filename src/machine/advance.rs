@@ -62,79 +62,8 @@ pub fn advance(request: &mut Request, index: usize, outcome: Outcome, context: &
         committed,
         notices: Vec::new(),
     };
-    if update.image.phase.is_finished() {
+    if update.image.phase.is_finished() || !update.apply(outcome, plan_only, group) {
         return Effect::Ignored;
-    }
-    match (update.image.phase, outcome) {
-        (_, Outcome::Dropped) => update.dropped(),
-        (phase, Outcome::Faulted(fault)) => update.fault(phase, fault),
-        (
-            Phase::Pending,
-            Outcome::Resolved {
-                source,
-                media_type,
-                float,
-            },
-        ) => {
-            update.succeed();
-            update.resolve(source, media_type, float, plan_only);
-        }
-        (Phase::Pending, Outcome::Forecast(forecast)) if plan_only => {
-            update.succeed();
-            update.forecast(*forecast);
-        }
-        (
-            Phase::Pending,
-            Outcome::Staged {
-                media_type,
-                bytes,
-                notices,
-            },
-        ) => {
-            update.succeed();
-            update.note(notices);
-            update.stage(media_type, bytes);
-        }
-        (Phase::Pending | Phase::Latched, Outcome::Unpinned { digest }) => {
-            update.succeed();
-            update.rescue(digest);
-        }
-        (Phase::Pending | Phase::Incoming | Phase::Latched, Outcome::StampTaken { tag }) => {
-            update.succeed();
-            update.restamp(&tag);
-        }
-        (Phase::Incoming, Outcome::BackedUp { notices }) => {
-            update.note(notices);
-            update.back_up();
-        }
-        (Phase::Incoming, Outcome::DisplacedGone { float }) => update.displaced_gone(float),
-        (
-            Phase::BackedUp,
-            Outcome::Confirmed {
-                float,
-                staged,
-                pinned,
-            },
-        ) => update.confirm(float, staged, pinned),
-        (Phase::BackedUp, Outcome::Latched) => {
-            update.succeed();
-            update.image.enter(Phase::Latched);
-        }
-        (Phase::BackedUp, Outcome::NotLatched) => {
-            update.succeed();
-            let message = group.map_or_else(String::new, |float| held(&float));
-            update.image.end(Phase::Failed, Reason::Held, message);
-        }
-        (Phase::BackedUp, Outcome::Moved { to }) => update.moved(to),
-        (Phase::BackedUp, Outcome::StagedGone(why)) => update.staged_gone(why),
-        (Phase::Latched, Outcome::Posted { foreign }) => {
-            update.succeed();
-            update.image.end(Phase::Posted, Reason::Promoted, "");
-            if let Some(foreign) = foreign {
-                update.tell_foreign(&foreign);
-            }
-        }
-        _ => return Effect::Ignored,
     }
     Effect::Recorded(update.notices)
 }
@@ -156,6 +85,91 @@ struct ImageUpdate<'a> {
 }
 
 impl ImageUpdate<'_> {
+    /// Records an outcome. False where it cannot follow from the phase.
+    fn apply(&mut self, outcome: Outcome, plan_only: bool, group: Option<String>) -> bool {
+        match (self.image.phase, outcome) {
+            (_, Outcome::Dropped) => self.dropped(),
+            (phase, Outcome::Faulted(fault)) => self.fault(phase, fault),
+            (
+                Phase::Pending,
+                Outcome::Resolved {
+                    source,
+                    media_type,
+                    float,
+                },
+            ) => {
+                self.succeed();
+                self.resolve(source, media_type, float, plan_only);
+            }
+            (Phase::Pending, Outcome::Forecast(forecast)) if plan_only => {
+                self.succeed();
+                self.forecast(*forecast);
+            }
+            (
+                Phase::Pending,
+                Outcome::Staged {
+                    media_type,
+                    bytes,
+                    notices,
+                },
+            ) => {
+                self.succeed();
+                self.note(notices);
+                self.stage(media_type, bytes);
+            }
+            (Phase::Pending | Phase::Latched, Outcome::Unpinned { digest }) => {
+                self.succeed();
+                self.rescue(digest);
+            }
+            (Phase::Pending | Phase::Incoming | Phase::Latched, Outcome::StampTaken { tag }) => {
+                self.succeed();
+                self.restamp(&tag);
+            }
+            (Phase::Incoming, Outcome::BackedUp { notices }) => {
+                self.note(notices);
+                self.back_up();
+            }
+            (Phase::Incoming, Outcome::DisplacedGone { float }) => self.displaced_gone(float),
+            (
+                Phase::BackedUp,
+                Outcome::Confirmed {
+                    float,
+                    staged,
+                    pinned,
+                },
+            ) => self.confirm(float, staged, pinned),
+            (Phase::BackedUp, Outcome::Latched) => {
+                self.succeed();
+                self.image.enter(Phase::Latched);
+            }
+            (Phase::BackedUp, Outcome::NotLatched) => {
+                self.succeed();
+                let message = group.map_or_else(String::new, |float| held(&float));
+                self.image.end(Phase::Failed, Reason::Held, message);
+            }
+            (Phase::BackedUp, Outcome::Moved { to }) => self.moved(to),
+            (Phase::BackedUp, Outcome::StagedGone(why)) => self.staged_gone(why),
+            (Phase::Latched, Outcome::Posted { foreign }) => {
+                self.succeed();
+                self.image.end(Phase::Posted, Reason::Promoted, "");
+                if let Some(foreign) = foreign {
+                    self.tell_foreign(&foreign);
+                }
+            }
+            // Spelled out: a phase or an outcome that is added has to be thought of.
+            #[rustfmt::skip]
+            (
+                Phase::Pending | Phase::Incoming | Phase::BackedUp | Phase::Latched | Phase::Posted | Phase::Planned | Phase::Failed
+                | Phase::Cancelled,
+                Outcome::Resolved { .. } | Outcome::Forecast(_) | Outcome::Staged { .. } | Outcome::Unpinned { .. }
+                | Outcome::StampTaken { .. } | Outcome::BackedUp { .. } | Outcome::DisplacedGone { .. } | Outcome::Latched
+                | Outcome::NotLatched | Outcome::Moved { .. } | Outcome::Confirmed { .. } | Outcome::StagedGone(_)
+                | Outcome::Posted { .. } | Outcome::RolledBack | Outcome::NothingToRollBack,
+            ) => return false,
+        }
+        true
+    }
+
     /// Takes back the attempt that the launch added.
     fn succeed(&mut self) {
         self.dropped();
@@ -172,7 +186,7 @@ impl ImageUpdate<'_> {
     /// Passes on what a step noticed. That tags expire is recorded too.
     fn note(&mut self, notices: Vec<Notice>) {
         for notice in notices {
-            if notice.reason == Reason::Expiring {
+            if notice.reason.is_expiring() {
                 super::expiry::add(self.expiring, &notice.message);
             }
             self.notices.push(notice);
@@ -351,17 +365,7 @@ impl ImageUpdate<'_> {
     }
 
     fn fault(&mut self, phase: Phase, mut fault: Fault) {
-        if fault.reason == Reason::SourceGone && phase == Phase::Pending && self.committed {
-            fault.reason = Reason::StagedLost;
-        }
-        if phase == Phase::Incoming
-            && matches!(
-                fault.reason,
-                Reason::ManifestRejected | Reason::RegistryError
-            )
-        {
-            fault.reason = Reason::BackupFailed;
-        }
+        fault.reason = fault.reason.in_phase(phase, self.committed);
         match fault.class {
             FaultClass::Terminal => self.image.end(Phase::Failed, fault.reason, fault.message),
             FaultClass::Attempt => self.retry(fault),

@@ -10,9 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::advance::held;
 use super::rollback;
-use super::{
-    GRACE_SECONDS, Image, Latch, Phase, Reason, ReasonKind, Request, Step, after, whole_second,
-};
+use super::{GRACE_SECONDS, Image, Latch, Phase, Reason, Request, Step, after, whole_second};
 use crate::image::Stamp;
 
 /// No write of ours may land later than so many seconds from now: the longest L, a write's timeout, and a former leader that does
@@ -201,7 +199,7 @@ fn show_waiting(request: &mut Request, inputs: &Inputs) {
             continue;
         }
         if context.running.is_none() {
-            if image.reason == Some(Reason::Paused) && context.paused.is_none() {
+            if image.reason.is_some_and(Reason::is_paused) && context.paused.is_none() {
                 image.reason = None;
                 image.message.clear();
             }
@@ -220,11 +218,7 @@ fn show_waiting(request: &mut Request, inputs: &Inputs) {
             image.reason = Some(waiting.reason);
             image.message.clone_from(&waiting.message);
             image.next_attempt = Some(waiting.until);
-        } else if image
-            .reason
-            .is_some_and(|r| r.kind() == ReasonKind::Waiting)
-            && image.next_attempt.is_some()
-        {
+        } else if image.reason.is_some_and(Reason::is_waiting) && image.next_attempt.is_some() {
             // It goes on. Without a time it is the cause of the launch before, which stands until there is another.
             image.reason = None;
             image.message.clear();
@@ -380,13 +374,13 @@ fn hold_group(request: &mut Request, inputs: &Inputs, decision: &mut Decision) {
     for index in 0..request.status.images.len() {
         let committed = request.status.committed;
         let image = &mut request.status.images[index];
-        if image.phase.is_finished() || image.phase == Phase::Latched {
+        if !image.phase.can_be_held() {
             continue;
         }
         match running(inputs, index) {
-            Some(Step::Verify) => {}
-            Some(_) => decision.drops.push(index),
-            None if committed && image.phase == Phase::BackedUp => {}
+            Some(step) if step.is_dropped_with_group() => decision.drops.push(index),
+            Some(_) => {}
+            None if committed && image.phase.awaits_latch() => {}
             None => image.end(Phase::Failed, Reason::Held, held(&failed)),
         }
     }
@@ -400,7 +394,7 @@ fn end_exhausted(request: &mut Request, inputs: &Inputs) {
         if image.phase.is_finished() || running(inputs, index).is_some() || used < limit {
             continue;
         }
-        let last = image.reason.filter(|r| r.kind() == ReasonKind::Retried);
+        let last = image.reason.filter(|r| r.is_retried());
         let message = if last.is_some() {
             std::mem::take(&mut image.message)
         } else {
@@ -440,13 +434,13 @@ fn commit(request: &mut Request, inputs: &Inputs) {
             .get(index)
             .is_some_and(|s| s.paused.is_some())
     };
-    let pinned = |image: &Image| image.phase != Phase::BackedUp || image.is_pinned(inputs.now);
+    let pinned = |image: &Image| !image.phase.awaits_latch() || image.is_pinned(inputs.now);
     match request.spec.latch {
         Latch::Together => {
             let images = || request.status.images.iter();
             let paused = (0..request.status.images.len()).any(paused);
             if request.is_ready(0) && !paused && images().all(pinned) {
-                request.status.committed |= images().any(|i| i.phase == Phase::BackedUp);
+                request.status.committed |= images().any(|i| i.phase.awaits_latch());
             }
         }
         Latch::Independently => {
@@ -497,8 +491,7 @@ fn launch(request: &mut Request, inputs: &Inputs, decision: &mut Decision) {
             continue;
         };
         let mut not_before = image.next_attempt.max(context.quiet_until);
-        if step == Step::Verify {
-            // What it finds is the last word on this float.
+        if step.is_final() {
             not_before = not_before.max(context.late_until);
         }
         if let Some(later) = not_before.filter(|&t| t > inputs.now) {
@@ -585,13 +578,13 @@ fn waiting_reason(request: &Request, inputs: &Inputs) -> Option<(Reason, String)
         return open.find_map(|(_, context)| Some((Reason::Paused, context.paused.clone()?)));
     }
     let waits = |i: &&super::Image| {
-        let waiting = i.reason.filter(|r| r.kind() == ReasonKind::Waiting);
-        let waiting = waiting.filter(|r| *r == Reason::Paused || i.next_attempt.is_some());
+        let waiting = i.reason.filter(|r| r.is_waiting());
+        let waiting = waiting.filter(|r| r.is_paused() || i.next_attempt.is_some());
         !i.phase.is_finished() && waiting.is_some()
     };
     let image = request.status.images.iter().find(waits)?;
     let reason = image.reason?;
-    let message = match image.next_attempt.filter(|_| reason != Reason::Paused) {
+    let message = match image.next_attempt.filter(|_| !reason.is_paused()) {
         Some(next) => format!("{}; next try {}", image.message, whole_second(next)),
         None => image.message.clone(),
     };

@@ -2,6 +2,8 @@
 //!
 //! Every name that a person or a program can read off a request is here, once; a test compares the set with the documents.
 
+use crate::named::named;
+
 /// What kind of thing a [`Reason`] says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReasonKind {
@@ -21,22 +23,15 @@ pub enum ReasonKind {
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $name:ident: $kind:ident,)*) => {
-        /// Why a request or an image is where it is.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub enum Reason {
-            $($(#[$doc])* $name,)*
+        named! {
+            /// Why a request or an image is where it is.
+            #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+            pub enum Reason {
+                $($(#[$doc])* $name,)*
+            }
         }
 
         impl Reason {
-            /// Every reason there is, in the order of the documents.
-            pub const ALL: &[Self] = &[$(Self::$name,)*];
-
-            /// The name as it stands in conditions, events, metrics and logs.
-            #[must_use]
-            pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$name => stringify!($name),)* }
-            }
-
             /// What kind of reason this is.
             #[must_use]
             pub const fn kind(self) -> ReasonKind {
@@ -137,11 +132,137 @@ reasons! {
     Unreadable: Warning,
 }
 
+/// Something worth an event that is not a change of phase.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Notice {
+    /// The event's reason.
+    pub reason: Reason,
+    /// One line that a person can act on.
+    pub message: String,
+}
+
 impl Reason {
-    /// The reason of this name; none where there is no such reason.
+    /// Whether nothing is wrong and something is waited for.
     #[must_use]
-    pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.iter().copied().find(|r| r.as_str() == name)
+    pub const fn is_waiting(self) -> bool {
+        match self.kind() {
+            ReasonKind::Waiting => true,
+            ReasonKind::Retried
+            | ReasonKind::Working
+            | ReasonKind::Terminal
+            | ReasonKind::Ended
+            | ReasonKind::Warning => false,
+        }
+    }
+
+    /// Whether a launch failed for it, and another follows.
+    #[must_use]
+    pub const fn is_retried(self) -> bool {
+        match self.kind() {
+            ReasonKind::Retried => true,
+            ReasonKind::Waiting
+            | ReasonKind::Working
+            | ReasonKind::Terminal
+            | ReasonKind::Ended
+            | ReasonKind::Warning => false,
+        }
+    }
+
+    /// Whether a request can fail for it.
+    #[must_use]
+    pub const fn can_fail(self) -> bool {
+        match self.kind() {
+            ReasonKind::Terminal | ReasonKind::Retried => true,
+            ReasonKind::Waiting | ReasonKind::Working | ReasonKind::Ended | ReasonKind::Warning => {
+                false
+            }
+        }
+    }
+
+    /// Whether an unfinished request can be where it is for it.
+    #[must_use]
+    pub const fn is_of_the_unfinished(self) -> bool {
+        match self.kind() {
+            ReasonKind::Waiting | ReasonKind::Retried | ReasonKind::Working => true,
+            ReasonKind::Terminal | ReasonKind::Ended | ReasonKind::Warning => false,
+        }
+    }
+
+    /// Whether an attempt can be used up by it: [`Outcome::failed_attempt`](super::Outcome::failed_attempt) gives no other.
+    #[must_use]
+    pub const fn uses_attempt(self) -> bool {
+        self.is_retried() || matches!(self, Self::StagedLost)
+    }
+
+    /// Whether the image ended with its group, and not by a failure of its own.
+    #[must_use]
+    pub const fn is_of_the_group(self) -> bool {
+        matches!(self, Self::Held | Self::RolledBack | Self::NotRolledBack)
+    }
+
+    /// Whether another image's failure kept this one from moving.
+    #[must_use]
+    pub const fn is_held(self) -> bool {
+        matches!(self, Self::Held)
+    }
+
+    /// Whether an operator paused it.
+    #[must_use]
+    pub const fn is_paused(self) -> bool {
+        matches!(self, Self::Paused)
+    }
+
+    /// Whether whoever asked for it holds it back: its age is no news.
+    #[must_use]
+    pub const fn is_suspended(self) -> bool {
+        matches!(self, Self::Suspended)
+    }
+
+    /// Whether somebody else wrote the float.
+    #[must_use]
+    pub const fn is_foreign_move(self) -> bool {
+        matches!(self, Self::FloatMoved)
+    }
+
+    /// Whether the image's tags expire.
+    #[must_use]
+    pub const fn is_expiring(self) -> bool {
+        matches!(self, Self::Expiring)
+    }
+
+    /// Whether another credential may mend it.
+    #[must_use]
+    pub const fn may_be_rotated(self) -> bool {
+        matches!(self, Self::Unauthorized)
+    }
+
+    /// Whether a part of the source is missing.
+    #[must_use]
+    pub const fn is_incomplete(self) -> bool {
+        matches!(self, Self::SourceIncomplete)
+    }
+
+    /// Whether the registry refused what it was sent.
+    #[must_use]
+    pub const fn is_rejected(self) -> bool {
+        matches!(self, Self::ManifestRejected)
+    }
+
+    /// Whether the registry cannot be used now.
+    #[must_use]
+    pub const fn is_unavailable(self) -> bool {
+        matches!(self, Self::RegistryUnavailable)
+    }
+
+    /// What a fault of a step is called: of a source that was staged before, of a pin that cannot be written.
+    pub(super) fn in_phase(self, phase: super::Phase, committed: bool) -> Self {
+        match self {
+            Self::SourceGone if phase.reads_source() && committed => Self::StagedLost,
+            Self::ManifestRejected | Self::RegistryError if phase.is_backing_up() => {
+                Self::BackupFailed
+            }
+            reason => reason,
+        }
     }
 }
 

@@ -194,12 +194,8 @@ impl Request {
     pub(super) fn is_ready(&self, index: usize) -> bool {
         let images = &self.status.images;
         match self.spec.latch {
-            Latch::Together => images
-                .iter()
-                .all(|i| matches!(i.phase, Phase::BackedUp | Phase::Latched | Phase::Posted)),
-            Latch::Independently => images
-                .get(index)
-                .is_some_and(|i| i.phase == Phase::BackedUp),
+            Latch::Together => images.iter().all(|i| i.phase.is_backed_up()),
+            Latch::Independently => images.get(index).is_some_and(|i| i.phase.awaits_latch()),
         }
     }
 
@@ -209,7 +205,8 @@ impl Request {
         let together = self.spec.latch == Latch::Together;
         let images = self.status.images.iter().enumerate();
         let mut meant = images.filter(|(other, _)| together || *other == index);
-        self.is_committed(index) && meant.all(|(_, image)| image.phase >= Phase::BackedUp)
+        self.is_committed(index)
+            && meant.all(|(_, i)| i.phase.is_backed_up() || i.phase.is_finished())
     }
 
     /// Whether any float may still move: that image runs to its end.
@@ -235,28 +232,16 @@ impl Request {
     /// The phase of the whole: the least advanced unfinished image's, Latched while floats are taken back; then Failed, Cancelled, Planned or Posted.
     #[must_use]
     pub fn phase(&self) -> Phase {
-        let phases = || self.status.images.iter().map(|i| i.phase);
         if self.is_rolling_back() {
             return Phase::Latched;
         }
-        if let Some(phase) = phases().filter(|p| !p.is_finished()).min() {
-            return phase;
-        }
-        [Phase::Failed, Phase::Cancelled, Phase::Planned]
-            .into_iter()
-            .find(|&end| phases().any(|p| p == end))
-            .unwrap_or(Phase::Posted)
+        Phase::of_all(self.status.images.iter().map(|i| i.phase))
     }
 
     /// Whether every source may go away: each image is held in the float's repository, or needed nothing.
     #[must_use]
     pub fn is_staged(&self) -> bool {
-        self.status.images.iter().all(|i| {
-            matches!(
-                i.phase,
-                Phase::Incoming | Phase::BackedUp | Phase::Latched | Phase::Posted
-            )
-        })
+        self.status.images.iter().all(|i| i.phase.is_staged())
     }
 }
 
@@ -317,8 +302,7 @@ impl Image {
     /// Whether it failed of itself, and not with its group.
     #[must_use]
     pub fn has_failed_itself(&self) -> bool {
-        let with_others = [Reason::Held, Reason::RolledBack, Reason::NotRolledBack].map(Some);
-        self.phase == Phase::Failed && !with_others.contains(&self.reason)
+        self.phase.is_failed() && !self.reason.is_some_and(Reason::is_of_the_group)
     }
 
     /// The newest stamp among this image's prune tags.

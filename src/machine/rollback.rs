@@ -20,7 +20,7 @@ impl Request {
     #[must_use]
     pub fn is_rolling_back(&self) -> bool {
         let images = &self.status.images;
-        let failed = || images.iter().any(|i| i.phase == Phase::Failed);
+        let failed = || images.iter().any(|i| i.phase.is_failed());
         self.spec.on_failure == OnFailure::Rollback
             && self.status.committed
             && images.iter().all(|i| i.phase.is_finished())
@@ -169,7 +169,18 @@ pub(super) fn advance(
             };
             image.next_attempt = Some(after(context.now, delay));
         }
-        _ => return Effect::Ignored,
+        Outcome::Resolved { .. }
+        | Outcome::Forecast(_)
+        | Outcome::Staged { .. }
+        | Outcome::Unpinned { .. }
+        | Outcome::BackedUp { .. }
+        | Outcome::DisplacedGone { .. }
+        | Outcome::Latched
+        | Outcome::NotLatched
+        | Outcome::Moved { .. }
+        | Outcome::Confirmed { .. }
+        | Outcome::StagedGone(_)
+        | Outcome::Posted { .. } => return Effect::Ignored,
     }
     Effect::Recorded(Vec::new())
 }

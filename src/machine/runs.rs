@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::{FaultClass, Latch, Phase, Reason};
+use super::{FaultClass, Latch, Reason};
 use crate::image::{Digest, Stamp};
 use world::{Case, Event, From, Wish, World, float};
 
@@ -124,7 +124,7 @@ fn check_last_wins(world: &World) {
             for (index, spec) in request.spec.images.iter().enumerate() {
                 let image = &request.status.images[index];
                 let source = image.source.as_ref().map(|source| source.digest);
-                if spec.float == float && image.phase == Phase::Posted {
+                if spec.float == float && image.phase.is_posted() {
                     expected = Some(vec![source]);
                 } else if let Some(sources) = &mut expected
                     && spec.float == float
@@ -148,7 +148,7 @@ fn check_groups(world: &World) {
         let images = &request.status.images;
         let held = images
             .iter()
-            .filter(|i| i.reason == Some(Reason::Held))
+            .filter(|i| i.reason.is_some_and(Reason::is_held))
             .count();
         assert!(
             held == 0 || request.failed_float().is_some(),
@@ -189,7 +189,7 @@ proptest! {
         prop_assume!(mishaps < 5);
         let calm = run(&case, &[]);
         // How far the rest of a failing group gets is a matter of luck.
-        prop_assume!(calm.requests.iter().all(|request| request.phase() == Phase::Posted));
+        prop_assume!(calm.requests.iter().all(|request| request.phase().is_posted()));
         let world = run(&case, &events);
         prop_assert_eq!(tags(&world), tags(&calm));
         for (request, other) in world.requests.iter().zip(&calm.requests) {

@@ -63,8 +63,8 @@ pub fn image(phase: Phase) -> Image {
     };
     Image {
         phase,
-        source: Some(source).filter(|_| phase != Phase::Pending),
-        pinned: (phase == Phase::BackedUp).then(now),
+        source: Some(source).filter(|_| !phase.is_initial()),
+        pinned: phase.awaits_latch().then(now),
         ..Image::default()
     }
 }

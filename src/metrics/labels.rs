@@ -7,6 +7,8 @@ use std::sync::Arc;
 use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
 use prometheus_client::metrics::family::Family;
 
+use crate::named::named;
+
 /// The value of a label: a word of this program, or a host that was given a label.
 #[derive(Debug, Clone)]
 pub(super) enum Value {
@@ -31,44 +33,48 @@ pub(super) struct Table<const N: usize, M> {
     family: Family<Labels<N>, M>,
 }
 
-/// A call to the API server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Call {
-    /// Reading one request freshly.
-    Load,
-    /// Saving a status.
-    Save,
-    /// Reading a Secret.
-    Secret,
-    /// Publishing an event.
-    Event,
-    /// Reading or writing the Lease.
-    Lease,
-    /// Looking whose installation the definition belongs to.
-    Definition,
-    /// Listing finished requests.
-    List,
-    /// Deleting a finished request.
-    Delete,
+named! {
+    /// A call to the API server.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Call {
+        /// Reading one request freshly.
+        Load = "load",
+        /// Saving a status.
+        Save = "save",
+        /// Reading a Secret.
+        Secret = "secret",
+        /// Publishing an event.
+        Event = "event",
+        /// Reading or writing the Lease.
+        Lease = "lease",
+        /// Looking whose installation the definition belongs to.
+        Definition = "definition",
+        /// Listing finished requests.
+        List = "list",
+        /// Deleting a finished request.
+        Delete = "delete",
+    }
 }
 
-/// What kind of request was sent to a registry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sent {
-    /// `/v2/` alone.
-    Ping,
-    /// A token.
-    Token,
-    /// A manifest read, or a child manifest put by its digest.
-    Manifest,
-    /// A tag put.
-    Tag,
-    /// A list of referrers.
-    Referrers,
-    /// A blob read or looked for.
-    Blob,
-    /// A blob mounted or uploaded.
-    Upload,
+named! {
+    /// What kind of request was sent to a registry.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Sent {
+        /// `/v2/` alone.
+        Ping = "ping",
+        /// A token.
+        Token = "token",
+        /// A manifest read, or a child manifest put by its digest.
+        Manifest = "manifest",
+        /// A tag put.
+        Tag = "tag",
+        /// A list of referrers.
+        Referrers = "referrers",
+        /// A blob read or looked for.
+        Blob = "blob",
+        /// A blob mounted or uploaded.
+        Upload = "upload",
+    }
 }
 
 impl<const N: usize, M: 'static> Table<N, M> {
@@ -148,47 +154,9 @@ impl<const N: usize> EncodeLabelSet for Labels<N> {
 }
 
 impl Call {
-    /// Every call.
-    pub(super) const ALL: [Self; 8] = [
-        Self::Load,
-        Self::Save,
-        Self::Secret,
-        Self::Event,
-        Self::Lease,
-        Self::Definition,
-        Self::List,
-        Self::Delete,
-    ];
     /// What a call comes to.
     pub(super) const RESULTS: [&str; 6] =
         ["ok", "conflict", "gone", "refused", "timeout", "failed"];
-
-    pub(super) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Load => "load",
-            Self::Save => "save",
-            Self::Secret => "secret",
-            Self::Event => "event",
-            Self::Lease => "lease",
-            Self::Definition => "definition",
-            Self::List => "list",
-            Self::Delete => "delete",
-        }
-    }
-}
-
-impl Sent {
-    pub(super) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Ping => "ping",
-            Self::Token => "token",
-            Self::Manifest => "manifest",
-            Self::Tag => "tag",
-            Self::Referrers => "referrers",
-            Self::Blob => "blob",
-            Self::Upload => "upload",
-        }
-    }
 }
 
 /// The codes that answers are counted under by themselves.

@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use prometheus_client::encoding::prometheus_text;
 use prometheus_client::registry::Registry;
 
-use crate::machine::{FaultClass, Outcome, Phase, Reason, ReasonKind, Step};
+use crate::machine::{Outcome, Phase, Reason, Step};
 use families::Families;
 pub use families::{Declared, FAMILIES, Type};
 pub use labels::{Call, Host, Sent};
@@ -93,9 +93,9 @@ impl Families {
                 self.image_phase_duration.begin([phase.as_str().into()]);
             }
         }
-        for reason in Reason::ALL.iter().copied() {
+        for reason in Reason::ALL {
             self.events.begin([reason.as_str().into()]);
-            if reason.kind() == ReasonKind::Retried || reason == Reason::StagedLost {
+            if reason.uses_attempt() {
                 self.attempts.begin([reason.as_str().into()]);
             }
         }
@@ -126,11 +126,8 @@ impl Families {
 
     /// What is there is 0 where nobody says otherwise.
     fn nothing_is_there(&self) {
-        for reason in Reason::ALL.iter().copied() {
-            if matches!(
-                reason.kind(),
-                ReasonKind::Waiting | ReasonKind::Retried | ReasonKind::Working
-            ) {
+        for reason in Reason::ALL {
+            if reason.is_of_the_unfinished() {
                 self.requests.begin([reason.as_str().into()]);
             }
         }
@@ -160,9 +157,7 @@ const RESULTS: [&str; 5] = ["done", "waits", "failed", "refused", "dropped"];
 
 /// Every way a request can end.
 fn ends() -> impl Iterator<Item = (Phase, Reason)> {
-    let failed = Reason::ALL.iter().copied();
-    let failed =
-        failed.filter(|reason| matches!(reason.kind(), ReasonKind::Terminal | ReasonKind::Retried));
+    let failed = Reason::ALL.into_iter().filter(|reason| reason.can_fail());
     let others = [
         (Phase::Posted, Reason::Promoted),
         (Phase::Posted, Reason::Unchanged),
@@ -240,26 +235,13 @@ impl Metrics {
 
     /// An operation ended.
     pub fn operation(&self, step: Step, outcome: &Outcome, took: Duration) {
-        let result = match outcome {
-            Outcome::Faulted(fault) => match fault.class {
-                FaultClass::Attempt => "failed",
-                FaultClass::Terminal => "refused",
-                FaultClass::Wait { .. } => "waits",
-            },
-            Outcome::Dropped => "dropped",
-            _ => "done",
-        };
-        let labels = [step.as_str().into(), result.into()];
+        let labels = [step.as_str().into(), outcome.result().into()];
         let whole = self.families().operation_duration.at(labels);
         whole.observe(took.as_secs_f64());
         drop(whole);
-        let reason = match outcome {
-            Outcome::Faulted(fault) if fault.class == FaultClass::Attempt => fault.reason,
-            Outcome::Moved { .. } => Reason::FloatMoved,
-            Outcome::StagedGone(_) => Reason::StagedLost,
-            _ => return,
-        };
-        self.families().attempts.at([reason.as_str().into()]).inc();
+        if let Some(reason) = outcome.failed_attempt() {
+            self.families().attempts.at([reason.as_str().into()]).inc();
+        }
     }
 
     /// An event was published.

@@ -195,7 +195,7 @@ impl Store for Cluster {
     }
 
     async fn save(&self, object: &PromotionRequest) -> Result<PromotionRequest, StoreError> {
-        let key = Key::of(object);
+        let key = Key::from(object);
         let save = self.replace_status(&key, object);
         let saved = call(&self.metrics, Call::Save, CALL, save).await;
         let failed = |message: String| StoreError::Failed {
@@ -271,10 +271,10 @@ impl Store for Cluster {
         match call(&self.metrics, Call::Event, CALL, publish).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::warn!(request = %Key::of(object), "cannot publish an event: {}", causes(&error));
+                tracing::warn!(request = %Key::from(object), "cannot publish an event: {}", causes(&error));
             }
             Err(_) => {
-                tracing::warn!(request = %Key::of(object), "cannot publish an event: timed out");
+                tracing::warn!(request = %Key::from(object), "cannot publish an event: timed out");
             }
         }
     }

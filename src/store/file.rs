@@ -153,7 +153,7 @@ impl FileStore {
         // What an earlier run has begun goes on.
         let begun = |key: &Key| old.requests.iter().any(|entry| entry.key() == *key);
         let new = objects.iter().enumerate();
-        check_floats(new.filter(|(_, object)| !begun(&Key::of(object))))?;
+        check_floats(new.filter(|(_, object)| !begun(&Key::from(*object))))?;
         let mut inner = Inner {
             objects: BTreeMap::new(),
             slots: Vec::new(),
@@ -182,7 +182,7 @@ impl FileStore {
     #[must_use]
     pub fn quiet(&self) -> Duration {
         let inner = self.lock();
-        if inner.objects.values().all(is_finished) {
+        if inner.objects.values().all(PromotionRequest::is_finished) {
             return Duration::ZERO;
         }
         inner.quiet
@@ -212,12 +212,12 @@ impl FileStore {
 impl Inner {
     /// Matches objects with the state of an earlier run.
     fn adopt(&mut self, objects: Vec<PromotionRequest>, old: StateFile) -> Result<(), String> {
-        let named: BTreeSet<Key> = objects.iter().map(Key::of).collect();
+        let named: BTreeSet<Key> = objects.iter().map(Key::from).collect();
         let mut entries: Vec<Option<SavedRequest>> = old.requests.into_iter().map(Some).collect();
         let strangers: Vec<String> = entries.iter().flatten().map(|e| e.name.clone()).collect();
         let mut matched = false;
         for (index, mut object) in objects.into_iter().enumerate() {
-            let key = Key::of(&object);
+            let key = Key::from(&object);
             let same = |e: &Option<SavedRequest>| e.as_ref().is_some_and(|e| e.key() == key);
             let known = entries.iter().position(same);
             let is_named =
@@ -298,17 +298,12 @@ fn note_begun(
     let Some(status) = status.filter(|status| status.start_time.is_some()) else {
         return;
     };
-    let promoting = |phase: &str| Phase::parse(phase) != Some(Phase::Planned);
+    let promoting = |phase: &str| !Phase::parse(phase).is_some_and(Phase::is_planned);
     for image in status.images.iter().filter(|i| promoting(&i.phase)) {
         if let Ok(float) = image.float.parse() {
             begun.entry(float).or_insert_with(|| key.to_string());
         }
     }
-}
-
-fn is_finished(object: &PromotionRequest) -> bool {
-    let phase = object.status.as_ref().and_then(|s| s.phase.as_deref());
-    phase.and_then(Phase::parse).is_some_and(Phase::is_finished)
 }
 
 impl Store for FileStore {
@@ -317,7 +312,7 @@ impl Store for FileStore {
     }
 
     async fn save(&self, object: &PromotionRequest) -> Result<PromotionRequest, StoreError> {
-        let key = Key::of(object);
+        let key = Key::from(object);
         let mut inner = self.lock();
         let known = inner
             .objects
@@ -364,9 +359,9 @@ impl Store for FileStore {
             c.type_ == "Progressing"
         };
         let end = conditions.and_then(|c| c.iter().find(of_the_end));
-        let last = is_finished(object) && end.is_some_and(|c| c.reason == event.reason.as_str());
+        let last = object.is_finished() && end.is_some_and(|c| c.reason == event.reason.as_str());
         self.publish(Update::Published {
-            key: Key::of(object),
+            key: Key::from(object),
             event,
             last,
         });

@@ -29,20 +29,18 @@ pub struct Key {
     pub name: String,
 }
 
-impl Key {
-    /// The key of an object.
-    #[must_use]
-    pub fn of(object: &PromotionRequest) -> Self {
-        Self::named(&object.metadata)
-    }
-
-    /// The key of the object with this metadata.
-    #[must_use]
-    pub fn named(metadata: &ObjectMeta) -> Self {
+impl From<&ObjectMeta> for Key {
+    fn from(metadata: &ObjectMeta) -> Self {
         Self {
             namespace: metadata.namespace.clone().unwrap_or_default(),
             name: metadata.name.clone().unwrap_or_default(),
         }
+    }
+}
+
+impl From<&PromotionRequest> for Key {
+    fn from(object: &PromotionRequest) -> Self {
+        Self::from(&object.metadata)
     }
 }
 

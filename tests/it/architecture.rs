@@ -1,4 +1,4 @@
-//! I/O stays in its modules.
+//! What holds for the source as a whole: I/O stays in its modules, and nobody compares what has methods to ask.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,22 +12,29 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-#[test]
-fn only_the_registry_layer_speaks_http_and_only_the_store_and_the_controller_the_kubernetes_api() {
-    let mut wrong = Vec::new();
-    for file in sources(&root().join("src")) {
+/// Each source file, by its path under `src`, without comments and tests.
+fn code() -> Vec<(String, String)> {
+    let src = root().join("src");
+    let read = |file: PathBuf| {
         let module = file
-            .strip_prefix(root().join("src"))
+            .strip_prefix(&src)
             .unwrap()
             .to_str()
             .unwrap()
             .to_owned();
         let text = std::fs::read_to_string(&file).unwrap();
-        let code = text.split("#[cfg(test)]").next().unwrap();
-        for line in code
-            .lines()
-            .filter(|line| !line.trim_start().starts_with("//"))
-        {
+        let lines = text.split("#[cfg(test)]").next().unwrap().lines();
+        let lines = lines.filter(|line| !line.trim_start().starts_with("//"));
+        (module, lines.collect::<Vec<_>>().join("\n"))
+    };
+    sources(&src).into_iter().map(read).collect()
+}
+
+#[test]
+fn only_the_registry_layer_speaks_http_and_only_the_store_and_the_controller_the_kubernetes_api() {
+    let mut wrong = Vec::new();
+    for (module, code) in code() {
+        for line in code.lines() {
             let names = |word: &str| line.contains(word);
             let http = names("reqwest") || names("oci_client");
             let api = names("kube::Api") || names("kube::api") || names("Api::");
@@ -53,6 +60,59 @@ fn only_the_registry_layer_speaks_http_and_only_the_store_and_the_controller_the
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// A phase, step or reason is asked by the methods of its own file, which are exhaustive: one that is added does not compile until
+/// each of them has its answer. A comparison elsewhere would compile, and be wrong.
+#[test]
+fn no_phase_step_or_reason_is_compared_outside_its_own_file() {
+    let mut wrong = Vec::new();
+    for (module, code) in code() {
+        let own = ["machine/phase.rs", "machine/step.rs", "machine/reason.rs"];
+        if own.contains(&module.as_str()) {
+            continue;
+        }
+        let code: String = code.split_whitespace().collect();
+        for name in ["Phase::", "Step::", "Reason::", "ReasonKind::"] {
+            for (at, _) in code.match_indices(name) {
+                let before = code[..at]
+                    .trim_end_matches("machine::")
+                    .trim_end_matches("crate::");
+                let before = before
+                    .trim_end_matches("Some(")
+                    .trim_end_matches(['&', '*']);
+                let compared = ["==", "!=", ">=", "<="].iter().any(|o| before.ends_with(o));
+                let after = code[at + name.len()..].trim_start_matches(char::is_alphanumeric);
+                let after = after.trim_start_matches(')');
+                let after = ["==", "!=", ">=", "<="]
+                    .iter()
+                    .any(|o| after.starts_with(o));
+                let opened = before.rfind("matches!(");
+                let matched = opened.is_some_and(|open| !is_closed(&before[open + 8..]));
+                if compared || after || matched {
+                    let shown: String = code[..at + name.len() + 12]
+                        .chars()
+                        .rev()
+                        .take(60)
+                        .collect();
+                    wrong.push(format!(
+                        "{module}: {}",
+                        shown.chars().rev().collect::<String>()
+                    ));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Whether the first parenthesis of a text is closed in it.
+fn is_closed(text: &str) -> bool {
+    let mut open = 0;
+    text.chars().any(|c| {
+        open += i32::from(c == '(') - i32::from(c == ')');
+        open == 0
+    })
 }
 
 fn sources(folder: &Path) -> Vec<PathBuf> {

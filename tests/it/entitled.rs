@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(90);
 fn backs_up(object: &PromotionRequest) -> bool {
     let images = object.status.as_ref().map(|status| &status.images);
     let image = images.and_then(|images| images.first());
-    Key::of(object).name == "older"
+    Key::from(object).name == "older"
         && image.is_some_and(|i| i.phase == "Incoming" && i.attempts == Some(1))
 }
 
@@ -51,7 +51,7 @@ async fn deleted_before_the_answer(on_save: fn(Wanted) -> OnSave) {
     assert!(held.is_ok(), "{:#?}", store.objects());
 
     let older = store.objects().remove(0);
-    store.delete(&Key::of(&older));
+    store.delete(&Key::from(&older));
     engine.forget(older.metadata.uid.as_deref().unwrap());
     let newer = || store.objects().remove(1);
     let begun = async {

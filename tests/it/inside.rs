@@ -148,11 +148,11 @@ impl Store for Watched {
         if self.refuses(object) {
             return Err(StoreError::Failed {
                 verb: "save",
-                key: Key::of(object),
+                key: Key::from(object),
                 message: "refused by the test".into(),
             });
         }
-        let key = Key::of(object);
+        let key = Key::from(object);
         if self.is_deleted(&key) {
             return Err(StoreError::Gone(key));
         }
@@ -249,7 +249,7 @@ pub fn start(
     }
     engine.rebuild();
     for object in &objects {
-        engine.trigger(Key::of(object));
+        engine.trigger(Key::from(object));
     }
     let keys = futures::stream::poll_fn(move |context| keys.poll_recv(context));
     let names = queue::names_of(&objects);

@@ -10,3 +10,5 @@
 pub mod image;
 #[path = "../../../src/machine/mod.rs"]
 pub mod machine;
+#[path = "../../../src/named.rs"]
+mod named;

@@ -216,7 +216,7 @@ fn check(
     match named.iter().find(|name| !known.contains(name)) {
         Some(name) => Err(format!(
             "{}: metadata.annotations[{annotation}]: {name} is no {what} of this request; name one as it stands in spec.images",
-            Key::of(object)
+            Key::from(object)
         )),
         None => Ok(()),
     }

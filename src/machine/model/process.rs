@@ -427,7 +427,7 @@ impl World {
         let mut decision = decide(request, &inputs);
         if self.lacks(Mutation::OnlyLatchedExamined) && request.status.rollback && !intent {
             for (image, phase) in request.status.images.iter_mut().zip(latched) {
-                if !matches!(phase, Phase::Latched | Phase::Posted) {
+                if !phase.is_latched() {
                     image.rollback = None;
                 }
             }
@@ -852,7 +852,7 @@ impl World {
     ) {
         let holds = inputs.admission == Admission::Holds;
         let backed_up =
-            |request: &Request, image: usize| request.status.images[image].phase == Phase::BackedUp;
+            |request: &Request, image: usize| request.status.images[image].phase.awaits_latch();
         let ready = (0..request.spec.images.len()).filter(|&i| holds && backed_up(request, i));
         let ready: Vec<usize> = ready.collect();
         if self.lacks(Mutation::CommitEarly) && !ready.is_empty() {

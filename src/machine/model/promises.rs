@@ -259,7 +259,7 @@ impl World {
                 );
             }
             // What has ended is taken back, or not; then it has failed.
-            let failed = new.phase == old.phase || new.phase == Phase::Failed;
+            let failed = new.phase == old.phase || new.phase.is_failed();
             let taken_back = request.status.rollback && failed;
             if old.phase.is_finished() && new != old && !taken_back {
                 self.breaks(
@@ -276,7 +276,7 @@ impl World {
             let ended = !old.phase.is_finished() && new.phase.is_finished();
             let float = self.float((index, image)).clone();
             let there = self.registry.look(float.tag());
-            let unmoved = new.phase == Phase::Cancelled
+            let unmoved = new.phase.is_cancelled()
                 || matches!(new.reason, Some(Reason::Superseded | Reason::Held));
             if ended && unmoved && self.past.moved.contains(&(index, image)) && there == source(new)
             {
@@ -289,7 +289,7 @@ impl World {
                 let number = self.setup.number(&float);
                 self.promoted(number, index);
             }
-            if new.reason == Some(Reason::FloatMoved) && !self.strangers() {
+            if new.reason.is_some_and(Reason::is_foreign_move) && !self.strangers() {
                 self.breaks(
                     Promise::RecordedBeforeDone,
                     format!("{name} says that somebody else moved its float, and nobody did"),
@@ -297,7 +297,7 @@ impl World {
             }
             if is && !was && request.spec.latch == Latch::Together {
                 let mut phases = request.status.images.iter().map(|image| image.phase);
-                if !phases.all(|p| matches!(p, Phase::BackedUp | Phase::Latched | Phase::Posted)) {
+                if !phases.all(Phase::is_backed_up) {
                     self.breaks(
                         Promise::Together,
                         format!("r{index} commits before all is backed up"),
@@ -370,7 +370,7 @@ impl World {
             let request = &object.request;
             let rolled_back = request.spec.on_failure == OnFailure::Rollback
                 && request.status.committed
-                && request.phase() == Phase::Failed
+                && request.phase().is_failed()
                 && !object.deleted;
             if !rolled_back {
                 continue;
@@ -399,7 +399,7 @@ impl World {
                     continue;
                 }
                 let back = recorded.reason == Some(Reason::RolledBack);
-                if there != newest || (recorded.phase != Phase::Failed) {
+                if there != newest || (!recorded.phase.is_failed()) {
                     return Some(format!(
                         "{name} is not where it was, or says it is elsewhere"
                     ));
@@ -452,7 +452,7 @@ impl World {
                 for (index, _) in images.enumerate().filter(|(_, spec)| spec.float == *float) {
                     let image = &object.request.status.images[index];
                     let source = image.source.as_ref().map(|source| source.digest);
-                    if image.phase == Phase::Posted {
+                    if image.phase.is_posted() {
                         expected = Some(vec![source]);
                     } else if let Some(sources) = &mut expected
                         && object.request.is_committed(index)

@@ -770,7 +770,7 @@ impl World {
 
     fn check_backed_up(&self, request: &Request, image: usize) {
         if request.spec.latch == Latch::Together {
-            let ready = |phase: Phase| matches!(phase, Phase::BackedUp | Phase::Posted);
+            let ready = |phase: Phase| phase.awaits_latch() || phase.is_posted();
             assert!(
                 request.status.images.iter().all(|i| ready(i.phase)),
                 "all are backed up"
@@ -780,7 +780,7 @@ impl World {
         let float = &request.spec.images[image].float;
         if let Some(newest) = record.displaced.last()
             && self.foreign == 0
-            && record.phase == Phase::BackedUp
+            && record.phase.awaits_latch()
         {
             assert!(self.is_pruned(float, newest.digest));
             assert_eq!(self.registry.look(&float.pre()), Some(newest.digest));

@@ -54,7 +54,7 @@ pub fn parse_requests(text: &str, path: &Path) -> Result<Vec<PromotionRequest>, 
             message,
         };
         let object = read_document(document).map_err(refused)?;
-        if objects.iter().any(|o| Key::of(o) == Key::of(&object)) {
+        if objects.iter().any(|o| Key::from(o) == Key::from(&object)) {
             return Err(refused(
                 "metadata.name: another document has this name; name each once".into(),
             ));
@@ -75,7 +75,7 @@ pub fn check_floats<'a>(
         for (index, image) in object.spec.images.iter().enumerate() {
             Float::new(&image.float).map_err(|error| FileError::Float {
                 number: number + 1,
-                request: Key::of(object),
+                request: Key::from(object),
                 index,
                 error,
             })?;

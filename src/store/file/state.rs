@@ -110,7 +110,7 @@ fn may_be_writing(image: &ImageStatus) -> bool {
 
 /// A step that writes may have ended.
 fn may_have_written(image: &ImageStatus) -> bool {
-    let planned = Phase::parse(&image.phase) == Some(Phase::Planned);
+    let planned = Phase::parse(&image.phase).is_some_and(Phase::is_planned);
     image.source.is_some() && !image.unchanged.unwrap_or_default() && !planned
 }
 
@@ -118,7 +118,7 @@ fn may_have_written(image: &ImageStatus) -> bool {
 
 impl SavedRequest {
     pub fn of(object: &PromotionRequest) -> Self {
-        let Key { namespace, name } = Key::of(object);
+        let Key { namespace, name } = Key::from(object);
         Self {
             namespace,
             name,

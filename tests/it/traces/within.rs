@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use promotion_controller::api::PromotionRequest;
-use promotion_controller::engine::leadership::{Leadership, WRITE_MAX};
+use promotion_controller::engine::Engine;
+use promotion_controller::engine::leadership::{Leadership, WRITE_MAX, write_timeout};
 use promotion_controller::engine::moment::Moment;
-use promotion_controller::engine::{Engine, Settings};
 use quaylike::{Embedded, GateSpec, Kind, Matcher, Options};
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -189,14 +189,9 @@ async fn a_leader_whose_lease_ran_out_saves_nothing_that_it_found_before() {
 #[test]
 fn every_settle_time_leaves_room_for_a_write_between_two_renewals() {
     for seconds in 3..=12 {
-        let settings = Settings {
-            settle: Duration::from_secs(seconds),
-            late: Duration::from_secs(30),
-            status_interval: Duration::from_secs(2),
-            namespace_max: 0,
-        };
-        let timeout = settings.put_timeout();
-        assert!(timeout + Duration::from_secs(2) <= settings.settle);
+        let settle = Duration::from_secs(seconds);
+        let timeout = write_timeout(settle);
+        assert!(timeout + Duration::from_secs(2) <= settle);
         assert!(timeout + Duration::from_secs(2) <= Duration::from_secs(10));
         assert!(!timeout.is_zero());
     }

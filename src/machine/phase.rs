@@ -1,0 +1,102 @@
+//! Where an image is, and every question that is asked of it.
+//!
+//! Each question is an exhaustive match: a phase that is added does not compile until each has its answer.
+
+use crate::named::named;
+
+named! {
+    /// What is true of an image now.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+    pub enum Phase {
+        /// Nothing is held yet: resolving or staging comes next.
+        Pending,
+        /// `<float>_incoming` holds the source digest; nothing more is read from the source.
+        Incoming,
+        /// The newest displaced digest is held by its prune tag and `<float>__pre`.
+        BackedUp,
+        /// The float was seen at, or put to, the source digest.
+        Latched,
+        /// `<float>__post1` holds the source digest as well: the end.
+        Posted,
+        /// A plan was made: the end of `mode: Plan`.
+        Planned,
+        /// The end, for a [`Reason`](super::Reason).
+        Failed,
+        /// The end, by `spec.cancel`.
+        Cancelled,
+    }
+}
+
+/// A question: the phases for which it is true, then those for which it is false.
+macro_rules! questions {
+    ($($(#[$doc:meta])* $name:ident: $($yes:ident)|+, not $($no:ident)|+;)*) => {
+        impl Phase {
+            $(
+                $(#[$doc])*
+                #[must_use]
+                pub const fn $name(self) -> bool {
+                    match self {
+                        $(Self::$yes)|+ => true,
+                        $(Self::$no)|+ => false,
+                    }
+                }
+            )*
+        }
+    };
+}
+
+questions! {
+    /// Whether nothing more will happen.
+    is_finished: Posted | Planned | Failed | Cancelled, not Pending | Incoming | BackedUp | Latched;
+    /// Whether it ended as it was meant to.
+    is_complete: Posted | Planned, not Pending | Incoming | BackedUp | Latched | Failed | Cancelled;
+    /// Whether it ended otherwise: another run begins it again.
+    is_unsuccessful: Failed | Cancelled, not Pending | Incoming | BackedUp | Latched | Posted | Planned;
+    /// Whether it ended for a reason.
+    is_failed: Failed, not Pending | Incoming | BackedUp | Latched | Posted | Planned | Cancelled;
+    /// Whether it ended by `spec.cancel`.
+    is_cancelled: Cancelled, not Pending | Incoming | BackedUp | Latched | Posted | Planned | Failed;
+    /// Whether its float is promoted.
+    is_posted: Posted, not Pending | Incoming | BackedUp | Latched | Planned | Failed | Cancelled;
+    /// Whether it ended with a plan.
+    is_planned: Planned, not Pending | Incoming | BackedUp | Latched | Posted | Failed | Cancelled;
+    /// Whether nothing is recorded of it yet.
+    is_initial: Pending, not Incoming | BackedUp | Latched | Posted | Planned | Failed | Cancelled;
+    /// Whether its next step may read the source.
+    reads_source: Pending, not Incoming | BackedUp | Latched | Posted | Planned | Failed | Cancelled;
+    /// Whether the float's repository holds the image, so that the source may go away.
+    is_staged: Incoming | BackedUp | Latched | Posted, not Pending | Planned | Failed | Cancelled;
+    /// Whether its next step pins what will be displaced.
+    is_backing_up: Incoming, not Pending | BackedUp | Latched | Posted | Planned | Failed | Cancelled;
+    /// Whether its pins are in place, or were when its float moved.
+    is_backed_up: BackedUp | Latched | Posted, not Pending | Incoming | Planned | Failed | Cancelled;
+    /// Whether moving its float is what comes next: a latch may have been sent, and nothing is known of it.
+    awaits_latch: BackedUp, not Pending | Incoming | Latched | Posted | Planned | Failed | Cancelled;
+    /// Whether its group's failure keeps it from moving.
+    can_be_held: Pending | Incoming | BackedUp, not Latched | Posted | Planned | Failed | Cancelled;
+    /// Whether its float was seen at the source.
+    is_latched: Latched | Posted, not Pending | Incoming | BackedUp | Planned | Failed | Cancelled;
+}
+
+impl Phase {
+    /// The phase of a request whose images are in these: the least advanced unfinished one; of ends, the least successful.
+    #[must_use]
+    pub fn of_all(phases: impl Iterator<Item = Self>) -> Self {
+        phases
+            .min_by_key(|p| p.precedence())
+            .unwrap_or(Self::Posted)
+    }
+
+    const fn precedence(self) -> u8 {
+        match self {
+            Self::Pending => 0,
+            Self::Incoming => 1,
+            Self::BackedUp => 2,
+            Self::Latched => 3,
+            Self::Failed => 4,
+            Self::Cancelled => 5,
+            Self::Planned => 6,
+            Self::Posted => 7,
+        }
+    }
+}
