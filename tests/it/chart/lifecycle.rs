@@ -169,7 +169,7 @@ async fn the_definition_goes_forward_with_the_chart_and_back_with_nothing() {
     nothing_takes_it_back(plane, &helm, &namespace).await;
 
     let told = helm.ok(&to_this, &least()).await;
-    let left = format!("is of version {NEXT}, later than this chart's. It was left as it is");
+    let left = format!("has version {NEXT}, later than this chart's. It was left as it is");
     assert!(told.contains(&left), "{told}");
     let image = "jsonpath={.spec.template.spec.containers[0].image}";
     let deployment = [
