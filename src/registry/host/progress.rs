@@ -21,10 +21,10 @@ pub(crate) const SHOWN_AFTER: Duration = Duration::from_secs(1);
 
 /// The progress of one operation, shared with its observer.
 #[derive(Debug, Default, Clone)]
-pub struct Progress(Arc<Shared>);
+pub struct Progress(Arc<State>);
 
 #[derive(Debug, Default)]
-struct Shared {
+struct State {
     flow: FlowKey,
     bytes: AtomicU64,
     waited: AtomicU64,
@@ -51,7 +51,7 @@ impl Progress {
     /// For an operation of a promotion request: hosts share their places fairly among namespaces, and among the requests of each.
     #[must_use]
     pub fn of(namespace: &str, request: &str) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(State {
             flow: FlowKey {
                 namespace: if namespace.is_empty() {
                     FlowKey::NOBODY
@@ -60,7 +60,7 @@ impl Progress {
                 },
                 request: hashed(request),
             },
-            ..Shared::default()
+            ..State::default()
         }))
     }
 
@@ -158,7 +158,7 @@ fn hashed(name: &str) -> u64 {
     hasher.finish()
 }
 
-impl Shared {
+impl State {
     fn lock(&self) -> MutexGuard<'_, Vec<(u64, Waiting)>> {
         self.waits.lock()
     }
@@ -167,7 +167,7 @@ impl Shared {
 /// While it lives, the wait is shown.
 #[derive(Debug)]
 pub(crate) struct WaitGuard {
-    shared: Arc<Shared>,
+    shared: Arc<State>,
     number: u64,
 }
 

@@ -45,10 +45,10 @@ const SPARSE_MAX: u64 = 1000;
 
 /// Speaks to all registries of this process, within one set of limits and with one cache. Clones share both.
 #[derive(Debug, Clone)]
-pub struct RegistryClient(pub(super) Arc<Shared>);
+pub struct RegistryClient(pub(super) Arc<Remembered>);
 
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct Remembered {
     pub(super) transport: Transport,
     pub(super) manifests: moka::sync::Cache<ManifestKey, Manifest>,
     pub(super) blobs: moka::sync::Cache<BlobKey, BlobState>,
@@ -112,7 +112,7 @@ impl RegistryClient {
             .time_to_live(SPARSE_FOR)
             .build();
         let metrics = settings.metrics.clone();
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(Remembered {
             transport: Transport::new(settings, first, longest)?,
             manifests,
             blobs,

@@ -53,7 +53,7 @@ pub(crate) struct Download {
     pub(crate) offset: u64,
     pub(crate) hash: Sha256,
     pub(crate) resumes: u32,
-    pub(crate) flow: Flow,
+    pub(crate) speed: SourceSpeed,
     pub(crate) progress: Progress,
     pub(crate) meter: Arc<Meter>,
     /// A config is kept, to read its labels.
@@ -62,12 +62,12 @@ pub(crate) struct Download {
 
 /// How fast a source is: what it brought of late, in the time that it was waited for.
 #[derive(Debug, Default)]
-pub(crate) struct Flow {
+pub(crate) struct SourceSpeed {
     waited: Duration,
     brought: u64,
 }
 
-impl Flow {
+impl SourceSpeed {
     /// The next bytes of `response`; none where it ended, broke, or brings less than [`MIN_PROGRESS_BYTES`] in `window`.
     async fn next(&mut self, response: &mut Response, window: Duration) -> Option<Bytes> {
         loop {
@@ -128,7 +128,7 @@ impl Download {
             let read = match &mut self.response {
                 Some(response) => {
                     let window = self.registry.transport().settings.read_timeout;
-                    self.flow.next(response, window).await
+                    self.speed.next(response, window).await
                 }
                 None => None,
             };
@@ -187,7 +187,7 @@ impl Download {
     /// Opens the download again where it broke.
     async fn resume(&mut self) -> Result<(), Failure> {
         self.response = None;
-        self.flow = Flow::default();
+        self.speed = SourceSpeed::default();
         self.resumes += 1;
         if self.resumes > RESUMES_MAX {
             let (what, offset) = (named(&self.from, self.blob.digest), self.offset);

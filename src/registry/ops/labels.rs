@@ -43,11 +43,11 @@ struct Labelled<'a> {
 #[derive(Deserialize)]
 struct Config<'a> {
     #[serde(borrow)]
-    config: Option<Inner<'a>>,
+    config: Option<LabelledConfig<'a>>,
 }
 
 #[derive(Deserialize)]
-struct Inner<'a> {
+struct LabelledConfig<'a> {
     #[serde(rename = "Labels", borrow)]
     labels: Option<Labels<'a>>,
 }

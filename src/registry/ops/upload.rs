@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::blob::{RESTARTS_MAX, mismatch, named, uploads_url};
 use super::client::RegistryClient;
-use super::download::{Download, Flow, Meter};
+use super::download::{Download, SourceSpeed, Meter};
 use super::job::Job;
 use super::manifest::Blob;
 use crate::image::{Digest, Repository};
@@ -217,7 +217,7 @@ impl RegistryClient {
                 offset: 0,
                 hash: Sha256::new(),
                 resumes: 0,
-                flow: Flow::default(),
+                speed: SourceSpeed::default(),
                 progress: job.progress.clone(),
                 meter: Arc::clone(&meter),
                 capture: job.capture(blob),

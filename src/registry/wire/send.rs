@@ -53,7 +53,7 @@ pub(crate) struct Transport {
 }
 
 /// What one sending came to, with the error that says so.
-enum Ended {
+enum Settled {
     Answered(Response),
     TryAgain(Error),
     OutcomeUnknown(Error),
@@ -170,7 +170,7 @@ impl Transport {
             // Settle: the host's breakers and pacing are told.
             settle(&host, request, &permit, admission, health, message);
             let error = match outcome {
-                Ended::Answered(response) => {
+                Settled::Answered(response) => {
                     // What was sent as a stream has to be opened again by who sent it.
                     let again = !request.is_spent();
                     if again && let Some(next) = self.egress.moved(request, &response) {
@@ -192,13 +192,13 @@ impl Transport {
                         _permit: permit,
                     });
                 }
-                Ended::Refused(error) => return Err(error.into()),
-                Ended::TryAgain(error) => {
+                Settled::Refused(error) => return Err(error.into()),
+                Settled::TryAgain(error) => {
                     self.settings.metrics.put_off(&host.label, error.reason);
                     (bad, served) = (0, host.served());
                     error
                 }
-                Ended::OutcomeUnknown(error) => {
+                Settled::OutcomeUnknown(error) => {
                     self.settings.metrics.put_off(&host.label, error.reason);
                     if write {
                         return Err(Failure::OutcomeUnknown(error));
@@ -256,7 +256,7 @@ async fn read(
     authorization: Option<&HeaderValue>,
     host: &Host,
     response: Response,
-) -> (Ended, Health, String) {
+) -> (Settled, Health, String) {
     let (kind, status) = (request.kind(), response.status());
     let from = if kind == RequestKind::Referrers && is_astray(&response) {
         Origin::Page
@@ -283,18 +283,18 @@ async fn read(
         &answer.words,
     );
     let outcome = match (fate, response) {
-        (Fate::Answered, Some(response)) => Ended::Answered(response),
+        (Fate::Answered, Some(response)) => Settled::Answered(response),
         // Of a host of this registry's, its breaker knows.
         (Fate::TryAgain, _) if from == Origin::Redirect => {
             let error = answer.error(request.what);
-            Ended::TryAgain(error.asking_after(retry_after(&headers)))
+            Settled::TryAgain(error.asking_after(retry_after(&headers)))
         }
-        (Fate::TryAgain, _) => Ended::TryAgain(answer.error(request.what)),
+        (Fate::TryAgain, _) => Settled::TryAgain(answer.error(request.what)),
         (Fate::OutcomeUnknown, _) => {
             let verb = format!("{}: {}", request.what, request.method);
-            Ended::OutcomeUnknown(answer.error(&verb))
+            Settled::OutcomeUnknown(answer.error(&verb))
         }
-        (Fate::Refused | Fate::Answered, _) => Ended::Refused(answer.error(request.what)),
+        (Fate::Refused | Fate::Answered, _) => Settled::Refused(answer.error(request.what)),
     };
     let message = format!("{} answered {}", host.name, status.as_u16());
     (outcome, health, message)
@@ -305,7 +305,7 @@ fn unanswered(
     request: &RegistryRequest<'_>,
     host: &Host,
     error: SendError,
-) -> (Ended, Health, String) {
+) -> (Settled, Health, String) {
     let (why, own, error, message) = match error {
         SendError::AddressForbidden { error, sent } => {
             (NoAnswer::Forbidden { sent }, false, error, String::new())
@@ -322,9 +322,9 @@ fn unanswered(
     };
     let Verdict { fate, health } = classify_no_answer(why, own);
     let outcome = match fate {
-        Fate::TryAgain => Ended::TryAgain(error),
-        Fate::OutcomeUnknown => Ended::OutcomeUnknown(error),
-        Fate::Refused | Fate::Answered => Ended::Refused(error),
+        Fate::TryAgain => Settled::TryAgain(error),
+        Fate::OutcomeUnknown => Settled::OutcomeUnknown(error),
+        Fate::Refused | Fate::Answered => Settled::Refused(error),
     };
     (outcome, health, message)
 }

@@ -42,12 +42,12 @@ pub(crate) struct Tokens {
     greetings: moka::sync::Cache<String, Arc<Greeting>>,
     /// By repository, and whether it was to be written to.
     challenges: moka::sync::Cache<(Repository, bool), Challenge>,
-    pub(crate) cells: moka::sync::Cache<TokenKey, Arc<Shared<Cell>>>,
+    pub(crate) cells: moka::sync::Cache<TokenKey, Arc<Exclusive<Cell>>>,
 }
 
 /// What one task at a time has in work; the others are shown what that one waits for.
 #[derive(Debug, Default)]
-pub(crate) struct Shared<T> {
+pub(crate) struct Exclusive<T> {
     inner: tokio::sync::Mutex<T>,
     worker: Mutex<Option<Progress>>,
 }
@@ -57,7 +57,7 @@ pub(crate) struct Shared<T> {
 pub(crate) struct Greeting {
     pub(crate) challenge: OnceLock<Challenge>,
     /// Held by the one that asks.
-    pub(crate) ping: Shared<()>,
+    pub(crate) ping: Exclusive<()>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -119,7 +119,7 @@ where
         .build()
 }
 
-impl<T> Shared<T> {
+impl<T> Exclusive<T> {
     /// Waits for what another task has in work, but no longer than there is patience.
     pub(crate) async fn lock(
         &self,
