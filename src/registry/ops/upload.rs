@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::blob::{RESTARTS_MAX, mismatch, named, uploads_url};
 use super::client::RegistryClient;
-use super::download::{Download, SourceSpeed, Meter};
+use super::download::{Download, Meter, SourceSpeed};
 use super::job::Job;
 use super::manifest::Blob;
 use crate::image::{Digest, Repository};

@@ -61,9 +61,9 @@ impl Reply {
     }
 
     /// The refusal this reply is.
-    pub(crate) async fn answer(self) -> Answer {
+    pub(crate) async fn answer(mut self) -> Answer {
         let secrets = secrets(self.authorization.as_ref(), &self.credential);
-        read_refusal(self.response, self.kind, &secrets).await
+        read_refusal(&mut self.response, self.kind, &secrets).await
     }
 
     /// The refusal this reply is, where its words decide something: an error where they were cut off.
@@ -146,12 +146,12 @@ fn of_storage(what: &str, status: StatusCode) -> Error {
 
 /// Reads a refusal; these secrets are not quoted.
 pub(crate) async fn read_refusal(
-    mut response: Response,
+    response: &mut Response,
     kind: RequestKind,
     secrets: &[String],
 ) -> Answer {
     let status = response.status();
-    match gather_refusal(&mut response).await {
+    match gather_refusal(response).await {
         Gathered::All(body) | Gathered::Some(body) => {
             Answer::read_hiding(secrets, kind, status, &body)
         }

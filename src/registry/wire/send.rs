@@ -255,7 +255,7 @@ async fn read(
     request: &RegistryRequest<'_>,
     authorization: Option<&HeaderValue>,
     host: &Host,
-    response: Response,
+    mut response: Response,
 ) -> (Settled, Health, String) {
     let (kind, status) = (request.kind(), response.status());
     let from = if kind == RequestKind::Referrers && is_astray(&response) {
@@ -267,34 +267,34 @@ async fn read(
     } else {
         Origin::Led
     };
-    let headers = response.headers().clone();
-    let (answer, response) = if needs_words(kind, from, status.as_u16()) {
+    let answer = if needs_words(kind, from, status.as_u16()) {
         let secrets = secrets(authorization, request.access.credential);
-        (read_refusal(response, kind, &secrets).await, None)
+        read_refusal(&mut response, kind, &secrets).await
     } else {
-        (Answer::read(kind, status, b""), Some(response))
+        Answer::read(kind, status, b"")
     };
+    let headers = response.headers();
     let Verdict { fate, health } = classify(
         kind,
         from,
         status.as_u16(),
-        &headers,
+        headers,
         &answer.code,
         &answer.words,
     );
-    let outcome = match (fate, response) {
-        (Fate::Answered, Some(response)) => Settled::Answered(response),
-        // Of a host of this registry's, its breaker knows.
-        (Fate::TryAgain, _) if from == Origin::Redirect => {
+    let outcome = match fate {
+        // Of a host of this registry's, its breaker knows when to come back.
+        Fate::TryAgain if from == Origin::Redirect => {
             let error = answer.error(request.what);
-            Settled::TryAgain(error.asking_after(retry_after(&headers)))
+            Settled::TryAgain(error.asking_after(retry_after(headers)))
         }
-        (Fate::TryAgain, _) => Settled::TryAgain(answer.error(request.what)),
-        (Fate::OutcomeUnknown, _) => {
+        Fate::TryAgain => Settled::TryAgain(answer.error(request.what)),
+        Fate::OutcomeUnknown => {
             let verb = format!("{}: {}", request.what, request.method);
             Settled::OutcomeUnknown(answer.error(&verb))
         }
-        (Fate::Refused | Fate::Answered, _) => Settled::Refused(answer.error(request.what)),
+        Fate::Refused => Settled::Refused(answer.error(request.what)),
+        Fate::Answered => Settled::Answered(response),
     };
     let message = format!("{} answered {}", host.name, status.as_u16());
     (outcome, health, message)
