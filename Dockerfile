@@ -12,10 +12,10 @@ ENV RUSTFLAGS="--remap-path-prefix=${CARGO_HOME}=/cargo"
 # because builders that keep no cache mounts keep those. Of the other packages only the manifests are here, which Cargo reads;
 # none of their code is built.
 COPY Cargo.toml Cargo.lock ./
-COPY crates/model/Cargo.toml crates/model/
+COPY crates/core/Cargo.toml crates/core/
 COPY crates/quaylike/Cargo.toml crates/quaylike/
-RUN mkdir -p src benches tests/it crates/model/src crates/quaylike/src \
-    && touch src/lib.rs benches/figures.rs tests/it/main.rs crates/model/src/lib.rs crates/quaylike/src/lib.rs \
+RUN mkdir -p src benches tests/it crates/core/src crates/quaylike/src \
+    && touch src/lib.rs benches/figures.rs tests/it/main.rs crates/core/src/lib.rs crates/quaylike/src/lib.rs \
     && echo 'fn main() {}' > src/main.rs \
     && cargo auditable build --locked --release --package promotion-controller --no-default-features
 # The licence texts of everything that is linked in, as its authors ship them.
@@ -28,9 +28,10 @@ RUN rm -rf licenses && mkdir licenses \
              -exec sh -c 'mkdir -p "licenses/$1" && cp "$2" "licenses/$1/"' _ "$name-${version#v}" {} \; ; \
          done; \
        done < licenses/README
+COPY crates/core/src crates/core/src
 COPY src src
 # Copied files keep their times: Cargo has to be told that they are newer than the empty ones.
-RUN touch src/lib.rs src/main.rs \
+RUN touch crates/core/src/lib.rs src/lib.rs src/main.rs \
     && cargo auditable build --locked --release --package promotion-controller --no-default-features
 
 # glibc, libgcc and the CA certificates of the Debian that it was built on; no shell, no package manager.

@@ -27,11 +27,10 @@ pub mod controller;
 pub mod engine;
 mod fair_queue;
 mod files;
-pub mod image;
-pub mod machine;
 pub mod metrics;
-mod named;
 pub mod policy;
 pub mod registry;
 mod shares;
 pub mod store;
+
+pub use promotion_core::{image, machine};

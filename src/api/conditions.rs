@@ -415,11 +415,17 @@ mod tests {
 
     #[test]
     fn a_failure_is_told_apart_from_those_held_back_with_it_and_names_its_float_once() {
-        use crate::machine::samples;
-        let mut request = samples::request(
-            crate::machine::Latch::Together,
-            &[Phase::Failed, Phase::Failed, Phase::Posted, Phase::Failed],
-        );
+        let image = |tag: usize| serde_json::json!({"source": "x.io/a/b:c", "float": format!("x.io/a/b:{tag}")});
+        let object: PromotionRequest = serde_json::from_value(serde_json::json!({
+            "apiVersion": "ci.openshift.io/v1alpha1", "kind": "PromotionRequest", "metadata": {"name": "x"},
+            "spec": {"images": [image(0), image(1), image(2), image(3)]},
+        }))
+        .unwrap();
+        let mut request = read(&object).unwrap();
+        let phases = [Phase::Failed, Phase::Failed, Phase::Posted, Phase::Failed];
+        for (image, phase) in request.status.images.iter_mut().zip(phases) {
+            image.phase = phase;
+        }
         let float = request.spec.images[1].float.to_string();
         let images = &mut request.status.images;
         for image in [0, 3] {

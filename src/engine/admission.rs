@@ -7,7 +7,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -707,26 +706,4 @@ fn beyond(before: usize) -> String {
 
 fn superseded_by(name: &str) -> String {
     format!("superseded by {name}, which was created later and has begun on this float")
-}
-
-impl crate::machine::Status {
-    /// Ends these images, and the whole if nothing else is left.
-    fn supersede(&mut self, images: &[usize], version: u64, message: &str, now: Timestamp) {
-        self.order.get_or_insert(version);
-        for &index in images {
-            if let Some(image) = self
-                .images
-                .get_mut(index)
-                .filter(|i| !i.phase.is_finished())
-            {
-                image.phase = Phase::Failed;
-                image.reason = Some(Reason::Superseded);
-                image.message = message.into();
-                image.next_attempt = None;
-            }
-        }
-        if self.images.iter().all(|image| image.phase.is_finished()) {
-            self.completed = Some(now);
-        }
-    }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
 use prometheus_client::metrics::family::Family;
 
-use crate::named::named;
+use promotion_core::named;
 
 /// The value of a label: a word of this program, or a host that was given a label.
 #[derive(Debug, Clone)]

@@ -1,6 +1,7 @@
 //! Enums whose variants have names: the list of all and the name of each come from the declaration, so none can be forgotten.
 
 /// Declares an enum with `ALL`, `as_str` and `parse`. A variant's name is its identifier, or what stands after `=`.
+#[macro_export]
 macro_rules! named {
     (
         $(#[$meta:meta])*
@@ -16,7 +17,7 @@ macro_rules! named {
             /// The name, for people and programs.
             #[must_use]
             pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $crate::named::named!(@name $variant $($name)?),)* }
+                match self { $(Self::$variant => $crate::named!(@name $variant $($name)?),)* }
             }
 
             /// The one of this name, if this version knows it.
@@ -29,5 +30,3 @@ macro_rules! named {
     (@name $variant:ident) => { stringify!($variant) };
     (@name $variant:ident $name:literal) => { $name };
 }
-
-pub(crate) use named;

@@ -2,7 +2,7 @@
 //!
 //! Every name that a person or a program can read off a request is here, once; a test compares the set with the documents.
 
-use crate::named::named;
+use crate::named;
 
 /// What kind of thing a [`Reason`] says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

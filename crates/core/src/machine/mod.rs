@@ -39,12 +39,12 @@ mod request;
 mod rollback;
 mod step;
 
-#[cfg(all(test, feature = "model"))]
+#[cfg(test)]
 mod model;
-#[cfg(all(test, feature = "model"))]
+#[cfg(test)]
 mod runs;
 #[cfg(test)]
-pub(crate) mod samples;
+mod samples;
 #[cfg(test)]
 mod table;
 
@@ -73,7 +73,8 @@ pub const GRACE_SECONDS: i64 = 600;
 pub const FRESH_SECONDS: i64 = 3600;
 
 /// As times stand in a status.
-pub(crate) fn whole_second(time: Timestamp) -> Timestamp {
+#[must_use]
+pub fn whole_second(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 

@@ -1,6 +1,6 @@
 //! What to do next, and every question that is asked of a step; each is an exhaustive match, as those of a phase are.
 
-use crate::named::named;
+use crate::named;
 
 named! {
     /// What to do next: one idempotent operation on one float.

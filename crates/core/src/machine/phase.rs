@@ -2,7 +2,7 @@
 //!
 //! Each question is an exhaustive match: a phase that is added does not compile until each has its answer.
 
-use crate::named::named;
+use crate::named;
 
 named! {
     /// What is true of an image now.

@@ -9,8 +9,8 @@
 //! search     every state that can be reached, each once; the shortest trace to a violation
 //! ```
 //!
-//! Every search is exhaustive within its bounds: a scenario, and how often each fault may come. `cargo test -p model` runs
-//! them; `MODEL=deep cargo test --release -p model -- --nocapture` runs the larger ones too and prints the states of each.
+//! Every search is exhaustive within its bounds: a scenario, and how often each fault may come. `cargo test -p promotion-core` runs
+//! them; `MODEL=deep cargo test --release -p promotion-core -- --nocapture` runs the larger ones too and prints the states of each.
 //! That the checker would find a violation is shown by taking away one guard after the other.
 //!
 //! Outside: bytes (a digest is all there is of an image), pruners but while a request is suspended, foreign writers of our pins. Assumed: a write of

@@ -256,6 +256,26 @@ impl Status {
             ..Self::default()
         }
     }
+
+    /// Ends these images, and the whole if nothing else is left.
+    pub fn supersede(&mut self, images: &[usize], version: u64, message: &str, now: Timestamp) {
+        self.order.get_or_insert(version);
+        for &index in images {
+            if let Some(image) = self
+                .images
+                .get_mut(index)
+                .filter(|i| !i.phase.is_finished())
+            {
+                image.phase = Phase::Failed;
+                image.reason = Some(Reason::Superseded);
+                image.message = message.into();
+                image.next_attempt = None;
+            }
+        }
+        if self.images.iter().all(|image| image.phase.is_finished()) {
+            self.completed = Some(now);
+        }
+    }
 }
 
 // === impl Image ===

@@ -1,0 +1,13 @@
+//! What a promotion is, without I/O, clock, Kubernetes or registry: Cargo shows that none of them is here.
+//!
+//! # In reading order
+//!
+//! 1. [`machine`]: phases, steps and outcomes, what may run next, and who may have a float.
+//! 2. [`image`]: names of images, parsed once.
+//!
+//! The tests run the same code as the controller does: an exhaustive table, random runs, and a model checker with every fault
+//! that it can meet.
+
+pub mod image;
+pub mod machine;
+mod named;
