@@ -1,5 +1,6 @@
 //! The limits of a host, and the key by which requests share it.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
 /// What kind of request it is, for pacing: quay limits manifests and blobs apart.
@@ -44,4 +45,22 @@ pub(crate) struct FlowKey {
 impl FlowKey {
     /// The namespace of whatever has none: there are no others beside it.
     pub(crate) const NOBODY: u64 = 0;
+
+    /// The key of a promotion request; without a namespace, there is nobody to share with.
+    pub(crate) fn of(namespace: &str, request: &str) -> Self {
+        Self {
+            namespace: if namespace.is_empty() {
+                Self::NOBODY
+            } else {
+                hashed(namespace)
+            },
+            request: hashed(request),
+        }
+    }
+}
+
+fn hashed(name: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    hasher.finish()
 }

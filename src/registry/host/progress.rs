@@ -3,7 +3,6 @@
 //! The registry layer writes, the engine reads: bytes that reached the target, and what the operation waits for. An operation may wait in
 //! several places at once (eight blobs of one image); the wait that ends last is shown.
 
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -52,14 +51,7 @@ impl Progress {
     #[must_use]
     pub fn of(namespace: &str, request: &str) -> Self {
         Self(Arc::new(State {
-            flow: FlowKey {
-                namespace: if namespace.is_empty() {
-                    FlowKey::NOBODY
-                } else {
-                    hashed(namespace)
-                },
-                request: hashed(request),
-            },
+            flow: FlowKey::of(namespace, request),
             ..State::default()
         }))
     }
@@ -150,12 +142,6 @@ impl Progress {
             number,
         }
     }
-}
-
-fn hashed(name: &str) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    name.hash(&mut hasher);
-    hasher.finish()
 }
 
 impl State {

@@ -98,28 +98,15 @@ impl RegistryClient {
             .time_to_live(PRESENT_FOR)
             .support_invalidation_closures()
             .build();
-        let pushable = moka::sync::Cache::builder()
-            .max_capacity(PUSHABLE_MAX)
-            .time_to_live(PUSHABLE_FOR)
-            .build();
-        let labels = moka::sync::Cache::new(LABELS_MAX);
-        let unlisted = moka::sync::Cache::builder()
-            .max_capacity(UNLISTED_MAX)
-            .time_to_live(UNLISTED_FOR)
-            .build();
-        let sparse = moka::sync::Cache::builder()
-            .max_capacity(SPARSE_MAX)
-            .time_to_live(SPARSE_FOR)
-            .build();
         let metrics = settings.metrics.clone();
         let shared = Arc::new(Remembered {
             transport: Transport::new(settings, first, longest)?,
             manifests,
             blobs,
-            pushable,
-            labels,
-            unlisted,
-            sparse,
+            pushable: remembered(PUSHABLE_MAX, PUSHABLE_FOR),
+            labels: moka::sync::Cache::new(LABELS_MAX),
+            unlisted: remembered(UNLISTED_MAX, UNLISTED_FOR),
+            sparse: remembered(SPARSE_MAX, SPARSE_FOR),
             single_flight: SingleFlight::new(),
             reserve: Arc::default(),
         });
@@ -179,6 +166,16 @@ impl RegistryClient {
             )
         })
     }
+}
+
+/// At most so many answers, each for so long.
+fn remembered<K, V>(most: u64, lifetime: Duration) -> moka::sync::Cache<K, V>
+where
+    K: std::hash::Hash + Eq + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    let cache = moka::sync::Cache::builder().max_capacity(most);
+    cache.time_to_live(lifetime).build()
 }
 
 #[cfg(test)]
