@@ -28,18 +28,18 @@ use crate::registry::error::Error;
 
 /// Token fetches in flight per host: quay limits its token endpoint to a burst of two.
 const TOKENS: usize = 2;
-/// How many credentials of one host are, likewise.
+/// How many credentials of a host are remembered before unused ones are forgotten.
 const CREDENTIALS_MAX: usize = 64;
-/// Credentials that meet a limit within this time meet one of the host.
+/// If credentials of several namespaces hit a limit within this time, it is the host's.
 const SAME_LIMIT_WITHIN: Duration = Duration::from_mins(1);
-/// How many such meetings are remembered.
+/// How many such hits are remembered.
 const LIMITED_MAX: usize = 16;
 
 /// One address, `HOST:PORT`, and its state.
 #[derive(Debug)]
 pub(crate) struct Host {
     pub(crate) name: String,
-    /// What it is counted as.
+    /// Its label in metrics.
     pub(crate) label: metrics::Host,
     limits: Limits,
     pub(super) queue: Arc<HostQueue>,
@@ -50,11 +50,11 @@ pub(crate) struct Host {
     pub(super) writes: Arc<Breaker>,
     served: AtomicU64,
     credentials: Mutex<HashMap<CredentialKey, Arc<CredentialShare>>>,
-    /// Who met a limit of late: the namespace and its credential.
+    /// Who hit a limit lately: the namespace and its credential.
     limited: Mutex<VecDeque<(u64, CredentialKey, Instant)>>,
 }
 
-/// What one credential is given of a host.
+/// One credential's share of a host.
 #[derive(Debug)]
 struct CredentialShare {
     queue: Arc<HostQueue>,
@@ -94,7 +94,7 @@ pub(crate) struct Needs {
     pub(crate) lane: Lane,
     /// Whether the caller holds a place on the host already.
     pub(crate) placed: bool,
-    /// Whether it rests on a look that must not grow old.
+    /// Whether it is a tag PUT: it goes first and is paced afterwards.
     pub(crate) prompt: bool,
 }
 
@@ -109,7 +109,7 @@ pub(crate) struct HostPermit {
 }
 
 impl HostPermit {
-    /// Nothing was sent: its token of the pacing is another's.
+    /// Nothing was sent: gives the pacing's token back.
     pub(crate) fn refund(self) {
         self.own.refund();
         self.host.refund();
@@ -133,7 +133,7 @@ impl Host {
         }
     }
 
-    /// What a credential is given.
+    /// A credential's share.
     fn share_of(&self, credential: CredentialKey) -> Arc<CredentialShare> {
         let mut shares = self.credentials.lock();
         if shares.len() >= CREDENTIALS_MAX && !shares.contains_key(&credential) {
@@ -149,7 +149,7 @@ impl Host {
         Arc::clone(share)
     }
 
-    /// Waits until the host is well (and takes writes, if it is to be written to), or says that it takes too long.
+    /// Waits until the host is available, and takes writes if this is one; an error if that takes too long.
     pub(crate) async fn admit(
         &self,
         write: bool,
@@ -157,7 +157,7 @@ impl Host {
         caller: Caller<'_>,
     ) -> Result<Admission, Error> {
         let progress = caller.progress;
-        // The credential's first: whoever probes for all must not wait for what is its own.
+        // The credential's breaker first: whoever probes for all must not wait for its own limit.
         let own = self.share_of(caller.credential);
         let own = own.all.pass(deadline, progress).await?;
         let writes = if write {
@@ -169,9 +169,9 @@ impl Host {
         Ok(Admission { own, all, writes })
     }
 
-    /// Waits until the host may be asked again, without asking.
+    /// Waits until the host is available, without sending anything.
     pub(crate) async fn until_available(&self, write: bool, caller: Caller<'_>) {
-        // A ticket that is dropped leaves the probe to the next.
+        // A permit that is dropped leaves the probe to the next.
         let _ = self.admit(write, None, caller).await;
     }
 
@@ -193,7 +193,7 @@ impl Host {
         }
     }
 
-    /// The host answered with something of use.
+    /// The host gave a useful answer.
     pub(crate) fn serves(&self, lane: Lane, caller: Caller<'_>, admission: Admission) {
         self.served.fetch_add(1, Relaxed);
         admission.own.good();
@@ -205,8 +205,7 @@ impl Host {
         self.queue.served(lane);
     }
 
-    /// The host limits the rate of a credential, which asks for less from now on, and is left alone where it says so or told again. So does
-    /// everybody where others have met a limit as well.
+    /// The host limits the rate of a credential, which slows down; so does everybody if credentials of other namespaces hit a limit too.
     pub(crate) fn limits(
         &self,
         lane: Lane,
@@ -232,13 +231,13 @@ impl Host {
         admission.own.bad(bad(message));
     }
 
-    /// Whether a credential of another namespace has met a limit of late; that this one has is remembered.
+    /// Whether a credential of another namespace hit a limit lately; remembers that this one did.
     fn others_are_limited(&self, caller: Caller<'_>) -> bool {
         let (now, namespace) = (Instant::now(), caller.progress.flow().namespace);
         let mut limited = self.limited.lock();
         limited.retain(|(_, key, at)| *at + SAME_LIMIT_WITHIN > now && *key != caller.credential);
         let others = limited.iter().any(|(other, ..)| *other != namespace);
-        // The oldest of its own namespace goes first: one that has many credentials drives nobody else out.
+        // The oldest of its own namespace goes first, so that one with many credentials displaces nobody else.
         if limited.len() >= LIMITED_MAX {
             let own = limited.iter().position(|(other, ..)| *other == namespace);
             limited.remove(own.unwrap_or_default());
@@ -261,22 +260,22 @@ impl Host {
         }
     }
 
-    /// Whether it is left alone by requests of this kind.
+    /// Whether requests of this kind have to wait.
     pub(crate) fn is_backing_off(&self, write: bool) -> bool {
         self.all.is_open() || (write && self.writes.is_open())
     }
 
-    /// Whether it is left alone by requests of this kind and caller.
+    /// Whether requests of this kind and caller have to wait.
     pub(crate) fn is_backing_off_from(&self, write: bool, caller: Caller<'_>) -> bool {
         self.is_backing_off(write) || self.share_of(caller.credential).all.is_open()
     }
 
-    /// How many answers of use this host has given.
+    /// How many useful answers this host gave.
     pub(crate) fn served(&self) -> u64 {
         self.served.load(Relaxed)
     }
 
-    /// Where a stream of `caller` waits that has so many ends here.
+    /// The queues in which a stream of `caller` waits that has so many ends here.
     pub(crate) fn stream(
         &self,
         ends: usize,
@@ -297,7 +296,7 @@ impl CredentialShare {
     }
 }
 
-/// Leave to send one request; what became of it is told to the breakers through it.
+/// Permission to send one request; tells the breakers how it went.
 #[derive(Debug)]
 pub(crate) struct Admission {
     own: BreakerPermit,
@@ -316,7 +315,7 @@ impl Admission {
         });
     }
 
-    /// Whether the host became unavailable since: waiting for a place can take long.
+    /// Whether the host has become unavailable since then: waiting for a place can take long.
     pub(crate) fn is_stale(&self) -> bool {
         self.own.is_stale()
             || self.all.is_stale()

@@ -18,10 +18,10 @@ use crate::registry::error::Error;
 /// The longest `Retry-After` that is believed.
 const AFTER_MAX: Duration = Duration::from_mins(10);
 
-/// Bad answers in a row that tell that the host is unavailable.
+/// So many bad answers in a row mean that the host is unavailable.
 const ROW: u32 = 2;
 
-/// Lets requests pass while all is well; otherwise one at a time, after pauses that double.
+/// Lets requests pass while the host is available; otherwise one at a time, after pauses that double.
 #[derive(Debug)]
 pub(crate) struct Breaker {
     state: Mutex<BreakerState>,
@@ -47,9 +47,9 @@ pub(crate) struct BadAnswer {
     pub(crate) reason: Reason,
     /// One line that names the host.
     pub(crate) message: String,
-    /// When the host wants to be asked again, where it says so.
+    /// When the host wants to be asked again, if it says so.
     pub(crate) after: Option<Duration>,
-    /// Whether it tells of the host for certain.
+    /// Whether it certainly says something about the host.
     pub(crate) certain: bool,
 }
 
@@ -62,7 +62,7 @@ struct Open {
     message: String,
 }
 
-/// Permission to send; what became of the request is told to the breaker through it.
+/// Permission to send one request; tells the breaker how it went.
 #[derive(Debug)]
 pub(crate) struct BreakerPermit {
     breaker: Arc<Breaker>,
@@ -186,7 +186,7 @@ impl Breaker {
                 }
                 Err(waits) => waits,
             };
-            // A probe takes as long as it takes: it is waited for as long as there is patience.
+            // Another's probe may take long: wait for it until the deadline.
             let wake = if probing { deadline } else { Some(until) };
             let patient = match (deadline, probing) {
                 (None, _) => true,
@@ -197,7 +197,7 @@ impl Breaker {
                 let after = Some(until.saturating_duration_since(now));
                 return Err(Error::wait(waiting.reason, after, waiting.message));
             }
-            // What is shown already stands: an observer hears of changes only.
+            // Show changes only.
             if shown.as_ref().is_none_or(|(known, _)| *known != waiting) {
                 let guard = progress.wait(waiting.clone());
                 shown = Some((waiting, guard));
@@ -232,7 +232,7 @@ impl BreakerPermit {
 }
 
 impl Drop for BreakerPermit {
-    /// A probe that was dropped without an answer leaves its turn to the next.
+    /// If a probe is dropped without an answer, the next request probes.
     fn drop(&mut self) {
         if !self.probe {
             return;

@@ -15,9 +15,9 @@ use super::progress::Waiting;
 use super::queue::{HostQueue, Permit};
 use crate::metrics::{Metrics, RegistryState, Scrape};
 
-/// How many hosts are remembered before those nobody uses are forgotten.
+/// How many hosts are remembered before unused ones are forgotten.
 const HOSTS_MAX: usize = 1024;
-/// Requests in flight whose share for streams is what the whole process may have of them: each keeps up to 2 MiB.
+/// The limit of the process, of which streams get their share: each stream keeps up to 2 MiB.
 const PROCESS_CONCURRENCY: usize = 64;
 
 /// An address, and the registry that led there if it is not its own.
@@ -54,7 +54,7 @@ impl Hosts {
         }
     }
 
-    /// Tells what each is asked to bear now.
+    /// Publishes the state of each host.
     pub(crate) fn publish(&self, scrape: &Scrape<'_>) {
         let known = self.known.lock();
         let own = known.iter().filter(|((_, led_by), _)| led_by.is_none());
@@ -73,18 +73,18 @@ impl Hosts {
         }
     }
 
-    /// What requests to the host of this name wait for, while it is left alone.
+    /// What requests to the host of this name wait for while it is unavailable.
     pub(crate) fn unavailable(&self, name: &str) -> Option<Waiting> {
         let host = self.known.lock().get(&(name.to_owned(), None)).cloned()?;
         host.all.unavailable()
     }
 
-    /// The state of the host of this name, made where there is none; as the registry `led_by` leads there, if it is not its own.
+    /// The host of this name, made if there is none; `led_by`: the registry that leads there, if it is not its own.
     pub(crate) fn get(&self, name: &str, led_by: Option<String>) -> Arc<Host> {
         let mut hosts = self.known.lock();
         let key = (name.to_owned(), led_by);
         if hosts.len() >= HOSTS_MAX && !hosts.contains_key(&key) {
-            // One that is left alone is kept: forgetting it would be asking it at once.
+            // One that is unavailable is kept: forgetting it would mean asking it at once.
             hosts.retain(|_, host| Arc::strong_count(host) > 1 || host.is_backing_off(true));
         }
         let host = hosts.entry(key).or_insert_with(|| {
@@ -96,7 +96,7 @@ impl Hosts {
 }
 
 impl StreamPlaces {
-    /// Resolves when others, who have less, wait for one of the places.
+    /// Resolves when others, who have less, wait for one of these places.
     pub(crate) async fn preempted(&self) {
         let preempted = self.0.iter().map(|permit| Box::pin(permit.preempted()));
         futures::future::select_all(preempted).await;
@@ -104,7 +104,7 @@ impl StreamPlaces {
 }
 
 impl Hosts {
-    /// Places for a stream from one host to another, in the order that excludes a circle.
+    /// Places for a stream from one host to another, in the order that excludes a deadlock.
     pub(crate) async fn stream_places(
         &self,
         (from, puller): (&Host, Caller<'_>),

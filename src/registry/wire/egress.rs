@@ -35,17 +35,17 @@ use crate::registry::settings::Settings;
 
 /// Redirects followed for one request.
 pub(crate) const REDIRECTS_MAX: usize = 5;
-/// How many registries are remembered to be at an internal address.
+/// How many registries are remembered with where they were met.
 const MET_MAX: u64 = 10_000;
 
-/// The rules, and the clients that keep them.
+/// The rules, and the clients that enforce them.
 #[derive(Debug)]
 pub(crate) struct EgressPolicy {
     clients: Clients,
     networks: Arc<Networks>,
     endpoints: Arc<Endpoints>,
     allowed: Option<Vec<HostPattern>>,
-    /// What has answered as a registry, by `HOST:PORT`: whether it was last met at an internal address.
+    /// Registries that have answered, by `HOST:PORT`: whether last at an internal address.
     met: moka::sync::Cache<String, bool>,
 }
 
@@ -80,7 +80,7 @@ pub(crate) enum SendError {
 }
 
 impl LedBy {
-    /// What is asked for tells what led to an address that is not the registry's own.
+    /// What led to the address of a request, told by its kind.
     fn of(request: &RegistryRequest<'_>) -> Self {
         if request.access.endpoint.is_at(&request.url) {
             return Self::Registry;
@@ -107,7 +107,7 @@ impl EgressPolicy {
         })
     }
 
-    /// Approval to ask `request.url`, as far as can be told before it is resolved.
+    /// Approves `request.url`, as far as possible before it is resolved.
     pub(crate) fn approve(&self, request: &RegistryRequest<'_>) -> Result<Approved<'_>, Error> {
         let registry = request.access.endpoint;
         let led_by = LedBy::of(request);
@@ -127,7 +127,7 @@ impl EgressPolicy {
         self.check(registry, led_by, &request.url, self.is_inner(registry))
     }
 
-    /// Whether an upload to `access` may be sent to `location`, as far as can be told before it is resolved.
+    /// Whether an upload to `access` may be sent to `location`, as far as can be told before that is resolved.
     pub(crate) fn may_upload(&self, access: &Access<'_>, location: &Url) -> Result<(), Error> {
         let registry = access.endpoint;
         if let Some(problem) = self.no_upload(access, location) {
@@ -142,8 +142,8 @@ impl EgressPolicy {
             .map(drop)
     }
 
-    /// Where a write has to be sent instead of where it was answered, if it was redirected: on the registry's own address, and to
-    /// the same tag or digest, or else it is an error. None where `answer` is no such redirect.
+    /// Where a redirected write has to be sent: on the registry's own address and to the same tag or digest, otherwise an error. None if
+    /// `answer` is not such a redirect.
     pub(crate) fn moved(
         &self,
         request: &RegistryRequest<'_>,
@@ -168,7 +168,7 @@ impl EgressPolicy {
         })
     }
 
-    /// Why no blob is sent to `location`, whoever it belongs to.
+    /// Why no blob may be sent to `location`.
     fn no_upload(&self, access: &Access<'_>, location: &Url) -> Option<Problem> {
         if is_own_upload(access, location) {
             return None;
@@ -226,7 +226,7 @@ impl EgressPolicy {
             if let Some(value) = authorization.as_ref().filter(|_| own) {
                 http.headers_mut().insert(AUTHORIZATION, value.clone());
             }
-            // One try has one time, however often it is redirected.
+            // One attempt has one timeout, however often it is redirected.
             *http.timeout_mut() = request
                 .timeout
                 .map(|timeout| timeout.saturating_sub(began.elapsed()));
@@ -273,7 +273,7 @@ impl EgressPolicy {
         }
     }
 
-    /// Approval to ask `url`, to which `led_by` of `registry` led. `inner`: whether all that led there was at internal addresses.
+    /// Approves `url`, to which `led_by` of `registry` led. `inner`: everything that led there was at internal addresses.
     fn check(
         &self,
         registry: &Endpoint,
@@ -292,7 +292,7 @@ impl EgressPolicy {
         let private = self.clients.trusts_privately(url);
         let problem = match literal(url) {
             _ if proxied && scope != AddressScope::Any => Some(Problem::Unseen),
-            // Its CA is for who is meant by name.
+            // A private CA is only for hosts that are meant by name.
             _ if private && scope != AddressScope::Any => Some(Problem::Unlisted),
             Some(address) if !proxied && !scope.includes(self.networks.reach(address)) => {
                 Some(Problem::Internal)
@@ -308,8 +308,8 @@ impl EgressPolicy {
         }
     }
 
-    /// Whether the host of `url` is meant by name, so that its address does not matter. How a host is spoken to names it as a
-    /// registry of its own, not as a place where another one leads to.
+    /// Whether the host of `url` is meant by name, so that its address does not matter. Being configured (plain HTTP, rewrite) names it as
+    /// a registry, not as a place that others may lead to.
     fn is_named(&self, registry: &Endpoint, url: &Url) -> bool {
         let own = registry.is_at(url);
         let private = self.clients.trusts_privately(url);
@@ -325,7 +325,7 @@ impl EgressPolicy {
         })
     }
 
-    /// Whether `registry` is at an internal address, as it was last met.
+    /// Whether `registry` was last met at an internal address.
     fn is_inner(&self, registry: &Endpoint) -> bool {
         match literal(&registry.base) {
             Some(address) => self.networks.reach(address) != Reach::Public,
@@ -376,17 +376,17 @@ impl EgressPolicy {
 #[derive(Debug, Clone, Copy)]
 enum Problem {
     Internal,
-    /// What the proxy connects to is not seen here.
+    /// What a proxy connects to cannot be seen.
     Unseen,
-    /// It has a CA of its own, for who names it.
+    /// It has a private CA, and is not named.
     Unlisted,
-    /// A write that is not the registry's own affair.
+    /// A write to another registry.
     Foreign,
-    /// It could be a manifest, with its tags.
+    /// It could be a manifest's place.
     Manifest,
 }
 
-/// Where an answer redirects to: nowhere, where it is no redirect, or one without a usable `Location`.
+/// Where an answer redirects to; none if it is not a redirect with a usable `Location`.
 fn target(answer: &Response) -> Option<Url> {
     if !matches!(answer.status().as_u16(), 301..=303 | 307 | 308) {
         return None;
@@ -401,7 +401,7 @@ fn last_two(url: &Url) -> Option<(&str, &str)> {
     Some((before.rsplit_once('/')?.1, last))
 }
 
-/// A URL that a registry led to, without a name and password, whoever wrote them there.
+/// A URL that a registry led to, without user and password.
 pub(crate) fn unsigned(mut url: Url) -> Option<Url> {
     url.set_username("").ok()?;
     url.set_password(None).ok()?;

@@ -19,14 +19,14 @@ use crate::registry::host::reserve::SMALL_MAX;
 
 /// The most of a manifest that is read: the specification's floor for what registries take.
 pub(crate) const MANIFEST_MAX: usize = 4 * 1024 * 1024;
-/// How often a read is sent whose answer broke off: the last is one attempt's failure.
+/// How often a read is sent if its answer breaks off; then it is a failed attempt.
 pub(crate) const CUTS_MAX: u32 = 3;
 /// The most of a refusal's body that is read.
 const REFUSAL_MAX: usize = 64 * 1024;
-/// And the longest time: its words are worth no more, and the places of a copy may be held meanwhile.
+/// And for how long: the places of a copy may be held meanwhile.
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(10);
 
-/// An answer to be verdict by the caller: neither a wait nor a 401.
+/// An answer for the caller to read: neither something to wait out nor a 401.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) response: Response,
@@ -34,19 +34,19 @@ pub(crate) struct Reply {
     pub(crate) kind: RequestKind,
     /// Whether a redirect led to another address than the one asked.
     pub(crate) elsewhere: bool,
-    /// What the request showed, and whose it was.
+    /// The `Authorization` that was sent, and whose it was.
     pub(crate) authorization: Option<HeaderValue>,
     pub(crate) credential: Credential,
     pub(crate) _permit: HostPermit,
 }
 
-/// What a manifest's body came to.
+/// A manifest's body.
 #[derive(Debug)]
 pub(crate) enum ManifestBody {
     All(Bytes),
-    /// It is large, and nothing is reserved for it.
+    /// Large, and no memory is reserved for it.
     Large,
-    /// It is larger than any may be.
+    /// Larger than allowed.
     TooLarge,
 }
 
@@ -66,7 +66,7 @@ impl Reply {
         read_refusal(&mut self.response, self.kind, &secrets).await
     }
 
-    /// The refusal this reply is, where its words decide something: an error where they were cut off.
+    /// As [`Reply::answer`] if the words decide something: an error if they were cut off.
     pub(crate) async fn words(mut self, what: &str) -> Result<Answer, Error> {
         let status = self.status();
         let secrets = secrets(self.authorization.as_ref(), &self.credential);
@@ -78,7 +78,7 @@ impl Reply {
         }
     }
 
-    /// The refusal this reply is, classed. What a redirect's target refuses says nothing about rights at the registry.
+    /// The refusal as an error. What a redirect's target refuses says nothing about rights at the registry.
     pub(crate) async fn refusal(self, what: &str) -> Error {
         if self.elsewhere {
             return of_storage(what, self.status());
@@ -86,8 +86,7 @@ impl Reply {
         self.answer().await.error(what)
     }
 
-    /// Whether this 404 says that what was asked for is not there. At the registry any does; where a redirect led elsewhere only a
-    /// typed one, and only to a read that decides no write.
+    /// What this 404 says. From a redirect's target only a typed one counts, and only for a read that decides no write.
     pub(crate) async fn absence(self, what: &str, decides: bool) -> Result<Answer, Error> {
         let (elsewhere, status) = (self.elsewhere, self.status());
         if elsewhere && decides {
@@ -127,7 +126,7 @@ impl Reply {
             .map_or(larger, ManifestBody::All))
     }
 
-    /// The body, at most `max` bytes of it: none where it is longer, an error where it was cut off.
+    /// The body, if it has at most `max` bytes; an error if it was cut off.
     pub(crate) async fn body(mut self, what: &str, max: usize) -> Result<Option<Bytes>, Error> {
         match gather(&mut self.response, max).await {
             Gathered::All(body) => Ok(Some(body)),
@@ -176,7 +175,7 @@ enum Gathered {
 /// Reads at most `max` bytes of a body.
 async fn gather(response: &mut Response, max: usize) -> Gathered {
     let announced = response.content_length().unwrap_or_default();
-    // Growing step by step would take twice as much at times.
+    // Growing step by step may take twice as much.
     let mut body = Vec::with_capacity(usize::try_from(announced).unwrap_or(max).min(max));
     loop {
         match response.chunk().await {
@@ -188,7 +187,7 @@ async fn gather(response: &mut Response, max: usize) -> Gathered {
                 }
             }
             Ok(None) => {
-                // What is kept is no larger than what was sent.
+                // Keep no more than was sent.
                 body.shrink_to_fit();
                 return Gathered::All(body.into());
             }

@@ -22,17 +22,17 @@ use crate::registry::endpoint::{Endpoint, address};
 use crate::registry::error::Error;
 use crate::registry::host::progress::{Progress, WaitGuard, Waiting};
 
-/// How long a stream's places are held while its hosts are unavailable: others need them.
+/// How long a stream keeps its places while its hosts are unavailable: others need them.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
-/// One that nobody wanted for so long is not kept.
+/// What nobody used for so long is forgotten.
 const IDLE_MAX: Duration = Duration::from_hours(1);
 /// Tokens kept.
 const TOKENS_MAX: u64 = 5_000;
-/// Registries of which it is kept what they asked for.
+/// Registries whose challenges are kept.
 const GREETINGS_MAX: u64 = 5_000;
-/// Who waits for another task's work looks this often at what that one waits for.
+/// How often a task that waits for another shows what that one waits for.
 const WORKER_LOOK: Duration = Duration::from_millis(500);
-/// Repositories of which it is kept what they asked for.
+/// Repositories whose challenges are kept.
 const CHALLENGES_MAX: u64 = 10_000;
 
 /// What registries asked for, and the tokens.
@@ -45,14 +45,14 @@ pub(crate) struct Tokens {
     pub(crate) cells: moka::sync::Cache<TokenKey, Arc<Exclusive<Cell>>>,
 }
 
-/// What one task at a time has in work; the others are shown what that one waits for.
+/// Used by one task at a time; the others are shown what that one waits for.
 #[derive(Debug, Default)]
 pub(crate) struct Exclusive<T> {
     inner: tokio::sync::Mutex<T>,
     worker: Mutex<Option<Progress>>,
 }
 
-/// What a registry asked for at the first of all requests.
+/// What a registry asked for at the first request.
 #[derive(Debug, Default)]
 pub(crate) struct Greeting {
     pub(crate) challenge: OnceLock<Challenge>,
@@ -72,7 +72,7 @@ pub(crate) struct TokenKey {
 #[derive(Debug, Default)]
 pub(crate) struct Cell {
     pub(crate) token: Option<Arc<Token>>,
-    /// The last refusal: who waited for it takes it, instead of asking again.
+    /// The last refusal: whoever waited meanwhile takes it instead of asking again.
     pub(crate) refused: Option<(Instant, Error)>,
 }
 
@@ -93,7 +93,7 @@ impl Tokens {
         }
     }
 
-    /// What will be asked for, as far as that can be guessed.
+    /// The challenge to expect, if known.
     pub(crate) fn known(&self, access: &Access<'_>) -> Option<Challenge> {
         let key = (access.repository.clone(), access.push);
         let own = self.challenges.get(&key);
@@ -106,7 +106,7 @@ impl Tokens {
     }
 }
 
-/// A memory of so many, which forgets what nobody wanted for long.
+/// A cache of so many, which forgets what nobody uses.
 fn kept<K, V>(most: u64) -> moka::sync::Cache<K, V>
 where
     K: std::hash::Hash + Eq + Send + Sync + 'static,
@@ -120,7 +120,7 @@ where
 }
 
 impl<T> Exclusive<T> {
-    /// Waits for what another task has in work, but no longer than there is patience.
+    /// Waits for another task, but not beyond `patience`.
     pub(crate) async fn lock(
         &self,
         patience: Option<Duration>,
