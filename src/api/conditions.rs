@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::PromotionRequestStatus;
-use super::status::{Scenery, cut};
+use super::text::cut;
 use crate::machine::{Phase, Reason, Request, whole_second};
 
 /// Every condition's type. The first four are there from the first save on.
@@ -228,31 +228,26 @@ fn progress(request: &Request) -> String {
 pub(super) fn write(
     status: &mut PromotionRequestStatus,
     request: &Request,
-    scenery: &Scenery,
+    waiting: Option<&(Reason, String)>,
+    now: Timestamp,
     generation: Option<i64>,
 ) {
-    let mut summary = Summary::of(request, scenery.waiting.as_ref());
-    if scenery.waiting.is_some() && !summary.phase.is_finished() {
-        let since = waits_since(&status.conditions, summary.reason)
-            .unwrap_or_else(|| whole_second(scenery.now));
+    let mut summary = Summary::of(request, waiting);
+    if waiting.is_some() && !summary.phase.is_finished() {
+        let since =
+            waits_since(&status.conditions, summary.reason).unwrap_or_else(|| whole_second(now));
         let said = cut(&summary.message, MESSAGE_MAX - SINCE_MAX);
         summary.message = format!("{said}{SINCE}{since}");
     }
     let unknown_reason = of_a_newer_version(status, request);
     let reason = unknown_reason.as_deref().unwrap_or(summary.reason.as_str());
-    set_all(
-        &mut status.conditions,
-        &summary,
-        reason,
-        scenery.now,
-        generation,
-    );
+    set_all(&mut status.conditions, &summary, reason, now, generation);
     if let Some(message) = &request.status.expiring {
         place(
             &mut status.conditions,
             (EXPIRING, true),
             (Reason::Expiring.as_str(), message),
-            scenery.now,
+            now,
             generation,
         );
     }
@@ -353,7 +348,7 @@ mod tests {
         let mut said = |second: i64, waiting: Option<(Reason, &str)>| {
             let now = Timestamp::from_millisecond(second * 1000 + 7).unwrap();
             let waiting = waiting.map(|(reason, message)| (reason, message.to_owned()));
-            write(&mut object, &request, &Scenery { now, waiting });
+            write(&mut object, &request, waiting.as_ref(), now);
             object.status.as_ref().unwrap().conditions[0]
                 .message
                 .clone()
@@ -388,21 +383,18 @@ mod tests {
             "spec": {"images": [{"source": "x.io/a/b:c", "float": "x.io/a/b:d"}]},
         }))
         .unwrap();
-        let at = |second| Scenery {
-            now: Timestamp::from_second(second).unwrap(),
-            waiting: None,
-        };
+        let at = |second| Timestamp::from_second(second).unwrap();
         let kinds = |object: &PromotionRequest| -> Vec<String> {
             let conditions = &object.status.as_ref().unwrap().conditions;
             conditions.iter().map(|c| c.type_.clone()).collect()
         };
         let four = ["Progressing", "Staged", "Complete", "Failed"];
         let mut request = read(&object).unwrap();
-        write(&mut object, &request, &at(1));
+        write(&mut object, &request, None, at(1));
         assert_eq!(kinds(&object), four);
         request.status.expiring = Some("x.io/a/b:d expires".into());
-        write(&mut object, &request, &at(2));
-        write(&mut object, &request, &at(3));
+        write(&mut object, &request, None, at(2));
+        write(&mut object, &request, None, at(3));
         assert_eq!(kinds(&object), [&four[..], &[EXPIRING]].concat());
         let conditions = &object.status.as_ref().unwrap().conditions;
         let since = conditions[4].last_transition_time.0;
@@ -465,17 +457,14 @@ mod tests {
             ]},
         }))
         .unwrap();
-        let scenery = Scenery {
-            now: Timestamp::from_second(1).unwrap(),
-            waiting: None,
-        };
         let reasons = |object: &PromotionRequest| -> Vec<Option<String>> {
             let images = object.status.iter().flat_map(|status| &status.images);
             images.map(|image| image.reason.clone()).collect()
         };
         let unknown = Some("SignatureInvalid".to_owned());
         let mut request = read(&object).unwrap();
-        write(&mut object, &request, &scenery);
+        let now = Timestamp::from_second(1).unwrap();
+        write(&mut object, &request, None, now);
         // What the other waits for now is this version's to say.
         assert_eq!(reasons(&object), [unknown.clone(), None]);
         let of = |object: &PromotionRequest, kind: &str| {
@@ -487,7 +476,7 @@ mod tests {
 
         let image = &mut request.status.images[1];
         (image.phase, image.reason) = (Phase::Failed, Some(Reason::Held));
-        write(&mut object, &request, &scenery);
+        write(&mut object, &request, None, now);
         assert_eq!(reasons(&object), [unknown, Some("Held".into())]);
         let (reason, message) = of(&object, "Failed");
         assert_eq!(reason, "SignatureInvalid");

@@ -7,7 +7,9 @@
 
 pub mod conditions;
 mod crd;
+mod rules;
 pub mod status;
+mod text;
 
 use std::collections::BTreeMap;
 
@@ -68,8 +70,8 @@ pub type Unknown = BTreeMap<String, serde_json::Value>;
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = crd::unchanged("self.pullSecret").field_path(".pullSecret"),
-    validation = crd::unchanged("self.pushSecret").field_path(".pushSecret"),
+    validation = rules::unchanged("self.pullSecret").field_path(".pullSecret"),
+    validation = rules::unchanged("self.pushSecret").field_path(".pushSecret"),
     validation = (
         "self.onFailure != 'Rollback' || self.latch == 'Together'",
         "onFailure Rollback needs latch Together; set latch to Together, or onFailure to Hold"
@@ -78,24 +80,24 @@ pub type Unknown = BTreeMap<String, serde_json::Value>;
 pub struct PromotionRequestSpec {
     /// The images, 1 to 256, each with the float it goes to; no float twice. Cannot change.
     #[schemars(length(min = 1, max = 256))]
-    #[x_kube(merge_strategy = ListMerge::Map(vec!["float".into()]), validation = crd::unchanging_in_order())]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["float".into()]), validation = rules::unchanging_in_order())]
     pub images: Vec<ImageSpec>,
     /// Whether all floats move together, once everything is staged and backed up, or each when it is ready.
     #[serde(default)]
-    #[x_kube(validation = crd::unchanging())]
+    #[x_kube(validation = rules::unchanging())]
     pub latch: Latch,
     /// What happens to floats already moved when an image of the request fails after the commit. Rollback needs latch Together.
     #[serde(default)]
-    #[x_kube(validation = crd::unchanging())]
+    #[x_kube(validation = rules::unchanging())]
     pub on_failure: OnFailure,
     /// Whether signatures, attestations and other referrers of an image are copied with it. Require fails the image if one of
     /// them cannot be copied; an image without referrers is fine.
     #[serde(default)]
-    #[x_kube(validation = crd::unchanging())]
+    #[x_kube(validation = rules::unchanging())]
     pub referrers: Referrers,
     /// Promote, or only Plan: look at everything, write nothing.
     #[serde(default)]
-    #[x_kube(validation = crd::unchanging())]
+    #[x_kube(validation = rules::unchanging())]
     pub mode: Mode,
     /// The Secret, in this namespace, to read sources with. Without it pushSecret serves, else no credential.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -106,12 +108,12 @@ pub struct PromotionRequestSpec {
     /// How often a step of an image may fail over its life; waiting for a registry does not count.
     #[serde(default = "default_attempts")]
     #[schemars(range(min = 1, max = 20))]
-    #[x_kube(validation = crd::unchanging())]
+    #[x_kube(validation = rules::unchanging())]
     pub attempts: i32,
     /// How long the request may take, queueing included, before it fails; a committed one has 600 s more.
     #[serde(default = "default_deadline_seconds")]
     #[schemars(range(min = 60, max = 86_400))]
-    #[x_kube(validation = crd::unchanging())]
+    #[x_kube(validation = rules::unchanging())]
     pub deadline_seconds: i32,
     /// How long the finished request is kept.
     #[serde(default = "default_ttl_seconds")]
@@ -122,7 +124,7 @@ pub struct PromotionRequestSpec {
     pub suspend: bool,
     /// Ends the request unless it is committed already. Cannot be taken back.
     #[serde(default)]
-    #[x_kube(validation = crd::forbidden(
+    #[x_kube(validation = rules::forbidden(
         "self || !oldSelf",
         "cancel cannot be taken back; create another request instead"
     ))]
@@ -147,14 +149,14 @@ fn default_ttl_seconds() -> i32 {
 pub struct ImageSpec {
     /// Where the image is read: HOST[:PORT]/REPOSITORY@sha256:DIGEST, or :TAG, which is resolved once.
     #[schemars(length(min = 1, max = 512))]
-    #[x_kube(validation = (crd::SOURCE, crd::SOURCE_MESSAGE))]
+    #[x_kube(validation = (rules::SOURCE, rules::SOURCE_MESSAGE))]
     pub source: String,
     /// The moving tag it goes to: HOST[:PORT]/REPOSITORY:TAG, the tag at most 98 characters.
     #[schemars(length(min = 1, max = 363))]
     #[x_kube(
-        validation = (crd::FLOAT, crd::FLOAT_MESSAGE),
-        validation = (crd::FLOAT_NOT_RESERVED, crd::FLOAT_NOT_RESERVED_MESSAGE),
-        validation = (crd::FLOAT_NOT_DERIVED, crd::FLOAT_NOT_DERIVED_MESSAGE)
+        validation = (rules::FLOAT, rules::FLOAT_MESSAGE),
+        validation = (rules::FLOAT_NOT_RESERVED, rules::FLOAT_NOT_RESERVED_MESSAGE),
+        validation = (rules::FLOAT_NOT_DERIVED, rules::FLOAT_NOT_DERIVED_MESSAGE)
     )]
     pub float: String,
 }
@@ -245,7 +247,7 @@ pub struct PromotionRequestStatus {
     pub completion_time: Option<Time>,
     /// Progressing, Staged, Complete and Failed; Expiring if it applies.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(schema_with = "crd::conditions")]
+    #[schemars(schema_with = "rules::conditions")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
     /// Each image, in the order of the spec.
@@ -291,7 +293,7 @@ pub struct ImageStatus {
     pub committed: Option<bool>,
     /// The tag that pins the promoted image, until it is known whether its float was rolled back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 128), regex(pattern = crd::PRUNE_TAG))]
+    #[schemars(length(max = 128), regex(pattern = rules::PRUNE_TAG))]
     pub rollback_tag: Option<String>,
     /// What the float showed before it moved, newest last, each with the tag that pins it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -360,7 +362,7 @@ pub struct PinStatus {
     #[schemars(length(max = 71), regex(pattern = "^sha256:[a-f0-9]{64}$"))]
     pub digest: String,
     /// The prune tag that pins it, in the float's repository.
-    #[schemars(length(max = 128), regex(pattern = crd::PRUNE_TAG))]
+    #[schemars(length(max = 128), regex(pattern = rules::PRUNE_TAG))]
     pub prune_tag: String,
     /// Fields of a newer version.
     #[serde(flatten)]

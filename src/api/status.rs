@@ -6,6 +6,7 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::text::cut;
 use super::{
     ImageStatus, Latch, Mode, OnFailure, PinStatus, PromotionRequest, PromotionRequestStatus,
     Referrers, SourceStatus, conditions,
@@ -243,17 +244,14 @@ fn read_stamped(text: &str, float: &Float) -> Result<Tag, String> {
     ))
 }
 
-/// What beside the record a status shows.
-#[derive(Debug, Clone)]
-pub struct Scenery {
-    /// Now: when a condition changes, it changed now.
-    pub now: Timestamp,
-    /// What the request as a whole waits for.
-    pub waiting: Option<(Reason, String)>,
-}
-
-/// Puts a record into the object's status.
-pub fn write(object: &mut PromotionRequest, request: &Request, scenery: &Scenery) {
+/// Puts a record into the object's status. `waiting` is what the request as a whole waits for; what changes in a condition changed
+/// `now`.
+pub fn write(
+    object: &mut PromotionRequest,
+    request: &Request,
+    waiting: Option<&(Reason, String)>,
+    now: Timestamp,
+) {
     let mut status = object.status.take().unwrap_or_default();
     let record = &request.status;
     status.observed_generation = object.metadata.generation;
@@ -281,7 +279,13 @@ pub fn write(object: &mut PromotionRequest, request: &Request, scenery: &Scenery
             promoted.map(|(repository, source)| format!("{repository}@{}", source.digest));
         write_image(to, image);
     }
-    conditions::write(&mut status, request, scenery, object.metadata.generation);
+    conditions::write(
+        &mut status,
+        request,
+        waiting,
+        now,
+        object.metadata.generation,
+    );
     object.status = Some(status);
 }
 
@@ -400,7 +404,7 @@ pub fn reset(
     if request.is_rolling_back() {
         // It is taken back before anything else is thought of.
         request.status.deadline = None;
-        write(object, &request, &Scenery { now, waiting: None });
+        write(object, &request, None, now);
         return Ok(());
     }
     let images = request.spec.images.iter();
@@ -454,23 +458,12 @@ pub fn reset(
     if request.is_finished() {
         request.status.completed = Some(now);
     }
-    write(object, &request, &Scenery { now, waiting: None });
+    write(object, &request, None, now);
     Ok(())
 }
 
 fn time(at: Timestamp) -> Time {
     Time(machine::whole_second(at))
-}
-
-/// The beginning of a text, at most `max` bytes, with a mark where something was cut. The schema bounds characters; bytes are
-/// what must fit etcd.
-pub(super) fn cut(text: &str, max: usize) -> String {
-    if text.len() <= max {
-        return text.into();
-    }
-    let mark = '…';
-    let end = text.floor_char_boundary(max - mark.len_utf8());
-    format!("{}{mark}", &text[..end])
 }
 
 #[cfg(test)]

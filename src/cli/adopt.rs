@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{cluster, fail, say};
+use super::cluster;
+use super::output::{fail, say};
 use crate::controller::installation::{Adopted, adopt};
 use crate::controller::lease;
 
@@ -20,7 +21,7 @@ pub(super) async fn run(args: AdoptArgs) -> ExitCode {
     let AdoptArgs { lease_namespace } = args;
     let cluster = match cluster::infer().await {
         Ok(cluster) => cluster,
-        Err(message) => return super::bad_input(&message),
+        Err(message) => return super::output::bad_input(&message),
     };
     let namespace = lease_namespace.unwrap_or(cluster.namespace);
     let lease = format!("{namespace}/{}", lease::NAME);

@@ -7,8 +7,11 @@ use std::time::Duration;
 use clap::{ArgAction, Args};
 use tokio::net::TcpListener;
 
+use super::args::{RegistryArgs, unusable};
+use super::cluster;
+use super::output::{BAD_INPUT, bad_input};
+use super::signals::signalled;
 use super::telemetry::{self, LogArgs};
-use super::{BAD_INPUT, RegistryArgs, bad_input, cluster, signalled, unusable};
 use crate::controller::{Config, Ended, run as run_controller};
 use crate::engine::Settings;
 use crate::registry::RegistryClient;

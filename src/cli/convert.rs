@@ -4,6 +4,7 @@
 //! in them cannot be meant, every fault with its place and nothing else. Nothing is contacted. In reading order: `shell` (a text's
 //! commands), `script` (its invocations), `options` and `mapping` (what they are given), `intent` (what that means).
 
+mod complaint;
 mod intent;
 mod mapping;
 mod options;
@@ -18,9 +19,10 @@ use std::rc::Rc;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use super::{bad_input, fail, say};
+use super::output::{bad_input, fail, say};
 use crate::files;
 use crate::store::file::parse_requests;
+use complaint::Complaint;
 use intent::intent;
 use script::Invocation;
 
@@ -82,22 +84,6 @@ enum Output {
     Yaml,
 }
 
-/// What is wrong with a line, and what to do.
-#[derive(Debug, PartialEq, Eq)]
-struct Complaint {
-    line: usize,
-    what: String,
-}
-
-impl Complaint {
-    fn new(line: usize, what: impl Into<String>) -> Self {
-        Self {
-            line,
-            what: what.into(),
-        }
-    }
-}
-
 /// A request as it is printed: only what was said, in the order in which people read it.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -147,7 +133,7 @@ pub(super) fn run(args: &ConvertArgs) -> ExitCode {
             for complaint in &complaints {
                 say(&format!("error: {complaint}"));
             }
-            return ExitCode::from(super::BAD_INPUT);
+            return ExitCode::from(super::output::BAD_INPUT);
         }
     };
     let text = match print(args, &intent) {

@@ -18,8 +18,11 @@ use clap::{Args, ValueEnum};
 use futures::{StreamExt as _, stream};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
+use super::args::{RegistryArgs, unusable};
+use super::output::{bad_input, fail};
+use super::signals::signalled;
 use super::stand_in::{StandInArgs, StandIns};
-use super::{RegistryArgs, bad_input, convert, fail, signalled, telemetry, unusable};
+use super::{convert, telemetry};
 use crate::api::PromotionRequest;
 use crate::api::status::read;
 use crate::engine::forecast;

@@ -5,7 +5,7 @@ use std::io::IsTerminal as _;
 
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 
-use super::say;
+use super::output::say;
 use crate::api::{ImageStatus, PromotionRequest};
 use crate::engine::CHECKING_PUSH;
 use crate::machine::{Phase, Reason};

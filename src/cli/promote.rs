@@ -7,13 +7,15 @@ use clap::Args;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Instant;
 
+use super::args::{RegistryArgs, unusable};
+use super::output::{bad_input, fail};
 use super::progress::Display;
 use super::run::{End, carry_out};
+use super::signals::signalled;
 use super::stand_in::{StandInArgs, StandIns};
 use super::summary::{Output, print, summarise};
 use super::telemetry::{self, LogArgs};
 use super::verify::verify_posted;
-use super::{RegistryArgs, bad_input, fail, signalled, unusable};
 use crate::api::PromotionRequest;
 use crate::api::status::read;
 use crate::engine::Engine;

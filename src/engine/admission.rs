@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::backlog::FLOATS_MAX;
 use super::operation::{credential, fault};
+use super::shared::{Engine, identity, left_alone};
 use super::state::{PushCheck, SECRET_AGAIN, State};
-use super::{Engine, identity, left_alone};
 use crate::api::{self, PromotionRequest};
 use crate::image::{Float, Repository};
 use crate::machine::claims::{PATIENCE, Rival, Standing, Verdict};
@@ -373,13 +373,9 @@ impl<S: Store> Engine<S> {
             &images,
             version,
             &superseded_by(&winner.to_string()),
-            super::now(),
+            super::shared::now(),
         );
-        let scenery = api::status::Scenery {
-            now: super::now(),
-            waiting: None,
-        };
-        api::status::write(&mut object, &request, &scenery);
+        api::status::write(&mut object, &request, None, super::shared::now());
         match self.save(&key, &rival.uid, &object).await {
             Ok(saved) => {
                 self.saved(&key, &before, &saved, &request, &[]).await;

@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher as _, RandomState};
 
-use super::telemetry::RequestStats;
+use super::stats::RequestStats;
 use crate::image::Float;
 use crate::machine::claims::{Contender, Share, Standing, Uid};
 use crate::store::Key;

@@ -8,8 +8,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::operation::Operation;
 use super::operation_queue::QueueKey;
+use super::shared::Engine;
 use super::state::InFlight;
-use super::{Engine, telemetry};
+use super::telemetry;
 use crate::image::Float;
 use crate::machine::{Fault, FaultClass, Launch, Outcome, Reason, Request, Step};
 use crate::registry::Progress;

@@ -6,7 +6,7 @@
 //!
 //! The order of requests within each step is what the promises rest on; the comments say which.
 
-mod forecast;
+pub mod forecast;
 mod labels;
 mod referrers;
 
@@ -29,8 +29,6 @@ use crate::machine::{
 };
 use crate::registry::{self, Credential, Manifest, Progress, Put, RegistryClient, TagLabels};
 use crate::store::Access;
-
-pub use forecast::forecast;
 
 /// A read that contradicts our own write is repeated after this.
 const READ_AGAIN: Duration = Duration::from_secs(1);

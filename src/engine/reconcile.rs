@@ -6,15 +6,17 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::admission::{AdmissionCheck, hosts};
-use super::state::Deadline;
-use super::telemetry::{RequestStats, Saved};
-use super::{Engine, contender, identity, left_alone, telemetry};
-use crate::api::status::{ReadError, Scenery};
+use super::shared::{Engine, contender, identity, left_alone};
+use super::state::{Deadline, PendingSave};
+use super::stats::RequestStats;
+use super::telemetry;
+use super::telemetry::Saved;
+use crate::api::status::ReadError;
 use crate::api::{self, PromotionRequest, conditions};
 use crate::image::{Float, Stamp};
 use crate::machine::{
-    self, Context, Decision, Effect, ImageContext, Inputs, Launch, Notice, Outcome, Reason,
-    Request, Waiting,
+    self, Context, Decision, Effect, ImageContext, Inputs, Notice, Outcome, Reason, Request,
+    Waiting,
 };
 use crate::store::{Access, Event, Key, Store, StoreError, Unreadable};
 
@@ -49,23 +51,6 @@ struct FinishedOperation {
     /// What it acted with.
     access: Access,
     outcome: Outcome,
-}
-
-/// What one reconcile of a request saves, and what follows from its having been saved.
-pub(super) struct PendingSave {
-    uid: String,
-    /// As it was loaded.
-    before: PromotionRequest,
-    /// As it is saved.
-    object: PromotionRequest,
-    request: Request,
-    notices: Vec<Notice>,
-    /// What was collected: images' indices and operations' numbers.
-    collected: Vec<(usize, u64)>,
-    drops: Vec<usize>,
-    launches: Vec<Launch>,
-    /// What is launched acts with this; none: nothing is.
-    access: Option<Access>,
 }
 
 impl<S: Store> Engine<S> {
@@ -177,7 +162,7 @@ impl<S: Store> Engine<S> {
         self.observe(&object);
         self.spare(&uid, &request);
         let was = request.clone();
-        let now = super::now();
+        let now = super::shared::now();
         let (mut finished, contexts) = self.collect(&uid, &request, now);
         self.retry_rotated_credentials(&object, &request, &mut finished)
             .await;
@@ -208,11 +193,7 @@ impl<S: Store> Engine<S> {
         if let Some(notice) = self.cancel_ignored(key, &uid, &decision) {
             notices.push(notice);
         }
-        let scenery = Scenery {
-            now,
-            waiting: decision.waiting.clone(),
-        };
-        api::status::write(&mut object, &request, &scenery);
+        api::status::write(&mut object, &request, decision.waiting.as_ref(), now);
         let record = Box::new(PendingSave {
             uid,
             before,
@@ -549,7 +530,7 @@ impl<S: Store> Engine<S> {
         mut object: PromotionRequest,
         error: &ReadError,
     ) -> Result<Next, ReconcileError> {
-        api::status::refuse(&mut object, error, super::now());
+        api::status::refuse(&mut object, error, super::shared::now());
         let uid = object.metadata.uid.clone().unwrap_or_default();
         let saved = self.save(key, &uid, &object).await?;
         let note = error.to_string();

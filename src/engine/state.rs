@@ -14,12 +14,12 @@ use tokio_util::sync::CancellationToken;
 use super::backlog::Backlog;
 use super::pause::Pause;
 use super::push_checks::PushChecks;
-use super::reconcile::PendingSave;
-use super::telemetry::{PhaseTimes, RequestStats};
+use super::stats::{PhaseTimes, RequestStats};
+use crate::api::PromotionRequest;
 use crate::image::Float;
 use crate::machine::claims::{Claims, Contender, Standing, Uid};
 use crate::machine::quota::{NamespaceQuota, QuotaKey};
-use crate::machine::{Outcome, Reason, Step};
+use crate::machine::{Launch, Notice, Outcome, Reason, Request, Step};
 use crate::registry::Progress;
 use crate::store::{Access, Key};
 
@@ -105,6 +105,23 @@ pub(super) struct Known {
     pub counts: RequestStats,
     /// When its images entered their phases.
     pub phase_entered_at: PhaseTimes,
+}
+
+/// What one reconcile of a request saves, and what follows from its having been saved.
+pub(super) struct PendingSave {
+    pub uid: String,
+    /// As it was loaded.
+    pub before: PromotionRequest,
+    /// As it is saved.
+    pub object: PromotionRequest,
+    pub request: Request,
+    pub notices: Vec<Notice>,
+    /// What was collected: images' indices and operations' numbers.
+    pub collected: Vec<(usize, u64)>,
+    pub drops: Vec<usize>,
+    pub launches: Vec<Launch>,
+    /// What is launched acts with this; none: nothing is.
+    pub access: Option<Access>,
 }
 
 /// A deadline, and what the clocks said when it was first seen.

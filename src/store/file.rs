@@ -6,10 +6,10 @@
 //! shows it.
 
 mod documents;
+mod error;
 mod state;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -19,77 +19,12 @@ use tokio::sync::mpsc;
 use super::{Access, AccessError, Event, Key, Store, StoreError};
 use crate::api::status::reset;
 use crate::api::{Mode, PromotionRequest, PromotionRequestStatus};
-use crate::image::{Float, ParseError};
+use crate::image::Float;
 use crate::machine::Phase;
 use crate::registry::Keyring;
 pub use documents::{check_floats, parse_requests, read_requests};
+pub use error::FileError;
 use state::{SavedRequest, StateFile, StatePath, spec_hash};
-
-/// Why requests or their state cannot be used. Nothing was written.
-#[derive(Debug, thiserror::Error)]
-pub enum FileError {
-    /// A file cannot be read or written.
-    #[error("cannot {verb} {}: {source}; {remedy}", path.display())]
-    Io {
-        /// What was tried.
-        verb: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// What came back.
-        #[source]
-        source: std::io::Error,
-        /// What to do.
-        remedy: &'static str,
-    },
-    /// Not what it should be.
-    #[error("{}: {message}", path.display())]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// Where and why, and what to do.
-        message: String,
-    },
-    /// A document that is no valid request.
-    #[error("{}: document {number}{}: {message}", path.display(), name.as_ref().map_or(String::new(), |n| format!(" ({n})")))]
-    Document {
-        /// The file.
-        path: PathBuf,
-        /// Counted from 1.
-        number: usize,
-        /// Its name, if it has one.
-        name: Option<String>,
-        /// Which field, and what to do.
-        message: String,
-    },
-    /// A float that only an earlier version admitted.
-    #[error("document {number} ({request}): spec.images[{index}].float: {error}")]
-    Float {
-        /// The document, counted from 1.
-        number: usize,
-        /// The request.
-        request: Key,
-        /// Which image.
-        index: usize,
-        /// Why, and what to do.
-        error: ParseError,
-    },
-    /// The state belongs to something else.
-    #[error("{}: {message}; name another --state, or remove this one to promote anew", path.display())]
-    State {
-        /// The state file.
-        path: PathBuf,
-        /// What does not match.
-        message: String,
-    },
-    /// Somebody else uses the state.
-    #[error("{} is in use by {holder}; wait until that has ended, or name another --state", path.display())]
-    Locked {
-        /// The state file.
-        path: PathBuf,
-        /// Who.
-        holder: String,
-    },
-}
 
 /// What happened to the requests, for whoever shows it.
 #[derive(Debug)]

@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::rc::Rc;
 
-use super::script::{Invocation, Pair};
+use super::mapping::Pair;
+use super::script::Invocation;
 use super::shell::UNKNOWN;
 use crate::image::{Float, Reference, Source};
 

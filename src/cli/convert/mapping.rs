@@ -1,9 +1,16 @@
 //! Mappings as `oc image mirror` reads them: `SRC=DST` words, or a source and one or more destinations; in a file, so a line each,
 //! with `#` before what is no mapping.
 
-use super::Complaint;
-use super::script::Pair;
+use super::complaint::Complaint;
 use super::shell::Word;
+
+/// A source and a destination, as written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Pair {
+    pub(super) source: String,
+    pub(super) destination: String,
+    pub(super) line: usize,
+}
 
 /// The pairs of a mapping file whose first line is `first`.
 ///

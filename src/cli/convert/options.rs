@@ -3,7 +3,7 @@
 //! In come the words after the command; out come the operands, and of the options what matters here. Values are never repeated
 //! but where they name a file or a platform: some hold secrets.
 
-use super::Complaint;
+use super::complaint::Complaint;
 use super::shell::Word;
 
 /// Options that are followed by their value, written with `=` or as the next word.

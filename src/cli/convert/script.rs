@@ -7,9 +7,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::complaint::Complaint;
+use super::mapping::{self, Pair};
 use super::options::{Options, read_options};
 use super::shell::{self, Command, UNKNOWN, Word};
-use super::{Complaint, mapping};
 
 /// How deep functions may call each other.
 const CALLS_MAX: usize = 8;
@@ -30,14 +31,6 @@ const SHOWING: [&str; 3] = ["echo", "printf", ":"];
 pub(super) struct Invocation {
     pub(super) options: Options,
     pub(super) pairs: Vec<Pair>,
-}
-
-/// A source and a destination, as written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Pair {
-    pub(super) source: String,
-    pub(super) destination: String,
-    pub(super) line: usize,
 }
 
 /// Whether a text is a script rather than a list of mappings: a line of it that is no comment runs the command.

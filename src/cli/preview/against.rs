@@ -5,11 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::super::convert::{Intended, Intent, STAMP};
-use super::report::name;
-use crate::image::Float;
+use crate::image::{Float, Stamp};
 use crate::machine::{Forecast, ImageSpec, WrittenTag};
 
 /// What a script does, by float.
@@ -44,6 +44,23 @@ pub(super) struct Missed {
     float: String,
     source: String,
     place: String,
+}
+
+/// The name of a tag; the stamp of a prune tag is not known before it is written.
+pub(super) fn name(float: &Float, tag: &WrittenTag) -> String {
+    match tag {
+        WrittenTag::Named(tag) => tag.to_string(),
+        WrittenTag::Prune { rescue } => {
+            let stamped = if *rescue {
+                Float::rescued
+            } else {
+                Float::prune
+            };
+            // Of the real name all but the digits that stand for the time.
+            let tag = stamped(float, Stamp::at(Timestamp::UNIX_EPOCH)).to_string();
+            format!("{STAMP}{}", &tag[STAMP.len()..])
+        }
+    }
 }
 
 impl Script {

@@ -3,13 +3,11 @@
 use std::fmt::Write as _;
 use std::io::ErrorKind;
 
-use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::super::convert::STAMP;
-use super::against::{Comparison, Difference, Missed};
-use crate::image::{Float, Source, Stamp};
-use crate::machine::{Bytes, Expiry, Fault, FaultClass, Forecast, Tally, Write, WrittenTag};
+use super::against::{Comparison, Difference, Missed, name};
+use crate::image::{Float, Source};
+use crate::machine::{Bytes, Expiry, Fault, FaultClass, Forecast, Tally, Write};
 use crate::store::Key;
 
 /// All that was found.
@@ -159,23 +157,6 @@ fn tags(float: &Float, forecast: &Forecast) -> Vec<Value> {
 /// The lines that say which tags would expire.
 fn expiring(expiring: &[Expiry]) -> Vec<String> {
     expiring.iter().map(Expiry::to_string).collect()
-}
-
-/// The name of a tag; the stamp of a prune tag is not known before it is written.
-pub(super) fn name(float: &Float, tag: &WrittenTag) -> String {
-    match tag {
-        WrittenTag::Named(tag) => tag.to_string(),
-        WrittenTag::Prune { rescue } => {
-            let stamped = if *rescue {
-                Float::rescued
-            } else {
-                Float::prune
-            };
-            // Of the real name all but the digits that stand for the time.
-            let tag = stamped(float, Stamp::at(Timestamp::UNIX_EPOCH)).to_string();
-            format!("{STAMP}{}", &tag[STAMP.len()..])
-        }
-    }
 }
 
 impl Report {

@@ -6,7 +6,9 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use crate::cli::{bad_input, fail, signalled, telemetry};
+use crate::cli::output::{bad_input, fail};
+use crate::cli::signals::signalled;
+use crate::cli::telemetry;
 use quaylike::{Options, built_in};
 
 /// The command that only a program with the embedded registry has.

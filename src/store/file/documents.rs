@@ -4,7 +4,7 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
-use super::FileError;
+use super::error::FileError;
 use crate::api::PromotionRequest;
 use crate::api::status::read;
 use crate::files;

@@ -16,8 +16,8 @@ use rustix::io::Errno;
 use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 
-use super::FileError;
 use super::documents::read_text;
+use super::error::FileError;
 use crate::api::{ImageStatus, PromotionRequest, PromotionRequestStatus};
 use crate::image::Digest;
 use crate::machine::Phase;

@@ -4,37 +4,13 @@
 //! what deserves an event comes out. Every (phase, outcome) has its place here; those that cannot follow from each other leave
 //! the record alone, because the record may have been changed by somebody else while the step ran (an end, most often).
 
-use jiff::Timestamp;
-
 use super::rollback;
+use super::terms::{Context, Effect, backoff, held};
 use super::{
     DISPLACED_MAX, Fault, FaultClass, Forecast, Foreign, Image, Mode, Notice, Outcome, Phase, Pin,
     RESCUED_MAX, Reason, Request, SourceFacts, after,
 };
 use crate::image::{Digest, Float, Stamp, Tag};
-
-/// The longest backoff, in seconds.
-const BACKOFF_MAX: i64 = 120;
-
-/// What an outcome's record depends on, beside the request.
-#[derive(Debug, Clone, Copy)]
-pub struct Context {
-    /// Now.
-    pub now: Timestamp,
-    /// The newest prune stamp known on this float, of whatever request.
-    pub newest_stamp: Option<Stamp>,
-    /// Where in its range the backoff falls, 0 to 1.
-    pub jitter: f64,
-}
-
-/// What became of an outcome.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Effect {
-    /// It is recorded; these deserve an event.
-    Recorded(Vec<Notice>),
-    /// It cannot follow from the recorded phase; nothing changed.
-    Ignored,
-}
 
 /// Records what a finished step of image `index` found.
 ///
@@ -66,11 +42,6 @@ pub fn advance(request: &mut Request, index: usize, outcome: Outcome, context: &
         return Effect::Ignored;
     }
     Effect::Recorded(update.notices)
-}
-
-/// The message of an image that was held back because `float` failed.
-pub(super) fn held(float: &str) -> String {
-    format!("not moved, because {float} failed; see there, then create another request")
 }
 
 /// One image while an outcome is recorded.
@@ -403,14 +374,6 @@ impl ImageUpdate<'_> {
             ),
         });
     }
-}
-
-/// Exponential with full jitter, whole seconds, 1 to 120.
-pub(super) fn backoff(attempts: u32, jitter: f64) -> i64 {
-    let ceiling = BACKOFF_MAX.min(1 << attempts.min(7));
-    #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)]
-    let seconds = (ceiling as f64 * jitter.clamp(0.0, 1.0)).ceil() as i64;
-    seconds.clamp(1, BACKOFF_MAX)
 }
 
 #[cfg(test)]

@@ -8,123 +8,15 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::advance::held;
 use super::rollback;
+use super::terms::{Admission, Decision, Inputs, held};
 use super::{GRACE_SECONDS, Image, Latch, Phase, Reason, Request, Step, after, whole_second};
-use crate::image::Stamp;
 
 /// No write of ours may land later than so many seconds from now: the longest L, a write's timeout, and a former leader that does
 /// not know it yet.
 const LATE_MAX_SECONDS: i64 = 160;
 /// Times in status are whole seconds: two that differ by no more may be the same.
 const SAME_TIME: SignedDuration = SignedDuration::from_secs(1);
-
-/// What a decision depends on, beside the request.
-#[derive(Debug, Clone)]
-pub struct Inputs {
-    /// Now.
-    pub now: Timestamp,
-    /// How many seconds the clock has gone ahead of the time that passed since the deadline was first seen: it was set, or nobody led
-    /// meanwhile. Deadlines are later by so much.
-    pub stepped: i64,
-    /// The resourceVersion of the object: its order, if none is recorded yet.
-    pub resource_version: u64,
-    /// Whether the request has its floats to itself.
-    pub admission: Admission,
-    /// Whether anything may be launched at all (not while shutting down, nor without the lease).
-    pub launching: bool,
-    /// The context of each image, in the order of the spec.
-    pub contexts: Vec<ImageContext>,
-}
-
-/// What surrounds one image.
-#[derive(Debug, Clone, Default)]
-pub struct ImageContext {
-    /// The step that runs.
-    pub running: Option<Step>,
-    /// What that step waits for.
-    pub waiting: Option<Waiting>,
-    /// Nothing may be launched on the float before then: a write of ours may not show yet.
-    pub quiet_until: Option<Timestamp>,
-    /// A write of ours may land on the float until then: nothing may be decided for good, or taken back, before.
-    pub late_until: Option<Timestamp>,
-    /// The newest prune stamp known on the float, of whatever request.
-    pub newest_stamp: Option<Stamp>,
-    /// The controller's operator has stopped work on a registry of the image; this says so.
-    pub paused: Option<String>,
-    /// This process has launched nothing of the image: what its record counts as launched was launched by an earlier one.
-    pub taken_over: bool,
-}
-
-/// What a running step waits for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Waiting {
-    /// A waiting reason.
-    pub reason: Reason,
-    /// One line.
-    pub message: String,
-    /// Until when, at least.
-    pub until: Timestamp,
-}
-
-/// What the claims say of a request.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Admission {
-    /// It holds every float of its unfinished images (or plans only, and needs none).
-    Holds,
-    /// It has to wait, for a waiting reason.
-    Waits(Reason, String),
-    /// It cannot ever be carried out, for a terminal reason.
-    Refused(Reason, String),
-    /// A newer request took these images' floats; the message names it.
-    Superseded(Vec<usize>, String),
-}
-
-/// What to do once the record is saved.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Decision {
-    /// Launch these.
-    pub launches: Vec<Launch>,
-    /// Give these images' running steps up: reads and copies at once, tag writes after their answer.
-    pub drops: Vec<usize>,
-    /// Look again then.
-    pub wake: Option<Timestamp>,
-    /// What the request as a whole waits for, if it does.
-    pub waiting: Option<(Reason, String)>,
-    /// `spec.cancel` came too late.
-    pub cancel_ignored: bool,
-}
-
-/// A step to run on one image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Launch {
-    /// The image's index.
-    pub image: usize,
-    /// The step.
-    pub step: Step,
-    /// It may have run before: what it would write is looked at first.
-    pub may_have_run: bool,
-}
-
-impl Inputs {
-    /// When the deadline of a request is, by this clock.
-    pub(super) fn due(&self, request: &Request) -> Option<Timestamp> {
-        let deadline = request.status.deadline?;
-        Some(after(deadline, self.stepped))
-    }
-
-    /// Whether the last launch of an image was cut off by the end of the process that launched it: then its next one is the same
-    /// attempt. That end may have come by anything, most often by another image; the deadline bounds how often.
-    pub(super) fn was_cut_off(&self, index: usize, image: &Image) -> bool {
-        let taken_over = self
-            .contexts
-            .get(index)
-            .is_some_and(|context| context.taken_over);
-        // What failed says when it is tried again.
-        let open = image.next_attempt.is_none();
-        taken_over && open && image.attempts > 0
-    }
-}
 
 /// Records what is due and says what may run.
 pub fn decide(request: &mut Request, inputs: &Inputs) -> Decision {
@@ -456,7 +348,7 @@ fn commit(request: &mut Request, inputs: &Inputs) {
 /// Launches the next step of every image that nothing keeps back, and counts it.
 fn launch(request: &mut Request, inputs: &Inputs, decision: &mut Decision) {
     if inputs.admission != Admission::Holds {
-        decision.wake = earliest(decision.wake, next_end(request, inputs));
+        decision.wake_at(next_end(request, inputs));
         return;
     }
     let failed = request.failed_float().is_some();
@@ -490,24 +382,9 @@ fn launch(request: &mut Request, inputs: &Inputs, decision: &mut Decision) {
         let Some(step) = next_step(image.phase, standing) else {
             continue;
         };
-        let mut not_before = image.next_attempt.max(context.quiet_until);
-        if step.is_final() {
-            not_before = not_before.max(context.late_until);
-        }
-        if let Some(later) = not_before.filter(|&t| t > inputs.now) {
-            decision.wake = earliest(decision.wake, Some(later));
-        } else if inputs.launching {
-            decision.launches.push(Launch {
-                image: index,
-                step,
-                may_have_run: image.attempts > 0,
-            });
-            image.attempts += u32::from(!inputs.was_cut_off(index, image));
-            // Why it is launched again stays: until there is an outcome it is the last that is known.
-            image.next_attempt = None;
-        }
+        decision.launch(index, step, image, inputs);
     }
-    decision.wake = earliest(decision.wake, next_end(request, inputs));
+    decision.wake_at(next_end(request, inputs));
 }
 
 /// What the next step depends on, beside the phase.
@@ -596,13 +473,6 @@ fn running(inputs: &Inputs, index: usize) -> Option<Step> {
         .contexts
         .get(index)
         .and_then(|context| context.running)
-}
-
-pub(super) fn earliest(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
-    }
 }
 
 #[cfg(test)]

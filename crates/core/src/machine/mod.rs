@@ -38,6 +38,7 @@ mod reason;
 mod request;
 mod rollback;
 mod step;
+mod terms;
 
 #[cfg(test)]
 mod model;
@@ -48,8 +49,8 @@ mod samples;
 #[cfg(test)]
 mod table;
 
-pub use advance::{Context, Effect, advance};
-pub use decide::{Admission, Decision, ImageContext, Inputs, Launch, Waiting, decide};
+pub use advance::advance;
+pub use decide::decide;
 pub use expiry::Expiry;
 pub use forecast::{Bytes, Children, Copying, FloatTags, Forecast, Tally, Write, WrittenTag};
 pub use outcome::{Fault, FaultClass, Foreign, Outcome};
@@ -59,6 +60,7 @@ pub use request::{
     Image, ImageSpec, Latch, Mode, OnFailure, Pin, Referrers, Request, SourceFacts, Spec, Status,
 };
 pub use step::Step;
+pub use terms::{Admission, Context, Decision, Effect, ImageContext, Inputs, Launch, Waiting};
 
 use jiff::{SignedDuration, Timestamp};
 

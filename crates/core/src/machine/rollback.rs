@@ -7,8 +7,7 @@
 
 use jiff::Timestamp;
 
-use super::advance::{Context, Effect, backoff};
-use super::decide::{Decision, Inputs, Launch, earliest};
+use super::terms::{Context, Decision, Effect, Inputs, backoff};
 use super::{
     Fault, FaultClass, GRACE_SECONDS, Image, OnFailure, Outcome, Phase, Reason, Request, Step,
     after,
@@ -39,7 +38,7 @@ pub(super) fn decide(request: &mut Request, inputs: &Inputs, decision: &mut Deci
             return;
         }
         if let Some(later) = settled.filter(|&t| t > inputs.now) {
-            decision.wake = earliest(decision.wake, Some(later));
+            decision.wake_at(Some(later));
             return;
         }
         begin(request, inputs);
@@ -70,22 +69,10 @@ pub(super) fn decide(request: &mut Request, inputs: &Inputs, decision: &mut Deci
         if context.paused.is_some() {
             continue;
         }
-        let not_before = image.next_attempt.max(context.quiet_until);
-        let not_before = not_before.max(context.late_until);
-        if let Some(later) = not_before.filter(|&t| t > inputs.now) {
-            decision.wake = earliest(decision.wake, Some(later));
-        } else if inputs.launching {
-            decision.launches.push(Launch {
-                image: index,
-                step: Step::RollBack,
-                may_have_run: image.attempts > 0,
-            });
-            image.attempts += u32::from(!inputs.was_cut_off(index, image));
-            image.next_attempt = None;
-        }
+        decision.launch(index, Step::RollBack, image, inputs);
     }
     if request.is_rolling_back() {
-        decision.wake = earliest(decision.wake, Some(due).filter(|&t| t > inputs.now));
+        decision.wake_at(Some(due).filter(|&t| t > inputs.now));
     }
 }
 

@@ -539,7 +539,10 @@ fn a_wait_beyond_the_end_of_time_is_a_wait_until_then() {
         &mut request,
         fault(Reason::RateLimited, FaultClass::Wait { seconds: i64::MAX }),
     );
-    assert_eq!(request.status.images[0].next_attempt, Some(Timestamp::MAX));
+    assert_eq!(
+        request.status.images[0].next_attempt,
+        Some(jiff::Timestamp::MAX)
+    );
 }
 
 #[test]

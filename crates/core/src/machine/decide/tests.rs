@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::machine::samples::{at, float, inputs, now, request, running};
-use crate::machine::{Launch, Mode, Status};
+use crate::machine::{Launch, Mode, Status, Waiting};
 use Phase::{BackedUp, Cancelled, Failed, Incoming, Latched, Pending, Posted};
 
 fn ends(request: &Request) -> Vec<(Phase, Option<Reason>)> {

@@ -1,0 +1,254 @@
+//! What the engine hears of requests: that they are there, have begun, ended or are gone; and when their floats are free again.
+
+use tokio::time::Instant;
+
+use super::pause::Pause;
+use super::shared::{Engine, contender, identity, left_alone};
+use super::state::{Known, PushCheck, State};
+use super::stats::RequestStats;
+use super::telemetry;
+use crate::api::{self, PromotionRequest};
+use crate::image::Float;
+use crate::machine::claims::{Contender, Standing};
+use crate::store::{Key, Store, Unreadable};
+
+impl<S: Store> Engine<S> {
+    /// Takes note of an unfinished object, as read from a list, a watch or a load: it contends for its floats from now on.
+    /// True where a reconcile is due: not for our own save coming back, nor for what is known already.
+    #[allow(
+        clippy::must_use_candidate,
+        reason = "noting is the purpose, the answer a convenience"
+    )]
+    pub fn observe(&self, object: &PromotionRequest) -> bool {
+        let Some((uid, version)) = identity(&object.metadata) else {
+            return false;
+        };
+        if object.is_finished() {
+            return false;
+        }
+        let key = Key::from(object);
+        let request = match api::status::read(object) {
+            Ok(request) => request,
+            Err(error) => match left_alone(object, &error) {
+                Some(unreadable) => return self.observe_unreadable(&unreadable),
+                None => return true,
+            },
+        };
+        let contender = contender(&key, &uid, version, &request);
+        let counts = RequestStats::of(object, &request);
+        let mut state = self.lock();
+        let own = state.known.get_mut(&uid).is_some_and(|known| {
+            if let Some(heard) = &mut known.saving {
+                // Whether it is our own shows when the save is answered.
+                *heard = version.max(*heard);
+            }
+            known.saving.is_some() || known.saved == Some(version)
+        });
+        let news = state.note(&key, version, contender, counts) && !own;
+        let woken = std::mem::take(&mut state.woken);
+        drop(state);
+        self.wake(woken);
+        news
+    }
+
+    /// Takes note of an object that this version cannot read: it blocks the floats that it names. True where a reconcile is due.
+    #[allow(
+        clippy::must_use_candidate,
+        reason = "noting is the purpose, the answer a convenience"
+    )]
+    pub fn observe_unreadable(&self, object: &Unreadable) -> bool {
+        let Some((uid, version)) = identity(&object.metadata) else {
+            return false;
+        };
+        if object.finished {
+            self.ended(&uid);
+            return false;
+        }
+        let key = Key::from(&object.metadata);
+        let order = object.order.unwrap_or(version);
+        let contender = Contender::unreadable(
+            &uid,
+            &key.to_string(),
+            order,
+            &object.floats,
+            object.started,
+        );
+        let mut state = self.lock();
+        let news = state.note(&key, version, contender, RequestStats::default());
+        let woken = std::mem::take(&mut state.woken);
+        drop(state);
+        self.wake(woken);
+        news
+    }
+
+    /// Takes over from an earlier leader: whoever of those observed so far began and has not ended owns its floats, before anything is
+    /// launched.
+    pub fn rebuild(&self) {
+        let mut state = self.lock();
+        let state = &mut *state;
+        // Of two that have begun on one float the older one goes on, whoever leads.
+        let mut all: Vec<_> = state.known.values().collect();
+        all.sort_unstable_by_key(|known| (known.contender.order, &known.contender.uid));
+        for known in all {
+            if known.contender.standing == Standing::Unreadable {
+                continue;
+            }
+            let (owned, quota_key) = (known.contender.owned(), known.quota_key());
+            if !owned.is_empty() && !state.claims.take(&known.contender.uid, &owned) {
+                tracing::error!(request = %known.key, "two requests have begun on one float; this one waits");
+                state.inherited.retain(|float, _| !owned.contains(float));
+            } else if !owned.is_empty() || (quota_key.plans && known.contender.started) {
+                let uid = &known.contender.uid;
+                state.quota.occupy(&quota_key, uid);
+                let floats = owned.into_iter().map(|float| (float, uid.clone()));
+                state.inherited.extend(floats);
+            }
+        }
+        tracing::info!(
+            requests = state.known.len(),
+            floats = state.claims.len(),
+            "claims rebuilt from status"
+        );
+    }
+
+    /// An object is there no more, or is not unfinished any more. What runs of it is given up, tag writes after their answer.
+    pub fn forget(&self, uid: &str) {
+        let Some(known) = self.ended(uid) else {
+            return;
+        };
+        // While a save of ours is on its way it may be that, come back before its answer, that ended it.
+        if known.saving.is_none() && known.unanswered.is_none() {
+            telemetry::deleted(&known.key, &known.contender);
+        }
+    }
+
+    /// Forgets a request that has ended or is gone, and lets those who waited for it go on.
+    pub(super) fn ended(&self, uid: &str) -> Option<Known> {
+        let mut state = self.lock();
+        let forgotten = state.forget(uid);
+        let mut waiting = std::mem::take(&mut state.woken);
+        let Some(known) = forgotten else {
+            drop(state);
+            self.wake(waiting);
+            return None;
+        };
+        if let PushCheck::Running(cancel, ..) = &known.push_check {
+            cancel.cancel();
+        }
+        for (_, operation) in state.running(uid) {
+            operation.cancel.cancel();
+        }
+        let floats = known.contender.shares.iter().map(|share| &share.float);
+        waiting.extend(state.keys_on(floats, uid));
+        let quota_key = known.quota_key();
+        state.quota.release(&quota_key, uid);
+        state.quota.withdraw(&quota_key, uid);
+        waiting.extend(state.call(&quota_key));
+        waiting.extend(state.end_push_check(&quota_key.namespace, uid));
+        drop(state);
+        self.wake(waiting);
+        self.settle_claims(uid);
+        Some(known)
+    }
+
+    /// Stops work, or lets it go on, for every request at once. What waited for its turn meanwhile is as new: its patience with
+    /// older ones begins again, so that going on does not let newer requests pass them.
+    pub fn pause(&self, pause: Pause) {
+        let message = pause.message().map(ToOwned::to_owned);
+        {
+            let mut state = self.lock();
+            if state.pause == pause {
+                return;
+            }
+            state.pause = pause;
+            for known in state.known.values_mut() {
+                if let PushCheck::Yes(since) = &mut known.push_check {
+                    *since = Instant::now();
+                }
+            }
+        }
+        if let Some(message) = message {
+            tracing::warn!("{message}");
+        } else {
+            tracing::info!("nothing is paused (any more)");
+        }
+        self.reconsider();
+    }
+
+    /// Launches nothing more, gives up reads and copies, and lets tag writes end.
+    pub fn drain(&self) {
+        let mut state = self.lock();
+        state.draining = true;
+        let uids: Vec<_> = state.operations.keys().cloned().collect();
+        for uid in uids {
+            for (_, operation) in state.running(&uid) {
+                operation.cancel.cancel();
+            }
+        }
+    }
+
+    /// How many operations have not been recorded yet, whether they run or have ended.
+    #[must_use]
+    pub fn unrecorded(&self) -> usize {
+        let state = self.lock();
+        let known = state
+            .operations
+            .iter()
+            .filter(|(uid, _)| state.known.contains_key(*uid));
+        let ended = known.flat_map(|(_, operations)| operations.by_image.values());
+        let ended = ended.filter(|o| o.outcome.is_some()).count();
+        ended + state.running_in_all()
+    }
+
+    /// Bytes written so far by the running operations of an object, by image.
+    #[must_use]
+    pub fn bytes(&self, uid: &str) -> Vec<(usize, u64)> {
+        let state = self.lock();
+        state
+            .running(uid)
+            .map(|(index, o)| (index, o.progress.bytes()))
+            .collect()
+    }
+
+    /// Gives back the floats that a request is entitled to no longer, once nothing of it runs there and no write of ours can land there
+    /// any more.
+    pub(super) fn settle_claims(&self, uid: &str) {
+        self.release(uid, State::is_entitled);
+    }
+
+    /// Gives back the floats that `keep` does not keep, once nothing of the request runs there and the float has settled.
+    pub(super) fn release(&self, uid: &str, keep: fn(&State, &str, &Float) -> bool) {
+        let now = Instant::now();
+        let mut state = self.lock();
+        let state = &mut *state;
+        let owned: Vec<_> = state
+            .claims
+            .floats(uid)
+            .filter(|float| keep(state, uid, float))
+            .cloned()
+            .collect();
+        let running: Vec<_> = state.running(uid).map(|(_, o)| o.float.clone()).collect();
+        let mut requeue_at: Option<Instant> = None;
+        let freed = state.claims.release(uid, |float| {
+            if owned.contains(float) || running.contains(float) {
+                return true;
+            }
+            let late = self.inner.tools.memory.late_until(float, now);
+            requeue_at = [requeue_at, late].into_iter().flatten().min();
+            late.is_some()
+        });
+        if running.is_empty() && !state.known.contains_key(uid) {
+            state.operations.remove(uid);
+        }
+        let mut waiting = state.keys_on(freed.iter(), uid);
+        waiting.extend(state.release_quota(uid));
+        self.wake(waiting);
+        if let Some(requeue_at) = requeue_at {
+            let (engine, uid) = (self.clone(), uid.to_owned());
+            tokio::spawn(async move {
+                tokio::time::sleep_until(requeue_at).await;
+                engine.settle_claims(&uid);
+            });
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! The engine as all its parts share it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::mpsc;
+
+use super::leadership::Leadership;
+use super::memory::Memory;
+use super::operation::Tools;
+use super::operation_queue::OperationQueue;
+use super::state::State;
+use super::stats::WorkQueue;
+use crate::api::PromotionRequest;
+use crate::api::status::ReadError;
+use crate::machine::Request;
+use crate::machine::claims::{Contender, Standing};
+use crate::policy::Policy;
+use crate::registry::RegistryClient;
+use crate::store::{Key, Store, Unreadable};
+
+/// How the engine is set.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How long a tag write may take to show.
+    pub settle: Duration,
+    /// How long after it was given up a tag write that was not answered may land.
+    pub late: Duration,
+    /// A request whose operations still run is saved at most this often.
+    pub status_interval: Duration,
+    /// So many requests of one namespace may have begun at once; 0: any number.
+    pub namespace_max: usize,
+}
+
+/// Runs requests. Cheap to clone; clones share everything.
+pub struct Engine<S> {
+    pub(super) inner: Arc<Inner<S>>,
+}
+
+pub(super) struct Inner<S> {
+    pub(super) store: S,
+    pub(super) tools: Tools,
+    pub(super) policy: Policy,
+    pub(super) settings: Settings,
+    pub(super) triggers: mpsc::UnboundedSender<Key>,
+    pub(super) queue: OperationQueue,
+    pub(super) state: Mutex<State>,
+    pub(super) work_queue: Mutex<WorkQueue>,
+}
+
+impl<S> Clone for Engine<S> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+        }
+    }
+}
+
+impl<S: Store> Engine<S> {
+    /// An engine, and the stream of keys that it wants reconciled.
+    pub fn new(
+        store: S,
+        registry: RegistryClient,
+        policy: Policy,
+        leadership: Leadership,
+        settings: Settings,
+    ) -> (Self, mpsc::UnboundedReceiver<Key>) {
+        let (triggers, queue) = mpsc::unbounded_channel();
+        let operations = OperationQueue::new(registry.concurrency());
+        // So long after its sending a write that is not answered is given up.
+        let given_up = registry.put_timeout();
+        let tools = Tools {
+            registry,
+            memory: Arc::new(Memory::new(settings.settle, given_up + settings.late)),
+            leadership,
+        };
+        let state = Mutex::new(State::new(settings.namespace_max));
+        let inner = Inner {
+            store,
+            tools,
+            policy,
+            settings,
+            triggers,
+            queue: operations,
+            state,
+            work_queue: Mutex::default(),
+        };
+        let engine = Self {
+            inner: Arc::new(inner),
+        };
+        engine.register_collector();
+        (engine, queue)
+    }
+
+    /// The store behind it.
+    #[must_use]
+    pub fn store(&self) -> &S {
+        &self.inner.store
+    }
+
+    /// What this process knows of its own tag writes.
+    #[must_use]
+    pub fn memory(&self) -> &Memory {
+        &self.inner.tools.memory
+    }
+
+    /// Asks for a reconcile of an object.
+    pub fn trigger(&self, key: Key) {
+        self.inner.work_queue.lock().add(&key);
+        // The receiver is gone only when the process ends.
+        let _ = self.inner.triggers.send(key);
+    }
+
+    /// Asks for a reconcile of everything that is known: what requests may do has changed.
+    pub fn reconsider(&self) {
+        let keys = {
+            let state = self.lock();
+            let known = state.known.values().map(|known| &known.key);
+            let shelved = state.backlog.all().map(|shelved| &shelved.key);
+            known.chain(shelved).cloned().collect()
+        };
+        self.wake(keys);
+    }
+
+    pub(super) fn wake(&self, keys: Vec<Key>) {
+        for key in keys {
+            self.trigger(key);
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.inner.state.lock()
+    }
+}
+
+/// Now, in whole seconds, as times in status are.
+pub(super) fn now() -> Timestamp {
+    let now = Timestamp::now();
+    Timestamp::from_second(now.as_second()).unwrap_or(now)
+}
+
+/// A request as read at `version`, among those it shares a float with; whether it may begin is not known from the record.
+pub(super) fn contender(key: &Key, uid: &str, version: u64, request: &Request) -> Contender {
+    // Before an order is saved, the present resourceVersion counts.
+    let order = request.status.order.unwrap_or(version);
+    Contender::of(uid, &key.to_string(), order, request, Standing::Undecided)
+}
+
+/// An object that cannot be read and is left alone; none where it is refused: it cannot be carried out and has not begun.
+pub(super) fn left_alone(object: &PromotionRequest, error: &ReadError) -> Option<Unreadable> {
+    let begun = object
+        .status
+        .as_ref()
+        .is_some_and(|status| status.start_time.is_some());
+    if matches!(error, ReadError::Spec { .. }) && !begun {
+        return None;
+    }
+    Some(Unreadable::of_object(object, error))
+}
+
+/// The UID and resourceVersion of an object that has both.
+pub(super) fn identity(metadata: &ObjectMeta) -> Option<(String, u64)> {
+    let uid = metadata.uid.clone()?;
+    let version = metadata.resource_version.as_ref()?.parse().ok()?;
+    Some((uid, version))
+}
