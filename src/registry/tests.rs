@@ -33,7 +33,7 @@ fn sources(folder: &Path, found: &mut BTreeMap<String, String>) {
     }
 }
 
-/// The files that a file names by their paths.
+/// The files that a file names by their paths, or is made of.
 fn arrows(file: &str, code: &str, files: &BTreeMap<String, String>) -> BTreeSet<String> {
     let folder = file.rsplit_once('/').map_or("", |(folder, _)| folder);
     let path = |rest: &str| {
@@ -50,7 +50,11 @@ fn arrows(file: &str, code: &str, files: &BTreeMap<String, String>) -> BTreeSet<
             .map(str::to_owned)
             .find(|prefix| files.contains_key(prefix))
     });
-    named.filter(|named| named != file).collect()
+    let parts = files
+        .keys()
+        .filter(|part| part.starts_with(&format!("{file}/")));
+    let named = named.filter(|named| named != file);
+    named.chain(parts.cloned()).collect()
 }
 
 #[test]
