@@ -45,6 +45,15 @@ enum Tried {
     NotTold,
 }
 
+/// One blob on its way into an upload session.
+struct Upload<'a> {
+    job: &'a Job<'a>,
+    blob: Blob,
+    what: &'a str,
+    access: &'a Access<'a>,
+    places: &'a StreamPlaces,
+}
+
 impl RegistryClient {
     /// Streams one blob from source to target, however often that takes.
     pub(crate) async fn transfer(
@@ -134,9 +143,14 @@ impl RegistryClient {
             Some(location) => location,
             None => self.begin(&access, &what, true, job.progress).await?,
         };
-        let outcome = self
-            .send_blob(job, blob, &what, &access, &location, response, places)
-            .await;
+        let upload = Upload {
+            job,
+            blob,
+            what: &what,
+            access: &access,
+            places,
+        };
+        let outcome = self.send_blob(&upload, &location, response).await;
         if outcome.is_err() {
             self.cancel(Some(&location), &access, &what, job.progress)
                 .await;
@@ -145,24 +159,20 @@ impl RegistryClient {
     }
 
     /// Sends a blob to its upload session, and to where that is redirected.
-    #[allow(clippy::too_many_arguments, reason = "one upload, from one place")]
     async fn send_blob(
         &self,
-        job: &Job<'_>,
-        blob: Blob,
-        what: &str,
-        access: &Access<'_>,
+        upload: &Upload<'_>,
         location: &Url,
         response: Response,
-        places: &StreamPlaces,
     ) -> Result<(), Failure> {
+        let Upload {
+            job, blob, what, ..
+        } = *upload;
         let (mut url, mut response) = (location.clone(), response);
         url.query_pairs_mut()
             .append_pair("digest", &blob.digest.to_string());
         for _ in 0..=REDIRECTS_MAX {
-            let moved = self
-                .upload(job, blob, what, access, url, response, places)
-                .await?;
+            let moved = self.upload(upload, url, response).await?;
             let Some(next) = moved else {
                 return Ok(());
             };
@@ -176,17 +186,19 @@ impl RegistryClient {
     }
 
     /// The closing PUT of an upload, with the whole content. Where it has to be sent instead, if that is said.
-    #[allow(clippy::too_many_arguments, reason = "one upload, from one place")]
     async fn upload(
         &self,
-        job: &Job<'_>,
-        blob: Blob,
-        what: &str,
-        access: &Access<'_>,
+        upload: &Upload<'_>,
         location: Url,
         response: Response,
-        places: &StreamPlaces,
     ) -> Result<Option<Url>, Failure> {
+        let Upload {
+            job,
+            blob,
+            what,
+            access,
+            places,
+        } = *upload;
         let mut request = self.blob_request(Method::PUT, location, what, access, job.progress);
         request.headers.insert(
             CONTENT_TYPE,
