@@ -16,7 +16,7 @@ use crate::machine::{Phase, Reason, Request, whole_second};
 pub const TYPES: [&str; 5] = [PROGRESSING, "Staged", "Complete", "Failed", EXPIRING];
 /// The condition that says what a request waits for, and since when.
 const PROGRESSING: &str = "Progressing";
-/// What stands before the time since when, at the end of a message.
+/// Precedes the time since when, at the end of a message.
 const SINCE: &str = "; since ";
 /// The room that it takes.
 const SINCE_MAX: usize = 40;
@@ -39,7 +39,7 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// What is to be said of a record.
+    /// The summary of a record.
     #[must_use]
     pub fn of(request: &Request, waiting: Option<&(Reason, String)>) -> Self {
         let phase = request.phase();
@@ -61,7 +61,7 @@ impl Summary {
         }
     }
 
-    /// What is to be said of an end.
+    /// The summary of an end.
     #[must_use]
     pub fn ended(phase: Phase, staged: bool, reason: Reason, message: String) -> Self {
         Self {
@@ -73,7 +73,7 @@ impl Summary {
     }
 }
 
-/// The reason that stands for a phase that is being left.
+/// The reason shown while an image works towards the next phase.
 #[must_use]
 pub fn working(phase: Phase) -> Reason {
     match phase {
@@ -224,7 +224,7 @@ fn progress(request: &Request) -> String {
     text
 }
 
-/// Puts what is to be said of a record into the conditions.
+/// Writes the summary of a record into the conditions.
 pub(super) fn write(
     status: &mut PromotionRequestStatus,
     request: &Request,

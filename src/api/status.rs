@@ -291,7 +291,7 @@ pub fn write(
 
 fn write_image(to: &mut ImageStatus, image: &Image) {
     let ended = image.phase.is_finished() && to.phase == image.phase.as_str();
-    // Why an image ended under a newer version, nobody here can say better.
+    // A newer version's reason for an end is kept: this version knows no better one.
     let unknown_reason = |name: &String| ended && Reason::parse(name).is_none();
     let unknown_reason = to.reason.take().filter(unknown_reason);
     to.phase = image.phase.as_str().into();
@@ -402,7 +402,7 @@ pub fn reset(
 ) -> Result<(), ReadError> {
     let mut request = read(object)?;
     if request.is_rolling_back() {
-        // It is taken back before anything else is thought of.
+        // The rollback comes before anything else.
         request.status.deadline = None;
         write(object, &request, None, now);
         return Ok(());

@@ -1,8 +1,8 @@
 //! What this process serves to those who look after it: `/metrics`, `/livez` and `/readyz`, over plain HTTP.
 //!
-//! Guaranteed: it answers whether the process leads, waits or ends; no body is read; a connection serves one request and lasts
-//! [`WHOLE`] at the longest; no more than [`CONNECTIONS`] are open at once, [`PER_PEER`] of one address, and whoever comes is accepted: the
-//! oldest makes room. Probes can have an address of their own, which nobody else need be let in to.
+//! Guaranteed: it answers whether the process leads, waits or ends; no body is read; a connection serves one request and lasts [`WHOLE`]
+//! at the longest; no more than [`CONNECTIONS`] are open at once, [`PER_PEER`] of one address, and every connection is accepted: the
+//! oldest is closed for it. Probes can have an address of their own, which nobody else need be let in to.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -70,7 +70,7 @@ fn probes(
         )
 }
 
-/// Accepts whoever comes; who has been there longest, and has not been answered, goes where there are too many.
+/// Accepts every connection; beyond the limit the oldest unanswered one is closed.
 async fn answer(listener: TcpListener, routes: Router, flag: &str) {
     let mut open = Open::default();
     loop {

@@ -230,7 +230,7 @@ impl Elector {
     }
 
     /// Gives the lease back, saying so. Only to be called when every tag write of this process, and of those before it, has shown or
-    /// can land no more: whoever finds the mark waits for nothing.
+    /// can no longer land: whoever finds the mark need not wait.
     pub async fn release(mut self) {
         self.leadership.lose();
         let mut record = self.record.take();

@@ -49,7 +49,7 @@ struct Ended {
 type Finished = Object<Ttl, Ended>;
 type Listed = Kept<Ttl, Ended>;
 
-/// What is to be done about a request.
+/// What to do about a request.
 #[derive(Debug, PartialEq, Eq)]
 enum Due {
     Nothing,
@@ -94,7 +94,7 @@ impl Sweeper<'_> {
         loop {
             let (items, more) = match self.list(&params).await {
                 Ok(page) => (page.items, page.metadata.continue_),
-                // The list that was being paged through is no more; this goes on where it was in the present one.
+                // The list expired while it was paged through; continue at the same place in the present one.
                 Err(kube::Error::Api(status)) if status.code == 410 => {
                     (Vec::new(), status.metadata.and_then(|list| list.continue_))
                 }
@@ -146,7 +146,7 @@ impl Sweeper<'_> {
                 self.metrics.swept();
                 tracing::info!(request = %key, "deleted: its ttlSecondsAfterFinished has passed");
             }
-            // Changed, created anew or deleted since it was listed.
+            // Changed, recreated or deleted since it was listed.
             Ok(Err(kube::Error::Api(status))) if status.is_conflict() || status.is_not_found() => {}
             Ok(Err(error)) => tracing::warn!(request = %key, "cannot delete: {}", causes(&error)),
             Err(_) => tracing::warn!(request = %key, "cannot delete: timed out"),

@@ -22,7 +22,7 @@ use crate::machine::{Admission, Fault, FaultClass, Latch, Mode, Phase, Reason, R
 use crate::registry::{self, Progress, RegistryClient};
 use crate::store::{Access, AccessError, Key, Store, StoreError};
 
-/// How often it is looked whether a registry that has not answered is known to be unwell.
+/// How often a check looks whether its registry is known to be unavailable.
 const LOOK: Duration = Duration::from_secs(2);
 /// The longest pause before push permission is checked again.
 const CHECK_PAUSE_MAX: Duration = Duration::from_mins(1);
@@ -85,7 +85,7 @@ impl<S: Store> Engine<S> {
         object: &PromotionRequest,
         request: &Request,
     ) -> Result<AdmissionCheck, StoreError> {
-        // It waits again where it is checked next, and keeps nobody waiting where it is not.
+        // If it is checked next it waits again; if not, it holds up nobody.
         let waited = self.lock().push_checks.withdraw(&key.namespace, uid);
         let check = self.judge(key, uid, object, request).await;
         if waited {
@@ -105,7 +105,8 @@ impl<S: Store> Engine<S> {
         Ok(check)
     }
 
-    /// A request that cannot begin for a reason other than its namespace's limit lets the next one try; a plan that is held up counts no longer.
+    /// A request that cannot begin for a reason other than its namespace's limit lets the next one try; a plan that is held up counts no
+    /// longer.
     pub(super) fn withdraw(&self, uid: &str) {
         let mut state = self.lock();
         let Some(known) = state.known.get(uid) else {
@@ -138,7 +139,7 @@ impl<S: Store> Engine<S> {
             )));
         }
         if request.spec.suspend {
-            // Its committed images are waited for all the same; with the others it delays nobody.
+            // Others still wait for its committed images; with the rest it delays nobody.
             self.stand(uid, Standing::Ineligible);
             if !request.has_open_commit() {
                 return Ok(AdmissionCheck::waits(
@@ -170,13 +171,13 @@ impl<S: Store> Engine<S> {
             Err(AccessError::Invalid(message)) => {
                 let mut check =
                     AdmissionCheck::of(Admission::Refused(Reason::SecretInvalid, message));
-                // What is committed cannot end by this: it goes on when the Secret can be read again.
+                // This does not end committed images: they continue once the Secret can be read.
                 check.requeue_at = Some(Instant::now() + SECRET_AGAIN);
                 return Ok(check);
             }
             Err(AccessError::NotAllowed(message)) => {
                 let mut check = AdmissionCheck::of(Admission::Refused(Reason::NotAllowed, message));
-                // What is committed keeps its grant, and goes on once the rest has ended.
+                // Committed images keep their grant and continue once the rest has ended.
                 let goes_on = request.has_open_commit();
                 check.requeue_at = goes_on.then(|| Instant::now() + Duration::from_secs(1));
                 return Ok(check);
@@ -244,7 +245,7 @@ impl<S: Store> Engine<S> {
             Verdict::Superseded { by, floats } => {
                 let images = indices(request, &floats);
                 let admission = Admission::Superseded(images, superseded_by(&by));
-                // What is left of it, if anything is, is judged again at once.
+                // Its remaining images, if any, are judged again at once.
                 let requeue_at = Some(Instant::now());
                 Ok(AdmissionCheck {
                     requeue_at,
@@ -255,7 +256,7 @@ impl<S: Store> Engine<S> {
                 for rival in rivals {
                     let ended = self.supersede(key, &rival).await;
                     if !matches!(ended, Ok(Ok(()))) {
-                        // A claim that has not ended its rivals is none: it is judged anew.
+                        // A claim is valid only after its rivals were superseded: judge again.
                         self.release(uid, |_, _, _| false);
                     }
                     if let Err(check) = ended? {
@@ -291,7 +292,7 @@ impl<S: Store> Engine<S> {
         };
         let older = rivals.iter().map(|rival| &rival.uid);
         if !state.quota.try_admit(&quota_key, uid, me.order, older) {
-            // It may not begin: nobody of another namespace waits for it.
+            // It may not begin, so it must not block other namespaces.
             if let Some(known) = state.known.get_mut(uid) {
                 known.contender.standing = Standing::Ineligible;
             }
@@ -478,7 +479,7 @@ impl<S: Store> Engine<S> {
         Some(waits)
     }
 
-    /// Asks the registries; meanwhile, whoever watches is shown what is waited for.
+    /// Runs the check; meanwhile the status shows what it waits for.
     async fn run_push_check(
         &self,
         key: &Key,
@@ -539,7 +540,7 @@ impl<S: Store> Engine<S> {
         (!repositories.iter().all(same)).then_some(access)
     }
 
-    /// Keeps the answer to [`Self::check_push`], and wakes those whom it lets go ahead.
+    /// Keeps the result of [`Self::check_push`] and wakes the requests that may continue.
     fn push_checked(
         &self,
         key: &Key,
@@ -597,7 +598,7 @@ impl<S: Store> Engine<S> {
         self.trigger(key.clone());
     }
 
-    /// Notes whether a request may begin; one that may not delays nobody any more.
+    /// Records whether a request may begin; one that may not delays nobody.
     fn stand(&self, uid: &str, standing: Standing) {
         let mut state = self.lock();
         let Some(known) = state.known.get_mut(uid) else {
@@ -621,7 +622,7 @@ impl<S: Store> Engine<S> {
     }
 }
 
-/// It is being checked; why that takes so long, where that is known.
+/// Push permission is being checked; `why` says what it waits for, if that is known.
 fn checking(why: Option<&(Reason, String)>) -> AdmissionCheck {
     match why {
         Some((reason, message)) => AdmissionCheck::waits(*reason, message.clone(), None),
@@ -666,7 +667,7 @@ async fn may_push(
     Ok(())
 }
 
-/// The registries that what is left to do for an image has to do with: from Incoming on the source's is none of them.
+/// The registries an image still needs: the source's only until it is staged.
 pub(super) fn hosts(request: &Request, index: usize) -> impl Iterator<Item = &str> {
     let spec = request.spec.images.get(index);
     let phase = request.status.images.get(index).map(|image| image.phase);
@@ -676,7 +677,7 @@ pub(super) fn hosts(request: &Request, index: usize) -> impl Iterator<Item = &st
     source.into_iter().chain(float)
 }
 
-/// The floats that a request needs to go on: of its unfinished images, while it is suspended of the committed ones.
+/// The floats a request needs to continue: those of its unfinished images; while suspended, of its committed ones.
 fn wanted(request: &Request) -> Vec<Float> {
     let images = request.spec.images.iter().zip(&request.status.images);
     let open = images.enumerate().filter(|(index, _)| {

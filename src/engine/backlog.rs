@@ -1,9 +1,8 @@
-//! Requests that may not begin now, of which there may be any number: suspended ones, and those of a namespace that come after the
-//! [`FLOATS_MAX`] floats that are kept ready.
+//! Requests that may not begin now, in any number: suspended ones, and those of a namespace beyond its first [`FLOATS_MAX`] floats.
 //!
-//! A request that has not begun is *ready* (in [`State::known`](super::state::State), with all that a claim needs) or *shelved*: of it
-//! its name, its place in the order and sixteen bytes for each float are kept. Whoever claims a float still finds, and ends, the older
-//! requests that are shelved, so that the order of creation holds; a shelved one delays nobody, as it could not begin.
+//! A request that has not begun is *ready* (in [`State::known`](super::state::State), with all that a claim needs) or *shelved*: only its
+//! name, its order and sixteen bytes per float are kept. Whoever claims a float still finds, and ends, the older requests that are
+//! shelved, so the order of creation holds. A shelved request cannot begin, so it delays nobody.
 //!
 //! Guaranteed: of the requests of a namespace that are not suspended, the oldest are ready; as soon as one of them begins, ends, or is
 //! suspended, the oldest of the shelved ones is called.
@@ -19,7 +18,7 @@ use crate::store::Key;
 /// Floats of requests that wait ready to begin, of one namespace.
 pub(super) const FLOATS_MAX: usize = 5_000;
 
-/// A float, in little: under keys that nobody outside knows, so that two are equal by no design.
+/// A float, hashed with secret keys, so that nobody can choose two that collide.
 type Mark = [u64; 2];
 
 /// The shelved requests, and how many are ready.
@@ -57,7 +56,7 @@ pub(super) struct Shelved {
 }
 
 impl Backlog {
-    /// Whether a request that has not begun is to be shelved. The newest that are ready make room for an older one.
+    /// Whether to shelve a request that has not begun. The newest ready ones make room for an older one.
     pub fn takes(&self, key: &Key, contender: &Contender) -> bool {
         if contender.started {
             return false;
@@ -75,8 +74,7 @@ impl Backlog {
         passed || (older > 0 && older + weight(contender) > FLOATS_MAX)
     }
 
-    /// Takes note that a request is ready, or has begun. Gives those that are no longer to be ready: the newest, where they are too
-    /// many.
+    /// Marks a request as ready, or begun. Returns the newest ready ones beyond the limit: they are to be shelved.
     pub fn is_ready(&mut self, key: &Key, contender: &Contender) -> Vec<Uid> {
         self.is_not_ready(key, &contender.uid);
         if contender.started {
@@ -108,7 +106,7 @@ impl Backlog {
         self.tidy(&key.namespace);
     }
 
-    /// Shelves a request as it was read at `version`. Whether that is news.
+    /// Shelves a request as read at `version`. False where it was shelved at that version already.
     pub fn shelve(
         &mut self,
         key: &Key,
@@ -163,7 +161,7 @@ impl Backlog {
         Some(shelved)
     }
 
-    /// Who is to come now: the oldest of a namespace that are shelved, as far as there is room.
+    /// The oldest shelved requests of a namespace that fit now.
     pub fn call(&self, namespace: &str) -> Vec<Key> {
         let Some(rows) = self.namespaces.get(namespace) else {
             return Vec::new();
@@ -181,7 +179,7 @@ impl Backlog {
         called.map(|shelved| shelved.key.clone()).collect()
     }
 
-    /// How many of its namespace are before a request that is shelved because there are too many; none where it is not.
+    /// How many requests of its namespace are ahead of one that is shelved for the limit; none where it is not.
     pub fn before(&self, uid: &str) -> Option<usize> {
         let shelved = self.shelved.get(uid).filter(|shelved| !shelved.suspended)?;
         let rows = self.namespaces.get(&shelved.key.namespace)?;
@@ -239,7 +237,7 @@ impl Backlog {
     }
 }
 
-/// What a request counts for: one that only plans has no floats.
+/// The weight of a request in floats; a plan has none and counts as one.
 fn weight(contender: &Contender) -> usize {
     contender.shares.len().max(1)
 }

@@ -161,7 +161,7 @@ impl<S: Store> Engine<S> {
                 engine.land(&key, &uid, index, id, Outcome::Dropped);
                 return;
             };
-            // A task of its own, so that a defect in a step ends in an outcome and not in a float that waits for ever.
+            // Its own task: a panic in a step becomes an outcome instead of a float that waits forever.
             let mut work = tokio::spawn(operation.run());
             let outcome = loop {
                 tokio::select! {
@@ -247,7 +247,7 @@ impl<S: Store> Engine<S> {
             if let Some(known) = engine.lock().known.get_mut(&uid) {
                 known.triggered = false;
             }
-            // It may have been saved since: then the interval begins anew.
+            // It may have been saved since: then the interval restarts.
             engine.report(&key, &uid);
         });
     }

@@ -54,7 +54,7 @@ impl Leadership {
         }
     }
 
-    /// The lease was renewed: it is trusted for so long since then, by every clock that may have gone on while this process did not.
+    /// The lease was renewed: it is trusted for `lasts` since then, by every clock that may have run while this process did not.
     pub fn trust(&self, since: Moment, lasts: Duration) {
         if let Some(cell) = &self.trusted {
             let trust = Trust { since, lasts };

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::image::{Digest, Float, Repository, Stamp, Tag};
 use crate::registry::SingleFlight;
 
-/// The process's record of its own writes. Entries leave after their time, so that it stays as small as what is in work.
+/// The process's record of its own writes. Entries expire, so it stays proportional to the work under way.
 #[derive(Debug)]
 pub struct Memory {
     settle: Duration,
@@ -93,7 +93,7 @@ impl Memory {
         self.settle
     }
 
-    /// An earlier process may have sent tag writes until `last_sent`, of which nothing is known here.
+    /// An earlier process may have sent tag writes until `last_sent`; nothing is known of them here.
     pub fn follow(&self, last_sent: Instant) {
         self.keep_quiet(last_sent + self.settle, last_sent + self.late);
     }
@@ -261,7 +261,7 @@ impl Inner {
         sent.filter(move |sent| sent.tag == *tag)
     }
 
-    /// The latest end of what `lasts` so long after its sending, and of what an earlier process may have sent.
+    /// The latest of: sent writes plus what `lasts` says of their tag, and writes that an earlier process may have sent.
     fn until(
         &mut self,
         float: &Float,
@@ -339,7 +339,7 @@ impl Write<'_> {
         inner.answered.insert(key, (self.digest, now));
     }
 
-    /// It was refused, or no byte of it was sent: it is no write.
+    /// It was refused, or no byte of it was sent: nothing was written.
     pub(super) fn refused(&self) {
         self.memory.lock().take(self.float, self.number);
     }

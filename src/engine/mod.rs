@@ -10,8 +10,8 @@
 //! - A save that would change nothing is not made.
 //! - Operations are tasks of their own, keyed by UID: a long copy blocks nothing. What they found is dropped from memory only
 //!   after it was saved.
-//! - Of the operations in flight a bounded number is at work; the others wait for their turn, each as no more than its record.
-//! - Losing the memory of the engine loses nothing: the next reconcile launches again what status says.
+//! - A bounded number of operations runs at once; the others wait in a queue and hold no more than their record.
+//! - Losing this memory loses nothing: the next reconcile relaunches what the status says.
 
 mod admission;
 mod backlog;

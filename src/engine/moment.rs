@@ -1,6 +1,6 @@
 //! Moments, by every clock that may have gone on while this process did not.
 //!
-//! The monotonic clock stands still while the machine sleeps, and in most pauses of a virtual machine; the world goes on. The boot
+//! The monotonic clock stands still while the machine sleeps, and in most pauses of a virtual machine, while other hosts go on. The boot
 //! clock counts a sleep, and the wall clock is set right after a pause: what has passed since a moment is what any of them says.
 
 use std::time::{Duration, SystemTime};
@@ -54,7 +54,7 @@ fn since_boot() -> Duration {
     Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default()
 }
 
-/// Where there is no such clock the wall clock has to do.
+/// Elsewhere the wall clock has to do.
 #[cfg(not(target_os = "linux"))]
 fn since_boot() -> Duration {
     Duration::ZERO

@@ -14,7 +14,7 @@ use crate::store::{Key, Store, Unreadable};
 
 impl<S: Store> Engine<S> {
     /// Takes note of an unfinished object, as read from a list, a watch or a load: it contends for its floats from now on.
-    /// True where a reconcile is due: not for our own save coming back, nor for what is known already.
+    /// True if a reconcile is due: not for our own save coming back, nor for known versions.
     #[allow(
         clippy::must_use_candidate,
         reason = "noting is the purpose, the answer a convenience"
@@ -81,12 +81,11 @@ impl<S: Store> Engine<S> {
         news
     }
 
-    /// Takes over from an earlier leader: whoever of those observed so far began and has not ended owns its floats, before anything is
-    /// launched.
+    /// Takes over from an earlier leader: before anything is launched, every observed request that has begun and not ended owns its floats.
     pub fn rebuild(&self) {
         let mut state = self.lock();
         let state = &mut *state;
-        // Of two that have begun on one float the older one goes on, whoever leads.
+        // Of two that have begun on one float the older one continues, under every leader.
         let mut all: Vec<_> = state.known.values().collect();
         all.sort_unstable_by_key(|known| (known.contender.order, &known.contender.uid));
         for known in all {
@@ -111,7 +110,7 @@ impl<S: Store> Engine<S> {
         );
     }
 
-    /// An object is there no more, or is not unfinished any more. What runs of it is given up, tag writes after their answer.
+    /// An object was deleted or has ended. Its operations are cancelled; tag writes that were sent are still waited for.
     pub fn forget(&self, uid: &str) {
         let Some(known) = self.ended(uid) else {
             return;
@@ -122,7 +121,7 @@ impl<S: Store> Engine<S> {
         }
     }
 
-    /// Forgets a request that has ended or is gone, and lets those who waited for it go on.
+    /// Forgets a request that has ended or was deleted, and wakes those who waited for it.
     pub(super) fn ended(&self, uid: &str) -> Option<Known> {
         let mut state = self.lock();
         let forgotten = state.forget(uid);
@@ -151,8 +150,8 @@ impl<S: Store> Engine<S> {
         Some(known)
     }
 
-    /// Stops work, or lets it go on, for every request at once. What waited for its turn meanwhile is as new: its patience with
-    /// older ones begins again, so that going on does not let newer requests pass them.
+    /// Pauses or resumes work for every request. Requests that waited meanwhile start their patience with older ones anew, so that
+    /// resuming lets no newer request pass.
     pub fn pause(&self, pause: Pause) {
         let message = pause.message().map(ToOwned::to_owned);
         {
@@ -210,8 +209,7 @@ impl<S: Store> Engine<S> {
             .collect()
     }
 
-    /// Gives back the floats that a request is entitled to no longer, once nothing of it runs there and no write of ours can land there
-    /// any more.
+    /// Releases the floats that a request is no longer entitled to, once none of its operations runs and none of our writes can land there.
     pub(super) fn settle_claims(&self, uid: &str) {
         self.release(uid, State::is_entitled);
     }

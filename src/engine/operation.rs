@@ -178,7 +178,7 @@ impl Operation {
         })
     }
 
-    /// A part of the source is missing: is it the whole of it? Its manifest may have been remembered only.
+    /// A part of the source is missing: is all of it? Its manifest may only have been cached.
     async fn confirm_source(&self, source: Digest) -> Flow<()> {
         let repository = &self.spec.source.repository;
         self.tools
@@ -542,7 +542,7 @@ impl Operation {
     }
 
     /// Writes a tag that was looked at just before. Whatever was sent is waited for; what was not answered keeps the float quiet
-    /// until it shows or can land no more. Where the registry has to be waited for (it limits the rate, is read-only, unwell), the
+    /// until it shows or can land no more. Where the registry has to be waited for (rate limit, read-only, unavailable), the
     /// look would grow old: the step ends, waiting, and its next launch looks again.
     async fn put(&self, tag: &Tag, manifest: &Manifest) -> Flow<Written> {
         let (repository, memory) = (self.repository(), &self.tools.memory);
@@ -696,7 +696,7 @@ fn is_old(prune: &Tag) -> bool {
     Stamp::of(prune).is_some_and(|stamp| stamp < Stamp::at(fresh))
 }
 
-/// The step waits so long for the registry, and uses no attempt.
+/// The step waits this long for the registry and uses no attempt.
 fn waits(message: String, wait: Duration) -> Outcome {
     let whole = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
     let seconds = i64::try_from(whole).unwrap_or(i64::MAX);

@@ -1,7 +1,7 @@
 //! What the controller's operator has paused.
 //!
-//! In comes the text of the key `paused`; out comes, for the registries that work has to do with, whether it is paused and a line
-//! that says so. A text that cannot be read pauses everything: whoever set it meant to pause.
+//! Input: the text of the key `paused`. Output: whether work on given registries is paused, and a line that says so. A text that cannot
+//! be read pauses everything: whoever set it meant to pause.
 
 use crate::policy::HostPattern;
 

@@ -1,4 +1,4 @@
-//! Which requests are checked for push permission: of each namespace so many at once, in the order of their creation.
+//! Which requests are checked for push permission: a limited number per namespace, the oldest first.
 //!
 //! A check that waits for an unavailable registry sends nothing, and lets the next begin.
 

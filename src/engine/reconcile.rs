@@ -82,7 +82,7 @@ impl<S: Store> Engine<S> {
     ) -> Result<Next, ReconcileError> {
         let mut lost = false;
         for _ in 0..CONFLICTS {
-            // Named before the load: what is created anew under this name meanwhile is not gone.
+            // Looked up before the load: a request recreated under this name meanwhile is not gone.
             let named = self.lock().named(key);
             let loaded = match self.inner.store.load(key).await {
                 Err(StoreError::Unreadable(_, object)) => {
@@ -227,7 +227,7 @@ impl<S: Store> Engine<S> {
         Ok(next(decision.wake, requeue_at))
     }
 
-    /// What follows once a record is saved, or is as it was: only now may the evidence be forgotten, and what was planned begin.
+    /// Runs once a record is saved or unchanged: only now may outcomes be forgotten and steps launched.
     async fn recorded(&self, key: &Key, record: &PendingSave, saved: Option<&PromotionRequest>) {
         let uid = &record.uid;
         self.forget_recorded(uid, &record.collected);
@@ -326,7 +326,7 @@ impl<S: Store> Engine<S> {
         (finished, contexts)
     }
 
-    /// A credential that was rejected because another has taken its place meanwhile is no failure: the step is launched again.
+    /// A credential that was rejected because it was rotated is no failure: the step is relaunched.
     async fn retry_rotated_credentials(
         &self,
         object: &PromotionRequest,
@@ -463,7 +463,7 @@ impl<S: Store> Engine<S> {
         })
     }
 
-    /// Takes note of what was saved: for the order of others, for our own save coming back, for whoever watches.
+    /// Records what was saved: for the order of others, for our own save coming back, for events.
     pub(super) async fn saved(
         &self,
         key: &Key,
@@ -502,7 +502,7 @@ impl<S: Store> Engine<S> {
                     known.events_published += u32::try_from(events.len()).unwrap_or(u32::MAX);
                     events
                 }
-                // It was forgotten meanwhile, by its own end most often: its events are published all the same.
+                // It was forgotten meanwhile, most often by its own end: its events are still published.
                 None => events(before, request, notices, 0),
             }
         };
@@ -552,8 +552,8 @@ impl<S: Store> Engine<S> {
         Ok(Next::Triggered)
     }
 
-    /// Does nothing about a request that this version cannot read, and says so once. What runs of it ends, and is kept until it can be
-    /// recorded.
+    /// Leaves a request alone that this version cannot read, and says so once. Its operations end, and their outcomes are kept until they
+    /// can be recorded.
     async fn leave_alone(&self, key: &Key, found: &Unreadable) {
         self.observe_unreadable(found);
         let uid = found.metadata.uid.as_deref().unwrap_or_default();

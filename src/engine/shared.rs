@@ -114,7 +114,7 @@ impl<S: Store> Engine<S> {
         let _ = self.inner.triggers.send(key);
     }
 
-    /// Asks for a reconcile of everything that is known: what requests may do has changed.
+    /// Triggers a reconcile of every known request: what they may do has changed.
     pub fn reconsider(&self) {
         let keys = {
             let state = self.lock();

@@ -1,4 +1,4 @@
-//! What the engine knows beside the objects: requests in work, their operations, who contends for which float, who owns it.
+//! What the engine keeps in memory: requests, their operations, the contenders for each float and its owner.
 //!
 //! Plain data behind one lock that is never held over an await. Losing all of it loses nothing: status has what matters.
 
@@ -42,7 +42,7 @@ pub(super) struct State {
     pub claims: Claims,
     /// How many of a namespace may have begun at once.
     pub quota: NamespaceQuota,
-    /// Which requests are checked, of each namespace so many at once.
+    /// Which requests are checked for push permission, up to the limit of each namespace.
     pub push_checks: PushChecks,
     /// The requests whose Secret is missing, and how often it was by now, by namespace.
     missing: HashMap<String, HashMap<Uid, Missing>>,
@@ -52,21 +52,22 @@ pub(super) struct State {
     by_key: HashMap<Key, Vec<Uid>>,
     /// Which of them name a float.
     by_float: HashMap<Float, HashSet<Uid>>,
-    /// Floats that were owned when this process took over, until their owner is read anew: only that shows what may be on the wire.
+    /// Floats that were owned when this process took over, until their owner is reloaded: only that shows which writes may still be on
+    /// the wire.
     pub inherited: HashMap<Float, Uid>,
     /// What runs, also of requests that are gone meanwhile.
     pub operations: HashMap<Uid, Operations>,
     /// How many operations of each namespace were launched and have not landed.
     pub launched: HashMap<String, usize>,
-    /// Who launches nothing because these are too many, the first to come first.
+    /// Requests that launch nothing until fewer operations of their namespace are left, in order of arrival.
     pub held_back: HashMap<String, VecDeque<Key>>,
     /// Requests that have ended or were deleted of late. A UID never comes back.
     tombstones: HashMap<Uid, PhaseTimes>,
     /// The same, the oldest first.
     tombstone_order: VecDeque<(Uid, Instant)>,
-    /// Those that may not begin now, in little.
+    /// Requests that may not begin now, kept small.
     pub backlog: Backlog,
-    /// Who is to be reconciled because of what was noted.
+    /// Requests to reconcile because of what was noted.
     pub woken: Vec<Key>,
     /// What the operator has stopped.
     pub pause: Pause,
@@ -128,12 +129,12 @@ pub(super) struct PendingSave {
 #[derive(Clone, Copy)]
 pub(super) struct Deadline {
     pub at: Timestamp,
-    /// The time of day then, or the deadline where that had passed: its grace is a leader's own, whoever did not lead meanwhile.
+    /// The time of day then, or the deadline where that had passed: each leader gives the whole grace.
     pub seen: Timestamp,
     pub since: Instant,
 }
 
-/// The Secrets of which one is missing.
+/// The Secrets a request names, one of them missing.
 type Named = (Option<String>, Option<String>);
 
 struct Missing {
@@ -158,7 +159,7 @@ pub(super) enum PushCheck {
         reason: Reason,
         message: String,
         tries: u32,
-        /// How many of them were refused, and did not merely find a registry unwell.
+        /// How many of them the registry refused, rather than being unavailable.
         refused: u32,
         retry_at: Instant,
     },
@@ -186,7 +187,7 @@ pub(super) struct InFlight {
 }
 
 impl Known {
-    /// With whom it is counted.
+    /// The quota it counts against.
     pub fn quota_key(&self) -> QuotaKey {
         QuotaKey {
             namespace: self.key.namespace.clone(),
@@ -245,8 +246,8 @@ impl State {
         self.next_operation
     }
 
-    /// Takes note of a request as it was read at `version`. False where it is known as newer already, or has a tombstone: it would
-    /// hold up others for ever, because nothing more is heard of it.
+    /// Records a request as read at `version`. False where a newer version is known, or a tombstone: no further event would come, so it
+    /// would block others forever.
     pub fn note(
         &mut self,
         key: &Key,
@@ -284,7 +285,7 @@ impl State {
                 self.backlog.is_not_ready(key, &uid);
                 self.woken.extend(self.backlog.call(&key.namespace));
             }
-            // The floats cannot change, but in an object that was not, or is no longer, read as a whole.
+            // Floats change only where an object becomes readable, or stops being so.
             if before.shares.len() != contender.shares.len() {
                 self.unindex(&before);
                 self.index(&contender);
@@ -337,7 +338,7 @@ impl State {
         true
     }
 
-    /// Shelves a request that was ready, as it was read at `version`: it does not begin, so nobody waits for it.
+    /// Shelves a ready request, as read at `version`: it does not begin, so nobody waits for it.
     fn shelve(&mut self, uid: &str, version: u64, contender: &Contender, counts: RequestStats) {
         let Some(known) = self.unknow(uid) else {
             return;
@@ -506,8 +507,8 @@ impl State {
         keys
     }
 
-    /// A Secret of a request is missing: how long it may wait until it is looked for again. Where many wait that costs more, and is less
-    /// urgent: who makes one Secret does not make hundreds of requests first.
+    /// A Secret is missing: how long to wait before looking again. The more requests of a namespace wait, the longer: looking costs more
+    /// and is less urgent.
     pub fn miss(&mut self, namespace: &str, uid: &str, secrets: Named) -> Duration {
         let all = self.missing.entry(namespace.to_owned()).or_default();
         let missing = all.entry(uid.to_owned()).or_insert(Missing {
@@ -525,7 +526,7 @@ impl State {
             .min(SECRET_CROWD_MAX)
     }
 
-    /// The Secrets of a request are there: gives whoever waited for the same.
+    /// The Secrets of a request exist now: returns the requests that waited for the same ones.
     pub fn found(&mut self, namespace: &str, uid: &str) -> Vec<Key> {
         let Some(all) = self.missing.get_mut(namespace) else {
             return Vec::new();

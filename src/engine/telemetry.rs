@@ -55,7 +55,7 @@ impl<S: Store> Engine<S> {
         self.metrics().reconciled(begun.elapsed(), well);
     }
 
-    /// Lets every scrape ask this engine what is there, as long as it is.
+    /// Registers this engine with every scrape, for as long as it lives.
     pub(super) fn register_collector(&self) {
         let inner = Arc::downgrade(&self.inner);
         self.metrics().at_scrape(move |scrape| {

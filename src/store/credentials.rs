@@ -17,7 +17,7 @@ use crate::registry::Keyring;
 
 pub use files::{CredentialFiles, FILE_LOOK};
 
-/// What the controller has, and whom it lets use it.
+/// The controller's credentials, and who may use them.
 #[derive(Debug, Clone)]
 pub struct ControllerCredentials {
     /// Who may use it.

@@ -26,12 +26,12 @@ pub use documents::{check_floats, parse_requests, read_requests};
 pub use error::FileError;
 use state::{SavedRequest, StateFile, StatePath, spec_hash};
 
-/// What happened to the requests, for whoever shows it.
+/// What happened to the requests, for the display.
 #[derive(Debug)]
 pub enum Update {
     /// This was saved.
     Saved(Box<PromotionRequest>),
-    /// The state could not be saved; nothing goes on until it can.
+    /// The state could not be saved; nothing continues until it can.
     NotSaved(String),
     /// This is worth telling.
     Published {

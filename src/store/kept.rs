@@ -85,7 +85,7 @@ impl<'de, S: DeserializeOwned, T: DeserializeOwned> Deserialize<'de> for Kept<S,
 }
 
 impl Kept {
-    /// The request, but for what is not kept of it.
+    /// The request, without what is not kept.
     ///
     /// # Errors
     /// Why it cannot be read.

@@ -55,7 +55,7 @@ impl fmt::Display for Key {
 
 /// Where requests live.
 pub trait Store: Send + Sync + 'static {
-    /// The object as it is now, read from the source of truth and not from a cache; none where it is gone.
+    /// The current object, from the source of truth and not from a cache; none if it was deleted.
     fn load(
         &self,
         key: &Key,
@@ -79,7 +79,7 @@ pub trait Store: Send + Sync + 'static {
         object: &PromotionRequest,
     ) -> impl Future<Output = Result<Access, AccessError>> + Send;
 
-    /// Tells what happened, to whoever watches the object. Never fails: an event is not worth a promotion.
+    /// Publishes an event about the object. Never fails: an event is not worth a promotion.
     fn publish(&self, object: &PromotionRequest, event: Event) -> impl Future<Output = ()> + Send;
 }
 

@@ -54,7 +54,7 @@ struct File {
     seen: Seen,
 }
 
-/// What a file held, by its digest: there is no need to keep secrets twice. Or why it cannot be read.
+/// What a file held, by its digest, so that secrets are not kept twice; or why it cannot be read.
 type Seen = Result<Digest, io::ErrorKind>;
 
 impl CredentialFiles {

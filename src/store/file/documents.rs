@@ -13,13 +13,13 @@ use crate::store::Key;
 
 /// The largest file that is read, in bytes: more than a thousand full-sized requests are not one promotion.
 const FILE_MAX: usize = 64 * 1024 * 1024;
-/// What its aliases may stand for, in scalars and brackets: a few lines of them can stand for millions.
+/// How many nodes its aliases may expand to: a few lines of them can expand to millions.
 const ALIASED_MAX: usize = 20_000;
 
 /// The requests of a YAML file, every one of them valid; whether each may begin now, [`check_floats`] says.
 ///
 /// # Errors
-/// The first document that is none, with its field and what to do.
+/// The first invalid document, with its field and what to do.
 pub fn read_requests(path: &Path) -> Result<Vec<PromotionRequest>, FileError> {
     let text = read_text(path, "name a readable file")?;
     parse_requests(&text, path)

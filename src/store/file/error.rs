@@ -29,7 +29,7 @@ pub enum FileError {
         /// Where and why, and what to do.
         message: String,
     },
-    /// A document that is no valid request.
+    /// A document that is not a valid request.
     #[error("{}: document {number}{}: {message}", path.display(), name.as_ref().map_or(String::new(), |n| format!(" ({n})")))]
     Document {
         /// The file.

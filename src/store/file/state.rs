@@ -149,7 +149,7 @@ impl StatePath {
     /// Takes the state file at `path`, which need not be there yet, for this process.
     ///
     /// # Errors
-    /// Where another process has it, or it is no place for a state.
+    /// Another process has it, or the path cannot hold a state.
     pub fn take(path: &Path) -> Result<Self, FileError> {
         let path = resolved(path)?;
         let lock = lock(&path)?;
@@ -225,7 +225,7 @@ impl StatePath {
 
 impl Drop for StatePath {
     fn drop(&mut self) {
-        // Who had it is nobody's business afterwards; the lock itself ends with the file.
+        // The holder is erased; the lock itself ends with the file.
         let _ = self.lock.set_len(0);
     }
 }
@@ -331,7 +331,7 @@ fn lock(state: &Path) -> Result<File, FileError> {
     }
 }
 
-/// What stands where the lock is to be, and is none of ours.
+/// What occupies the lock's path and is not ours.
 fn strange(path: &Path, message: &str) -> FileError {
     FileError::Parse {
         path: path.into(),

@@ -220,7 +220,7 @@ impl ImageUpdate<'_> {
         self.image.pinned = Some(self.context.now);
     }
 
-    /// Records what a look at all showed that moving the float rests on. What has changed since is done again; that is no failure.
+    /// Records a fresh look at everything that moving the float relies on. What has changed is redone; that is no failure.
     fn confirm(&mut self, float: Option<Digest>, staged: bool, pinned: bool) {
         self.back_up();
         let source = self.image.source.as_ref().map(|s| s.digest);

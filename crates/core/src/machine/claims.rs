@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::{Latch, Mode, Request};
 use crate::image::Float;
 
-/// How long a request that may begin waits for an older one of which that is not known.
+/// How long an eligible request waits for an older one whose eligibility is unknown.
 pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Identifies one object over its life.
@@ -23,7 +23,7 @@ pub type Uid = String;
 #[derive(Debug, Clone, Default)]
 pub struct Claims {
     owners: HashMap<Float, Uid>,
-    /// The same by owner: whoever gives back floats looks at its own alone.
+    /// The same by owner, so that a release looks only at its own floats.
     floats: HashMap<Uid, HashSet<Float>>,
 }
 
@@ -218,7 +218,7 @@ impl Claims {
             }
         }
         for other in others {
-            // Whatever its place: it may be at work, for all that is known.
+            // Whatever its order: it may be active.
             let begun = other.standing == Standing::Unreadable && other.started;
             if begun && !me.shared(other, |_| true).is_empty() {
                 return wait(&other.name, None);
@@ -272,7 +272,7 @@ impl Contender {
         .collect()
     }
 
-    /// What a request's record says of it as a contender. One that only plans contends for nothing.
+    /// A request as a contender, by its record. A plan contends for nothing.
     #[must_use]
     pub fn of(uid: &str, name: &str, order: u64, request: &Request, standing: Standing) -> Self {
         let promotes = request.spec.mode == Mode::Promote;

@@ -12,10 +12,10 @@ use super::rollback;
 use super::terms::{Admission, Decision, Inputs, held};
 use super::{GRACE_SECONDS, Image, Latch, Phase, Reason, Request, Step, after, whole_second};
 
-/// No write of ours may land later than so many seconds from now: the longest L, a write's timeout, and a former leader that does
-/// not know it yet.
+/// No write of ours lands later than this many seconds from now: the longest L, a write's timeout, and a former leader that does not know
+/// it yet.
 const LATE_MAX_SECONDS: i64 = 160;
-/// Times in status are whole seconds: two that differ by no more may be the same.
+/// Times in status are whole seconds, so two that differ by one may be the same.
 const SAME_TIME: SignedDuration = SignedDuration::from_secs(1);
 
 /// Records what is due and says what may run.
@@ -98,7 +98,7 @@ fn show_waiting(request: &mut Request, inputs: &Inputs) {
             continue;
         }
         if let Some(waiting) = &context.waiting {
-            // Computed from a running clock, one and the same time may come out a second apart: that is no news.
+            // Computed from a running clock, the same time may come out a second apart: that is no change.
             let known = image.next_attempt.filter(|known| {
                 image.reason == Some(waiting.reason)
                     && image.message == waiting.message
@@ -180,7 +180,7 @@ fn end_by_cause(request: &mut Request, inputs: &Inputs, decision: &mut Decision)
     }
 }
 
-/// Ends these images because it is too late, each with the last that is known of why.
+/// Ends these images at the deadline, each with its last known cause.
 fn end_late(request: &mut Request, inputs: &Inputs, decision: &mut Decision, images: &[usize]) {
     let seconds = request.spec.deadline_seconds;
     let messages: Vec<_> = images
@@ -257,7 +257,7 @@ fn end(
     }
 }
 
-/// After a failure in a group no float of it moves any more: what is not latched is held back. A latch that may have been sent
+/// After a failure in a group no further float of it moves: what is not latched is held back. A latch that may have been sent
 /// is looked for first, so that the record says where the float is.
 fn hold_group(request: &mut Request, inputs: &Inputs, decision: &mut Decision) {
     let Some(failed) = request.failed_float().map(ToString::to_string) else {
@@ -437,7 +437,7 @@ fn next_end(request: &Request, inputs: &Inputs) -> Option<Timestamp> {
     ends.flatten().filter(|&end| end > inputs.now).min()
 }
 
-/// The reason why nothing goes on, if nothing does.
+/// Why nothing continues, if nothing does.
 fn waiting_reason(request: &Request, inputs: &Inputs) -> Option<(Reason, String)> {
     if request.spec.suspend && !request.has_open_commit() {
         let message = "spec.suspend is set; set it to false to go on".into();

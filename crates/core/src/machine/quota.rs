@@ -35,7 +35,7 @@ struct Usage {
     waiting: BTreeMap<(u64, Uid), Waiter>,
 }
 
-/// Where a waiting request stands.
+/// The state of a waiting request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Waiter {
     /// Not called yet.

@@ -52,7 +52,7 @@ reasons! {
     SecretNotFound: Waiting,
     /// The registry answers 429.
     RateLimited: Waiting,
-    /// The registry is unwell: 5xx, refused, reset, timed out.
+    /// The registry is unavailable: 5xx, refused, reset, timed out.
     RegistryUnavailable: Waiting,
     /// The registry refuses writes for maintenance.
     RegistryReadOnly: Waiting,
@@ -112,9 +112,9 @@ reasons! {
     DeadlineExceeded: Terminal,
     /// Another image of the request failed, so this one was not moved.
     Held: Terminal,
-    /// The float was taken back to what it was.
+    /// The float was rolled back.
     RolledBack: Terminal,
-    /// The float was to be taken back, and could not be.
+    /// The float could not be rolled back.
     NotRolledBack: Terminal,
     /// Every float is at its source.
     Promoted: Ended,

@@ -78,7 +78,7 @@ pub enum Mode {
 pub enum Referrers {
     /// Nothing.
     Ignore,
-    /// They are copied; one that cannot be is reported.
+    /// They are copied; failures are reported.
     BestEffort,
     /// Every one that is found is copied before the image counts as staged.
     Require,
@@ -229,7 +229,8 @@ impl Request {
         self.spec.images.get(index).map(|image| &image.float)
     }
 
-    /// The phase of the whole: the least advanced unfinished image's, Latched while floats are taken back; then Failed, Cancelled, Planned or Posted.
+    /// The phase of the whole: the least advanced unfinished image's, Latched while floats are taken back; then Failed, Cancelled,
+    /// Planned or Posted.
     #[must_use]
     pub fn phase(&self) -> Phase {
         if self.is_rolling_back() {
