@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use quaylike::{Embedded, Options, Settings, Shape};
+use quaylike::{Options, Registry, Settings, Shape};
 use serde_json::{Value, json};
 
 use crate::report::{Report, Table, method, seconds};
@@ -30,7 +30,7 @@ pub async fn run(report: &mut Report) {
             latency: Duration::from_millis(10),
             ..Settings::default()
         };
-        let registry = Embedded::start(Options::default().settings(settings))
+        let registry = Registry::start(Options::default().settings(settings))
             .await
             .unwrap();
         let flags = [
@@ -79,7 +79,7 @@ pub async fn run(report: &mut Report) {
 }
 
 /// A request of so many existing floats, each promoted from a source of its own.
-fn request(registry: &Embedded, name: &str, count: usize) -> Value {
+fn request(registry: &Registry, name: &str, count: usize) -> Value {
     let host = registry.host();
     let images: Vec<Value> = (0..count)
         .map(|n| {

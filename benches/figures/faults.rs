@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use quaylike::{Action, Embedded, Kind, Matcher, Options, Rule, Settings, Shape, When};
+use quaylike::{Action, Matcher, Options, Registry, RequestKind, Rule, Settings, Shape, When};
 use serde_json::Value;
 
 use crate::measure::Taken;
@@ -88,7 +88,7 @@ async fn refusals(report: &mut Report) {
             let rule = active
                 .iter()
                 .find(|rule| rules.get(number) == Some(&rule.id));
-            rule.map_or(0, |rule| rule.struck).to_string()
+            rule.map_or(0, |rule| rule.injected).to_string()
         };
         table.row([
             if faults { "with faults" } else { "without" }.to_owned(),
@@ -156,17 +156,17 @@ async fn outage(report: &mut Report) {
     println!("All Posted; every digest, pin and media type is right.\n");
 }
 
-async fn registry(latency: Duration) -> Embedded {
+async fn registry(latency: Duration) -> Registry {
     let settings = Settings {
         latency,
         ..Settings::default()
     };
-    Embedded::start(Options::default().settings(settings))
+    Registry::start(Options::default().settings(settings))
         .await
         .unwrap()
 }
 
-fn seed(registry: &Embedded, floats: usize) -> Vec<Promotion> {
+fn seed(registry: &Registry, floats: usize) -> Vec<Promotion> {
     let put = |repository: &str, tag: &str, shape, seed: &str| {
         let image = promotion::image(shape, seed);
         let digest = registry.seed_spec(repository, tag, &image).unwrap();
@@ -184,7 +184,7 @@ fn seed(registry: &Embedded, floats: usize) -> Vec<Promotion> {
 }
 
 /// The faults, and their numbers: 429, 503, cut bodies.
-fn disturb(registry: &Embedded) -> Vec<u64> {
+fn disturb(registry: &Registry) -> Vec<u64> {
     let draw = |p, seed| When::Probability { p, seed };
     let everything = Matcher::default();
     let reads = Matcher::default().method("GET");
@@ -197,7 +197,7 @@ fn disturb(registry: &Embedded) -> Vec<u64> {
     rules.map(|rule| registry.add_rule(rule)).to_vec()
 }
 
-async fn promote(registry: &Embedded, host: &str, promotions: &[Promotion]) -> Taken {
+async fn promote(registry: &Registry, host: &str, promotions: &[Promotion]) -> Taken {
     let folder = RunDir::create("faults").unwrap();
     promotion::log_in(folder.path(), host, None);
     let pairs = promotion::pairs(host, promotions);
@@ -208,15 +208,15 @@ async fn promote(registry: &Embedded, host: &str, promotions: &[Promotion]) -> T
 }
 
 /// How many requests arrived, without pings and tokens.
-fn requests(registry: &Embedded) -> u64 {
+fn requests(registry: &Registry) -> u64 {
     let counts = registry.counts();
     let counted = counts
         .into_iter()
-        .filter(|(kind, _)| !matches!(kind, Kind::Ping | Kind::Token));
+        .filter(|(kind, _)| !matches!(kind, RequestKind::Ping | RequestKind::Token));
     counted.map(|(_, count)| count).sum()
 }
 
-fn tags(registry: &Embedded) -> Snapshot {
+fn tags(registry: &Registry) -> Snapshot {
     let snapshot = registry.snapshot().into_iter();
     snapshot
         .map(|(repository, tags)| {
@@ -229,7 +229,7 @@ fn tags(registry: &Embedded) -> Snapshot {
 }
 
 /// How many floats show attempts, or what is not as it should be.
-fn verify(registry: &Embedded, promotions: &[Promotion], taken: &Taken) -> Result<usize, String> {
+fn verify(registry: &Registry, promotions: &[Promotion], taken: &Taken) -> Result<usize, String> {
     if !taken.success {
         return Err(taken.stderr.clone());
     }

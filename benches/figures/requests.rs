@@ -5,7 +5,8 @@
 use std::collections::BTreeMap;
 
 use quaylike::{
-    Auth, AuthMode, Dialect, Embedded, Image, ImageSpec, Kind, Options, Settings, Shape, User,
+    Auth, AuthMode, Dialect, Image, ImageSpec, Options, Registry, RequestKind, Settings, Shape,
+    User,
 };
 
 use crate::promotion;
@@ -110,18 +111,20 @@ pub async fn run(report: &mut Report) {
     let mut table = Table::new(&["one promotion", "requests", "limit", "tokens", "pings"]);
     for case in CASES {
         let counts = case.counts().await;
-        let count = |kind: Kind| counts.get(&kind).copied().unwrap_or_default();
-        let requests = count(Kind::Manifest) + count(Kind::Blob) + count(Kind::Upload);
+        let count = |kind: RequestKind| counts.get(&kind).copied().unwrap_or_default();
+        let requests =
+            count(RequestKind::Manifest) + count(RequestKind::Blob) + count(RequestKind::Upload);
         // The first upload session that is asked for stands for the ping.
-        let pings = count(Kind::Ping) + count(Kind::Upload).saturating_sub(case.mounts());
-        let requests = requests - count(Kind::Upload).saturating_sub(case.mounts());
+        let pings =
+            count(RequestKind::Ping) + count(RequestKind::Upload).saturating_sub(case.mounts());
+        let requests = requests - count(RequestKind::Upload).saturating_sub(case.mounts());
         let figure = format!("{}: {requests} requests", case.name);
         let within = requests <= case.limit;
         table.row([
             case.name.to_owned(),
             requests.to_string(),
             report.held(&figure, within, &case.limit.to_string()),
-            count(Kind::Token).to_string(),
+            count(RequestKind::Token).to_string(),
             pings.to_string(),
         ]);
     }
@@ -137,7 +140,7 @@ impl Case {
     }
 
     /// The requests that a registry counted.
-    async fn counts(&self) -> BTreeMap<Kind, u64> {
+    async fn counts(&self) -> BTreeMap<RequestKind, u64> {
         let bot = User::new("bot", "secret").push("ci").pull("src");
         let settings = Settings {
             dialect: self.dialect,
@@ -146,7 +149,7 @@ impl Case {
         let options = Options::default()
             .settings(settings)
             .auth(Auth::new(AuthMode::Bearer).user(bot));
-        let registry = Embedded::start(options).await.unwrap();
+        let registry = Registry::start(options).await.unwrap();
         let new = image(self.shape, "new", 3);
         registry.seed_image(self.repository, "seed", &new).unwrap();
         registry.create_repository("ci");
@@ -161,7 +164,7 @@ impl Case {
 }
 
 /// Promotes one image (source, float; without the host).
-async fn promote(registry: &Embedded, source: &str, float: &str) {
+async fn promote(registry: &Registry, source: &str, float: &str) {
     let folder = RunDir::create("requests").unwrap();
     let host = registry.host();
     promotion::log_in(folder.path(), &host, Some(("bot", "secret")));

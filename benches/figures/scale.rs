@@ -14,7 +14,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use promotion_controller::api::{PromotionRequest, crd_yaml};
 use quaylike::{
-    Action, Auth, AuthMode, Embedded, Kind, Matcher, Options, Rule, Settings, Shape, User, When,
+    Action, Auth, AuthMode, Matcher, Options, Registry, RequestKind, Rule, Settings, Shape, User,
+    When,
 };
 use serde_json::{Value, json};
 
@@ -199,17 +200,18 @@ impl Ground {
         ready(&stage).await;
         let begun = Timestamp::now();
         let clock = Instant::now();
-        let held = (load == Load::Stalled).then(|| sources.add_rule(delayed(Kind::Manifest)));
+        let held =
+            (load == Load::Stalled).then(|| sources.add_rule(delayed(RequestKind::Manifest)));
         create(&stage, &wanted).await;
         if let Some(held) = held {
             let looked = requests * FLOATS;
-            until(|| asked(&floats, Kind::Manifest) >= looked).await;
-            floats.add_rule(delayed(Kind::Blob));
+            until(|| asked(&floats, RequestKind::Manifest) >= looked).await;
+            floats.add_rule(delayed(RequestKind::Blob));
             sources.remove_rule(held);
             // Until no further copy begins.
             let mut begun = 0;
-            while asked(&sources, Kind::Manifest) > begun {
-                begun = asked(&sources, Kind::Manifest);
+            while asked(&sources, RequestKind::Manifest) > begun {
+                begun = asked(&sources, RequestKind::Manifest);
                 tokio::time::sleep(Duration::from_secs(10)).await;
             }
             floats.clear_rules();
@@ -256,13 +258,13 @@ impl Ground {
         }
     }
 
-    async fn registry(&self) -> Embedded {
+    async fn registry(&self) -> Registry {
         let settings = Settings {
             latency: Duration::from_millis(10),
             ..Settings::default()
         };
         let options = Options::default().settings(settings);
-        Embedded::start(options.auth(self.auth.clone()))
+        Registry::start(options.auth(self.auth.clone()))
             .await
             .unwrap()
     }
@@ -276,7 +278,7 @@ impl Ground {
 }
 
 /// A request of existing floats, whose images are put in.
-fn wanted(name: &str, sources: &Embedded, floats: &Embedded) -> Wanted {
+fn wanted(name: &str, sources: &Registry, floats: &Registry) -> Wanted {
     let repository = format!("src/{name}");
     let mut images = Vec::new();
     let mut ends = Vec::new();
@@ -311,7 +313,7 @@ async fn create(stage: &Stage, wanted: &[Wanted]) {
 }
 
 /// Every answer takes so long that none comes before the rule is taken away.
-fn delayed(kind: Kind) -> Rule {
+fn delayed(kind: RequestKind) -> Rule {
     Rule {
         matcher: Matcher {
             kind: Some(kind),
@@ -323,7 +325,7 @@ fn delayed(kind: Kind) -> Rule {
     }
 }
 
-fn asked(registry: &Embedded, kind: Kind) -> usize {
+fn asked(registry: &Registry, kind: RequestKind) -> usize {
     let count = registry.counts().get(&kind).copied().unwrap_or_default();
     usize::try_from(count).unwrap()
 }
@@ -348,7 +350,7 @@ async fn unfinished(stage: &Stage, left: usize) {
     }
 }
 
-fn assert_promoted(objects: &[PromotionRequest], wanted: &[Wanted], floats: &Embedded) {
+fn assert_promoted(objects: &[PromotionRequest], wanted: &[Wanted], floats: &Registry) {
     assert_eq!(objects.len(), wanted.len());
     for object in objects {
         assert_eq!(stage::phase(object), "Posted", "{object:#?}");

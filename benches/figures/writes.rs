@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use quaylike::{Embedded, Kind, Options, Settings, Shape};
+use quaylike::{Options, Registry, RequestKind, Settings, Shape};
 use serde_json::json;
 
 use crate::report::{Report, Table, method, seconds};
@@ -35,7 +35,7 @@ pub async fn run(report: &mut Report) {
             latency: Duration::from_millis(10),
             ..Settings::default()
         };
-        let registry = Embedded::start(Options::default().settings(settings))
+        let registry = Registry::start(Options::default().settings(settings))
             .await
             .unwrap();
         let host = registry.host();
@@ -74,7 +74,7 @@ pub async fn run(report: &mut Report) {
         let requests: u64 = registry
             .counts()
             .into_iter()
-            .filter(|(kind, _)| *kind != Kind::Ping)
+            .filter(|(kind, _)| *kind != RequestKind::Ping)
             .map(|(_, n)| n)
             .sum();
         let name = format!("{images} image(s)");

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use promotion_controller::api::ImageStatus;
 use quaylike::{
-    Action, Auth, AuthMode, Embedded, GateSpec, ImageSpec, Kind, Matcher, Options, Rule, Settings,
-    Shape, User,
+    Action, Auth, AuthMode, GateSpec, ImageSpec, Matcher, Options, Registry, RequestKind, Rule,
+    Settings, Shape, User,
 };
 use serde_json::{Value, json};
 
@@ -32,7 +32,7 @@ fn audited() -> Options {
     })
 }
 
-fn seeded(registry: &Embedded, repository: &str, tag: &str, seed: &str) -> String {
+fn seeded(registry: &Registry, repository: &str, tag: &str, seed: &str) -> String {
     let spec = ImageSpec::new(Shape::Oci, seed);
     let digest = registry.seed_spec(repository, tag, &spec).unwrap();
     digest.to_string()
@@ -261,7 +261,7 @@ async fn twenty_images_of_all_kinds_from_three_registries_are_complete_and_survi
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_that_is_gone_fails_a_group_and_moves_no_float_of_it() {
     let stage = Stage::new("gone").await;
-    let registry = Embedded::start(audited()).await.unwrap();
+    let registry = Registry::start(audited()).await.unwrap();
     let host = registry.host();
     let olds: Vec<String> = ["a", "b", "c"]
         .map(|t| seeded(&registry, "ci", t, &format!("old {t}")))
@@ -307,7 +307,7 @@ async fn a_source_that_is_gone_fails_a_group_and_moves_no_float_of_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn independent_images_are_posted_beside_one_whose_source_is_gone() {
     let stage = Stage::new("apart").await;
-    let registry = Embedded::start(audited()).await.unwrap();
+    let registry = Registry::start(audited()).await.unwrap();
     let host = registry.host();
     let old = seeded(&registry, "ci", "a", "old");
     let old_b = seeded(&registry, "ci", "b", "old b");
@@ -353,11 +353,11 @@ async fn independent_images_are_posted_beside_one_whose_source_is_gone() {
 
 // === existence checks that are not answered ===
 
-async fn waits_out(stage: &Stage, registry: &Embedded, name: &str, action: Action, reason: &str) {
+async fn waits_out(stage: &Stage, registry: &Registry, name: &str, action: Action, reason: &str) {
     let host = registry.host();
     let old = seeded(registry, "ci", "f", "old");
     let new = seeded(registry, "src/x", "new", "new");
-    let check = Matcher::kind(Kind::Manifest)
+    let check = Matcher::kind(RequestKind::Manifest)
         .method("GET")
         .repository("ci")
         .reference("f");
@@ -397,16 +397,16 @@ async fn waits_out(stage: &Stage, registry: &Embedded, name: &str, action: Actio
 async fn an_existence_check_answered_429_5xx_or_401_moves_no_float() {
     let stage = Stage::new("check").await;
     let [busy, broken, closed] = [
-        Embedded::start(audited()).await.unwrap(),
-        Embedded::start(audited()).await.unwrap(),
-        Embedded::start(audited()).await.unwrap(),
+        Registry::start(audited()).await.unwrap(),
+        Registry::start(audited()).await.unwrap(),
+        Registry::start(audited()).await.unwrap(),
     ];
     let flags = [&busy, &broken, &closed].map(|r| format!("--plain-http={}", r.host()));
     let _controller = stage.controller(&flags.each_ref().map(String::as_str));
     let host = closed.host();
     let old = seeded(&closed, "ci", "f", "old");
     let new = seeded(&closed, "src/x", "new", "new");
-    let check = Matcher::kind(Kind::Manifest)
+    let check = Matcher::kind(RequestKind::Manifest)
         .method("GET")
         .repository("ci")
         .reference("f");
@@ -449,7 +449,7 @@ async fn a_plan_writes_nothing_claims_nothing_and_asks_for_no_push_right() {
     let auth = Auth::new(AuthMode::Bearer)
         .user(User::new("bot", "pw").push("ci").pull("src"))
         .user(User::new("viewer", "pw").pull("ci").pull("src"));
-    let registry = Embedded::start(audited().auth(auth)).await.unwrap();
+    let registry = Registry::start(audited().auth(auth)).await.unwrap();
     let host = registry.host();
     let old = seeded(&registry, "ci", "f", "old");
     let new = seeded(&registry, "src/x", "new", "new");
@@ -459,7 +459,9 @@ async fn a_plan_writes_nothing_claims_nothing_and_asks_for_no_push_right() {
     // The look before the latch.
     let look = Matcher {
         credential: Some("bot".into()),
-        ..Matcher::kind(Kind::Manifest).method("GET").reference("f")
+        ..Matcher::kind(RequestKind::Manifest)
+            .method("GET")
+            .reference("f")
     };
     let gate = registry.gate(GateSpec::before(look).nth(2));
     let mut images = spec(&[(&format!("{host}/src/x@{new}"), &format!("{host}/ci:f"))]);
@@ -533,7 +535,7 @@ async fn tags_that_expire_and_referrers_that_were_not_copied_are_told_by_events_
     let stage = Stage::new("noticed").await;
     let bot = User::new("bot", "bot-pw").push("ci").pull("src");
     let options = audited().auth(Auth::new(AuthMode::Bearer).user(bot));
-    let registry = Embedded::start(options).await.unwrap();
+    let registry = Registry::start(options).await.unwrap();
     let host = registry.host();
     seeded(&registry, "ci", "f", "old");
     let mut image = ImageSpec::new(Shape::Docker, "labelled");
@@ -542,7 +544,7 @@ async fn tags_that_expire_and_referrers_that_were_not_copied_are_told_by_events_
         .insert("quay.expires-after".into(), json!("2w"));
     registry.seed_spec("src/x", "new", &image).unwrap();
     let refused = Action::error(403, "DENIED");
-    registry.add_rule(Rule::new(Matcher::kind(Kind::Referrers), refused));
+    registry.add_rule(Rule::new(Matcher::kind(RequestKind::Referrers), refused));
     stage.secret("push", &[(&host, "bot", "bot-pw")]).await;
     let _controller = stage.controller(&[&format!("--plain-http={host}")]);
     let mut images = spec(&[

@@ -9,7 +9,7 @@
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use quaylike::{Embedded, ImageSpec, Options, Settings, Shape};
+use quaylike::{ImageSpec, Options, Registry, Settings, Shape};
 
 use crate::testbed::RunDir;
 
@@ -25,8 +25,8 @@ async fn layers_of_640_mib_go_from_registry_to_registry_in_bounded_memory() {
         discard_blobs: true,
         ..Settings::default()
     };
-    let from = Embedded::start(Options::default()).await.unwrap();
-    let to = Embedded::start(Options::default().settings(discarding))
+    let from = Registry::start(Options::default()).await.unwrap();
+    let to = Registry::start(Options::default().settings(discarding))
         .await
         .unwrap();
     let mut spec = ImageSpec::new(Shape::Oci, "large");

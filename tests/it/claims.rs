@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use promotion_controller::api::{PromotionRequest, PromotionRequestStatus};
 use quaylike::{
-    Action, Embedded, Gate, GateSpec, ImageSpec, Kind, Matcher, Options, Rule, Settings, Shape,
+    Action, Gate, GateSpec, ImageSpec, Matcher, Options, Registry, RequestKind, Rule, Settings,
+    Shape,
 };
 use serde_json::{Value, json};
 
@@ -24,8 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(90);
 /// A namespace, and a registry with floats and one with sources.
 struct Ground {
     stage: Stage,
-    floats: Embedded,
-    sources: Embedded,
+    floats: Registry,
+    sources: Registry,
 }
 
 impl Ground {
@@ -38,8 +39,8 @@ impl Ground {
         };
         Self {
             stage: Stage::new(prefix).await,
-            floats: Embedded::start(audited()).await.unwrap(),
-            sources: Embedded::start(audited()).await.unwrap(),
+            floats: Registry::start(audited()).await.unwrap(),
+            sources: Registry::start(audited()).await.unwrap(),
         }
     }
 
@@ -103,7 +104,7 @@ impl Ground {
 
 /// The read of a source's manifest.
 fn reads(repository: &str) -> Matcher {
-    Matcher::kind(Kind::Manifest)
+    Matcher::kind(RequestKind::Manifest)
         .method("GET")
         .repository(repository)
 }
@@ -114,7 +115,7 @@ fn puts(tag: &str) -> Matcher {
 
 /// Stops the look before the latch; the one before that is Resolve's.
 fn before_latch(ground: &Ground, tag: &str) -> Gate {
-    let look = Matcher::kind(Kind::Manifest)
+    let look = Matcher::kind(RequestKind::Manifest)
         .method("GET")
         .repository("ci")
         .reference(tag);

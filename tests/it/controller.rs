@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use quaylike::{Embedded, ImageSpec, Options, Settings, Shape};
+use quaylike::{ImageSpec, Options, Registry, Settings, Shape};
 use serde_json::json;
 
 use crate::stage::{Stage, condition, phase};
@@ -25,7 +25,7 @@ fn audited() -> Options {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_applied_request_moves_its_floats_and_says_so() {
     let stage = Stage::new("line").await;
-    let registry = Embedded::start(audited()).await.unwrap();
+    let registry = Registry::start(audited()).await.unwrap();
     let host = registry.host();
     let image = |seed: &str| ImageSpec::new(Shape::Oci, seed).build().unwrap();
     let old = registry.seed_image("ci", "a", &image("old")).unwrap();

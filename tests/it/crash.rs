@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use futures::{StreamExt as _, stream};
 use promotion_controller::api::PromotionRequest;
 use quaylike::{
-    Digest, Embedded, GateSpec, Image, ImageBuilder, ImageSpec, Kind, Layer, Matcher, Options,
-    Settings, Shape,
+    Digest, GateSpec, Image, ImageBuilder, ImageSpec, Layer, Matcher, Options, Registry,
+    RequestKind, Settings, Shape,
 };
 use serde_json::json;
 
@@ -66,7 +66,7 @@ fn put_suffix(suffix: &str) -> Matcher {
 }
 
 fn get(repository: &str) -> Matcher {
-    Matcher::kind(Kind::Manifest)
+    Matcher::kind(RequestKind::Manifest)
         .method("GET")
         .repository(repository)
 }
@@ -76,7 +76,7 @@ fn look(tag: &str) -> Matcher {
 }
 
 fn upload(method: &str) -> Matcher {
-    Matcher::kind(Kind::Upload)
+    Matcher::kind(RequestKind::Upload)
         .method(method)
         .repository(FLOATS)
 }
@@ -167,8 +167,8 @@ fn built(shape: Shape, seed: &str) -> Image {
 /// The ground of one run.
 struct Ground {
     stage: Stage,
-    floats: Embedded,
-    sources: Embedded,
+    floats: Registry,
+    sources: Registry,
 }
 
 impl Ground {
@@ -181,8 +181,8 @@ impl Ground {
         };
         Self {
             stage: Stage::new(&format!("crash-{name}")).await,
-            floats: Embedded::start(audited()).await.unwrap(),
-            sources: Embedded::start(audited()).await.unwrap(),
+            floats: Registry::start(audited()).await.unwrap(),
+            sources: Registry::start(audited()).await.unwrap(),
         }
     }
 
@@ -190,7 +190,7 @@ impl Ground {
     /// another image of that registry, and a float that has its digest already.
     async fn create(&self) {
         let (floats, sources) = (&self.floats, &self.sources);
-        let seed = |registry: &Embedded, path: &str, tag: &str, image: &Image| {
+        let seed = |registry: &Registry, path: &str, tag: &str, image: &Image| {
             registry.seed_image(path, tag, image).unwrap()
         };
         seed(floats, FLOATS, "existing", &built(Shape::Docker, "old"));

@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use quaylike::{Action, Dialect, Kind, Matcher, Rule, When};
+use quaylike::{Action, Dialect, Matcher, RequestKind, Rule, When};
 use serde_json::{Value, json};
 
 use crate::promote::ground::{Ground, Run};
@@ -72,7 +72,7 @@ async fn a_429_as_a_page_is_waited_out_and_uses_no_attempt() {
 async fn maintenance_is_waited_out_with_its_reason_and_uses_no_attempt() {
     for matcher in [
         Matcher::put_manifest().tag(true),
-        Matcher::kind(Kind::Upload),
+        Matcher::kind(RequestKind::Upload),
     ] {
         let rule = Rule::new(matcher, Action::ReadOnly).times(3);
         let (_, run) = promoted(&[rule], &[]).await;
@@ -118,7 +118,7 @@ async fn replicas_that_lag_behind_every_write_change_nothing() {
     let matcher = Matcher {
         method: Some("GET".into()),
         repository: Some("ci".into()),
-        ..Matcher::kind(Kind::Manifest).tag(true)
+        ..Matcher::kind(RequestKind::Manifest).tag(true)
     };
     let (_, run) = promoted(&[Rule::new(matcher, stale)], &[]).await;
     assert_eq!(attempts(&run), [0, 0]);
@@ -128,7 +128,7 @@ async fn replicas_that_lag_behind_every_write_change_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_expired_tag_is_an_absent_one() {
     // A float that quay lets expire is promoted as a first one, and nothing of it is lost: it holds nothing.
-    let rule = Rule::new(Matcher::kind(Kind::Manifest), Action::TagExpired);
+    let rule = Rule::new(Matcher::kind(RequestKind::Manifest), Action::TagExpired);
     promoted(&[rule], &[]).await;
 }
 
@@ -224,7 +224,7 @@ async fn a_registry_that_is_down_for_a_while_uses_no_attempt() {
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_that_break_off_are_asked_for_again_and_use_no_attempt() {
     // What is there, and that something is not there: a look decides by the words of a 404.
-    let matcher = Matcher::kind(Kind::Manifest).method("GET");
+    let matcher = Matcher::kind(RequestKind::Manifest).method("GET");
     let cut = Rule::new(matcher, Action::CutBody { after: 10 }).when(When::Every(3));
     let (_, run) = promoted(&[cut.times(8)], &[]).await;
     assert_eq!(attempts(&run), [0, 0]);
@@ -244,12 +244,13 @@ fn said(status: u16, code: &str, message: &str) -> Action {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_413_that_hides_a_502_fails_no_image() {
-    let matcher = Matcher::kind(Kind::Upload).method("PUT");
+    let matcher = Matcher::kind(RequestKind::Upload).method("PUT");
     let ground = ground(&json!({})).await;
     // On one registry blobs are mounted.
-    ground
-        .registry
-        .add_rule(Rule::new(Matcher::kind(Kind::Upload), Action::RefuseMount));
+    ground.registry.add_rule(Rule::new(
+        Matcher::kind(RequestKind::Upload),
+        Action::RefuseMount,
+    ));
     ground
         .registry
         .add_rule(Rule::new(matcher, Action::page(413)).times(2));
@@ -268,7 +269,7 @@ async fn pushes_that_are_disabled_are_waited_out() {
     );
     for matcher in [
         Matcher::put_manifest().tag(true),
-        Matcher::kind(Kind::Upload),
+        Matcher::kind(RequestKind::Upload),
     ] {
         let (_, run) = promoted(&[Rule::new(matcher, disabled.clone()).times(3)], &[]).await;
         assert_eq!(attempts(&run), [0, 0]);
@@ -352,9 +353,10 @@ async fn writes_that_are_redirected_at_the_same_registry_are_followed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mount_that_lies_costs_an_attempt_and_no_image() {
     let ground = ground(&json!({})).await;
-    ground
-        .registry
-        .add_rule(Rule::new(Matcher::kind(Kind::Upload), Action::LieMount));
+    ground.registry.add_rule(Rule::new(
+        Matcher::kind(RequestKind::Upload),
+        Action::LieMount,
+    ));
     ground.promote(&["-o", "json"]).await.exits(0);
     assert_eq!(ground.tags("ci"), undisturbed().await);
     ground.assert_never_dangling();

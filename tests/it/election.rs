@@ -13,7 +13,7 @@ use kube::api::{Api, PostParams};
 use promotion_controller::controller::lease::{Acquired, Elector};
 use promotion_controller::engine::leadership::Leadership;
 use quaylike::{
-    Digest, Embedded, Gate, GateSpec, ImageSpec, Kind, Matcher, Options, Settings, Shape,
+    Digest, Gate, GateSpec, ImageSpec, Matcher, Options, Registry, RequestKind, Settings, Shape,
 };
 use serde_json::json;
 
@@ -32,7 +32,7 @@ const AFTER_END: Duration = Duration::from_secs(15);
 /// A leader and a follower, and a request for an existing float.
 struct Pair {
     stage: Stage,
-    registry: Embedded,
+    registry: Registry,
     leader: Option<Controller>,
     follower: Controller,
     /// The leader's name in the lease.
@@ -55,7 +55,7 @@ impl Pair {
             audit: true,
             ..Settings::default()
         };
-        let registry = Embedded::start(Options::default().settings(settings))
+        let registry = Registry::start(Options::default().settings(settings))
             .await
             .unwrap();
         let stage = Stage::elected(prefix).await;
@@ -130,7 +130,7 @@ impl Pair {
     }
 }
 
-fn seed(registry: &Embedded, path: &str, tag: &str, seed: &str) -> Digest {
+fn seed(registry: &Registry, path: &str, tag: &str, seed: &str) -> Digest {
     let image = ImageSpec::new(Shape::Oci, seed).build().unwrap();
     registry.seed_image(path, tag, &image).unwrap()
 }
@@ -265,7 +265,7 @@ async fn asked_to_end(settle: Duration) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_frozen_beyond_its_lease_writes_no_tag_when_it_wakes_up_and_ends() {
     let mut pair = Pair::start("lease-freeze", SETTLE).await;
-    let look = Matcher::kind(Kind::Manifest)
+    let look = Matcher::kind(RequestKind::Manifest)
         .method("GET")
         .repository(FLOATS)
         .reference_suffix("_prune_f");

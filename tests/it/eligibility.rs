@@ -9,7 +9,8 @@
 use std::time::Duration;
 
 use quaylike::{
-    Auth, AuthMode, Embedded, GateSpec, ImageSpec, Kind, Matcher, Options, Settings, Shape, User,
+    Auth, AuthMode, GateSpec, ImageSpec, Matcher, Options, Registry, RequestKind, Settings, Shape,
+    User,
 };
 use serde_json::{Value, json};
 
@@ -19,7 +20,7 @@ use crate::testbed::ControlPlane;
 const PATIENCE: Duration = Duration::from_secs(90);
 const DOCKER: &str = "kubernetes.io/dockerconfigjson";
 
-async fn guarded() -> Embedded {
+async fn guarded() -> Registry {
     let auth = Auth::new(AuthMode::Bearer)
         .user(User::new("alice", "alice-pw").push("ci").pull("src"))
         .user(User::new("bob", "bob-pw").pull("ci").pull("src"))
@@ -29,10 +30,10 @@ async fn guarded() -> Embedded {
         ..Settings::default()
     };
     let options = Options::default().settings(settings).auth(auth);
-    Embedded::start(options).await.unwrap()
+    Registry::start(options).await.unwrap()
 }
 
-fn seeded(registry: &Embedded, repository: &str, tag: &str, seed: &str) -> String {
+fn seeded(registry: &Registry, repository: &str, tag: &str, seed: &str) -> String {
     let spec = ImageSpec::new(Shape::Index, seed);
     let digest = registry.seed_spec(repository, tag, &spec).unwrap();
     digest.to_string()
@@ -117,7 +118,7 @@ async fn namespaces_never_act_with_each_others_rights_and_delay_nobody() {
     }
     for request in registry.requests(&by("carol")) {
         assert!(
-            request.kind == Kind::Token || request.repository == "ci",
+            request.kind == RequestKind::Token || request.repository == "ci",
             "{request:?}"
         );
     }
@@ -177,7 +178,7 @@ async fn a_missing_secret_is_waited_for_delays_nobody_and_is_used_when_it_comes(
 async fn a_credential_that_cannot_be_used_ends_its_request_saying_why_and_delays_nobody() {
     let stage = Stage::new("invalid-secret").await;
     let registry = guarded().await;
-    let elsewhere = Embedded::start(Options::default()).await.unwrap();
+    let elsewhere = Registry::start(Options::default()).await.unwrap();
     let host = registry.host();
     let old = seeded(&registry, "ci", "f", "old");
     let new = seeded(&registry, "src/x", "new", "new");

@@ -7,7 +7,7 @@ use std::time::Duration;
 use promotion_controller::api::PromotionRequest;
 use promotion_controller::engine::leadership::Leadership;
 use promotion_controller::store::Key;
-use quaylike::{Embedded, Matcher, Options, Settings};
+use quaylike::{Matcher, Options, Registry, Settings};
 
 use crate::inside::{self, OnSave, Wanted};
 use crate::stage::{LOOK, object, phase, spec};
@@ -30,7 +30,7 @@ async fn deleted_before_the_answer(on_save: fn(Wanted) -> OnSave) {
         audit: true,
         ..Settings::default()
     };
-    let registry = Embedded::start(Options::default().settings(settings));
+    let registry = Registry::start(Options::default().settings(settings));
     let registry = registry.await.unwrap();
     let host = registry.host();
     let old = registry.seed_image("ci", "f", &image("old")).unwrap();

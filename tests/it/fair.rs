@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use quaylike::{Embedded, ImageSpec, Matcher, Options, Shape};
+use quaylike::{ImageSpec, Matcher, Options, Registry, Shape};
 use serde_json::Value;
 
 use crate::stage::{Stage, phase, spec};
@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(90);
 const LARGE: usize = 60;
 
 /// A request of so many existing floats, each promoted from a source of its own.
-fn images(registry: &Embedded, name: &str, count: usize) -> Value {
+fn images(registry: &Registry, name: &str, count: usize) -> Value {
     let host = registry.host();
     let seeded = |repository: &str, tag: &str, seed: String| {
         let spec = ImageSpec::new(Shape::Oci, &seed);
@@ -36,7 +36,7 @@ fn images(registry: &Embedded, name: &str, count: usize) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_small_request_passes_two_large_ones_that_are_ahead_of_it() {
     let stage = Stage::new("fair").await;
-    let registry = Embedded::start(Options::default()).await.unwrap();
+    let registry = Registry::start(Options::default()).await.unwrap();
     let plain = format!("--plain-http={}", registry.host());
     let _controller = stage.controller(&[&plain, "--registry-qps=100"]);
     let small = images(&registry, "small", 2);

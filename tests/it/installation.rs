@@ -15,7 +15,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::api::{Api, DeleteParams};
 use promotion_controller::api::crd_yaml;
 use promotion_controller::controller::installation::{ADOPTED_FROM, DEFINITION, LEASE};
-use quaylike::{Embedded, GateSpec, ImageSpec, Matcher, Options, Shape};
+use quaylike::{GateSpec, ImageSpec, Matcher, Options, Registry, Shape};
 use serde_json::{Value, json};
 
 use crate::stage::{Controller, LOOK, Stage, name_lease, phase, spec};
@@ -76,12 +76,12 @@ fn full(namespace: &str) -> String {
     format!("{namespace}/promotion-controller")
 }
 
-fn seed(registry: &Embedded, path: &str, tag: &str, name: &str) -> String {
+fn seed(registry: &Registry, path: &str, tag: &str, name: &str) -> String {
     let image = ImageSpec::new(Shape::Oci, name).build().unwrap();
     registry.seed_image(path, tag, &image).unwrap().to_string()
 }
 
-fn promotion(registry: &Embedded, name: &str) -> (String, Value) {
+fn promotion(registry: &Registry, name: &str) -> (String, Value) {
     let digest = seed(registry, "src/x", name, name);
     let host = registry.host();
     let source = format!("{host}/src/x@{digest}");
@@ -121,7 +121,7 @@ async fn a_second_controller_with_another_lease_or_none_does_not_start_and_says_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_ends_when_another_lease_is_adopted_and_the_next_finishes_what_it_left() {
-    let registry = Embedded::start(Options::default()).await.unwrap();
+    let registry = Registry::start(Options::default()).await.unwrap();
     let stage = Stage::elected("from").await;
     let next = Stage::on(stage.plane, "to").await;
     let plain = format!("--plain-http={}", registry.host());
@@ -191,7 +191,7 @@ async fn a_leader_ends_when_another_lease_is_adopted_and_the_next_finishes_what_
 /// When the next tag is written that the former leader had not begun with.
 async fn next_request(
     stage: &Stage,
-    registry: &Embedded,
+    registry: &Registry,
     latch: &Matcher,
     since: Instant,
 ) -> Duration {
@@ -330,7 +330,7 @@ async fn an_api_server_that_is_closed_untrusted_or_refuses_is_named_with_the_cau
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_controller_writes_bears_its_name() {
-    let registry = Embedded::start(Options::default()).await.unwrap();
+    let registry = Registry::start(Options::default()).await.unwrap();
     let stage = Stage::elected("manager").await;
     let plain = format!("--plain-http={}", registry.host());
     let _controller = of(&stage, &stage.namespace, &[&plain]);

@@ -14,7 +14,7 @@ mod interrupted;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use quaylike::{GateSpec, ImageSpec, Kind, Matcher, Shape};
+use quaylike::{GateSpec, ImageSpec, Matcher, RequestKind, Shape};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
@@ -140,7 +140,9 @@ fn named(build: &str) -> String {
 
 /// The look before the latch of a float: the request is committed then.
 fn latch(tag: &str) -> GateSpec {
-    let look = Matcher::kind(Kind::Manifest).method("GET").repository("ci");
+    let look = Matcher::kind(RequestKind::Manifest)
+        .method("GET")
+        .repository("ci");
     GateSpec::before(look.reference(tag)).nth(2)
 }
 

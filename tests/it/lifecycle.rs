@@ -10,7 +10,7 @@
 mod versions;
 
 use promotion_controller::api::crd;
-use quaylike::{GateSpec, Kind, Matcher};
+use quaylike::{GateSpec, Matcher, RequestKind};
 use serde_json::Value;
 
 use crate::cluster::ground::{Ground, PATIENCE};
@@ -33,7 +33,9 @@ async fn printed(plane: &ControlPlane, arguments: &[&str]) -> String {
 
 /// The look before the latch of a float: the request is committed then.
 fn latch(tag: &str) -> GateSpec {
-    let look = Matcher::kind(Kind::Manifest).method("GET").repository("ci");
+    let look = Matcher::kind(RequestKind::Manifest)
+        .method("GET")
+        .repository("ci");
     GateSpec::before(look.reference(tag)).nth(2)
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use quaylike::{Auth, AuthMode, Embedded, ImageSpec, Options, Shape, User};
+use quaylike::{Auth, AuthMode, ImageSpec, Options, Registry, Shape, User};
 use serde_json::json;
 
 use crate::stage::{Stage, phase, spec};
@@ -29,7 +29,7 @@ async fn each_of_many_requests_takes_eight_status_writes_and_ten_reads_at_the_mo
     let (user, kubeconfig) = stage.plane.mighty_account("many").await.unwrap();
     let bot = User::new("bot", "secret").push("ci").pull("src");
     let auth = Auth::new(AuthMode::Bearer).user(bot);
-    let registry = Embedded::start(Options::default().auth(auth))
+    let registry = Registry::start(Options::default().auth(auth))
         .await
         .unwrap();
     let host = registry.host();

@@ -14,7 +14,7 @@ use futures::StreamExt as _;
 use promotion_controller::api::PromotionRequest;
 use promotion_controller::engine::leadership::Leadership;
 use quaylike::{
-    Action, Embedded, GateSpec, Image, ImageBuilder, ImageSpec, Layer, Matcher, Options, Rule,
+    Action, GateSpec, Image, ImageBuilder, ImageSpec, Layer, Matcher, Options, Registry, Rule,
     Settings, Shape, When,
 };
 use serde_json::{Value, json};
@@ -55,13 +55,13 @@ enum Point {
 #[derive(Debug, Clone, Copy)]
 pub struct Case {
     /// Seeds the floats' and the sources' registry, and gives the request's spec.
-    pub spec: fn(&Embedded, &Embedded) -> Value,
+    pub spec: fn(&Registry, &Registry) -> Value,
     /// The phase in which it ends.
     pub phase: &'static str,
     /// The tags at the end are those of the undisturbed run.
     pub same: bool,
     /// What else is true of the floats' registry and of the request at the end.
-    pub check: fn(&Embedded, &PromotionRequest),
+    pub check: fn(&Registry, &PromotionRequest),
 }
 
 /// What a run comes to: the tags, the stamps of prune tags left out; and how many points there are.
@@ -86,10 +86,10 @@ fn sharing(seed: &str) -> Image {
 
 /// A request of all kinds: an existing float, a first promotion, an index, one at its source already, two that share a layer, one
 /// from another registry.
-fn mixed(floats: &Embedded, sources: &Embedded) -> Value {
+fn mixed(floats: &Registry, sources: &Registry) -> Value {
     let image = |shape, seed: &str| ImageSpec::new(shape, seed).build().unwrap();
     let mut images = Vec::new();
-    let mut add = |from: &Embedded, float: &str, new: &Image, old: Option<&Image>| {
+    let mut add = |from: &Registry, float: &str, new: &Image, old: Option<&Image>| {
         let digest = from.seed_image("src/x", float, new).unwrap();
         if let Some(old) = old {
             floats.seed_image("ci", float, old).unwrap();
@@ -123,8 +123,8 @@ fn mixed(floats: &Embedded, sources: &Embedded) -> Value {
 /// Two registries and a request.
 struct World {
     case: Case,
-    floats: Embedded,
-    sources: Embedded,
+    floats: Registry,
+    sources: Registry,
     spec: Value,
     folder: RunDir,
 }
@@ -135,7 +135,7 @@ impl World {
             audit: true,
             ..Settings::default()
         };
-        let open = || Embedded::start(Options::default().settings(settings));
+        let open = || Registry::start(Options::default().settings(settings));
         let (floats, sources) = (open().await.unwrap(), open().await.unwrap());
         let spec = (case.spec)(&floats, &sources);
         Self {
@@ -243,10 +243,10 @@ impl World {
             (tag, digest.to_string())
         });
         let all = Matcher::default();
-        let counted = |registry: &Embedded, matcher: &Matcher| {
+        let counted = |registry: &Registry, matcher: &Matcher| {
             u64::try_from(registry.count(matcher)).unwrap()
         };
-        let count = |registry: &Embedded| counted(registry, &all);
+        let count = |registry: &Registry| counted(registry, &all);
         let mut tags: Vec<_> = tags.collect();
         tags.sort();
         End {

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use promotion_controller::api::crd_yaml;
 use promotion_controller::policy::Rules;
 use quaylike::{
-    Auth, AuthMode, Embedded, Gate, GateSpec, ImageSpec, Kind, Matcher, Options, Settings, Shape,
-    User,
+    Auth, AuthMode, Gate, GateSpec, ImageSpec, Matcher, Options, Registry, RequestKind, Settings,
+    Shape, User,
 };
 use serde_json::{Value, json};
 
@@ -89,7 +89,7 @@ async fn own_plane() -> &'static ControlPlane {
 }
 
 /// A registry of which the controller has a credential, `reader` may pull all sources, and everybody may see nothing.
-async fn guarded() -> Embedded {
+async fn guarded() -> Registry {
     let auth = Auth::new(AuthMode::Bearer)
         .user(User::new("controller", PASSWORD).push("ci").pull("src"))
         .user(User::new("owner", "owner-pw").push("ci").pull("src"))
@@ -99,10 +99,10 @@ async fn guarded() -> Embedded {
         ..Settings::default()
     };
     let options = Options::default().settings(settings).auth(auth);
-    Embedded::start(options).await.unwrap()
+    Registry::start(options).await.unwrap()
 }
 
-fn seeded(registry: &Embedded, repository: &str, tag: &str) -> String {
+fn seeded(registry: &Registry, repository: &str, tag: &str) -> String {
     let spec = ImageSpec::new(Shape::Oci, &format!("{repository} {tag}"));
     let digest = registry.seed_spec(repository, tag, &spec).unwrap();
     digest.to_string()
@@ -116,7 +116,7 @@ fn by(user: &str) -> Matcher {
 }
 
 fn reads(repository: &str) -> Matcher {
-    Matcher::kind(Kind::Manifest)
+    Matcher::kind(RequestKind::Manifest)
         .method("GET")
         .repository(repository)
 }
@@ -273,7 +273,7 @@ async fn a_request_without_a_push_secret_acts_as_the_controller_where_a_rule_say
     let stage = Stage::new("own").await;
     let (registry, open) = (
         guarded().await,
-        Embedded::start(Options::default()).await.unwrap(),
+        Registry::start(Options::default()).await.unwrap(),
     );
     let (host, public) = (registry.host(), open.host());
     seeded(&registry, "src/x", "new");
@@ -325,7 +325,7 @@ async fn a_request_without_a_push_secret_acts_as_the_controller_where_a_rule_say
     let own = registry.requests(&by("controller"));
     assert!(!own.is_empty());
     for request in own {
-        let named = request.repository == "ci" || request.kind == Kind::Token;
+        let named = request.repository == "ci" || request.kind == RequestKind::Token;
         assert!(named && !request.query.contains("src/y"), "{request:?}");
     }
 
@@ -552,7 +552,7 @@ fn the_example_of_the_page_is_a_policy_and_does_what_the_page_says() {
 }
 
 /// Stops the read of a source.
-fn before_read(registry: &Embedded, repository: &str) -> Gate {
+fn before_read(registry: &Registry, repository: &str) -> Gate {
     registry.gate(GateSpec::before(reads(repository)))
 }
 
@@ -563,7 +563,7 @@ async fn requests_beyond_the_limit_of_a_namespace_come_in_their_order_and_delay_
         Stage::on(plane, "limit").await,
         Stage::on(plane, "other").await,
     );
-    let registry = Embedded::start(Options::default()).await.unwrap();
+    let registry = Registry::start(Options::default()).await.unwrap();
     let host = registry.host();
     for repository in ["src/held", "src/x"] {
         seeded(&registry, repository, "new");

@@ -9,7 +9,9 @@
 
 pub mod shadow;
 
-use quaylike::{Action, Auth, AuthMode, ImageBuilder, Kind, Layer, Matcher, Options, Rule, User};
+use quaylike::{
+    Action, Auth, AuthMode, ImageBuilder, Layer, Matcher, Options, RequestKind, Rule, User,
+};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
@@ -89,7 +91,7 @@ async fn a_preview_only_reads_and_asks_for_the_right_to_write_only_where_the_rep
     assert_eq!(images[0]["floatDigest"], old.to_string());
     assert_eq!(images[1]["floatDigest"], Value::Null);
     assert_only_read(&ground);
-    let asked = ground.registry.requests(&Matcher::kind(Kind::Token));
+    let asked = ground.registry.requests(&Matcher::kind(RequestKind::Token));
     let asked: Vec<_> = asked
         .iter()
         .filter(|token| token.query.contains("push"))
@@ -161,7 +163,7 @@ async fn a_plan_asks_for_no_right_to_write_and_puts_the_same_finding_in_the_mess
         .collect();
     assert_eq!(messages, announced);
     assert_only_read(&ground);
-    let asked = ground.registry.requests(&Matcher::kind(Kind::Token));
+    let asked = ground.registry.requests(&Matcher::kind(RequestKind::Token));
     assert!(
         asked.iter().all(|token| !token.query.contains("push")),
         "{asked:?}"
@@ -171,7 +173,7 @@ async fn a_plan_asks_for_no_right_to_write_and_puts_the_same_finding_in_the_mess
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_and_blobs_are_counted_where_they_are() {
     let ground = Ground::new().await;
-    let from = quaylike::Embedded::start(Options::default()).await.unwrap();
+    let from = quaylike::Registry::start(Options::default()).await.unwrap();
     let build = |seed: &str, layers: &[(&str, u64)]| {
         let builder = ImageBuilder::oci(seed);
         let layers = layers.iter().map(|(seed, size)| Layer::sized(seed, *size));
@@ -264,7 +266,7 @@ async fn what_is_not_known_in_time_is_said_to_be_so_and_bad_input_is_not_looked_
     ground.seed("ci", "a", "old");
     ground.seed("src/x", "a", "new");
     ground.documents(&[ground.request("one", &[(":a", "a")], &json!({}))]);
-    let down = Rule::new(Matcher::kind(Kind::Manifest), Action::page(503));
+    let down = Rule::new(Matcher::kind(RequestKind::Manifest), Action::page(503));
     ground.registry.add_rule(down);
     let run = preview(&ground, &["-ojson", "--timeout=2"]).await.exits(1);
     let image = &images(&run)[0];

@@ -28,18 +28,20 @@ use std::time::{Duration, Instant};
 
 use ground::*;
 use machine::Reason;
-use quaylike::{Action, AuthMode, Embedded, ImageSpec, Kind, Matcher, RetryAfter, Rule, Shape};
+use quaylike::{
+    Action, AuthMode, ImageSpec, Matcher, Registry, RequestKind, RetryAfter, Rule, Shape,
+};
 use registry::{Class, Credential, Progress, Put, RegistryClient};
 
 const QUIET: fn() -> Credential = Credential::anonymous;
 
 fn upload(method: &str) -> Matcher {
-    Matcher::kind(Kind::Upload).method(method)
+    Matcher::kind(RequestKind::Upload).method(method)
 }
 
 async fn put(
     client: &RegistryClient,
-    host: &Embedded,
+    host: &Registry,
     path: &str,
     name: &str,
     manifest: &registry::Manifest,
@@ -57,7 +59,7 @@ async fn put(
         .await
 }
 
-fn digest_at(host: &Embedded, path: &str, name: &str) -> Option<String> {
+fn digest_at(host: &Registry, path: &str, name: &str) -> Option<String> {
     host.tag(path, name).map(|digest| digest.to_string())
 }
 
@@ -114,10 +116,10 @@ async fn on_one_registry_blobs_are_mounted_without_a_look_first() {
         .put_tag(&target, &tag("x"), &manifest, &bot, || true, &progress)
         .await;
     assert!(matches!(put, Put::Written), "{put:?}");
-    assert_eq!(host.count(&Matcher::kind(Kind::Blob)), 0);
+    assert_eq!(host.count(&Matcher::kind(RequestKind::Blob)), 0);
     assert_eq!(host.count(&upload("POST")), 3);
     assert_eq!(host.count(&upload("PUT")), 0);
-    assert_eq!(host.count(&Matcher::kind(Kind::Ping)), 0);
+    assert_eq!(host.count(&Matcher::kind(RequestKind::Ping)), 0);
     assert_eq!(progress.bytes(), 0);
     host.reset_log();
     client
@@ -203,7 +205,7 @@ async fn two_copies_at_once_move_each_blob_once() {
         outcome.unwrap();
     }
     assert_eq!(to.count(&upload("PUT")), 3);
-    assert_eq!(from.count(&Matcher::kind(Kind::Blob)), 3);
+    assert_eq!(from.count(&Matcher::kind(RequestKind::Blob)), 3);
 }
 
 #[tokio::test]
@@ -254,7 +256,10 @@ async fn only_a_typed_404_is_absence() {
             .unwrap(),
         None
     );
-    host.add_rule(Rule::new(Matcher::kind(Kind::Manifest), Action::page(404)));
+    host.add_rule(Rule::new(
+        Matcher::kind(RequestKind::Manifest),
+        Action::page(404),
+    ));
     let error = client
         .get_authoritative(&target, &tag("y"), &QUIET(), &progress)
         .await
@@ -290,7 +295,7 @@ async fn limits_and_outages_are_waited_out_and_told() {
         (Action::page(408), Reason::RegistryUnavailable),
         (Action::DropConnection, Reason::RegistryUnavailable),
     ] {
-        host.add_rule(Rule::new(Matcher::kind(Kind::Manifest), action.clone()).times(3));
+        host.add_rule(Rule::new(Matcher::kind(RequestKind::Manifest), action.clone()).times(3));
         let progress = Progress::default();
         let (none, name) = (QUIET(), tag("x"));
         let look = client.get_authoritative(&target, &name, &none, &progress);
@@ -321,7 +326,7 @@ async fn retry_after_is_kept_in_both_forms() {
         let action = Action::TooMany {
             retry_after: Some(retry_after),
         };
-        host.add_rule(Rule::new(Matcher::kind(Kind::Manifest), action).times(1));
+        host.add_rule(Rule::new(Matcher::kind(RequestKind::Manifest), action).times(1));
         let start = Instant::now();
         let found = client
             .get_authoritative(
@@ -347,7 +352,7 @@ async fn the_same_bad_answer_twenty_times_while_others_are_served_is_the_urls_fa
     host.seed_spec("team/a", "good", &ImageSpec::new(Shape::Oci, "x"))
         .unwrap();
     host.add_rule(Rule::new(
-        Matcher::kind(Kind::Manifest).reference("bad"),
+        Matcher::kind(RequestKind::Manifest).reference("bad"),
         Action::page(500),
     ));
     let target = repository(&host, "team/a");
@@ -373,7 +378,7 @@ async fn the_same_bad_answer_twenty_times_while_others_are_served_is_the_urls_fa
         (Reason::RegistryError, Class::Attempt)
     );
     assert_eq!(
-        host.count(&Matcher::kind(Kind::Manifest).reference("bad")),
+        host.count(&Matcher::kind(RequestKind::Manifest).reference("bad")),
         20
     );
 }
@@ -486,9 +491,9 @@ async fn a_cold_start_pings_once_and_fetches_one_token() {
     for look in futures::future::join_all(looks).await {
         assert!(look.unwrap().is_some());
     }
-    assert_eq!(host.count(&Matcher::kind(Kind::Ping)), 1);
-    assert_eq!(host.count(&Matcher::kind(Kind::Token)), 1);
-    assert_eq!(host.count(&Matcher::kind(Kind::Manifest)), 12);
+    assert_eq!(host.count(&Matcher::kind(RequestKind::Ping)), 1);
+    assert_eq!(host.count(&Matcher::kind(RequestKind::Token)), 1);
+    assert_eq!(host.count(&Matcher::kind(RequestKind::Manifest)), 12);
     host.revoke_tokens();
     assert!(
         client
@@ -497,7 +502,7 @@ async fn a_cold_start_pings_once_and_fetches_one_token() {
             .unwrap()
             .is_some()
     );
-    assert_eq!(host.count(&Matcher::kind(Kind::Token)), 2);
+    assert_eq!(host.count(&Matcher::kind(RequestKind::Token)), 2);
 }
 
 #[tokio::test]
@@ -537,7 +542,7 @@ async fn a_missing_right_is_known_before_anything_is_sent_with_it() {
         .may_push(&repository(&host, "team/a"), &bot, &progress)
         .await
         .unwrap();
-    assert_eq!(host.count(&Matcher::kind(Kind::Upload)), 0);
+    assert_eq!(host.count(&Matcher::kind(RequestKind::Upload)), 0);
 }
 
 #[tokio::test]
@@ -560,7 +565,7 @@ async fn without_tokens_the_right_to_push_is_tried_once_and_left_clean() {
         .map(|p| (p.credential.as_deref(), p.status))
         .collect();
     assert_eq!(who, [(None, Some(401)), (Some("bot"), Some(202))]);
-    let pings = host.count(&Matcher::kind(Kind::Ping));
+    let pings = host.count(&Matcher::kind(RequestKind::Ping));
     let deletes = host.count(&upload("DELETE"));
     assert_eq!((deletes, pings, host.open_uploads()), (1, 0, 0));
     let error = client
@@ -605,7 +610,7 @@ async fn a_rejected_credential_is_named_and_a_token_endpoint_that_is_unwell_is_w
             Action::TooMany { retry_after: None },
             Action::DropConnection,
         ] {
-            host.add_rule(Rule::new(Matcher::kind(Kind::Token), action).times(2));
+            host.add_rule(Rule::new(Matcher::kind(RequestKind::Token), action).times(2));
         }
         let reader = credential(&host, "reader");
         assert!(
@@ -667,11 +672,14 @@ async fn no_credential_follows_a_redirect_to_the_storage() {
         )
         .await
         .unwrap();
-    let storage = from.requests(&Matcher::kind(Kind::Storage));
+    let storage = from.requests(&Matcher::kind(RequestKind::Storage));
     assert_eq!(storage.len(), 3);
     assert!(storage.iter().all(|entry| !entry.authorization));
     let error = {
-        from.add_rule(Rule::new(Matcher::kind(Kind::Storage), Action::page(403)));
+        from.add_rule(Rule::new(
+            Matcher::kind(RequestKind::Storage),
+            Action::page(403),
+        ));
         client.forget(&target);
         let elsewhere = repository(&to, "team/b");
         client
@@ -702,7 +710,7 @@ async fn a_download_that_breaks_goes_on_where_it_broke() {
     let manifest = fetched(&from, &client, "src/a", &QUIET()).await;
     from.add_rule(
         Rule::new(
-            Matcher::kind(Kind::Blob),
+            Matcher::kind(RequestKind::Blob),
             Action::CutBody { after: 1_000_000 },
         )
         .times(2),
@@ -723,7 +731,7 @@ async fn a_download_that_breaks_goes_on_where_it_broke() {
         Put::Written
     ));
     assert_eq!(to.count(&upload("PUT")), 2, "one upload for each blob");
-    assert!(from.count(&Matcher::kind(Kind::Blob)) > 2);
+    assert!(from.count(&Matcher::kind(RequestKind::Blob)) > 2);
     assert!(progress.bytes() >= 3_000_000 && progress.bytes() < 3_010_000);
 }
 
@@ -733,7 +741,7 @@ async fn corrupt_content_never_completes_an_upload() {
     let client = client(&[&from, &to]);
     let manifest = seeded(&from, &client, "src/a", Shape::Oci, &QUIET()).await;
     from.add_rule(Rule::new(
-        Matcher::kind(Kind::Blob),
+        Matcher::kind(RequestKind::Blob),
         Action::Corrupt { at: 3 },
     ));
     let (source, target) = (repository(&from, "src/a"), repository(&to, "team/a"));
@@ -870,7 +878,10 @@ async fn a_manifest_that_lies_or_never_ends_is_refused() {
         (Action::Endless { bytes: None }, Reason::TooLarge),
     ] {
         host.clear_rules();
-        host.add_rule(Rule::new(Matcher::kind(Kind::Manifest), action.clone()));
+        host.add_rule(Rule::new(
+            Matcher::kind(RequestKind::Manifest),
+            action.clone(),
+        ));
         let error = client
             .get(&source, &by_tag("seed"), &QUIET(), &progress)
             .await
@@ -1120,7 +1131,7 @@ async fn where_everybody_may_push_the_first_upload_session_stands_for_the_ping()
     assert!(found.unwrap().is_none());
     host.wait_for(&upload("DELETE"), 1, true).await;
     let counts = [
-        host.count(&Matcher::kind(Kind::Ping)),
+        host.count(&Matcher::kind(RequestKind::Ping)),
         host.count(&upload("POST")),
         host.count(&upload("DELETE")),
         host.count(&Matcher::default()),

@@ -16,8 +16,8 @@ use promotion_controller::engine::Engine;
 use promotion_controller::engine::leadership::Leadership;
 use promotion_controller::machine::Reason;
 use quaylike::{
-    Action, Auth, AuthMode, Digest, Embedded, GateSpec, Kind, Matcher, Options, Rule, Settings,
-    User,
+    Action, Auth, AuthMode, Digest, GateSpec, Matcher, Options, Registry, RequestKind, Rule,
+    Settings, User,
 };
 use serde_json::json;
 
@@ -40,7 +40,7 @@ async fn fifty_requests_over_ten_floats_end_in_the_order_they_were_created_each_
     const REQUESTS: usize = 50;
     const FLOATS: usize = 10;
     let stage = Stage::new("fifty").await;
-    let registry = Embedded::start(audited()).await.unwrap();
+    let registry = Registry::start(audited()).await.unwrap();
     let host = registry.host();
     for float in 0..FLOATS {
         let old = image(&format!("old {float}"));
@@ -124,7 +124,7 @@ async fn requests_that_may_not_push_neither_delay_nor_supersede_one_that_may() {
                 .pull("src")
                 .pull("endless"),
         );
-    let registry = Embedded::start(audited().auth(auth)).await.unwrap();
+    let registry = Registry::start(audited().auth(auth)).await.unwrap();
     let host = registry.host();
     registry.seed_image("ci", "f", &image("old")).unwrap();
     let new = registry.seed_image("src", "new", &image("new")).unwrap();
@@ -214,7 +214,7 @@ async fn all_told(engine: &Engine<Watched>) -> bool {
 
 /// One promotion; before its nth request somebody else touches the float.
 async fn disturbed(foreign: Foreign, nth: u64) -> Outcome {
-    let registry = Embedded::start(audited()).await.unwrap();
+    let registry = Registry::start(audited()).await.unwrap();
     let host = registry.host();
     let old = registry.seed_image("ci", "f", &image("old")).unwrap();
     let new = registry.seed_image("src", "new", &image("new")).unwrap();
@@ -245,7 +245,7 @@ async fn disturbed(foreign: Foreign, nth: u64) -> Outcome {
     let cleaning = stopped.as_ref().is_some_and(|e| e.method == "DELETE");
     let foreign = if cleaning { Foreign::Nothing } else { foreign };
     let put = Matcher::put_manifest().repository("ci").reference("f");
-    let look = Matcher::kind(Kind::Manifest).method("GET");
+    let look = Matcher::kind(RequestKind::Manifest).method("GET");
     let look = look.repository("ci").reference("f");
     let (mut unseen, mut resolved) = (false, false);
     if let Some(entry) = &stopped {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use promotion_controller::api::{ImageStatus, PromotionRequest};
 use promotion_controller::engine::leadership::Leadership;
-use quaylike::{Action, Digest, Embedded, Gate, GateSpec, Matcher, Options, Rule, Settings};
+use quaylike::{Action, Digest, Gate, GateSpec, Matcher, Options, Registry, Rule, Settings};
 use serde_json::{Value, json};
 
 use crate::inside::{self, OnSave};
@@ -24,12 +24,12 @@ use crate::traces::ground::{FLOATS, Ground, LONG_SETTLE, SETTLE, SOURCES, image,
 const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The registry refuses this tag for good.
-fn refuse(registry: &Embedded, matcher: Matcher) -> u64 {
+fn refuse(registry: &Registry, matcher: Matcher) -> u64 {
     registry.add_rule(Rule::new(matcher, Action::error(403, "DENIED")))
 }
 
 /// Floats on images of their own, and a request that promotes another image to each.
-fn group(registry: &Embedded, floats: &[&str], on_failure: &str) -> Value {
+fn group(registry: &Registry, floats: &[&str], on_failure: &str) -> Value {
     let host = registry.host();
     let images = floats.iter().map(|float| {
         let old = image(&format!("old {float}"));
@@ -53,7 +53,7 @@ fn old(float: &str) -> Digest {
     image(&format!("old {float}")).digest()
 }
 
-fn at(registry: &Embedded, tag: &str) -> Option<Digest> {
+fn at(registry: &Registry, tag: &str) -> Option<Digest> {
     registry.tag(FLOATS, tag)
 }
 
@@ -74,7 +74,7 @@ fn pairs(ends: &[(&str, &str)]) -> Vec<(String, String)> {
 }
 
 /// The digests that a float's stamped pins hold which end so.
-fn pruned(registry: &Embedded, float: &str, end: &str) -> Vec<Digest> {
+fn pruned(registry: &Registry, float: &str, end: &str) -> Vec<Digest> {
     let suffix = format!("_prune_{float}{end}");
     let tags = registry.tags(FLOATS).into_iter();
     let pins = tags.filter(|(tag, _)| tag.ends_with(&suffix));
@@ -82,7 +82,7 @@ fn pruned(registry: &Embedded, float: &str, end: &str) -> Vec<Digest> {
 }
 
 /// A float is where it was: if it had moved, what it had moved to is pinned twice, and so is what it is on.
-fn assert_back(registry: &Embedded, object: &PromotionRequest, float: &str) {
+fn assert_back(registry: &Registry, object: &PromotionRequest, float: &str) {
     let told = || format!("{float}: {:#?}\n{:?}", object.status, registry.tags(FLOATS));
     let (old, new) = (old(float), new(float));
     let history = registry.history(FLOATS, float);
@@ -203,7 +203,7 @@ async fn a_float_is_known_to_be_taken_back_when_the_process_dies_after_the_answe
         audit: true,
         ..Settings::default()
     };
-    let registry = Embedded::start(Options::default().settings(settings)).await;
+    let registry = Registry::start(Options::default().settings(settings)).await;
     let registry = registry.unwrap();
     let spec = group(&registry, &["f"], "Rollback");
     refuse(&registry, put("f__post1"));

@@ -14,7 +14,8 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use kube::api::{PostParams, WatchEvent, WatchParams};
 use promotion_controller::api::{ImageStatus, PromotionRequest};
 use quaylike::{
-    Action, Embedded, GateSpec, ImageSpec, Kind, Matcher, Options, Rule, Settings, Shape, When,
+    Action, GateSpec, ImageSpec, Matcher, Options, Registry, RequestKind, Rule, Settings, Shape,
+    When,
 };
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -26,17 +27,17 @@ const KINDS: [&str; 4] = ["Progressing", "Staged", "Complete", "Failed"];
 /// In the order of progress.
 const PHASES: [&str; 5] = ["Pending", "Incoming", "BackedUp", "Latched", "Posted"];
 
-async fn registry() -> Embedded {
+async fn registry() -> Registry {
     let settings = Settings {
         audit: true,
         ..Settings::default()
     };
-    Embedded::start(Options::default().settings(settings))
+    Registry::start(Options::default().settings(settings))
         .await
         .unwrap()
 }
 
-fn seeded(registry: &Embedded, repository: &str, tag: &str, seed: &str) -> String {
+fn seeded(registry: &Registry, repository: &str, tag: &str, seed: &str) -> String {
     let spec = ImageSpec::new(Shape::Oci, seed);
     let digest = registry.seed_spec(repository, tag, &spec).unwrap();
     digest.to_string()
@@ -130,7 +131,7 @@ async fn who_watches_sees_staged_before_a_float_moves_and_never_a_step_back() {
     let _controller = stage.controller(&[&format!("--plain-http={host}")]);
     // The looks before the latches.
     let look = |tag: &str| {
-        Matcher::kind(Kind::Manifest)
+        Matcher::kind(RequestKind::Manifest)
             .method("GET")
             .repository("ci")
             .reference(tag)
@@ -246,7 +247,7 @@ async fn events_tell_each_change_of_phase_at_most_ten_and_always_the_last() {
     assert!(events.iter().all(|e| e.type_.as_deref() == Some("Normal")));
 
     // Somebody moves the float before each look of the latch, until the request gives up.
-    let look = Matcher::kind(Kind::Manifest)
+    let look = Matcher::kind(RequestKind::Manifest)
         .method("GET")
         .repository("ci")
         .reference("f");

@@ -13,7 +13,7 @@ mod registries;
 use std::time::{Duration, Instant};
 
 use promotion_controller::api::crd_yaml;
-use quaylike::{Embedded, ImageSpec, Options, Shape};
+use quaylike::{ImageSpec, Options, Registry, Shape};
 use serde_json::Value;
 
 use crate::stage::{Controller, EVERYWHERE, Stage, phase, spec};
@@ -32,9 +32,9 @@ const NOISE: Duration = Duration::from_secs(3);
 struct Tenants {
     evil: Stage,
     good: Stage,
-    registry: Embedded,
+    registry: Registry,
     /// Where the good namespace's images come from.
-    sources: Embedded,
+    sources: Registry,
 }
 
 impl Tenants {
@@ -44,8 +44,8 @@ impl Tenants {
         Self {
             evil: Stage::on(plane, "evil").await,
             good: Stage::on(plane, "good").await,
-            registry: Embedded::start(Options::default()).await.unwrap(),
-            sources: Embedded::start(Options::default()).await.unwrap(),
+            registry: Registry::start(Options::default()).await.unwrap(),
+            sources: Registry::start(Options::default()).await.unwrap(),
         }
     }
 
@@ -65,7 +65,7 @@ impl Tenants {
     /// A request of existing floats of the good namespace.
     fn request(&self, name: &str) -> Value {
         let (from, to) = (self.sources.host(), self.registry.host());
-        let seeded = |registry: &Embedded, repository: &str, tag: &str, seed: String| {
+        let seeded = |registry: &Registry, repository: &str, tag: &str, seed: String| {
             let spec = ImageSpec::new(Shape::Index, &seed);
             registry.seed_spec(repository, tag, &spec).unwrap()
         };

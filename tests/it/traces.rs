@@ -22,7 +22,7 @@ mod within;
 
 use std::time::Duration;
 
-use quaylike::{Action, Entry, GateSpec, ImageSpec, Matcher, RetryAfter, Rule, Shape};
+use quaylike::{Action, GateSpec, ImageSpec, LoggedRequest, Matcher, RetryAfter, Rule, Shape};
 use serde_json::json;
 
 use crate::stage::{condition, phase};
@@ -49,7 +49,7 @@ async fn a_float_that_was_just_made_is_not_taken_for_absent_by_stale_reads() {
     ground.registry.add_rule(stale("f", LONG_AGO, 2));
     ground.promote("two", "b", "f").await;
     let two = ground.posted("two").await;
-    assert_eq!(ground.struck(), 2);
+    assert_eq!(ground.injected(), 2);
     assert_eq!(displaced(&two), texts(&[a]));
     let tags = [("f", b), ("f_incoming", b), ("f__pre", a), ("f__post1", b)];
     ground.assert_tags(&tags, &[a]);
@@ -70,7 +70,7 @@ async fn reads_that_show_the_image_before_last_back_up_the_last_one_and_no_other
     ground.registry.add_rule(stale("f_incoming", lag, 1));
     ground.promote("two", "b", "f").await;
     let two = ground.posted("two").await;
-    assert_eq!(ground.struck(), 3);
+    assert_eq!(ground.injected(), 3);
     assert_eq!(displaced(&two), texts(&[a]));
     assert_eq!(rescued(&two), [""; 0]);
     let tags = [("f", b), ("f_incoming", b), ("f__pre", a), ("f__post1", b)];
@@ -89,7 +89,7 @@ async fn a_source_that_was_just_written_is_not_gone_because_a_replica_lags() {
     ground.registry.add_rule(stale("f__pre", LONG_AGO, 4));
     ground.promote_own("back", ":f__pre", "f").await;
     let back = ground.posted("back").await;
-    assert!(ground.struck() >= 3, "{}", ground.log());
+    assert!(ground.injected() >= 3, "{}", ground.log());
     assert_eq!(displaced(&back), texts(&[a]));
     let tags = [("f", d), ("f_incoming", d), ("f__pre", a), ("f__post1", d)];
     ground.assert_tags(&tags, &[d, a]);
@@ -227,7 +227,7 @@ async fn a_foreign_write_while_the_registry_limits_the_rate_is_seen_before_the_f
     ground.registry.add_rule(limit);
     let _controller = ground.controller(SETTLE);
     ground.promote("one", "a", "f").await;
-    ground.until_struck(1).await;
+    ground.until_injected(1).await;
     let strange = ground.foreign("f", "strange");
     let one = ground.posted("one").await;
     assert_eq!(displaced(&one), texts(&[d, strange]));
@@ -376,7 +376,7 @@ async fn children_whose_hold_ends_before_the_index_holds_them_are_pushed_again()
     let answers = ground.registry.requests(&put("f_incoming")).into_iter();
     let answers: Vec<_> = answers.map(|entry| entry.status).collect();
     assert_eq!(answers, [Some(400), Some(201)]);
-    let put = |entry: &Entry| (entry.reference.clone(), entry.status);
+    let put = |entry: &LoggedRequest| (entry.reference.clone(), entry.status);
     let again = ground.registry.requests(&children);
     let mut again: Vec<_> = again[pushed.len()..].iter().map(put).collect();
     let mut once: Vec<_> = pushed.iter().map(put).collect();

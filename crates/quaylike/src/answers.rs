@@ -157,6 +157,17 @@ impl From<ManifestError> for Refusal {
     }
 }
 
+/// Marks, in the extensions of an answer, that its connection is cut instead: not one byte of it may reach the client.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectionCut;
+
+/// Instead of an answer.
+pub(super) fn connection_cut() -> Response {
+    let mut response = empty(StatusCode::SERVICE_UNAVAILABLE);
+    response.extensions_mut().insert(ConnectionCut);
+    response
+}
+
 /// An answer without a body.
 pub(super) fn empty(status: StatusCode) -> Response {
     let mut response = Response::new(Body::empty());
@@ -197,7 +208,7 @@ pub(super) fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
 }
 
 /// The answer of a fault that does nothing else; none for other faults.
-pub(super) fn faulty(action: &Action) -> Option<Response> {
+pub(super) fn injected(action: &Action) -> Option<Response> {
     let (response, retry_after) = match action {
         Action::TooMany { retry_after } => (page(StatusCode::TOO_MANY_REQUESTS), *retry_after),
         Action::ReadOnly => {

@@ -20,7 +20,7 @@ use super::answers::{self, CONTENT_DIGEST, Refusal, set};
 use super::call::Call;
 use super::content::{Blob, Digest};
 use super::faults::Action;
-use super::names::Kind;
+use super::names::RequestKind;
 use super::store::StoreError;
 use super::uploads::{Upload, locked};
 
@@ -31,8 +31,8 @@ pub(super) fn read(call: &Call) -> Result<Response, Refusal> {
     let repository = &call.entry.repository;
     let digest = parsed(&call.entry.reference)?;
     let now = Instant::now();
-    let (recall, life) = (&call.registry.blobs, call.settings.stale_blobs);
-    let blob = recall.or_read(repository, digest, life, now, || {
+    let (cache, life) = (&call.registry.stale_blobs, call.settings.stale_blobs);
+    let blob = cache.get_or_read(repository, digest, life, now, || {
         call.registry.store().blob(repository, digest, now)
     })?;
     if !call.is_head()
@@ -56,14 +56,14 @@ pub(super) fn read(call: &Call) -> Result<Response, Refusal> {
 
 /// Where blobs are read instead, if not here.
 fn elsewhere(call: &Call) -> Option<&str> {
-    if call.entry.kind == Kind::Storage {
+    if call.entry.kind == RequestKind::Storage {
         return None;
     }
-    let struck = call.actions.iter().find_map(|action| match action {
+    let redirected = call.actions.iter().find_map(|action| match action {
         Action::Redirect { base } => Some(base.as_deref().unwrap_or(&call.registry.storage)),
         _ => None,
     });
-    struck.or(call
+    redirected.or(call
         .settings
         .redirect_blobs
         .then_some(call.registry.storage.as_str()))

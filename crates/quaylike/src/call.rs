@@ -17,10 +17,10 @@ use serde_json::json;
 use super::answers::{self, Refusal};
 use super::auth::{AuthMode, Caller, Rejected};
 use super::faults::Action;
-use super::http::Registry;
-use super::log::Entry;
+use super::log::LoggedRequest;
 use super::names;
 use super::settings::{Dialect, Settings};
+use super::state::RegistryState;
 use super::store::StoreError;
 
 /// Bytes of an unwanted body that are read so that its sender gets to see the answer.
@@ -29,11 +29,11 @@ const DRAIN: u64 = 16 << 20;
 /// One request, on its way through.
 #[derive(Debug)]
 pub(super) struct Call {
-    pub(super) registry: Arc<Registry>,
+    pub(super) registry: Arc<RegistryState>,
     pub(super) settings: Settings,
     pub(super) method: Method,
     pub(super) headers: HeaderMap,
-    pub(super) entry: Entry,
+    pub(super) entry: LoggedRequest,
     pub(super) caller: Result<Caller, Rejected>,
     pub(super) actions: Arc<[Action]>,
     pub(super) body: Option<Body>,
@@ -96,9 +96,9 @@ impl Call {
         Ok(whole.into())
     }
 
-    pub(super) async fn gather(&mut self) {
+    pub(super) async fn buffer_body(&mut self) {
         let body = self.body.take().unwrap_or_default();
-        self.body = Some(gathered(&self.headers, body).await);
+        self.body = Some(buffered(&self.headers, body).await);
     }
 
     pub(super) async fn drain(&mut self) {
@@ -218,7 +218,7 @@ impl Call {
 }
 
 /// The body, read into memory where it announces a length that is small enough.
-pub(super) async fn gathered(headers: &HeaderMap, body: Body) -> Body {
+pub(super) async fn buffered(headers: &HeaderMap, body: Body) -> Body {
     let length = text(headers, &CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
     let Some(length) = length.filter(|length| *length <= DRAIN) else {
         return body;

@@ -1,8 +1,8 @@
 //! Faults: rules that make the registry answer as quay does on a bad day.
 //!
-//! In: [`Rule`]s, set at run time, and each request's log entry. Out: the [`Action`]s that strike it. A rule is made of whom it
-//! strikes ([`Matcher`]), which of those requests ([`When`]), how often at most, and what happens. All rules that match count the
-//! request; those whose turn it is all act, in the order they were added. Rules read and write as JSON (`/_control/rules`).
+//! In: [`Rule`]s, set at run time, and each request's log entry. Out: the [`Action`]s to inject. A rule says
+//! which requests match ([`Matcher`]), which of those fail ([`When`]), how many at most, and how. Every rule that matches counts
+//! the request; all that are due act, in the order they were added. Rules read and write as JSON (`/_control/rules`).
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::content::Digest;
-use super::log::Entry;
-use super::names::Kind;
+use super::log::LoggedRequest;
+use super::names::RequestKind;
 
 /// Picks requests. What is left out picks all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,7 +25,7 @@ pub struct Matcher {
     pub method: Option<String>,
     /// This kind.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub kind: Option<Kind>,
+    pub kind: Option<RequestKind>,
     /// This repository.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repository: Option<String>,
@@ -55,7 +55,7 @@ pub struct Matcher {
     pub credential: Option<String>,
 }
 
-/// Which of the requests that match are struck.
+/// Which of the matching requests fail.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum When {
@@ -72,7 +72,7 @@ pub enum When {
     Probability {
         /// From 0 to 1.
         p: f64,
-        /// The same seed strikes the same requests, if they arrive in the same order.
+        /// The same seed picks the same requests, if they arrive in the same order.
         seed: u64,
     },
 }
@@ -87,7 +87,7 @@ pub enum RetryAfter {
     Date(u64),
 }
 
-/// What happens to a request that is struck.
+/// How a request fails.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
@@ -197,16 +197,16 @@ pub enum Action {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// Whom it strikes.
+    /// Which requests match.
     #[serde(default, rename = "match")]
     pub matcher: Matcher,
-    /// Which of them.
+    /// Which of them fail.
     #[serde(default)]
     pub when: When,
-    /// How often at most; without a number for ever.
+    /// How many more at most; without a number, no limit.
     #[serde(default)]
     pub left: Option<u64>,
-    /// What happens.
+    /// How they fail.
     pub action: Action,
 }
 
@@ -220,8 +220,8 @@ pub struct ActiveRule {
     pub rule: Rule,
     /// Requests that matched.
     pub matched: u64,
-    /// Requests that were struck.
-    pub struck: u64,
+    /// Requests that it was injected into.
+    pub injected: u64,
 }
 
 /// The rules in force.
@@ -243,7 +243,7 @@ struct Rules {
 impl Matcher {
     /// Requests of this kind.
     #[must_use]
-    pub fn kind(kind: Kind) -> Self {
+    pub fn kind(kind: RequestKind) -> Self {
         Self {
             kind: Some(kind),
             ..Self::default()
@@ -253,7 +253,7 @@ impl Matcher {
     /// PUTs of a manifest.
     #[must_use]
     pub fn put_manifest() -> Self {
-        Self::kind(Kind::Manifest).method("PUT")
+        Self::kind(RequestKind::Manifest).method("PUT")
     }
 
     /// Only this method.
@@ -300,7 +300,7 @@ impl Matcher {
 
     /// Whether it picks this request.
     #[must_use]
-    pub fn matches(&self, entry: &Entry) -> bool {
+    pub fn matches(&self, entry: &LoggedRequest) -> bool {
         fn agrees<T>(wanted: Option<&T>, holds: impl FnOnce(&T) -> bool) -> bool {
             wanted.is_none_or(holds)
         }
@@ -330,11 +330,11 @@ impl Matcher {
     }
 }
 
-impl Entry {
+impl LoggedRequest {
     /// Whether its reference is a tag.
     #[must_use]
     pub fn is_by_tag(&self) -> bool {
-        self.kind == Kind::Manifest && !self.reference.contains(':')
+        self.kind == RequestKind::Manifest && !self.reference.contains(':')
     }
 
     /// Whether it would change something.
@@ -347,7 +347,7 @@ impl Entry {
 // === impl Rule ===
 
 impl Rule {
-    /// Strikes every request that matches.
+    /// Every matching request fails.
     #[must_use]
     pub fn new(matcher: Matcher, action: Action) -> Self {
         Self {
@@ -358,14 +358,14 @@ impl Rule {
         }
     }
 
-    /// Strikes which of them.
+    /// Only these of them.
     #[must_use]
     pub fn when(mut self, when: When) -> Self {
         self.when = when;
         self
     }
 
-    /// Strikes at most so often.
+    /// At most so many.
     #[must_use]
     pub fn times(mut self, left: u64) -> Self {
         self.left = Some(left);
@@ -418,7 +418,7 @@ impl Faults {
             id,
             rule,
             matched: 0,
-            struck: 0,
+            injected: 0,
         };
         rules.active.push((active, draws));
         self.count.store(rules.active.len(), Ordering::Release);
@@ -439,17 +439,17 @@ impl Faults {
         rules.active.iter().map(|(rule, _)| rule.clone()).collect()
     }
 
-    /// What strikes this request. Counts it.
-    pub(super) fn strike(&self, entry: &Entry) -> Vec<Action> {
+    /// What to inject into this request. Counts it.
+    pub(super) fn due(&self, entry: &LoggedRequest) -> Vec<Action> {
         if self.count.load(Ordering::Acquire) == 0 {
             return Vec::new();
         }
         let mut rules = self.lock();
-        let struck = rules
+        let due = rules
             .active
             .iter_mut()
-            .filter_map(|(rule, draws)| rule.strike(draws.as_mut(), entry));
-        struck.collect()
+            .filter_map(|(rule, draws)| rule.due(draws.as_mut(), entry));
+        due.collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Rules> {
@@ -458,7 +458,7 @@ impl Faults {
 }
 
 impl ActiveRule {
-    fn strike(&mut self, draws: Option<&mut StdRng>, entry: &Entry) -> Option<Action> {
+    fn due(&mut self, draws: Option<&mut StdRng>, entry: &LoggedRequest) -> Option<Action> {
         if !self.rule.matcher.matches(entry) {
             return None;
         }
@@ -478,7 +478,7 @@ impl ActiveRule {
         if let Some(left) = &mut self.rule.left {
             *left -= 1;
         }
-        self.struck += 1;
+        self.injected += 1;
         Some(self.rule.action.clone())
     }
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::faults::Matcher;
-use super::log::Entry;
+use super::log::LoggedRequest;
 
 /// Where in a request's life a gate stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,7 +51,7 @@ pub enum GateState {
     /// Its request stands at it.
     Parked {
         /// The request.
-        entry: Entry,
+        entry: LoggedRequest,
     },
     /// It is open: the request goes on, or is cut off.
     Open {
@@ -70,12 +70,12 @@ pub struct Gate {
 /// All gates.
 #[derive(Debug, Default)]
 pub(super) struct Gates {
-    gates: Mutex<(u64, Vec<Arc<Standing>>)>,
-    count: AtomicUsize,
+    gates: Mutex<(u64, Vec<Arc<ActiveGate>>)>,
+    active: AtomicUsize,
 }
 
 #[derive(Debug)]
-pub(super) struct Standing {
+pub(super) struct ActiveGate {
     id: u64,
     spec: GateSpec,
     counted: Mutex<u64>,
@@ -84,7 +84,7 @@ pub(super) struct Standing {
 
 /// Late writes waiting to be applied.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct HeldWrites {
     released: watch::Sender<u64>,
     waiting: Arc<AtomicUsize>,
 }
@@ -134,7 +134,7 @@ impl Gate {
     }
 
     /// Waits until its request stands at it.
-    pub async fn reached(&self) -> Entry {
+    pub async fn reached(&self) -> LoggedRequest {
         match self.gates.find(self.id) {
             Some(gate) => gate.parked().await,
             None => std::future::pending().await,
@@ -173,13 +173,13 @@ impl Gates {
         let mut gates = self.gates.lock();
         gates.0 += 1;
         let id = gates.0;
-        gates.1.push(Arc::new(Standing {
+        gates.1.push(Arc::new(ActiveGate {
             id,
             spec,
             counted: Mutex::new(0),
             state: watch::Sender::new(GateState::Waiting),
         }));
-        self.count.store(gates.1.len(), Ordering::Release);
+        self.active.store(gates.1.len(), Ordering::Release);
         id
     }
 
@@ -193,10 +193,10 @@ impl Gates {
             }
             stays
         });
-        self.count.store(gates.1.len(), Ordering::Release);
+        self.active.store(gates.1.len(), Ordering::Release);
     }
 
-    pub(super) fn find(&self, id: u64) -> Option<Arc<Standing>> {
+    pub(super) fn find(&self, id: u64) -> Option<Arc<ActiveGate>> {
         let gates = self.gates.lock();
         gates.1.iter().find(|gate| gate.id == id).cloned()
     }
@@ -214,9 +214,9 @@ impl Gates {
         found.is_some()
     }
 
-    /// Whether there is any gate that counts this request.
-    pub(super) fn concern(&self, entry: &Entry) -> bool {
-        if self.count.load(Ordering::Acquire) == 0 {
+    /// Whether any gate counts this request.
+    pub(super) fn any_matches(&self, entry: &LoggedRequest) -> bool {
+        if self.active.load(Ordering::Acquire) == 0 {
             return false;
         }
         let gates = self.gates.lock();
@@ -225,11 +225,11 @@ impl Gates {
     }
 
     /// Parks a request at each gate that it is the one for. False: its connection is to be cut.
-    pub(super) async fn pass(&self, moment: Moment, entry: &Entry) -> bool {
-        if self.count.load(Ordering::Acquire) == 0 {
+    pub(super) async fn pass(&self, moment: Moment, entry: &LoggedRequest) -> bool {
+        if self.active.load(Ordering::Acquire) == 0 {
             return true;
         }
-        let standing: Vec<Arc<Standing>> = {
+        let gates: Vec<Arc<ActiveGate>> = {
             let gates = self.gates.lock();
             gates
                 .1
@@ -238,7 +238,7 @@ impl Gates {
                 .cloned()
                 .collect()
         };
-        for gate in standing {
+        for gate in gates {
             if !gate.park(entry).await {
                 return false;
             }
@@ -247,8 +247,8 @@ impl Gates {
     }
 }
 
-impl Standing {
-    fn stops(&self, moment: Moment, entry: &Entry) -> bool {
+impl ActiveGate {
+    fn stops(&self, moment: Moment, entry: &LoggedRequest) -> bool {
         if self.spec.moment != moment || !self.spec.matcher.matches(entry) {
             return false;
         }
@@ -257,7 +257,7 @@ impl Standing {
         *counted == self.spec.nth
     }
 
-    async fn park(&self, entry: &Entry) -> bool {
+    async fn park(&self, entry: &LoggedRequest) -> bool {
         let mut state = self.state.subscribe();
         self.state.send_if_modified(|state| {
             let waiting = *state == GateState::Waiting;
@@ -275,7 +275,7 @@ impl Standing {
     }
 
     /// Waits until a request stands here. For ever, where the gate was opened before one came.
-    pub(super) async fn parked(&self) -> Entry {
+    pub(super) async fn parked(&self) -> LoggedRequest {
         let mut state = self.state.subscribe();
         let parked = match state
             .wait_for(|state| matches!(state, GateState::Parked { .. }))
@@ -295,9 +295,9 @@ impl Standing {
     }
 }
 
-// === impl Held ===
+// === impl HeldWrites ===
 
-impl Held {
+impl HeldWrites {
     pub(super) fn new() -> Self {
         Self {
             released: watch::Sender::new(0),

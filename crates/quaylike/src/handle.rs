@@ -6,28 +6,27 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::audit::Dangling;
 use super::auth::Auth;
 use super::content::{Blob, Digest};
 use super::faults::{ActiveRule, Matcher, Rule};
 use super::gate::{Gate, GateSpec};
-use super::http::Registry;
-use super::log::{Entry, Phase};
+use super::log::{LoggedRequest, Phase};
 use super::manifest::Manifest;
-use super::names::Kind;
+use super::names::RequestKind;
 use super::seed::{Image, ImageSpec};
 use super::settings::Settings;
-use super::store::{StoreError, TagChange};
+use super::state::RegistryState;
+use super::store::{Dangling, StoreError, TagChange};
 
 /// A handle to a registry. Clones are handles to the same one.
 #[derive(Clone, Debug)]
-pub struct Control {
-    registry: Arc<Registry>,
+pub struct RegistryHandle {
+    registry: Arc<RegistryState>,
 }
 
 /// Switches.
-impl Control {
-    pub(super) fn new(registry: Arc<Registry>) -> Self {
+impl RegistryHandle {
+    pub(super) fn new(registry: Arc<RegistryState>) -> Self {
         Self { registry }
     }
 
@@ -59,7 +58,7 @@ impl Control {
 }
 
 /// Faults, gates and late writes.
-impl Control {
+impl RegistryHandle {
     /// Adds a fault and returns its number.
     #[allow(clippy::must_use_candidate)] // the effect is the point
     pub fn add_rule(&self, rule: Rule) -> u64 {
@@ -76,7 +75,7 @@ impl Control {
         self.registry.faults.remove(None);
     }
 
-    /// The faults in force and how often they struck.
+    /// The faults in force and how often each was injected.
     #[must_use]
     pub fn rules(&self) -> Vec<ActiveRule> {
         self.registry.faults.list()
@@ -104,16 +103,16 @@ impl Control {
 }
 
 /// The log.
-impl Control {
+impl RegistryHandle {
     /// The requests on the log that match, oldest first.
     #[must_use]
-    pub fn requests(&self, matcher: &Matcher) -> Vec<Entry> {
+    pub fn requests(&self, matcher: &Matcher) -> Vec<LoggedRequest> {
         self.requests_after(0, usize::MAX, matcher)
     }
 
     /// At most `limit` requests with a number above `seq` that match, oldest first.
     #[must_use]
-    pub fn requests_after(&self, seq: u64, limit: usize, matcher: &Matcher) -> Vec<Entry> {
+    pub fn requests_after(&self, seq: u64, limit: usize, matcher: &Matcher) -> Vec<LoggedRequest> {
         self.registry
             .log
             .entries(seq, limit, |entry| matcher.matches(entry))
@@ -127,7 +126,7 @@ impl Control {
 
     /// Requests by kind since the last reset, also those that have left the log.
     #[must_use]
-    pub fn counts(&self) -> BTreeMap<Kind, u64> {
+    pub fn counts(&self) -> BTreeMap<RequestKind, u64> {
         self.registry.log.counts()
     }
 
@@ -138,9 +137,10 @@ impl Control {
     }
 
     /// Waits for the nth request on the log that matches, counted from 1, and with `answered` for its answer.
-    pub async fn wait_for(&self, matcher: &Matcher, nth: usize, answered: bool) -> Entry {
-        let wanted =
-            |entry: &Entry| matcher.matches(entry) && (!answered || entry.phase == Phase::Answered);
+    pub async fn wait_for(&self, matcher: &Matcher, nth: usize, answered: bool) -> LoggedRequest {
+        let wanted = |entry: &LoggedRequest| {
+            matcher.matches(entry) && (!answered || entry.phase == Phase::Answered)
+        };
         self.registry.log.nth(nth, wanted).await
     }
 
@@ -151,7 +151,7 @@ impl Control {
 }
 
 /// The content, as another writer sees and changes it.
-impl Control {
+impl RegistryHandle {
     /// Makes sure that a repository exists.
     pub fn create_repository(&self, repository: &str) {
         self.registry.store().create(repository);

@@ -1,4 +1,7 @@
-//! The way of a request: log, gate, latency, faults, work, faults again, gate, answer.
+//! The way of a request: [`accept`], [`gate`], [`serve`], [`inject_faults`], [`dispatch`].
+//!
+//! It is logged, waits at a gate before the work, meets faults, is authorized and done, has its answer spoilt by faults, waits at a
+//! gate after the work, and is answered.
 //!
 //! In: requests of both listeners. Out: their answers. Each request is in the log before anything else happens to it, and its
 //! entry is closed however it ends, also when the client goes away in the middle.
@@ -9,144 +12,105 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{ConnectInfo, Request, State};
+use axum::extract::{Request, State};
 use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderName, HeaderValue, LOCATION};
 use axum::http::request::Parts;
 use axum::http::{Method, StatusCode};
 use axum::response::Response;
-use parking_lot::{Mutex, MutexGuard, RwLock};
-use tokio_util::sync::CancellationToken;
 
 use super::answers::{self, Refusal};
-use super::auth::{Authority, Caller, Rejected};
-use super::call::{Call, gathered, text};
-use super::content::Blob;
-use super::faults::{Action, Faults};
-use super::gate::{Gates, Held, Moment};
-use super::log::{Entry, Log, Phase};
-use super::manifest::Manifest;
-use super::names::{self, Kind, Target};
-use super::recall::{Bucket, Recall};
-use super::settings::{Dialect, Options, Settings};
-use super::store::Store;
-use super::uploads::Uploads;
-use super::wire::Line;
-use super::{blobs, control, manifests, strike};
-
-/// The running registry.
-#[derive(Debug)]
-pub(super) struct Registry {
-    store: Mutex<Store>,
-    settings: RwLock<Settings>,
-    pub(super) uploads: Uploads,
-    pub(super) authority: Authority,
-    pub(super) faults: Faults,
-    pub(super) log: Log,
-    pub(super) gates: Arc<Gates>,
-    pub(super) held: Held,
-    /// Answers by digest that outlive what they told.
-    pub(super) manifests: Recall<Arc<Manifest>>,
-    pub(super) blobs: Recall<Blob>,
-    bucket: Bucket,
-    pub(super) stop: CancellationToken,
-    /// Base URL of the second listener.
-    pub(super) storage: String,
-    control: bool,
-}
+use super::auth::{Caller, Rejected};
+use super::call::{Call, buffered, text};
+use super::faults::Action;
+use super::gate::Moment;
+use super::log::{LoggedRequest, Phase};
+use super::names::{self, RequestKind, Target};
+use super::settings::Dialect;
+use super::state::RegistryState;
+use super::{blobs, body_faults, control_api, manifests};
 
 /// Closes the log entry of a request, whatever becomes of it.
-struct Ticket {
-    registry: Arc<Registry>,
-    entry: Entry,
+struct LogGuard {
+    registry: Arc<RegistryState>,
+    entry: LoggedRequest,
     started: Instant,
     read: Arc<AtomicU64>,
 }
 
 /// The routes of the registry's own listener.
-pub(super) fn routes(registry: Arc<Registry>) -> Router {
-    Router::new().fallback(front).with_state(registry)
+pub(super) fn routes(registry: Arc<RegistryState>) -> Router {
+    Router::new().fallback(accept).with_state(registry)
 }
 
 /// The routes of the second listener: blobs to whoever has the address, as presigned object storage gives them.
-pub(super) fn storage_routes(registry: Arc<Registry>) -> Router {
-    Router::new().fallback(storage).with_state(registry)
+pub(super) fn storage_routes(registry: Arc<RegistryState>) -> Router {
+    Router::new().fallback(accept_storage).with_state(registry)
 }
 
-async fn front(
-    State(registry): State<Arc<Registry>>,
-    ConnectInfo(line): ConnectInfo<Line>,
-    request: Request,
-) -> Response {
+/// Both, for a registry without listeners.
+pub(super) fn all_routes(registry: Arc<RegistryState>) -> Router {
+    let storage = axum::routing::any(accept_storage);
+    let storage = Router::new().route("/storage/{*blob}", storage);
+    storage.with_state(registry.clone()).merge(routes(registry))
+}
+
+async fn accept(State(registry): State<Arc<RegistryState>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
-    if registry.control && parts.uri.path().starts_with("/_control/") {
-        return control::answer(registry, parts, body).await;
+    if registry.control_api && parts.uri.path().starts_with("/_control/") {
+        return control_api::answer(registry, parts, body).await;
     }
     let target = Target::parse(parts.uri.path());
-    pass(registry, line, parts, body, target).await
+    gate(registry, parts, body, target).await
 }
 
-async fn storage(
-    State(registry): State<Arc<Registry>>,
-    ConnectInfo(line): ConnectInfo<Line>,
-    request: Request,
-) -> Response {
+async fn accept_storage(State(registry): State<Arc<RegistryState>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let target = Target::of_storage(parts.uri.path());
-    pass(registry, line, parts, body, target).await
+    gate(registry, parts, body, target).await
 }
 
-/// Notes an arrival and sends the request on its way.
-async fn pass(
-    registry: Arc<Registry>,
-    line: Line,
-    parts: Parts,
-    body: Body,
-    target: Target,
-) -> Response {
+/// Logs a request and serves it: in a task of its own where a gate may stop it.
+async fn gate(registry: Arc<RegistryState>, parts: Parts, body: Body, target: Target) -> Response {
     let authorization = text(&parts.headers, &AUTHORIZATION);
     let caller = match target.kind {
-        Kind::Token => registry.authority.applicant(authorization),
-        Kind::Storage => Ok(Caller::anonymous()),
+        RequestKind::Token => registry.authority.applicant(authorization),
+        RequestKind::Storage => Ok(Caller::anonymous()),
         _ => registry
             .authority
             .caller(&target.repository, authorization, Instant::now()),
     };
     let entry = registry.log.receive(arrival(&parts, target, &caller));
-    let ticket = Ticket {
+    let guard = LogGuard {
         registry: registry.clone(),
         entry,
         started: Instant::now(),
         read: Arc::default(),
     };
-    if !registry.gates.concern(&ticket.entry) {
-        return proceed(ticket, line, parts, body, caller).await;
+    if !registry.gates.any_matches(&guard.entry) {
+        return serve(guard, parts, body, caller).await;
     }
     // A task of its own, so that a request parked at a gate outlives its client: only the gate says what becomes of it.
-    let body = gathered(&parts.headers, body).await;
-    let parked = tokio::spawn(proceed(ticket, line.clone(), parts, body, caller));
-    parked.await.unwrap_or_else(|_| {
-        line.cut();
-        answers::empty(StatusCode::SERVICE_UNAVAILABLE)
-    })
+    let body = buffered(&parts.headers, body).await;
+    let parked = tokio::spawn(serve(guard, parts, body, caller));
+    parked.await.unwrap_or_else(|_| answers::connection_cut())
 }
 
 /// The whole way of one request that is on the log.
-async fn proceed(
-    ticket: Ticket,
-    line: Line,
+async fn serve(
+    guard: LogGuard,
     parts: Parts,
     body: Body,
     caller: Result<Caller, Rejected>,
 ) -> Response {
-    let (registry, entry) = (ticket.registry.clone(), ticket.entry.clone());
+    let (registry, entry) = (guard.registry.clone(), guard.entry.clone());
     if !registry.passes(Moment::Before, &entry).await {
-        return ticket.cut(&line);
+        return guard.cut();
     }
     let settings = registry.settings();
     if !settings.latency.is_zero() {
         tokio::time::sleep(settings.latency).await;
     }
-    let actions: Arc<[Action]> = registry.faults.strike(&entry).into();
+    let actions: Arc<[Action]> = registry.faults.due(&entry).into();
     let call = Call {
         registry: registry.clone(),
         settings,
@@ -156,12 +120,12 @@ async fn proceed(
         caller,
         actions: actions.clone(),
         body: Some(body),
-        read: ticket.read.clone(),
+        read: guard.read.clone(),
     };
-    let Some(response) = struck(call).await else {
-        return ticket.cut(&line);
+    let Some(response) = inject_faults(call).await else {
+        return guard.cut();
     };
-    let response = strike::body(response, &actions);
+    let response = body_faults::apply(response, &actions);
     for action in actions.iter() {
         if let Action::Hang { ms } = action {
             tokio::time::sleep(Duration::from_millis(*ms)).await;
@@ -169,13 +133,13 @@ async fn proceed(
     }
     let through = registry.passes(Moment::After, &entry).await;
     if !through || actions.contains(&Action::LoseAnswer) {
-        return ticket.cut(&line);
+        return guard.cut();
     }
-    ticket.answer(response)
+    guard.answer(response)
 }
 
-/// The work with what faults do before it. None: the connection is to be cut.
-async fn struck(mut call: Call) -> Option<Response> {
+/// What faults do before the work, and the work unless they replace it. None: the connection is to be cut.
+async fn inject_faults(mut call: Call) -> Option<Response> {
     let (actions, rate) = (call.actions.clone(), call.settings.rate);
     if !call
         .registry
@@ -189,7 +153,7 @@ async fn struck(mut call: Call) -> Option<Response> {
         match action {
             Action::Delay { ms } => {
                 // With its body read, a connection that ends is noticed, and this is dropped.
-                call.gather().await;
+                call.buffer_body().await;
                 tokio::time::sleep(Duration::from_millis(*ms)).await;
             }
             Action::DropConnection => return None,
@@ -204,7 +168,7 @@ async fn struck(mut call: Call) -> Option<Response> {
                 return Some(response);
             }
             _ => {
-                if let Some(response) = answers::faulty(action) {
+                if let Some(response) = answers::injected(action) {
                     call.drain().await;
                     return Some(response);
                 }
@@ -216,14 +180,14 @@ async fn struck(mut call: Call) -> Option<Response> {
         _ => None,
     });
     let Some(limit) = hold else {
-        return Some(work(call).await);
+        return Some(dispatch(call).await);
     };
-    call.gather().await;
+    call.buffer_body().await;
     // A task of its own, so that the write lands even when its client has gone.
     let late = tokio::spawn(async move {
         let registry = call.registry.clone();
         tokio::select! {
-            () = registry.held.wait(limit) => Some(work(call).await),
+            () = registry.held.wait(limit) => Some(dispatch(call).await),
             () = registry.stop.cancelled() => None,
         }
     });
@@ -231,15 +195,15 @@ async fn struck(mut call: Call) -> Option<Response> {
 }
 
 /// Authorizes the request and does it.
-async fn work(mut call: Call) -> Response {
+async fn dispatch(mut call: Call) -> Response {
     let expired = call.actions.contains(&Action::TagExpired);
-    let result = dispatch(&mut call).await;
+    let result = route(&mut call).await;
     // Else the connection breaks under a client that is still sending.
     call.drain().await;
     let mut response = result.unwrap_or_else(|refusal| {
         let refusal = if expired { refusal.expired() } else { refusal };
         let refusal = match (call.settings.dialect, call.entry.kind) {
-            (Dialect::Harbor, Kind::Manifest) if !call.entry.is_write() => {
+            (Dialect::Harbor, RequestKind::Manifest) if !call.entry.is_write() => {
                 refusal.not_found(&call.entry.repository, &call.entry.reference)
             }
             _ => refusal,
@@ -253,12 +217,12 @@ async fn work(mut call: Call) -> Response {
     response
 }
 
-async fn dispatch(call: &mut Call) -> Result<Response, Refusal> {
+async fn route(call: &mut Call) -> Result<Response, Refusal> {
     match call.entry.kind {
-        Kind::Ping => return Ok(call.ping()),
-        Kind::Token => return call.token(),
-        Kind::Storage => return blobs::read(call),
-        Kind::Other => return Ok(answers::page(StatusCode::NOT_FOUND)),
+        RequestKind::Ping => return Ok(call.ping()),
+        RequestKind::Token => return call.token(),
+        RequestKind::Storage => return blobs::read(call),
+        RequestKind::Other => return Ok(answers::page(StatusCode::NOT_FOUND)),
         _ => {}
     }
     if !names::is_repository(&call.entry.repository) {
@@ -272,69 +236,20 @@ async fn dispatch(call: &mut Call) -> Result<Response, Refusal> {
     call.authorize()?;
     let method = call.method.clone();
     match (call.entry.kind, &method) {
-        (Kind::Manifest, &Method::GET | &Method::HEAD) => manifests::read(call),
-        (Kind::Manifest, &Method::PUT) => manifests::write(call).await,
-        (Kind::Manifest, &Method::DELETE) => manifests::delete(call),
-        (Kind::Tags, &Method::GET) => manifests::list_tags(call),
-        (Kind::Referrers, &Method::GET) => manifests::list_referrers(call),
-        (Kind::Blob, &Method::GET | &Method::HEAD) => blobs::read(call),
-        (Kind::Upload, _) => blobs::upload(call).await,
+        (RequestKind::Manifest, &Method::GET | &Method::HEAD) => manifests::read(call),
+        (RequestKind::Manifest, &Method::PUT) => manifests::write(call).await,
+        (RequestKind::Manifest, &Method::DELETE) => manifests::delete(call),
+        (RequestKind::Tags, &Method::GET) => manifests::list_tags(call),
+        (RequestKind::Referrers, &Method::GET) => manifests::list_referrers(call),
+        (RequestKind::Blob, &Method::GET | &Method::HEAD) => blobs::read(call),
+        (RequestKind::Upload, _) => blobs::upload(call).await,
         _ => Err(Refusal::not_allowed()),
     }
 }
 
-// === impl Registry ===
+// === impl LogGuard ===
 
-impl Registry {
-    pub(super) fn new(options: Options, storage: String, stop: CancellationToken) -> Self {
-        Self {
-            store: Mutex::new(Store::new(options.settings.policy())),
-            settings: RwLock::new(options.settings),
-            uploads: Uploads::default(),
-            authority: Authority::new(options.auth),
-            faults: Faults::default(),
-            log: Log::new(options.log_entries),
-            gates: Arc::new(Gates::default()),
-            held: Held::new(),
-            manifests: Recall::default(),
-            blobs: Recall::default(),
-            bucket: Bucket::default(),
-            stop,
-            storage,
-            control: options.control,
-        }
-    }
-
-    pub(super) fn store(&self) -> MutexGuard<'_, Store> {
-        self.store.lock()
-    }
-
-    pub(super) fn settings(&self) -> Settings {
-        *self.settings.read()
-    }
-
-    /// Parks a request where a gate stops it. False: its connection is to be cut.
-    async fn passes(&self, moment: Moment, entry: &Entry) -> bool {
-        tokio::select! {
-            through = self.gates.pass(moment, entry) => through,
-            () = self.stop.cancelled() => false,
-        }
-    }
-
-    pub(super) fn update(&self, change: impl FnOnce(&mut Settings)) -> Settings {
-        let settings = {
-            let mut settings = self.settings.write();
-            change(&mut settings);
-            *settings
-        };
-        self.store().set_policy(settings.policy(), Instant::now());
-        settings
-    }
-}
-
-// === impl Ticket ===
-
-impl Ticket {
+impl LogGuard {
     fn answer(mut self, response: Response) -> Response {
         self.entry.status = Some(response.status().as_u16());
         if self.entry.method != "HEAD" {
@@ -347,14 +262,13 @@ impl Ticket {
     }
 
     /// Ends the connection without a byte of an answer.
-    fn cut(mut self, line: &Line) -> Response {
+    fn cut(mut self) -> Response {
         self.entry.phase = Phase::Answered;
-        line.cut();
-        answers::empty(StatusCode::SERVICE_UNAVAILABLE)
+        answers::connection_cut()
     }
 }
 
-impl Drop for Ticket {
+impl Drop for LogGuard {
     fn drop(&mut self) {
         if self.entry.phase == Phase::Received {
             self.entry.phase = Phase::Dropped;
@@ -366,7 +280,7 @@ impl Drop for Ticket {
 }
 
 /// The log entry of a request that has just arrived.
-fn arrival(parts: &Parts, target: Target, caller: &Result<Caller, Rejected>) -> Entry {
+fn arrival(parts: &Parts, target: Target, caller: &Result<Caller, Rejected>) -> LoggedRequest {
     let query = parts.uri.query().unwrap_or_default();
     let Target {
         kind,
@@ -375,8 +289,8 @@ fn arrival(parts: &Parts, target: Target, caller: &Result<Caller, Rejected>) -> 
     } = target;
     for (key, value) in url::form_urlencoded::parse(query.as_bytes()) {
         match (kind, key.as_ref()) {
-            (Kind::Upload, "digest" | "mount") => reference = value.into_owned(),
-            (Kind::Token, "scope") => {
+            (RequestKind::Upload, "digest" | "mount") => reference = value.into_owned(),
+            (RequestKind::Token, "scope") => {
                 if repository.is_empty() {
                     value
                         .split(':')
@@ -392,7 +306,7 @@ fn arrival(parts: &Parts, target: Target, caller: &Result<Caller, Rejected>) -> 
             _ => {}
         }
     }
-    Entry {
+    LoggedRequest {
         seq: 0,
         time: jiff::Timestamp::now().as_millisecond(),
         micros: 0,

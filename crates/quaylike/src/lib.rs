@@ -1,37 +1,76 @@
-//! A quay-like OCI registry in memory: the `--embedded-registry` of the command line, and the fault registry of the tests.
+//! An OCI registry in memory that behaves like quay, collects at once, and fails on demand.
 //!
-//! In: [`Options`], and OCI distribution requests on a port of 127.0.0.1. Out: their answers, a log of them, and a judgement of
-//! every tag: does all that it reaches resolve?
+//! In: [`Options`], and OCI distribution requests on a port of 127.0.0.1. Out: answers, a log of the requests, and a check of every
+//! tag: does all that it reaches resolve?
+//!
+//! ```
+//! use quaylike::{Action, GateSpec, ImageSpec, Matcher, Options, Registry, Rule, Shape};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let registry = Registry::start(Options::default()).await?;
+//! registry.seed_spec("team/app", "v1", &ImageSpec::new(Shape::Index, "some seed"))?;
+//!
+//! // The next two writes of a manifest are answered with 503.
+//! registry.add_rule(Rule::new(Matcher::put_manifest(), Action::page(503)).times(2));
+//! // The first read of this tag stops, after the work and before its answer, until the test calls `gate.open()`.
+//! let gate = registry.gate(GateSpec::after(Matcher::default().reference("v1")));
+//!
+//! // Point a client at `registry.host()`, then look at what it did.
+//! assert_eq!(registry.count(&Matcher::put_manifest()), 0);
+//! assert!(registry.dangling().is_empty());
+//! # drop(gate);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`RegistryHandle`] has everything a test may look at or change; [`Registry`] is one that also serves. [`serve`] serves on a
+//! listener of yours, and [`detached`] is the registry as a function, without a socket. The same handle answers over HTTP below
+//! `/_control/`, for a registry in a process of its own.
 //!
 //! # What it does like quay
 //!
 //! - **It collects at once.** A manifest that loses its last tag, and is in no index that is held, stops resolving in the same
-//!   instant, with its children and blobs ([`Settings::collect`]). What was pushed without a tag is held for a grace ([`Settings::hold`]).
+//!   instant, with its children and blobs ([`Settings::collect`]). Content pushed without a tag is held for a grace period
+//!   ([`Settings::hold`]).
 //! - Blobs belong to a repository; a mount needs pull on its source and otherwise opens an upload session.
-//! - A token request is narrowed to what the user has, with a 200; a missing right is a 401; asking for push makes the repository.
-//! - A GET by tag without the stored media type in `Accept` is converted to schema 1, with another digest.
+//! - A token request gets a 200 with the rights that the user has of those it asked for; a missing right is a 401; asking for push
+//!   creates the repository.
+//! - A GET by tag without the stored media type in `Accept` is converted to schema 1, which has another digest.
 //! - A manifest with missing content is `MANIFEST_INVALID`, naming the first unknown blob.
 //! - Labels of an image, or of all children of an index, make its tags expire or immutable ([`Settings::labels`]).
-//! - Where [`Settings`] say so: reads by digest are answered from a cache ([`Settings::stale_manifests`], [`Settings::stale_blobs`]), an
-//!   index may lack children ([`Settings::sparse`]), a digest resolves one level below a tag ([`Settings::one_level`]), and one rate
-//!   holds for manifests and blobs together ([`Settings::rate`]).
 //!
-//! [`Dialect::Distribution`] switches to the other registry's ways in the last two; [`Dialect::Harbor`] and [`Dialect::Ecr`] do so
-//! too, with the words of their own for what is not there and what must not move.
+//! Off unless [`Settings`] turn them on:
+//!
+//! - stale answers: reads by digest come from a cache ([`Settings::stale_manifests`], [`Settings::stale_blobs`]);
+//! - sparse indexes: an index may lack children ([`Settings::sparse`]);
+//! - a digest resolves one level below a tag ([`Settings::one_level`]);
+//! - one rate limit for manifests and blobs together, with a burst for each ([`Settings::rate`]);
+//! - blobs are read by redirect from another address ([`Settings::redirect_blobs`]).
+//!
+//! [`Dialect`] gives it the words of CNCF distribution, Harbor or ECR instead.
+//!
+//! # How it fails
+//!
+//! - [`Rule`]s inject faults into matching requests: error statuses, rate limits, read-only times, stale reads, bodies that are cut,
+//!   corrupted or endless, wrong digests and lengths, lost answers, late writes ([`Action`] has them all).
+//! - A [`Gate`] stops one request, before or after its work, until the test opens it or cuts the connection.
+//! - [`RegistryHandle::set_tag`] and its like are another writer; [`RegistryHandle::lose_blob`] is storage that breaks.
 //!
 //! # In reading order
 //!
-//! `store` is the heart: tags, manifests, blobs, collection, no I/O. `audit` judges it. `http` is the way of a request, past
-//! `log`, `gate`, `faults` and `auth`, to `manifests` and `blobs`, which see it as a `call`. `control` is the same handle over HTTP as [`Control`] is in
-//! the process. `seed` makes images.
+//! `store` is the heart: tags, manifests, blobs, collection, no I/O; `store::audit` checks it. `state` is what a running registry
+//! shares. `http` is the way of a request, past `log`, `gate`, `faults` and `auth`, to `manifests` and `blobs`, which see it as a
+//! `call`. `handle` is the API for tests, `control_api` the same over HTTP. `seed` makes images.
 
 mod answers;
-mod audit;
 mod auth;
 mod blobs;
+mod body_faults;
 mod call;
 mod content;
-mod control;
+mod control_api;
+mod cuttable_listener;
 mod faults;
 mod gate;
 mod handle;
@@ -40,55 +79,59 @@ mod log;
 mod manifest;
 mod manifests;
 mod names;
-mod recall;
 mod seed;
 mod settings;
+mod stale_cache;
+mod state;
 mod store;
-mod strike;
 #[cfg(test)]
 mod tests;
+mod token_bucket;
 mod uploads;
-mod wire;
 
 use std::future::Future;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use axum::Router;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-pub use audit::Dangling;
+use cuttable_listener::{CutHandle, CuttableListener, cut_if_marked};
+use state::RegistryState;
+
+pub use answers::ConnectionCut;
 pub use auth::{Auth, AuthMode, Grant, ModeOf, User};
 pub use content::{Blob, Digest, DigestError, Pieces};
 pub use faults::{Action, ActiveRule, Matcher, RetryAfter, Rule, When};
 pub use gate::{Gate, GateSpec, GateState, Moment};
-pub use handle::Control;
-pub use log::{Entry, Phase};
+pub use handle::RegistryHandle;
+pub use log::{LoggedRequest, Phase};
 pub use manifest::{
     DOCKER_LIST, DOCKER_MANIFEST, MANIFEST_TYPES, MAX_MANIFEST, Manifest, ManifestError, OCI_INDEX,
     OCI_MANIFEST,
 };
-pub use names::{Kind, is_repository, is_tag};
+pub use names::{RequestKind, is_repository, is_tag};
 pub use seed::{Image, ImageBuilder, ImageSpec, Layer, Shape, built_in};
 pub use settings::{Dialect, Options, Settings};
-pub use store::{Policy, Stale, Store, StoreError, TagChange};
+pub use store::{Dangling, Policy, Stale, Store, StoreError, TagChange};
 
 /// A registry that runs until it is dropped.
 ///
 /// Dropping it cuts every connection at once; held writes and parked requests are never executed.
 #[derive(Debug)]
-pub struct Embedded {
+pub struct Registry {
     address: SocketAddr,
-    control: Control,
+    handle: RegistryHandle,
     stop: CancellationToken,
 }
 
 /// A registry that could not start or go on.
 #[derive(Debug, thiserror::Error)]
-pub enum EmbeddedError {
+pub enum ServeError {
     /// No port to listen on.
-    #[error("the embedded registry has no port to listen on at {address}: free one")]
+    #[error("the registry has no port to listen on at {address}: free one")]
     Bind {
         /// Where it tried to.
         address: SocketAddr,
@@ -97,26 +140,26 @@ pub enum EmbeddedError {
         source: io::Error,
     },
     /// Listening broke off.
-    #[error("the embedded registry stopped serving")]
+    #[error("the registry stopped serving")]
     Serve(#[source] io::Error),
 }
 
-impl Embedded {
+impl Registry {
     /// Starts a registry on a free port of 127.0.0.1, in tasks of the current runtime.
     ///
     /// # Errors
-    /// [`EmbeddedError::Bind`] where there is no port.
-    pub async fn start(options: Options) -> Result<Self, EmbeddedError> {
+    /// [`ServeError::Bind`] where there is no port.
+    pub async fn start(options: Options) -> Result<Self, ServeError> {
         let listener = bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await?;
-        let (address, control, stop, server) = open(listener, options).await?;
+        let (address, handle, stop, server) = open(listener, options).await?;
         tokio::spawn(async move {
             if let Err(error) = server.await {
-                tracing::warn!(%error, "the embedded registry stopped");
+                tracing::warn!(%error, "the registry stopped");
             }
         });
         Ok(Self {
             address,
-            control,
+            handle,
             stop,
         })
     }
@@ -139,22 +182,22 @@ impl Embedded {
         format!("http://{}", self.address)
     }
 
-    /// The handle to look into it and to disturb it. It may be cloned and outlive the registry.
+    /// The handle to look into it and to disturb it. Clones of it may outlive the registry.
     #[must_use]
-    pub fn control(&self) -> &Control {
-        &self.control
+    pub fn handle(&self) -> &RegistryHandle {
+        &self.handle
     }
 }
 
-impl std::ops::Deref for Embedded {
-    type Target = Control;
+impl std::ops::Deref for Registry {
+    type Target = RegistryHandle;
 
-    fn deref(&self) -> &Control {
-        &self.control
+    fn deref(&self) -> &RegistryHandle {
+        &self.handle
     }
 }
 
-impl Drop for Embedded {
+impl Drop for Registry {
     fn drop(&mut self) {
         self.stop.cancel();
     }
@@ -164,26 +207,37 @@ impl Drop for Embedded {
 /// for instance to put the [`built_in`] images in.
 ///
 /// # Errors
-/// [`EmbeddedError`] where the second listener finds no port or serving breaks off.
+/// [`ServeError`] where the second listener finds no port or serving breaks off.
 pub async fn serve(
     listener: TcpListener,
     options: Options,
-    ready: impl FnOnce(&Control),
+    ready: impl FnOnce(&RegistryHandle),
     shutdown: impl Future<Output = ()>,
-) -> Result<(), EmbeddedError> {
-    let (_, control, stop, server) = open(listener, options).await?;
+) -> Result<(), ServeError> {
+    let (_, handle, stop, server) = open(listener, options).await?;
     let _cut = stop.drop_guard();
-    ready(&control);
+    ready(&handle);
     tokio::select! {
         ended = server => ended,
         () = shutdown => Ok(()),
     }
 }
 
-async fn bind(address: SocketAddr) -> Result<TcpListener, EmbeddedError> {
+/// A registry as a function from request to response, without a socket: for a simulation that decides itself when a request
+/// arrives and whether its answer does.
+///
+/// An answer with [`ConnectionCut`] among its extensions stands for a connection that is cut. Blobs that are redirected are read
+/// from `/storage/` of the same router.
+pub fn detached(options: Options) -> (RegistryHandle, Router) {
+    let state = RegistryState::new(options, String::new(), CancellationToken::new());
+    let state = Arc::new(state);
+    (RegistryHandle::new(state.clone()), http::all_routes(state))
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
     TcpListener::bind(address)
         .await
-        .map_err(|source| EmbeddedError::Bind { address, source })
+        .map_err(|source| ServeError::Bind { address, source })
 }
 
 async fn open(
@@ -192,38 +246,37 @@ async fn open(
 ) -> Result<
     (
         SocketAddr,
-        Control,
+        RegistryHandle,
         CancellationToken,
-        impl Future<Output = Result<(), EmbeddedError>> + Send + use<>,
+        impl Future<Output = Result<(), ServeError>> + Send + use<>,
     ),
-    EmbeddedError,
+    ServeError,
 > {
-    let address = listener.local_addr().map_err(EmbeddedError::Serve)?;
+    let address = listener.local_addr().map_err(ServeError::Serve)?;
     let second = bind(SocketAddr::from((address.ip(), 0))).await?;
-    let storage = second.local_addr().map_err(EmbeddedError::Serve)?;
+    let storage = second.local_addr().map_err(ServeError::Serve)?;
     let stop = CancellationToken::new();
-    let registry = Arc::new(http::Registry::new(
-        options,
-        format!("http://{storage}"),
-        stop.clone(),
-    ));
-    let control = Control::new(registry.clone());
+    let registry = RegistryState::new(options, format!("http://{storage}"), stop.clone());
+    let registry = Arc::new(registry);
+    let handle = RegistryHandle::new(registry.clone());
     let own = run(listener, http::routes(registry.clone()), stop.clone());
     let other = run(second, http::storage_routes(registry), stop.clone());
     let serving = async move { tokio::try_join!(own, other).map(|_| ()) };
-    Ok((address, control, stop, serving))
+    Ok((address, handle, stop, serving))
 }
 
 async fn run(
     listener: TcpListener,
-    routes: axum::Router,
+    routes: Router,
     stop: CancellationToken,
-) -> Result<(), EmbeddedError> {
-    let wires = wire::Wires {
+) -> Result<(), ServeError> {
+    let listener = CuttableListener {
         listener,
         stop: stop.clone(),
     };
-    let service = routes.into_make_service_with_connect_info::<wire::Line>();
-    let served = axum::serve(wires, service).with_graceful_shutdown(stop.cancelled_owned());
-    served.await.map_err(EmbeddedError::Serve)
+    let service = routes
+        .layer(axum::middleware::from_fn(cut_if_marked))
+        .into_make_service_with_connect_info::<CutHandle>();
+    let served = axum::serve(listener, service).with_graceful_shutdown(stop.cancelled_owned());
+    served.await.map_err(ServeError::Serve)
 }

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use super::names::Kind;
+use super::names::RequestKind;
 
 /// How far a request has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,7 +25,7 @@ pub enum Phase {
 
 /// One request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Entry {
+pub struct LoggedRequest {
     /// Its number, counted from 1 in the order of arrival.
     pub seq: u64,
     /// When it arrived, in milliseconds since 1970, UTC.
@@ -39,7 +39,7 @@ pub struct Entry {
     /// Its query, without the question mark.
     pub query: String,
     /// What it is about.
-    pub kind: Kind,
+    pub kind: RequestKind,
     /// The repository; for a token the first one asked for; else empty.
     pub repository: String,
     /// Tag or digest; for uploads the digest mounted or closed with, else the session; else empty.
@@ -68,9 +68,9 @@ pub(super) struct Log {
 
 #[derive(Debug, Default)]
 struct Inner {
-    entries: VecDeque<Entry>,
+    entries: VecDeque<LoggedRequest>,
     next: u64,
-    counts: BTreeMap<Kind, u64>,
+    counts: BTreeMap<RequestKind, u64>,
     in_flight: usize,
     peak: usize,
 }
@@ -88,7 +88,7 @@ impl Log {
     }
 
     /// Notes an arrival and gives the entry its number.
-    pub(super) fn receive(&self, mut entry: Entry) -> Entry {
+    pub(super) fn receive(&self, mut entry: LoggedRequest) -> LoggedRequest {
         {
             let mut inner = self.lock();
             entry.seq = inner.next;
@@ -106,7 +106,7 @@ impl Log {
     }
 
     /// Notes the end of a request. An entry that has left the ring, or was reset, is let go.
-    pub(super) fn close(&self, entry: &Entry) {
+    pub(super) fn close(&self, entry: &LoggedRequest) {
         {
             let mut inner = self.lock();
             inner.in_flight = inner.in_flight.saturating_sub(1);
@@ -124,8 +124,8 @@ impl Log {
         &self,
         after: u64,
         limit: usize,
-        wanted: impl Fn(&Entry) -> bool,
-    ) -> Vec<Entry> {
+        wanted: impl Fn(&LoggedRequest) -> bool,
+    ) -> Vec<LoggedRequest> {
         let inner = self.lock();
         let first = inner.entries.front().map_or(after, |front| front.seq);
         let skip =
@@ -139,7 +139,11 @@ impl Log {
     }
 
     /// The nth entry from now on the log that `wanted` picks, as soon as there is one. `nth` counts from 1.
-    pub(super) async fn nth(&self, nth: usize, wanted: impl Fn(&Entry) -> bool) -> Entry {
+    pub(super) async fn nth(
+        &self,
+        nth: usize,
+        wanted: impl Fn(&LoggedRequest) -> bool,
+    ) -> LoggedRequest {
         loop {
             let changed = self.changed.notified();
             if let Some(entry) = self
@@ -154,7 +158,7 @@ impl Log {
     }
 
     /// Requests by kind since the last reset, also those that have left the ring.
-    pub(super) fn counts(&self) -> BTreeMap<Kind, u64> {
+    pub(super) fn counts(&self) -> BTreeMap<RequestKind, u64> {
         self.lock().counts.clone()
     }
 
@@ -180,15 +184,15 @@ impl Log {
 mod tests {
     use super::*;
 
-    fn entry(reference: &str) -> Entry {
-        Entry {
+    fn entry(reference: &str) -> LoggedRequest {
+        LoggedRequest {
             seq: 0,
             time: 0,
             micros: 0,
             method: "GET".into(),
             path: String::new(),
             query: String::new(),
-            kind: Kind::Manifest,
+            kind: RequestKind::Manifest,
             repository: String::new(),
             reference: reference.into(),
             credential: None,
@@ -219,7 +223,7 @@ mod tests {
             (3, "c".into(), Phase::Answered),
         ];
         assert_eq!(seen, expected);
-        assert_eq!(log.counts()[&Kind::Manifest], 3);
+        assert_eq!(log.counts()[&RequestKind::Manifest], 3);
         assert_eq!(log.peak(), 3);
         assert_eq!(log.entries(2, 9, |_| true).len(), 1);
     }

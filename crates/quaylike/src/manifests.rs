@@ -57,8 +57,11 @@ pub(super) fn read(call: &Call) -> Result<Response, Refusal> {
     let now = Instant::now();
     let manifest = match reference(call)? {
         Reference::Digest(digest) => {
-            let (recall, life) = (&call.registry.manifests, call.settings.stale_manifests);
-            recall.or_read(repository, digest, life, now, || {
+            let (cache, life) = (
+                &call.registry.stale_manifests,
+                call.settings.stale_manifests,
+            );
+            cache.get_or_read(repository, digest, life, now, || {
                 call.registry.store().manifest(repository, digest, now)
             })?
         }
@@ -205,13 +208,13 @@ pub(super) async fn write(call: &mut Call) -> Result<Response, Refusal> {
 }
 
 fn refuse_immutable(call: &Call, tag: Option<&str>, store: &mut Store) -> Result<(), Refusal> {
-    let (repository, struck) = (
+    let (repository, immutable) = (
         &call.entry.repository,
         call.actions.contains(&Action::ImmutableTag),
     );
     if let Some(tag) = tag
         && store.tagged(repository, tag, Instant::now()).is_ok()
-        && (struck || store.is_immutable(repository, tag))
+        && (immutable || store.is_immutable(repository, tag))
     {
         let repository = &call.entry.repository;
         return Err(match call.settings.dialect {

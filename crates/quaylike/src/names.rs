@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// What a request is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum RequestKind {
     /// `/v2/`
     Ping,
     /// `/v2/auth` as at quay, or `/token`: the token endpoint.
@@ -31,7 +31,7 @@ pub enum Kind {
 /// A request's kind and what it names; names that do not apply are empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Target {
-    pub(super) kind: Kind,
+    pub(super) kind: RequestKind,
     pub(super) repository: String,
     pub(super) reference: String,
 }
@@ -40,14 +40,14 @@ impl Target {
     /// Reads the path of the registry's own listener.
     pub(super) fn parse(path: &str) -> Self {
         if path == "/token" {
-            return Self::bare(Kind::Token);
+            return Self::bare(RequestKind::Token);
         }
         let Some(rest) = path.strip_prefix("/v2") else {
-            return Self::bare(Kind::Other);
+            return Self::bare(RequestKind::Other);
         };
         match rest {
-            "" | "/" => return Self::bare(Kind::Ping),
-            "/auth" => return Self::bare(Kind::Token),
+            "" | "/" => return Self::bare(RequestKind::Ping),
+            "/auth" => return Self::bare(RequestKind::Token),
             _ => {}
         }
         let rest = decoded(rest.strip_prefix('/').unwrap_or(rest));
@@ -57,28 +57,28 @@ impl Target {
             reference: reference.to_owned(),
         };
         if let Some(repository) = rest.strip_suffix("/tags/list") {
-            return of(Kind::Tags, repository, "");
+            return of(RequestKind::Tags, repository, "");
         }
         if let Some(repository) = rest
             .strip_suffix("/blobs/uploads/")
             .or_else(|| rest.strip_suffix("/blobs/uploads"))
         {
-            return of(Kind::Upload, repository, "");
+            return of(RequestKind::Upload, repository, "");
         }
         let Some((head, last)) = rest.rsplit_once('/') else {
-            return Self::bare(Kind::Other);
+            return Self::bare(RequestKind::Other);
         };
         for (suffix, kind) in [
-            ("/blobs/uploads", Kind::Upload),
-            ("/manifests", Kind::Manifest),
-            ("/blobs", Kind::Blob),
-            ("/referrers", Kind::Referrers),
+            ("/blobs/uploads", RequestKind::Upload),
+            ("/manifests", RequestKind::Manifest),
+            ("/blobs", RequestKind::Blob),
+            ("/referrers", RequestKind::Referrers),
         ] {
             if let Some(repository) = head.strip_suffix(suffix) {
                 return of(kind, repository, last);
             }
         }
-        Self::bare(Kind::Other)
+        Self::bare(RequestKind::Other)
     }
 
     /// Reads the path of the second listener, `/storage/<repository>/<digest>`.
@@ -86,13 +86,13 @@ impl Target {
         let rest = decoded(path.strip_prefix("/storage/").unwrap_or_default());
         let (repository, reference) = rest.rsplit_once('/').unwrap_or_default();
         Self {
-            kind: Kind::Storage,
+            kind: RequestKind::Storage,
             repository: repository.to_owned(),
             reference: reference.to_owned(),
         }
     }
 
-    fn bare(kind: Kind) -> Self {
+    fn bare(kind: RequestKind) -> Self {
         Self {
             kind,
             repository: String::new(),
@@ -157,7 +157,7 @@ fn decoded(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn read(path: &str) -> (Kind, String, String) {
+    fn read(path: &str) -> (RequestKind, String, String) {
         let target = Target::parse(path);
         (target.kind, target.repository, target.reference)
     }
@@ -165,34 +165,44 @@ mod tests {
     #[test]
     fn paths_are_read_from_their_end() {
         for (path, kind, repository, reference) in [
-            ("/v2/", Kind::Ping, "", ""),
-            ("/v2/auth", Kind::Token, "", ""),
-            ("/token", Kind::Token, "", ""),
+            ("/v2/", RequestKind::Ping, "", ""),
+            ("/v2/auth", RequestKind::Token, "", ""),
+            ("/token", RequestKind::Token, "", ""),
             (
                 "/v2/a/b/c/manifests/latest",
-                Kind::Manifest,
+                RequestKind::Manifest,
                 "a/b/c",
                 "latest",
             ),
             (
                 "/v2/a/manifests/sha256%3Aab",
-                Kind::Manifest,
+                RequestKind::Manifest,
                 "a",
                 "sha256:ab",
             ),
-            ("/v2/a/blobs/uploads/", Kind::Upload, "a", ""),
-            ("/v2/a/blobs/uploads", Kind::Upload, "a", ""),
-            ("/v2/a/blobs/uploads/1-2", Kind::Upload, "a", "1-2"),
-            ("/v2/a/b/blobs/sha256:ab", Kind::Blob, "a/b", "sha256:ab"),
-            ("/v2/tags/list/tags/list", Kind::Tags, "tags/list", ""),
+            ("/v2/a/blobs/uploads/", RequestKind::Upload, "a", ""),
+            ("/v2/a/blobs/uploads", RequestKind::Upload, "a", ""),
+            ("/v2/a/blobs/uploads/1-2", RequestKind::Upload, "a", "1-2"),
+            (
+                "/v2/a/b/blobs/sha256:ab",
+                RequestKind::Blob,
+                "a/b",
+                "sha256:ab",
+            ),
+            (
+                "/v2/tags/list/tags/list",
+                RequestKind::Tags,
+                "tags/list",
+                "",
+            ),
             (
                 "/v2/a/referrers/sha256:ab",
-                Kind::Referrers,
+                RequestKind::Referrers,
                 "a",
                 "sha256:ab",
             ),
-            ("/v2/_catalog", Kind::Other, "", ""),
-            ("/health", Kind::Other, "", ""),
+            ("/v2/_catalog", RequestKind::Other, "", ""),
+            ("/health", RequestKind::Other, "", ""),
         ] {
             assert_eq!(
                 read(path),

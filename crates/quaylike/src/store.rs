@@ -15,26 +15,25 @@
 //!
 //! Holders are counted for each digest, so a call costs the size of the images it touches, never that of the repository.
 
+mod audit;
 mod labels;
 mod repository;
 #[cfg(test)]
 mod tests;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::audit::Trail;
 use super::content::{Blob, Digest};
 use super::manifest::Manifest;
-
-/// Changes kept for each tag: enough for any test, bounded for long runs.
-const TAG_HISTORY: usize = 256;
-/// How many of the newest changes keep the manifest itself, so that a stale read can be answered after its collection.
-const STALE_DEPTH: usize = 4;
+use audit::AuditTrail;
+pub use audit::Dangling;
+pub use repository::StoreError;
+use repository::{Change, Graced, Repository, Stored};
 
 const CENTURY: Duration = Duration::from_hours(100 * 365 * 24);
 
@@ -63,45 +62,15 @@ pub struct Policy {
 /// Everything the registry stores. Pure: it asks no clock and does no I/O.
 #[derive(Debug)]
 pub struct Store {
-    pub(super) policy: Policy,
-    pub(super) repositories: BTreeMap<String, Repository>,
-    pub(super) trail: Trail,
+    policy: Policy,
+    repositories: BTreeMap<String, Repository>,
+    trail: AuditTrail,
     /// When graces end. Entries may be outdated: the content's own `grace` decides.
-    graces: BinaryHeap<Reverse<(Instant, String, Held)>>,
+    graces: BinaryHeap<Reverse<(Instant, String, Graced)>>,
     /// When tags expire, each for the change that set it.
     lives: BinaryHeap<Reverse<(Instant, String, String, u64)>>,
     /// Number of the newest tag change.
     seq: u64,
-}
-
-/// One repository. Blobs belong to a repository, as on quay.
-#[derive(Debug, Default)]
-pub(super) struct Repository {
-    pub(super) public: bool,
-    subjects_hold: bool,
-    one_level: bool,
-    pub(super) tags: BTreeMap<String, Digest>,
-    immutable: BTreeSet<String>,
-    pub(super) manifests: HashMap<Digest, Kept<Arc<Manifest>>>,
-    pub(super) blobs: HashMap<Digest, Kept<Blob>>,
-    changes: HashMap<String, VecDeque<Change>>,
-    tagged: HashMap<Digest, BTreeSet<String>>,
-    /// How many stored manifests name this digest as a child, or as a blob.
-    parents: HashMap<Digest, usize>,
-    users: HashMap<Digest, usize>,
-    referrers: HashMap<Digest, BTreeSet<Digest>>,
-}
-
-#[derive(Debug)]
-pub(super) struct Kept<T> {
-    pub(super) content: T,
-    grace: Option<Instant>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Held {
-    Manifest(Digest),
-    Blob(Digest),
 }
 
 /// One change of a tag.
@@ -111,14 +80,6 @@ pub struct TagChange {
     pub seq: u64,
     /// The digest the tag had from then on; none for a deletion.
     pub digest: Option<Digest>,
-}
-
-#[derive(Debug)]
-struct Change {
-    seq: u64,
-    at: Instant,
-    digest: Option<Digest>,
-    manifest: Option<Arc<Manifest>>,
 }
 
 /// What a lagging replica says of a tag.
@@ -132,30 +93,6 @@ pub enum Stale {
     Was(Arc<Manifest>),
 }
 
-/// Why the store refuses.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum StoreError {
-    /// No such repository.
-    #[error("repository `{0}` does not exist: push to it first")]
-    RepositoryUnknown(String),
-    /// The tag or digest does not resolve.
-    #[error("manifest `{0}` is unknown")]
-    ManifestUnknown(String),
-    /// The blob is not in the repository.
-    #[error("blob `{0}` is unknown")]
-    BlobUnknown(Digest),
-    /// A manifest names content that the repository does not have.
-    #[error(
-        "manifest names unknown content: blobs {blobs:?}, manifests {children:?}: push them first"
-    )]
-    ContentUnknown {
-        /// Missing config and layers, in the manifest's order.
-        blobs: Vec<Digest>,
-        /// Missing children, in the index's order.
-        children: Vec<Digest>,
-    },
-}
-
 // === impl Store ===
 
 impl Store {
@@ -165,7 +102,7 @@ impl Store {
         Self {
             policy,
             repositories: BTreeMap::new(),
-            trail: Trail::default(),
+            trail: AuditTrail::default(),
             graces: BinaryHeap::new(),
             lives: BinaryHeap::new(),
             seq: 0,
@@ -243,8 +180,8 @@ impl Store {
             };
             if repository.end_grace(held, now) && self.policy.collect {
                 match held {
-                    Held::Manifest(digest) => repository.collect_manifest(digest),
-                    Held::Blob(digest) => repository.collect_blob(digest),
+                    Graced::Manifest(digest) => repository.collect_manifest(digest),
+                    Graced::Blob(digest) => repository.collect_blob(digest),
                 }
                 self.examine(&name);
             }
@@ -328,7 +265,7 @@ impl Store {
         found.insert(manifest);
         match tag {
             Some(tag) => self.move_tag(repository, tag, Some(digest), now),
-            None => self.grant(repository, Held::Manifest(digest), now),
+            None => self.grant(repository, Graced::Manifest(digest), now),
         }
         Ok(())
     }
@@ -447,11 +384,11 @@ impl Store {
         self.repository_mut(repository)
             .blobs
             .entry(digest)
-            .or_insert(Kept {
+            .or_insert(Stored {
                 content: blob,
                 grace: None,
             });
-        self.grant(repository, Held::Blob(digest), now);
+        self.grant(repository, Graced::Blob(digest), now);
     }
 
     /// Copies a blob from another repository, held for the grace.
@@ -568,12 +505,44 @@ impl Store {
         self.examine(repository);
     }
 
-    fn grant(&mut self, repository: &str, held: Held, now: Instant) {
+    fn grant(&mut self, repository: &str, held: Graced, now: Instant) {
         // A hold beyond what the clock can tell lasts for a century.
         let until = now.checked_add(self.policy.hold).unwrap_or(now + CENTURY);
         self.repository_mut(repository).set_grace(held, Some(until));
         self.graces
             .push(Reverse((until, repository.to_owned(), held)));
         self.examine(repository);
+    }
+
+    /// Every tag that dangles now.
+    #[must_use]
+    pub fn dangling(&self) -> Vec<Dangling> {
+        self.repositories
+            .iter()
+            .flat_map(|(name, found)| audit::dangling(name, found))
+            .collect()
+    }
+
+    /// Every tag that the running audit ever found dangling, in the order of the instants at which it began to.
+    #[must_use]
+    pub fn audit_trail(&self) -> Vec<Dangling> {
+        self.trail.seen().to_vec()
+    }
+
+    /// Forgets what the running audit has found.
+    pub fn clear_audit_trail(&mut self) {
+        self.trail = AuditTrail::default();
+    }
+
+    /// Where the audit runs: looks at a repository after a change and records what began to dangle by it.
+    fn examine(&mut self, repository: &str) {
+        if !self.policy.audit {
+            return;
+        }
+        let Some(found) = self.repositories.get(repository) else {
+            return;
+        };
+        let found = audit::dangling(repository, found);
+        self.trail.record(repository, found);
     }
 }

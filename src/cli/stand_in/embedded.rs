@@ -10,7 +10,7 @@ use clap::Args;
 use crate::api::PromotionRequest;
 use crate::image::{Float, Reference, Repository, Source};
 use crate::store::Key;
-use quaylike::{Embedded, Image, ImageSpec, Options, Shape, built_in};
+use quaylike::{Image, ImageSpec, Options, Registry, Shape, built_in};
 
 /// Floats that do not exist yet: full names, separated by white space or commas.
 const FIRST: &str = "promotion-controller/embedded-first";
@@ -20,7 +20,7 @@ const INDEX: &str = "promotion-controller/embedded-index";
 /// Whether registries stand in.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct StandInArgs {
-    /// Use a registry in memory that stands in for every registry of the file.
+    /// Use a registry in memory in place of every registry of the file.
     #[arg(long)]
     embedded_registry: bool,
 }
@@ -45,7 +45,7 @@ impl StandInArgs {
 
 /// The registries that stand in for those of a file.
 pub(in crate::cli) struct StandIns {
-    registries: BTreeMap<String, Embedded>,
+    registries: BTreeMap<String, Registry>,
 }
 
 impl StandIns {
@@ -122,7 +122,7 @@ impl StandIns {
         image: &Image,
     ) -> Result<(), String> {
         if !self.registries.contains_key(host) {
-            let registry = Embedded::start(Options::default())
+            let registry = Registry::start(Options::default())
                 .await
                 .map_err(|error| error.to_string())?;
             self.registries.insert(host.into(), registry);

@@ -49,7 +49,7 @@ async fn serve(args: ServeArgs) -> ExitCode {
         Err(error) => return fail(&error.to_string()),
     };
     let address = listener.local_addr().unwrap_or(listen);
-    let seed = |control: &quaylike::Control| {
+    let seed = |control: &quaylike::RegistryHandle| {
         for (repository, tag, image) in &images {
             if let Err(error) = control.seed_image(repository, tag, image) {
                 tracing::warn!("cannot seed {repository}:{tag}: {error}");

@@ -9,7 +9,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Volume};
 use kube::Client;
 use kube::api::{Api, PostParams};
-use quaylike::{Auth, AuthMode, Embedded, ImageSpec, Options, Settings, Shape, User};
+use quaylike::{Auth, AuthMode, ImageSpec, Options, Registry, Settings, Shape, User};
 use serde_json::{Value, json};
 
 use super::helm::{Helm, chart, clear, kubectl};
@@ -27,7 +27,7 @@ pub struct Ground {
     pub release: Stage,
     pub named: Stage,
     pub other: Stage,
-    pub registry: Embedded,
+    pub registry: Registry,
 }
 
 impl Ground {
@@ -52,7 +52,7 @@ impl Ground {
             release: Stage::bare_on(plane, "release").await,
             named: Stage::on(plane, "named").await,
             other: Stage::on(plane, "other").await,
-            registry: Embedded::start(options).await.unwrap(),
+            registry: Registry::start(options).await.unwrap(),
         };
         let host = ground.registry.host();
         for stage in [&ground.named, &ground.other] {

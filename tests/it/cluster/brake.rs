@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
-use quaylike::{Embedded, GateSpec, Matcher, Options};
+use quaylike::{GateSpec, Matcher, Options, Registry};
 use serde_json::json;
 
 use super::ground::{Ground, PATIENCE, put, waits_for};
@@ -110,7 +110,7 @@ async fn stopping_lets_tag_writes_end_and_launches_nothing_and_going_on_promotes
 #[tokio::test(flavor = "multi_thread")]
 async fn one_registry_is_stopped_and_what_has_to_do_with_others_alone_goes_on() {
     let ground = Ground::new("brake-host").await;
-    let other = Embedded::start(Options::default()).await.unwrap();
+    let other = Registry::start(Options::default()).await.unwrap();
     ground.pause(&other.host()).await;
     let flag = format!("--plain-http={}", other.host());
     let port = free_port().unwrap();

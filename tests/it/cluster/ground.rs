@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use promotion_controller::api::{PromotionRequest, crd_yaml};
-use quaylike::{Embedded, ImageSpec, Matcher, Options, Settings, Shape};
+use quaylike::{ImageSpec, Matcher, Options, Registry, Settings, Shape};
 use serde_json::Value;
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
 
@@ -16,7 +16,7 @@ pub const PATIENCE: Duration = Duration::from_mins(2);
 /// A namespace, and a registry with both sources and floats.
 pub struct Ground {
     pub stage: Stage,
-    pub registry: Embedded,
+    pub registry: Registry,
 }
 
 /// A control plane that one test at a time has to itself: it may be killed, and lose its definitions.
@@ -51,7 +51,7 @@ impl Ground {
             audit: true,
             ..Settings::default()
         };
-        let registry = Embedded::start(Options::default().settings(settings))
+        let registry = Registry::start(Options::default().settings(settings))
             .await
             .unwrap();
         Self { stage, registry }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use promotion_controller::machine::Reason;
 use promotion_controller::registry::{Class, Credential, Error, Progress, Settings};
-use quaylike::{Embedded, ImageSpec, Matcher, Shape};
+use quaylike::{ImageSpec, Matcher, Registry, Shape};
 
 use super::liar::{Liar, answer, unknown};
 use super::targets::settings;
@@ -22,7 +22,7 @@ enum Named {
     Free,
 }
 
-fn naming(named: Named, attacker: &Liar, from: &Embedded, victim: &Embedded) -> Settings {
+fn naming(named: Named, attacker: &Liar, from: &Registry, victim: &Registry) -> Settings {
     let (attacker, from, victim) = (attacker.host(), from.host(), victim.host());
     let allowed = match named {
         Named::Listed => vec![&attacker, &from, &victim],
@@ -49,7 +49,7 @@ async fn leading(location: String) -> Liar {
 }
 
 /// Copies an image to a registry that leads astray, and asks whether it may be pushed to.
-async fn copied(from: &Embedded, attacker: &Liar, settings: Settings) -> Result<(), Error> {
+async fn copied(from: &Registry, attacker: &Liar, settings: Settings) -> Result<(), Error> {
     let client = client_with(settings);
     let (none, progress) = (Credential::anonymous(), Progress::default());
     let who = credential(&attacker.host());

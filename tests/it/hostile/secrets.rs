@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use quaylike::{Auth, AuthMode, Embedded, Options, Settings, User};
+use quaylike::{Auth, AuthMode, Options, Registry, Settings, User};
 use serde_json::json;
 
 use super::liar::{Liar, answer, unknown};
@@ -37,7 +37,7 @@ fn assert_clean(what: &str, text: &str) {
 }
 
 /// `bot` may push below `ci`, `reader` may pull below `src`; blobs are behind signed URLs.
-async fn registry() -> Embedded {
+async fn registry() -> Registry {
     let switches = Settings {
         redirect_blobs: true,
         ..Settings::default()
@@ -45,7 +45,7 @@ async fn registry() -> Embedded {
     let auth = Auth::new(AuthMode::Bearer)
         .user(User::new("bot", "bot-s3cret").push("ci").pull("src"))
         .user(User::new("reader", "reader-s3cret").pull("src"));
-    let registry = Embedded::start(Options::default().settings(switches).auth(auth))
+    let registry = Registry::start(Options::default().settings(switches).auth(auth))
         .await
         .unwrap();
     registry.seed_image("ci", "a", &image("old")).unwrap();

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use quaylike::{GateSpec, Kind, Matcher};
+use quaylike::{GateSpec, Matcher, RequestKind};
 
 use super::{Ended, Job, account, latch, named};
 use crate::cluster::ground::{Ground, PATIENCE, alone};
@@ -54,7 +54,7 @@ async fn a_job_ended_before_the_commit_cancels_its_request_and_no_float_moves() 
     let asked = Asked::on(Ground::new("jobterm").await).await;
     let ground = &asked.ground;
     let _controller = ground.controller(&[]);
-    let source = Matcher::kind(Kind::Manifest).method("GET");
+    let source = Matcher::kind(RequestKind::Manifest).method("GET");
     let gate = ground
         .registry
         .gate(GateSpec::before(source.repository("src/f")));

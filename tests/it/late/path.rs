@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use quaylike::{
-    Action, Control, Digest, Embedded, Gate, GateSpec, ImageSpec, Kind, Matcher, Options, Rule,
-    Shape, serve,
+    Action, Digest, Gate, GateSpec, ImageSpec, Matcher, Options, Registry, RegistryHandle,
+    RequestKind, Rule, Shape, serve,
 };
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -33,7 +33,7 @@ fn put() -> Matcher {
 }
 
 impl Two {
-    fn new(registry: &Control, host: &str) -> Self {
+    fn new(registry: &RegistryHandle, host: &str) -> Self {
         let seed = |repository: &str, tag: &str, name: &str| {
             let image = ImageSpec::new(Shape::Oci, name);
             registry.seed_spec(repository, tag, &image).unwrap()
@@ -86,7 +86,7 @@ impl Two {
     }
 
     /// Asserts that both came to their ends, in their order, and that nothing moved the float after that.
-    async fn assert_ended(&self, registry: &Control, run: &mut Supervised, case: &str) {
+    async fn assert_ended(&self, registry: &RegistryHandle, run: &mut Supervised, case: &str) {
         let end = Instant::now() + PATIENCE;
         while !run.has_ended() && Instant::now() < end {
             tokio::time::sleep(LOOK).await;
@@ -122,7 +122,7 @@ async fn heals_after(heal: Duration) {
         runtime.block_on(async {
             let listener = TcpListener::bind((address, 0)).await.unwrap();
             let host = listener.local_addr().unwrap().to_string();
-            let ready = |control: &Control| _ = told.send((control.clone(), host));
+            let ready = |control: &RegistryHandle| _ = told.send((control.clone(), host));
             let stopped = async { _ = stopped.await };
             serve(listener, Options::default(), ready, stopped)
                 .await
@@ -131,7 +131,7 @@ async fn heals_after(heal: Duration) {
     });
     let (registry, host) = registry.await.unwrap();
     let two = Two::new(&registry, &host);
-    let look = Matcher::kind(Kind::Manifest)
+    let look = Matcher::kind(RequestKind::Manifest)
         .method("GET")
         .repository("ci")
         .reference("f");
@@ -155,7 +155,7 @@ async fn heals_after(heal: Duration) {
     tokio::time::sleep(again.saturating_duration_since(Instant::now())).await;
     assert_eq!(registry.tag("ci", "f"), Some(two.second), "{case}");
     // One PUT of each image arrives, each after a look of its own: the one that was given up has none.
-    let float = Matcher::kind(Kind::Manifest)
+    let float = Matcher::kind(RequestKind::Manifest)
         .repository("ci")
         .reference("f");
     let after = registry.requests_after(looked, usize::MAX, &float);
@@ -189,7 +189,7 @@ async fn a_put_that_was_given_up_on_a_cut_path_never_lands_when_the_path_heals()
 
 /// The registry does what it was told so long after its client has gone.
 async fn works_on_for(works: Duration) {
-    let registry = Embedded::start(Options::default()).await.unwrap();
+    let registry = Registry::start(Options::default()).await.unwrap();
     let host = registry.host();
     let two = Two::new(&registry, &host);
     let lands = PUT + works;

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Api, DeleteParams, PostParams};
 use quaylike::{
-    Action, Digest, Embedded, Gate, GateSpec, ImageSpec, Kind, Matcher, Options, Rule, Settings,
-    Shape,
+    Action, Digest, Gate, GateSpec, ImageSpec, Matcher, Options, Registry, RequestKind, Rule,
+    Settings, Shape,
 };
 use serde_json::json;
 
@@ -22,7 +22,7 @@ const TAKEN_OVER: Duration = Duration::from_secs(20);
 /// A leader, a follower, and a registry.
 struct Pair {
     stage: Stage,
-    registry: Embedded,
+    registry: Registry,
     leader: Option<Controller>,
     follower: Controller,
 }
@@ -32,7 +32,7 @@ fn put(tag: &str) -> Matcher {
 }
 
 fn look(tag: &str) -> Matcher {
-    Matcher::kind(Kind::Manifest)
+    Matcher::kind(RequestKind::Manifest)
         .method("GET")
         .repository("ci")
         .reference(tag)
@@ -52,7 +52,7 @@ impl Pair {
             audit: true,
             ..Settings::default()
         };
-        let registry = Embedded::start(Options::default().settings(settings))
+        let registry = Registry::start(Options::default().settings(settings))
             .await
             .unwrap();
         let stage = Stage::elected(prefix).await;

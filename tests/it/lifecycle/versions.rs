@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use kube::api::{Api, ApiResource, DynamicObject, PostParams};
 use promotion_controller::api::{PromotionRequest, PromotionRequestStatus, crd, crd_yaml};
-use quaylike::{Gate, GateSpec, Kind, Matcher};
+use quaylike::{Gate, GateSpec, Matcher, RequestKind};
 use serde_json::{Value, json};
 
 use super::latch;
@@ -129,7 +129,7 @@ impl Standing {
     /// The requests r0 to r3, and the controller that has got them there.
     async fn start(ground: Ground) -> (Self, Controller) {
         let look = |repository: &str| {
-            Matcher::kind(Kind::Manifest)
+            Matcher::kind(RequestKind::Manifest)
                 .method("GET")
                 .repository(repository)
         };

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use quaylike::{Embedded, ImageSpec, Options, Shape};
+use quaylike::{ImageSpec, Options, Registry, Shape};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -38,7 +38,7 @@ fn ok() -> (u16, String) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_and_who_waits_for_the_lease_are_ready_and_one_that_ends_is_not() {
     let stage = Stage::elected("health").await;
-    let registry = Embedded::start(Options::default()).await.unwrap();
+    let registry = Registry::start(Options::default()).await.unwrap();
     let host = registry.host();
     let image = ImageSpec::new(Shape::Oci, "new").build().unwrap();
     registry.seed_image("src/x", "a", &image).unwrap();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use quaylike::{Embedded, ImageSpec, Options, Shape};
+use quaylike::{ImageSpec, Options, Registry, Shape};
 use serde_json::{Value, json};
 
 use crate::stage::{Stage, phase, spec};
@@ -11,7 +11,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 
 /// One request that succeeds on an existing float, and one that fails: the log, and the digest promoted.
 async fn promoted(stage: &Stage, format: &str) -> (String, String, String) {
-    let registry = Embedded::start(Options::default()).await.unwrap();
+    let registry = Registry::start(Options::default()).await.unwrap();
     let host = registry.host();
     let image = |seed: &str| ImageSpec::new(Shape::Oci, seed).build().unwrap();
     registry.seed_image("ci", "a", &image("old")).unwrap();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use quaylike::{Embedded, GateSpec, ImageSpec, Matcher, Options, Settings, Shape};
+use quaylike::{GateSpec, ImageSpec, Matcher, Options, Registry, Settings, Shape};
 
 use super::Scraped;
 use crate::stage::{Stage, phase, spec};
@@ -10,12 +10,12 @@ use crate::testbed::free_port;
 
 const PATIENCE: Duration = Duration::from_mins(1);
 
-async fn registry() -> Embedded {
+async fn registry() -> Registry {
     let settings = Settings {
         audit: true,
         ..Settings::default()
     };
-    Embedded::start(Options::default().settings(settings))
+    Registry::start(Options::default().settings(settings))
         .await
         .unwrap()
 }

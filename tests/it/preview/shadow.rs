@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use quaylike::{Embedded, ImageSpec, Options, Shape};
+use quaylike::{ImageSpec, Options, Registry, Shape};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
@@ -17,7 +17,7 @@ pub struct Shadow {
     /// The floats' registry.
     pub ground: Ground,
     /// The sources'.
-    pub source: Embedded,
+    pub source: Registry,
     /// The sample's digests, and those of the images that are there.
     digests: BTreeMap<String, String>,
 }
@@ -26,7 +26,7 @@ impl Shadow {
     /// Four sources and the floats: one new, one where it should be already, an index with what others left on its tags.
     pub async fn new() -> Self {
         let ground = Ground::new().await;
-        let source = Embedded::start(Options::default()).await.unwrap();
+        let source = Registry::start(Options::default()).await.unwrap();
         let build = |shape, seed: &str| ImageSpec::new(shape, seed).build().unwrap();
         let mut digests = BTreeMap::new();
         for (digit, shape) in [

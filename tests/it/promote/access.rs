@@ -1,7 +1,7 @@
 //! Credentials without a cluster: where they are found, which of them is used where, and that no secret is ever shown.
 
 use base64::Engine as _;
-use quaylike::{Action, Auth, AuthMode, Grant, Kind, Matcher, Options, Rule, User};
+use quaylike::{Action, Auth, AuthMode, Grant, Matcher, Options, RequestKind, Rule, User};
 use serde_json::{Value, json};
 
 use super::ground::{Ground, Run, ended, verdict};
@@ -117,7 +117,7 @@ async fn credentials_are_found_in_every_usual_place_and_the_longest_key_is_used(
         for (repository, user) in [("ci", "writer"), ("src/x", "reader")] {
             let seen = ground.registry.requests(&Matcher {
                 repository: Some(repository.into()),
-                kind: Some(Kind::Manifest),
+                kind: Some(RequestKind::Manifest),
                 ..Matcher::default()
             });
             assert!(!seen.is_empty(), "{path} {repository}");
@@ -184,7 +184,7 @@ async fn a_token_endpoint_that_is_gone_for_good_is_an_attempt_each_time_and_its_
         ground.documents(&[ground.request("one", &[(":a", "a")], &few)]);
         ground
             .registry
-            .add_rule(Rule::new(Matcher::kind(Kind::Token), page));
+            .add_rule(Rule::new(Matcher::kind(RequestKind::Token), page));
         let begun = std::time::Instant::now();
         let run = ground.promote(&["--registry-config=c.json"]).await;
         assert!(begun.elapsed().as_secs() < 60, "{run:?}");

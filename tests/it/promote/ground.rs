@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use quaylike::{Digest, Embedded, ImageSpec, Kind, Matcher, Options, Settings, Shape};
+use quaylike::{Digest, ImageSpec, Matcher, Options, Registry, RequestKind, Settings, Shape};
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
@@ -15,7 +15,7 @@ pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A registry and a folder of a test's own.
 pub struct Ground {
-    pub registry: Embedded,
+    pub registry: Registry,
     pub folder: RunDir,
 }
 
@@ -46,7 +46,7 @@ impl Ground {
 
     pub async fn with(options: Options) -> Self {
         let ground = Self {
-            registry: Embedded::start(options).await.unwrap(),
+            registry: Registry::start(options).await.unwrap(),
             folder: RunDir::create("promote").unwrap(),
         };
         std::fs::create_dir(ground.folder.join("home")).unwrap();
@@ -92,7 +92,7 @@ impl Ground {
     pub fn looks(&self) -> usize {
         self.registry.count(&Matcher {
             method: Some("GET".into()),
-            kind: Some(Kind::Manifest),
+            kind: Some(RequestKind::Manifest),
             ..Matcher::default()
         })
     }
@@ -274,7 +274,7 @@ pub fn document(name: &str, spec: &Value) -> Value {
 pub fn put(tag: &str) -> Matcher {
     Matcher {
         method: Some("PUT".into()),
-        kind: Some(Kind::Manifest),
+        kind: Some(RequestKind::Manifest),
         reference: (!tag.starts_with("_prune_")).then(|| tag.into()),
         reference_contains: tag.starts_with("_prune_").then(|| tag.into()),
         ..Matcher::default()

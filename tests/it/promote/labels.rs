@@ -1,8 +1,8 @@
 //! Labels that make tags expire: told where the registry acts on them, by an event and a condition, at the cost of one request.
 
 use quaylike::{
-    Action, Auth, AuthMode, Embedded, GateSpec, Image, ImageBuilder, ImageSpec, Kind, Layer,
-    Matcher, Options, Rule, Shape, User,
+    Action, Auth, AuthMode, GateSpec, Image, ImageBuilder, ImageSpec, Layer, Matcher, Options,
+    Registry, RequestKind, Rule, Shape, User,
 };
 use serde_json::{Value, json};
 
@@ -42,7 +42,7 @@ async fn ground(quay: bool) -> Ground {
 }
 
 /// Promotes an image of this registry to floats of the ground's.
-async fn promote(ground: &Ground, from: &Embedded, image: &Image, floats: &[&str]) -> Run {
+async fn promote(ground: &Ground, from: &Registry, image: &Image, floats: &[&str]) -> Run {
     let source = format!("{}/src/x@{}", from.host(), image.digest());
     let images: Vec<Value> = floats
         .iter()
@@ -81,10 +81,14 @@ fn assert_told(run: &Run, float: &str, value: &str) {
 }
 
 /// Requests, pings and tokens apart; the first of all is one, refused because it was sent without a credential.
-fn requests(registry: &Embedded) -> usize {
+fn requests(registry: &Registry) -> usize {
     let refused = registry.requests(&Matcher::default());
     let refused = refused.iter().filter(|entry| entry.status == Some(401));
-    let kinds = [Kind::Manifest, Kind::Blob, Kind::Upload];
+    let kinds = [
+        RequestKind::Manifest,
+        RequestKind::Blob,
+        RequestKind::Upload,
+    ];
     let all: usize = kinds
         .iter()
         .map(|kind| registry.count(&Matcher::kind(*kind)))
@@ -92,8 +96,8 @@ fn requests(registry: &Embedded) -> usize {
     all - refused.count()
 }
 
-fn blob_gets(registry: &Embedded) -> usize {
-    registry.count(&Matcher::kind(Kind::Blob).method("GET"))
+fn blob_gets(registry: &Registry) -> usize {
+    registry.count(&Matcher::kind(RequestKind::Blob).method("GET"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -234,7 +238,7 @@ async fn an_image_that_makes_its_tags_immutable_is_refused_before_any_tag_is_wri
 async fn a_streamed_config_is_read_on_its_way_and_an_annotation_with_the_manifest() {
     let (ground, sources) = (
         ground(true).await,
-        Embedded::start(Options::default()).await.unwrap(),
+        Registry::start(Options::default()).await.unwrap(),
     );
     let streamed = labelled("3w").build().unwrap();
     sources.seed_image("src/x", "a", &streamed).unwrap();
@@ -298,7 +302,7 @@ async fn an_index_expires_by_what_all_its_children_say_wherever_they_come_from()
         let children = vec![child("one", values[0]), child("two", values[1])];
         let index = Image::index(children).unwrap();
         let ground = ground(true).await;
-        let elsewhere = Embedded::start(Options::default()).await.unwrap();
+        let elsewhere = Registry::start(Options::default()).await.unwrap();
         for sources in [&ground.registry, &elsewhere] {
             sources.seed_image("src/x", "a", &index).unwrap();
             ground.registry.reset_log();
@@ -327,7 +331,7 @@ async fn labels_that_cannot_be_read_hinder_nothing() {
     for action in [Action::page(503), Action::page(404), Action::DropConnection] {
         ground.registry.reset_log();
         ground.registry.clear_rules();
-        let blob = Matcher::kind(Kind::Blob).method("GET");
+        let blob = Matcher::kind(RequestKind::Blob).method("GET");
         ground.registry.add_rule(Rule::new(blob, action.clone()));
         let run = promote(&ground, &ground.registry, &image, &["b"]).await;
         assert_eq!(expiring(&run), None, "{action:?}");
@@ -343,7 +347,7 @@ async fn labels_that_cannot_be_read_hinder_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_index_of_indexes_is_refused_on_quay_before_anything_is_written() {
     let nested = ImageSpec::new(Shape::Nested, "nested").build().unwrap();
-    let elsewhere = Embedded::start(Options::default()).await.unwrap();
+    let elsewhere = Registry::start(Options::default()).await.unwrap();
     elsewhere.seed_image("src/x", "n", &nested).unwrap();
     for quay in [true, false] {
         let ground = ground(quay).await;

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use quaylike::{
-    Action, Digest, Embedded, GateSpec, Image, ImageBuilder, Kind, Layer, Matcher, Moment, Options,
-    Rule, Settings,
+    Action, Digest, GateSpec, Image, ImageBuilder, Layer, Matcher, Moment, Options, Registry,
+    RequestKind, Rule, Settings,
 };
 use serde_json::{Value, json};
 
@@ -13,7 +13,7 @@ use super::ground::{Ground, Run, document, image, put, verdict};
 /// Sources on one registry, floats on another that looks for dangling tags after every change.
 struct Pair {
     ground: Ground,
-    sources: Embedded,
+    sources: Registry,
     image: Image,
     old: Digest,
 }
@@ -24,7 +24,7 @@ fn referrer(to: &Image, kind: &str) -> Image {
 }
 
 fn kind() -> Matcher {
-    Matcher::kind(Kind::Referrers)
+    Matcher::kind(RequestKind::Referrers)
 }
 
 fn name(digest: Digest, suffix: &str) -> String {
@@ -40,7 +40,7 @@ impl Pair {
             ..Settings::default()
         });
         let ground = Ground::with(Options::default().settings(target)).await;
-        let sources = Embedded::start(Options::default().settings(source))
+        let sources = Registry::start(Options::default().settings(source))
             .await
             .unwrap();
         let image = image("new");
@@ -62,7 +62,7 @@ impl Pair {
     }
 
     /// What cosign would put beside the image.
-    fn sign(&self, registry: &Embedded, repository: &str, seed: &str) -> Digest {
+    fn sign(&self, registry: &Registry, repository: &str, seed: &str) -> Digest {
         let tag = name(self.image.digest(), ".sig");
         registry.seed_image(repository, &tag, &image(seed)).unwrap()
     }
@@ -406,7 +406,7 @@ async fn a_lost_answer_or_a_kill_at_any_of_its_writes_ends_like_an_undisturbed_r
 async fn a_source_that_goes_away_while_its_referrers_are_looked_for_has_not_none() {
     let pair = Pair::new([false, true]).await;
     let tag = name(pair.image.digest(), ".sbom");
-    let look = Matcher::kind(Kind::Manifest)
+    let look = Matcher::kind(RequestKind::Manifest)
         .repository("src/x")
         .reference(&tag);
     let gate = pair.sources.gate(GateSpec {

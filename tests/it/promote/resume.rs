@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use quaylike::{Control, GateSpec, Image, ImageSpec, Kind, Matcher, Moment, Shape};
+use quaylike::{GateSpec, Image, ImageSpec, Matcher, Moment, RegistryHandle, RequestKind, Shape};
 use serde_json::json;
 
 use super::ground::{Ground, Run, put, verdict};
@@ -81,7 +81,7 @@ async fn a_run_killed_at_any_write_is_taken_up_to_the_same_tags() {
         points.extend(TAGS.map(|tag| (put(tag), fate)));
         let upload = Matcher {
             method: Some("POST".into()),
-            kind: Some(Kind::Upload),
+            kind: Some(RequestKind::Upload),
             repository: Some("ci".into()),
             ..Matcher::default()
         };
@@ -120,7 +120,7 @@ async fn a_write_that_lands_late_does_not_take_a_float_back_from_a_later_documen
     tokio::time::sleep(Duration::from_secs(2)).await;
     // Whether it may push is asked meanwhile, with an upload that is taken back; no tag is read or written.
     let tags = Matcher {
-        kind: Some(Kind::Manifest),
+        kind: Some(RequestKind::Manifest),
         ..Matcher::default()
     };
     assert_eq!(ground.registry.count(&tags), 0, "{}", second.log());
@@ -172,7 +172,7 @@ async fn a_terminated_run_records_the_write_that_was_sent_and_is_taken_up() {
 }
 
 /// How many requests a registry was sent, once the other images wait for the one that is held.
-async fn at_rest(registry: &Control) -> usize {
+async fn at_rest(registry: &RegistryHandle) -> usize {
     let count = || registry.requests(&Matcher::default()).len();
     let (mut requests, mut calm) = (count(), 0);
     while calm < 10 {
@@ -232,7 +232,9 @@ async fn children_collected_between_their_push_and_that_of_their_index_are_broug
     let hold = |hold| ground.registry.update(|settings| settings.hold = hold).hold;
     hold(Duration::from_secs(1));
     // The last request before the PUT of the index: its children are pushed, and held by nothing but their grace.
-    let look = Matcher::kind(Kind::Manifest).method("GET").repository("ci");
+    let look = Matcher::kind(RequestKind::Manifest)
+        .method("GET")
+        .repository("ci");
     let gate = ground.registry.gate(GateSpec {
         matcher: look.reference("a_incoming"),
         nth: 1,

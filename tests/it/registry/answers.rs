@@ -8,7 +8,7 @@ use promotion_controller::machine::Reason;
 use promotion_controller::registry::{
     Class, Credential, Error, Manifest, Progress, Put, RegistryClient, Settings,
 };
-use quaylike::{Action, Dialect, Embedded, ImageBuilder, Kind, Layer, Matcher, Rule, Shape};
+use quaylike::{Action, Dialect, ImageBuilder, Layer, Matcher, Registry, RequestKind, Rule, Shape};
 
 use super::ground::{
     by_tag, client, client_with, fetched, open, repository, seeded, settings, tag,
@@ -19,7 +19,7 @@ use crate::hostile::liar::{self, Image, Liar};
 const QUIET: fn() -> Credential = Credential::anonymous;
 
 fn upload(method: &str) -> Matcher {
-    Matcher::kind(Kind::Upload).method(method)
+    Matcher::kind(RequestKind::Upload).method(method)
 }
 
 fn said(status: u16, code: &str, message: &str) -> Action {
@@ -36,9 +36,9 @@ fn said(status: u16, code: &str, message: &str) -> Action {
 /// Copies `src/a` to `team/a`, within ten seconds.
 async fn copied(
     client: &RegistryClient,
-    from: &Embedded,
+    from: &Registry,
     manifest: &Manifest,
-    to: &Embedded,
+    to: &Registry,
 ) -> Result<(), Error> {
     let (source, target) = (repository(from, "src/a"), repository(to, "team/a"));
     let (none, progress) = (QUIET(), Progress::default());
@@ -47,7 +47,7 @@ async fn copied(
     copied.unwrap_or_else(|_| panic!("waited: {:?}", progress.waiting()))
 }
 
-async fn put(client: &RegistryClient, to: &Embedded, name: &str, manifest: &Manifest) -> Put {
+async fn put(client: &RegistryClient, to: &Registry, name: &str, manifest: &Manifest) -> Put {
     let (target, none, progress) = (repository(to, "team/a"), QUIET(), Progress::default());
     let gate = || true;
     client
@@ -87,7 +87,10 @@ async fn what_harbor_has_not_is_absent_and_what_a_page_says_is_not() {
         },
     ] {
         host.clear_rules();
-        host.add_rule(Rule::new(Matcher::kind(Kind::Manifest), action.clone()));
+        host.add_rule(Rule::new(
+            Matcher::kind(RequestKind::Manifest),
+            action.clone(),
+        ));
         let error = client
             .get_authoritative(&target, &tag("z"), &QUIET(), &progress)
             .await;
@@ -358,7 +361,10 @@ async fn a_typed_404_behind_a_redirect_is_an_absence_to_reads_and_never_to_a_loo
     let copied = client.copy(none.at(&at), &manifest, none.at(&target), &progress);
     assert_eq!(copied.await.unwrap_err().reason, Reason::SourceIncomplete);
     // A page there tells nothing.
-    regional.add_rule(Rule::new(Matcher::kind(Kind::Manifest), Action::page(404)));
+    regional.add_rule(Rule::new(
+        Matcher::kind(RequestKind::Manifest),
+        Action::page(404),
+    ));
     let error = client.get(&at, &by_tag("gone"), &none, &progress).await;
     assert!(error.unwrap_err().message.contains("redirects to"));
 }

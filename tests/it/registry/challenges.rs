@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use promotion_controller::image::Repository;
 use promotion_controller::machine::Reason;
 use promotion_controller::registry::{Class, Credential, Keyring, Manifest, Progress, Put};
-use quaylike::{Auth, AuthMode, Embedded, ImageSpec, Kind, Matcher, Options, Shape, User};
+use quaylike::{Auth, AuthMode, ImageSpec, Matcher, Options, Registry, RequestKind, Shape, User};
 
 use super::ground::{by_tag, client, client_with, credential, fetched, repository, settings, tag};
 use super::listener::{Listener, answer};
@@ -16,8 +16,8 @@ fn users(auth: Auth) -> Auth {
         .user(User::new("reader", "reader-s3cret").pull("src"))
 }
 
-async fn start(auth: Auth) -> Embedded {
-    let host = Embedded::start(Options::default().auth(users(auth)))
+async fn start(auth: Auth) -> Registry {
+    let host = Registry::start(Options::default().auth(users(auth)))
         .await
         .unwrap();
     for path in ["src/a", "src/b", "team/a"] {
@@ -28,7 +28,7 @@ async fn start(auth: Auth) -> Embedded {
 }
 
 /// A source is read, copied, tagged and looked at, each by the one who may.
-async fn promoted(host: &Embedded) -> Manifest {
+async fn promoted(host: &Registry) -> Manifest {
     let client = client(&[host]);
     let (reader, bot) = (credential(host, "reader"), credential(host, "bot"));
     let (source, target) = (repository(host, "src/a"), repository(host, "team/a"));
@@ -157,7 +157,7 @@ async fn what_a_repository_asks_for_is_remembered() {
         let found = client.get(&source, &name, &reader, &progress);
         assert!(found.await.unwrap().is_some());
     }
-    let counts = [Kind::Ping, Kind::Token, Kind::Manifest];
+    let counts = [RequestKind::Ping, RequestKind::Token, RequestKind::Manifest];
     let counts = counts.map(|kind| host.count(&Matcher::kind(kind)));
     assert_eq!(counts, [1, 1, 21], "one is asked without a credential");
     // The registry changes its ways.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use promotion_controller::machine::Reason;
 use promotion_controller::registry::{Credential, Error, Manifest, Progress, Put, RegistryClient};
-use quaylike::{AuthMode, Embedded, Kind, Matcher, Shape};
+use quaylike::{AuthMode, Matcher, Registry, RequestKind, Shape};
 
 use super::ground::{client, credential, guarded, open, repository, seeded, tag};
 
@@ -12,7 +12,7 @@ const LONG: Duration = Duration::from_mins(5);
 const NONE: fn() -> Credential = Credential::anonymous;
 
 /// A registry that answers by digest what it had within five minutes, and takes indexes without their children where `sparse`.
-async fn cached(sparse: bool) -> Embedded {
+async fn cached(sparse: bool) -> Registry {
     let host = open().await;
     host.update(|settings| {
         (settings.stale_manifests, settings.stale_blobs) = (LONG, LONG);
@@ -23,9 +23,9 @@ async fn cached(sparse: bool) -> Embedded {
 
 async fn copy(
     client: &RegistryClient,
-    from: &Embedded,
+    from: &Registry,
     manifest: &Manifest,
-    to: &Embedded,
+    to: &Registry,
 ) -> Result<(), Error> {
     let (source, target) = (repository(from, "src/a"), repository(to, "team/a"));
     let (none, progress) = (NONE(), Progress::default());
@@ -34,7 +34,7 @@ async fn copy(
         .await
 }
 
-async fn put(client: &RegistryClient, to: &Embedded, manifest: &Manifest) -> Put {
+async fn put(client: &RegistryClient, to: &Registry, manifest: &Manifest) -> Put {
     let target = repository(to, "team/a");
     let (none, progress) = (NONE(), Progress::default());
     client
@@ -45,9 +45,9 @@ async fn put(client: &RegistryClient, to: &Embedded, manifest: &Manifest) -> Put
 /// Copies and sets the tag, as often as an image is tried; how often that took.
 async fn promote(
     client: &RegistryClient,
-    from: &Embedded,
+    from: &Registry,
     manifest: &Manifest,
-    to: &Embedded,
+    to: &Registry,
 ) -> u32 {
     for attempt in 1..=5 {
         match copy(client, from, manifest, to).await {
@@ -67,7 +67,7 @@ async fn promote(
 }
 
 /// Reads every blob and manifest of the target by digest, as one who pulls it does: that fills the registry's caches.
-async fn pull(to: &Embedded, manifest: &Manifest) {
+async fn pull(to: &Registry, manifest: &Manifest) {
     let http = reqwest::Client::new();
     let mut work = vec![manifest.digest.to_string()];
     while let Some(digest) = work.pop() {
@@ -110,7 +110,7 @@ async fn what_only_a_cache_still_shows_is_brought_again() {
                 assert_eq!(attempts, wanted, "{shape:?}, sparse: {sparse}");
                 assert!(to.dangling().is_empty(), "{shape:?}: {:?}", to.dangling());
                 assert_eq!(to.audit_trail(), [], "{shape:?}");
-                let heads = Matcher::kind(Kind::Manifest).method("HEAD");
+                let heads = Matcher::kind(RequestKind::Manifest).method("HEAD");
                 assert_eq!(to.count(&heads), 0, "a child is put, not asked for");
             }
         }
@@ -126,7 +126,7 @@ async fn what_is_missed_though_it_was_mounted_is_uploaded() {
     let (none, progress) = (NONE(), Progress::default());
     let copy = || client.copy(none.at(&source), &manifest, none.at(&target), &progress);
     copy().await.unwrap();
-    let upload = |method: &str| Matcher::kind(Kind::Upload).method(method);
+    let upload = |method: &str| Matcher::kind(RequestKind::Upload).method(method);
     assert_eq!(host.count(&upload("PUT")), 0, "mounted");
     let body: serde_json::Value = serde_json::from_slice(&manifest.bytes).unwrap();
     let layer = body["layers"][0]["digest"].as_str().unwrap();
@@ -138,7 +138,10 @@ async fn what_is_missed_though_it_was_mounted_is_uploaded() {
     host.reset_log();
     copy().await.unwrap();
     assert_eq!(host.count(&upload("PUT")), 3);
-    assert_eq!(host.count(&Matcher::kind(Kind::Blob).method("HEAD")), 0);
+    assert_eq!(
+        host.count(&Matcher::kind(RequestKind::Blob).method("HEAD")),
+        0
+    );
     let written = put(&client, &host, &manifest).await;
     assert!(matches!(written, Put::Written), "{written:?}");
 }
@@ -176,7 +179,7 @@ async fn an_index_within_its_repository_is_not_put_without_its_children_where_a_
             .put_tag(&repository, &tag("x"), &manifest, &bot, || true, &progress)
             .await;
         assert_eq!(matches!(put, Put::ContentMissing(_)), !sparse, "{put:?}");
-        let pings = Matcher::kind(Kind::Ping);
+        let pings = Matcher::kind(RequestKind::Ping);
         assert!(host.count(&pings) <= 2, "remembered");
     }
 }

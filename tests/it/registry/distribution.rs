@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use promotion_controller::image::Repository;
 use promotion_controller::registry::{Credential, Progress, Put, RegistryClient};
-use quaylike::{Embedded, ImageSpec, Shape};
+use quaylike::{ImageSpec, Registry, Shape};
 
 use super::ground::{client_with, fetched, open, repository, seeded, settings, tag};
 use crate::testbed::{Distribution, DistributionOptions};
@@ -15,7 +15,7 @@ async fn distribution() -> Distribution {
         .unwrap()
 }
 
-fn client_beside(to: &Distribution, hosts: &[&Embedded]) -> RegistryClient {
+fn client_beside(to: &Distribution, hosts: &[&Registry]) -> RegistryClient {
     let mut settings = settings(hosts);
     settings.plain_http.push(to.host());
     settings.put_timeout = Duration::from_secs(5);

@@ -5,36 +5,36 @@ use promotion_controller::{image, registry};
 use std::time::Duration;
 
 use image::{Reference, Repository, Tag};
-use quaylike::{Auth, AuthMode, Embedded, ImageSpec, Options, Settings as Switches, Shape, User};
+use quaylike::{Auth, AuthMode, ImageSpec, Options, Registry, Settings as Switches, Shape, User};
 use registry::{Credential, Keyring, Manifest, Progress, RegistryClient, Settings};
 
-pub async fn open() -> Embedded {
-    Embedded::start(Options::default()).await.unwrap()
+pub async fn open() -> Registry {
+    Registry::start(Options::default()).await.unwrap()
 }
 
 /// `bot` may push below `team` and pull below `src`; `reader` may pull below `src`; `other` may push below `team` only.
-pub async fn guarded(mode: AuthMode) -> Embedded {
+pub async fn guarded(mode: AuthMode) -> Registry {
     let auth = Auth::new(mode)
         .user(User::new("bot", "bot-s3cret").push("team").pull("src"))
         .user(User::new("reader", "reader-s3cret").pull("src"))
         .user(User::new("other", "other-s3cret").push("team"));
-    Embedded::start(Options::default().auth(auth))
+    Registry::start(Options::default().auth(auth))
         .await
         .unwrap()
 }
 
-pub async fn redirecting() -> Embedded {
+pub async fn redirecting() -> Registry {
     let switches = Switches {
         redirect_blobs: true,
         ..Switches::default()
     };
     let auth = Auth::new(AuthMode::Bearer).user(User::new("reader", "reader-s3cret").pull("src"));
-    Embedded::start(Options::default().settings(switches).auth(auth))
+    Registry::start(Options::default().settings(switches).auth(auth))
         .await
         .unwrap()
 }
 
-pub fn settings(hosts: &[&Embedded]) -> Settings {
+pub fn settings(hosts: &[&Registry]) -> Settings {
     Settings {
         plain_http: hosts.iter().map(|host| host.host()).collect(),
         qps: 0,
@@ -54,11 +54,11 @@ pub fn client_with(settings: Settings) -> RegistryClient {
     .unwrap()
 }
 
-pub fn client(hosts: &[&Embedded]) -> RegistryClient {
+pub fn client(hosts: &[&Registry]) -> RegistryClient {
     client_with(settings(hosts))
 }
 
-pub fn repository(host: &Embedded, path: &str) -> Repository {
+pub fn repository(host: &Registry, path: &str) -> Repository {
     format!("{}/{path}", host.host()).parse().unwrap()
 }
 
@@ -70,7 +70,7 @@ pub fn by_tag(name: &str) -> Reference {
     Reference::Tag(tag(name))
 }
 
-pub fn credential(host: &Embedded, user: &str) -> Credential {
+pub fn credential(host: &Registry, user: &str) -> Credential {
     let json = serde_json::json!({"auths": {host.host(): {"username": user, "password": format!("{user}-s3cret")}}});
     let ring = Keyring::parse(json.to_string().as_bytes(), "Secret ci/robot").unwrap();
     ring.credential(&repository(host, "any/thing")).unwrap()
@@ -78,7 +78,7 @@ pub fn credential(host: &Embedded, user: &str) -> Credential {
 
 /// Seeds an image and returns it as the client reads it.
 pub async fn seeded(
-    host: &Embedded,
+    host: &Registry,
     client: &RegistryClient,
     path: &str,
     shape: Shape,
@@ -90,7 +90,7 @@ pub async fn seeded(
 }
 
 pub async fn fetched(
-    host: &Embedded,
+    host: &Registry,
     client: &RegistryClient,
     path: &str,
     who: &Credential,

@@ -8,7 +8,7 @@ use promotion_controller::machine::Reason;
 use promotion_controller::registry::{
     Class, Credential, Error, Keyring, Progress, Proxies, RegistryClient, Settings, Waiting,
 };
-use quaylike::{Action, Embedded, ImageSpec, Matcher, Rule, Shape};
+use quaylike::{Action, ImageSpec, Matcher, Registry, Rule, Shape};
 
 use super::ground::{
     by_tag, client_with, credential as embedded_credential, fetched as seed, open, redirecting,
@@ -66,7 +66,7 @@ fn at(host: &str) -> Repository {
 }
 
 /// Asks `registry` for what makes it lead to another address.
-async fn led(client: &RegistryClient, from: &Embedded, registry: &Listener, kind: Kind) -> Error {
+async fn led(client: &RegistryClient, from: &Registry, registry: &Listener, kind: Kind) -> Error {
     let (none, progress) = (Credential::anonymous(), Progress::default());
     let target = at(&registry.host());
     let asked = async {
@@ -285,7 +285,7 @@ async fn a_download_that_breaks_goes_on_in_the_storage_it_is_redirected_to() {
     );
     let manifest = seed(&from, &client, "src/a", &reader).await;
     let cut = Action::CutBody { after: 100_000 };
-    from.add_rule(Rule::new(Matcher::kind(quaylike::Kind::Storage), cut).times(2));
+    from.add_rule(Rule::new(Matcher::kind(quaylike::RequestKind::Storage), cut).times(2));
     let (source, target) = (repository(&from, "src/a"), repository(&to, "team/a"));
     client
         .copy(
@@ -296,7 +296,7 @@ async fn a_download_that_breaks_goes_on_in_the_storage_it_is_redirected_to() {
         )
         .await
         .unwrap();
-    let asked = from.requests(&Matcher::kind(quaylike::Kind::Storage));
+    let asked = from.requests(&Matcher::kind(quaylike::RequestKind::Storage));
     let rest = asked.iter().filter(|entry| entry.status == Some(206));
     assert_eq!(rest.count(), 1, "{asked:#?}");
 }

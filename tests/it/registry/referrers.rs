@@ -8,7 +8,7 @@ use promotion_controller::registry::{
     Class, Credential, Listing, Progress, Put, RegistryClient, list_with,
 };
 use quaylike::{
-    Action, Embedded, Image, ImageBuilder, ImageSpec, Kind, Layer, Matcher, Rule, Shape,
+    Action, Image, ImageBuilder, ImageSpec, Layer, Matcher, Registry, RequestKind, Rule, Shape,
 };
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -19,11 +19,11 @@ use crate::testbed::{Distribution, DistributionOptions};
 const NONE: fn() -> Credential = Credential::anonymous;
 
 fn kind() -> Matcher {
-    Matcher::kind(Kind::Referrers)
+    Matcher::kind(RequestKind::Referrers)
 }
 
 /// An image at `src/a`, with so many referrers.
-fn referred(host: &Embedded, count: usize) -> (Image, Vec<Image>) {
+fn referred(host: &Registry, count: usize) -> (Image, Vec<Image>) {
     let image = ImageSpec::new(Shape::Oci, "x").build().unwrap();
     host.seed_image("src/a", "x", &image).unwrap();
     let referrer = |number: usize| {
@@ -40,7 +40,7 @@ fn referred(host: &Embedded, count: usize) -> (Image, Vec<Image>) {
 
 async fn listed(
     client: &RegistryClient,
-    host: &Embedded,
+    host: &Registry,
     image: &Image,
 ) -> Result<Listing, promotion_controller::registry::Error> {
     let subject = image.digest().to_string().parse().unwrap();

@@ -14,7 +14,8 @@ use promotion_controller::policy::Policy;
 use promotion_controller::registry::{self, RegistryClient};
 use promotion_controller::store::credentials::CredentialFiles;
 use quaylike::{
-    Digest, Embedded, Entry, Gate, GateSpec, Image, ImageSpec, Matcher, Options, Settings, Shape,
+    Digest, Gate, GateSpec, Image, ImageSpec, LoggedRequest, Matcher, Options, Registry, Settings,
+    Shape,
 };
 use serde_json::{Value, json};
 use tokio::runtime::{Builder, Runtime};
@@ -37,7 +38,7 @@ pub const SOURCES: &str = "src/pipeline";
 /// A namespace, a registry, and what the test does with them.
 pub struct Ground {
     pub stage: Stage,
-    pub registry: Embedded,
+    pub registry: Registry,
     pub host: String,
 }
 
@@ -52,7 +53,7 @@ pub fn image(seed: &str) -> Image {
 
 /// Reads of a tag of the floats' repository.
 pub fn look(tag: &str) -> Matcher {
-    let matcher = Matcher::kind(quaylike::Kind::Manifest).method("GET");
+    let matcher = Matcher::kind(quaylike::RequestKind::Manifest).method("GET");
     matcher.repository(FLOATS).reference(tag)
 }
 
@@ -70,7 +71,7 @@ pub fn put_prune(tag: &str) -> Matcher {
 
 /// Looks at its prune tags.
 pub fn look_prune(tag: &str) -> Matcher {
-    let matcher = Matcher::kind(quaylike::Kind::Manifest).method("GET");
+    let matcher = Matcher::kind(quaylike::RequestKind::Manifest).method("GET");
     matcher
         .repository(FLOATS)
         .reference_suffix(&format!("_prune_{tag}"))
@@ -101,7 +102,7 @@ impl Ground {
             audit: true,
             ..Settings::default()
         };
-        let registry = Embedded::start(Options::default().settings(settings))
+        let registry = Registry::start(Options::default().settings(settings))
             .await
             .unwrap();
         registry.create_repository(FLOATS);
@@ -220,7 +221,7 @@ impl Ground {
     }
 
     /// Waits until a request stands at the gate.
-    pub async fn reached(&self, gate: &Gate) -> Entry {
+    pub async fn reached(&self, gate: &Gate) -> LoggedRequest {
         let reached = tokio::time::timeout(PATIENCE, gate.reached()).await;
         assert!(reached.is_ok(), "nothing has come:\n{}", self.log());
         reached.unwrap()
@@ -249,16 +250,16 @@ impl Ground {
         assert!(dangled.is_empty(), "{dangled:?}\n{}", self.log());
     }
 
-    /// How often the one fault in force has struck.
-    pub fn struck(&self) -> u64 {
-        self.registry.rules().iter().map(|rule| rule.struck).sum()
+    /// How often the one fault in force has injected.
+    pub fn injected(&self) -> u64 {
+        self.registry.rules().iter().map(|rule| rule.injected).sum()
     }
 
-    /// Waits until a fault has struck so often.
-    pub async fn until_struck(&self, times: u64) {
+    /// Waits until a fault has injected so often.
+    pub async fn until_injected(&self, times: u64) {
         let end = Instant::now() + PATIENCE;
-        while self.struck() < times {
-            assert!(Instant::now() < end, "not struck:\n{}", self.log());
+        while self.injected() < times {
+            assert!(Instant::now() < end, "not injected:\n{}", self.log());
             tokio::time::sleep(LOOK).await;
         }
     }
@@ -270,9 +271,9 @@ impl Ground {
 
     /// The manifest requests, for whoever reads a failed test.
     pub fn log(&self) -> String {
-        let manifests = Matcher::kind(quaylike::Kind::Manifest);
+        let manifests = Matcher::kind(quaylike::RequestKind::Manifest);
         let entries = self.registry.requests(&manifests).into_iter();
-        let line = |entry: Entry| {
+        let line = |entry: LoggedRequest| {
             let status = entry.status.map_or("-".into(), |status| status.to_string());
             format!(
                 "{} {} {} {}:{} {status} {:?}",

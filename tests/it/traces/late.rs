@@ -16,7 +16,7 @@ fn held(matcher: Matcher) -> Rule {
 
 /// Waits until the client of the held write has given up.
 async fn given_up(ground: &Ground, matcher: &Matcher) {
-    ground.until_struck(1).await;
+    ground.until_injected(1).await;
     let gone = |ground: &Ground| {
         let entries = ground.registry.requests(matcher);
         entries.iter().any(|entry| entry.phase == Phase::Dropped)
@@ -69,7 +69,7 @@ async fn rolled_back(prefix: &str, crash: bool) {
         let lost = Rule::new(put("f"), Action::LoseAnswer).times(1);
         ground.registry.add_rule(lost);
         ground.promote_own("back", ":f__pre", "f").await;
-        ground.until_struck(1).await;
+        ground.until_injected(1).await;
     }
     let back = ground.posted("back").await;
     assert_eq!(displaced(&back), texts(&[a]));
@@ -132,7 +132,7 @@ async fn a_lost_answer_or_a_late_landing_at_any_tag_ends_like_an_undisturbed_run
         }
         assert_eq!(history(&ground, float).last(), Some(&Some(a)));
     }
-    assert_eq!(ground.struck(), 15);
+    assert_eq!(ground.injected(), 15);
     let tags: Vec<_> = expected.iter().map(|(t, d)| (t.as_str(), *d)).collect();
     let olds: Vec<_> = floats.iter().map(|(_, old)| *old).collect();
     ground.assert_tags(&tags, &olds);
@@ -170,7 +170,7 @@ async fn a_new_process_does_not_look_while_a_write_of_the_old_one_may_still_land
     ground.registry.add_rule(held(put("f")));
     let controller = ground.controller(SETTLE);
     ground.promote("one", "a", "f").await;
-    ground.until_struck(1).await;
+    ground.until_injected(1).await;
     ground.stage.delete("one").await;
     controller.crash();
     let _next = ground.controller(LONG_SETTLE);

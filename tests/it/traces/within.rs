@@ -6,7 +6,7 @@ use promotion_controller::api::PromotionRequest;
 use promotion_controller::engine::Engine;
 use promotion_controller::engine::leadership::{Leadership, WRITE_MAX, write_timeout};
 use promotion_controller::engine::moment::Moment;
-use quaylike::{Embedded, GateSpec, Kind, Matcher, Options};
+use quaylike::{GateSpec, Matcher, Options, Registry, RequestKind};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -18,17 +18,17 @@ use crate::testbed::RunDir;
 /// An engine at work on these requests.
 struct Within {
     engine: Engine<Watched>,
-    registry: Embedded,
+    registry: Registry,
     _folder: RunDir,
 }
 
 impl Within {
     async fn start(
-        specs: impl FnOnce(&Embedded) -> Vec<(&'static str, Value)>,
+        specs: impl FnOnce(&Registry) -> Vec<(&'static str, Value)>,
         leadership: Leadership,
         refuse: Option<Wanted>,
     ) -> Self {
-        let registry = Embedded::start(Options::default()).await.unwrap();
+        let registry = Registry::start(Options::default()).await.unwrap();
         let folder = RunDir::create("within").unwrap();
         let specs = specs(&registry);
         let objects = specs.iter().map(|(name, spec)| object(name, spec));
@@ -82,7 +82,7 @@ impl Within {
     }
 }
 
-fn spec(registry: &Embedded, seed: &str, float: &str) -> Value {
+fn spec(registry: &Registry, seed: &str, float: &str) -> Value {
     let digest = registry.seed_image(SOURCES, seed, &image(seed)).unwrap();
     let host = registry.host();
     json!({"images": [{
@@ -93,7 +93,7 @@ fn spec(registry: &Embedded, seed: &str, float: &str) -> Value {
 /// F8 (R9): the save that ends an older request fails: the newer one had its floats by then, and began without it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_does_not_begin_before_every_one_it_supersedes_is_recorded_as_ended() {
-    let specs = |registry: &Embedded| {
+    let specs = |registry: &Registry| {
         let mut older = spec(registry, "a", "f");
         older["suspend"] = json!(true);
         vec![("older", older), ("newer", spec(registry, "b", "f"))]
@@ -115,11 +115,11 @@ async fn a_request_does_not_begin_before_every_one_it_supersedes_is_recorded_as_
 /// A lease that is not trusted for a whole PUT keeps every tag from being written, and nothing is asked again and again; once it is, all goes on.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_the_leases_trust_no_tag_is_written_and_nothing_spins() {
-    let specs = |registry: &Embedded| vec![("one", spec(registry, "a", "f"))];
+    let specs = |registry: &Registry| vec![("one", spec(registry, "a", "f"))];
     let leadership = Leadership::elected();
     leadership.trust(Moment::now(), PATIENCE);
     let within = Within::start(specs, leadership.clone(), None).await;
-    let look = Matcher::kind(Kind::Manifest)
+    let look = Matcher::kind(RequestKind::Manifest)
         .method("GET")
         .reference("f_incoming");
     let gate = within.registry.gate(GateSpec::before(look));
@@ -140,7 +140,7 @@ async fn without_the_leases_trust_no_tag_is_written_and_nothing_spins() {
 /// A lease that is trusted for less than a PUT may take keeps tags from being written just as well, however often it is renewed.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_tag_is_written_with_less_than_its_timeout_left_of_the_leases_trust() {
-    let specs = |registry: &Embedded| vec![("one", spec(registry, "a", "f"))];
+    let specs = |registry: &Registry| vec![("one", spec(registry, "a", "f"))];
     let leadership = Leadership::elected();
     let just_less = WRITE_MAX.saturating_sub(Duration::from_millis(1));
     leadership.trust(Moment::now(), just_less);
@@ -152,7 +152,7 @@ async fn no_tag_is_written_with_less_than_its_timeout_left_of_the_leases_trust()
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     // It was at the point of writing: it has looked at what it is about to overwrite.
-    let looks = Matcher::kind(Kind::Manifest)
+    let looks = Matcher::kind(RequestKind::Manifest)
         .method("GET")
         .reference("f_incoming");
     assert!(within.registry.count(&looks) > 0);
@@ -165,7 +165,7 @@ async fn no_tag_is_written_with_less_than_its_timeout_left_of_the_leases_trust()
 /// latched upon it. What is found without the lease's trust is not recorded.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_whose_lease_ran_out_saves_nothing_that_it_found_before() {
-    let specs = |registry: &Embedded| vec![("one", spec(registry, "a", "f"))];
+    let specs = |registry: &Registry| vec![("one", spec(registry, "a", "f"))];
     let leadership = Leadership::elected();
     leadership.trust(Moment::now(), PATIENCE);
     let within = Within::start(specs, leadership.clone(), None).await;

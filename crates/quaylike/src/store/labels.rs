@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::Repository;
+use super::repository::Repository;
 use crate::content::Digest;
 use crate::manifest::OCI_MANIFEST;
 

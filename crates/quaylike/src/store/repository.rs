@@ -3,13 +3,79 @@
 //! In: manifests stored, tags moved, graces given and ended. Out: content that is there exactly as long as something holds it. A
 //! count is kept for each digest of the stored manifests that name it, so that letting go costs what is let go, and no more.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::super::content::Digest;
-use super::super::manifest::Manifest;
-use super::{Change, Held, Kept, Repository, STALE_DEPTH, StoreError, TAG_HISTORY};
+use crate::content::{Blob, Digest};
+use crate::manifest::Manifest;
+
+/// Changes kept for each tag: enough for any test, bounded for long runs.
+const TAG_HISTORY: usize = 256;
+/// How many of the newest changes keep the manifest itself, so that a stale read can be answered after its collection.
+const STALE_DEPTH: usize = 4;
+
+/// One repository. Blobs belong to a repository, as on quay.
+#[derive(Debug, Default)]
+pub(super) struct Repository {
+    pub(super) public: bool,
+    pub(super) subjects_hold: bool,
+    pub(super) one_level: bool,
+    pub(super) tags: BTreeMap<String, Digest>,
+    pub(super) immutable: BTreeSet<String>,
+    pub(super) manifests: HashMap<Digest, Stored<Arc<Manifest>>>,
+    pub(super) blobs: HashMap<Digest, Stored<Blob>>,
+    pub(super) changes: HashMap<String, VecDeque<Change>>,
+    pub(super) tagged: HashMap<Digest, BTreeSet<String>>,
+    /// How many stored manifests name this digest as a child, or as a blob.
+    pub(super) parents: HashMap<Digest, usize>,
+    pub(super) users: HashMap<Digest, usize>,
+    pub(super) referrers: HashMap<Digest, BTreeSet<Digest>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Stored<T> {
+    pub(super) content: T,
+    pub(super) grace: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Graced {
+    Manifest(Digest),
+    Blob(Digest),
+}
+
+#[derive(Debug)]
+pub(super) struct Change {
+    pub(super) seq: u64,
+    pub(super) at: Instant,
+    pub(super) digest: Option<Digest>,
+    pub(super) manifest: Option<Arc<Manifest>>,
+}
+
+/// Why the store refuses.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum StoreError {
+    /// No such repository.
+    #[error("repository `{0}` does not exist: push to it first")]
+    RepositoryUnknown(String),
+    /// The tag or digest does not resolve.
+    #[error("manifest `{0}` is unknown")]
+    ManifestUnknown(String),
+    /// The blob is not in the repository.
+    #[error("blob `{0}` is unknown")]
+    BlobUnknown(Digest),
+    /// A manifest names content that the repository does not have.
+    #[error(
+        "manifest names unknown content: blobs {blobs:?}, manifests {children:?}: push them first"
+    )]
+    ContentUnknown {
+        /// Missing config and layers, in the manifest's order.
+        blobs: Vec<Digest>,
+        /// Missing children, in the index's order.
+        children: Vec<Digest>,
+    },
+}
 
 // === impl Repository ===
 
@@ -31,7 +97,7 @@ impl Repository {
     }
 
     /// Whether a stored manifest resolves by its digest.
-    pub(in super::super) fn resolves(&self, digest: Digest) -> bool {
+    pub(super) fn resolves(&self, digest: Digest) -> bool {
         let alive = |digest: &Digest| {
             let kept = self.manifests.get(digest);
             self.tagged.contains_key(digest) || kept.is_some_and(|kept| kept.grace.is_some())
@@ -88,7 +154,7 @@ impl Repository {
                 .or_default()
                 .insert(manifest.digest);
         }
-        let kept = Kept {
+        let kept = Stored {
             content: manifest.clone(),
             grace: None,
         };
@@ -164,14 +230,14 @@ impl Repository {
         }
     }
 
-    pub(super) fn set_grace(&mut self, held: Held, until: Option<Instant>) {
+    pub(super) fn set_grace(&mut self, held: Graced, until: Option<Instant>) {
         match held {
-            Held::Manifest(digest) => {
+            Graced::Manifest(digest) => {
                 if let Some(kept) = self.manifests.get_mut(&digest) {
                     kept.grace = until;
                 }
             }
-            Held::Blob(digest) => {
+            Graced::Blob(digest) => {
                 if let Some(kept) = self.blobs.get_mut(&digest) {
                     kept.grace = until;
                 }
@@ -180,10 +246,10 @@ impl Repository {
     }
 
     /// Whether a grace was there and is over now.
-    pub(super) fn end_grace(&mut self, held: Held, now: Instant) -> bool {
+    pub(super) fn end_grace(&mut self, held: Graced, now: Instant) -> bool {
         let grace = match held {
-            Held::Manifest(digest) => self.manifests.get(&digest).and_then(|kept| kept.grace),
-            Held::Blob(digest) => self.blobs.get(&digest).and_then(|kept| kept.grace),
+            Graced::Manifest(digest) => self.manifests.get(&digest).and_then(|kept| kept.grace),
+            Graced::Blob(digest) => self.blobs.get(&digest).and_then(|kept| kept.grace),
         };
         let over = grace.is_some_and(|until| until <= now);
         if over {

@@ -215,7 +215,7 @@ async fn basic_credentials_go_with_every_request() {
         with("right", bench.put_request("src/a", "y", &image.manifest)).await,
         401
     );
-    let entries = bench.registry.requests(&Matcher::kind(Kind::Ping));
+    let entries = bench.registry.requests(&Matcher::kind(RequestKind::Ping));
     let seen: Vec<_> = entries
         .iter()
         .map(|entry| (entry.authorization, entry.credential.as_deref()))

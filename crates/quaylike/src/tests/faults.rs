@@ -7,7 +7,7 @@ use super::*;
 const PATH: &str = "/v2/r/manifests/x";
 
 fn always(action: Action) -> Rule {
-    Rule::new(Matcher::kind(Kind::Manifest), action)
+    Rule::new(Matcher::kind(RequestKind::Manifest), action)
 }
 
 async fn attempt(bench: &Bench, method: &str) -> Result<Response, reqwest::Error> {
@@ -90,7 +90,7 @@ async fn a_body_is_cut_after_so_many_bytes() {
     for after in [0, 10, 500_000] {
         bench.registry.clear_rules();
         bench.registry.add_rule(Rule::new(
-            Matcher::kind(Kind::Blob),
+            Matcher::kind(RequestKind::Blob),
             Action::CutBody { after },
         ));
         let mut answer = bench.send("GET", &format!("/v2/r/blobs/{digest}")).await;
@@ -113,7 +113,7 @@ async fn one_byte_is_corrupted() {
     let bench = Bench::new().await;
     let digest = bench.registry.seed_blob("r", Blob::new("0123456789"));
     bench.registry.add_rule(Rule::new(
-        Matcher::kind(Kind::Blob),
+        Matcher::kind(RequestKind::Blob),
         Action::Corrupt { at: 3 },
     ));
     let got = bench
@@ -205,7 +205,7 @@ async fn a_blob_read_is_redirected_to_a_listener_that_needs_no_credential() {
     let bench = Bench::with(Options::default().auth(auth)).await;
     let digest = bench.registry.seed_blob("deep/r", Blob::new("0123456789"));
     bench.registry.add_rule(Rule::new(
-        Matcher::kind(Kind::Blob),
+        Matcher::kind(RequestKind::Blob),
         Action::Redirect { base: None },
     ));
     let path = format!("/v2/deep/r/blobs/{digest}");
@@ -224,7 +224,9 @@ async fn a_blob_read_is_redirected_to_a_listener_that_needs_no_credential() {
         (got.status().as_u16(), got.text().await.unwrap().as_str()),
         (206, "45")
     );
-    let entry = &bench.registry.requests(&Matcher::kind(Kind::Storage))[0];
+    let entry = &bench
+        .registry
+        .requests(&Matcher::kind(RequestKind::Storage))[0];
     assert_eq!(
         (entry.repository.as_str(), entry.authorization),
         ("deep/r", false)
@@ -237,7 +239,7 @@ async fn a_blob_read_is_redirected_to_a_listener_that_needs_no_credential() {
     assert_eq!(ask(&path).await.unwrap().status(), 307);
     let base = Some("http://127.0.0.1:1".to_owned());
     bench.registry.add_rule(Rule::new(
-        Matcher::kind(Kind::Blob),
+        Matcher::kind(RequestKind::Blob),
         Action::Redirect { base },
     ));
     let away = ask(&path).await.unwrap();
@@ -290,7 +292,7 @@ async fn a_write_is_redirected_once_to_where_it_is_taken() {
     assert_eq!(put.status(), 201);
     assert_eq!(bench.registry.tags("r").len(), 2);
     bench.registry.clear_rules();
-    let uploads = || Matcher::kind(Kind::Upload);
+    let uploads = || Matcher::kind(RequestKind::Upload);
     bench
         .registry
         .add_rule(Rule::new(uploads(), Action::LieMount));
@@ -388,9 +390,10 @@ async fn an_expired_tag_has_its_own_code() {
 async fn a_refused_mount_opens_a_session() {
     let bench = Bench::new().await;
     let digest = bench.registry.seed_blob("from", Blob::new("text"));
-    bench
-        .registry
-        .add_rule(Rule::new(Matcher::kind(Kind::Upload), Action::RefuseMount));
+    bench.registry.add_rule(Rule::new(
+        Matcher::kind(RequestKind::Upload),
+        Action::RefuseMount,
+    ));
     let path = format!("/v2/r/blobs/uploads/?mount={digest}&from=from");
     assert_eq!(bench.send("POST", &path).await.status(), 202);
 }
@@ -437,34 +440,34 @@ async fn latency_delays_every_request() {
 }
 
 #[tokio::test]
-async fn rules_strike_whom_when_and_how_often_they_say() {
+async fn rules_fail_the_requests_they_name() {
     let bench = Bench::new().await;
     bench.seed("r", "x", Shape::Oci, "x");
-    let strikes = async |rule: Rule| {
+    let failed = async |rule: Rule| {
         bench.registry.clear_rules();
         let id = bench.registry.add_rule(rule);
-        let mut struck = Vec::new();
+        let mut numbers = Vec::new();
         for number in 1..=6 {
             if bench.send("GET", PATH).await.status() == 503 {
-                struck.push(number);
+                numbers.push(number);
             }
         }
         let rules = bench.registry.rules();
         assert_eq!((rules[0].id, rules[0].matched), (id, 6));
-        assert_eq!(rules[0].struck, struck.len() as u64);
-        struck
+        assert_eq!(rules[0].injected, numbers.len() as u64);
+        numbers
     };
     let rule = || always(Action::page(503));
-    assert_eq!(strikes(rule()).await, [1, 2, 3, 4, 5, 6]);
-    assert_eq!(strikes(rule().times(2)).await, [1, 2]);
-    assert_eq!(strikes(rule().when(When::Nth(3))).await, [3]);
-    assert_eq!(strikes(rule().when(When::From(5))).await, [5, 6]);
-    assert_eq!(strikes(rule().when(When::Every(2)).times(2)).await, [2, 4]);
+    assert_eq!(failed(rule()).await, [1, 2, 3, 4, 5, 6]);
+    assert_eq!(failed(rule().times(2)).await, [1, 2]);
+    assert_eq!(failed(rule().when(When::Nth(3))).await, [3]);
+    assert_eq!(failed(rule().when(When::From(5))).await, [5, 6]);
+    assert_eq!(failed(rule().when(When::Every(2)).times(2)).await, [2, 4]);
     let drawn = When::Probability { p: 0.5, seed: 3 };
-    let first = strikes(rule().when(drawn)).await;
-    assert_eq!(strikes(rule().when(drawn)).await, first);
+    let first = failed(rule().when(drawn)).await;
+    assert_eq!(failed(rule().when(drawn)).await, first);
     let never = When::Probability { p: 0.0, seed: 3 };
-    assert!(strikes(rule().when(never)).await.is_empty());
+    assert!(failed(rule().when(never)).await.is_empty());
 }
 
 #[tokio::test]
@@ -479,7 +482,7 @@ async fn matchers_pick_by_every_field() {
         .put("a/b", "20260101000000_prune_x", &image.manifest)
         .await;
     let count = |matcher: Matcher| bench.registry.count(&matcher);
-    let kind = || Matcher::kind(Kind::Manifest);
+    let kind = || Matcher::kind(RequestKind::Manifest);
     assert_eq!(count(kind()), 3);
     assert_eq!(count(kind().method("put")), 1);
     assert_eq!(count(kind().tag(true)), 2);
@@ -518,5 +521,5 @@ async fn matchers_pick_by_every_field() {
         }),
         3
     );
-    assert_eq!(bench.registry.counts()[&Kind::Manifest], 3);
+    assert_eq!(bench.registry.counts()[&RequestKind::Manifest], 3);
 }

@@ -6,7 +6,7 @@ use super::*;
 
 const SOON: Duration = Duration::from_secs(5);
 
-async fn reached(gate: &Gate) -> Entry {
+async fn reached(gate: &Gate) -> LoggedRequest {
     tokio::time::timeout(SOON, gate.reached()).await.unwrap()
 }
 
@@ -37,7 +37,7 @@ async fn a_gate_stops_the_nth_and_no_other() {
     let bench = Bench::new().await;
     let gate = bench
         .registry
-        .gate(GateSpec::before(Matcher::kind(Kind::Ping)).nth(3));
+        .gate(GateSpec::before(Matcher::kind(RequestKind::Ping)).nth(3));
     for _ in 0..2 {
         assert_eq!(bench.send("GET", "/v2/").await.status(), 200);
     }
@@ -137,12 +137,12 @@ async fn a_stopped_registry_cuts_its_connections() {
     let Bench { registry, client } = bench;
     let url = registry.url();
     registry.add_rule(Rule::new(
-        Matcher::kind(Kind::Ping),
+        Matcher::kind(RequestKind::Ping),
         Action::Hang { ms: 60_000 },
     ));
     let hung = tokio::spawn(client.get(format!("{url}/v2/")).send());
     registry
-        .wait_for(&Matcher::kind(Kind::Ping), 1, false)
+        .wait_for(&Matcher::kind(RequestKind::Ping), 1, false)
         .await;
     drop(registry);
     assert!(

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod access;
+mod detached;
 mod faults;
 mod gates;
 mod protocol;
@@ -15,7 +16,7 @@ use super::*;
 
 /// A registry and a client of it. The client follows no redirects.
 struct Bench {
-    registry: Embedded,
+    registry: Registry,
     client: Client,
 }
 
@@ -25,7 +26,7 @@ impl Bench {
     }
 
     async fn with(options: Options) -> Self {
-        let registry = Embedded::start(options).await.unwrap();
+        let registry = Registry::start(options).await.unwrap();
         registry.update(|settings| settings.audit = true);
         let client = client();
         Self { registry, client }

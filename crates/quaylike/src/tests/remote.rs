@@ -57,7 +57,11 @@ async fn rules_are_added_seen_and_removed() {
     assert_eq!(seen, [200, 503, 200, 200]);
     let (_, rules) = bench.control("GET", "rules", None).await;
     assert_eq!(
-        (&rules[0]["matched"], &rules[0]["struck"], &rules[0]["left"]),
+        (
+            &rules[0]["matched"],
+            &rules[0]["injected"],
+            &rules[0]["left"]
+        ),
         (&json!(4), &json!(1), &json!(0))
     );
     let path = format!("rules/{}", added["id"]);
@@ -239,7 +243,7 @@ async fn serving_ends_with_its_shutdown() {
     let url = format!("http://{}/v2/", listener.local_addr().unwrap());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let served = tokio::spawn(async move {
-        let ready = |control: &Control| control.create_repository("r");
+        let ready = |control: &RegistryHandle| control.create_repository("r");
         serve(listener, Options::default(), ready, async {
             drop(stopped.await);
         })

@@ -35,10 +35,10 @@ use super::auth::Auth;
 use super::content::Digest;
 use super::faults::{Matcher, Rule};
 use super::gate::{GateSpec, GateState};
-use super::handle::Control;
-use super::http::Registry;
+use super::handle::RegistryHandle;
 use super::seed::ImageSpec;
 use super::settings::Settings;
+use super::state::RegistryState;
 
 /// The longest wait.
 const WAIT: Duration = Duration::from_mins(1);
@@ -86,14 +86,14 @@ struct WaitCommand {
 
 /// One request and the registry it is about.
 struct Command {
-    registry: Arc<Registry>,
-    control: Control,
+    registry: Arc<RegistryState>,
+    control: RegistryHandle,
     query: String,
     body: Value,
 }
 
 /// Answers a request below `/_control/`.
-pub(super) async fn answer(registry: Arc<Registry>, parts: Parts, body: Body) -> Response {
+pub(super) async fn answer(registry: Arc<RegistryState>, parts: Parts, body: Body) -> Response {
     let Ok(bytes) = axum::body::to_bytes(body, BODY).await else {
         return refusal(
             StatusCode::PAYLOAD_TOO_LARGE,
@@ -109,7 +109,7 @@ pub(super) async fn answer(registry: Arc<Registry>, parts: Parts, body: Body) ->
         }
     };
     let command = Command {
-        control: Control::new(registry.clone()),
+        control: RegistryHandle::new(registry.clone()),
         registry,
         query: parts.uri.query().unwrap_or_default().to_owned(),
         body,

@@ -1,8 +1,8 @@
 //! The listener: TCP connections that can be cut from the inside.
 //!
-//! In: a bound [`TcpListener`] and the server's stop token. Out: connections for `axum::serve`, each with a [`Line`] that a
-//! request handler can cut so that not one more byte is sent, as a crashed server or a broken network does it. Cancelling the stop
-//! token cuts all of them, so that a stopped registry leaves no connection behind.
+//! In: a bound [`TcpListener`] and the server's stop token. Out: connections for `axum::serve`. One whose answer is marked
+//! [`ConnectionCut`] sends not one more byte, as if the server had crashed or the network was broken. Cancelling the stop token cuts
+//! all of them, so that a stopped registry leaves no connection behind.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,41 +11,53 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::extract::connect_info::Connected;
+use axum::extract::{ConnectInfo, Request};
+use axum::middleware::Next;
+use axum::response::Response;
 use axum::serve::{IncomingStream, Listener};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use super::answers::ConnectionCut;
+
 /// Accepts connections until the process ends.
 #[derive(Debug)]
-pub(super) struct Wires {
+pub(super) struct CuttableListener {
     pub(super) listener: TcpListener,
     pub(super) stop: CancellationToken,
 }
 
 /// One connection.
 #[derive(Debug)]
-pub(super) struct Wire {
+pub(super) struct CuttableConnection {
     stream: TcpStream,
-    line: Line,
+    handle: CutHandle,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
-/// The handle by which a request cuts the connection it came by.
+/// By what a request cuts the connection it came by.
 #[derive(Clone, Debug)]
-pub(super) struct Line(CancellationToken);
+pub(super) struct CutHandle(CancellationToken);
 
-impl Line {
-    pub(super) fn cut(&self) {
-        self.0.cancel();
+/// Cuts the connection where the answer says so.
+pub(super) async fn cut_if_marked(
+    ConnectInfo(handle): ConnectInfo<CutHandle>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let response = next.run(request).await;
+    if response.extensions().get::<ConnectionCut>().is_some() {
+        handle.0.cancel();
     }
+    response
 }
 
-impl Listener for Wires {
-    type Io = Wire;
+impl Listener for CuttableListener {
+    type Io = CuttableConnection;
     type Addr = SocketAddr;
 
-    async fn accept(&mut self) -> (Wire, SocketAddr) {
+    async fn accept(&mut self) -> (CuttableConnection, SocketAddr) {
         loop {
             match self.listener.accept().await {
                 Ok((stream, peer)) => {
@@ -53,9 +65,16 @@ impl Listener for Wires {
                     if let Err(error) = stream.set_nodelay(true) {
                         tracing::debug!(%error, "TCP_NODELAY not set");
                     }
-                    let line = Line(self.stop.child_token());
-                    let cut = Box::pin(line.0.clone().cancelled_owned());
-                    return (Wire { stream, line, cut }, peer);
+                    let handle = CutHandle(self.stop.child_token());
+                    let cut = Box::pin(handle.0.clone().cancelled_owned());
+                    return (
+                        CuttableConnection {
+                            stream,
+                            handle,
+                            cut,
+                        },
+                        peer,
+                    );
                 }
                 Err(error) => {
                     // Out of file descriptors, mostly: it passes.
@@ -71,14 +90,14 @@ impl Listener for Wires {
     }
 }
 
-impl Connected<IncomingStream<'_, Wires>> for Line {
-    fn connect_info(stream: IncomingStream<'_, Wires>) -> Self {
-        stream.io().line.clone()
+impl Connected<IncomingStream<'_, CuttableListener>> for CutHandle {
+    fn connect_info(stream: IncomingStream<'_, CuttableListener>) -> Self {
+        stream.io().handle.clone()
     }
 }
 
-impl Wire {
-    fn refusal(&mut self, context: &mut Context<'_>) -> Option<io::Error> {
+impl CuttableConnection {
+    fn cut_off(&mut self, context: &mut Context<'_>) -> Option<io::Error> {
         let cut = self.cut.as_mut();
         cut.poll(context)
             .is_ready()
@@ -86,27 +105,27 @@ impl Wire {
     }
 }
 
-impl AsyncRead for Wire {
+impl AsyncRead for CuttableConnection {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         // Polled on every read so that a cut wakes a connection that idles.
-        match self.refusal(context) {
+        match self.cut_off(context) {
             Some(error) => Poll::Ready(Err(error)),
             None => Pin::new(&mut self.stream).poll_read(context, buffer),
         }
     }
 }
 
-impl AsyncWrite for Wire {
+impl AsyncWrite for CuttableConnection {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match self.refusal(context) {
+        match self.cut_off(context) {
             Some(error) => Poll::Ready(Err(error)),
             None => Pin::new(&mut self.stream).poll_write(context, bytes),
         }
@@ -117,7 +136,7 @@ impl AsyncWrite for Wire {
         context: &mut Context<'_>,
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self.refusal(context) {
+        match self.cut_off(context) {
             Some(error) => Poll::Ready(Err(error)),
             None => Pin::new(&mut self.stream).poll_write_vectored(context, pieces),
         }

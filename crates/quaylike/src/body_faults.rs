@@ -22,7 +22,7 @@ const FLUSH: Duration = Duration::from_millis(30);
 const NONSENSE: usize = 64 << 10;
 
 /// Applies the faults that concern headers and body.
-pub(super) fn body(mut response: Response, actions: &[Action]) -> Response {
+pub(super) fn apply(mut response: Response, actions: &[Action]) -> Response {
     for action in actions {
         response = match action {
             Action::LieDigest { digest } => {
