@@ -4,7 +4,7 @@
 //! installs writes it where it is absent; only [`adopt`], run by an administrator, changes it. A controller leads only while its own
 //! Lease is the one named: it looks before it waits for the lease, when it has got it, and before each renewal, and a renewal whose
 //! look failed is none. Trust counts from a renewal that was sent at most three seconds after its look, and lasts ten: what led under
-//! another name writes nothing more [`lease::DURATION`] after the change. Whoever comes after an adoption waits that long.
+//! another name writes nothing more [`DURATION`](super::lease::DURATION) after the change. Whoever comes after an adoption waits that long.
 //!
 //! A controller without an election may run where no Lease is named, and ends when one is.
 
@@ -20,11 +20,12 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use super::health::Health;
-use super::lease;
 use crate::engine::leadership::RENEW_EVERY;
 use crate::metrics::{Call, Metrics};
 use crate::store::call::{call, causes};
 
+/// The Lease's name: all controllers that can write the same floats share it.
+pub const LEASE_NAME: &str = "promotion-controller";
 /// The annotation of the definition that names the Lease: `NAMESPACE/NAME`.
 pub const LEASE: &str = "ci.openshift.io/lease";
 /// The annotation that names the Lease before it: what [`adopt`] changes from. The chart's guard takes no change without it.
@@ -192,7 +193,7 @@ impl From<Barred> for Refused {
 
 /// A Lease's name as the annotation has it.
 fn full(namespace: &str) -> String {
-    format!("{namespace}/{}", lease::NAME)
+    format!("{namespace}/{LEASE_NAME}")
 }
 
 /// What [`adopt`] came to.
@@ -206,7 +207,7 @@ pub enum Adopted {
     From(String),
 }
 
-/// Lets the definition name the Lease of `namespace`. Whoever led under another name ends within [`lease::DURATION`]; who leads next
+/// Lets the definition name the Lease of `namespace`. Whoever led under another name ends within [`DURATION`](super::lease::DURATION); who leads next
 /// waits for that and for writes on their way, and takes over what the other left unfinished.
 ///
 /// # Errors
@@ -239,7 +240,7 @@ pub async fn adopt(client: Client, namespace: &str) -> Result<Adopted, String> {
         change["metadata"]["annotations"][ADOPTED_FROM] = json!(before);
         // One that is there was given back in another time: who finds none knows that others may have led until now.
         let leases: Api<Lease> = Api::namespaced(client, namespace);
-        match leases.delete(lease::NAME, &DeleteParams::default()).await {
+        match leases.delete(LEASE_NAME, &DeleteParams::default()).await {
             Ok(_) => {}
             Err(kube::Error::Api(status)) if status.is_not_found() => {}
             Err(error) => {

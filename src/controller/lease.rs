@@ -19,14 +19,13 @@ use kube::api::{Api, ObjectMeta, PostParams};
 use tokio::time::{Instant, sleep};
 
 use super::health::Health;
+pub use super::installation::LEASE_NAME as NAME;
 use super::installation::{Barred, Installation};
 use crate::engine::leadership::{Leadership, RENEW_EVERY, TRUST, WRITE_MAX};
 use crate::engine::moment::Moment;
 use crate::metrics::{Call, Metrics};
 use crate::store::call::{call, causes};
 
-/// The Lease's name: all controllers that can write the same floats share it.
-pub const NAME: &str = "promotion-controller";
 /// The annotation that a holder leaves who gave it back with all its writes settled: how often the lease had changed hands by then.
 pub const RELEASED: &str = "promotion-controller.ci.openshift.io/released";
 /// The annotation of a Lease that was made with the installation, before anybody held it.

@@ -59,7 +59,7 @@ impl RegistryClient {
         }
         if session.is_some() || !self.has_blob(job, blob).await? {
             match self.transfer(job, blob, session).await {
-                Err(error) if blob.elsewhere && error.reason == Reason::SourceIncomplete => {
+                Err(error) if blob.elsewhere && error.reason.is_incomplete() => {
                     return Ok(());
                 }
                 transferred => transferred?,
