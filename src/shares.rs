@@ -1,8 +1,7 @@
-//! A number of permits, shared out between those who want them: nobody has all, and who has least goes first.
+//! A semaphore that is fair by key: nobody has all permits, and whoever has least goes first.
 //!
-//! In comes whose permit it is to be (a namespace); out comes a [`Share`], when there is one. Guaranteed: no more than so many at once,
-//! no more than so many of one party; of those who wait, the party that holds least goes first, then whoever came first; who has left
-//! takes nothing.
+//! Guaranteed: at most so many permits at once, at most so many of one holder (a namespace). Of those who wait, the holder that has least
+//! goes first, then whoever came first. Whoever stopped waiting takes nothing.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
@@ -17,7 +16,7 @@ pub(crate) struct Shares<K: Eq + Hash + Clone>(Arc<Inner<K>>);
 
 #[derive(Debug)]
 struct Inner<K: Eq + Hash + Clone> {
-    /// In all, and of one party.
+    /// In all, and of one holder.
     most: (usize, usize),
     state: Mutex<State<K>>,
 }
@@ -25,12 +24,12 @@ struct Inner<K: Eq + Hash + Clone> {
 #[derive(Debug)]
 struct State<K: Eq + Hash + Clone> {
     taken: usize,
-    tickets: u64,
-    parties: HashMap<K, Party<K>>,
+    waiters: u64,
+    holders: HashMap<K, Holder<K>>,
 }
 
 #[derive(Debug)]
-struct Party<K: Eq + Hash + Clone> {
+struct Holder<K: Eq + Hash + Clone> {
     held: usize,
     waiting: VecDeque<(u64, oneshot::Sender<Share<K>>)>,
 }
@@ -49,23 +48,23 @@ impl<K: Eq + Hash + Clone> Clone for Shares<K> {
 }
 
 impl<K: Eq + Hash + Clone> Shares<K> {
-    /// So many in all, and of one party.
+    /// So many in all, and of one holder.
     pub(crate) fn new(all: usize, each: usize) -> Self {
         Self(Arc::new(Inner {
             most: (all, each),
             state: Mutex::new(State {
                 taken: 0,
-                tickets: 0,
-                parties: HashMap::new(),
+                waiters: 0,
+                holders: HashMap::new(),
             }),
         }))
     }
 
     /// Waits for a permit.
-    pub(crate) async fn enter(&self, party: K) -> Share<K> {
-        let (ticket, granted) = oneshot::channel();
-        self.0.with(|state| state.join(party, ticket));
-        // Nobody drops a ticket whose owner waits.
+    pub(crate) async fn enter(&self, holder: K) -> Share<K> {
+        let (waiter, granted) = oneshot::channel();
+        self.0.with(|state| state.join(holder, waiter));
+        // Nobody drops a waiter whose owner waits.
         granted.await.unwrap_or(Share { of: None })
     }
 }
@@ -79,66 +78,66 @@ impl<K: Eq + Hash + Clone> Inner<K> {
     fn with(self: &Arc<Self>, change: impl FnOnce(&mut State<K>)) {
         let mut state = self.lock();
         change(&mut state);
-        while let Some((party, ticket)) = state.next(self.most) {
+        while let Some((holder, waiter)) = state.next(self.most) {
             let share = Share {
-                of: Some((Arc::clone(self), party.clone())),
+                of: Some((Arc::clone(self), holder.clone())),
             };
-            if let Err(mut share) = ticket.send(share) {
+            if let Err(mut share) = waiter.send(share) {
                 // Its owner left in this instant. The state is locked: it is given back by hand.
                 share.of = None;
-                state.leave(&party);
+                state.leave(&holder);
             }
         }
     }
 }
 
 impl<K: Eq + Hash + Clone> State<K> {
-    fn join(&mut self, party: K, ticket: oneshot::Sender<Share<K>>) {
-        self.tickets += 1;
-        let party = self.parties.entry(party).or_insert_with(|| Party {
+    fn join(&mut self, holder: K, waiter: oneshot::Sender<Share<K>>) {
+        self.waiters += 1;
+        let holder = self.holders.entry(holder).or_insert_with(|| Holder {
             held: 0,
             waiting: VecDeque::new(),
         });
-        party.waiting.push_back((self.tickets, ticket));
+        holder.waiting.push_back((self.waiters, waiter));
     }
 
     fn next(&mut self, (all, each): (usize, usize)) -> Option<(K, oneshot::Sender<Share<K>>)> {
         if self.taken >= all {
             return None;
         }
-        self.parties.retain(|_, party| {
-            while party.waiting.front().is_some_and(|(_, t)| t.is_closed()) {
-                party.waiting.pop_front();
+        self.holders.retain(|_, holder| {
+            while holder.waiting.front().is_some_and(|(_, t)| t.is_closed()) {
+                holder.waiting.pop_front();
             }
-            party.held > 0 || !party.waiting.is_empty()
+            holder.held > 0 || !holder.waiting.is_empty()
         });
         let waiting = self
-            .parties
+            .holders
             .iter_mut()
-            .filter(|(_, party)| party.held < each);
-        let waiting = waiting.filter_map(|(name, party)| {
-            let (number, _) = party.waiting.front()?;
-            Some(((party.held, *number), name, party))
+            .filter(|(_, holder)| holder.held < each);
+        let waiting = waiting.filter_map(|(name, holder)| {
+            let (number, _) = holder.waiting.front()?;
+            Some(((holder.held, *number), name, holder))
         });
-        let (_, name, party) = waiting.min_by_key(|(rank, ..)| *rank)?;
-        let (_, ticket) = party.waiting.pop_front()?;
-        party.held += 1;
+        let (_, name, holder) = waiting.min_by_key(|(rank, ..)| *rank)?;
+        let (_, waiter) = holder.waiting.pop_front()?;
+        holder.held += 1;
         self.taken += 1;
-        Some((name.clone(), ticket))
+        Some((name.clone(), waiter))
     }
 
-    fn leave(&mut self, party: &K) {
+    fn leave(&mut self, holder: &K) {
         self.taken -= 1;
-        if let Some(party) = self.parties.get_mut(party) {
-            party.held -= 1;
+        if let Some(holder) = self.holders.get_mut(holder) {
+            holder.held -= 1;
         }
     }
 }
 
 impl<K: Eq + Hash + Clone> Drop for Share<K> {
     fn drop(&mut self) {
-        if let Some((inner, party)) = self.of.take() {
-            inner.with(|state| state.leave(&party));
+        if let Some((inner, holder)) = self.of.take() {
+            inner.with(|state| state.leave(&holder));
         }
     }
 }
@@ -151,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_party_leaves_a_permit_to_others_and_who_has_left_takes_none() {
+    fn one_holder_leaves_a_permit_to_others_and_who_has_left_takes_none() {
         let shares = Shares::new(3, 2);
         let mut greedy: Vec<_> = (0..9).map(|_| Box::pin(shares.enter(1))).collect();
         let begun = greedy
