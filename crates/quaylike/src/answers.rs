@@ -1,4 +1,4 @@
-//! Answers: errors as quay words their structure, pages as the proxy in front of it does, and the plain good ones.
+//! Answers: errors as quay writes them, pages as the proxy in front of it does, and plain success.
 //!
 //! In: what was found or refused. Out: responses. Every JSON error is `{"errors": [{"code", "message", "detail"}]}`.
 

@@ -1,7 +1,7 @@
-//! Who may do what: nobody asked, Basic credentials, or bearer tokens with quay's down-scoping.
+//! Who may do what: no authentication, Basic credentials, or bearer tokens that grant less than was asked for, as at quay.
 //!
-//! In: the `Authorization` header of a request, and at the token endpoint the scopes asked for. Out: a [`Caller`] with the rights
-//! it has, or a refusal. Tokens look like JWTs and are not signed: the registry knows those it issued. Passwords and tokens never
+//! In: the `Authorization` header of a request, and at the token endpoint the requested scopes. Out: a [`Caller`] with its rights,
+//! or a refusal. Tokens look like JWTs and are not signed: the registry knows those it issued. Passwords and tokens never
 //! reach the log or any `Debug` output.
 
 use std::collections::HashMap;
@@ -18,19 +18,19 @@ use serde_json::json;
 /// Tokens kept before outdated ones are cleared away.
 const TOKENS: usize = 10_000;
 
-/// How callers are told apart.
+/// How callers are authenticated.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Auth {
     /// How credentials are asked for.
     pub mode: AuthMode,
-    /// How the ping asks for them, where it does so in another way than the repositories: most that differ have it open.
+    /// How the ping asks for them, where it differs from the repositories: usually not at all.
     pub ping: Option<AuthMode>,
     /// Repositories that ask in a way of their own.
     pub modes: Vec<ModeOf>,
-    /// Who may not see a repository is told that there is none, instead of being asked for a credential.
+    /// Whoever may not see a repository gets a 404 for it instead of a challenge.
     pub hides: bool,
-    /// Who there is.
+    /// The users.
     pub users: Vec<User>,
     /// Repositories, or prefixes of whole path segments, from which everybody may pull.
     pub public: Vec<String>,
@@ -142,7 +142,7 @@ pub(super) struct Authority {
 // === impl Auth ===
 
 impl Auth {
-    /// Of this mode, with nobody in it.
+    /// This mode, without users.
     #[must_use]
     pub fn new(mode: AuthMode) -> Self {
         Self {
@@ -165,14 +165,14 @@ impl Auth {
         self
     }
 
-    /// Lets the ping ask in this way, whatever the repositories do.
+    /// The ping asks in this way, whatever the repositories do.
     #[must_use]
     pub fn ping(mut self, mode: AuthMode) -> Self {
         self.ping = Some(mode);
         self
     }
 
-    /// Lets a repository, or all under a prefix of whole path segments, ask in this way.
+    /// A repository, or all under a prefix of whole path segments, asks in this way.
     #[must_use]
     pub fn mode_of(mut self, repositories: &str, mode: AuthMode) -> Self {
         self.modes.push(ModeOf {
@@ -182,7 +182,7 @@ impl Auth {
         self
     }
 
-    /// Hides what somebody may not see, instead of asking for a credential.
+    /// Answers 404 instead of a challenge where the caller may not see a repository.
     #[must_use]
     pub fn hiding(mut self) -> Self {
         self.hides = true;
@@ -359,7 +359,7 @@ impl Authority {
     ) -> Result<Caller, Rejected> {
         match (self.mode(repository), authorization) {
             (AuthMode::None, header) => Ok(Caller {
-                // Told apart in the log all the same.
+                // For the log only.
                 user: header.and_then(basic).map(|(name, _)| name),
                 rights: Source::Everything,
             }),
@@ -397,7 +397,7 @@ impl Authority {
         rights
     }
 
-    /// The part of the scopes asked for that the caller has. Asking for more is no error, as on quay.
+    /// Of the requested scopes, what the caller has. Asking for more is no error, as on quay.
     pub(super) fn narrow(
         &self,
         caller: &Caller,
@@ -458,7 +458,7 @@ impl Authority {
             tokens.retain(|_, issued| issued.ends > now);
         }
         if tokens.len() >= TOKENS {
-            // All alive: better a refused client than a store that grows.
+            // All valid: better a refused client than a map that grows.
             tokens.clear();
         }
         tokens.insert(token.clone(), issued);

@@ -1,6 +1,6 @@
-//! What faults do to an answer that is ready: lies in its headers, and bodies cut, corrupted or endless.
+//! Faults in an answer that is ready: wrong headers, and bodies that are cut, corrupted or endless.
 //!
-//! In: the true answer. Out: the one that is sent. Bodies stay streams: nothing is gathered in memory.
+//! In: the true answer. Out: the one that is sent. Bodies stay streams: nothing is buffered in memory.
 
 use std::io;
 use std::time::Duration;
@@ -61,11 +61,11 @@ fn with_length(mut response: Response, by: i64) -> Response {
         .and_then(|length| length.to_str().ok())
         .and_then(|length| length.parse::<u64>().ok());
     if let Some(length) = length {
-        let told = HeaderValue::from(length.saturating_add_signed(by));
-        response.headers_mut().insert(CONTENT_LENGTH, told);
+        let wrong = HeaderValue::from(length.saturating_add_signed(by));
+        response.headers_mut().insert(CONTENT_LENGTH, wrong);
     }
-    // As a stream the body tells no length of its own that would contradict the header. Where it ends too early the client is
-    // to see what there is before the connection breaks.
+    // A stream has no length of its own that contradicts the header. Where the body ends too early, the client sees what there
+    // is before the connection breaks.
     let rest = stream::once(broken()).take(usize::from(by > 0));
     response.map(|body| Body::from_stream(body.into_data_stream().chain(rest)))
 }

@@ -1,7 +1,7 @@
 //! One request as the endpoints see it: who calls, what for, and the body.
 //!
-//! In: a request past log, gates and faults. Out: its parameters, its body in pieces or whole, and whether the caller may. Bodies are
-//! read up to a bound, the rest is left to the connection.
+//! In: a request past log, gates and faults. Out: its parameters, its body in pieces or whole, and whether the caller may do it.
+//! Bodies are read up to a bound; the rest is left to the connection.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,7 +23,7 @@ use super::settings::{Dialect, Settings};
 use super::state::RegistryState;
 use super::store::StoreError;
 
-/// Bytes of an unwanted body that are read so that its sender gets to see the answer.
+/// Bytes of an unwanted body that are read, so that its sender sees the answer.
 const DRAIN: u64 = 16 << 20;
 
 /// One request, on its way through.

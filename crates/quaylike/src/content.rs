@@ -16,9 +16,9 @@ use sha2::{Digest as _, Sha256};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest([u8; 32]);
 
-/// Text that is no `sha256:<64 lower-case hex digits>`.
+/// Text that is not `sha256:<64 lower-case hex digits>`.
 #[derive(Debug, thiserror::Error)]
-#[error("`{0}` is no digest: write sha256: and 64 lower-case hex digits")]
+#[error("`{0}` is not a digest: write sha256: and 64 lower-case hex digits")]
 pub struct DigestError(String);
 
 /// The content of a blob. Its digest is kept by whoever stores it.

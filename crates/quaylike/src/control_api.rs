@@ -10,11 +10,11 @@
 //! | `GET held`, `POST held/release` | late writes |
 //! | `GET log?after=&limit=`, `DELETE log`, `GET counts` | the log |
 //! | `POST log/find` with a matcher, `POST log/wait` with `{match, nth, answered, wait_ms}` | requests that match; a wait for the nth |
-//! | `GET snapshot`, `GET dangling`, `GET, DELETE audit` | tags and the judgement of them |
-//! | `GET history?repository=&tag=`, `GET manifest?repository=&reference=` | one tag, one manifest as base for a look |
-//! | `POST tag` with `{repository, tag, digest}`, `POST untag` with `{repository, tag}` | a foreign writer |
-//! | `POST seed` with `{repository, tag, image}` | an image put in |
-//! | `POST lose` with `{repository, digest}` | a blob or manifest is gone |
+//! | `GET snapshot`, `GET dangling`, `GET, DELETE audit` | tags, and which of them dangle |
+//! | `GET history?repository=&tag=`, `GET manifest?repository=&reference=` | one tag's changes, one manifest |
+//! | `POST tag` with `{repository, tag, digest}`, `POST untag` with `{repository, tag}` | another writer |
+//! | `POST seed` with `{repository, tag, image}` | puts an image in |
+//! | `POST lose` with `{repository, digest}` | loses a blob or manifest |
 //!
 //! Waits last 60 s at most; then the answer is 204. What does not parse is a 400 that says why.
 
@@ -87,7 +87,7 @@ struct WaitCommand {
 /// One request and the registry it is about.
 struct Command {
     registry: Arc<RegistryState>,
-    control: RegistryHandle,
+    handle: RegistryHandle,
     query: String,
     body: Value,
 }
@@ -109,7 +109,7 @@ pub(super) async fn answer(registry: Arc<RegistryState>, parts: Parts, body: Bod
         }
     };
     let command = Command {
-        control: RegistryHandle::new(registry.clone()),
+        handle: RegistryHandle::new(registry.clone()),
         registry,
         query: parts.uri.query().unwrap_or_default().to_owned(),
         body,
@@ -161,34 +161,34 @@ impl Command {
     }
 
     async fn look(&self, method: &Method, path: &[&str]) -> Result<Response, Refused> {
-        let control = &self.control;
+        let handle = &self.handle;
         match (method.as_str(), path) {
-            ("GET", ["settings"]) => shown(control.settings()),
-            ("GET", ["rules"]) => shown(control.rules()),
+            ("GET", ["settings"]) => shown(handle.settings()),
+            ("GET", ["rules"]) => shown(handle.rules()),
             ("GET", ["gates", id]) => self.gate(number(id)?).await,
-            ("GET", ["held"]) => shown(json!({"held": control.held_writes()})),
+            ("GET", ["held"]) => shown(json!({"held": handle.held_writes()})),
             ("GET", ["log"]) => {
                 let after = self.numeric("after").unwrap_or_default();
                 let limit =
                     usize::try_from(self.numeric("limit").unwrap_or(1_000)).unwrap_or(usize::MAX);
-                shown(control.requests_after(after, limit, &Matcher::default()))
+                shown(handle.requests_after(after, limit, &Matcher::default()))
             }
             ("GET", ["counts"]) => shown(json!({
-                "counts": control.counts(), "peak_in_flight": control.peak_in_flight(),
+                "counts": handle.counts(), "peak_in_flight": handle.peak_in_flight(),
             })),
-            ("GET", ["snapshot"]) => shown(control.snapshot()),
-            ("GET", ["dangling"]) => shown(control.dangling()),
-            ("GET", ["audit"]) => shown(control.audit_trail()),
+            ("GET", ["snapshot"]) => shown(handle.snapshot()),
+            ("GET", ["dangling"]) => shown(handle.dangling()),
+            ("GET", ["audit"]) => shown(handle.audit_trail()),
             ("GET", ["history"]) => {
-                shown(control.history(&self.text("repository"), &self.text("tag")))
+                shown(handle.history(&self.text("repository"), &self.text("tag")))
             }
             ("GET", ["manifest"]) => self.manifest(),
             ("DELETE", ["rules"]) => {
-                control.clear_rules();
+                handle.clear_rules();
                 Ok(done())
             }
             ("DELETE", ["rules", id]) => {
-                control.remove_rule(number(id)?);
+                handle.remove_rule(number(id)?);
                 Ok(done())
             }
             ("DELETE", ["gates"]) => {
@@ -196,11 +196,11 @@ impl Command {
                 Ok(done())
             }
             ("DELETE", ["log"]) => {
-                control.reset_log();
+                handle.reset_log();
                 Ok(done())
             }
             ("DELETE", ["audit"]) => {
-                control.clear_audit_trail();
+                handle.clear_audit_trail();
                 Ok(done())
             }
             _ => Err(missing("no such thing below /_control/")),
@@ -208,12 +208,12 @@ impl Command {
     }
 
     fn change(&self, path: &[&str]) -> Result<Response, Refused> {
-        let control = &self.control;
+        let handle = &self.handle;
         match path {
             ["settings"] => return self.set(),
-            ["auth"] => control.set_auth(self.read::<Auth>()?),
-            ["tokens", "revoke"] => control.revoke_tokens(),
-            ["rules"] => return shown(json!({"id": control.add_rule(self.read::<Rule>()?)})),
+            ["auth"] => handle.set_auth(self.read::<Auth>()?),
+            ["tokens", "revoke"] => handle.revoke_tokens(),
+            ["rules"] => return shown(json!({"id": handle.add_rule(self.read::<Rule>()?)})),
             ["gates"] => {
                 return shown(json!({"id": self.registry.gates.add(self.read::<GateSpec>()?)}));
             }
@@ -222,12 +222,12 @@ impl Command {
                     return Err(missing(format!("no gate {id}")));
                 }
             }
-            ["held", "release"] => control.release_held(),
-            ["log", "find"] => return shown(control.requests(&self.read::<Matcher>()?)),
+            ["held", "release"] => handle.release_held(),
+            ["log", "find"] => return shown(handle.requests(&self.read::<Matcher>()?)),
             ["tag"] => {
                 let wanted: TagCommand = self.read()?;
                 let digest = wanted.digest.ok_or_else(|| broken("`digest` is missing"))?;
-                let moved = control.set_tag(&wanted.repository, &wanted.tag, digest);
+                let moved = handle.set_tag(&wanted.repository, &wanted.tag, digest);
                 moved.map_err(missing)?;
             }
             ["untag"] => {
@@ -238,13 +238,13 @@ impl Command {
             }
             ["seed"] => {
                 let wanted: SeedCommand = self.read()?;
-                let seeded = control.seed_spec(&wanted.repository, &wanted.tag, &wanted.image);
+                let seeded = handle.seed_spec(&wanted.repository, &wanted.tag, &wanted.image);
                 return shown(json!({"digest": seeded.map_err(broken)?}));
             }
             ["lose"] => {
                 let LoseCommand { repository, digest } = self.read()?;
-                let lost = control.lose_blob(&repository, digest)
-                    || control.lose_manifest(&repository, digest);
+                let lost = handle.lose_blob(&repository, digest)
+                    || handle.lose_manifest(&repository, digest);
                 return shown(json!({"lost": lost}));
             }
             _ => return Err(missing("no such thing below /_control/")),
@@ -254,14 +254,14 @@ impl Command {
 
     /// The present settings with the given fields replaced.
     fn set(&self) -> Result<Response, Refused> {
-        let mut merged = serde_json::to_value(self.control.settings()).map_err(broken)?;
+        let mut merged = serde_json::to_value(self.handle.settings()).map_err(broken)?;
         let (Value::Object(fields), Some(kept)) = (self.body.clone(), merged.as_object_mut())
         else {
             return Err(broken("settings are a JSON object"));
         };
         kept.extend(fields);
         let wanted: Settings = serde_json::from_value(merged).map_err(broken)?;
-        shown(self.control.update(|settings| *settings = wanted))
+        shown(self.handle.update(|settings| *settings = wanted))
     }
 
     async fn gate(&self, id: u64) -> Result<Response, Refused> {
@@ -291,8 +291,8 @@ impl Command {
     fn manifest(&self) -> Result<Response, Refused> {
         let (repository, reference) = (self.text("repository"), self.text("reference"));
         let found = match reference.parse::<Digest>() {
-            Ok(digest) => self.control.manifest(&repository, digest),
-            Err(_) => self.control.tagged(&repository, &reference),
+            Ok(digest) => self.handle.manifest(&repository, digest),
+            Err(_) => self.handle.tagged(&repository, &reference),
         };
         let found =
             found.ok_or_else(|| missing(format!("no manifest {repository} {reference}")))?;

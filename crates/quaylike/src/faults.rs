@@ -1,4 +1,4 @@
-//! Faults: rules that make the registry answer as quay does on a bad day.
+//! Faults: rules that make the registry fail as quay does on a bad day.
 //!
 //! In: [`Rule`]s, set at run time, and each request's log entry. Out: the [`Action`]s to inject. A rule says
 //! which requests match ([`Matcher`]), which of those fail ([`When`]), how many at most, and how. Every rule that matches counts
@@ -159,7 +159,7 @@ pub enum Action {
     ImmutableTag,
     /// Another `Docker-Content-Digest` than the content's.
     LieDigest {
-        /// The digest told; by default that of no bytes.
+        /// The digest sent; by default that of no bytes.
         #[serde(default)]
         digest: Option<Digest>,
     },

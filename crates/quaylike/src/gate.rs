@@ -1,9 +1,9 @@
-//! Gates and holds: requests stopped at a chosen instant until a test lets them go on.
+//! Gates and held writes: requests that stop at a chosen moment until a test lets them go on.
 //!
-//! In: a [`GateSpec`] (which request, and whether before it is executed or after it was executed and before it is answered), and
-//! held writes. Out: the request that has reached the gate, parked there. A client process can be killed exactly then. What a
-//! request parked [`Moment::After`] did is done. One parked [`Moment::Before`] has done nothing: [`Gate::cut`] keeps it so, while
-//! [`Gate::open`] has it done, late, even though its client is gone.
+//! In: a [`GateSpec`] (which request, and whether before its work or between work and answer), and held writes. Out: the request
+//! that has reached the gate, parked there; a test can kill its client exactly then. The work of a request parked at
+//! [`Moment::After`] is done. One parked at [`Moment::Before`] has done nothing: [`Gate::cut`] keeps it so, [`Gate::open`] does the
+//! work late, even if the client is no longer there.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -42,7 +42,7 @@ pub struct GateSpec {
     pub moment: Moment,
 }
 
-/// What has become of a gate.
+/// The state of a gate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum GateState {
@@ -141,7 +141,7 @@ impl Gate {
         }
     }
 
-    /// What has become of it.
+    /// Its state.
     #[must_use]
     pub fn state(&self) -> GateState {
         self.gates

@@ -1,6 +1,6 @@
-//! The handle: everything a test or an operator may look at and disturb, in the process of the registry.
+//! The handle: everything a test may look at or change.
 //!
-//! In and out: plain values. What it changes it changes as another writer would, at once; it passes no fault, gate or log.
+//! In and out: plain values. Changes happen at once, as another writer's would, past faults, gates and log.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -234,13 +234,13 @@ impl RegistryHandle {
             .delete_tag(repository, tag, Instant::now())
     }
 
-    /// Breaks the storage: a blob is gone, whatever holds it. False where there was none.
+    /// Breaks the storage: loses a blob, whatever holds it. False where there was none.
     #[must_use]
     pub fn lose_blob(&self, repository: &str, digest: Digest) -> bool {
         self.registry.store().lose_blob(repository, digest)
     }
 
-    /// Breaks the storage: a manifest is gone, whatever holds it. False where there was none.
+    /// Breaks the storage: loses a manifest, whatever holds it. False where there was none.
     #[must_use]
     pub fn lose_manifest(&self, repository: &str, digest: Digest) -> bool {
         self.registry.store().lose_manifest(repository, digest)

@@ -1,10 +1,10 @@
 //! The way of a request: [`accept`], [`gate`], [`serve`], [`inject_faults`], [`dispatch`].
 //!
-//! It is logged, waits at a gate before the work, meets faults, is authorized and done, has its answer spoilt by faults, waits at a
+//! It is logged, stops at a gate before the work, meets faults, is authorized and done; then faults change its answer, it stops at a
 //! gate after the work, and is answered.
 //!
 //! In: requests of both listeners. Out: their answers. Each request is in the log before anything else happens to it, and its
-//! entry is closed however it ends, also when the client goes away in the middle.
+//! entry is closed however it ends, even if the client disconnects in the middle.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,7 +29,7 @@ use super::settings::Dialect;
 use super::state::RegistryState;
 use super::{blobs, body_faults, control_api, manifests};
 
-/// Closes the log entry of a request, whatever becomes of it.
+/// Closes the log entry of a request, however it ends.
 struct LogGuard {
     registry: Arc<RegistryState>,
     entry: LoggedRequest,
@@ -89,7 +89,7 @@ async fn gate(registry: Arc<RegistryState>, parts: Parts, body: Body, target: Ta
     if !registry.gates.any_matches(&guard.entry) {
         return serve(guard, parts, body, caller).await;
     }
-    // A task of its own, so that a request parked at a gate outlives its client: only the gate says what becomes of it.
+    // A task of its own, so that a request parked at a gate outlives its client: only the gate decides its end.
     let body = buffered(&parts.headers, body).await;
     let parked = tokio::spawn(serve(guard, parts, body, caller));
     parked.await.unwrap_or_else(|_| answers::connection_cut())
@@ -198,7 +198,7 @@ async fn inject_faults(mut call: Call) -> Option<Response> {
 async fn dispatch(mut call: Call) -> Response {
     let expired = call.actions.contains(&Action::TagExpired);
     let result = route(&mut call).await;
-    // Else the connection breaks under a client that is still sending.
+    // Otherwise the connection breaks while the client is still sending.
     call.drain().await;
     let mut response = result.unwrap_or_else(|refusal| {
         let refusal = if expired { refusal.expired() } else { refusal };

@@ -13,7 +13,7 @@
 //!
 //! // The next two writes of a manifest are answered with 503.
 //! registry.add_rule(Rule::new(Matcher::put_manifest(), Action::page(503)).times(2));
-//! // The first read of this tag stops, after the work and before its answer, until the test calls `gate.open()`.
+//! // The first request for this tag stops, after the work and before its answer, until the test calls `gate.open()`.
 //! let gate = registry.gate(GateSpec::after(Matcher::default().reference("v1")));
 //!
 //! // Point a client at `registry.host()`, then look at what it did.
@@ -117,9 +117,9 @@ pub use seed::{Image, ImageBuilder, ImageSpec, Layer, Shape, built_in};
 pub use settings::{Dialect, Options, Settings};
 pub use store::{Dangling, Policy, Stale, Store, StoreError, TagChange};
 
-/// A registry that runs until it is dropped.
+/// A registry that serves until it is dropped.
 ///
-/// Dropping it cuts every connection at once; held writes and parked requests are never executed.
+/// Dropping it cuts every connection at once; held writes and parked requests are never done.
 #[derive(Debug)]
 pub struct Registry {
     address: SocketAddr,
@@ -203,8 +203,8 @@ impl Drop for Registry {
     }
 }
 
-/// Serves on a listener until `shutdown` is ready; then every connection is cut. `ready` gets the handle before the first request,
-/// for instance to put the [`built_in`] images in.
+/// Serves on a listener until `shutdown` is ready, then cuts every connection. `ready` gets the handle before the first request,
+/// for instance to seed the [`built_in`] images.
 ///
 /// # Errors
 /// [`ServeError`] where the second listener finds no port or serving breaks off.

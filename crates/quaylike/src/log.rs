@@ -1,4 +1,4 @@
-//! The log of requests: what was asked, in the order it arrived, and what came of it.
+//! The log of requests, in the order they arrived, with their answers.
 //!
 //! In: every request of both listeners, twice: received and answered. Out: entries in order, counts by kind, and a wait for the
 //! nth request that matches. The log is a ring; counts go on beyond it. No secret is kept: a credential is a user's name.
@@ -19,7 +19,7 @@ pub enum Phase {
     Received,
     /// Its answer was handed to the connection.
     Answered,
-    /// The client went away before there was an answer.
+    /// The client disconnected before there was an answer.
     Dropped,
 }
 

@@ -1,7 +1,7 @@
-//! Manifests: what one needs and what it is, read once when it is pushed.
+//! Manifests, parsed once when they are pushed.
 //!
-//! In: the bytes and the media type they were pushed with. Out: a [`Manifest`] that keeps the bytes untouched beside the digests
-//! it names. Docker schema 1 and everything that is none of the four types is refused.
+//! In: the bytes and the media type they were pushed with. Out: a [`Manifest`]: the bytes untouched, and the digests that it names.
+//! Docker schema 1 and every type but the four is refused.
 
 use std::collections::HashSet;
 
@@ -47,7 +47,7 @@ pub struct Manifest {
     pub annotations: Map<String, Value>,
 }
 
-/// Why bytes are no manifest that this registry takes.
+/// Why this registry does not take some bytes as a manifest.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
     /// Not one of the four media types.

@@ -1,4 +1,4 @@
-//! What a request is about, read from its path: kind, repository, reference.
+//! The kind, repository and reference of a request, read from its path.
 //!
 //! In: method and path of a request. Out: a [`Target`]. Repository names nest to any depth, so paths are read from their end.
 

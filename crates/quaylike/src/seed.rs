@@ -1,4 +1,4 @@
-//! Images to begin with: small and the same on every run, or as large as wanted.
+//! Images to seed: small and the same on every run, or as large as a test needs.
 //!
 //! In: a name and a shape. Out: an [`Image`] with its manifests and blobs, to be put into a repository. Two images with the same
 //! seed have the same digests; layers with the same seed are the same blob, shared between images.
@@ -246,7 +246,7 @@ impl ImageBuilder {
     /// The image.
     ///
     /// # Errors
-    /// None that a caller can bring about: what is built here parses.
+    /// None in practice: what is built here parses.
     pub fn build(self) -> Result<Image, ManifestError> {
         let layers: Vec<Value> = self
             .layers
@@ -308,7 +308,7 @@ impl Image {
     /// An OCI index of these images, which may be indexes themselves.
     ///
     /// # Errors
-    /// None that a caller can bring about: what is built here parses.
+    /// None in practice: what is built here parses.
     pub fn index(children: Vec<Self>) -> Result<Self, ManifestError> {
         Self::of(OCI_INDEX, children)
     }
@@ -316,7 +316,7 @@ impl Image {
     /// A docker manifest list of these images.
     ///
     /// # Errors
-    /// None that a caller can bring about: what is built here parses.
+    /// None in practice: what is built here parses.
     pub fn docker_list(children: Vec<Self>) -> Result<Self, ManifestError> {
         Self::of(DOCKER_LIST, children)
     }
@@ -386,7 +386,7 @@ impl ImageSpec {
     /// The image.
     ///
     /// # Errors
-    /// None that a caller can bring about: what is built here parses.
+    /// None in practice: what is built here parses.
     pub fn build(&self) -> Result<Image, ManifestError> {
         let docker = matches!(self.shape, Shape::Docker | Shape::DockerList);
         let images = |seed: &str| -> Result<Vec<Image>, ManifestError> {
@@ -425,10 +425,10 @@ impl ImageSpec {
     }
 }
 
-/// What the embedded registry of the command line begins with: repository, tag, image.
+/// Images to begin with: repository, tag, image.
 ///
 /// # Errors
-/// None that a caller can bring about: what is built here parses.
+/// None in practice: what is built here parses.
 pub fn built_in() -> Result<Vec<(&'static str, &'static str, Image)>, ManifestError> {
     let sources = "ci-op-demo/pipeline";
     let floats = "openshift/ci";

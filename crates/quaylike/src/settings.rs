@@ -1,4 +1,4 @@
-//! What kind of registry this is: everything that a test or an operator may switch, at the start or at run time.
+//! What a test may switch, at the start or at run time.
 //!
 //! In and out as JSON under `/_control/settings`, durations in milliseconds. An unknown field is an error.
 
@@ -17,12 +17,12 @@ pub struct Options {
     /// Who may do what.
     pub auth: Auth,
     /// Whether `/_control/` answers. Whoever reaches the listener may use it.
-    pub control: bool,
+    pub control_api: bool,
     /// Requests kept in the log.
     pub log_entries: usize,
 }
 
-/// Whose ways the registry follows where registries differ.
+/// The registry that it behaves like where registries differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Dialect {
@@ -42,9 +42,9 @@ pub enum Dialect {
 #[serde(default, deny_unknown_fields)]
 #[allow(clippy::struct_excessive_bools)]
 pub struct Settings {
-    /// Whose ways it follows.
+    /// The registry that it behaves like.
     pub dialect: Dialect,
-    /// Drop content the moment nothing holds it.
+    /// Delete content the moment nothing holds it.
     pub collect: bool,
     /// How long content pushed without a tag is held.
     #[serde(rename = "hold_ms", with = "millis")]
@@ -61,7 +61,7 @@ pub struct Settings {
     pub discard_blobs: bool,
     /// Redirect every blob GET to the second listener, as quay.io does to its object storage.
     pub redirect_blobs: bool,
-    /// How long a read of a manifest by digest is answered as before, whatever became of it; quay: 300 s.
+    /// How long a read of a manifest by digest is answered from a cache; quay: 300 s.
     #[serde(rename = "stale_manifests_ms", with = "millis")]
     pub stale_manifests: Duration,
     /// The same for blobs; quay: 60 s.
@@ -92,7 +92,7 @@ impl Default for Options {
         Self {
             settings: Settings::default(),
             auth: Auth::default(),
-            control: true,
+            control_api: true,
             log_entries: 200_000,
         }
     }

@@ -1,4 +1,4 @@
-//! Quay's cache of answers by digest: it goes on answering what it has read, whatever has become of the content since.
+//! Quay's cache of answers by digest, which goes on answering after the content was deleted.
 //!
 //! In: reads and the time they happen at. Out: what was read before, for as long as it is kept, or what is read now.
 

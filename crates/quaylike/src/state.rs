@@ -31,7 +31,7 @@ pub(super) struct RegistryState {
     pub(super) log: Log,
     pub(super) gates: Arc<Gates>,
     pub(super) held: HeldWrites,
-    /// Answers by digest that outlive what they told.
+    /// Answers by digest that outlive the content.
     pub(super) stale_manifests: StaleCache<Arc<Manifest>>,
     pub(super) stale_blobs: StaleCache<Blob>,
     pub(super) bucket: TokenBucket,
@@ -59,7 +59,7 @@ impl RegistryState {
             bucket: TokenBucket::default(),
             stop,
             storage,
-            control_api: options.control,
+            control_api: options.control_api,
         }
     }
 

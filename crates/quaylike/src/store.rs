@@ -10,7 +10,7 @@
 //!   refer to it;
 //! - content pushed without a tag (a manifest by digest, an uploaded or mounted blob) is held by itself for [`Policy::hold`].
 //!   That grace ends early when a tag first holds the content after the push, directly or through an index; from then on it
-//!   lives no longer than its holders. Quay keeps its temporary tag the full hour; ending it early is the stricter judge.
+//!   lives no longer than its holders. Quay keeps its temporary tag the full hour; ending it early is the stricter test.
 //! - the moment the last holder goes, the content goes, and so on down, in the same call.
 //!
 //! Holders are counted for each digest, so a call costs the size of the images it touches, never that of the repository.
@@ -41,7 +41,7 @@ const CENTURY: Duration = Duration::from_hours(100 * 365 * 24);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(clippy::struct_excessive_bools)]
 pub struct Policy {
-    /// Drop content the moment nothing holds it.
+    /// Delete content the moment nothing holds it.
     pub collect: bool,
     /// How long content pushed without a tag is held.
     pub hold: Duration,
@@ -506,7 +506,7 @@ impl Store {
     }
 
     fn grant(&mut self, repository: &str, held: Graced, now: Instant) {
-        // A hold beyond what the clock can tell lasts for a century.
+        // A hold beyond the clock's range lasts for a century.
         let until = now.checked_add(self.policy.hold).unwrap_or(now + CENTURY);
         self.repository_mut(repository).set_grace(held, Some(until));
         self.graces

@@ -1,7 +1,7 @@
-//! The judge of "never dangling": what every tag reaches, looked up anew.
+//! The check of "never dangling": looks up anew what every tag reaches.
 //!
-//! In: the store as it is. Out: each tag from which something does not resolve. It walks from the tags down and trusts none of
-//! the store's holder counts, so that it would notice if they were wrong.
+//! In: a repository. Out: each tag from which something does not resolve. It walks down from the tags and does not use the counts of
+//! holders, so that it notices if they are wrong.
 
 use std::collections::{BTreeSet, HashMap};
 

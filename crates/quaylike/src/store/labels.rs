@@ -1,7 +1,7 @@
 //! Labels that quay acts on when a tag is set: the tag's life, and whether it can be moved again.
 //!
-//! In: a manifest of the repository. Out: what its config's labels say, its annotations before them; of an index what all children
-//! say with the same value.
+//! In: a manifest of the repository. Out: its annotations, else its config's labels; for an index those that all children have with
+//! the same value.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! One repository: who holds what, counted.
 //!
-//! In: manifests stored, tags moved, graces given and ended. Out: content that is there exactly as long as something holds it. A
-//! count is kept for each digest of the stored manifests that name it, so that letting go costs what is let go, and no more.
+//! In: manifests stored, tags moved, graces given and ended. Out: content that exists exactly as long as something holds it. For
+//! each digest, the stored manifests that name it are counted, so that a collection costs only what it collects.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
