@@ -232,7 +232,7 @@ impl Command {
             }
             ["untag"] => {
                 let wanted: TagCommand = self.read()?;
-                control
+                handle
                     .delete_tag(&wanted.repository, &wanted.tag)
                     .map_err(missing)?;
             }
@@ -280,7 +280,7 @@ impl Command {
         let wanted: WaitCommand = self.read()?;
         let wait = Self::patience(wanted.wait_ms.unwrap_or(u64::MAX));
         let found = self
-            .control
+            .handle
             .wait_for(&wanted.matcher, wanted.nth, wanted.answered);
         match tokio::time::timeout(wait, found).await {
             Ok(entry) => shown(entry),

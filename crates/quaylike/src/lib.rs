@@ -84,8 +84,6 @@ mod settings;
 mod stale_cache;
 mod state;
 mod store;
-#[cfg(test)]
-mod tests;
 mod token_bucket;
 mod uploads;
 
@@ -280,3 +278,6 @@ async fn run(
     let served = axum::serve(listener, service).with_graceful_shutdown(stop.cancelled_owned());
     served.await.map_err(ServeError::Serve)
 }
+
+#[cfg(test)]
+mod tests;

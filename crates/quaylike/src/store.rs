@@ -18,8 +18,6 @@
 mod audit;
 mod labels;
 mod repository;
-#[cfg(test)]
-mod tests;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -546,3 +544,6 @@ impl Store {
         self.trail.record(repository, found);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -230,7 +230,7 @@ async fn users_are_replaced_and_tokens_revoked() {
 #[tokio::test]
 async fn a_registry_without_control_has_no_control() {
     let options = Options {
-        control: false,
+        control_api: false,
         ..Options::default()
     };
     let bench = Bench::with(options).await;
