@@ -193,9 +193,9 @@ fn rollback_result(request: &Request) -> String {
     let all = |reason| images().filter(move |(image, _)| image.reason == Some(reason));
     let back = all(Reason::RolledBack).count();
     let behind = all(Reason::NotRolledBack).count();
-    let mut text = format!("other floats taken back: {back}");
+    let mut text = format!("other floats rolled back: {back}");
     if let Some((_, spec)) = all(Reason::NotRolledBack).next() {
-        let _ = write!(text, ", not taken back: {behind}, {} first", spec.float);
+        let _ = write!(text, ", not rolled back: {behind}, {} first", spec.float);
     }
     text
 }

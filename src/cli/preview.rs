@@ -226,7 +226,7 @@ impl Preview {
         if request.spec.suspend {
             return Err(ends(
                 Reason::Suspended,
-                "spec.suspend is set; set it to false to go on",
+                "spec.suspend is set; set it to false to resume",
             ));
         }
         if let Err(message) = self.policy.check(&alone(request, image)) {

@@ -154,10 +154,10 @@ impl State {
             return Ok(());
         }
         if self.lease_tick.is_some_and(|at| now >= at + PATIENCE) {
-            return Err("the loop of the lease stands still");
+            return Err("the lease loop is stuck");
         }
         if stalled.is_some_and(|stalled| stalled >= STALLED) {
-            return Err("requests are due and no reconcile ends");
+            return Err("requests are due, but no reconcile completes");
         }
         Ok(())
     }

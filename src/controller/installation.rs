@@ -135,7 +135,9 @@ impl Installation {
             _ => unread(causes(&error)),
         })?;
         let definition = read.ok_or_else(|| {
-            Barred::Undefined(format!("the definition {DEFINITION} is not there: {APPLY}"))
+            Barred::Undefined(format!(
+                "the definition {DEFINITION} does not exist: {APPLY}"
+            ))
         })?;
         let annotations = definition.metadata.annotations.unwrap_or_default();
         self.judge(&annotations)
@@ -217,14 +219,14 @@ pub async fn adopt(client: Client, namespace: &str) -> Result<Adopted, String> {
     let place = namespaces.get_metadata_opt(namespace).await;
     if place.map_err(|error| causes(&error))?.is_none() {
         return Err(format!(
-            "the namespace {namespace} is not there; create it, or name another --lease-namespace"
+            "the namespace {namespace} does not exist; create it, or name another --lease-namespace"
         ));
     }
     let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
     let found = definitions.get_metadata_opt(DEFINITION).await;
     let found = found.map_err(|error| causes(&error))?;
     let found =
-        found.ok_or_else(|| format!("the definition {DEFINITION} is not there; {APPLY}"))?;
+        found.ok_or_else(|| format!("the definition {DEFINITION} does not exist; {APPLY}"))?;
     let wanted = full(namespace);
     let annotations = found.metadata.annotations.unwrap_or_default();
     let before = annotations.get(LEASE).filter(|name| !name.is_empty());

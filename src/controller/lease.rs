@@ -275,7 +275,7 @@ impl Elector {
     fn not_taken(&self, refused: &Refused) {
         let why = match refused {
             Refused::Conflict => return,
-            Refused::Gone => "the namespace is not there, or the lease was deleted just now",
+            Refused::Gone => "the namespace does not exist, or the lease was deleted just now",
             Refused::Failed(error) => error,
         };
         tracing::warn!("cannot take the lease {}/{NAME}: {why}", self.namespace);

@@ -319,7 +319,7 @@ async fn lead(
         () = follow => tracing::error!("the watch has ended"),
         () = work => tracing::error!("the queue has ended"),
         () = sweep => tracing::error!("the sweep has ended"),
-        () = pause => tracing::error!("changes of the key paused are not followed any more"),
+        () = pause => tracing::error!("changes of the key paused are no longer followed"),
         () = reconsider => {}
         () = end => {}
     }

@@ -172,7 +172,7 @@ impl<S: Store> Engine<S> {
             let outcome = outcome.unwrap_or_else(|error| {
                 Outcome::Faulted(Fault {
                     reason: Reason::RegistryError,
-                    message: format!("the step broke off: {error}"),
+                    message: format!("the step crashed: {error}"),
                     class: FaultClass::Attempt,
                 })
             });

@@ -169,7 +169,7 @@ impl<S: Store> Engine<S> {
         if let Some(message) = message {
             tracing::warn!("{message}");
         } else {
-            tracing::info!("nothing is paused (any more)");
+            tracing::info!("nothing is paused");
         }
         self.reconsider();
     }

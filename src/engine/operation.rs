@@ -684,7 +684,7 @@ fn unpinnable(image: &str, why: Option<&registry::Error>) -> Fault {
     Fault {
         reason: Reason::BackupFailed,
         message: format!(
-            "{image} misses parts, so it cannot be pinned; push it anew, or remove its tag ({why})"
+            "{image} is incomplete, so it cannot be pinned; push it again, or remove its tag ({why})"
         ),
         class: FaultClass::Attempt,
     }

@@ -39,9 +39,8 @@ impl Pause {
         if matches!(text, "" | "false") {
             return Self::default();
         }
-        let message = |shown: &str| {
-            format!("paused by {place} (paused: {shown}); take the key away to go on")
-        };
+        let message =
+            |shown: &str| format!("paused by {place} (paused: {shown}); remove the key to resume");
         if text == "all" {
             return Self {
                 scope: Scope::Everything,
@@ -58,7 +57,7 @@ impl Pause {
             None => Self {
                 scope: Scope::Everything,
                 message: format!(
-                    "paused altogether, because {place} has a key paused that is neither all nor HOST[:PORT]; correct it, or take it away"
+                    "everything is paused, because {place} has a key paused that is neither all nor HOST[:PORT]; correct or remove it"
                 ),
             },
         }
@@ -129,7 +128,7 @@ mod tests {
         assert_eq!(
             pause.message(),
             Some(
-                "paused by ConfigMap ci/promotion-controller (paused: quay.io); take the key away to go on"
+                "paused by ConfigMap ci/promotion-controller (paused: quay.io); remove the key to resume"
             )
         );
         assert!(pause.is_paused_for(["gcr.example.com", "quay.io"].into_iter()));

@@ -459,7 +459,7 @@ impl<S: Store> Engine<S> {
         known.cancel_warned = true;
         Some(Notice {
             reason: Reason::CancelIgnored,
-            message: format!("{key} is committed: what has begun runs to its end"),
+            message: format!("{key} is committed: images that have begun run to their end"),
         })
     }
 
@@ -624,7 +624,7 @@ fn events(
         events.push(Event {
             reason: Reason::RollingBack,
             note: format!(
-                "{} failed; the floats that have moved are taken back",
+                "{} failed; rolling back the floats that have moved",
                 failed.unwrap_or_default()
             ),
             warning: true,

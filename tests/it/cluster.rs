@@ -1,7 +1,7 @@
 //! Whatever the API server does: nothing is lost, and nothing is promoted twice.
 //!
 //! [`faults`] lets single requests of the controller fail on their way, [`server`] takes the whole API server, its definitions or
-//! a namespace away, [`deletion`] a request at each of its writes. [`brake`] is how an operator stops it all. [`clocks`] is about clocks that do not agree, [`sweep`] about
+//! a namespace away, [`deletion`] a request at each of its writes. [`pause`] is how an operator stops it all. [`clocks`] is about clocks that do not agree, [`sweep`] about
 //! what becomes of finished requests.
 
 #![allow(
@@ -10,11 +10,11 @@
     reason = "a test that meets an error has failed"
 )]
 
-mod brake;
 mod clocks;
 mod deletion;
 mod faults;
 pub mod ground;
+mod pause;
 pub mod relay;
 mod server;
 mod sweep;

@@ -223,7 +223,7 @@ async fn where_no_lease_is_named_or_no_definition_is_there_nobody_leads_and_it_i
     api.delete(DEFINITION, &DeleteParams::default())
         .await
         .unwrap();
-    until(&waiting, "is not there: apply the CRD").await;
+    until(&waiting, "does not exist: apply the CRD").await;
     tokio::time::sleep(Duration::from_secs(6)).await;
     assert_eq!(
         waiting.log().matches("ERROR").count(),

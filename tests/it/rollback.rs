@@ -343,7 +343,7 @@ async fn with_rollback_what_moved_goes_back_and_conditions_and_events_tell_it() 
     let (_, reason, message) = condition(&ended, "Failed");
     assert_eq!(reason, "TagImmutable");
     assert!(
-        message.contains("1 of 3 images failed; other floats taken back: 2")
+        message.contains("1 of 3 images failed; other floats rolled back: 2")
             && message.contains("/ci:g: "),
         "{message}"
     );
@@ -393,7 +393,7 @@ async fn a_float_that_cannot_be_taken_back_is_named_and_the_cause_stays_the_caus
     let (_, reason, message) = condition(&ended, "Failed");
     assert_eq!(reason, "TagImmutable");
     assert!(
-        message.contains("not taken back: 1") && message.contains("/ci:f first"),
+        message.contains("not rolled back: 1") && message.contains("/ci:f first"),
         "{message}"
     );
     assert_eq!(at(&ground.registry, "f"), Some(new("f")));

@@ -205,7 +205,7 @@ impl CredentialFiles {
         match taken {
             Ok(taken) => Some(taken),
             Err(error) => {
-                tracing::error!("{error}; what it said before stays in force");
+                tracing::error!("{error}; its previous content stays in force");
                 None
             }
         }
@@ -216,7 +216,7 @@ impl CredentialFiles {
         change(&mut credentials);
         tracing::info!(
             rules = credentials.rules.len(),
-            "{} has changed: in force now",
+            "{} changed and is in force",
             file.flag
         );
         *self.0.current.write() = Arc::new(credentials);
@@ -260,8 +260,8 @@ impl File {
 }
 
 fn rules(bytes: &[u8]) -> Result<Rules, String> {
-    let text =
-        std::str::from_utf8(bytes).map_err(|error| format!("is no text: {error}; correct it"))?;
+    let text = std::str::from_utf8(bytes)
+        .map_err(|error| format!("is not valid UTF-8: {error}; correct it"))?;
     Rules::parse(text).map_err(|error| error.to_string())
 }
 

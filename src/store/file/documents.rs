@@ -167,7 +167,11 @@ fn check_name(
         Some(serde_json::Value::String(_) | serde_json::Value::Null) | None => {
             return Err(format!("metadata.{field}: {missing}"));
         }
-        Some(other) => return Err(format!("metadata.{field}: {other} is no text; quote it")),
+        Some(other) => {
+            return Err(format!(
+                "metadata.{field}: {other} is not a string; quote it"
+            ));
+        }
     };
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c);
     let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
@@ -180,7 +184,7 @@ fn check_name(
     }
     let shown: String = name.chars().take(longest).collect();
     Err(format!(
-        "metadata.{field}: '{}' is no name; use at most {longest} of a-z, 0-9, - and ., with a letter or digit at both ends",
+        "metadata.{field}: '{}' is not a valid name; use at most {longest} of a-z, 0-9, - and ., with a letter or digit at both ends",
         shown.escape_debug()
     ))
 }

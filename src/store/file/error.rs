@@ -54,7 +54,7 @@ pub enum FileError {
         error: ParseError,
     },
     /// The state belongs to something else.
-    #[error("{}: {message}; name another --state, or remove this one to promote anew", path.display())]
+    #[error("{}: {message}; name another --state, or remove this one to start over", path.display())]
     State {
         /// The state file.
         path: PathBuf,

@@ -177,20 +177,18 @@ impl StatePath {
             path: path.clone(),
             message,
         };
-        let value = parse(&text).map_err(|e| odd(format!("is no state file ({e})")))?;
+        let value = parse(&text).map_err(|e| odd(format!("is not a state file ({e})")))?;
         let kind = value.get("kind").and_then(|kind| kind.as_str());
         if kind != Some(KIND) {
             let kind = kind.unwrap_or_default();
             return Err(odd(format!(
-                "is no state file (kind is '{kind}', not {KIND})"
+                "is not a state file (kind is '{kind}', not {KIND})"
             )));
         }
         if !is_whole(&text) {
-            return Err(odd(
-                "is no state file any more (cut off, or changed since it was written)".into(),
-            ));
+            return Err(odd("state file is truncated or modified".into()));
         }
-        serde_json::from_value(value).map_err(|e| odd(format!("is no state file ({e})")))
+        serde_json::from_value(value).map_err(|e| odd(format!("is not a state file ({e})")))
     }
 
     /// Replaces what it holds: written beside it, fsynced, renamed, and the folder fsynced too.

@@ -203,7 +203,7 @@ async fn a_definition_that_is_missing_at_first_or_made_anew_is_waited_for() {
     delete_definition(plane).await;
     let mut controller = ground.controller(&["--settle-seconds=8"]);
     until("a word about it", PATIENCE, || {
-        ground.stage.log().contains("is not there: apply the CRD")
+        ground.stage.log().contains("does not exist: apply the CRD")
     })
     .await;
     plane.apply_crds(&crd_yaml()).await.unwrap();

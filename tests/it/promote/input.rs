@@ -229,15 +229,15 @@ async fn a_state_that_is_not_this_files_is_refused_and_left_as_it_is() {
             other("one", "x"),
             "holds the state of another request of the name one",
         ),
-        ("kind: [".into(), "is no state file"),
+        ("kind: [".into(), "is not a state file"),
         ("kind: Deployment\n".into(), "kind is 'Deployment'"),
         (
             "kind: PromotionState\nrequests: 7\n".into(),
-            "is no state file",
+            "is not a state file",
         ),
-        ("\u{0}\u{1}garbage".into(), "is no state file"),
-        (cut, "cut off"),
-        (altered, "changed since it was written"),
+        ("\u{0}\u{1}garbage".into(), "is not a state file"),
+        (cut, "truncated or modified"),
+        (altered, "truncated or modified"),
     ];
     let state = ground.folder.join("requests.state.yaml");
     for (text, word) in table {

@@ -238,7 +238,7 @@ impl ImageUpdate<'_> {
     /// What was staged is gone, or refused for want of content: it is staged again. Keeps the attempt.
     fn staged_gone(&mut self, why: Option<Fault>) {
         self.image.enter(Phase::Pending);
-        let message = "what was staged is gone from the float's repository; staging it again";
+        let message = "the staged image is gone from the float's repository; staging it again";
         self.retry(why.unwrap_or_else(|| Fault {
             reason: Reason::RegistryError,
             message: message.into(),

@@ -228,7 +228,7 @@ fn last_cause(request: &Request, inputs: &Inputs, index: usize) -> String {
     others.next().unwrap_or_else(|| {
         let phase = request.status.images.get(index).map(|image| image.phase);
         let phase = phase.map_or("", Phase::as_str);
-        format!("at work in phase {phase}, no fault known")
+        format!("working in phase {phase}, no error known")
     })
 }
 
@@ -440,7 +440,7 @@ fn next_end(request: &Request, inputs: &Inputs) -> Option<Timestamp> {
 /// Why nothing continues, if nothing does.
 fn waiting_reason(request: &Request, inputs: &Inputs) -> Option<(Reason, String)> {
     if request.spec.suspend && !request.has_open_commit() {
-        let message = "spec.suspend is set; set it to false to go on".into();
+        let message = "spec.suspend is set; set it to false to resume".into();
         return Some((Reason::Suspended, message));
     }
     // A refusal does not end what is committed: that waits until it is lifted.

@@ -1,4 +1,4 @@
-//! The brake: the ConfigMap `promotion-controller`, by which whoever runs the controller stops it.
+//! The pause: the ConfigMap `promotion-controller`, by which an operator pauses the controller.
 
 use std::time::Duration;
 
@@ -61,7 +61,7 @@ impl Ground {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stopping_lets_tag_writes_end_and_launches_nothing_and_going_on_promotes_once() {
-    let ground = Ground::new("brake").await;
+    let ground = Ground::new("pause").await;
     let _controller = ground.braked(&[]);
     let old = ground.old("f");
     let (new, images) = ground.request("a", "f");
@@ -72,7 +72,7 @@ async fn stopping_lets_tag_writes_end_and_launches_nothing_and_going_on_promotes
     let (_, others) = ground.request("b", "other");
     ground.stage.create("fresh", &others).await;
     let place = format!("ConfigMap {}/promotion-controller", ground.stage.namespace);
-    let why = format!("paused by {place} (paused: all); take the key away to go on");
+    let why = format!("paused by {place} (paused: all); remove the key to resume");
     assert!(ground.paused("fresh").await.starts_with(&why));
     // The write that is on its way ends, is recorded, and nothing follows.
     gate.open();
@@ -109,7 +109,7 @@ async fn stopping_lets_tag_writes_end_and_launches_nothing_and_going_on_promotes
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_registry_is_stopped_and_what_has_to_do_with_others_alone_goes_on() {
-    let ground = Ground::new("brake-host").await;
+    let ground = Ground::new("pause-host").await;
     let other = Registry::start(Options::default()).await.unwrap();
     ground.pause(&other.host()).await;
     let flag = format!("--plain-http={}", other.host());
@@ -139,7 +139,7 @@ async fn one_registry_is_stopped_and_what_has_to_do_with_others_alone_goes_on() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_controller_that_starts_under_a_brake_it_cannot_read_contacts_no_registry() {
-    let ground = Ground::new("brake-start").await;
+    let ground = Ground::new("pause-start").await;
     ground.pause("yes, please").await;
     let (new, images) = ground.request("a", "f");
     ground.stage.create("r", &images).await;
