@@ -11,7 +11,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::content::Digest;
+use super::content::{Digest, DigestError};
 use super::faults::{Action, RetryAfter};
 use super::manifest::ManifestError;
 use super::store::StoreError;
@@ -138,6 +138,12 @@ impl From<StoreError> for Refusal {
                 Self::new(StatusCode::BAD_REQUEST, "MANIFEST_INVALID", message)
             }
         }
+    }
+}
+
+impl From<DigestError> for Refusal {
+    fn from(error: DigestError) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "DIGEST_INVALID", error.to_string())
     }
 }
 

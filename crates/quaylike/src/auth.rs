@@ -347,7 +347,7 @@ impl Authority {
 
     /// Makes every token that was issued invalid.
     pub(super) fn revoke(&self) {
-        self.lock_tokens().clear();
+        self.tokens.lock().clear();
     }
 
     /// Who a request on a repository comes from, or a ping, where none is named.
@@ -370,7 +370,7 @@ impl Authority {
                     .split_once(' ')
                     .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
                 let token = token.ok_or(Rejected)?.1.trim();
-                let issued = self.lock_tokens().get(token).cloned().ok_or(Rejected)?;
+                let issued = self.tokens.lock().get(token).cloned().ok_or(Rejected)?;
                 if issued.ends <= now {
                     return Err(Rejected);
                 }
@@ -453,7 +453,7 @@ impl Authority {
             access,
             ends: now.checked_add(life).unwrap_or(now),
         });
-        let mut tokens = self.lock_tokens();
+        let mut tokens = self.tokens.lock();
         if tokens.len() >= TOKENS {
             tokens.retain(|_, issued| issued.ends > now);
         }
@@ -478,10 +478,6 @@ impl Authority {
 
     fn read<T>(&self, look: impl FnOnce(&Auth) -> T) -> T {
         look(&self.auth.read())
-    }
-
-    fn lock_tokens(&self) -> parking_lot::MutexGuard<'_, HashMap<String, Arc<Issued>>> {
-        self.tokens.lock()
     }
 }
 

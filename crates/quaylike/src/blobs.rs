@@ -22,14 +22,14 @@ use super::content::{Blob, Digest};
 use super::faults::Action;
 use super::names::RequestKind;
 use super::store::StoreError;
-use super::uploads::{Upload, locked};
+use super::uploads::Upload;
 
 const UPLOAD_ID: HeaderName = HeaderName::from_static("docker-upload-uuid");
 
 /// GET and HEAD of a blob.
 pub(super) fn read(call: &Call) -> Result<Response, Refusal> {
     let repository = &call.entry.repository;
-    let digest = parsed(&call.entry.reference)?;
+    let digest = call.entry.reference.parse::<Digest>()?;
     let now = Instant::now();
     let (cache, life) = (&call.registry.stale_blobs, call.settings.stale_blobs);
     let blob = cache.get_or_read(repository, digest, life, now, || {
@@ -120,14 +120,6 @@ fn range(text: &str, length: u64) -> Option<Range<u64>> {
     Some(first.min(end)..end)
 }
 
-fn parsed(digest: &str) -> Result<Digest, Refusal> {
-    digest
-        .parse()
-        .map_err(|error: super::content::DigestError| {
-            Refusal::new(StatusCode::BAD_REQUEST, "DIGEST_INVALID", error.to_string())
-        })
-}
-
 /// Everything below `blobs/uploads`.
 pub(super) async fn upload(call: &mut Call) -> Result<Response, Refusal> {
     let session = call
@@ -171,7 +163,7 @@ async fn open(call: &mut Call) -> Result<Response, Refusal> {
     }
     let discard = call.settings.discard_blobs;
     if let Some(digest) = call.query("digest") {
-        let expected = parsed(&digest)?;
+        let expected = digest.parse::<Digest>()?;
         let mut upload = Upload::new(&repository, discard, Instant::now());
         let mut stream = call.stream();
         while let Some(piece) = stream.next().await {
@@ -195,7 +187,7 @@ fn mount(call: &Call) -> Result<Option<Response>, Refusal> {
     let (Some(digest), Some(from)) = (call.query("mount"), call.query("from")) else {
         return Ok(None);
     };
-    let digest = parsed(&digest)?;
+    let digest = digest.parse::<Digest>()?;
     if call.actions.contains(&Action::RefuseMount) || !call.may_pull(&from) {
         return Ok(None);
     }
@@ -217,7 +209,7 @@ fn mount(call: &Call) -> Result<Option<Response>, Refusal> {
 /// PATCH, and the body of a PUT.
 async fn receive(call: &mut Call, id: &str) -> Result<(), Refusal> {
     let upload = find(call, id)?;
-    let mut offset = locked(&upload).length();
+    let mut offset = upload.lock().length();
     let mut announced = None;
     if let Some(text) = call.header(&CONTENT_RANGE) {
         let (start, end) = span(text).ok_or_else(|| {
@@ -234,7 +226,7 @@ async fn receive(call: &mut Call, id: &str) -> Result<(), Refusal> {
     while let Some(piece) = stream.next().await {
         let piece = piece.map_err(|_| short_body())?;
         call.count(&piece);
-        if !locked(&upload).append(offset, &piece) {
+        if !upload.lock().append(offset, &piece) {
             return Err(wrong_range(call, id, offset));
         }
         offset += piece.len() as u64;
@@ -257,10 +249,10 @@ async fn close(call: &mut Call, id: &str) -> Result<Response, Refusal> {
         let message = "the query must have a digest";
         Refusal::new(StatusCode::BAD_REQUEST, "DIGEST_INVALID", message)
     })?;
-    let expected = parsed(&expected)?;
+    let expected = expected.parse::<Digest>()?;
     receive(call, id).await?;
     call.registry.uploads.close(id);
-    let mut upload = locked(&upload);
+    let mut upload = upload.lock();
     store(call, &mut upload, expected)
 }
 
@@ -305,7 +297,7 @@ fn progress(call: &Call, id: &str, status: StatusCode) -> Response {
     let state = location.split_once("?state=").map(|(_, state)| state);
     let length = uploads
         .find(id, &call.entry.repository, state)
-        .map_or(0, |upload| locked(&upload).length());
+        .map_or(0, |upload| upload.lock().length());
     let mut response = answers::empty(status);
     let headers = response.headers_mut();
     set(headers, LOCATION, &location);

@@ -4,9 +4,7 @@
 //! which requests match ([`Matcher`]), which of those fail ([`When`]), how many at most, and how. Every rule that matches counts
 //! the request; all that are due act, in the order they were added. Rules read and write as JSON (`/_control/rules`).
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
@@ -228,8 +226,6 @@ pub struct ActiveRule {
 #[derive(Debug, Default)]
 pub(super) struct Faults {
     rules: Mutex<Rules>,
-    /// So that requests need no lock while there is no rule.
-    count: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -407,7 +403,7 @@ impl Action {
 
 impl Faults {
     pub(super) fn add(&self, rule: Rule) -> u64 {
-        let mut rules = self.lock();
+        let mut rules = self.rules.lock();
         rules.newest += 1;
         let id = rules.newest;
         let draws = match rule.when {
@@ -421,39 +417,30 @@ impl Faults {
             injected: 0,
         };
         rules.active.push((active, draws));
-        self.count.store(rules.active.len(), Ordering::Release);
         id
     }
 
     /// Takes away one rule, or all.
     pub(super) fn remove(&self, id: Option<u64>) {
-        let mut rules = self.lock();
+        let mut rules = self.rules.lock();
         rules
             .active
             .retain(|(rule, _)| id.is_some_and(|id| id != rule.id));
-        self.count.store(rules.active.len(), Ordering::Release);
     }
 
     pub(super) fn list(&self) -> Vec<ActiveRule> {
-        let rules = self.lock();
+        let rules = self.rules.lock();
         rules.active.iter().map(|(rule, _)| rule.clone()).collect()
     }
 
     /// What to inject into this request. Counts it.
     pub(super) fn due(&self, entry: &LoggedRequest) -> Vec<Action> {
-        if self.count.load(Ordering::Acquire) == 0 {
-            return Vec::new();
-        }
-        let mut rules = self.lock();
+        let mut rules = self.rules.lock();
         let due = rules
             .active
             .iter_mut()
             .filter_map(|(rule, draws)| rule.due(draws.as_mut(), entry));
         due.collect()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Rules> {
-        self.rules.lock()
     }
 }
 

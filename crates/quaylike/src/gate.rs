@@ -71,7 +71,6 @@ pub struct Gate {
 #[derive(Debug, Default)]
 pub(super) struct Gates {
     gates: Mutex<(u64, Vec<Arc<ActiveGate>>)>,
-    active: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -179,7 +178,6 @@ impl Gates {
             counted: Mutex::new(0),
             state: watch::Sender::new(GateState::Waiting),
         }));
-        self.active.store(gates.1.len(), Ordering::Release);
         id
     }
 
@@ -193,7 +191,6 @@ impl Gates {
             }
             stays
         });
-        self.active.store(gates.1.len(), Ordering::Release);
     }
 
     pub(super) fn find(&self, id: u64) -> Option<Arc<ActiveGate>> {
@@ -216,9 +213,6 @@ impl Gates {
 
     /// Whether any gate counts this request.
     pub(super) fn any_matches(&self, entry: &LoggedRequest) -> bool {
-        if self.active.load(Ordering::Acquire) == 0 {
-            return false;
-        }
         let gates = self.gates.lock();
         let mut specs = gates.1.iter().map(|gate| &gate.spec);
         specs.any(|spec| spec.matcher.matches(entry))
@@ -226,9 +220,6 @@ impl Gates {
 
     /// Parks a request at each gate that it is the one for. False: its connection is to be cut.
     pub(super) async fn pass(&self, moment: Moment, entry: &LoggedRequest) -> bool {
-        if self.active.load(Ordering::Acquire) == 0 {
-            return true;
-        }
         let gates: Vec<Arc<ActiveGate>> = {
             let gates = self.gates.lock();
             gates

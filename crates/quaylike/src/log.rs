@@ -90,7 +90,7 @@ impl Log {
     /// Notes an arrival and gives the entry its number.
     pub(super) fn receive(&self, mut entry: LoggedRequest) -> LoggedRequest {
         {
-            let mut inner = self.lock();
+            let mut inner = self.inner.lock();
             entry.seq = inner.next;
             inner.next += 1;
             *inner.counts.entry(entry.kind).or_default() += 1;
@@ -108,7 +108,7 @@ impl Log {
     /// Notes the end of a request. An entry that has left the ring, or was reset, is let go.
     pub(super) fn close(&self, entry: &LoggedRequest) {
         {
-            let mut inner = self.lock();
+            let mut inner = self.inner.lock();
             inner.in_flight = inner.in_flight.saturating_sub(1);
             let first = inner.entries.front().map(|front| front.seq);
             let place = first.and_then(|first| usize::try_from(entry.seq.checked_sub(first)?).ok());
@@ -126,7 +126,7 @@ impl Log {
         limit: usize,
         wanted: impl Fn(&LoggedRequest) -> bool,
     ) -> Vec<LoggedRequest> {
-        let inner = self.lock();
+        let inner = self.inner.lock();
         let first = inner.entries.front().map_or(after, |front| front.seq);
         let skip =
             usize::try_from(after.saturating_add(1).saturating_sub(first)).unwrap_or(usize::MAX);
@@ -159,24 +159,20 @@ impl Log {
 
     /// Requests by kind since the last reset, also those that have left the ring.
     pub(super) fn counts(&self) -> BTreeMap<RequestKind, u64> {
-        self.lock().counts.clone()
+        self.inner.lock().counts.clone()
     }
 
     /// The most requests that were ever under way at once since the last reset.
     pub(super) fn peak(&self) -> usize {
-        self.lock().peak
+        self.inner.lock().peak
     }
 
     /// Forgets entries and counts. Numbers go on.
     pub(super) fn reset(&self) {
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         inner.entries.clear();
         inner.counts.clear();
         inner.peak = inner.in_flight;
-    }
-
-    fn lock(&self) -> parking_lot::MutexGuard<'_, Inner> {
-        self.inner.lock()
     }
 }
 

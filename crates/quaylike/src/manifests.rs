@@ -34,11 +34,7 @@ enum Reference {
 fn reference(call: &Call) -> Result<Reference, Refusal> {
     let text = &call.entry.reference;
     if text.contains(':') {
-        let digest = text.parse::<Digest>();
-        let refuse = |error: super::content::DigestError| {
-            Refusal::new(StatusCode::BAD_REQUEST, "DIGEST_INVALID", error.to_string())
-        };
-        return Ok(Reference::Digest(digest.map_err(refuse)?));
+        return Ok(Reference::Digest(text.parse()?));
     }
     if !is_tag(text) {
         let message = "the tag is invalid: up to 128 letters, digits, underscores, dots and dashes";

@@ -7,7 +7,6 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::auth::Auth;
-use super::store::Policy;
 
 /// How a registry is set up.
 #[derive(Clone, Debug)]
@@ -142,17 +141,9 @@ impl Default for Settings {
 }
 
 impl Settings {
-    pub(super) fn policy(&self) -> Policy {
-        Policy {
-            collect: self.collect,
-            hold: self.hold,
-            check: self.check,
-            audit: self.audit,
-            referrers: self.referrers,
-            sparse: self.sparse,
-            one_level: self.one_level,
-            labels: self.labels && self.dialect == Dialect::Quay,
-        }
+    /// Whether labels act on tags: quay alone knows them.
+    pub(super) fn has_labels(&self) -> bool {
+        self.labels && self.dialect == Dialect::Quay
     }
 }
 

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use parking_lot::{Mutex, MutexGuard, RwLock};
+use parking_lot::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
 use super::auth::Authority;
@@ -24,7 +24,6 @@ use super::uploads::Uploads;
 #[derive(Debug)]
 pub(super) struct RegistryState {
     store: Mutex<Store>,
-    settings: RwLock<Settings>,
     pub(super) uploads: Uploads,
     pub(super) authority: Authority,
     pub(super) faults: Faults,
@@ -46,8 +45,7 @@ pub(super) struct RegistryState {
 impl RegistryState {
     pub(super) fn new(options: Options, storage: String, stop: CancellationToken) -> Self {
         Self {
-            store: Mutex::new(Store::new(options.settings.policy())),
-            settings: RwLock::new(options.settings),
+            store: Mutex::new(Store::new(options.settings)),
             uploads: Uploads::default(),
             authority: Authority::new(options.auth),
             faults: Faults::default(),
@@ -68,7 +66,7 @@ impl RegistryState {
     }
 
     pub(super) fn settings(&self) -> Settings {
-        *self.settings.read()
+        self.store().settings
     }
 
     /// Parks a request where a gate stops it. False: its connection is to be cut.
@@ -80,12 +78,10 @@ impl RegistryState {
     }
 
     pub(super) fn update(&self, change: impl FnOnce(&mut Settings)) -> Settings {
-        let settings = {
-            let mut settings = self.settings.write();
-            change(&mut settings);
-            *settings
-        };
-        self.store().set_policy(settings.policy(), Instant::now());
+        let mut store = self.store();
+        let mut settings = store.settings;
+        change(&mut settings);
+        store.change(settings, Instant::now());
         settings
     }
 }

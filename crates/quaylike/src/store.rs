@@ -4,11 +4,11 @@
 //!
 //! # Guarantees
 //!
-//! With [`Policy::collect`] a repository holds exactly what is reachable from its tags and from its grace holds:
+//! With [`Settings::collect`] a repository holds exactly what is reachable from its tags and from its grace holds:
 //!
-//! - a tag holds its manifest, a manifest its children and its blobs, and with [`Policy::referrers`] a subject the manifests that
+//! - a tag holds its manifest, a manifest its children and its blobs, and with [`Settings::referrers`] a subject the manifests that
 //!   refer to it;
-//! - content pushed without a tag (a manifest by digest, an uploaded or mounted blob) is held by itself for [`Policy::hold`].
+//! - content pushed without a tag (a manifest by digest, an uploaded or mounted blob) is held by itself for [`Settings::hold`].
 //!   That grace ends early when a tag first holds the content after the push, directly or through an index; from then on it
 //!   lives no longer than its holders. Quay keeps its temporary tag the full hour; ending it early is the stricter test.
 //! - the moment the last holder goes, the content goes, and so on down, in the same call.
@@ -28,6 +28,7 @@ use serde::Serialize;
 
 use super::content::{Blob, Digest};
 use super::manifest::Manifest;
+use super::settings::Settings;
 use audit::AuditTrail;
 pub use audit::Dangling;
 pub use repository::StoreError;
@@ -35,32 +36,10 @@ use repository::{Change, Graced, Repository, Stored};
 
 const CENTURY: Duration = Duration::from_hours(100 * 365 * 24);
 
-/// How content is kept and checked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(clippy::struct_excessive_bools)]
-pub struct Policy {
-    /// Delete content the moment nothing holds it.
-    pub collect: bool,
-    /// How long content pushed without a tag is held.
-    pub hold: Duration,
-    /// Refuse manifests whose blobs or children are not in the repository.
-    pub check: bool,
-    /// Look for dangling tags after every change.
-    pub audit: bool,
-    /// A subject holds what refers to it.
-    pub referrers: bool,
-    /// Take an index whose children are not in the repository.
-    pub sparse: bool,
-    /// Resolve by digest only what a tag or a grace holds, or a child of that.
-    pub one_level: bool,
-    /// Act on the labels of images whose tags are set.
-    pub labels: bool,
-}
-
 /// Everything the registry stores. Pure: it asks no clock and does no I/O.
 #[derive(Debug)]
 pub struct Store {
-    policy: Policy,
+    pub(super) settings: Settings,
     repositories: BTreeMap<String, Repository>,
     trail: AuditTrail,
     /// When graces end. Entries may be outdated: the content's own `grace` decides.
@@ -96,9 +75,9 @@ pub enum Stale {
 impl Store {
     /// An empty registry.
     #[must_use]
-    pub fn new(policy: Policy) -> Self {
+    pub fn new(settings: Settings) -> Self {
         Self {
-            policy,
+            settings,
             repositories: BTreeMap::new(),
             trail: AuditTrail::default(),
             graces: BinaryHeap::new(),
@@ -107,14 +86,14 @@ impl Store {
         }
     }
 
-    /// Changes the policy. Turning `collect` on drops at once what nothing holds.
-    pub fn set_policy(&mut self, policy: Policy, now: Instant) {
-        let less = !self.policy.collect || (self.policy.referrers && !policy.referrers);
-        let sweep = policy.collect && less;
-        self.policy = policy;
+    /// Changes the settings. Turning `collect` on drops at once what nothing holds.
+    pub fn change(&mut self, settings: Settings, now: Instant) {
+        let less = !self.settings.collect || (self.settings.referrers && !settings.referrers);
+        let sweep = settings.collect && less;
+        self.settings = settings;
         for repository in self.repositories.values_mut() {
-            repository.subjects_hold = policy.referrers;
-            repository.one_level = policy.one_level;
+            repository.subjects_hold = settings.referrers;
+            repository.one_level = settings.one_level;
         }
         self.expire(now);
         if sweep {
@@ -176,7 +155,7 @@ impl Store {
             let Some(repository) = self.repositories.get_mut(&name) else {
                 continue;
             };
-            if repository.end_grace(held, now) && self.policy.collect {
+            if repository.end_grace(held, now) && self.settings.collect {
                 match held {
                     Graced::Manifest(digest) => repository.collect_manifest(digest),
                     Graced::Blob(digest) => repository.collect_blob(digest),
@@ -244,7 +223,7 @@ impl Store {
     /// Stores a manifest and points `tag` at it; without a tag it is held for the grace.
     ///
     /// # Errors
-    /// [`StoreError::ContentUnknown`] where the policy checks and content is missing; nothing has changed then, but that the
+    /// [`StoreError::ContentUnknown`] where [`Settings::check`] is on and content is missing; nothing has changed then, but that the
     /// repository exists.
     pub fn put_manifest(
         &mut self,
@@ -254,7 +233,7 @@ impl Store {
         now: Instant,
     ) -> Result<(), StoreError> {
         self.expire(now);
-        let (check, sparse) = (self.policy.check, self.policy.sparse);
+        let (check, sparse) = (self.settings.check, self.settings.sparse);
         let found = self.repository_mut(repository);
         if check {
             found.check(manifest, sparse)?;
@@ -469,8 +448,8 @@ impl Store {
     fn repository_mut(&mut self, name: &str) -> &mut Repository {
         if !self.repositories.contains_key(name) {
             let repository = Repository {
-                subjects_hold: self.policy.referrers,
-                one_level: self.policy.one_level,
+                subjects_hold: self.settings.referrers,
+                one_level: self.settings.one_level,
                 ..Repository::default()
             };
             self.repositories.insert(name.to_owned(), repository);
@@ -480,7 +459,7 @@ impl Store {
 
     fn move_tag(&mut self, repository: &str, tag: &str, digest: Option<Digest>, now: Instant) {
         self.seq += 1;
-        let (seq, collect, labels) = (self.seq, self.policy.collect, self.policy.labels);
+        let (seq, collect, labels) = (self.seq, self.settings.collect, self.settings.has_labels());
         let found = self.repository_mut(repository);
         let before = found.retag(tag, digest, seq, now);
         let rule = digest
@@ -505,7 +484,7 @@ impl Store {
 
     fn grant(&mut self, repository: &str, held: Graced, now: Instant) {
         // A hold beyond the clock's range lasts for a century.
-        let until = now.checked_add(self.policy.hold).unwrap_or(now + CENTURY);
+        let until = now.checked_add(self.settings.hold).unwrap_or(now + CENTURY);
         self.repository_mut(repository).set_grace(held, Some(until));
         self.graces
             .push(Reverse((until, repository.to_owned(), held)));
@@ -534,7 +513,7 @@ impl Store {
 
     /// Where the audit runs: looks at a repository after a change and records what began to dangle by it.
     fn examine(&mut self, repository: &str) {
-        if !self.policy.audit {
+        if !self.settings.audit {
             return;
         }
         let Some(found) = self.repositories.get(repository) else {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
 use super::content::{Blob, Digest};
@@ -53,10 +53,9 @@ impl Uploads {
         life: Duration,
     ) -> String {
         let id = unguessable();
-        let mut sessions = self.lock();
+        let mut sessions = self.0.lock();
         if sessions.len() >= SESSIONS {
-            sessions
-                .retain(|_, upload| now.saturating_duration_since(locked(upload).opened) < life);
+            sessions.retain(|_, upload| now.saturating_duration_since(upload.lock().opened) < life);
         }
         let upload = Upload::new(repository, discard, now);
         sessions.insert(id.clone(), Arc::new(Mutex::new(upload)));
@@ -70,9 +69,9 @@ impl Uploads {
         repository: &str,
         state: Option<&str>,
     ) -> Option<Arc<Mutex<Upload>>> {
-        let upload = self.lock().get(id)?.clone();
+        let upload = self.0.lock().get(id)?.clone();
         let fits = {
-            let upload = locked(&upload);
+            let upload = upload.lock();
             upload.repository == repository && Some(upload.state.as_str()) == state
         };
         fits.then_some(upload)
@@ -80,26 +79,22 @@ impl Uploads {
 
     /// Ends a session.
     pub(super) fn close(&self, id: &str) -> Option<Arc<Mutex<Upload>>> {
-        self.lock().remove(id)
+        self.0.lock().remove(id)
     }
 
     /// How many are open.
     pub(super) fn count(&self) -> usize {
-        self.lock().len()
+        self.0.lock().len()
     }
 
     /// Where a session goes on: relative, with a query, as the spec allows.
     pub(super) fn location(&self, id: &str, repository: &str) -> String {
-        let upload = self.lock().get(id).cloned();
-        let state = upload.map(|upload| locked(&upload).state.clone());
+        let upload = self.0.lock().get(id).cloned();
+        let state = upload.map(|upload| upload.lock().state.clone());
         format!(
             "/v2/{repository}/blobs/uploads/{id}?state={}",
             state.unwrap_or_default()
         )
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Mutex<Upload>>>> {
-        self.0.lock()
     }
 }
 
@@ -151,10 +146,6 @@ impl Upload {
         };
         (digest, blob)
     }
-}
-
-pub(super) fn locked(upload: &Mutex<Upload>) -> MutexGuard<'_, Upload> {
-    upload.lock()
 }
 
 fn unguessable() -> String {

@@ -17,18 +17,13 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let policy = Policy {
-            collect: true,
+        let settings = Settings {
             hold: HOLD,
-            check: true,
             audit: true,
-            referrers: true,
-            sparse: false,
-            one_level: false,
-            labels: true,
+            ..Settings::default()
         };
         Self {
-            store: Store::new(policy),
+            store: Store::new(settings),
             now: Instant::now(),
         }
     }
@@ -301,11 +296,11 @@ fn deleting_a_digest_removes_all_its_tags_but_not_a_child_of_a_held_index() {
 #[test]
 fn without_a_referrers_api_only_a_list_holds_a_referrer() {
     let mut world = World::new();
-    let policy = Policy {
+    let settings = Settings {
         referrers: false,
-        ..world.store.policy
+        ..world.store.settings
     };
-    world.store.set_policy(policy, world.now);
+    world.store.change(settings, world.now);
     let subject = ImageBuilder::oci("subject").build().unwrap();
     let referrer = |kind: &str| {
         let builder = ImageBuilder::artifact(kind);
@@ -320,19 +315,19 @@ fn without_a_referrers_api_only_a_list_holds_a_referrer() {
     world.pass(HOLD);
     assert!(world.resolves(&listed) && !world.resolves(&unlisted));
     // Switched on again, subjects hold; switched off, they let go.
-    let policy = Policy {
+    let settings = Settings {
         referrers: true,
-        ..policy
+        ..settings
     };
-    world.store.set_policy(policy, world.now);
+    world.store.change(settings, world.now);
     world.hold(&unlisted);
     world.pass(HOLD);
     assert!(world.resolves(&unlisted));
-    let policy = Policy {
+    let settings = Settings {
         referrers: false,
-        ..policy
+        ..settings
     };
-    world.store.set_policy(policy, world.now);
+    world.store.change(settings, world.now);
     assert!(world.resolves(&listed) && !world.resolves(&unlisted));
 }
 
@@ -357,16 +352,16 @@ fn a_referrer_lives_as_long_as_its_subject() {
 #[test]
 fn without_collection_everything_stays_until_it_is_switched_on() {
     let mut world = World::new();
-    let mut policy = world.store.policy;
-    policy.collect = false;
-    world.store.set_policy(policy, world.now);
+    let mut settings = world.store.settings;
+    settings.collect = false;
+    world.store.change(settings, world.now);
     let (a, b) = (image("a", &["one"]), image("b", &["two"]));
     world.push("x", &a);
     world.push("x", &b);
     world.pass(HOLD * 2);
     assert!(world.resolves(&a));
-    policy.collect = true;
-    world.store.set_policy(policy, world.now);
+    settings.collect = true;
+    world.store.change(settings, world.now);
     assert_eq!(world.left(), (1, 2));
     assert!(world.resolves(&b));
 }
@@ -376,7 +371,7 @@ fn a_lax_registry_takes_a_dangling_index_and_the_audit_sees_it_come_and_go() {
     let mut world = World::new();
     let a = image("a", &["one"]);
     let of_a = index(&[&a]);
-    world.store.policy.check = false;
+    world.store.settings.check = false;
     let put = world
         .store
         .put_manifest(R, Some("x"), &of_a.manifest, world.now);
@@ -497,11 +492,11 @@ fn a_long_random_life_keeps_exactly_what_a_full_walk_reaches() {
 #[test]
 fn at_one_level_a_grandchild_of_a_tag_does_not_resolve_and_dangles() {
     let mut world = World::new();
-    let policy = Policy {
+    let settings = Settings {
         one_level: true,
-        ..world.store.policy
+        ..world.store.settings
     };
-    world.store.set_policy(policy, world.now);
+    world.store.change(settings, world.now);
     let (a, b) = (image("a", &["one"]), image("b", &["two"]));
     let inner = index(&[&a]);
     let outer = index(&[&inner, &b]);
@@ -520,11 +515,11 @@ fn at_one_level_a_grandchild_of_a_tag_does_not_resolve_and_dangles() {
 #[test]
 fn a_sparse_index_is_taken_without_its_children_and_dangles() {
     let mut world = World::new();
-    let policy = Policy {
+    let settings = Settings {
         sparse: true,
-        ..world.store.policy
+        ..world.store.settings
     };
-    world.store.set_policy(policy, world.now);
+    world.store.change(settings, world.now);
     let (a, b) = (image("a", &["one"]), image("b", &["two"]));
     world.hold(&a);
     let both = index(&[&a, &b]);
