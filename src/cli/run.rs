@@ -149,7 +149,7 @@ fn is_over(object: &PromotionRequest) -> bool {
     };
     let together = object.spec.latch == Latch::Together;
     let finished = |image: &ImageStatus| Phase::parse(&image.phase).is_some_and(Phase::is_finished);
-    // Every image has ended and the whole has not: floats are being taken back.
+    // Every image has ended and the whole has not: floats are being rolled back.
     let rolling_back = !status.images.is_empty() && status.images.iter().all(finished);
     let goes_on = |image: &ImageStatus| {
         let committed = if together {

@@ -153,7 +153,7 @@ impl Sweeper<'_> {
         }
     }
 
-    /// Lets the status of a finished request speak of its spec as it is now: what can still change has no bearing on it.
+    /// Updates `observedGeneration` of a finished request: spec changes no longer matter to it.
     async fn refresh(&self, key: &Key, uid: Option<&str>) {
         sleep(PACE).await;
         let refreshed = async {

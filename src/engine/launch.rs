@@ -81,7 +81,7 @@ impl<S: Store> Engine<S> {
         }
     }
 
-    /// Puts an operation in flight; gives its image's index and its number.
+    /// Registers an operation; returns its image's index and its number.
     fn enlist(
         &self,
         key: &Key,
@@ -139,7 +139,7 @@ impl<S: Store> Engine<S> {
         Some((index, id, operation))
     }
 
-    /// Runs an operation in flight, when its turn comes, to its landing.
+    /// Runs an operation, once it has its permit, to its outcome.
     fn run(&self, key: &Key, uid: &str, index: usize, id: u64, operation: Operation) {
         let progress = Arc::clone(&operation.progress);
         let (engine, key, uid) = (self.clone(), key.clone(), uid.to_owned());
@@ -180,7 +180,7 @@ impl<S: Store> Engine<S> {
         });
     }
 
-    /// Keeps what an operation found until it is recorded.
+    /// Keeps an operation's outcome until it is recorded.
     fn land(&self, key: &Key, uid: &str, index: usize, id: u64, outcome: Outcome) {
         let Some((float, step, started)) = self.begun(uid, index, id) else {
             return;
@@ -209,7 +209,7 @@ impl<S: Store> Engine<S> {
         }
     }
 
-    /// What an operation in flight works at, and since when.
+    /// The float and step of an operation, and its start.
     fn begun(&self, uid: &str, index: usize, id: u64) -> Option<(Float, Step, Instant)> {
         let state = self.lock();
         let operation = state.operations.get(uid)?.by_image.get(&index)?;

@@ -30,13 +30,13 @@ use crate::machine::{
 use crate::registry::{self, Credential, Manifest, Progress, Put, RegistryClient, TagLabels};
 use crate::store::Access;
 
-/// A read that contradicts our own write is repeated after this.
+/// The pause before a read that contradicts our own write is repeated.
 const READ_AGAIN: Duration = Duration::from_secs(1);
-/// A float that left its source is looked at twice, this far apart.
+/// The pause between the two looks at a float that is no longer at its source.
 const LOOK_TWICE: Duration = Duration::from_secs(2);
-/// Whether the lease was renewed is looked at again after this.
+/// How often it is checked whether the lease was renewed.
 const LEASE_AGAIN: Duration = Duration::from_millis(50);
-/// A tag is not written upon a look that is older.
+/// The oldest look that a tag write may rely on.
 const LOOK_MAX: Duration = Duration::from_secs(5);
 /// The pauses before the second and third look at a source that is not there.
 const SOURCE_LOOKS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];

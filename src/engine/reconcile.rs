@@ -20,9 +20,9 @@ use crate::machine::{
 };
 use crate::store::{Access, Event, Key, Store, StoreError, Unreadable};
 
-/// A conflict is looked at again at once, this often in one reconcile.
+/// How often one reconcile retries a conflict at once.
 const CONFLICTS: usize = 5;
-/// Without the lease's trust nothing is saved; whether there is any is looked at again after this.
+/// Without a trusted lease nothing is saved; it is checked again after this.
 const TRUST_AGAIN: Duration = Duration::from_millis(500);
 /// The most events of a request in its life; the last is for its end.
 const EVENTS_MAX: u32 = 10;

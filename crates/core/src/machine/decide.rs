@@ -64,8 +64,8 @@ fn note_order_and_deadline(request: &mut Request, inputs: &Inputs) {
     }
 }
 
-/// Until when a write of ours may land is recorded while it may: whoever takes over, or is to wait for the float, has no other way
-/// to know. A time that is too far away to be one of ours is of another clock.
+/// Records until when a write of ours may land: a next leader, or a request that waits for the float, cannot know it otherwise. A time
+/// too far ahead comes from another clock and is dropped.
 fn note_late(request: &mut Request, inputs: &Inputs) {
     let latest = after(inputs.now, LATE_MAX_SECONDS);
     let holds = request.status.started.is_some() || inputs.admission == Admission::Holds;
@@ -84,7 +84,7 @@ fn note_late(request: &mut Request, inputs: &Inputs) {
     }
 }
 
-/// An image whose step waits inside says so.
+/// Shows what a running step waits for.
 fn show_waiting(request: &mut Request, inputs: &Inputs) {
     for (image, context) in request.status.images.iter_mut().zip(&inputs.contexts) {
         if image.phase.is_finished() {
@@ -111,7 +111,7 @@ fn show_waiting(request: &mut Request, inputs: &Inputs) {
             image.message.clone_from(&waiting.message);
             image.next_attempt = Some(waiting.until);
         } else if image.reason.is_some_and(Reason::is_waiting) && image.next_attempt.is_some() {
-            // It goes on. Without a time it is the cause of the launch before, which stands until there is another.
+            // The step continues. A reason without a time is that of the launch before, and stays until there is another.
             image.reason = None;
             image.message.clear();
             image.next_attempt = None;
@@ -204,7 +204,7 @@ fn end_late(request: &mut Request, inputs: &Inputs, decision: &mut Decision, ima
     }
 }
 
-/// What kept an image last: its own cause, else the whole request's, else that of another of its group, else its work.
+/// What held an image up last: its own cause, else the request's, else that of another of its group, else the phase it works in.
 fn last_cause(request: &Request, inputs: &Inputs, index: usize) -> String {
     let own = |index: usize| {
         let image = request.status.images.get(index)?;
@@ -303,8 +303,7 @@ fn end_exhausted(request: &mut Request, inputs: &Inputs) {
     }
 }
 
-/// A suspension gives the claim up: whoever had the floats meanwhile may have changed what was seen of them. Their commit waits
-/// for another look.
+/// A suspension gives up the claim: whoever owned the floats meanwhile may have changed them. The commit waits for a new look.
 fn forget_pins(request: &mut Request) {
     for index in 0..request.status.images.len() {
         if request.spec.suspend && !request.is_committed(index) {
@@ -313,8 +312,8 @@ fn forget_pins(request: &mut Request) {
     }
 }
 
-/// The floats may move: all images of a group are backed up, or this one is. While work is stopped nothing is committed: it can
-/// still be cancelled.
+/// The floats may move: all images of a group are backed up, or this one is. While paused nothing is committed, so it can still be
+/// cancelled.
 fn commit(request: &mut Request, inputs: &Inputs) {
     let late = inputs.due(request).is_none_or(|due| due <= inputs.now);
     if request.spec.cancel || request.spec.suspend || late || inputs.admission != Admission::Holds {
@@ -420,8 +419,8 @@ pub(super) fn next_step(phase: Phase, standing: Standing) -> Option<Step> {
     }
 }
 
-/// When the deadline, or its grace, ends something that is unfinished. What is past needs no waking: its images have ended, or
-/// end when the step that runs on them does.
+/// When the deadline, or its grace, ends something unfinished. A past time needs no wake-up: its images have ended, or end with their
+/// running step.
 fn next_end(request: &Request, inputs: &Inputs) -> Option<Timestamp> {
     let deadline = inputs.due(request)?;
     let grace = after(deadline, GRACE_SECONDS);

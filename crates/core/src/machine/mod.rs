@@ -7,13 +7,12 @@
 //!    claims: who may begin ──────┘
 //! ```
 //!
-//! A [`Request`] is a spec and what is durably recorded of its promotion. [`advance`] applies what a finished [`Step`] found,
-//! its [`Outcome`]; [`decide`] says what may run next and records it. Both are functions of their arguments: time, jitter and the
-//! state of the world come in as values. [`claims`] orders the requests that share a float; [`quota`] says how many of one namespace may be
-//! at work.
+//! A [`Request`] is a spec and what is durably recorded of its promotion. [`advance`] applies what a finished [`Step`] found, its
+//! [`Outcome`]; [`decide`] says what may run next and records it. Both are functions of their arguments: time, jitter and the state of
+//! the world come in as values. [`claims`] orders the requests that share a float; [`quota`] says how many of one namespace may be
+//! active.
 //!
-//! A committed group that fails can take its floats back; `rollback` is that alone. A request that only plans ends with a
-//! [`Forecast`] of each image.
+//! A committed group that fails can roll its floats back, in `rollback`. A plan ends with a [`Forecast`] of each image.
 //!
 //! Phases are participles (what is true now), steps are imperatives (what to do next), outcomes carry the evidence:
 //!
@@ -24,7 +23,7 @@
 //!                                      └── the float moved ───┘
 //! ```
 //!
-//! Where the pins were seen long ago, or the claim was given up since, [`Step::Confirm`] looks at them before the float moves.
+//! If the pins were last seen long ago, or the claim was given up since, [`Step::Confirm`] checks them before the float moves.
 
 mod advance;
 pub mod claims;
@@ -68,19 +67,19 @@ use jiff::{SignedDuration, Timestamp};
 pub const DISPLACED_MAX: usize = 8;
 /// The longest list of digests rescued from the other tags of one float; a further one ends the image.
 pub const RESCUED_MAX: usize = 3;
-/// How long a committed request may run past its deadline, and how long it may take floats back, in seconds.
+/// How long a committed request may run past its deadline, and how long a rollback may take, in seconds.
 pub const GRACE_SECONDS: i64 = 600;
 
-/// How long it counts what was seen of a float and its pins, and how old a prune tag's stamp may be when it is written, in seconds.
+/// How long a look at a float and its pins counts, and how old a prune tag's stamp may be when written, in seconds.
 pub const FRESH_SECONDS: i64 = 3600;
 
-/// As times stand in a status.
+/// A time as statuses show it: whole seconds.
 #[must_use]
 pub fn whole_second(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 
-/// So many seconds after `time`, at the latest at the end of time: what a registry asks for has no bound.
+/// `seconds` after `time`, capped at the latest time there is: a registry may ask for any delay.
 fn after(time: Timestamp, seconds: i64) -> Timestamp {
     let later = time.checked_add(SignedDuration::from_secs(seconds));
     later.unwrap_or(Timestamp::MAX)

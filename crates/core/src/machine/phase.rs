@@ -1,4 +1,4 @@
-//! Where an image is, and every question that is asked of it.
+//! The phases of an image, and every question about them.
 //!
 //! Each question is an exhaustive match: a phase that is added does not compile until each has its answer.
 

@@ -27,7 +27,7 @@ pub struct Spec {
     pub mode: Mode,
     /// What is done about signatures and whatever else refers to an image.
     pub referrers: Referrers,
-    /// Launches of one image that may fail.
+    /// How many launches of an image may fail.
     pub attempts: u32,
     /// Seconds from the first save to the deadline.
     pub deadline_seconds: i64,
@@ -91,7 +91,7 @@ pub struct Status {
     pub order: Option<u64>,
     /// The floats may move: durable, never taken back.
     pub committed: bool,
-    /// The floats that have moved are taken back: durable as well.
+    /// The floats that have moved are rolled back: durable as well.
     pub rollback: bool,
     /// When it claimed its floats.
     pub started: Option<Timestamp>,
@@ -126,7 +126,7 @@ pub struct Image {
     pub would_displace: Option<Digest>,
     /// What other tags of the float held alone.
     pub rescued: Vec<Pin>,
-    /// The prune tag for the promoted image, where the float is to be taken back from it.
+    /// The prune tag for the promoted image, where the float is to be rolled back.
     pub rollback: Option<Tag>,
     /// When its pins were last seen in place, while it is backed up; none: its floats were free for others since.
     pub pinned: Option<Timestamp>,
@@ -167,8 +167,8 @@ impl Request {
         self.status.images.iter().all(|i| i.phase.is_finished()) && !self.is_rolling_back()
     }
 
-    /// Whether something may still happen to the float of image `index`. One that may be taken back is open to the end of the whole:
-    /// somebody else's request that began on it meanwhile would find it taken back under its hands.
+    /// Whether the float of image `index` may still change. A float that may be rolled back stays open until the whole request ends:
+    /// otherwise another request could begin on it and see it rolled back.
     #[must_use]
     pub fn is_open(&self, index: usize) -> bool {
         let image = self.status.images.get(index);
@@ -199,7 +199,7 @@ impl Request {
         }
     }
 
-    /// Whether image `index` is committed and its phases bear that out: it, and in a group every open image, is backed up or further.
+    /// Whether image `index` is committed and its phases agree: it, and in a group every open image, is backed up or further.
     #[must_use]
     pub fn is_committed_in_fact(&self, index: usize) -> bool {
         let together = self.spec.latch == Latch::Together;
@@ -313,14 +313,14 @@ impl Image {
             .find(|pin| pin.digest == digest)
     }
 
-    /// Whether, as far as is recorded, nothing of it is on the wire: no launch that writes is open, and no write may land late. A launch
-    /// that failed counts as open; the first step, before anything is resolved, only reads.
+    /// Whether, by the record, none of its writes is on the wire: no launch that writes is open and no write may land late. A failed
+    /// launch counts as open; the first step, before anything is resolved, only reads.
     #[must_use]
     pub fn is_at_rest(&self) -> bool {
         (self.attempts == 0 || self.source.is_none()) && self.late_until.is_none()
     }
 
-    /// Whether it failed of itself, and not with its group.
+    /// Whether it failed itself, and not with its group.
     #[must_use]
     pub fn has_failed_itself(&self) -> bool {
         self.phase.is_failed() && !self.reason.is_some_and(Reason::is_of_the_group)

@@ -1,4 +1,4 @@
-//! Taking floats back: what `onFailure: Rollback` does when a committed group has failed.
+//! Rolling floats back: what `onFailure: Rollback` does when a committed group has failed.
 //!
 //! When every image has ended, nothing runs and no write of ours can land any more, one save records the intent and the prune tag that
 //! will pin each promoted image. Then each committed image that displaced something is examined, whatever its recorded
@@ -15,7 +15,7 @@ use super::{
 use crate::image::Stamp;
 
 impl Request {
-    /// Whether floats are being taken back, or will be: the request is not over yet.
+    /// Whether floats are being rolled back, or will be: the request has not ended yet.
     #[must_use]
     pub fn is_rolling_back(&self) -> bool {
         let images = &self.status.images;
@@ -97,7 +97,7 @@ fn begin(request: &mut Request, inputs: &Inputs) {
     }
 }
 
-/// Records what taking back one float came to.
+/// Records the outcome of rolling back one float.
 pub(super) fn advance(
     request: &mut Request,
     index: usize,
@@ -125,7 +125,7 @@ pub(super) fn advance(
             image.end(Phase::Failed, reason, message);
             image.rollback = None;
         }
-        // It never moved, or somebody else moved it since: it is not ours to take back.
+        // It never moved, or somebody else moved it since: it is not ours to roll back.
         Outcome::NothingToRollBack => image.rollback = None,
         Outcome::StampTaken { tag: taken } => {
             image.attempts = image.attempts.saturating_sub(1);
@@ -173,8 +173,7 @@ pub(super) fn advance(
 }
 
 impl Image {
-    /// Ends the examination without knowing, or without having done, what was to be done. An image that had failed itself keeps its
-    /// reason: it is what the whole group failed for.
+    /// Ends an examination that did not succeed. An image that failed itself keeps its reason: it is why the whole group failed.
     fn leave_behind(&mut self, why: &str) {
         let cause = self.cause();
         let message = format!(

@@ -1,4 +1,4 @@
-//! What to do next, and every question that is asked of a step; each is an exhaustive match, as those of a phase are.
+//! The steps, and every question about them; each is an exhaustive match, as for phases.
 
 use crate::named;
 

@@ -13,8 +13,8 @@ const BACKOFF_MAX: i64 = 120;
 pub struct Inputs {
     /// Now.
     pub now: Timestamp,
-    /// How many seconds the clock has gone ahead of the time that passed since the deadline was first seen: it was set, or nobody led
-    /// meanwhile. Deadlines are later by so much.
+    /// By how many seconds the clock ran ahead of the time that really passed since the deadline was first seen, because it was set or
+    /// nobody led meanwhile. Deadlines move by as much.
     pub stepped: i64,
     /// The resourceVersion of the object: its order, if none is recorded yet.
     pub resource_version: u64,
@@ -35,13 +35,13 @@ pub struct ImageContext {
     pub waiting: Option<Waiting>,
     /// Nothing may be launched on the float before then: a write of ours may not show yet.
     pub quiet_until: Option<Timestamp>,
-    /// A write of ours may land on the float until then: nothing may be decided for good, or taken back, before.
+    /// A write of ours may land on the float until then: nothing is final, and nothing rolled back, before.
     pub late_until: Option<Timestamp>,
     /// The newest prune stamp known on the float, of whatever request.
     pub newest_stamp: Option<Stamp>,
-    /// The controller's operator has stopped work on a registry of the image; this says so.
+    /// The message of a pause of one of the image's registries.
     pub paused: Option<String>,
-    /// This process has launched nothing of the image: what its record counts as launched was launched by an earlier one.
+    /// This process has launched nothing of the image: any recorded launch is an earlier process's.
     pub taken_over: bool,
 }
 
@@ -74,7 +74,7 @@ pub enum Admission {
 pub struct Decision {
     /// Launch these.
     pub launches: Vec<Launch>,
-    /// Give these images' running steps up: reads and copies at once, tag writes after their answer.
+    /// Cancel these images' running steps: reads and copies at once, tag writes after their answer.
     pub drops: Vec<usize>,
     /// Look again then.
     pub wake: Option<Timestamp>,
@@ -91,7 +91,7 @@ pub struct Launch {
     pub image: usize,
     /// The step.
     pub step: Step,
-    /// It may have run before: what it would write is looked at first.
+    /// It may have run before, so it looks before it writes.
     pub may_have_run: bool,
 }
 
@@ -124,8 +124,8 @@ impl Inputs {
         Some(after(deadline, self.stepped))
     }
 
-    /// Whether the last launch of an image was cut off by the end of the process that launched it: then its next one is the same
-    /// attempt. That end may have come by anything, most often by another image; the deadline bounds how often.
+    /// Whether the end of its process cut off the last launch of an image: the next launch is then the same attempt, because the cause
+    /// was most likely another image. The deadline bounds how often.
     pub(super) fn was_cut_off(&self, index: usize, image: &Image) -> bool {
         let taken_over = self
             .contexts
