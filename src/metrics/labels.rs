@@ -153,10 +153,23 @@ impl<const N: usize> EncodeLabelSet for Labels<N> {
     }
 }
 
-impl Call {
-    /// What a call comes to.
-    pub(super) const RESULTS: [&str; 6] =
-        ["ok", "conflict", "gone", "refused", "timeout", "failed"];
+named! {
+    /// What a call to the API server comes to.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum CallResult {
+        /// It was answered as it should be.
+        Ok = "ok",
+        /// The object was changed meanwhile.
+        Conflict = "conflict",
+        /// The object is not there.
+        Gone = "gone",
+        /// Another error of the API server.
+        Refused = "refused",
+        /// No answer in time.
+        Timeout = "timeout",
+        /// The API server could not be reached.
+        Failed = "failed",
+    }
 }
 
 /// The codes that answers are counted under by themselves.

@@ -19,10 +19,10 @@ use parking_lot::Mutex;
 use prometheus_client::encoding::prometheus_text;
 use prometheus_client::registry::Registry;
 
-use crate::machine::{Outcome, Phase, Reason, Step};
+use crate::machine::{OperationResult, Outcome, Phase, Reason, Step};
 use families::Families;
 pub use families::{Declared, FAMILIES, Type};
-pub use labels::{Call, Host, Sent};
+pub use labels::{Call, CallResult, Host, Sent};
 
 /// How many hosts have a series of their own besides those that the configuration names in full.
 pub const HOSTS_MAX: usize = 32;
@@ -100,16 +100,16 @@ impl Families {
             }
         }
         for step in Step::ALL {
-            for result in RESULTS {
+            for result in OperationResult::ALL {
                 self.operation_duration
-                    .begin([step.as_str().into(), result.into()]);
+                    .begin([step.as_str().into(), result.as_str().into()]);
             }
         }
         for call in Call::ALL {
             self.api_request_duration.begin([call.as_str().into()]);
-            for result in Call::RESULTS {
+            for result in CallResult::ALL {
                 self.api_requests
-                    .begin([call.as_str().into(), result.into()]);
+                    .begin([call.as_str().into(), result.as_str().into()]);
             }
         }
         for change in ["acquired", "lost", "released"] {
@@ -151,9 +151,6 @@ impl Families {
         }
     }
 }
-
-/// What an operation comes to.
-const RESULTS: [&str; 5] = ["done", "waits", "failed", "refused", "dropped"];
 
 /// Every way a request can end.
 fn ends() -> impl Iterator<Item = (Phase, Reason)> {
@@ -235,7 +232,7 @@ impl Metrics {
 
     /// An operation ended.
     pub fn operation(&self, step: Step, outcome: &Outcome, took: Duration) {
-        let labels = [step.as_str().into(), outcome.result().into()];
+        let labels = [step.as_str().into(), outcome.result().as_str().into()];
         let whole = self.families().operation_duration.at(labels);
         whole.observe(took.as_secs_f64());
         drop(whole);
@@ -271,8 +268,8 @@ impl Metrics {
     }
 
     /// A call to the API server was answered, or given up.
-    pub fn called(&self, call: Call, result: &'static str, took: Duration) {
-        let labels = [call.as_str().into(), result.into()];
+    pub fn called(&self, call: Call, result: CallResult, took: Duration) {
+        let labels = [call.as_str().into(), result.as_str().into()];
         self.families().api_requests.at(labels).inc();
         let duration = self
             .families()

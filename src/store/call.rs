@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout};
 
-use crate::metrics::{Call, Metrics};
+use crate::metrics::{Call, CallResult, Metrics};
 
 /// What `work` comes to within `limit`, its retries included.
 pub(crate) async fn call<T>(
@@ -18,14 +18,16 @@ pub(crate) async fn call<T>(
     let sent = Instant::now();
     let answer = timeout(limit, work).await;
     let result = match &answer {
-        Ok(Ok(_)) => "ok",
+        Ok(Ok(_)) => CallResult::Ok,
         Ok(Err(kube::Error::Api(status))) if status.is_conflict() || status.code == 409 => {
-            "conflict"
+            CallResult::Conflict
         }
-        Ok(Err(kube::Error::Api(status))) if status.is_not_found() || status.code == 404 => "gone",
-        Ok(Err(kube::Error::Api(_))) => "refused",
-        Ok(Err(_)) => "failed",
-        Err(_) => "timeout",
+        Ok(Err(kube::Error::Api(status))) if status.is_not_found() || status.code == 404 => {
+            CallResult::Gone
+        }
+        Ok(Err(kube::Error::Api(_))) => CallResult::Refused,
+        Ok(Err(_)) => CallResult::Failed,
+        Err(_) => CallResult::Timeout,
     };
     metrics.called(call, result, sent.elapsed());
     answer

@@ -52,7 +52,7 @@ pub use advance::advance;
 pub use decide::decide;
 pub use expiry::Expiry;
 pub use forecast::{Bytes, Children, Copying, FloatTags, Forecast, Tally, Write, WrittenTag};
-pub use outcome::{Fault, FaultClass, Foreign, Outcome};
+pub use outcome::{Fault, FaultClass, Foreign, OperationResult, Outcome};
 pub use phase::Phase;
 pub use reason::{Notice, Reason, ReasonKind};
 pub use request::{

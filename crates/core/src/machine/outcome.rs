@@ -2,6 +2,7 @@
 
 use super::{Forecast, Notice, Reason};
 use crate::image::{Digest, Tag};
+use crate::named;
 
 /// What a step found or did, with the evidence.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -115,6 +116,23 @@ pub enum FaultClass {
     },
 }
 
+named! {
+    /// What operations are counted by.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum OperationResult {
+        /// It found or did what it was for.
+        Done = "done",
+        /// It waits for a registry.
+        Waits = "waits",
+        /// An attempt failed.
+        Failed = "failed",
+        /// The image's end.
+        Refused = "refused",
+        /// It was given up on purpose.
+        Dropped = "dropped",
+    }
+}
+
 impl Outcome {
     /// Why one attempt was used for nothing, if it was.
     #[must_use]
@@ -143,16 +161,16 @@ impl Outcome {
         }
     }
 
-    /// What it counts as: `done`, `failed`, `refused`, `waits` or `dropped`.
+    /// What it counts as.
     #[must_use]
-    pub fn result(&self) -> &'static str {
+    pub fn result(&self) -> OperationResult {
         match self {
             Self::Faulted(fault) => match fault.class {
-                FaultClass::Attempt => "failed",
-                FaultClass::Terminal => "refused",
-                FaultClass::Wait { .. } => "waits",
+                FaultClass::Attempt => OperationResult::Failed,
+                FaultClass::Terminal => OperationResult::Refused,
+                FaultClass::Wait { .. } => OperationResult::Waits,
             },
-            Self::Dropped => "dropped",
+            Self::Dropped => OperationResult::Dropped,
             Self::Resolved { .. }
             | Self::Forecast(_)
             | Self::Staged { .. }
@@ -167,7 +185,7 @@ impl Outcome {
             | Self::StagedGone(_)
             | Self::Posted { .. }
             | Self::RolledBack
-            | Self::NothingToRollBack => "done",
+            | Self::NothingToRollBack => OperationResult::Done,
         }
     }
 }
