@@ -238,11 +238,11 @@ fn bad_input_prints_nothing_and_names_every_fault_with_its_place() {
         (&["bytes"], &["bytes: is not UTF-8; name"]),
         (
             &["good.txt", "--name", "No"],
-            &["metadata.name: 'No' is no name; use"],
+            &["metadata.name: 'No' is not a valid name; use"],
         ),
         (
             &["good.txt", "-n", "a/b"],
-            &["metadata.namespace: 'a/b' is no name; use"],
+            &["metadata.namespace: 'a/b' is not a valid name; use"],
         ),
         (
             &["/dev/null"],

@@ -393,7 +393,7 @@ async fn a_policy_that_changes_holds_from_then_on_and_what_is_committed_keeps_it
         &format!("{host}/ci:*"),
     );
     files.policy(std::slice::from_ref(&all));
-    files.said("--policy has changed", 1).await;
+    files.said("--policy changed", 1).await;
     stage.create("later", &images("src/x", "later")).await;
     assert_eq!(
         phase(&stage.finished("later", PATIENCE).await),
@@ -428,7 +428,7 @@ async fn a_policy_that_changes_holds_from_then_on_and_what_is_committed_keeps_it
     stage.reached(&begun).await;
     stage.reached(&committed).await;
     files.policy(&[]);
-    files.said("--policy has changed", 2).await;
+    files.said("--policy changed", 2).await;
     let ended = stage.finished("begun", PATIENCE).await;
     assert_eq!(condition(&ended, "Failed").1, "NotAllowed");
     assert!(!registry.tags("ci").contains_key("y_incoming"));

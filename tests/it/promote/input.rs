@@ -233,7 +233,7 @@ async fn a_state_that_is_not_this_files_is_refused_and_left_as_it_is() {
         ("kind: Deployment\n".into(), "kind is 'Deployment'"),
         (
             "kind: PromotionState\nrequests: 7\n".into(),
-            "is not a state file",
+            "truncated or modified",
         ),
         ("\u{0}\u{1}garbage".into(), "is not a state file"),
         (cut, "truncated or modified"),
