@@ -25,8 +25,8 @@ const MEMORY: u64 = 256 * MIB;
 const PATIENCE: Duration = Duration::from_secs(90);
 /// Images of the request that is measured.
 const IMAGES: usize = 6;
-/// What measuring by the second on a busy machine may add.
-const NOISE: Duration = Duration::from_secs(3);
+/// So often a time is taken at most: a busy machine only adds to it, so that the best counts.
+const TRIES: usize = 6;
 
 /// Two namespaces, and a registry that both use.
 struct Tenants {
@@ -91,23 +91,29 @@ impl Tenants {
         begun.elapsed()
     }
 
-    /// The time of one of the good namespace's requests alone: the better of two.
+    /// The time of one of the good namespace's requests alone.
     async fn alone(&self) -> Duration {
-        let first = self.promoted("alone-1").await;
-        first.min(self.promoted("alone-2").await)
+        let mut best = Duration::MAX;
+        for n in 0..TRIES / 2 {
+            best = best.min(self.promoted(&format!("alone-{n}")).await);
+        }
+        best
     }
 
-    /// That the better of two such requests took no more than three times as long beside the attack.
+    /// That such a request takes no more than three times as long beside the attack.
     async fn beside(&self, attack: &str, alone: Duration) {
-        let first = self.promoted("beside-1").await;
-        let beside = first.min(self.promoted("beside-2").await);
+        let mut times = Vec::new();
+        let mut beside = Duration::MAX;
+        while times.len() < TRIES && beside > alone * 3 {
+            let took = self.promoted(&format!("beside-{}", times.len())).await;
+            beside = beside.min(took);
+            times.push(took);
+        }
         println!(
-            "{attack}: another namespace's request took {:.2} s beside it, {:.2} s alone",
-            beside.as_secs_f64(),
-            alone.as_secs_f64()
+            "{attack}: another namespace's request took {beside:.2?} beside it ({times:.2?}), {alone:.2?} alone"
         );
         assert!(
-            beside <= alone * 3 + NOISE,
+            beside <= alone * 3,
             "{attack}: {beside:?} beside, {alone:?} alone"
         );
     }

@@ -28,20 +28,13 @@ const LARGE_AT_ONCE: usize = 4;
 /// How long whoever holds a reservation waits for a registry at a time, and for one of its own manifests to be dropped.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
 
-/// What is computed of a large manifest, which takes long enough to hold up everybody else.
-pub(crate) async fn off_runtime<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|error| {
-        let message = format!("a manifest could not be looked at: {error}");
-        Err(Error::attempt(Reason::RegistryError, message))
-    })
-}
-
-/// All reservations.
+/// All reservations, and what is computed of large manifests.
 #[derive(Debug)]
-pub(crate) struct Reserve(Shares<u64>);
+pub(crate) struct Reserve {
+    shares: Shares<u64>,
+    /// Half of the cores: the other half serves everybody else.
+    cores: Arc<Semaphore>,
+}
 
 /// One operation's reservation, given back when dropped.
 #[derive(Debug)]
@@ -71,7 +64,11 @@ impl Eq for Hold {}
 
 impl Default for Reserve {
     fn default() -> Self {
-        Self(Shares::new(RESERVATIONS, NAMESPACE_MAX))
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            shares: Shares::new(RESERVATIONS, NAMESPACE_MAX),
+            cores: Arc::new(Semaphore::new((cores / 2).max(1))),
+        }
     }
 }
 
@@ -79,9 +76,26 @@ impl Reserve {
     /// Waits for a reservation for an operation of this namespace.
     pub(crate) async fn enter(&self, namespace: u64) -> Reservation {
         Reservation {
-            _share: self.0.enter(namespace).await,
+            _share: self.shares.enter(namespace).await,
             manifests: Arc::new(Semaphore::new(LARGE_AT_ONCE)),
         }
+    }
+
+    /// Computes something of a large manifest, which takes long enough to hold up everybody else, outside the runtime and in turn.
+    pub(crate) async fn compute<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        // Closed by nobody. It goes with the work, which goes on where nobody waits for it any more.
+        let core = Arc::clone(&self.cores).acquire_owned().await;
+        let done = tokio::task::spawn_blocking(move || {
+            let _core = core;
+            work()
+        });
+        done.await.unwrap_or_else(|error| {
+            let message = format!("a manifest could not be looked at: {error}");
+            Err(Error::attempt(Reason::RegistryError, message))
+        })
     }
 }
 
@@ -110,7 +124,27 @@ impl Reservation {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
+
+    #[tokio::test]
+    async fn what_is_computed_leaves_half_of_the_cores_to_others() {
+        let cores = std::thread::available_parallelism().unwrap().get();
+        let reserve = Reserve::default();
+        let (at_work, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let works = (0..3 * cores).map(|_| {
+            let (at_work, most) = (Arc::clone(&at_work), Arc::clone(&most));
+            reserve.compute(move || {
+                most.fetch_max(at_work.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                std::thread::sleep(Duration::from_millis(20));
+                at_work.fetch_sub(1, Ordering::SeqCst);
+                Ok(())
+            })
+        });
+        futures::future::try_join_all(works).await.unwrap();
+        assert_eq!(most.load(Ordering::SeqCst), (cores / 2).max(1));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn an_operation_that_waits_for_itself_gives_up() {

@@ -24,7 +24,6 @@ use crate::registry::auth::access::Access;
 use crate::registry::auth::credential::Remote;
 use crate::registry::error::Error;
 use crate::registry::host::progress::Progress;
-use crate::registry::host::reserve::off_runtime;
 
 /// Levels of manifests below the top one.
 const DEPTH_MAX: usize = 4;
@@ -75,7 +74,8 @@ impl Walk<'_> {
         };
         let (parts, config) = if manifest.is_large() {
             let manifest = manifest.clone();
-            off_runtime(move || read(&manifest, &what)).await?
+            let reserve = &self.registry.0.reserve;
+            reserve.compute(move || read(&manifest, &what)).await?
         } else {
             read(manifest, &what)?
         };

@@ -16,7 +16,6 @@ use crate::registry::auth::credential::Credential;
 use crate::registry::error::Error;
 use crate::registry::host::limits::Lane;
 use crate::registry::host::progress::Progress;
-use crate::registry::host::reserve::off_runtime;
 use crate::registry::wire::reply::{CUTS_MAX, ManifestBody};
 use crate::registry::wire::request::RegistryRequest;
 
@@ -222,7 +221,7 @@ impl RegistryClient {
             Manifest::read(&what, bytes, content_type, named, stated).map(Got::Manifest)
         };
         if reserved {
-            off_runtime(read).await
+            self.0.reserve.compute(read).await
         } else {
             read()
         }

@@ -7,7 +7,9 @@ use kube::api::PostParams;
 use serde_json::json;
 
 use super::{MIB, PATIENCE, Tenants, within_memory};
+use crate::metrics::scraped::Scraped;
 use crate::stage::{Stage, object, spec};
+use crate::testbed::free_port;
 
 /// How many are created at once.
 const AT_ONCE: usize = 8;
@@ -138,4 +140,33 @@ async fn plans_that_name_ten_thousand_registries_leave_room_for_others() {
     tokio::time::sleep(Duration::from_secs(5)).await;
     tenants.beside("S8", alone).await;
     within_memory("S8", &controller);
+}
+
+/// Requests whose Secret is missing: what they cost the API server, and another namespace.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_whose_secret_is_missing_are_looked_at_rarely_and_hold_up_nobody() {
+    const WATCHED: Duration = Duration::from_secs(20);
+    let tenants = Tenants::new().await;
+    let requests = count(5_000, 1_000);
+    let port = free_port().unwrap();
+    let listen = format!("--listen=127.0.0.1:{port}");
+    let controller = tenants.controller(&[], &["--registry-qps=0", &listen]);
+    let alone = tenants.alone().await;
+    let missing = json!({"pushSecret": {"name": "missing"}});
+    create(&tenants.evil, requests, 1, missing, "").await;
+    noted(&tenants.evil, requests).await;
+    let attack = format!("S9, {requests} requests without their Secret");
+    tenants.beside(&attack, alone).await;
+    // Once every one of them has been looked at, they come less and less often.
+    let calls = async || {
+        let scraped = Scraped::of(port).await.unwrap().series.into_iter();
+        let calls = scraped.filter(|(series, _)| series.starts_with("api_requests_total{"));
+        calls.map(|(_, count)| count).sum::<f64>()
+    };
+    let before = calls().await;
+    tokio::time::sleep(WATCHED).await;
+    let rate = (calls().await - before) / WATCHED.as_secs_f64();
+    println!("{attack}: {rate:.1} calls a second for them");
+    assert!(rate < 40.0, "{rate} calls a second");
+    within_memory(&attack, &controller);
 }
