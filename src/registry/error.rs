@@ -228,6 +228,8 @@ pub(crate) enum Meaning {
     SessionLost,
     /// Blobs are not mounted like this.
     NotMounted,
+    /// The write belongs elsewhere, and is not sent there.
+    Redirected,
     /// Something else.
     Other,
 }
@@ -255,6 +257,7 @@ impl Meaning {
             Self::TooLarge => (Reason::TooLarge, Terminal, "too large for the registry", ""),
             Self::TurnedAway => (Reason::RegistryError, Attempt, "answered 413", ": too large for the proxy before the registry, or that hides an error"),
             Self::Unsupported => (Reason::UnsupportedManifest, Terminal, "the registry does not accept this media type", ""),
+            Self::Redirected => (Reason::RegistryError, Terminal, "the registry redirects this write, which is not sent elsewhere", "; name the registry that takes it"),
             Self::NotMounted | Self::SessionLost | Self::Other => (Reason::RegistryError, Attempt, "", ""),
         }
     }

@@ -140,7 +140,7 @@ async fn outcome(what: &str, manifest: &Manifest, reply: Reply) -> Put {
         };
     }
     let error = reply.answer().await.error(what);
-    if status.is_client_error() {
+    if status.is_client_error() || status.is_redirection() {
         refused(error)
     } else {
         Put::Unknown(error)

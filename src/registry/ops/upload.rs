@@ -350,7 +350,7 @@ impl RegistryClient {
             });
         let location = location.and_then(egress::unsigned).ok_or_else(|| {
             let message = format!("{what}: the registry opened an upload and does not say where");
-            Error::attempt(Reason::RegistryError, message)
+            Error::attempt(Reason::RegistryError, message).with_status(reply.status())
         })?;
         self.transport().egress.may_upload(access, &location)?;
         Ok(location)
@@ -399,16 +399,23 @@ impl RegistryClient {
             }
             error => error,
         };
-        let session = match tried.map_err(definite)? {
-            Tried::MayPush => return Ok(()),
-            Tried::Session(session) => session,
-            Tried::NotTold if self.0.pushable.contains_key(&key) => return Ok(()),
-            Tried::NotTold => {
-                let begun = self.begin(&access, &what, false, progress).await;
-                begun.map_err(definite)?
-            }
+        let opened = match tried {
+            Ok(Tried::MayPush) => return Ok(()),
+            Ok(Tried::Session(session)) => Ok(session),
+            Ok(Tried::NotTold) if self.0.pushable.contains_key(&key) => return Ok(()),
+            Ok(Tried::NotTold) => self.begin(&access, &what, false, progress).await,
+            Err(failure) => Err(failure),
+        };
+        let session = match opened.map_err(definite) {
+            Ok(session) => Some(session),
+            // It lets the credential in, and does not say where: there is nothing to cancel.
+            Err(error) if error.status() == Some(StatusCode::ACCEPTED.as_u16()) => None,
+            Err(error) => return Err(error),
         };
         self.0.pushable.insert(key, ());
+        let Some(session) = session else {
+            return Ok(());
+        };
         // The answer is known: nobody has to wait for the cleaning up.
         let (registry, repository) = (self.clone(), repository.clone());
         let (credential, progress) = (credential.clone(), progress.clone());
@@ -442,7 +449,9 @@ async fn landed(what: &str, blob: Blob, reply: Reply) -> Result<(), Failure> {
     }
     let status = reply.status();
     let error = reply.refusal(what).await;
-    if error.meaning() == Some(Meaning::SessionLost) || !status.is_client_error() {
+    if error.meaning() == Some(Meaning::SessionLost)
+        || !(status.is_client_error() || status.is_redirection())
+    {
         return Err(Failure::OutcomeUnknown(error));
     }
     Err(error.into())

@@ -123,6 +123,8 @@ const RULES: &[Rule] = &[
     rule(&[],       &[429],                     ANY,                                                      ANY,                        Meaning::Limited),
     rule(&[],       &[501, 505],                ANY,                                                      ANY,                        Meaning::Other),
     rule(&[],       &[408, 5],                  ANY,                                                      ANY,                        Meaning::Unavailable),
+    // A write goes to no place but its own; 307 and 308 within the registry's own address are followed before.
+    rule(WRITES,    &[3],                       ANY,                                                      ANY,                        Meaning::Redirected),
     // Not to be mounted is to be sent.
     rule(&[Mount],  &[4],                       ANY,                                                      ANY,                        Meaning::NotMounted),
     rule(&[],       &[401],                     ANY,                                                      ANY,                        Meaning::Unauthorized),
@@ -261,6 +263,8 @@ mod tests {
 
     #[rustfmt::skip]
     const ANSWERS: &[Row] = &[
+        // Writes that belong elsewhere.
+        (301, "", "moved", WRITES, Meaning::Redirected, Meaning::Other),
         // Absence: the registry's own word.
         (404, "MANIFEST_UNKNOWN", "manifest unknown", &[Manifest, Referrers], Meaning::Absent, Meaning::Other),
         (404, "MANIFEST_UNKNOWN", "manifest unknown", &[Child, Tag], Meaning::ContentMissing, Meaning::Other),
@@ -339,7 +343,7 @@ mod tests {
         (400, "NAME_INVALID", "", &[], Meaning::BadName, Meaning::BadName),
         (415, "", "", &[], Meaning::Unsupported, Meaning::Unsupported),
         (418, "", "", &[], Meaning::Other, Meaning::Other),
-        (302, "", "", &[], Meaning::Other, Meaning::Other),
+        (302, "", "", WRITES, Meaning::Redirected, Meaning::Other),
     ];
     /// All writes but the mount, which falls back.
     const WRITE: &[RequestKind] = &[Child, Tag, Upload];

@@ -567,6 +567,52 @@ async fn an_upload_session_that_is_redirected_nowhere_is_a_definite_no() {
 }
 
 #[tokio::test]
+async fn a_tag_put_that_is_redirected_is_a_definite_no_and_sent_nowhere_else() {
+    for (status, location) in [
+        (301, Some("/v2/team/a/manifests/x")),
+        (302, Some("https://login.example/")),
+        (303, Some("/v2/team/b/manifests/x")),
+        (307, None),
+    ] {
+        let host = Listener::start(move |head| {
+            if !head.starts_with("put") {
+                return answer(200, &[], "");
+            }
+            let location = location.map(|to| ("location", to));
+            answer(status, location.as_slice(), "")
+        })
+        .await;
+        let from = open().await;
+        let mut settings = settings(&[&from]);
+        settings.plain_http.push(host.host());
+        let client = client_with(settings);
+        let manifest = seeded(&from, &client, "src/a", Shape::Oci, &QUIET()).await;
+        let target = format!("{}/team/a", host.host()).parse().unwrap();
+        let (none, progress) = (QUIET(), Progress::default());
+        let name = tag("x");
+        let put = client.put_tag(&target, &name, &manifest, &none, || true, &progress);
+        let Put::Refused(error) = put.await else {
+            panic!("{status} {location:?}");
+        };
+        assert_eq!(error.class, Class::Terminal, "{status}: {error}");
+        let words = "the registry redirects this write";
+        assert!(error.message.contains(words), "{status}: {error}");
+        let heads = host.heads().into_iter();
+        assert_eq!(heads.filter(|head| head.starts_with("put")).count(), 1);
+    }
+}
+
+#[tokio::test]
+async fn an_upload_session_without_a_place_shows_the_right_to_push() {
+    let host = open().await;
+    let client = client(&[&host]);
+    host.add_rule(Rule::new(upload("POST"), Action::NoLocation));
+    let target = repository(&host, "team/a");
+    let (none, progress) = (QUIET(), Progress::default());
+    client.may_push(&target, &none, &progress).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_docker_manifest_whose_type_nobody_tells_is_copied_to_the_byte() {
     let to = open().await;
     let docker = "application/vnd.docker.distribution.manifest.v2+json";
