@@ -23,8 +23,8 @@ pub type Named = PartialObjectMeta<PromotionRequest>;
 
 /// Reconciles run at once, at most: each holds one object of at most 1.5 MB, several times.
 const CONCURRENCY: usize = 16;
-/// Those of one namespace, however many of its requests are due.
-const NAMESPACE_MAX: usize = 8;
+/// Those of one namespace, however many of its requests are due: a large one is decoded for as long as several others take.
+const NAMESPACE_MAX: usize = 4;
 
 /// Reconciles every key of `keys` whose object `names` knows, until `keys` ends.
 pub async fn drive<S: Store>(
