@@ -9,7 +9,7 @@ use super::stats::RequestStats;
 use super::telemetry;
 use crate::api::{self, PromotionRequest};
 use crate::image::Float;
-use crate::machine::claims::{Contender, Standing};
+use crate::machine::claims::Contender;
 use crate::store::{Key, Store, Unreadable};
 
 impl<S: Store> Engine<S> {
@@ -84,25 +84,7 @@ impl<S: Store> Engine<S> {
     /// Takes over from an earlier leader: before anything is launched, every observed request that has begun and not ended owns its floats.
     pub fn rebuild(&self) {
         let mut state = self.lock();
-        let state = &mut *state;
-        // Of two that have begun on one float the older one continues, under every leader.
-        let mut all: Vec<_> = state.known.values().collect();
-        all.sort_unstable_by_key(|known| (known.contender.order, &known.contender.uid));
-        for known in all {
-            if known.contender.standing == Standing::Unreadable {
-                continue;
-            }
-            let (owned, quota_key) = (known.contender.owned(), known.quota_key());
-            if !owned.is_empty() && !state.claims.take(&known.contender.uid, &owned) {
-                tracing::error!(request = %known.key, "two requests have begun on one float; this one waits");
-                state.inherited.retain(|float, _| !owned.contains(float));
-            } else if !owned.is_empty() || (quota_key.plans && known.contender.started) {
-                let uid = &known.contender.uid;
-                state.quota.occupy(&quota_key, uid);
-                let floats = owned.into_iter().map(|float| (float, uid.clone()));
-                state.inherited.extend(floats);
-            }
-        }
+        state.rebuild();
         tracing::info!(
             requests = state.known.len(),
             floats = state.claims.len(),

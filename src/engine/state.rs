@@ -246,6 +246,28 @@ impl State {
         self.next_operation
     }
 
+    /// Whoever of those known has begun and not ended owns its floats.
+    pub fn rebuild(&mut self) {
+        // Of two that have begun on one float the older one continues, under every leader.
+        let mut all: Vec<_> = self.known.values().collect();
+        all.sort_unstable_by_key(|known| (known.contender.order, &known.contender.uid));
+        for known in all {
+            if known.contender.standing == Standing::Unreadable {
+                continue;
+            }
+            let (owned, quota_key) = (known.contender.owned(), known.quota_key());
+            if !owned.is_empty() && !self.claims.take(&known.contender.uid, &owned) {
+                tracing::error!(request = %known.key, "two requests have begun on one float; this one waits");
+                self.inherited.retain(|float, _| !owned.contains(float));
+            } else if !owned.is_empty() || (quota_key.plans && known.contender.started) {
+                let uid = &known.contender.uid;
+                self.quota.occupy(&quota_key, uid);
+                let floats = owned.into_iter().map(|float| (float, uid.clone()));
+                self.inherited.extend(floats);
+            }
+        }
+    }
+
     /// Records a request as read at `version`. False where a newer version is known, or a tombstone: no further event would come, so it
     /// would block others forever.
     pub fn note(
@@ -748,6 +770,25 @@ mod tests {
         assert_eq!(state.named(&newest.0), std::slice::from_ref(&newest.1.uid));
         state.forget(&newest.1.uid);
         assert!(state.named(&newest.0).is_empty());
+    }
+
+    #[test]
+    fn of_two_that_have_begun_on_one_float_the_older_one_owns_it_after_a_takeover() {
+        for round in 0..20 {
+            let mut state = State::default();
+            let mut both = [1, 2].map(|order| request("ci", order, 1));
+            both[1].1.shares = both[0].1.shares.clone();
+            for one in &mut both {
+                one.1.started = true;
+                note(&mut state, one, 1);
+            }
+            state.rebuild();
+            let float = &both[0].1.shares[0].float;
+            let owner = state.claims.owner(float).map(String::as_str);
+            assert_eq!(owner, Some("ci-1"), "{round}");
+            // What the newer one has on the wire is not known: it is waited for.
+            assert!(!state.inherited.contains_key(float), "{round}");
+        }
     }
 
     #[test]

@@ -11,4 +11,5 @@
 
 mod leases;
 mod path;
+mod proxy;
 mod takeover;

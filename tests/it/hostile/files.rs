@@ -9,6 +9,8 @@ use promotion_controller::store::file::{FileStore, read_requests};
 use proptest::prelude::*;
 use serde_json::json;
 
+use crate::stage::{object, spec};
+
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/example.yaml");
 
 /// Opens a state file with the requests of the example; the error where that is refused.
@@ -171,4 +173,38 @@ fn depth_aliases_and_length_of_a_file_cost_no_more_than_its_size() {
     }
     let took = began.elapsed();
     assert!(took < Duration::from_mins(1), "{took:?}");
+}
+
+/// Written when `docker.io/x` was another repository than `docker.io/library/x`: its requests are the same, their floats one.
+#[tokio::test]
+async fn a_state_that_spells_one_float_in_two_ways_is_taken_up_and_keeps_the_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("a.state.yaml");
+    let open = || {
+        let both = [
+            ("short", "docker.io/x:f"),
+            ("long", "docker.io/library/x:f"),
+        ];
+        let both = both.map(|(name, float)| object(name, &spec(&[("docker.io/src:t", float)])));
+        let (settle, late) = (Duration::ZERO, Duration::ZERO);
+        FileStore::open(both.into(), &state, Keyring::anonymous(), settle, late).unwrap()
+    };
+    for (begun, ended) in [(0, None), (1, Some("Superseded"))] {
+        let (store, _updates) = open();
+        let mut object = store.objects()[begun].clone();
+        let status = object.status.get_or_insert_default();
+        status.start_time = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+        status.phase = Some("Incoming".into());
+        status.images = serde_json::from_value(json!([{
+            "float": object.spec.images[0].float, "phase": "Incoming",
+            "source": {"digest": super::liar::digest(b"source")},
+        }]))
+        .unwrap();
+        store.save(&object).await.unwrap();
+        drop(store);
+        let (store, _updates) = open();
+        let short = store.objects()[0].status.clone().unwrap_or_default();
+        let reason = short.images.first().and_then(|image| image.reason.clone());
+        assert_eq!(reason.as_deref(), ended, "{short:?}");
+    }
 }

@@ -21,11 +21,11 @@ const PATIENCE: Duration = Duration::from_mins(3);
 const PUT: Duration = Duration::from_secs(8);
 
 /// Two requests for one float, one after the other, from sources on the registry.
-struct Two {
-    folder: RunDir,
+pub(super) struct Two {
+    pub(super) folder: RunDir,
     old: Digest,
     first: Digest,
-    second: Digest,
+    pub(super) second: Digest,
 }
 
 fn put() -> Matcher {
@@ -33,7 +33,7 @@ fn put() -> Matcher {
 }
 
 impl Two {
-    fn new(registry: &RegistryHandle, host: &str) -> Self {
+    pub(super) fn new(registry: &RegistryHandle, host: &str) -> Self {
         let seed = |repository: &str, tag: &str, name: &str| {
             let image = ImageSpec::new(Shape::Oci, name);
             registry.seed_spec(repository, tag, &image).unwrap()
@@ -61,19 +61,29 @@ impl Two {
     }
 
     /// Promotes both, one after the other, where `at` is.
-    fn promote(&self, at: Option<(&str, String)>, host: &str) -> Supervised {
+    fn promote_at(&self, at: Option<(&str, String)>, host: &str) -> Supervised {
         let program = std::env::var("LATE_PROGRAM");
         let program = program.unwrap_or_else(|_| env!("CARGO_BIN_EXE_promotion-controller").into());
         let mut words = vec![program];
         if let Some((runs, where_to)) = at {
             words.splice(0..0, [runs.to_owned(), where_to]);
         }
-        let plain = format!("--plain-http={host}");
-        words.extend(["promote", "-f", "requests.yaml", &plain].map(str::to_owned));
-        let home = self.folder.path();
-        let home = [("HOME", home.to_str().unwrap())];
-        let first = words[0].as_ref();
-        Supervised::spawn("promote", first, &words[1..], &home, self.folder.path()).unwrap()
+        self.promote(&words, &format!("--plain-http={host}"), &[])
+    }
+
+    /// Runs the program that `words` begin with.
+    pub(super) fn promote(
+        &self,
+        words: &[String],
+        flag: &str,
+        environment: &[(&str, &str)],
+    ) -> Supervised {
+        let more = ["promote", "-f", "requests.yaml", flag].map(str::to_owned);
+        let arguments = [&words[1..], &more].concat();
+        let home = [("HOME", self.folder.path().to_str().unwrap())];
+        let environment = [environment, &home].concat();
+        let (program, folder) = (words[0].as_ref(), self.folder.path());
+        Supervised::spawn("promote", program, &arguments, &environment, folder).unwrap()
     }
 
     /// Waits for a request at a gate, as long as the program runs.
@@ -86,7 +96,12 @@ impl Two {
     }
 
     /// Asserts that both came to their ends, in their order, and that nothing moved the float after that.
-    async fn assert_ended(&self, registry: &RegistryHandle, run: &mut Supervised, case: &str) {
+    pub(super) async fn assert_ended(
+        &self,
+        registry: &RegistryHandle,
+        run: &mut Supervised,
+        case: &str,
+    ) {
         let end = Instant::now() + PATIENCE;
         while !run.has_ended() && Instant::now() < end {
             tokio::time::sleep(LOOK).await;
@@ -137,7 +152,7 @@ async fn heals_after(heal: Duration) {
         .reference("f");
     // The second look at the float is the latch's. Its answer arrives, the PUT that follows at once does not.
     let latches = registry.gate(GateSpec::before(look).nth(2));
-    let mut run = two.promote(Some(path.client()), &host);
+    let mut run = two.promote_at(Some(path.client()), &host);
     two.reached(&latches, &mut run).await;
     let looked = registry.requests(&Matcher::default()).last().unwrap().seq;
     path.cut(Direction::ToServer);
@@ -195,7 +210,7 @@ async fn works_on_for(works: Duration) {
     let lands = PUT + works;
     let ms = u64::try_from(lands.as_millis()).unwrap();
     registry.add_rule(Rule::new(put(), Action::HoldWrite { ms: Some(ms) }).times(1));
-    let mut run = two.promote(None, &host);
+    let mut run = two.promote_at(None, &host);
     let case = format!("works on for {works:?}");
     two.assert_ended(&registry, &mut run, &case).await;
     // It has landed: the second request came after it.

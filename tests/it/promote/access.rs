@@ -1,10 +1,12 @@
 //! Credentials without a cluster: where they are found, which of them is used where, and that no secret is ever shown.
 
 use base64::Engine as _;
-use quaylike::{Action, Auth, AuthMode, Grant, Matcher, Options, RequestKind, Rule, User};
+use quaylike::{
+    Action, Auth, AuthMode, GateSpec, Grant, Matcher, Options, RequestKind, Rule, User,
+};
 use serde_json::{Value, json};
 
-use super::ground::{Ground, Run, ended, verdict};
+use super::ground::{Ground, PATIENCE, Run, ended, verdict};
 
 const SECRET: &str = "s3cret-pa55word";
 const OTHER: &str = "0ther-s3cret";
@@ -213,4 +215,38 @@ async fn an_entry_that_cannot_be_read_is_a_fault_of_what_it_would_serve_alone() 
         assert_no_secret(&ground, &run);
         ground.documents_anew(&[ground.request("two", &[(":a", "a")], &json!({}))]);
     }
+}
+
+/// The registry takes the token back between a look and the PUT that rests on it, and is slow to give another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_that_grew_old_while_a_token_was_fetched_is_taken_again_before_the_put() {
+    let ground = ground().await;
+    std::fs::write(ground.folder.join("c.json"), config(&ground, SECRET)).unwrap();
+    let look = Matcher::kind(RequestKind::Manifest)
+        .method("GET")
+        .repository("ci")
+        .reference("a");
+    let answered = ground.registry.gate(GateSpec::after(look).nth(2));
+    let running = ground.start(&["--registry-config=c.json"]);
+    let reached = tokio::time::timeout(PATIENCE, answered.reached()).await;
+    assert!(reached.is_ok(), "{}", running.log());
+    let looked = ground.registry.requests(&Matcher::default());
+    let looked = looked.last().unwrap().seq;
+    ground.registry.revoke_tokens();
+    let slow = Rule::new(
+        Matcher::kind(RequestKind::Token),
+        Action::Delay { ms: 6_000 },
+    );
+    ground.registry.add_rule(slow.times(1));
+    answered.open();
+    running.ended().await.exits(0);
+    let float = Matcher::kind(RequestKind::Manifest)
+        .repository("ci")
+        .reference("a");
+    let asked = ground.registry.requests_after(looked, usize::MAX, &float);
+    let asked = asked.into_iter().map(|e| (e.method, e.status.unwrap()));
+    let asked: Vec<_> = asked.take_while(|(_, status)| *status != 201).collect();
+    let refused = ("PUT".to_owned(), 401);
+    let again = ("GET".to_owned(), 200);
+    assert_eq!(asked, [refused, again]);
 }

@@ -1,6 +1,7 @@
 //! What stamped pins are called, when they are written, and what becomes of one that cannot be: whoever reverts a float takes the newest `<stamp>_prune_<float>`, a
 //! pruner deletes whatever matches `^[0-9]{14}_prune_(.+)$` by its stamp.
 
+use promotion_controller::api::ImageStatus;
 use quaylike::{Action, Digest, GateSpec, Matcher, Rule};
 use serde_json::json;
 
@@ -109,7 +110,7 @@ async fn what_was_rescued_and_then_displaced_is_what_a_revert_finds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rescue_and_a_rollback_that_an_earlier_version_named_are_carried_to_their_end() {
+async fn a_rescue_that_an_earlier_version_named_is_carried_to_its_end() {
     let ground = Ground::new("p11-before").await;
     ground.seed("f", "old");
     let dead = ground.seed("f_incoming", "dead");
@@ -121,20 +122,52 @@ async fn a_rescue_and_a_rollback_that_an_earlier_version_named_are_carried_to_th
     ground.reached(&gate).await;
     controller.crash();
     gate.cut();
-    let mut object = ground.stage.get("r").await;
-    let image = &mut object.status.as_mut().unwrap().images[0];
-    let tag = image.rescued[0].prune_tag.replace("__rescued", "");
-    image.rescued[0].prune_tag.clone_from(&tag);
-    let params = kube::api::PostParams::default();
-    let requests = ground.stage.requests();
-    requests
-        .replace_status("r", &params, &object)
-        .await
-        .unwrap();
+    let tag = renamed(&ground, |image| &mut image.rescued[0].prune_tag).await;
     let _controller = ground.controller(SETTLE);
     let done = first_image(&ground.posted("r").await);
     assert_eq!(done.rescued[0].prune_tag, tag);
     assert_eq!(ground.registry.tag(FLOATS, &tag), Some(dead));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollback_that_an_earlier_version_named_is_carried_to_its_end() {
+    let ground = Ground::new("p11-back-before").await;
+    let old = ground.seed("f", "old");
+    let bad = ground.source("bad");
+    let refuse = Rule::new(put("f__post1"), Action::error(403, "DENIED"));
+    ground.registry.add_rule(refuse);
+    let controller = ground.controller(SETTLE);
+    // It is recorded, and not yet written.
+    let broken = Matcher::put_manifest()
+        .repository(FLOATS)
+        .reference_suffix("_prune_f__broken");
+    let gate = ground.gate(GateSpec::before(broken));
+    let source = format!("{}/{}@{bad}", ground.host, SOURCES);
+    let more = json!({"onFailure": "Rollback"});
+    ground.request("r", &source, "f", &more).await;
+    ground.reached(&gate).await;
+    controller.crash();
+    gate.cut();
+    let tag = renamed(&ground, |image| image.rollback_tag.as_mut().unwrap()).await;
+    let _controller = ground.controller(SETTLE);
+    let done = ground.ended("r").await;
+    assert_eq!(phase(&done), "Failed");
+    let tags = [("f", old), ("f_incoming", bad), ("f__pre", bad)];
+    ground.assert_tags(&tags, &[old, bad]);
+    assert_eq!(ground.registry.tag(FLOATS, &tag), Some(bad));
+}
+
+/// Gives a pin of the request `r` the name that an earlier version would have given it.
+async fn renamed(ground: &Ground, pin: fn(&mut ImageStatus) -> &mut String) -> String {
+    let mut object = ground.stage.get("r").await;
+    let tag = pin(&mut object.status.as_mut().unwrap().images[0]);
+    *tag = tag.replace("__rescued", "").replace("__broken", "");
+    let tag = tag.clone();
+    let params = kube::api::PostParams::default();
+    let requests = ground.stage.requests();
+    let written = requests.replace_status("r", &params, &object).await;
+    written.unwrap();
+    tag
 }
 
 /// A refusal for want of content, and none is missing.
