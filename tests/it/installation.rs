@@ -141,7 +141,7 @@ async fn a_leader_ends_when_another_lease_is_adopted_and_the_next_finishes_what_
     let missing = adopt(kubeconfig, "nowhere").await;
     assert_eq!(missing.status.code(), Some(1));
     assert!(
-        words(&missing).contains("the namespace nowhere is not there"),
+        words(&missing).contains("the namespace nowhere does not exist"),
         "{}",
         words(&missing)
     );

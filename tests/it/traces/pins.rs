@@ -259,7 +259,7 @@ async fn a_float_whose_own_image_cannot_be_pinned_was_moved_by_nobody() {
         let (_, reason, message) = condition(&done, "Failed");
         assert_eq!(reason, "BackupFailed", "{message}");
         assert!(
-            message.contains("the float's own image misses parts"),
+            message.contains("the float's own image is incomplete"),
             "{message}"
         );
         assert_eq!(displaced(&done), texts(&[old]));
@@ -277,7 +277,7 @@ async fn a_promoted_image_that_cannot_be_pinned_is_not_called_moved() {
     let (_, reason, message) = condition(&done, "Failed");
     assert_eq!(reason, "BackupFailed", "{message}");
     assert!(
-        message.contains("the promoted image misses parts"),
+        message.contains("the promoted image is incomplete"),
         "{message}"
     );
 }
