@@ -11,10 +11,9 @@ use super::client::RegistryClient;
 use super::copy::AT_ONCE;
 use super::job::Job;
 use super::manifest::{Blob, Manifest};
-use crate::image::Repository;
 use crate::machine::{Copying, Reason};
 use crate::registry::auth::access::Access;
-use crate::registry::auth::credential::{Credential, Remote};
+use crate::registry::auth::credential::Remote;
 use crate::registry::error::Error;
 use crate::registry::host::progress::Progress;
 use crate::registry::wire::request::Failure;
@@ -70,24 +69,6 @@ impl RegistryClient {
             tally.bytes = tally.bytes.saturating_add(blob.size);
         }
         Ok(copying)
-    }
-
-    /// Whether the token of `credential` says that it may push to `repository`; false if no token tells. Only for a repository that is known
-    /// to exist: some registries create it for whoever asks.
-    ///
-    /// # Errors
-    /// `PermissionDenied` or `Unauthorized` if the token says that it may not.
-    pub async fn claims_push(
-        &self,
-        repository: &Repository,
-        credential: &Credential,
-        progress: &Progress,
-    ) -> Result<bool, Error> {
-        let endpoint = self.endpoint(repository)?;
-        let access = Access::new(&endpoint, credential, repository, true);
-        let grant = self.transport().authorize(&access, None, progress);
-        let grant = grant.await?;
-        Ok(grant.tells_rights())
     }
 
     /// Whether blobs could be mounted: on one registry, by a credential that may write here and read there.

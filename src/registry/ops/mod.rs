@@ -13,6 +13,7 @@ pub(crate) mod known;
 pub(crate) mod labels;
 pub(crate) mod manifest;
 pub(crate) mod media_type;
+pub(crate) mod push_check;
 pub(crate) mod put;
 pub(crate) mod referrer_list;
 pub(crate) mod referrers;

@@ -18,15 +18,13 @@ use super::client::RegistryClient;
 use super::download::{Download, Meter, SourceSpeed};
 use super::job::Job;
 use super::manifest::Blob;
-use crate::image::{Digest, Repository};
+use crate::image::Digest;
 use crate::machine::Reason;
 use crate::registry::auth::access::Access;
-use crate::registry::auth::credential::Credential;
 use crate::registry::error::{Error, Meaning};
 use crate::registry::host::admission::Caller;
 use crate::registry::host::hosts::StreamPlaces;
 use crate::registry::host::progress::Progress;
-use crate::registry::wire::authorize::{AuthContext, First};
 use crate::registry::wire::egress::{self, REDIRECTS_MAX};
 use crate::registry::wire::location::is_own_upload;
 use crate::registry::wire::reply::Reply;
@@ -35,15 +33,6 @@ use crate::registry::wire::tokens::PATIENCE;
 
 /// How often a source may be unavailable for one blob while it serves others.
 const UNAVAILABLE_MAX: u32 = 20;
-
-/// What is known of the right to push.
-enum Tried {
-    /// The token tells that there is one.
-    MayPush,
-    /// An upload session was opened.
-    Session(Url),
-    NotTold,
-}
 
 /// One blob on its way into an upload session.
 struct Upload<'a> {
@@ -273,45 +262,6 @@ impl RegistryClient {
         }
     }
 
-    /// What can be known of the right to push without an upload session, or with one that is the very first request to a registry and
-    /// saves the ping.
-    async fn try_session(
-        &self,
-        access: &Access<'_>,
-        what: &str,
-        progress: &Progress,
-    ) -> Result<Tried, Failure> {
-        let transport = self.transport();
-        let url = uploads_url(access);
-        let mut request = self.blob_request(Method::POST, url, what, access, progress);
-        let first = transport.try_first(access, &mut request).await;
-        let grant = match first {
-            Ok(First::LetIn(reply)) if reply.status() == StatusCode::ACCEPTED => {
-                let session = self
-                    .location(&reply, access, what)
-                    .map_err(Failure::Refused);
-                return session.map(Tried::Session);
-            }
-            Ok(First::Challenged(challenge)) => {
-                let context = AuthContext {
-                    access,
-                    patience: None,
-                    progress,
-                };
-                Some(transport.grant(context, challenge, None).await?)
-            }
-            Ok(_) | Err(_) => match transport.authorize(access, None, progress).await {
-                // So ends a guess.
-                Err(Failure::Refused(_)) => None,
-                grant => Some(grant?),
-            },
-        };
-        Ok(match grant {
-            Some(grant) if grant.tells_rights() => Tried::MayPush,
-            _ => Tried::NotTold,
-        })
-    }
-
     /// Opens an upload session. `placed`: whether a place on that host is held.
     pub(crate) async fn begin(
         &self,
@@ -373,59 +323,6 @@ impl RegistryClient {
         request.patience = Some(Duration::from_secs(1));
         request.timeout = Some(PATIENCE);
         let _ = self.transport().send(&mut request).await;
-    }
-
-    /// Whether `credential` may push there: what its token says, else an upload session opened and cancelled, remembered for an
-    /// hour.
-    ///
-    /// # Errors
-    /// `PermissionDenied` and `Unauthorized` are the definite no, and a redirect that is not followed is one; a waiting error is
-    /// "not known now".
-    pub async fn may_push(
-        &self,
-        repository: &Repository,
-        credential: &Credential,
-        progress: &Progress,
-    ) -> Result<(), Error> {
-        let endpoint = self.endpoint(repository)?;
-        let access = Access::new(&endpoint, credential, repository, true);
-        let key = (credential.key(), repository.clone());
-        let what = repository.to_string();
-        let tried = self.try_session(&access, &what, progress).await;
-        // A redirect that leads nowhere leads nowhere the next time either.
-        let definite = |failure: Failure| match Error::from(failure) {
-            error if matches!(error.status(), Some(300..400)) => {
-                Error::terminal(error.reason, &error.message)
-            }
-            error => error,
-        };
-        let opened = match tried {
-            Ok(Tried::MayPush) => return Ok(()),
-            Ok(Tried::Session(session)) => Ok(session),
-            Ok(Tried::NotTold) if self.0.pushable.contains_key(&key) => return Ok(()),
-            Ok(Tried::NotTold) => self.begin(&access, &what, false, progress).await,
-            Err(failure) => Err(failure),
-        };
-        let session = match opened.map_err(definite) {
-            Ok(session) => Some(session),
-            // It lets the credential in, and does not say where: there is nothing to cancel.
-            Err(error) if error.status() == Some(StatusCode::ACCEPTED.as_u16()) => None,
-            Err(error) => return Err(error),
-        };
-        self.0.pushable.insert(key, ());
-        let Some(session) = session else {
-            return Ok(());
-        };
-        // The answer is known: nobody has to wait for the cleaning up.
-        let (registry, repository) = (self.clone(), repository.clone());
-        let (credential, progress) = (credential.clone(), progress.clone());
-        tokio::spawn(async move {
-            let access = Access::new(&endpoint, &credential, &repository, true);
-            registry
-                .cancel(Some(&session), &access, &what, &progress)
-                .await;
-        });
-        Ok(())
     }
 }
 
