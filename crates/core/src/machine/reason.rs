@@ -141,117 +141,74 @@ pub struct Notice {
     pub message: String,
 }
 
-impl Reason {
+/// A question about a reason: by kinds, those for which it is true and then the others; or by the reasons it singles out.
+macro_rules! questions {
+    ($($(#[$doc:meta])* $name:ident: $($yes:ident)|+, not $($no:ident)|+;)*) => {
+        impl Reason {
+            $(
+                $(#[$doc])*
+                #[must_use]
+                pub const fn $name(self) -> bool {
+                    match self.kind() {
+                        $(ReasonKind::$yes)|+ => true,
+                        $(ReasonKind::$no)|+ => false,
+                    }
+                }
+            )*
+        }
+    };
+    ($($(#[$doc:meta])* $name:ident: $($yes:ident)|+;)*) => {
+        impl Reason {
+            $(
+                $(#[$doc])*
+                #[must_use]
+                pub const fn $name(self) -> bool {
+                    matches!(self, $(Self::$yes)|+)
+                }
+            )*
+        }
+    };
+}
+
+questions! {
     /// Whether nothing is wrong and something is waited for.
-    #[must_use]
-    pub const fn is_waiting(self) -> bool {
-        match self.kind() {
-            ReasonKind::Waiting => true,
-            ReasonKind::Retried
-            | ReasonKind::Working
-            | ReasonKind::Terminal
-            | ReasonKind::Ended
-            | ReasonKind::Warning => false,
-        }
-    }
-
+    is_waiting: Waiting, not Retried | Working | Terminal | Ended | Warning;
     /// Whether a launch failed for it, and another follows.
-    #[must_use]
-    pub const fn is_retried(self) -> bool {
-        match self.kind() {
-            ReasonKind::Retried => true,
-            ReasonKind::Waiting
-            | ReasonKind::Working
-            | ReasonKind::Terminal
-            | ReasonKind::Ended
-            | ReasonKind::Warning => false,
-        }
-    }
-
+    is_retried: Retried, not Waiting | Working | Terminal | Ended | Warning;
     /// Whether a request can fail for it.
-    #[must_use]
-    pub const fn can_fail(self) -> bool {
-        match self.kind() {
-            ReasonKind::Terminal | ReasonKind::Retried => true,
-            ReasonKind::Waiting | ReasonKind::Working | ReasonKind::Ended | ReasonKind::Warning => {
-                false
-            }
-        }
-    }
-
+    can_fail: Terminal | Retried, not Waiting | Working | Ended | Warning;
     /// Whether an unfinished request can be where it is for it.
-    #[must_use]
-    pub const fn is_of_the_unfinished(self) -> bool {
-        match self.kind() {
-            ReasonKind::Waiting | ReasonKind::Retried | ReasonKind::Working => true,
-            ReasonKind::Terminal | ReasonKind::Ended | ReasonKind::Warning => false,
-        }
-    }
+    is_of_the_unfinished: Waiting | Retried | Working, not Terminal | Ended | Warning;
+}
 
+questions! {
+    /// Whether the image ended with its group, and not by a failure of its own.
+    is_of_the_group: Held | RolledBack | NotRolledBack;
+    /// Whether another image's failure kept this one from moving.
+    is_held: Held;
+    /// Whether an operator paused it.
+    is_paused: Paused;
+    /// Whether whoever asked for it holds it back: its age is no news.
+    is_suspended: Suspended;
+    /// Whether somebody else wrote the float.
+    is_foreign_move: FloatMoved;
+    /// Whether the image's tags expire.
+    is_expiring: Expiring;
+    /// Whether another credential may mend it.
+    may_be_rotated: Unauthorized;
+    /// Whether a part of the source is missing.
+    is_incomplete: SourceIncomplete;
+    /// Whether the registry refused what it was sent.
+    is_rejected: ManifestRejected;
+    /// Whether the registry cannot be used now.
+    is_unavailable: RegistryUnavailable;
+}
+
+impl Reason {
     /// Whether an attempt can be used up by it: [`Outcome::failed_attempt`](super::Outcome::failed_attempt) gives no other.
     #[must_use]
     pub const fn uses_attempt(self) -> bool {
         self.is_retried() || matches!(self, Self::StagedLost)
-    }
-
-    /// Whether the image ended with its group, and not by a failure of its own.
-    #[must_use]
-    pub const fn is_of_the_group(self) -> bool {
-        matches!(self, Self::Held | Self::RolledBack | Self::NotRolledBack)
-    }
-
-    /// Whether another image's failure kept this one from moving.
-    #[must_use]
-    pub const fn is_held(self) -> bool {
-        matches!(self, Self::Held)
-    }
-
-    /// Whether an operator paused it.
-    #[must_use]
-    pub const fn is_paused(self) -> bool {
-        matches!(self, Self::Paused)
-    }
-
-    /// Whether whoever asked for it holds it back: its age is no news.
-    #[must_use]
-    pub const fn is_suspended(self) -> bool {
-        matches!(self, Self::Suspended)
-    }
-
-    /// Whether somebody else wrote the float.
-    #[must_use]
-    pub const fn is_foreign_move(self) -> bool {
-        matches!(self, Self::FloatMoved)
-    }
-
-    /// Whether the image's tags expire.
-    #[must_use]
-    pub const fn is_expiring(self) -> bool {
-        matches!(self, Self::Expiring)
-    }
-
-    /// Whether another credential may mend it.
-    #[must_use]
-    pub const fn may_be_rotated(self) -> bool {
-        matches!(self, Self::Unauthorized)
-    }
-
-    /// Whether a part of the source is missing.
-    #[must_use]
-    pub const fn is_incomplete(self) -> bool {
-        matches!(self, Self::SourceIncomplete)
-    }
-
-    /// Whether the registry refused what it was sent.
-    #[must_use]
-    pub const fn is_rejected(self) -> bool {
-        matches!(self, Self::ManifestRejected)
-    }
-
-    /// Whether the registry cannot be used now.
-    #[must_use]
-    pub const fn is_unavailable(self) -> bool {
-        matches!(self, Self::RegistryUnavailable)
     }
 
     /// What a fault of a step is called: of a source that was staged before, of a pin that cannot be written.
