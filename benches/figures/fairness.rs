@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::report::{Report, Table, method, seconds};
 use crate::requests::image;
-use crate::stage::{self, Stage};
+use crate::testbed::stage::{self, Stage};
 
 /// Of its time alone.
 const RATIO: f64 = 3.0;

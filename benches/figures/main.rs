@@ -26,9 +26,6 @@ mod relay;
 mod report;
 mod requests;
 mod scale;
-#[path = "../../tests/it/stage.rs"]
-#[allow(dead_code)]
-mod stage;
 #[path = "../../tests/testbed/mod.rs"]
 mod testbed;
 mod tools;

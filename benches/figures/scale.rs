@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 use crate::report::{Report, Table, mebibytes, method, seconds};
 use crate::requests::image;
-use crate::stage::{self, Controller, EVERYWHERE, Stage};
+use crate::testbed::stage::{self, Controller, EVERYWHERE, Stage};
 use crate::testbed::{AuditedRequest, ControlPlane};
 
 /// Floats of a request.

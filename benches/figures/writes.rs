@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::report::{Report, Table, method, seconds};
 use crate::requests::image;
-use crate::stage::{self, Stage};
+use crate::testbed::stage::{self, Stage};
 
 /// From creation to Posted, of a hundred images.
 const TIME: Duration = Duration::from_secs(5);

@@ -1,0 +1,91 @@
+//! Many requests at once: how often each asks the API server.
+//!
+//! In small what `cargo bench -- scale` measures, with the same ruler: the API server's own audit log.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use quaylike::{Auth, AuthMode, ImageSpec, Options, Registry, Shape, User};
+use serde_json::json;
+
+use crate::testbed::stage::{Stage, phase, spec};
+
+const PATIENCE: Duration = Duration::from_secs(90);
+const REQUESTS: usize = 20;
+const FLOATS: usize = 10;
+/// Of each request, and one more for each status interval of its life.
+const WRITES: u64 = 8;
+const READS: u64 = 10;
+const INTERVAL: i64 = 2;
+/// Of the controller, most of it the program itself.
+const MEMORY: u64 = 150 * 1024 * 1024;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_of_many_requests_takes_eight_status_writes_and_ten_reads_at_the_most() {
+    let stage = Stage::new("many").await;
+    let (user, kubeconfig) = stage.plane.mighty_account("many").await.unwrap();
+    let bot = User::new("bot", "secret").push("ci").pull("src");
+    let auth = Auth::new(AuthMode::Bearer).user(bot);
+    let registry = Registry::start(Options::default().auth(auth))
+        .await
+        .unwrap();
+    let host = registry.host();
+    stage.secret("push", &[(&host, "bot", "secret")]).await;
+    let plain = format!("--plain-http={host}");
+    let controller = stage.controller_through(&kubeconfig, &[&plain, "--registry-qps=0"]);
+    let begun = Timestamp::now();
+    for n in 0..REQUESTS {
+        let pairs: Vec<(String, String)> = (0..FLOATS)
+            .map(|m| {
+                let (tag, from) = (format!("f{n}-{m}"), format!("src/r{n}"));
+                let seeded = |repository: &str, seed: &str| {
+                    let image = ImageSpec::new(Shape::Oci, &format!("{seed} {tag}"));
+                    registry.seed_spec(repository, &tag, &image).unwrap()
+                };
+                seeded("ci", "old");
+                let new = seeded(&from, "new");
+                (format!("{host}/{from}@{new}"), format!("{host}/ci:{tag}"))
+            })
+            .collect();
+        let pairs: Vec<_> = pairs.iter().map(|(a, b)| (&**a, &**b)).collect();
+        let mut spec = spec(&pairs);
+        spec["pushSecret"] = json!({"name": "push"});
+        stage.create(&format!("r{n}"), &spec).await;
+    }
+    let mut lives = BTreeMap::new();
+    for n in 0..REQUESTS {
+        let name = format!("r{n}");
+        let done = stage.finished(&name, PATIENCE).await;
+        assert_eq!(phase(&done), "Posted", "{name}");
+        let created = done.metadata.creation_timestamp.unwrap().0;
+        let ended = done.status.unwrap().completion_time.unwrap().0;
+        lives.insert(name, ended.duration_since(created).as_secs());
+    }
+    let mut audited = stage.plane.audited().unwrap();
+    audited.retain(|request| request.user() == user && request.received >= begun);
+    let count = |verb: &str, resource: &str, name: &str| {
+        let asked = audited.iter().filter(|request| {
+            request.verb == verb && request.resource() == resource && request.name() == name
+        });
+        asked.count() as u64
+    };
+    for (name, life) in lives {
+        let more = u64::try_from(life / INTERVAL).unwrap();
+        let writes = count("update", "promotionrequests/status", &name);
+        let reads = count("get", "promotionrequests", &name);
+        assert!(
+            (1..=WRITES + more).contains(&writes),
+            "{name}: {writes} writes in {life} s"
+        );
+        assert!(
+            (1..=READS + more).contains(&reads),
+            "{name}: {reads} reads in {life} s"
+        );
+    }
+    let memory = controller.peak_memory().unwrap();
+    assert!(memory < MEMORY, "{memory}");
+    // Once a minute.
+    let minutes = u64::try_from(Timestamp::now().duration_since(begun).as_secs() / 60).unwrap();
+    assert!((1..=1 + minutes).contains(&count("get", "secrets", "push")));
+}

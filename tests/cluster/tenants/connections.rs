@@ -1,0 +1,55 @@
+//! Connections to the controller's own ports.
+
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpStream;
+
+use crate::metrics::scraped::get;
+use crate::testbed::free_port;
+use crate::testbed::stage::{LOOK, Stage};
+
+const IDLE: usize = 300;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_connections_hold_up_no_probe_and_no_scrape() {
+    let stage = Stage::new("idle").await;
+    let (metrics, probes) = (free_port().unwrap(), free_port().unwrap());
+    let _controller = stage.controller(&[
+        &format!("--listen=127.0.0.1:{metrics}"),
+        &format!("--listen-probes=127.0.0.1:{probes}"),
+    ]);
+    let begun = Instant::now();
+    while get(probes, "/readyz")
+        .await
+        .is_none_or(|(code, _)| code != 200)
+    {
+        assert!(begun.elapsed() < Duration::from_mins(1), "{}", stage.log());
+        tokio::time::sleep(LOOK).await;
+    }
+    // What is served there, and nothing else.
+    assert_eq!(get(probes, "/metrics").await.unwrap().0, 404);
+    let mut idle = Vec::new();
+    let begun = Instant::now();
+    let mut slowest = Duration::ZERO;
+    while begun.elapsed() < Duration::from_secs(8) {
+        while idle.len() < IDLE {
+            idle.push(TcpStream::connect(("127.0.0.1", metrics)).await.unwrap());
+        }
+        for (port, path) in [
+            (probes, "/livez"),
+            (probes, "/readyz"),
+            (metrics, "/metrics"),
+        ] {
+            let asked = Instant::now();
+            let (code, text) = get(port, path).await.unwrap();
+            assert_eq!(code, 200, "{path}: {text}");
+            slowest = slowest.max(asked.elapsed());
+        }
+        idle.drain(..IDLE / 3);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    println!(
+        "S3: the slowest of probes and scrapes beside {IDLE} idle connections took {slowest:?}"
+    );
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+}

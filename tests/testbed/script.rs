@@ -1,0 +1,28 @@
+//! The script that `convert` reads, and what it means.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+/// A form of the script, by its file name.
+pub fn sample(name: &str) -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/command/convert");
+    std::fs::read_to_string(folder.join(name)).unwrap()
+}
+
+/// What all forms of the sample mean.
+pub fn images() -> Value {
+    let image = |digit: &str, float: &str| {
+        json!({
+            "source": format!("registry.build02.ci.openshift.org/ci-op-x/pipeline@sha256:{}", digit.repeat(64)),
+            "float": format!("quay.io/openshift/ci:{float}"),
+        })
+    };
+    json!([
+        image("a", "ci_tools_latest"),
+        image("a", "ocp_4.21_cli"),
+        image("b", "ocp_4.21_machine-os"),
+        image("c", "ocp_4.21_ovn-kubernetes"),
+        image("d", "ocp_4.21_tests"),
+    ])
+}
