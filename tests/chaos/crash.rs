@@ -15,12 +15,12 @@ use quaylike::{
 };
 use serde_json::json;
 
+use crate::testbed::floats::{FLOATS, put, put_suffix};
 use crate::testbed::stage::{Controller, LOOK, Stage, condition, phase};
 
 const PATIENCE: Duration = Duration::from_mins(2);
 /// Runs at once: what they do most is wait.
 const AT_ONCE: usize = 14;
-const FLOATS: &str = "ci";
 const SOURCES: &str = "src/pipeline";
 
 /// What becomes of the request during which the process is killed.
@@ -48,16 +48,6 @@ struct Run {
 
 /// A tag of the floats' repository, its prune tags without their stamp, and its digest: all of them, sorted.
 type Tags = Vec<(String, Digest)>;
-
-fn put(tag: &str) -> Matcher {
-    Matcher::put_manifest().repository(FLOATS).reference(tag)
-}
-
-fn put_suffix(suffix: &str) -> Matcher {
-    Matcher::put_manifest()
-        .repository(FLOATS)
-        .reference_suffix(suffix)
-}
 
 fn get(repository: &str) -> Matcher {
     Matcher::kind(RequestKind::Manifest)

@@ -3,7 +3,7 @@
 //! The registry is a process of its own that collects at once. Whatever is done to the controllers: no pull ever misses
 //! anything, no tag ever goes back, and in the end everything is as if nobody had been killed.
 //!
-//! A run lasts `CHAOS_SECONDS` (60), then until every request has ended; `CHAOS_SEED` repeats the choices of a run.
+//! A run lasts `CHAOS_SECONDS` (30), then until every request has ended; `CHAOS_SEED` repeats the choices of a run.
 
 #![allow(
     clippy::unwrap_used,
@@ -80,7 +80,7 @@ fn seed() -> u64 {
 
 fn seconds() -> Duration {
     let given = std::env::var("CHAOS_SECONDS").ok();
-    Duration::from_secs(given.map_or(60, |seconds| seconds.parse().unwrap()))
+    Duration::from_secs(given.map_or(30, |seconds| seconds.parse().unwrap()))
 }
 
 /// Requests that have not ended well yet.

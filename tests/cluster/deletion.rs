@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use quaylike::{GateSpec, Matcher, Moment};
 
-use super::ground::{Ground, PATIENCE, put, waits_for};
+use super::ground::{Ground, PATIENCE, waits_for};
+use crate::testbed::floats::put;
 use crate::testbed::stage::phase;
 
 const WRITES: [&str; 5] = ["incoming", "prune", "pre", "latch", "post"];

@@ -12,10 +12,10 @@ use quaylike::{
 use serde_json::json;
 
 use crate::testbed::Signal;
+use crate::testbed::floats::{FLOATS, put};
 use crate::testbed::stage::{Controller, LOOK, Stage, phase};
 
 const PATIENCE: Duration = Duration::from_secs(90);
-const FLOATS: &str = "ci";
 const SOURCES: &str = "src/pipeline";
 const SETTLE: Duration = Duration::from_secs(3);
 /// How soon a follower goes on after a leader's death: its lease, the look at it, and the list of requests.
@@ -32,10 +32,6 @@ struct Pair {
     /// The leader's name in the lease.
     holder: String,
     old: Digest,
-}
-
-fn put(tag: &str) -> Matcher {
-    Matcher::put_manifest().repository(FLOATS).reference(tag)
 }
 
 /// Every write of a tag.
@@ -64,7 +60,7 @@ impl Pair {
         let leader = stage.controller(&arguments);
         let holder = holder_other_than(&stage, None).await;
         let follower = stage.controller(&arguments);
-        until(&follower, "waiting for the lease").await;
+        follower.says("waiting for the lease").await;
         Self {
             stage,
             registry,
@@ -153,25 +149,6 @@ async fn holder_other_than(stage: &Stage, other: Option<&str>) -> String {
     }
 }
 
-async fn until(controller: &Controller, words: &str) {
-    let end = Instant::now() + PATIENCE;
-    while !controller.log().contains(words) {
-        assert!(Instant::now() < end, "no '{words}':\n{}", controller.log());
-        tokio::time::sleep(LOOK).await;
-    }
-}
-
-async fn exit_code(controller: &mut Controller) -> i32 {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        if let Some(code) = controller.exit_code() {
-            return code;
-        }
-        assert!(Instant::now() < end, "still runs:\n{}", controller.log());
-        tokio::time::sleep(LOOK).await;
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_killed_during_its_latch_is_followed_when_its_lease_has_run_out() {
     let mut pair = Pair::start("lease-kill", SETTLE).await;
@@ -213,7 +190,7 @@ async fn asked_to_end(settle: Duration) {
     let mut leader = pair.leader.take().unwrap();
     let asked = pair.newest();
     leader.signal(Signal::Terminate);
-    until(&leader, "stopping: launching nothing more").await;
+    leader.says("stopping: launching nothing more").await;
     latch.open();
     let newest = pair.registry.wait_for(&put("f"), 1, true).await;
     assert_eq!(newest.status, Some(201));
@@ -227,7 +204,7 @@ async fn asked_to_end(settle: Duration) {
         assert!(Instant::now() < end, "{}", leader.log());
         tokio::time::sleep(LOOK).await;
     };
-    assert_eq!(exit_code(&mut leader).await, 0, "{}", leader.log());
+    assert_eq!(leader.ended().await, 0, "{}", leader.log());
     let answered = newest.time + i64::try_from(newest.micros / 1000).unwrap();
     let settled = given.as_millisecond() - answered;
     assert!(
@@ -284,7 +261,7 @@ async fn a_leader_frozen_beyond_its_lease_writes_no_tag_when_it_wakes_up_and_end
         .seq;
     back_up.open();
     leader.signal(Signal::Thaw);
-    assert_eq!(exit_code(&mut leader).await, 1, "{}", leader.log());
+    assert_eq!(leader.ended().await, 1, "{}", leader.log());
     assert!(leader.log().contains("is lost"), "{}", leader.log());
     let writes = pair
         .registry

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use quaylike::GateSpec;
 
-use super::ground::{Ground, PATIENCE, put, until, waits_for};
+use super::ground::{Ground, PATIENCE, until, waits_for};
 use super::relay::{Call, Fault, Relay};
+use crate::testbed::floats::put;
 use crate::testbed::stage::{Stage, phase};
 
 const ALWAYS: usize = usize::MAX;

@@ -4,12 +4,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use promotion_controller::api::{PromotionRequest, crd_yaml};
-use quaylike::{ImageSpec, Matcher, Options, Registry, Settings, Shape};
+use quaylike::{ImageSpec, Options, Registry, Settings, Shape};
 use serde_json::Value;
-use tokio::sync::{Mutex, MutexGuard, OnceCell};
 
-use crate::testbed::ControlPlane;
+use crate::testbed::floats::put;
 use crate::testbed::stage::{Controller, LOOK, Stage, name_lease, phase, spec};
+use crate::testbed::{ControlPlane, Turn, Turns};
 
 pub const PATIENCE: Duration = Duration::from_mins(2);
 
@@ -20,13 +20,9 @@ pub struct Ground {
 }
 
 /// A control plane that one test at a time has to itself: it may be killed, and lose its definitions.
-pub async fn alone() -> (MutexGuard<'static, ()>, &'static ControlPlane) {
-    static TURN: Mutex<()> = Mutex::const_new(());
-    static PLANE: OnceCell<ControlPlane> = OnceCell::const_new();
-    let turn = TURN.lock().await;
-    // Everything is built, by whoever needs it first.
-    crate::testbed::shared().await;
-    let plane = PLANE.get_or_try_init(ControlPlane::start).await.unwrap();
+pub async fn alone() -> (Turn, &'static ControlPlane) {
+    static PLANE: Turns = Turns::new();
+    let (turn, plane) = PLANE.take().await;
     // As a test before this one that failed may have left it.
     let serves = async {
         let client = plane.client().unwrap();
@@ -155,10 +151,6 @@ impl Ground {
         assert!(trail.is_empty(), "{trail:?}\n{}", self.stage.log());
         assert!(self.registry.dangling().is_empty());
     }
-}
-
-pub fn put(tag: &str) -> Matcher {
-    Matcher::put_manifest().repository("ci").reference(tag)
 }
 
 /// Waits until a condition holds.

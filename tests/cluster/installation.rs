@@ -18,25 +18,6 @@ use crate::testbed::{ControlPlane, free_port};
 const PATIENCE: Duration = Duration::from_secs(90);
 const PROGRAM: &str = env!("CARGO_BIN_EXE_promotion-controller");
 
-async fn until(controller: &Controller, words: &str) {
-    let end = Instant::now() + PATIENCE;
-    while !controller.log().contains(words) {
-        assert!(Instant::now() < end, "no '{words}':\n{}", controller.log());
-        tokio::time::sleep(LOOK).await;
-    }
-}
-
-async fn exit_code(controller: &mut Controller) -> i32 {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        if let Some(code) = controller.exit_code() {
-            return code;
-        }
-        assert!(Instant::now() < end, "still runs:\n{}", controller.log());
-        tokio::time::sleep(LOOK).await;
-    }
-}
-
 /// A controller of an installation whose Lease is in `namespace`.
 fn of(stage: &Stage, namespace: &str, more: &[&str]) -> Controller {
     let lease = format!("--lease-namespace={namespace}");
@@ -86,7 +67,7 @@ fn promotion(registry: &Registry, name: &str) -> (String, Value) {
 async fn a_second_controller_with_another_lease_or_none_does_not_start_and_says_what_to_do() {
     let stage = Stage::elected("one").await;
     let mut first = of(&stage, &stage.namespace, &[]);
-    until(&first, "leading").await;
+    first.says("leading").await;
     let other = Stage::on(stage.plane, "two").await;
     let named = full(&stage.namespace);
     let adopting = format!(
@@ -94,10 +75,10 @@ async fn a_second_controller_with_another_lease_or_none_does_not_start_and_says_
         other.namespace
     );
     let mut second = of(&other, &other.namespace, &[]);
-    assert_eq!(exit_code(&mut second).await, 2, "{}", second.log());
+    assert_eq!(second.ended().await, 2, "{}", second.log());
     let third = Stage::on(stage.plane, "three").await;
     let mut unelected = third.controller(&[]);
-    assert_eq!(exit_code(&mut unelected).await, 2, "{}", unelected.log());
+    assert_eq!(unelected.ended().await, 2, "{}", unelected.log());
     for (log, remedy) in [
         (second.log(), adopting.as_str()),
         (unelected.log(), "Leave out --leader-elect=false"),
@@ -110,7 +91,7 @@ async fn a_second_controller_with_another_lease_or_none_does_not_start_and_says_
     assert_eq!(first.exit_code(), None, "{}", first.log());
     // One of the same installation waits as ever.
     let third = of(&stage, &stage.namespace, &[]);
-    until(&third, "waiting for the lease").await;
+    third.says("waiting for the lease").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -121,7 +102,7 @@ async fn a_leader_ends_when_another_lease_is_adopted_and_the_next_finishes_what_
     let plain = format!("--plain-http={}", registry.host());
     let old = seed(&registry, "ci", "f", "old");
     let mut leader = of(&stage, &stage.namespace, &[&plain]);
-    until(&leader, "leading").await;
+    leader.says("leading").await;
     let mut standby = of(&stage, &stage.namespace, &[&plain]);
     let latch = Matcher::put_manifest().repository("ci").reference("f");
     let gate = registry.gate(GateSpec::before(latch.clone()));
@@ -160,7 +141,7 @@ async fn a_leader_ends_when_another_lease_is_adopted_and_the_next_finishes_what_
 
     // Requests of the same namespace, another Lease.
     let mut heir = of(&stage, &next.namespace, &[&plain]);
-    assert_eq!(exit_code(&mut leader).await, 1, "{}", leader.log());
+    assert_eq!(leader.ended().await, 1, "{}", leader.log());
     let ended = adopted.elapsed();
     assert!(ended < Duration::from_secs(15), "{ended:?}");
     assert!(
@@ -171,7 +152,7 @@ async fn a_leader_ends_when_another_lease_is_adopted_and_the_next_finishes_what_
         leader.log()
     );
     // Who waited for the dead lease takes it and finds that it is worth nothing.
-    assert_eq!(exit_code(&mut standby).await, 2, "{}", standby.log());
+    assert_eq!(standby.ended().await, 2, "{}", standby.log());
     gate.open();
     let done = next_request(&stage, &registry, &latch, adopted).await;
     println!("the former leader ended {ended:.1?}, the next wrote {done:.1?} after the adoption");
@@ -212,12 +193,12 @@ async fn where_no_lease_is_named_or_no_definition_is_there_nobody_leads_and_it_i
         "names no Lease, so another installation could lead beside this one: run `promotion-controller adopt-lease --lease-namespace {}`",
         stage.namespace
     );
-    until(&waiting, &remedy).await;
+    waiting.says(&remedy).await;
     let api: Api<CustomResourceDefinition> = Api::all(stage.plane.client().unwrap());
     api.delete(DEFINITION, &DeleteParams::default())
         .await
         .unwrap();
-    until(&waiting, "does not exist: apply the CRD").await;
+    waiting.says("does not exist: apply the CRD").await;
     tokio::time::sleep(Duration::from_secs(6)).await;
     assert_eq!(
         waiting.log().matches("ERROR").count(),
@@ -238,10 +219,10 @@ async fn where_no_lease_is_named_or_no_definition_is_there_nobody_leads_and_it_i
     let first = adopt(stage.plane.kubeconfig(), &stage.namespace).await;
     assert!(first.status.success(), "{}", words(&first));
     assert_eq!(annotation(stage.plane, ADOPTED_FROM).await, None);
-    until(&waiting, "leading").await;
+    waiting.says("leading").await;
     // A leader whose name is taken away does not know whether somebody else was given it.
     name_lease(stage.plane, Value::Null).await;
-    assert_eq!(exit_code(&mut waiting).await, 1, "{}", waiting.log());
+    assert_eq!(waiting.ended().await, 1, "{}", waiting.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -249,10 +230,10 @@ async fn without_an_election_a_controller_ends_when_an_installation_comes() {
     let stage = Stage::elected("alone").await;
     name_lease(stage.plane, Value::Null).await;
     let mut alone = stage.controller(&[]);
-    until(&alone, "ready").await;
+    alone.says("ready").await;
     stage.rules().await;
     let since = Instant::now();
-    assert_eq!(exit_code(&mut alone).await, 2, "{}", alone.log());
+    assert_eq!(alone.ended().await, 2, "{}", alone.log());
     assert!(since.elapsed() < Duration::from_secs(10));
     assert!(
         alone.log().contains("this one has no election"),
@@ -271,14 +252,14 @@ async fn a_lease_is_not_given_back_before_what_it_inherited_has_settled() {
         .await
         .unwrap();
     let mut first = of(&stage, &stage.namespace, &["--settle-seconds=12"]);
-    until(&first, "ready").await;
+    first.says("ready").await;
     first.signal(crate::testbed::Signal::Terminate);
-    assert_eq!(exit_code(&mut first).await, 0, "{}", first.log());
+    assert_eq!(first.ended().await, 0, "{}", first.log());
     let lease = leases.get("promotion-controller").await.unwrap();
     let holder = lease.spec.unwrap().holder_identity.unwrap_or_default();
     assert_ne!(holder, "", "{}", first.log());
     let second = of(&stage, &stage.namespace, &["--settle-seconds=12"]);
-    until(&second, "Expired").await;
+    second.says("Expired").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -307,7 +288,7 @@ async fn an_api_server_that_is_closed_untrusted_or_refuses_is_named_with_the_cau
         let lease = format!("--lease-namespace={}", stage.namespace);
         let arguments = ["--leader-elect=true", &lease];
         let controller = at.controller_through(&kubeconfig, &arguments);
-        until(&controller, cause).await;
+        controller.says(cause).await;
         tokio::time::sleep(Duration::from_secs(5)).await;
         let log = controller.log();
         let lines: Vec<&str> = log.lines().filter(|line| line.contains("ERROR")).collect();

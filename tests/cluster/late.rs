@@ -4,5 +4,4 @@
 //! killed, and the request deleted, while the PUT is on the wire.
 
 mod leases;
-mod proxy;
 mod takeover;

@@ -7,8 +7,9 @@ use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use quaylike::{GateSpec, Matcher, Options, Registry};
 use serde_json::json;
 
-use super::ground::{Ground, PATIENCE, put, waits_for};
+use super::ground::{Ground, PATIENCE, waits_for};
 use crate::metrics::Scraped;
+use crate::testbed::floats::put;
 use crate::testbed::free_port;
 use crate::testbed::stage::{Controller, condition, phase, spec};
 

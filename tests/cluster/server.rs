@@ -9,9 +9,10 @@ use promotion_controller::api::{PromotionRequest, crd, crd_yaml};
 use quaylike::{Digest, Gate, GateSpec, Matcher};
 use serde_json::{Value, json};
 
-use super::ground::{Ground, PATIENCE, alone, put, until, waits_for};
+use super::ground::{Ground, PATIENCE, alone, until, waits_for};
 use super::relay::{Call, Fault, Relay};
 use crate::testbed::ControlPlane;
+use crate::testbed::floats::put;
 use crate::testbed::stage::{Controller, EVERYWHERE, LOOK, Stage, phase};
 
 const CRD: &str = "promotionrequests.ci.openshift.io";

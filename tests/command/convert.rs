@@ -4,10 +4,8 @@ mod page;
 
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
-use promotion_controller::api::crd_yaml;
 use serde_json::{Value, json};
 
 use crate::testbed::RunDir;

@@ -9,7 +9,7 @@ use promotion_controller::store::file::{FileStore, read_requests};
 use proptest::prelude::*;
 use serde_json::json;
 
-use crate::stage::{object, spec};
+use crate::testbed::stage::{object, spec};
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/example.yaml");
 
@@ -197,7 +197,7 @@ async fn a_state_that_spells_one_float_in_two_ways_is_taken_up_and_keeps_the_ord
         status.phase = Some("Incoming".into());
         status.images = serde_json::from_value(json!([{
             "float": object.spec.images[0].float, "phase": "Incoming",
-            "source": {"digest": super::liar::digest(b"source")},
+            "source": {"digest": crate::testbed::liar::digest(b"source")},
         }]))
         .unwrap();
         store.save(&object).await.unwrap();

@@ -13,6 +13,7 @@ use tokio::runtime::Builder;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
+use crate::testbed::floats::put;
 use crate::testbed::stage::LOOK;
 use crate::testbed::{Direction, Path, RunDir, Supervised};
 
@@ -26,10 +27,6 @@ pub(super) struct Two {
     old: Digest,
     first: Digest,
     pub(super) second: Digest,
-}
-
-fn put() -> Matcher {
-    Matcher::put_manifest().repository("ci").reference("f")
 }
 
 impl Two {
@@ -160,7 +157,7 @@ async fn heals_after(heal: Duration) {
     let sent = Instant::now();
     tokio::time::sleep(Duration::from_secs(1)).await;
     path.cut(Direction::ToClient);
-    assert_eq!(registry.count(&put()), 0, "the path is cut");
+    assert_eq!(registry.count(&put("f")), 0, "the path is cut");
     tokio::time::sleep(heal.saturating_sub(sent.elapsed())).await;
     path.heal();
     let case = format!("healed after {heal:?}");
@@ -209,13 +206,13 @@ async fn works_on_for(works: Duration) {
     let two = Two::new(&registry, &host);
     let lands = PUT + works;
     let ms = u64::try_from(lands.as_millis()).unwrap();
-    registry.add_rule(Rule::new(put(), Action::HoldWrite { ms: Some(ms) }).times(1));
+    registry.add_rule(Rule::new(put("f"), Action::HoldWrite { ms: Some(ms) }).times(1));
     let mut run = two.promote_at(None, &host);
     let case = format!("works on for {works:?}");
     two.assert_ended(&registry, &mut run, &case).await;
     // It has landed: the second request came after it.
     assert_eq!(registry.held_writes(), 0, "{case}");
-    assert_eq!(registry.count(&put()), 3, "{case}");
+    assert_eq!(registry.count(&put("f")), 3, "{case}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

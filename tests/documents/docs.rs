@@ -80,7 +80,11 @@ fn every_test_that_the_pages_name_is_there() {
             code.push_str(&std::fs::read_to_string(file).unwrap());
         }
     }
-    for page in ["docs/verification.md", "docs/security.md", "docs/testing.md"] {
+    for page in [
+        "docs/verification.md",
+        "docs/security.md",
+        "docs/testing.md",
+    ] {
         let page = read(page);
         let tests = names(&page).filter(|name| name.len() > 20 && !name.contains([' ', '/', '.']));
         let tests: Vec<&str> = tests.collect();

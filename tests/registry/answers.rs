@@ -11,7 +11,7 @@ use promotion_controller::registry::{
 use quaylike::{Action, Dialect, ImageBuilder, Layer, Matcher, Registry, RequestKind, Rule, Shape};
 
 use crate::testbed::client::{
-    by_tag, client, client_with, fetched, open, repository, seeded, settings, tag,
+    by_tag, client, client_with, fetched, open, put, repository, seeded, settings, tag,
 };
 use crate::testbed::liar::{self, Image, Liar};
 use crate::testbed::listener::{Listener, answer};
@@ -47,14 +47,6 @@ async fn copied(
     copied.unwrap_or_else(|_| panic!("waited: {:?}", progress.waiting()))
 }
 
-async fn put(client: &RegistryClient, to: &Registry, name: &str, manifest: &Manifest) -> Put {
-    let (target, none, progress) = (repository(to, "team/a"), QUIET(), Progress::default());
-    let gate = || true;
-    client
-        .put_tag(&target, &tag(name), manifest, &none, gate, &progress)
-        .await
-}
-
 #[tokio::test]
 async fn what_harbor_has_not_is_absent_and_what_a_page_says_is_not() {
     let host = open().await;
@@ -69,7 +61,7 @@ async fn what_harbor_has_not_is_absent_and_what_a_page_says_is_not() {
         // The repository is there, the artifact is not.
         let manifest = seeded(&host, &client, "team/a", Shape::Oci, &QUIET()).await;
         assert!(matches!(
-            put(&client, &host, "x", &manifest).await,
+            put(&client, &host, "team/a", "x", &manifest).await,
             Put::Written
         ));
     }
@@ -117,10 +109,10 @@ async fn a_tag_that_must_not_move_is_told_in_every_dialect() {
         let manifest = seeded(&host, &client, "team/a", Shape::Oci, &QUIET()).await;
         host.add_rule(Rule::new(Matcher::put_manifest(), Action::ImmutableTag));
         assert!(matches!(
-            put(&client, &host, "new", &manifest).await,
+            put(&client, &host, "team/a", "new", &manifest).await,
             Put::Written
         ));
-        let Put::Immutable(error) = put(&client, &host, "seed", &manifest).await else {
+        let Put::Immutable(error) = put(&client, &host, "team/a", "seed", &manifest).await else {
             panic!("{dialect:?}");
         };
         assert_eq!(
@@ -148,7 +140,7 @@ async fn a_413_is_an_attempt_unless_the_registry_itself_says_that_it_is_too_larg
         assert_eq!((error.reason, error.class), wanted, "{error}");
         copied(&client, &from, &manifest, &to).await.unwrap();
         assert!(matches!(
-            put(&client, &to, "x", &manifest).await,
+            put(&client, &to, "team/a", "x", &manifest).await,
             Put::Written
         ));
     }
@@ -296,7 +288,10 @@ async fn a_mount_that_is_not_answered_as_it_should_be_falls_back_to_a_copy() {
         let copied = copied(&client, &host, &manifest, &host).await;
         copied.unwrap_or_else(|error| panic!("{action:?}: {error}"));
         assert!(
-            matches!(put(&client, &host, "x", &manifest).await, Put::Written),
+            matches!(
+                put(&client, &host, "team/a", "x", &manifest).await,
+                Put::Written
+            ),
             "{action:?}"
         );
     }
@@ -417,7 +412,7 @@ async fn a_layer_is_left_out_only_where_it_says_where_it_is_and_the_source_lacks
         let sent = to.count(&upload("PUT").reference(&layer));
         assert_eq!(sent, usize::from(there), "{urls:?} {there}");
         assert!(matches!(
-            put(&client, &to, "x", &manifest).await,
+            put(&client, &to, "team/a", "x", &manifest).await,
             Put::Written
         ));
     }
@@ -428,7 +423,7 @@ async fn the_reason_in_the_detail_is_shown_and_schema_1_is_what_it_is() {
     let host = open().await;
     let client = client(&[&host]);
     let manifest = seeded(&host, &client, "src/a", Shape::Oci, &QUIET()).await;
-    let Put::ContentMissing(error) = put(&client, &host, "x", &manifest).await else {
+    let Put::ContentMissing(error) = put(&client, &host, "team/a", "x", &manifest).await else {
         panic!("it has no blobs there");
     };
     assert!(
@@ -484,7 +479,7 @@ async fn a_mount_that_lies_is_followed_by_a_copy() {
         let written = loop {
             tries += 1;
             copied(&client, &host, &manifest, &host).await.unwrap();
-            match put(&client, &host, &name, &manifest).await {
+            match put(&client, &host, "team/a", &name, &manifest).await {
                 // As the engine does: the next attempt.
                 Put::ContentMissing(_) if tries < 3 => client.forget(&repository(&host, "team/a")),
                 put => break put,
@@ -643,7 +638,7 @@ async fn a_docker_manifest_whose_type_nobody_tells_is_copied_to_the_byte() {
     let copied = client.copy(none.at(&source), &manifest, none.at(&target), &progress);
     copied.await.unwrap();
     assert!(matches!(
-        put(&client, &to, "x", &manifest).await,
+        put(&client, &to, "team/a", "x", &manifest).await,
         Put::Written
     ));
     let digest = to.tag("team/a", "x").unwrap().to_string();

@@ -24,26 +24,6 @@ fn upload(method: &str) -> Matcher {
     Matcher::kind(RequestKind::Upload).method(method)
 }
 
-async fn put(
-    client: &RegistryClient,
-    host: &Registry,
-    path: &str,
-    name: &str,
-    manifest: &registry::Manifest,
-) -> Put {
-    let repository = repository(host, path);
-    client
-        .put_tag(
-            &repository,
-            &tag(name),
-            manifest,
-            &QUIET(),
-            || true,
-            &Progress::default(),
-        )
-        .await
-}
-
 fn digest_at(host: &Registry, path: &str, name: &str) -> Option<String> {
     host.tag(path, name).map(|digest| digest.to_string())
 }

@@ -6,7 +6,7 @@ use promotion_controller::machine::Reason;
 use promotion_controller::registry::{Credential, Error, Manifest, Progress, Put, RegistryClient};
 use quaylike::{AuthMode, Matcher, Registry, RequestKind, Shape};
 
-use crate::testbed::client::{client, credential, guarded, open, repository, seeded, tag};
+use crate::testbed::client::{client, credential, guarded, open, put, repository, seeded, tag};
 
 const LONG: Duration = Duration::from_mins(5);
 const NONE: fn() -> Credential = Credential::anonymous;
@@ -34,14 +34,6 @@ async fn copy(
         .await
 }
 
-async fn put(client: &RegistryClient, to: &Registry, manifest: &Manifest) -> Put {
-    let target = repository(to, "team/a");
-    let (none, progress) = (NONE(), Progress::default());
-    client
-        .put_tag(&target, &tag("x"), manifest, &none, || true, &progress)
-        .await
-}
-
 /// Copies and sets the tag, as often as an image is tried; how often that took.
 async fn promote(
     client: &RegistryClient,
@@ -57,7 +49,7 @@ async fn promote(
                 continue;
             }
         }
-        match put(client, to, manifest).await {
+        match put(client, to, "team/a", "x", manifest).await {
             Put::Written => return attempt,
             Put::ContentMissing(_) => {}
             other => panic!("{other:?}"),
@@ -131,7 +123,7 @@ async fn what_is_missed_though_it_was_mounted_is_uploaded() {
     let body: serde_json::Value = serde_json::from_slice(&manifest.bytes).unwrap();
     let layer = body["layers"][0]["digest"].as_str().unwrap();
     assert!(host.lose_blob("team/a", layer.parse().unwrap()));
-    let lost = put(&client, &host, &manifest).await;
+    let lost = put(&client, &host, "team/a", "x", &manifest).await;
     assert!(matches!(lost, Put::ContentMissing(_)), "{lost:?}");
     // Forgetting what is there does not make it believed again.
     client.forget(&target);
@@ -142,7 +134,7 @@ async fn what_is_missed_though_it_was_mounted_is_uploaded() {
         host.count(&Matcher::kind(RequestKind::Blob).method("HEAD")),
         0
     );
-    let written = put(&client, &host, &manifest).await;
+    let written = put(&client, &host, "team/a", "x", &manifest).await;
     assert!(matches!(written, Put::Written), "{written:?}");
 }
 

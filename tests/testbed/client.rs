@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use image::{Reference, Repository, Tag};
 use quaylike::{Auth, AuthMode, ImageSpec, Options, Registry, Settings as Switches, Shape, User};
-use registry::{Credential, Keyring, Manifest, Progress, RegistryClient, Settings};
+use registry::{Credential, Keyring, Manifest, Progress, Put, RegistryClient, Settings};
 
 pub async fn open() -> Registry {
     Registry::start(Options::default()).await.unwrap()
@@ -101,4 +101,22 @@ pub async fn fetched(
         .await
         .unwrap()
         .unwrap()
+}
+
+/// Writes a tag without a credential, as often as it is called.
+pub async fn put(
+    client: &RegistryClient,
+    host: &Registry,
+    path: &str,
+    name: &str,
+    manifest: &Manifest,
+) -> Put {
+    let (target, none, progress) = (
+        repository(host, path),
+        Credential::anonymous(),
+        Progress::default(),
+    );
+    client
+        .put_tag(&target, &tag(name), manifest, &none, || true, &progress)
+        .await
 }

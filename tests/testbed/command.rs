@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
 use super::RunDir;
+pub use super::floats::{image, put};
 
 /// How long a run may take at most: the settle time, retries and a machine with other work included.
 pub const PATIENCE: Duration = Duration::from_secs(90);
@@ -257,10 +258,6 @@ pub async fn ended(mut command: Command) -> Run {
     }
 }
 
-pub fn image(seed: &str) -> quaylike::Image {
-    ImageSpec::new(Shape::Oci, seed).build().unwrap()
-}
-
 pub fn document(name: &str, spec: &Value) -> Value {
     json!({
         "apiVersion": "ci.openshift.io/v1alpha1",
@@ -268,17 +265,6 @@ pub fn document(name: &str, spec: &Value) -> Value {
         "metadata": {"name": name},
         "spec": spec,
     })
-}
-
-/// The PUT of a tag.
-pub fn put(tag: &str) -> Matcher {
-    Matcher {
-        method: Some("PUT".into()),
-        kind: Some(RequestKind::Manifest),
-        reference: (!tag.starts_with("_prune_")).then(|| tag.into()),
-        reference_contains: tag.starts_with("_prune_").then(|| tag.into()),
-        ..Matcher::default()
-    }
 }
 
 /// An object's phase and the reason of its end.

@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 
 use serde_json::Value;
-use tokio::sync::{Mutex, MutexGuard, OnceCell};
 
-use super::{Binary, ControlPlane, RunDir, binary, shared};
+use super::{Binary, ControlPlane, RunDir, Turn, Turns, binary};
 
 /// The chart's folder.
 pub fn chart() -> PathBuf {
@@ -19,14 +18,9 @@ pub fn root() -> &'static Path {
 }
 
 /// A control plane without a definition and without a release, and the turn at it.
-pub async fn cluster() -> (MutexGuard<'static, ()>, &'static ControlPlane) {
-    static TURN: Mutex<()> = Mutex::const_new(());
-    static PLANE: OnceCell<ControlPlane> = OnceCell::const_new();
-    let turn = TURN.lock().await;
-    // Everything is built, by whoever needs it first.
-    shared().await;
-    let plane = PLANE.get_or_try_init(ControlPlane::start).await.unwrap();
-    (turn, plane)
+pub async fn cluster() -> (Turn, &'static ControlPlane) {
+    static PLANE: Turns = Turns::new();
+    PLANE.take().await
 }
 
 /// Helm with a home of its own, at a cluster or at none.

@@ -15,12 +15,15 @@ use promotion_controller::controller::installation::{ADOPTED_FROM, DEFINITION, L
 use promotion_controller::controller::lease;
 use quaylike::Gate;
 use serde_json::{Value, json};
-use tokio::sync::{Mutex, MutexGuard, OnceCell};
+use tokio::sync::OnceCell;
 
-use super::{ControlPlane, RunDir, Signal, Supervised, shared};
+use super::{ControlPlane, RunDir, Signal, Supervised, Turn, Turns, shared};
 
 /// How often a test looks.
 pub const LOOK: Duration = Duration::from_millis(20);
+
+/// How long a controller may take to say something or to end.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// An argument for [`Stage::controller`]: all namespaces, which wants a control plane of the test's own.
 pub const EVERYWHERE: &str = "everywhere";
@@ -31,7 +34,7 @@ pub struct Stage {
     pub namespace: String,
     pub folder: RunDir,
     /// At the control plane of those who elect a leader, of which there is one for a definition.
-    _turn: Option<MutexGuard<'static, ()>>,
+    _turn: Option<Turn>,
 }
 
 /// A controller process.
@@ -96,12 +99,8 @@ impl Stage {
 
     /// A namespace for controllers that elect a leader: the definition names its Lease. One test at a time has this control plane.
     pub async fn elected(prefix: &str) -> Self {
-        static TURN: Mutex<()> = Mutex::const_new(());
-        static PLANE: OnceCell<ControlPlane> = OnceCell::const_new();
-        let turn = TURN.lock().await;
-        // Everything is built, by whoever needs it first.
-        shared().await;
-        let plane = PLANE.get_or_try_init(ControlPlane::start).await.unwrap();
+        static PLANE: Turns = Turns::new();
+        let (turn, plane) = PLANE.take().await;
         plane.apply_crds(&crd_yaml()).await.unwrap();
         let stage = Self::on(plane, prefix).await;
         stage.rules().await;
@@ -320,6 +319,33 @@ impl Controller {
     /// Ends it as a crash would.
     pub fn kill(mut self) {
         self.process.kill();
+    }
+
+    /// Waits until its log has these words.
+    ///
+    /// # Panics
+    /// With the log, if that takes longer than 90 s.
+    pub async fn says(&self, words: &str) {
+        let end = Instant::now() + PATIENCE;
+        while !self.log().contains(words) {
+            assert!(Instant::now() < end, "no '{words}':\n{}", self.log());
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// The exit code, as soon as it has ended.
+    ///
+    /// # Panics
+    /// With the log, if that takes longer than 90 s.
+    pub async fn ended(&mut self) -> i32 {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(code) = self.exit_code() {
+                return code;
+            }
+            assert!(Instant::now() < end, "still runs:\n{}", self.log());
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     /// The exit code, once it has ended.

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Api, DeleteParams, PostParams};
 use quaylike::{
-    Action, Digest, Gate, GateSpec, ImageSpec, Matcher, Options, Registry, RequestKind, Rule,
-    Settings, Shape,
+    Action, Digest, Gate, GateSpec, ImageSpec, Matcher, Options, Registry, Rule, Settings, Shape,
 };
 use serde_json::json;
 
+use crate::testbed::floats::{look, put};
 use crate::testbed::stage::{Controller, LOOK, Stage, phase};
 
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -38,17 +38,6 @@ struct Pair {
     leader: Option<Controller>,
     follower: Controller,
     arguments: Vec<String>,
-}
-
-fn put(tag: &str) -> Matcher {
-    Matcher::put_manifest().repository("ci").reference(tag)
-}
-
-fn look(tag: &str) -> Matcher {
-    Matcher::kind(RequestKind::Manifest)
-        .method("GET")
-        .repository("ci")
-        .reference(tag)
 }
 
 async fn said(controller: &Controller, words: &str) {

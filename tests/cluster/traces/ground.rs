@@ -13,13 +13,11 @@ use promotion_controller::engine;
 use promotion_controller::policy::Policy;
 use promotion_controller::registry::{self, RegistryClient};
 use promotion_controller::store::credentials::CredentialFiles;
-use quaylike::{
-    Digest, Gate, GateSpec, Image, ImageSpec, LoggedRequest, Matcher, Options, Registry, Settings,
-    Shape,
-};
+use quaylike::{Digest, Gate, GateSpec, LoggedRequest, Matcher, Options, Registry, Settings};
 use serde_json::{Value, json};
 use tokio::runtime::{Builder, Runtime};
 
+pub use crate::testbed::floats::{FLOATS, image, look, put};
 use crate::testbed::stage::{LOOK, Stage, object, phase};
 
 pub const PATIENCE: Duration = Duration::from_secs(90);
@@ -31,8 +29,7 @@ pub const LONG_SETTLE: Duration = Duration::from_secs(8);
 pub const PUT: Duration = Duration::from_secs(1);
 /// So much longer one without an answer may take to land.
 const LATER: Duration = Duration::from_millis(500);
-/// The repository of the floats, and that of the sources.
-pub const FLOATS: &str = "ci";
+/// The repository of the sources.
 pub const SOURCES: &str = "src/pipeline";
 
 /// A namespace, a registry, and what the test does with them.
@@ -45,21 +42,6 @@ pub struct Ground {
 /// A controller in this process, on threads of its own.
 pub struct Inside {
     runtime: Option<Runtime>,
-}
-
-pub fn image(seed: &str) -> Image {
-    ImageSpec::new(Shape::Oci, seed).build().unwrap()
-}
-
-/// Reads of a tag of the floats' repository.
-pub fn look(tag: &str) -> Matcher {
-    let matcher = Matcher::kind(quaylike::RequestKind::Manifest).method("GET");
-    matcher.repository(FLOATS).reference(tag)
-}
-
-/// Writes of it.
-pub fn put(tag: &str) -> Matcher {
-    Matcher::put_manifest().repository(FLOATS).reference(tag)
 }
 
 /// Writes of its prune tags.
