@@ -6,7 +6,7 @@
 //! A request claims all its floats at once or none, so nobody holds one float while waiting for another: no deadlock. The
 //! last created wins: a claim ends every older request on the float that is not committed, before anything is written.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use std::time::Duration;
 
@@ -22,9 +22,9 @@ pub type Uid = String;
 /// Who owns which float.
 #[derive(Debug, Clone, Default)]
 pub struct Claims {
-    owners: HashMap<Float, Uid>,
+    owners: BTreeMap<Float, Uid>,
     /// The same by owner, so that a release looks only at its own floats.
-    floats: HashMap<Uid, HashSet<Float>>,
+    floats: BTreeMap<Uid, BTreeSet<Float>>,
 }
 
 /// What is known of an unfinished request.
@@ -138,7 +138,7 @@ impl Claims {
         let Some(owned) = self.floats.get_mut(uid) else {
             return Vec::new();
         };
-        let released: Vec<_> = owned.extract_if(|float| !keep(float)).collect();
+        let released: Vec<_> = owned.extract_if(.., |float| !keep(float)).collect();
         if owned.is_empty() {
             self.floats.remove(uid);
         }

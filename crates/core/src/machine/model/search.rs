@@ -6,6 +6,10 @@
 //! successor, and no way comes back. States are told apart by 64 bits of their hash: with a million states the chance that any
 //! two are confused is below one in ten million.
 
+#[expect(
+    clippy::disallowed_types,
+    reason = "the states that were seen are looked up, never walked"
+)]
 use std::collections::{HashMap, VecDeque};
 use std::fmt::Write as _;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
@@ -100,6 +104,7 @@ pub fn fingerprint(value: &impl Hash) -> u64 {
 
 /// Searches everything that can be reached from `start`, up to `bound` states.
 pub fn search<M: Model>(start: &M, bound: usize) -> Found {
+    #[expect(clippy::disallowed_types, reason = "as above")]
     let mut seen: HashMap<u64, u32, BuildHasherDefault<Same>> = HashMap::default();
     let mut parents: Vec<(u32, u32)> = vec![(0, 0)];
     let mut edges: Vec<(u32, u32)> = Vec::new();

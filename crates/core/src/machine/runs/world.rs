@@ -5,7 +5,7 @@
 //! of one step, or a mishap. Everything is plain data that can be cloned, so a search can enumerate what random runs only
 //! sample. The promises are asserted where they could break: at every tag write, at every save, and after every event.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -128,7 +128,7 @@ struct Process {
     since: i64,
     claims: Claims,
     running: BTreeMap<Who, Running>,
-    launched: HashSet<Who>,
+    launched: BTreeSet<Who>,
     standing: Vec<Standing>,
     /// Since when each is known to be eligible.
     eligible: Vec<Option<i64>>,
@@ -905,7 +905,7 @@ impl Process {
             running: BTreeMap::new(),
             standing: vec![Standing::Undecided; requests],
             eligible: vec![None; requests],
-            launched: HashSet::new(),
+            launched: BTreeSet::new(),
             open: BTreeMap::new(),
             spared: BTreeSet::new(),
             stamps: BTreeMap::new(),
