@@ -2,7 +2,8 @@
 #   docker build -t promotion-controller:0.1.0 .
 # `.ci/image` runs the commands of the stage `build` without a container.
 
-FROM docker.io/library/rust:1.95.0-slim-trixie AS build
+# Base images by digest: the tag says what it is, the digest which one. Renew both together, as SECURITY.md says.
+FROM docker.io/library/rust:1.95.0-slim-trixie@sha256:e14e87345b4d5964ddcc3491d27ee046a0f23820f340c3c1e24da6880141f7c0 AS build
 WORKDIR /build
 # Puts the list of dependencies into the program, where scanners of images look for it.
 RUN cargo install --quiet --locked cargo-auditable --version 0.7.7
@@ -35,7 +36,7 @@ RUN touch crates/core/src/lib.rs src/lib.rs src/main.rs \
     && cargo auditable build --locked --release --package promotion-controller --no-default-features
 
 # glibc, libgcc and the CA certificates of the Debian that it was built on; no shell, no package manager.
-FROM gcr.io/distroless/cc-debian13:nonroot
+FROM gcr.io/distroless/cc-debian13:nonroot@sha256:54df941ed0d06a1bd95ef5e0ce391fd8d9f94b64782dc9a60062727849ee3f97
 LABEL org.opencontainers.image.title="promotion-controller" \
       org.opencontainers.image.description="Promotes container images to floating tags without ever leaving one dangling" \
       org.opencontainers.image.licenses="Apache-2.0"

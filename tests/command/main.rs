@@ -19,6 +19,7 @@ mod distribution;
 mod files;
 mod late;
 mod memory;
+mod packages;
 mod preview;
 mod promote;
 mod referrers;

@@ -101,33 +101,6 @@ fn is_closed(text: &str) -> bool {
     })
 }
 
-#[test]
-fn what_a_promotion_is_depends_on_nothing_that_does_io_runs_tasks_or_draws_random_numbers() {
-    let tree = std::process::Command::new(env!("CARGO"))
-        .args(["tree", "--offline", "--package=promotion-core"])
-        .args(["--edges=normal", "--prefix=none", "--format={p}"])
-        .current_dir(root())
-        .output()
-        .unwrap();
-    let tree = String::from_utf8(tree.stdout).unwrap();
-    let names: Vec<&str> = tree
-        .lines()
-        .filter_map(|l| l.split_whitespace().next())
-        .collect();
-    assert_eq!(names.first(), Some(&"promotion-core"), "{tree}");
-    for outside in [
-        "tokio",
-        "kube",
-        "k8s-openapi",
-        "reqwest",
-        "hyper",
-        "rand",
-        "getrandom",
-    ] {
-        assert!(!names.contains(&outside), "{outside} is in:\n{tree}");
-    }
-}
-
 /// Whether a file is compiled for tests alone.
 fn is_test(module: &str) -> bool {
     let tests = ["model", "runs", "samples", "table"];
