@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::metrics::Scraped;
 use crate::testbed::command::{Ground, document, ended, image, verdict};
-use crate::testbed::liar::{Liar, answer, unknown};
+use crate::testbed::scripted::{Scripted, answer, unknown};
 use crate::testbed::stage::{Stage, condition, phase};
 use crate::testbed::{Supervised, free_port};
 
@@ -54,8 +54,8 @@ async fn registry() -> Registry {
 }
 
 /// A registry that says back all that it is told, and signs what it leads to.
-async fn echoing() -> Liar {
-    Liar::start(|asked| {
+async fn echoing() -> Scripted {
+    Scripted::start(|asked| {
         let lower = asked.to_lowercase();
         let host = lower
             .split("host: ")

@@ -63,8 +63,8 @@ async fn real(state: &Path) -> Vec<u8> {
             let (_, tag) = image.float.rsplit_once(':').unwrap();
             json!({
                 "float": image.float, "phase": "BackedUp", "message": "x: y # \"z\"", "attempts": 1,
-                "source": {"digest": crate::testbed::liar::digest(b"source"), "mediaType": crate::testbed::liar::OCI},
-                "displaced": [{"digest": crate::testbed::liar::digest(b"old"), "pruneTag": format!("20260101000000_prune_{tag}")}],
+                "source": {"digest": crate::testbed::scripted::digest(b"source"), "mediaType": crate::testbed::scripted::OCI},
+                "displaced": [{"digest": crate::testbed::scripted::digest(b"old"), "pruneTag": format!("20260101000000_prune_{tag}")}],
             })
         })
         .collect();
@@ -197,7 +197,7 @@ async fn a_state_that_spells_one_float_in_two_ways_is_taken_up_and_keeps_the_ord
         status.phase = Some("Incoming".into());
         status.images = serde_json::from_value(json!([{
             "float": object.spec.images[0].float, "phase": "Incoming",
-            "source": {"digest": crate::testbed::liar::digest(b"source")},
+            "source": {"digest": crate::testbed::scripted::digest(b"source")},
         }]))
         .unwrap();
         store.save(&object).await.unwrap();

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::sources::{Case, MEMORY_MAX, all};
-use crate::testbed::liar::{INDEX, Image, OCI, Say, answer, digest, head};
+use crate::testbed::scripted::{INDEX, Image, OCI, Say, answer, digest, head};
 
 const MIB: usize = 1024 * 1024;
 /// With 32 MiB of manifests, the most that is kept of them, 64 MiB of one index, and eight more on their way.
@@ -47,7 +47,7 @@ async fn what_a_registry_says_without_end_is_read_within_64_mib() {
     let nothing = |_: &Image, _: &str| None;
     let (config, layer) = (
         String::from_utf8(
-            serde_json::to_vec(&crate::testbed::liar::descriptor(
+            serde_json::to_vec(&crate::testbed::scripted::descriptor(
                 "application/vnd.oci.image.config.v1+json",
                 &image().config,
             ))
@@ -143,7 +143,7 @@ async fn what_a_registry_says_without_end_is_read_within_64_mib() {
                     answer(
                         200,
                         &[("content-type", INDEX)],
-                        &filled([r#"{"schemaVersion":2,"manifests":["#, "]}"], r#"{"a":0}"#),
+                        filled([r#"{"schemaVersion":2,"manifests":["#, "]}"], r#"{"a":0}"#),
                     )
                 })
             },
@@ -193,7 +193,7 @@ async fn the_manifests_of_an_index_are_given_up_when_they_are_more_than_64_mib()
         bytes
     };
     let children: Vec<_> = (0..100)
-        .map(|n| crate::testbed::liar::descriptor(OCI, &child(n)))
+        .map(|n| crate::testbed::scripted::descriptor(OCI, &child(n)))
         .collect();
     let numbers: std::collections::HashMap<String, usize> = children
         .iter()
@@ -206,7 +206,7 @@ async fn the_manifests_of_an_index_are_given_up_when_they_are_more_than_64_mib()
     let case = Case::new("400 MiB of manifests", top, "TooLarge", move |_, head| {
         let asked = head.split(' ').nth(1)?.rsplit('/').next()?;
         let number = numbers.get(asked)?;
-        Some(answer(200, &[("content-type", OCI)], &child(*number)))
+        Some(answer(200, &[("content-type", OCI)], child(*number)))
     });
     all(vec![case], MANY_MAX).await;
 }

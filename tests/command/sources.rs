@@ -7,8 +7,8 @@ use futures::StreamExt as _;
 use serde_json::{Value, json};
 
 use crate::testbed::command::{Ground, Run, document, verdict};
-use crate::testbed::liar::{
-    INDEX, Image, Liar, OCI, Say, answer, descriptor, digest, head, unknown,
+use crate::testbed::scripted::{
+    INDEX, Image, OCI, Say, Scripted, answer, descriptor, digest, head, unknown,
 };
 
 const MIB: u64 = 1024 * 1024;
@@ -87,7 +87,7 @@ fn resident(pid: u32) -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// Promotes from a liar to a float that exists; where that fails, the float has not moved and nothing dangles.
+/// Promotes from a lying registry to a float that exists; where that fails, the float has not moved and nothing dangles.
 pub async fn tried(case: Case, memory: u64) -> String {
     let Case {
         name,
@@ -101,7 +101,7 @@ pub async fn tried(case: Case, memory: u64) -> String {
     let honest = Arc::new(image);
     let source = {
         let honest = Arc::clone(&honest);
-        Liar::start(move |head| lie(&honest, head).unwrap_or_else(|| honest.honest(head))).await
+        Scripted::start(move |head| lie(&honest, head).unwrap_or_else(|| honest.honest(head))).await
     };
     let mut spec = json!({
         "images": [{"source": format!("{}/src/x:t", source.host()), "float": ground.at("ci:a")}],
@@ -458,7 +458,7 @@ async fn a_source_that_lies_about_blobs_moves_no_float() {
             "other content",
             image(),
             "DigestMismatch",
-            layers(|image| answer(200, &[], &image.layer.to_ascii_uppercase())),
+            layers(|image| answer(200, &[], image.layer.to_ascii_uppercase())),
         ),
         Case::new(
             "a descriptor that is too small",

@@ -6,7 +6,7 @@ use promotion_controller::registry::{Class, Credential, Progress, Proxies, Put, 
 use quaylike::Shape;
 
 use crate::testbed::client::{client_with, open, repository, seeded, settings, tag};
-use crate::testbed::listener::{Listener, answer};
+use crate::testbed::scripted::{Scripted, answer};
 use crate::testbed::{Distribution, DistributionOptions};
 
 async fn secured() -> Distribution {
@@ -65,7 +65,7 @@ async fn a_private_ca_is_trusted_at_its_host_alone_and_http_2_is_spoken() {
 async fn a_private_ca_is_trusted_through_a_proxy() {
     let to = secured().await;
     let behind = to.host().parse().unwrap();
-    let proxy = Listener::proxy(Some(behind), |_| answer(502, &[], "")).await;
+    let proxy = Scripted::proxy(Some(behind), |_| answer(502, &[], "")).await;
     let client = |allowed: &str| {
         client_with(Settings {
             registry_ca: vec![("localhost:7".into(), to.ca())],
@@ -84,9 +84,9 @@ async fn a_private_ca_is_trusted_through_a_proxy() {
         .unwrap();
     assert_eq!(found, None);
     let heads = proxy.heads();
-    assert!(heads[0].starts_with("connect localhost:7 "), "{heads:?}");
+    assert!(heads[0].starts_with("CONNECT localhost:7 "), "{heads:?}");
     assert!(
-        heads[0].contains("proxy-authorization: basic "),
+        heads[0].contains("proxy-authorization: Basic "),
         "{heads:?}"
     );
     let requests = to.log().requests().unwrap();

@@ -13,8 +13,7 @@ use quaylike::{Action, Dialect, ImageBuilder, Layer, Matcher, Registry, RequestK
 use crate::testbed::client::{
     by_tag, client, client_with, fetched, open, put, repository, seeded, settings, tag,
 };
-use crate::testbed::liar::{self, Image, Liar};
-use crate::testbed::listener::{Listener, answer};
+use crate::testbed::scripted::{self, Image, Scripted, answer};
 
 const QUIET: fn() -> Credential = Credential::anonymous;
 
@@ -207,7 +206,7 @@ async fn writes_that_are_redirected_within_the_registry_are_sent_again_there() {
 #[tokio::test]
 async fn a_write_is_followed_to_no_other_address_nor_to_another_tag() {
     let from = open().await;
-    let elsewhere = Listener::start(|_| answer(201, &[], "")).await;
+    let elsewhere = Scripted::start(|_| answer(201, &[], "")).await;
     let away = format!("http://{}", elsewhere.host());
     for (post, put, to) in [
         (307, 200, away.clone()),
@@ -219,7 +218,7 @@ async fn a_write_is_followed_to_no_other_address_nor_to_another_tag() {
         (307, 200, "/v2/team/a/blobs/uploads/".into()),
     ] {
         let next = to.clone();
-        let host = Listener::start(move |head| {
+        let host = Scripted::start(move |head| {
             let path = head.split(' ').nth(1).unwrap();
             let again = if next.starts_with("http") {
                 format!("{next}{path}")
@@ -231,9 +230,9 @@ async fn a_write_is_followed_to_no_other_address_nor_to_another_tag() {
                 status => answer(status, &[("location", &again)], ""),
             };
             match head.split(' ').next().unwrap() {
-                "get" => answer(200, &[], ""),
-                "post" => said(post),
-                "put" => said(put),
+                "GET" => answer(200, &[], ""),
+                "POST" => said(post),
+                "PUT" => said(put),
                 _ => answer(404, &[], ""),
             }
         })
@@ -298,8 +297,8 @@ async fn a_mount_that_is_not_answered_as_it_should_be_falls_back_to_a_copy() {
 }
 
 /// A registry that leads all reads to `regional`.
-async fn front(regional: String) -> Listener {
-    Listener::start(move |head| {
+async fn front(regional: String) -> Scripted {
+    Scripted::start(move |head| {
         let path = head.split(' ').nth(1).unwrap();
         if path == "/v2/" {
             return answer(200, &[], "");
@@ -380,11 +379,11 @@ async fn a_layer_is_left_out_only_where_it_says_where_it_is_and_the_source_lacks
                 manifest["layers"][0]["urls"] = serde_json::json!([url]);
             }
         });
-        let (honest, layer) = (image.clone(), liar::digest(&image.layer));
+        let (honest, layer) = (image.clone(), scripted::digest(&image.layer));
         let lost = layer.clone();
-        let from = Liar::start(move |head| {
+        let from = Scripted::start(move |head| {
             if head.contains(&lost) && !there {
-                return liar::unknown();
+                return scripted::unknown();
             }
             honest.honest(head)
         })
@@ -434,16 +433,16 @@ async fn the_reason_in_the_detail_is_shown_and_schema_1_is_what_it_is() {
     );
     // Signed: its digest is that of a part of it.
     let signed = br#"{"schemaVersion":1,"name":"a","signatures":[{}]}"#;
-    let old = Liar::start(|head| {
+    let old = Scripted::start(move |head| {
         if head.starts_with("GET /v2/ ") {
-            return liar::answer(200, &[], b"");
+            return answer(200, &[], b"");
         }
         let kind = "application/vnd.docker.distribution.manifest.v1+prettyjws";
         let headers = [
             ("content-type", kind),
-            ("docker-content-digest", &liar::digest(b"payload")),
+            ("docker-content-digest", &scripted::digest(b"payload")),
         ];
-        liar::answer(200, &headers, signed)
+        answer(200, &headers, signed)
     })
     .await;
     let client = client_with(Settings {
@@ -496,11 +495,11 @@ async fn a_mount_that_lies_is_followed_by_a_copy() {
 async fn what_a_storage_refuses_is_no_word_of_the_registry() {
     let from = open().await;
     for status in [400, 401, 403, 404, 405, 413, 415] {
-        let storage = Listener::start(move |_| answer(status, &[], "")).await;
+        let storage = Scripted::start(move |_| answer(status, &[], "")).await;
         let location = format!("http://{}/up?signature=s3cret", storage.host());
-        let host = Listener::start(move |head| match head.split(' ').next().unwrap() {
-            "get" => answer(200, &[], ""),
-            "post" => answer(202, &[("location", &location)], ""),
+        let host = Scripted::start(move |head| match head.split(' ').next().unwrap() {
+            "GET" => answer(200, &[], ""),
+            "POST" => answer(202, &[("location", &location)], ""),
             _ => answer(404, &[], ""),
         })
         .await;
@@ -535,8 +534,8 @@ async fn an_upload_session_that_is_redirected_nowhere_is_a_definite_no() {
         (307, Some("http://[")),
         (307, Some("https://other.example/v2/team/a/blobs/uploads/")),
     ] {
-        let host = Listener::start(move |head| {
-            if !head.starts_with("post") {
+        let host = Scripted::start(move |head| {
+            if !head.starts_with("POST") {
                 return answer(200, &[], "");
             }
             let location = location.map(|to| ("location", to));
@@ -569,8 +568,8 @@ async fn a_tag_put_that_is_redirected_is_a_definite_no_and_sent_nowhere_else() {
         (303, Some("/v2/team/b/manifests/x")),
         (307, None),
     ] {
-        let host = Listener::start(move |head| {
-            if !head.starts_with("put") {
+        let host = Scripted::start(move |head| {
+            if !head.starts_with("PUT") {
                 return answer(200, &[], "");
             }
             let location = location.map(|to| ("location", to));
@@ -593,7 +592,7 @@ async fn a_tag_put_that_is_redirected_is_a_definite_no_and_sent_nowhere_else() {
         let words = "the registry redirects this write";
         assert!(error.message.contains(words), "{status}: {error}");
         let heads = host.heads().into_iter();
-        assert_eq!(heads.filter(|head| head.starts_with("put")).count(), 1);
+        assert_eq!(heads.filter(|head| head.starts_with("PUT")).count(), 1);
     }
 }
 
@@ -616,10 +615,10 @@ async fn a_docker_manifest_whose_type_nobody_tells_is_copied_to_the_byte() {
         manifest["config"]["mediaType"] = "application/vnd.docker.container.image.v1+json".into();
     });
     let honest = image.clone();
-    let from = Liar::start(move |head| {
+    let from = Scripted::start(move |head| {
         if head.contains("/manifests/") {
             let generic = [("content-type", "application/json; charset=utf-8")];
-            return liar::answer(200, &generic, &honest.manifest);
+            return answer(200, &generic, &honest.manifest);
         }
         honest.honest(head)
     })
@@ -642,5 +641,5 @@ async fn a_docker_manifest_whose_type_nobody_tells_is_copied_to_the_byte() {
         Put::Written
     ));
     let digest = to.tag("team/a", "x").unwrap().to_string();
-    assert_eq!(digest, liar::digest(&image.manifest));
+    assert_eq!(digest, scripted::digest(&image.manifest));
 }

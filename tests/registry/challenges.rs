@@ -11,7 +11,7 @@ use quaylike::{Auth, AuthMode, ImageSpec, Matcher, Options, Registry, RequestKin
 use crate::testbed::client::{
     by_tag, client, client_with, credential, fetched, repository, settings, tag,
 };
-use crate::testbed::listener::{Listener, answer};
+use crate::testbed::scripted::{Say, Scripted, answer};
 
 fn users(auth: Auth) -> Auth {
     auth.user(User::new("bot", "bot-s3cret").push("team").pull("src"))
@@ -187,12 +187,12 @@ fn bot(host: &str) -> Credential {
 
 const MANIFEST: &str = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":0},"layers":[]}"#;
 
-fn manifest() -> String {
+fn manifest() -> Say {
     let media_type = "application/vnd.oci.image.manifest.v1+json";
     answer(200, &[("content-type", media_type)], MANIFEST)
 }
 
-fn challenged(challenge: &str) -> String {
+fn challenged(challenge: &str) -> Say {
     answer(401, &[("www-authenticate", challenge)], "")
 }
 
@@ -206,10 +206,10 @@ fn own_host(head: &str) -> &str {
     host.lines().next().unwrap_or_default()
 }
 
-/// `bot:bot-s3cret`, as listeners read it: in lower case.
-const BASIC: &str = "basic ym90omjvdc1zm2nyzxq=";
+/// `bot:bot-s3cret`.
+const BASIC: &str = "Basic Ym90OmJvdC1zM2NyZXQ=";
 
-async fn read(registry: &Listener, path: &str) -> Result<bool, (Reason, Class, String)> {
+async fn read(registry: &Scripted, path: &str) -> Result<bool, (Reason, Class, String)> {
     let host = registry.host();
     let client = client_with(promotion_controller::registry::Settings {
         plain_http: vec![host.clone()],
@@ -252,7 +252,7 @@ async fn a_ping_that_asks_in_vain_for_what_no_repository_asks_is_not_the_last_wo
             "Basic realm=\"x\"",
             "Bearer realm=\"http://HOST/token\",service=\"own\"",
         ] {
-            let registry = Listener::start(move |head| {
+            let registry = Scripted::start(move |head| {
                 let host = own_host(head).to_owned();
                 let path = head.split(' ').nth(1).unwrap();
                 match path.split('?').next().unwrap() {
@@ -262,7 +262,7 @@ async fn a_ping_that_asks_in_vain_for_what_no_repository_asks_is_not_the_last_wo
                     "/page" => answer(200, &[("content-type", "text/html")], "<html>"),
                     "/token" if shown(head) == BASIC => answer(200, &[], r#"{"token":"t0k"}"#),
                     _ if shown(head) == BASIC && own.starts_with("Basic") => manifest(),
-                    _ if shown(head) == "bearer t0k" && own.starts_with("Bearer") => manifest(),
+                    _ if shown(head) == "Bearer t0k" && own.starts_with("Bearer") => manifest(),
                     _ => challenged(&own.replace("HOST", &host)),
                 }
             })
@@ -274,7 +274,7 @@ async fn a_ping_that_asks_in_vain_for_what_no_repository_asks_is_not_the_last_wo
 
 #[tokio::test]
 async fn tokens_of_one_realm_are_not_shown_to_the_repositories_of_another() {
-    let registry = Listener::start(|head| {
+    let registry = Scripted::start(|head| {
         let host = own_host(head).to_owned();
         let path = head.split(' ').nth(1).unwrap();
         let ways = ["one", "two"].into_iter().find(|way| path.contains(way));
@@ -282,9 +282,9 @@ async fn tokens_of_one_realm_are_not_shown_to_the_repositories_of_another() {
             ("/v2/", _) => answer(200, &[], ""),
             (_, Some(way)) if path.starts_with("/token") && shown(head) == BASIC => {
                 let life = r#""expires_in":3600"#;
-                answer(200, &[], &format!(r#"{{"token":"t0k-{way}",{life}}}"#))
+                answer(200, &[], format!(r#"{{"token":"t0k-{way}",{life}}}"#))
             }
-            (_, Some(way)) if shown(head) == format!("bearer t0k-{way}") => manifest(),
+            (_, Some(way)) if shown(head) == format!("Bearer t0k-{way}") => manifest(),
             (_, Some(way)) => challenged(&format!(
                 "Bearer realm=\"http://{host}/token\",service=\"{way}\""
             )),
@@ -319,13 +319,13 @@ async fn tokens_of_one_realm_are_not_shown_to_the_repositories_of_another() {
 async fn a_registry_that_asks_for_another_kind_each_time_rejects_nothing() {
     let count = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&count);
-    let registry = Listener::start(move |head| {
+    let registry = Scripted::start(move |head| {
         let host = own_host(head).to_owned();
         let n = counted.fetch_add(1, Ordering::Relaxed);
         match head.split(' ').nth(1).unwrap() {
             "/v2/" => answer(200, &[], ""),
             path if path.starts_with("/token") => {
-                answer(200, &[], &format!(r#"{{"token":"t0k-{n}"}}"#))
+                answer(200, &[], format!(r#"{{"token":"t0k-{n}"}}"#))
             }
             _ => challenged(&format!("Bearer realm=\"http://{host}/token{n}\"")),
         }
@@ -339,7 +339,7 @@ async fn a_registry_that_asks_for_another_kind_each_time_rejects_nothing() {
 
 #[tokio::test]
 async fn a_401_that_does_not_say_what_for_rejects_nothing_that_was_not_shown() {
-    let registry = Listener::start(|head| match head.split(' ').nth(1).unwrap() {
+    let registry = Scripted::start(|head| match head.split(' ').nth(1).unwrap() {
         "/v2/" => answer(200, &[], ""),
         _ => answer(401, &[], ""),
     })
@@ -354,16 +354,16 @@ async fn a_401_that_does_not_say_what_for_rejects_nothing_that_was_not_shown() {
 async fn a_token_that_was_taken_back_is_renewed_whatever_the_401_says() {
     for challenge in [true, false] {
         let issued = Arc::new(AtomicUsize::new(0));
-        let registry = Listener::start(move |head| {
+        let registry = Scripted::start(move |head| {
             let host = own_host(head).to_owned();
             let path = head.split(' ').nth(1).unwrap();
             let challenge_it = format!("Bearer realm=\"http://{host}/token\"");
-            let valid = || format!("bearer t0k-{}", issued.load(Ordering::Relaxed));
+            let valid = || format!("Bearer t0k-{}", issued.load(Ordering::Relaxed));
             match path.split('?').next().unwrap() {
                 "/token" => {
                     let n = issued.fetch_add(1, Ordering::Relaxed) + 1;
                     let life = r#""expires_in":3600"#;
-                    answer(200, &[], &format!(r#"{{"token":"t0k-{n}",{life}}}"#))
+                    answer(200, &[], format!(r#"{{"token":"t0k-{n}",{life}}}"#))
                 }
                 "/v2/" => challenged(&challenge_it),
                 "/v2/src/revoke/manifests/t" => {
@@ -393,8 +393,8 @@ async fn a_token_that_was_taken_back_is_renewed_whatever_the_401_says() {
 const PLAIN: &str = "Bearer realm=\"http://HOST/token\",service=\"s\"";
 
 /// A registry that wants tokens, at whose token endpoint `token` answers.
-async fn issuing(token: impl Fn() -> String + Send + Sync + 'static) -> Listener {
-    Listener::start(move |head| match head.split(' ').nth(1).unwrap() {
+async fn issuing(token: impl Fn() -> Say + Send + Sync + 'static) -> Scripted {
+    Scripted::start(move |head| match head.split(' ').nth(1).unwrap() {
         path if path.starts_with("/token") => token(),
         _ => challenged(&PLAIN.replace("HOST", own_host(head))),
     })
@@ -488,7 +488,7 @@ async fn who_has_a_credential_is_not_answered_as_a_stranger() {
     let unknown = r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"unknown"}]}"#;
     for (status, body) in [(403, ""), (404, unknown), (404, ""), (403, "<html>")] {
         for bearer in [false, true] {
-            let registry = Listener::start(move |head| {
+            let registry = Scripted::start(move |head| {
                 let host = own_host(head).to_owned();
                 match head.split(' ').nth(1).unwrap() {
                     "/v2/" => answer(200, &[], ""),
@@ -496,7 +496,7 @@ async fn who_has_a_credential_is_not_answered_as_a_stranger() {
                     path if path.contains("missing") && !shown(head).is_empty() => {
                         answer(404, &[], unknown)
                     }
-                    _ if shown(head) == "bearer t0k" => manifest(),
+                    _ if shown(head) == "Bearer t0k" => manifest(),
                     _ if shown(head) == BASIC && bearer => {
                         challenged(&PLAIN.replace("HOST", &host))
                     }

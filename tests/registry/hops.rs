@@ -14,7 +14,7 @@ use crate::testbed::client::{
     by_tag, client_with, credential as embedded_credential, fetched as seed, open, redirecting,
     repository, seeded, settings, tag,
 };
-use crate::testbed::listener::{Listener, answer, redirect};
+use crate::testbed::scripted::{Say, Scripted, answer, redirect};
 
 /// What a registry says of a manifest that it does not have.
 const ABSENT: &str = r#"{"errors":[{"code":"MANIFEST_UNKNOWN"}]}"#;
@@ -29,10 +29,10 @@ enum Kind {
 }
 
 /// A registry that leads to `target` in one way, and knows no blob.
-async fn leading(kind: Kind, target: &str) -> Listener {
+async fn leading(kind: Kind, target: &str) -> Scripted {
     let to = format!("http://{target}/x?{SIGNATURE}");
-    Listener::start(move |head| {
-        let ping = head.starts_with("get /v2/ ");
+    Scripted::start(move |head| {
+        let ping = head.starts_with("GET /v2/ ");
         match kind {
             Kind::Realm => {
                 let challenge = format!("Bearer realm=\"{to}\",service=\"s\"");
@@ -40,7 +40,7 @@ async fn leading(kind: Kind, target: &str) -> Listener {
             }
             _ if ping => answer(200, &[], ""),
             Kind::Redirect => redirect(&to),
-            Kind::Upload if head.starts_with("post") => answer(202, &[("location", &to)], ""),
+            Kind::Upload if head.starts_with("POST") => answer(202, &[("location", &to)], ""),
             Kind::Upload => answer(404, &[], ""),
         }
     })
@@ -48,8 +48,8 @@ async fn leading(kind: Kind, target: &str) -> Listener {
 }
 
 /// A server that is never to be asked, or answers anything with a page.
-async fn other() -> Listener {
-    Listener::start(|_| answer(403, &[], "<html>no</html>")).await
+async fn other() -> Scripted {
+    Scripted::start(|_| answer(403, &[], "<html>no</html>")).await
 }
 
 fn listing(hosts: &[&str], plain: &[&str]) -> Settings {
@@ -66,7 +66,7 @@ fn at(host: &str) -> Repository {
 }
 
 /// Asks `registry` for what makes it lead to another address.
-async fn led(client: &RegistryClient, from: &Registry, registry: &Listener, kind: Kind) -> Error {
+async fn led(client: &RegistryClient, from: &Registry, registry: &Scripted, kind: Kind) -> Error {
     let (none, progress) = (Credential::anonymous(), Progress::default());
     let target = at(&registry.host());
     let asked = async {
@@ -162,7 +162,7 @@ async fn a_registry_leads_to_an_internal_address_that_the_list_names() {
             let heads = storage.heads();
             assert!(!heads.is_empty(), "{kind:?}");
             for head in heads {
-                assert!(head.contains(&SIGNATURE.to_lowercase()), "{head}");
+                assert!(head.contains(SIGNATURE), "{head}");
                 assert!(!head.contains("authorization"), "{head}");
             }
         }
@@ -231,10 +231,10 @@ fn credential(host: &str) -> Credential {
 
 #[tokio::test]
 async fn a_redirect_takes_accept_and_range_along_and_authorization_to_the_registry_alone() {
-    let storage = Listener::start(|_| answer(404, &[], "")).await;
+    let storage = Scripted::start(|_| answer(404, &[], "")).await;
     let away = format!("http://{}/y?{SIGNATURE}", storage.host());
     // Within the registry first, by way of every kind of redirect, then away, then back.
-    let registry = Listener::start(move |head| {
+    let registry = Scripted::start(move |head| {
         let (path, status) = match head.split(' ').nth(1).unwrap() {
             "/v2/" if head.contains("authorization") => return answer(200, &[], ""),
             "/v2/" => return answer(401, &[("www-authenticate", "Basic realm=\"x\"")], ""),
@@ -256,7 +256,7 @@ async fn a_redirect_takes_accept_and_range_along_and_authorization_to_the_regist
     // The ping asks for the kind of credential.
     assert_eq!(heads.len(), 6, "{heads:#?}");
     for head in &heads[1..] {
-        assert!(head.contains("authorization: basic "), "{head}");
+        assert!(head.contains("authorization: Basic "), "{head}");
         assert!(
             head.contains("application/vnd.oci.image.index.v1+json"),
             "{head}"
@@ -306,10 +306,10 @@ async fn who_comes_back_from_elsewhere_brings_no_authorization() {
     let registry = Arc::new(std::sync::OnceLock::new());
     let back = Arc::clone(&registry);
     let storage =
-        Listener::start(move |_| redirect(&format!("http://u:p@{}/back", back.get().unwrap())))
+        Scripted::start(move |_| redirect(&format!("http://u:p@{}/back", back.get().unwrap())))
             .await;
     let away = format!("http://{}/", storage.host());
-    let host = Listener::start(move |head| match head.split(' ').nth(1).unwrap() {
+    let host = Scripted::start(move |head| match head.split(' ').nth(1).unwrap() {
         "/v2/" => answer(401, &[("www-authenticate", "Basic realm=\"x\"")], ""),
         "/back" => answer(404, &[], ABSENT),
         _ => redirect(&away),
@@ -323,14 +323,14 @@ async fn who_comes_back_from_elsewhere_brings_no_authorization() {
         .await;
     assert_eq!(found.unwrap(), None);
     let last = host.heads().pop().unwrap();
-    assert!(last.starts_with("get /back "), "{last}");
+    assert!(last.starts_with("GET /back "), "{last}");
     assert!(!last.contains("authorization"), "{last}");
 }
 
 #[tokio::test]
 async fn a_credential_goes_to_no_realm_that_is_not_the_registrys_own() {
     for realm in ["https://auth.example/token", "https://8.8.8.8/token"] {
-        let registry = Listener::start(move |_| {
+        let registry = Scripted::start(move |_| {
             let challenge = format!("Bearer realm=\"{realm}?{SIGNATURE}\"");
             answer(401, &[("www-authenticate", &challenge)], "")
         })
@@ -359,8 +359,8 @@ async fn a_credential_goes_to_no_realm_that_is_not_the_registrys_own() {
 }
 
 /// A proxy beside no network at all: it answers for every plain host itself.
-async fn proxy() -> Listener {
-    Listener::proxy(None, |head| match head.split(' ').nth(1).unwrap() {
+async fn proxy() -> Scripted {
+    Scripted::proxy(None, |head| match head.split(' ').nth(1).unwrap() {
         "http://registry.test/v2/" => answer(200, &[], ""),
         "http://registry.test/v2/team/a/manifests/x" => answer(404, &[], ABSENT),
         "http://registry.test/v2/team/a/manifests/away" => {
@@ -373,7 +373,7 @@ async fn proxy() -> Listener {
     .await
 }
 
-fn through(proxy: &Listener, except: &str, settings: Settings) -> Settings {
+fn through(proxy: &Scripted, except: &str, settings: Settings) -> Settings {
     Settings {
         proxies: Proxies::Given {
             proxy: format!("http://{}", proxy.by_name()),
@@ -550,15 +550,17 @@ async fn no_error_and_no_log_shows_what_a_redirect_was_signed_with() {
         .finish();
     let _logging = tracing::subscriber::set_default(subscriber);
     tracing::debug!("listens");
-    let dead = Listener::start(|_| String::new()).await.host();
+    let dead = Scripted::start(|_| Say::Bytes(Vec::new())).await.host();
     let closed = {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.local_addr().unwrap().to_string()
     };
     let refusing = other().await;
-    let cut = Listener::start(|_| "HTTP/1.1 200 X\r\ncontent-length: 99\r\n\r\n{".into()).await;
-    let garbage = Listener::start(|_| "no HTTP at all\r\n\r\n".into()).await;
-    let circle = Listener::start(|_| redirect(&format!("/again?{SIGNATURE}"))).await;
+    let cut =
+        Scripted::start(|_| Say::Bytes(b"HTTP/1.1 200 X\r\ncontent-length: 99\r\n\r\n{".into()))
+            .await;
+    let garbage = Scripted::start(|_| Say::Bytes(b"no HTTP at all\r\n\r\n".into())).await;
+    let circle = Scripted::start(|_| redirect(&format!("/again?{SIGNATURE}"))).await;
     let targets = [
         dead,
         closed,

@@ -9,7 +9,7 @@ use quaylike::{ImageSpec, Matcher, Registry, Shape};
 use super::targets::settings;
 use super::tokens::{at, credential};
 use crate::testbed::client::{client_with, open, repository, seeded};
-use crate::testbed::liar::{Liar, answer, unknown};
+use crate::testbed::scripted::{Scripted, answer, unknown};
 
 /// Whose word counts for where a registry may lead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +22,7 @@ enum Named {
     Free,
 }
 
-fn naming(named: Named, attacker: &Liar, from: &Registry, victim: &Registry) -> Settings {
+fn naming(named: Named, attacker: &Scripted, from: &Registry, victim: &Registry) -> Settings {
     let (attacker, from, victim) = (attacker.host(), from.host(), victim.host());
     let allowed = match named {
         Named::Listed => vec![&attacker, &from, &victim],
@@ -37,8 +37,8 @@ fn naming(named: Named, attacker: &Liar, from: &Registry, victim: &Registry) -> 
 }
 
 /// A registry whose uploads begin at `location`, and whose mounts do.
-async fn leading(location: String) -> Liar {
-    Liar::start(move |asked| match asked.split(' ').next().unwrap() {
+async fn leading(location: String) -> Scripted {
+    Scripted::start(move |asked| match asked.split(' ').next().unwrap() {
         "GET" => answer(200, &[], b""),
         "POST" => answer(202, &[("location", &location)], b""),
         // What is given up is what the DELETE comes for.
@@ -49,7 +49,7 @@ async fn leading(location: String) -> Liar {
 }
 
 /// Copies an image to a registry that leads astray, and asks whether it may be pushed to.
-async fn copied(from: &Registry, attacker: &Liar, settings: Settings) -> Result<(), Error> {
+async fn copied(from: &Registry, attacker: &Scripted, settings: Settings) -> Result<(), Error> {
     let client = client_with(settings);
     let (none, progress) = (Credential::anonymous(), Progress::default());
     let who = credential(&attacker.host());
@@ -167,7 +167,7 @@ async fn no_upload_leads_into_the_api_of_a_registry_that_was_never_met() {
 #[tokio::test]
 async fn only_an_upload_of_ones_own_is_given_up() {
     let from = open().await;
-    let storage = Liar::start(|_| answer(400, &[], b"")).await;
+    let storage = Scripted::start(|_| answer(400, &[], b"")).await;
     for (location, given_up) in [
         ("/v2/team/a/blobs/uploads/1?_state=a%2Fb", true),
         ("2", true),

@@ -10,7 +10,7 @@ use quaylike::{ImageSpec, Shape};
 use super::targets::settings;
 use super::tokens::{at, credential};
 use crate::testbed::client::{client_with, fetched, open, repository};
-use crate::testbed::liar::{Image, Liar, OCI, Say, answer, digest, head, unknown};
+use crate::testbed::scripted::{Image, OCI, Say, Scripted, answer, digest, head, unknown};
 
 const EVERY: Duration = Duration::from_millis(20);
 
@@ -21,7 +21,7 @@ async fn copied(
 ) -> Result<(), Error> {
     let image = Image::new("new");
     let source =
-        Liar::start(move |head| lie(&image, head).unwrap_or_else(|| image.honest(head))).await;
+        Scripted::start(move |head| lie(&image, head).unwrap_or_else(|| image.honest(head))).await;
     let to = open().await;
     let host = source.host();
     let client = client_with(settings(&[&host, &to.host()]));
@@ -109,7 +109,7 @@ async fn a_blob_of_many_windows_is_taken_at_a_hundred_kilobytes_in_each() {
     });
     let began = Instant::now();
     let to = open().await;
-    let source = Liar::start(move |asked| {
+    let source = Scripted::start(move |asked| {
         if is_layer(&served, asked) {
             return answer(307, &[("location", &format!("http://{storage}/x"))], b"");
         }
@@ -161,7 +161,7 @@ async fn a_head_that_trickles_or_never_ends_is_the_hosts_illness_and_waited_for_
         Say::Bytes(b"HTTP/1.1 200".to_vec()),
         Say::Bytes(Vec::new()),
     ] {
-        let registry = Liar::start(move |asked| {
+        let registry = Scripted::start(move |asked| {
             if asked.starts_with("GET /v2/ ") {
                 return answer(200, &[], b"");
             }
@@ -198,7 +198,7 @@ async fn a_target_that_hardly_takes_an_upload_is_given_up() {
     let mut spec = ImageSpec::new(Shape::Oci, "big");
     (spec.layers, spec.layer_bytes) = (1, Some(32 * 1024 * 1024));
     from.seed_spec("src/a", "seed", &spec).unwrap();
-    let target = Liar::start(|asked| match asked.split(' ').next().unwrap() {
+    let target = Scripted::start(|asked| match asked.split(' ').next().unwrap() {
         "GET" if asked.starts_with("GET /v2/ ") => answer(200, &[], b""),
         "POST" => answer(202, &[("location", "/v2/team/a/blobs/uploads/1")], b""),
         // Enough that there is always progress to see.

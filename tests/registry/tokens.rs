@@ -8,7 +8,7 @@ use promotion_controller::registry::{Class, Credential, Error, Keyring, Manifest
 
 use super::targets::settings;
 use crate::testbed::client::client_with;
-use crate::testbed::liar::{Image, Liar, Say, answer, head};
+use crate::testbed::scripted::{Image, Say, Scripted, answer, head};
 
 /// What must not show up anywhere, nor be sent to anybody but the registry.
 const PASSWORD: &str = "bot-s3cret";
@@ -24,7 +24,7 @@ pub fn credential(host: &str) -> Credential {
 }
 
 /// Asks a registry for an image with a credential, for five seconds at most.
-pub async fn fetched(registry: &Liar) -> Result<Option<Manifest>, Error> {
+pub async fn fetched(registry: &Scripted) -> Result<Option<Manifest>, Error> {
     let host = registry.host();
     let client = client_with(settings(&[&host]));
     let progress = Progress::default();
@@ -42,9 +42,12 @@ pub async fn fetched(registry: &Liar) -> Result<Option<Manifest>, Error> {
 }
 
 /// A registry that wants tokens of `realm`, by default its own, and answers there with `token`.
-async fn issuing(challenge: &'static str, token: impl Fn() -> Say + Send + Sync + 'static) -> Liar {
+async fn issuing(
+    challenge: &'static str,
+    token: impl Fn() -> Say + Send + Sync + 'static,
+) -> Scripted {
     let image = Image::new("new");
-    Liar::start(move |asked| {
+    Scripted::start(move |asked| {
         if asked.starts_with("GET /token") {
             return token();
         }
@@ -231,7 +234,7 @@ async fn a_challenge_that_leads_elsewhere_or_nowhere_is_shown_no_credential() {
         registry.assert_shown_nothing(challenge);
     }
     // Asked for another kind each time.
-    let again = Liar::start(|_| {
+    let again = Scripted::start(|_| {
         let n: u64 = rand::random();
         answer(
             401,
@@ -273,7 +276,7 @@ async fn a_registry_that_says_back_what_it_was_shown_is_not_quoted() {
     assert!(fetched(&registry).await.is_ok());
     // Both the token, at the registry, and the password, at the token endpoint.
     for at_token in [false, true] {
-        let registry = Liar::start(move |asked| {
+        let registry = Scripted::start(move |asked| {
             let lower = asked.to_lowercase();
             let host = lower
                 .split("host: ")

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -28,34 +29,58 @@ pub enum Say {
 
 type Script = dyn Fn(&str) -> Say + Send + Sync;
 
+/// A server of HTTP/1.1 that closes after every answer.
 #[derive(Clone)]
-pub struct Liar {
-    address: SocketAddr,
+pub struct Scripted {
+    pub address: SocketAddr,
+    connections: Arc<AtomicUsize>,
     heads: Arc<Mutex<Vec<String>>>,
+    /// Where `CONNECT` leads, whatever it names.
+    behind: Option<SocketAddr>,
     script: Arc<Script>,
 }
 
-impl Liar {
+impl Scripted {
     /// `script` is given each request's head.
     pub async fn start(script: impl Fn(&str) -> Say + Send + Sync + 'static) -> Self {
+        Self::proxy(None, script).await
+    }
+
+    /// A proxy that tunnels `CONNECT` to `behind`, and answers everything else itself.
+    pub async fn proxy(
+        behind: Option<SocketAddr>,
+        script: impl Fn(&str) -> Say + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let liar = Self {
+        let server = Self {
             address: listener.local_addr().unwrap(),
+            connections: Arc::default(),
             heads: Arc::default(),
+            behind,
             script: Arc::new(script),
         };
-        let each = liar.clone();
+        let each = server.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
+                each.connections.fetch_add(1, Ordering::Relaxed);
                 let each = each.clone();
                 tokio::spawn(async move { each.serve(stream).await });
             }
         });
-        liar
+        server
     }
 
     pub fn host(&self) -> String {
         self.address.to_string()
+    }
+
+    /// The same place by name.
+    pub fn by_name(&self) -> String {
+        format!("localhost:{}", self.address.port())
+    }
+
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
     }
 
     /// The heads of all requests.
@@ -84,6 +109,12 @@ impl Liar {
         };
         let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
         self.heads.lock().push(head.clone());
+        if let Some(behind) = self.behind.filter(|_| head.starts_with("CONNECT ")) {
+            let mut onward = TcpStream::connect(behind).await.unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+            let _ = tokio::io::copy_bidirectional(&mut stream, &mut onward).await;
+            return;
+        }
         let say = (self.script)(&head);
         if let Say::Sip(size, every) = say {
             while let Ok(1..) = stream.read(&mut chunk[..size]).await {
@@ -136,12 +167,17 @@ async fn drip(
 }
 
 /// An answer with these headers and this body.
-pub fn answer(status: u16, headers: &[(&str, &str)], body: &[u8]) -> Say {
+pub fn answer(status: u16, headers: &[(&str, &str)], body: impl AsRef<[u8]>) -> Say {
+    let body = body.as_ref();
     let length = body.len().to_string();
     let headers = [headers, &[("content-length", &length)]].concat();
     let mut bytes = head(status, &headers);
     bytes.extend_from_slice(body);
     Say::Bytes(bytes)
+}
+
+pub fn redirect(to: &str) -> Say {
+    answer(307, &[("location", to)], "")
 }
 
 /// The head of an answer: nothing is added.

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::Scraped;
 use super::scraped::Series;
 use crate::testbed::free_port;
-use crate::testbed::liar::{Liar, answer};
+use crate::testbed::scripted::{Scripted, answer};
 use crate::testbed::stage::{Stage, spec};
 
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -127,7 +127,7 @@ async fn series_stay_few_whatever_names_hosts_and_answers_there_are() {
     let stage = Stage::new("series").await;
     // A registry that answers with every status in turn, and with words of its own.
     let turn = AtomicUsize::new(0);
-    let liar = Liar::start(move |_| {
+    let server = Scripted::start(move |_| {
         let status = 200 + turn.fetch_add(37, Ordering::Relaxed) % 700;
         let evil = json!({"errors": [{"code": "EVIL\"}\n", "message": "evil{a=\"b\"} 1"}]});
         answer(
@@ -137,7 +137,7 @@ async fn series_stay_few_whatever_names_hosts_and_answers_there_are() {
         )
     })
     .await;
-    let registry = liar.host();
+    let registry = server.host();
     let port = free_port().unwrap();
     let _controller = stage.controller(&[
         &format!("--listen=127.0.0.1:{port}"),

@@ -6,14 +6,16 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::{Tenants, within_memory};
-use crate::testbed::liar::{INDEX, Image, Liar, OCI, Say, answer, descriptor, digest, unknown};
+use crate::testbed::scripted::{
+    INDEX, Image, OCI, Say, Scripted, answer, descriptor, digest, unknown,
+};
 use crate::testbed::stage::{phase, spec};
 
 const CHILDREN: usize = 14;
 const IMAGES: usize = 64;
 
 /// A registry of images, each an index of fourteen manifests of almost 4 MiB, itself of as much.
-async fn heavy() -> (Liar, Vec<String>) {
+async fn heavy() -> (Scripted, Vec<String>) {
     let filled = |seed: String| {
         let mut bytes = Image::new("new").with(|manifest| manifest["n"] = json!(seed));
         bytes.manifest.resize(4 * 1024 * 1024 - 1, b' ');
@@ -40,7 +42,7 @@ async fn heavy() -> (Liar, Vec<String>) {
         })
         .collect();
     let names = indexes.keys().cloned().collect();
-    let liar = Liar::start(move |head| {
+    let server = Scripted::start(move |head| {
         let path = head.split(' ').nth(1).unwrap();
         let asked = path.rsplit('/').next().unwrap();
         let found = |media_type: &str, bytes: &Vec<u8>| -> Say {
@@ -55,14 +57,14 @@ async fn heavy() -> (Liar, Vec<String>) {
         }
     })
     .await;
-    (liar, names)
+    (server, names)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn plans_and_copies_of_64_images_with_56_mib_of_manifests_each_stay_within_the_memory() {
     let tenants = Tenants::new().await;
-    let (liar, names) = heavy().await;
-    let (from, to) = (liar.host(), tenants.registry.host());
+    let (server, names) = heavy().await;
+    let (from, to) = (server.host(), tenants.registry.host());
     let controller = tenants.controller(&[&from], &["--registry-qps=0"]);
     let alone = tenants.alone().await;
     for (name, mode) in [("plan", "Plan"), ("copy", "Promote")] {
@@ -83,7 +85,8 @@ async fn plans_and_copies_of_64_images_with_56_mib_of_manifests_each_stay_within
     }
     // Until many of the manifests were read.
     let read = || {
-        liar.heads()
+        server
+            .heads()
             .iter()
             .filter(|head| head.starts_with("GET"))
             .count()

@@ -7,13 +7,13 @@ use promotion_controller::image::{Reference, Repository};
 use promotion_controller::registry::{Credential, Progress, RegistryClient, Settings};
 
 use super::Tenants;
-use crate::testbed::liar::{Image, Liar, OCI, Say, answer, digest, head, unknown};
+use crate::testbed::scripted::{Image, OCI, Say, Scripted, answer, digest, head, unknown};
 use crate::testbed::stage::spec;
 
 /// A registry without accounts that has one image, and says at `/busy` that it is asked too much.
-async fn victim() -> Liar {
+async fn victim() -> Scripted {
     let image = Image::new("victim");
-    Liar::start(move |asked| {
+    Scripted::start(move |asked| {
         if asked.split(' ').nth(1).unwrap().starts_with("/busy") {
             return answer(429, &[("retry-after", "600")], b"");
         }
@@ -25,7 +25,7 @@ async fn victim() -> Liar {
     .await
 }
 
-fn client(hosts: &[&Liar]) -> RegistryClient {
+fn client(hosts: &[&Scripted]) -> RegistryClient {
     let _ = rustls::crypto::ring::default_provider().install_default();
     RegistryClient::new(Settings {
         plain_http: hosts.iter().map(|host| host.host()).collect(),
@@ -34,12 +34,12 @@ fn client(hosts: &[&Liar]) -> RegistryClient {
     .unwrap()
 }
 
-fn repository(host: &Liar, path: &str) -> Repository {
+fn repository(host: &Scripted, path: &str) -> Repository {
     format!("{}/{path}", host.host()).parse().unwrap()
 }
 
 /// That `victim` answers at once.
-async fn answers(client: &RegistryClient, victim: &Liar) {
+async fn answers(client: &RegistryClient, victim: &Scripted) {
     let begun = Instant::now();
     let reference = Reference::Tag("t".parse().unwrap());
     let progress = Progress::of("good", "request");
@@ -59,9 +59,9 @@ async fn a_registry_that_leads_to_another_does_not_rest_it() {
         r#"Bearer realm="http://{}/busy",service="x""#,
         victim.host()
     );
-    let evil = Liar::start(move |_| answer(401, &[("www-authenticate", &realm)], b"")).await;
+    let evil = Scripted::start(move |_| answer(401, &[("www-authenticate", &realm)], b"")).await;
     let location = format!("http://{}/down", victim.host());
-    let uploads = Liar::start(move |asked| {
+    let uploads = Scripted::start(move |asked| {
         if asked.starts_with("POST") {
             return answer(202, &[("location", &location)], b"");
         }
@@ -109,7 +109,7 @@ async fn a_web_page_behind_a_redirect_that_is_asked_too_much_does_not_rest_the_r
     let page = victim().await;
     let elsewhere = format!("http://{}/busy", page.host());
     let image = Image::new("front");
-    let front = Liar::start(move |asked| {
+    let front = Scripted::start(move |asked| {
         if asked.contains("/referrers/") || asked.contains("/manifests/away") {
             return answer(303, &[("location", &elsewhere)], b"");
         }
@@ -168,7 +168,7 @@ async fn slow_sources_leave_streams_to_another_namespace() {
         );
         served.insert(digest(&image.layer), slow);
     }
-    let slow = Liar::start(move |asked| {
+    let slow = Scripted::start(move |asked| {
         let path = asked.split(' ').nth(1).unwrap();
         if path == "/v2/" {
             return answer(200, &[], b"");
