@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::machine::Reason;
 use crate::registry::error::Error;
@@ -86,12 +87,19 @@ impl Reserve {
         &self,
         work: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        // Closed by nobody. It goes with the work, which goes on where nobody waits for it any more.
-        let core = Arc::clone(&self.cores).acquire_owned().await;
-        let done = tokio::task::spawn_blocking(move || {
-            let _core = core;
-            work()
-        });
+        let cores = Arc::clone(&self.cores);
+        // In a task of its own, because whoever waits for it may be one of many in a stream that is not polled meanwhile: a core
+        // given to it would be taken by nobody.
+        let done = AbortOnDropHandle::new(tokio::spawn(async move {
+            // Closed by nobody. It goes with the work, which goes on where nobody waits for it any more.
+            let core = cores.acquire_owned().await;
+            let work = move || {
+                let _core = core;
+                work()
+            };
+            tokio::task::spawn_blocking(work).await
+        }));
+        let done = async { done.await? };
         done.await.unwrap_or_else(|error| {
             let message = format!("a manifest could not be looked at: {error}");
             Err(Error::attempt(Reason::RegistryError, message))
@@ -144,6 +152,27 @@ mod tests {
         });
         futures::future::try_join_all(works).await.unwrap();
         assert_eq!(most.load(Ordering::SeqCst), (cores / 2).max(1));
+    }
+
+    #[tokio::test]
+    async fn a_computation_whose_waiter_is_not_polled_holds_up_no_other() {
+        let reserve = Reserve::default();
+        let slow = || {
+            std::thread::sleep(Duration::from_millis(20));
+            Ok(())
+        };
+        let cores = reserve.cores.available_permits();
+        let mut idle: Vec<_> = (0..2 * cores)
+            .map(|_| Box::pin(reserve.compute(slow)))
+            .collect();
+        for waiter in &mut idle {
+            assert!(futures::poll!(waiter).is_pending());
+        }
+        let other = reserve.compute(|| Ok(()));
+        timeout(Duration::from_secs(10), other)
+            .await
+            .unwrap()
+            .unwrap();
     }
 
     #[tokio::test(start_paused = true)]
