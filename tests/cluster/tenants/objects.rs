@@ -88,6 +88,8 @@ async fn suspended_requests_of_256_images_each_take_little_memory_and_no_time() 
     .await;
     let controller = tenants.controller(&[], &["--registry-qps=0"]);
     noted(&tenants.evil, requests).await;
+    // Whoever follows a killed process waits before it writes a float that it knows nothing of: not the attack's doing.
+    tenants.promoted("after-the-wait").await;
     let attack = format!("S2, {requests} suspended requests");
     tenants.beside(&attack, alone).await;
     within_memory(&attack, &controller);
