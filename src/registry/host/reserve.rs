@@ -99,8 +99,7 @@ impl Reserve {
             };
             tokio::task::spawn_blocking(work).await
         }));
-        let done = async { done.await? };
-        done.await.unwrap_or_else(|error| {
+        done.await.flatten().unwrap_or_else(|error| {
             let message = format!("a manifest could not be looked at: {error}");
             Err(Error::attempt(Reason::RegistryError, message))
         })
