@@ -69,9 +69,24 @@ pub fn image(phase: Phase) -> Image {
     }
 }
 
+/// A spec as it is where only the images and how they latch are given.
+pub fn spec(images: Vec<ImageSpec>, latch: Latch) -> Spec {
+    Spec {
+        images,
+        latch,
+        on_failure: OnFailure::Hold,
+        mode: Mode::Promote,
+        referrers: Referrers::Ignore,
+        attempts: 5,
+        deadline_seconds: 7200,
+        suspend: false,
+        cancel: false,
+    }
+}
+
 /// A request whose images are in these phases, with its deadline 7200 s after [`now`].
 pub fn request(latch: Latch, phases: &[Phase]) -> Request {
-    let spec = |index: usize| ImageSpec {
+    let image_spec = |index: usize| ImageSpec {
         source: format!("registry.ci/ci/src@{}", digest("new"))
             .parse()
             .unwrap(),
@@ -84,17 +99,7 @@ pub fn request(latch: Latch, phases: &[Phase]) -> Request {
         images: phases.iter().map(|phase| image(*phase)).collect(),
         ..Status::default()
     };
-    let spec = Spec {
-        images: (0..phases.len()).map(spec).collect(),
-        latch,
-        on_failure: OnFailure::Hold,
-        mode: Mode::Promote,
-        referrers: Referrers::Ignore,
-        attempts: 5,
-        deadline_seconds: 7200,
-        suspend: false,
-        cancel: false,
-    };
+    let spec = spec((0..phases.len()).map(image_spec).collect(), latch);
     Request { spec, status }
 }
 

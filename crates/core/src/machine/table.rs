@@ -8,8 +8,8 @@ use jiff::Timestamp;
 
 use super::decide::{Standing, next_step};
 use super::{
-    Context, Effect, Fault, FaultClass, Foreign, Image, ImageSpec, Latch, Mode, OnFailure, Outcome,
-    Phase, Pin, Reason, Referrers, Request, SourceFacts, Spec, Status, Step, advance,
+    Context, Effect, Fault, FaultClass, Foreign, Image, ImageSpec, Latch, Outcome, Phase, Pin,
+    Reason, Request, SourceFacts, Status, Step, advance,
 };
 use super::{Copying, FloatTags, Forecast};
 use crate::image::{Digest, Float};
@@ -245,17 +245,7 @@ fn request(phase: Phase) -> Request {
         images: vec![image],
         ..Status::default()
     };
-    let spec = Spec {
-        images: vec![spec],
-        latch: Latch::Together,
-        on_failure: OnFailure::Hold,
-        mode: Mode::Promote,
-        referrers: Referrers::Ignore,
-        attempts: 5,
-        deadline_seconds: 7200,
-        suspend: false,
-        cancel: false,
-    };
+    let spec = super::samples::spec(vec![spec], Latch::Together);
     Request { spec, status }
 }
 

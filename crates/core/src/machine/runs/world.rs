@@ -15,8 +15,8 @@ use super::steps::{Answer, Ask, Halt, Running, Seen, faulted};
 use crate::image::{Digest, Float, Stamp, Tag};
 use crate::machine::claims::{self, Claims, Contender, Standing, Verdict};
 use crate::machine::{
-    Admission, Context, Decision, Effect, FaultClass, ImageContext, ImageSpec, Latch, Mode,
-    OnFailure, Outcome, Phase, Reason, Referrers, Request, Spec, Status, advance, decide,
+    Admission, Context, Decision, Effect, FaultClass, ImageContext, ImageSpec, Latch, Outcome,
+    Phase, Reason, Request, Status, advance, decide,
 };
 
 /// How long a tag write may take to show, in seconds.
@@ -938,17 +938,7 @@ impl Wish {
             })
             .collect();
         let status = Status::new(images.len());
-        let spec = Spec {
-            images,
-            latch: self.latch,
-            on_failure: OnFailure::Hold,
-            mode: Mode::Promote,
-            referrers: Referrers::Ignore,
-            attempts: 5,
-            deadline_seconds: 7200,
-            suspend: false,
-            cancel: false,
-        };
+        let spec = crate::machine::samples::spec(images, self.latch);
         Request { spec, status }
     }
 }
