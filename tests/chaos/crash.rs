@@ -10,12 +10,11 @@ use std::time::{Duration, Instant};
 use futures::{StreamExt as _, stream};
 use promotion_controller::api::PromotionRequest;
 use quaylike::{
-    Digest, GateSpec, Image, ImageBuilder, ImageSpec, Layer, Matcher, Options, Registry,
-    RequestKind, Settings, Shape,
+    Digest, GateSpec, Image, ImageBuilder, ImageSpec, Layer, Matcher, Registry, RequestKind, Shape,
 };
 use serde_json::json;
 
-use crate::testbed::floats::{FLOATS, put, put_suffix};
+use crate::testbed::floats::{FLOATS, audited, put, put_suffix};
 use crate::testbed::stage::{Controller, LOOK, Stage, condition, phase};
 
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -157,12 +156,6 @@ struct Ground {
 
 impl Ground {
     async fn new(name: &str) -> Self {
-        let audited = || {
-            Options::default().settings(Settings {
-                audit: true,
-                ..Settings::default()
-            })
-        };
         Self {
             stage: Stage::new(&format!("crash-{name}")).await,
             floats: Registry::start(audited()).await.unwrap(),

@@ -1,13 +1,13 @@
 //! What people apply and what becomes of it: kubectl, several registries, failures of sources and of existence checks.
 
+use crate::testbed::floats::audited;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use promotion_controller::api::ImageStatus;
 use quaylike::{
-    Action, Auth, AuthMode, GateSpec, ImageSpec, Matcher, Options, Registry, RequestKind, Rule,
-    Settings, Shape, User,
+    Action, Auth, AuthMode, GateSpec, ImageSpec, Matcher, Registry, RequestKind, Rule, Shape, User,
 };
 use serde_json::{Value, json};
 
@@ -18,13 +18,6 @@ use crate::testbed::{
 };
 
 const PATIENCE: Duration = Duration::from_secs(90);
-
-fn audited() -> Options {
-    Options::default().settings(Settings {
-        audit: true,
-        ..Settings::default()
-    })
-}
 
 fn seeded(registry: &Registry, repository: &str, tag: &str, seed: &str) -> String {
     let spec = ImageSpec::new(Shape::Oci, seed);

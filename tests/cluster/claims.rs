@@ -2,14 +2,12 @@
 //!
 //! Instants are chosen by gates of the embedded registry: a request of the controller is stopped there until the test goes on.
 
+use crate::testbed::floats::audited;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use promotion_controller::api::{PromotionRequest, PromotionRequestStatus};
-use quaylike::{
-    Action, Gate, GateSpec, ImageSpec, Matcher, Options, Registry, RequestKind, Rule, Settings,
-    Shape,
-};
+use quaylike::{Action, Gate, GateSpec, ImageSpec, Matcher, Registry, RequestKind, Rule, Shape};
 use serde_json::{Value, json};
 
 use crate::testbed::stage::{Controller, Stage, condition, phase, spec};
@@ -25,12 +23,6 @@ struct Ground {
 
 impl Ground {
     async fn new(prefix: &str) -> Self {
-        let audited = || {
-            Options::default().settings(Settings {
-                audit: true,
-                ..Settings::default()
-            })
-        };
         Self {
             stage: Stage::new(prefix).await,
             floats: Registry::start(audited()).await.unwrap(),

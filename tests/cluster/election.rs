@@ -6,13 +6,11 @@ use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{Api, PostParams};
 use promotion_controller::controller::lease::{Acquired, Elector};
 use promotion_controller::engine::leadership::Leadership;
-use quaylike::{
-    Digest, Gate, GateSpec, ImageSpec, Matcher, Options, Registry, RequestKind, Settings, Shape,
-};
+use quaylike::{Digest, Gate, GateSpec, ImageSpec, Matcher, Registry, RequestKind, Shape};
 use serde_json::json;
 
 use crate::testbed::Signal;
-use crate::testbed::floats::{FLOATS, put};
+use crate::testbed::floats::{FLOATS, audited, put};
 use crate::testbed::stage::{Controller, LOOK, Stage, phase};
 
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -41,13 +39,7 @@ fn tag_writes() -> Matcher {
 
 impl Pair {
     async fn start(prefix: &str, settle: Duration) -> Self {
-        let settings = Settings {
-            audit: true,
-            ..Settings::default()
-        };
-        let registry = Registry::start(Options::default().settings(settings))
-            .await
-            .unwrap();
+        let registry = Registry::start(audited()).await.unwrap();
         let stage = Stage::elected(prefix).await;
         let old = seed(&registry, FLOATS, "f", "old");
         let arguments = [

@@ -1,10 +1,10 @@
 //! Who may begin: Secrets that are missing, unreadable or without rights, registries off the list, and rights that stay apart.
 
+use crate::testbed::floats::audited;
 use std::time::Duration;
 
 use quaylike::{
-    Auth, AuthMode, GateSpec, ImageSpec, Matcher, Options, Registry, RequestKind, Settings, Shape,
-    User,
+    Auth, AuthMode, GateSpec, ImageSpec, Matcher, Options, Registry, RequestKind, Shape, User,
 };
 use serde_json::{Value, json};
 
@@ -19,11 +19,7 @@ async fn guarded() -> Registry {
         .user(User::new("alice", "alice-pw").push("ci").pull("src"))
         .user(User::new("bob", "bob-pw").pull("ci").pull("src"))
         .user(User::new("carol", "carol-pw").push("ci"));
-    let settings = Settings {
-        audit: true,
-        ..Settings::default()
-    };
-    let options = Options::default().settings(settings).auth(auth);
+    let options = audited().auth(auth);
     Registry::start(options).await.unwrap()
 }
 

@@ -4,10 +4,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use promotion_controller::api::{PromotionRequest, crd_yaml};
-use quaylike::{ImageSpec, Options, Registry, Settings, Shape};
+use quaylike::{ImageSpec, Registry, Shape};
 use serde_json::Value;
 
-use crate::testbed::floats::put;
+use crate::testbed::floats::{audited, put};
 use crate::testbed::stage::{Controller, LOOK, Stage, name_lease, phase, spec};
 use crate::testbed::{ControlPlane, Turn, Turns};
 
@@ -43,13 +43,7 @@ impl Ground {
     }
 
     pub async fn of(stage: Stage) -> Self {
-        let settings = Settings {
-            audit: true,
-            ..Settings::default()
-        };
-        let registry = Registry::start(Options::default().settings(settings))
-            .await
-            .unwrap();
+        let registry = Registry::start(audited()).await.unwrap();
         Self { stage, registry }
     }
 

@@ -2,14 +2,14 @@
 //! started again; and every tag write in turn loses its answer. Not a sample: the points are counted in a run that nothing
 //! disturbs. What is promoted, and what must be true of the end, is a [`Case`].
 
+use crate::testbed::floats::audited;
 use std::time::Duration;
 
 use futures::StreamExt as _;
 use promotion_controller::api::PromotionRequest;
 use promotion_controller::engine::leadership::Leadership;
 use quaylike::{
-    Action, GateSpec, Image, ImageBuilder, ImageSpec, Layer, Matcher, Options, Registry, Rule,
-    Settings, Shape, When,
+    Action, GateSpec, Image, ImageBuilder, ImageSpec, Layer, Matcher, Registry, Rule, Shape, When,
 };
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -125,11 +125,7 @@ struct World {
 
 impl World {
     async fn new(case: Case) -> Self {
-        let settings = Settings {
-            audit: true,
-            ..Settings::default()
-        };
-        let open = || Registry::start(Options::default().settings(settings));
+        let open = || Registry::start(audited());
         let (floats, sources) = (open().await.unwrap(), open().await.unwrap());
         let spec = (case.spec)(&floats, &sources);
         Self {

@@ -1,5 +1,6 @@
 //! Who may use the controller's own credentials: rules, the files they stand in, and the limit of a namespace.
 
+use crate::testbed::floats::audited;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,8 +8,7 @@ use std::time::{Duration, Instant};
 use promotion_controller::api::crd_yaml;
 use promotion_controller::policy::Rules;
 use quaylike::{
-    Auth, AuthMode, Gate, GateSpec, ImageSpec, Matcher, Options, Registry, RequestKind, Settings,
-    Shape, User,
+    Auth, AuthMode, Gate, GateSpec, ImageSpec, Matcher, Options, Registry, RequestKind, Shape, User,
 };
 use serde_json::{Value, json};
 
@@ -88,11 +88,7 @@ async fn guarded() -> Registry {
         .user(User::new("controller", PASSWORD).push("ci").pull("src"))
         .user(User::new("owner", "owner-pw").push("ci").pull("src"))
         .user(User::new("reader", "reader-pw").pull("src"));
-    let settings = Settings {
-        audit: true,
-        ..Settings::default()
-    };
-    let options = Options::default().settings(settings).auth(auth);
+    let options = audited().auth(auth);
     Registry::start(options).await.unwrap()
 }
 

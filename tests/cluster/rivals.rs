@@ -2,6 +2,7 @@
 //!
 //! Orders of two requests, suspensions and deletions are in `claims.rs` and `traces/order.rs`, rights in `eligibility.rs`.
 
+use crate::testbed::floats::audited;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -10,8 +11,7 @@ use promotion_controller::engine::Engine;
 use promotion_controller::engine::leadership::Leadership;
 use promotion_controller::machine::Reason;
 use quaylike::{
-    Action, Auth, AuthMode, Digest, GateSpec, Matcher, Options, Registry, RequestKind, Rule,
-    Settings, User,
+    Action, Auth, AuthMode, Digest, GateSpec, Matcher, Registry, RequestKind, Rule, User,
 };
 use serde_json::json;
 
@@ -21,13 +21,6 @@ use crate::testbed::stage::{LOOK, Stage, condition, object, phase, spec};
 use crate::traces::ground::image;
 
 const PATIENCE: Duration = Duration::from_mins(2);
-
-fn audited() -> Options {
-    Options::default().settings(Settings {
-        audit: true,
-        ..Settings::default()
-    })
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fifty_requests_over_ten_floats_end_in_the_order_they_were_created_each_once() {

@@ -1,11 +1,12 @@
 //! A group that fails after its commit: with `onFailure: Hold` the floats that have moved stay, with `Rollback` they are taken
 //! back, whatever comes between.
 
+use crate::testbed::floats::audited;
 use std::time::Duration;
 
 use promotion_controller::api::{ImageStatus, PromotionRequest};
 use promotion_controller::engine::leadership::Leadership;
-use quaylike::{Action, Digest, Gate, GateSpec, Matcher, Options, Registry, Rule, Settings};
+use quaylike::{Action, Digest, Gate, GateSpec, Matcher, Registry, Rule};
 use serde_json::{Value, json};
 
 use crate::points::{Case, hold_at_every_point};
@@ -193,11 +194,7 @@ async fn a_promotion_from_pre_or_a_prune_tag_ends_on_the_image_these_named_whate
 #[tokio::test(flavor = "multi_thread")]
 async fn a_float_is_known_to_be_taken_back_when_the_process_dies_after_the_answer_was_lost() {
     let settle = Duration::from_millis(300);
-    let settings = Settings {
-        audit: true,
-        ..Settings::default()
-    };
-    let registry = Registry::start(Options::default().settings(settings)).await;
+    let registry = Registry::start(audited()).await;
     let registry = registry.unwrap();
     let spec = group(&registry, &["f"], "Rollback");
     refuse(&registry, put("f__post1"));

@@ -1,5 +1,6 @@
 //! What somebody sees who watches: every status of a request, how many there are, its events, and what is left alone.
 
+use crate::testbed::floats::audited;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -7,10 +8,7 @@ use std::time::{Duration, Instant};
 use futures::{StreamExt as _, TryStreamExt as _};
 use kube::api::{PostParams, WatchEvent, WatchParams};
 use promotion_controller::api::{ImageStatus, PromotionRequest};
-use quaylike::{
-    Action, GateSpec, ImageSpec, Matcher, Options, Registry, RequestKind, Rule, Settings, Shape,
-    When,
-};
+use quaylike::{Action, GateSpec, ImageSpec, Matcher, Registry, RequestKind, Rule, Shape, When};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -22,13 +20,7 @@ const KINDS: [&str; 4] = ["Progressing", "Staged", "Complete", "Failed"];
 const PHASES: [&str; 5] = ["Pending", "Incoming", "BackedUp", "Latched", "Posted"];
 
 async fn registry() -> Registry {
-    let settings = Settings {
-        audit: true,
-        ..Settings::default()
-    };
-    Registry::start(Options::default().settings(settings))
-        .await
-        .unwrap()
+    Registry::start(audited()).await.unwrap()
 }
 
 fn seeded(registry: &Registry, repository: &str, tag: &str, seed: &str) -> String {

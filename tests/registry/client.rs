@@ -12,11 +12,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::testbed::client::*;
+use image::Repository;
 use machine::Reason;
 use quaylike::{
     Action, AuthMode, ImageSpec, Matcher, Registry, RequestKind, RetryAfter, Rule, Shape,
 };
-use registry::{Class, Credential, Progress, Put, RegistryClient};
+use registry::{Class, Credential, Error, Manifest, Progress, Put, RegistryClient};
 
 const QUIET: fn() -> Credential = Credential::anonymous;
 
@@ -26,6 +27,19 @@ fn upload(method: &str) -> Matcher {
 
 fn digest_at(host: &Registry, path: &str, name: &str) -> Option<String> {
     host.tag(path, name).map(|digest| digest.to_string())
+}
+
+/// Copies without any credential.
+async fn copied(
+    client: &RegistryClient,
+    source: &Repository,
+    manifest: &Manifest,
+    target: &Repository,
+    progress: &Progress,
+) -> Result<(), Error> {
+    let none = QUIET();
+    let copy = client.copy(none.at(source), manifest, none.at(target), progress);
+    copy.await
 }
 
 #[tokio::test]
@@ -42,13 +56,7 @@ async fn every_shape_is_copied_byte_for_byte_to_another_registry() {
         let manifest = seeded(&from, &client, "src/a", shape, &QUIET()).await;
         let (source, target) = (repository(&from, "src/a"), repository(&to, "team/a"));
         let (progress, name) = (Progress::default(), format!("{shape:?}"));
-        client
-            .copy(
-                QUIET().at(&source),
-                &manifest,
-                QUIET().at(&target),
-                &progress,
-            )
+        copied(&client, &source, &manifest, &target, &progress)
             .await
             .unwrap();
         assert!(matches!(
@@ -138,13 +146,7 @@ async fn a_mount_that_opens_a_session_has_that_session_used() {
     let manifest = seeded(&host, &client, "src/a", Shape::Oci, &QUIET()).await;
     host.add_rule(Rule::new(upload("POST"), Action::RefuseMount));
     let (source, target) = (repository(&host, "src/a"), repository(&host, "team/a"));
-    client
-        .copy(
-            QUIET().at(&source),
-            &manifest,
-            QUIET().at(&target),
-            &Progress::default(),
-        )
+    copied(&client, &source, &manifest, &target, &Progress::default())
         .await
         .unwrap();
     assert_eq!(
@@ -682,13 +684,7 @@ async fn a_download_that_breaks_goes_on_where_it_broke() {
     );
     let (source, target) = (repository(&from, "src/a"), repository(&to, "team/a"));
     let progress = Progress::default();
-    client
-        .copy(
-            QUIET().at(&source),
-            &manifest,
-            QUIET().at(&target),
-            &progress,
-        )
+    copied(&client, &source, &manifest, &target, &progress)
         .await
         .unwrap();
     assert!(matches!(
@@ -711,13 +707,7 @@ async fn corrupt_content_never_completes_an_upload() {
     ));
     let (source, target) = (repository(&from, "src/a"), repository(&to, "team/a"));
     let progress = Progress::default();
-    let error = client
-        .copy(
-            QUIET().at(&source),
-            &manifest,
-            QUIET().at(&target),
-            &progress,
-        )
+    let error = copied(&client, &source, &manifest, &target, &progress)
         .await
         .unwrap_err();
     assert_eq!(
@@ -740,27 +730,21 @@ async fn an_upload_whose_answer_is_lost_is_found_to_have_landed() {
     let manifest = seeded(&from, &client, "src/a", Shape::Oci, &QUIET()).await;
     to.add_rule(Rule::new(upload("PUT"), Action::LoseAnswer).times(1));
     let (source, target) = (repository(&from, "src/a"), repository(&to, "team/a"));
-    client
-        .copy(
-            QUIET().at(&source),
-            &manifest,
-            QUIET().at(&target),
-            &Progress::default(),
-        )
+    copied(&client, &source, &manifest, &target, &Progress::default())
         .await
         .unwrap();
     assert_eq!(to.count(&upload("PUT")), 3);
     to.add_rule(Rule::new(upload("PUT"), Action::page(500)));
     let elsewhere = repository(&to, "team/b");
-    let error = client
-        .copy(
-            QUIET().at(&source),
-            &manifest,
-            QUIET().at(&elsewhere),
-            &Progress::default(),
-        )
-        .await
-        .unwrap_err();
+    let error = copied(
+        &client,
+        &source,
+        &manifest,
+        &elsewhere,
+        &Progress::default(),
+    )
+    .await
+    .unwrap_err();
     assert_eq!(
         (error.reason, error.class),
         (Reason::RegistryError, Class::Attempt),
@@ -776,13 +760,7 @@ async fn an_upload_that_is_limited_starts_again_without_counting() {
     to.add_rule(Rule::new(upload("PUT"), Action::TooMany { retry_after: None }).times(9));
     to.add_rule(Rule::new(upload("POST"), Action::ReadOnly).times(3));
     let (source, target) = (repository(&from, "src/a"), repository(&to, "team/a"));
-    client
-        .copy(
-            QUIET().at(&source),
-            &manifest,
-            QUIET().at(&target),
-            &Progress::default(),
-        )
+    copied(&client, &source, &manifest, &target, &Progress::default())
         .await
         .unwrap();
     assert!(matches!(
@@ -801,13 +779,7 @@ async fn a_source_that_misses_a_part_is_incomplete() {
     assert!(from.lose_blob("src/a", image.children[0].blobs[0].0));
     let (source, target) = (repository(&from, "src/a"), repository(&to, "team/a"));
     let progress = Progress::default();
-    let error = client
-        .copy(
-            QUIET().at(&source),
-            &manifest,
-            QUIET().at(&target),
-            &progress,
-        )
+    let error = copied(&client, &source, &manifest, &target, &progress)
         .await
         .unwrap_err();
     assert_eq!(
@@ -817,13 +789,7 @@ async fn a_source_that_misses_a_part_is_incomplete() {
     );
     assert!(from.lose_manifest("src/a", image.children[1].digest()));
     let other = RegistryClient::clone(&crate::testbed::client::client(&[&from, &to]));
-    let error = other
-        .copy(
-            QUIET().at(&source),
-            &manifest,
-            QUIET().at(&target),
-            &progress,
-        )
+    let error = copied(&other, &source, &manifest, &target, &progress)
         .await
         .unwrap_err();
     assert_eq!(error.reason, Reason::SourceIncomplete, "{error}");
@@ -938,14 +904,7 @@ async fn no_more_requests_are_in_flight_than_the_budget_allows() {
         let (source, target) = (repository(a, &path), repository(b, &format!("team/{n}")));
         let client = client.clone();
         copies.push(tokio::spawn(async move {
-            client
-                .copy(
-                    QUIET().at(&source),
-                    &manifest,
-                    QUIET().at(&target),
-                    &Progress::default(),
-                )
-                .await
+            copied(&client, &source, &manifest, &target, &Progress::default()).await
         }));
     }
     for copy in copies {
@@ -992,14 +951,7 @@ async fn a_source_that_is_down_does_not_keep_others_from_the_target() {
         let (client, source, lost) = (client.clone(), source.clone(), lost.clone());
         let target = repository(&to, &format!("team/dead{n}"));
         waiting.push(tokio::spawn(async move {
-            client
-                .copy(
-                    QUIET().at(&source),
-                    &lost,
-                    QUIET().at(&target),
-                    &Progress::default(),
-                )
-                .await
+            copied(&client, &source, &lost, &target, &Progress::default()).await
         }));
     }
     tokio::time::sleep(Duration::from_millis(300)).await;

@@ -1,11 +1,12 @@
 //! What is saved is launched only by who still has the float to itself when the save is answered.
 
+use crate::testbed::floats::audited;
 use std::time::Duration;
 
 use promotion_controller::api::PromotionRequest;
 use promotion_controller::engine::leadership::Leadership;
 use promotion_controller::store::Key;
-use quaylike::{Matcher, Options, Registry, Settings};
+use quaylike::{Matcher, Registry};
 
 use crate::testbed::RunDir;
 use crate::testbed::command::image;
@@ -24,11 +25,7 @@ fn backs_up(object: &PromotionRequest) -> bool {
 
 /// The older request is deleted, and the newer one has the float, while what follows the older one's save is held back.
 async fn deleted_before_the_answer(on_save: fn(Wanted) -> OnSave) {
-    let settings = Settings {
-        audit: true,
-        ..Settings::default()
-    };
-    let registry = Registry::start(Options::default().settings(settings));
+    let registry = Registry::start(audited());
     let registry = registry.await.unwrap();
     let host = registry.host();
     let old = registry.seed_image("ci", "f", &image("old")).unwrap();

@@ -1,5 +1,6 @@
 //! Where `promote` is tried: an embedded registry in the test's process, a folder, and the real binary run in it.
 
+use super::floats::audited;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -38,11 +39,7 @@ pub struct Running {
 impl Ground {
     /// A registry that looks for dangling tags after every change.
     pub async fn new() -> Self {
-        let settings = Settings {
-            audit: true,
-            ..Settings::default()
-        };
-        Self::with(Options::default().settings(settings)).await
+        Self::with(audited()).await
     }
 
     pub async fn with(options: Options) -> Self {

@@ -1,9 +1,17 @@
 //! What most tests promote on quaylike, and the requests for it.
 
-use quaylike::{Image, ImageSpec, Matcher, RequestKind, Shape};
+use quaylike::{Image, ImageSpec, Matcher, Options, RequestKind, Settings, Shape};
 
 /// The repository of the floats.
 pub const FLOATS: &str = "ci";
+
+/// A registry that says what dangles after every write.
+pub fn audited() -> Options {
+    Options::default().settings(Settings {
+        audit: true,
+        ..Settings::default()
+    })
+}
 
 /// An image that differs from those of other seeds.
 pub fn image(seed: &str) -> Image {

@@ -2,6 +2,7 @@
 //! from the Deployment in the cluster, its volumes are laid out as files, and its token is asked for. Only addresses and paths
 //! differ from those of a pod.
 
+use crate::testbed::floats::audited;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Volume};
 use kube::Client;
 use kube::api::{Api, PostParams};
-use quaylike::{Auth, AuthMode, ImageSpec, Options, Registry, Settings, Shape, User};
+use quaylike::{Auth, AuthMode, ImageSpec, Registry, Shape, User};
 use serde_json::{Value, json};
 
 use crate::testbed::helm::{Helm, chart, clear, kubectl};
@@ -41,11 +42,7 @@ impl Ground {
                     .pull("src"),
             )
         });
-        let settings = Settings {
-            audit: true,
-            ..Settings::default()
-        };
-        let options = Options::default().settings(settings).auth(auth);
+        let options = audited().auth(auth);
         let ground = Self {
             plane,
             helm: Helm::at(plane.kubeconfig()).await,

@@ -5,12 +5,10 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Api, DeleteParams, PostParams};
-use quaylike::{
-    Action, Digest, Gate, GateSpec, ImageSpec, Matcher, Options, Registry, Rule, Settings, Shape,
-};
+use quaylike::{Action, Digest, Gate, GateSpec, ImageSpec, Matcher, Registry, Rule, Shape};
 use serde_json::json;
 
-use crate::testbed::floats::{look, put};
+use crate::testbed::floats::{audited, look, put};
 use crate::testbed::stage::{Controller, LOOK, Stage, phase};
 
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -55,13 +53,7 @@ async fn said_times(controller: &Controller, words: &str, times: usize) {
 
 impl Pair {
     async fn start(prefix: &str, late: Duration) -> Self {
-        let settings = Settings {
-            audit: true,
-            ..Settings::default()
-        };
-        let registry = Registry::start(Options::default().settings(settings))
-            .await
-            .unwrap();
+        let registry = Registry::start(audited()).await.unwrap();
         let stage = Stage::elected(prefix).await;
         let arguments = [
             "--leader-elect=true".to_owned(),

@@ -1,8 +1,9 @@
 //! A real controller is scraped while it promotes, and afterwards.
 
+use crate::testbed::floats::audited;
 use std::time::Duration;
 
-use quaylike::{GateSpec, ImageSpec, Matcher, Options, Registry, Settings, Shape};
+use quaylike::{GateSpec, ImageSpec, Matcher, Registry, Shape};
 
 use super::Scraped;
 use crate::testbed::free_port;
@@ -11,13 +12,7 @@ use crate::testbed::stage::{Stage, phase, spec};
 const PATIENCE: Duration = Duration::from_mins(1);
 
 async fn registry() -> Registry {
-    let settings = Settings {
-        audit: true,
-        ..Settings::default()
-    };
-    Registry::start(Options::default().settings(settings))
-        .await
-        .unwrap()
+    Registry::start(audited()).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,6 +3,7 @@
 //!
 //! Guaranteed: a controller that is crashed does nothing more; every wait ends, showing status and registry.
 
+use crate::testbed::floats::audited;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use promotion_controller::engine;
 use promotion_controller::policy::Policy;
 use promotion_controller::registry::{self, RegistryClient};
 use promotion_controller::store::credentials::CredentialFiles;
-use quaylike::{Digest, Gate, GateSpec, LoggedRequest, Matcher, Options, Registry, Settings};
+use quaylike::{Digest, Gate, GateSpec, LoggedRequest, Matcher, Registry};
 use serde_json::{Value, json};
 use tokio::runtime::{Builder, Runtime};
 
@@ -80,13 +81,7 @@ pub fn first_image(object: &PromotionRequest) -> ImageStatus {
 
 impl Ground {
     pub async fn new(prefix: &str) -> Self {
-        let settings = Settings {
-            audit: true,
-            ..Settings::default()
-        };
-        let registry = Registry::start(Options::default().settings(settings))
-            .await
-            .unwrap();
+        let registry = Registry::start(audited()).await.unwrap();
         registry.create_repository(FLOATS);
         Self {
             stage: Stage::new(prefix).await,
