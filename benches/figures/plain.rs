@@ -105,6 +105,10 @@ pub fn main(arguments: &[String]) -> ExitCode {
 }
 
 /// Reading and writing, set up as `registry::transport` does it.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the process has installed the provider"
+)]
 fn clients() -> (Client, Client) {
     let build = |builder: reqwest::ClientBuilder| {
         builder

@@ -55,9 +55,7 @@ pub struct Read {
 
 impl Reader {
     pub fn new(host: &str, repository: &str, floats: &[String]) -> Self {
-        let http = reqwest::Client::builder()
-            .no_proxy()
-            .timeout(Duration::from_secs(20));
+        let http = crate::testbed::http_builder().timeout(Duration::from_secs(20));
         Self {
             base: format!("http://{host}/v2/{repository}"),
             floats: floats.to_vec(),

@@ -98,8 +98,7 @@ impl Relay {
     /// A relay before `plane`'s API server, for its administrator.
     pub async fn start(plane: &ControlPlane, folder: &RunDir) -> Self {
         let ca = reqwest::Certificate::from_pem(plane.ca_pem().as_bytes()).unwrap();
-        let client = reqwest::Client::builder()
-            .no_proxy()
+        let client = crate::testbed::http_builder()
             .tls_certs_only([ca])
             .build()
             .unwrap();

@@ -474,9 +474,8 @@ async fn the_log_tells_the_requests_of_others_and_leaves_out_the_testbeds() {
 
     let mark = registry.log().mark().unwrap();
     let url = format!("{}/v2/team/app/tags/list?n=1", registry.url());
-    let other = reqwest::Client::builder()
+    let other = crate::testbed::http_builder()
         .user_agent("somebody \"else\"")
-        .no_proxy()
         .build()
         .unwrap();
     other.get(url).send().await.unwrap();
@@ -571,7 +570,7 @@ async fn one_token_covers_two_repositories_and_is_reduced_to_what_is_granted() {
     );
     let scopes = ["repository:from:pull,push", "repository:to:pull,push"];
     let query = [("service", "x"), ("scope", scopes[0]), ("scope", scopes[1])];
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let http = crate::testbed::http_builder().build().unwrap();
     let answer = http
         .get(server.realm())
         .query(&query)
@@ -596,7 +595,7 @@ async fn a_blob_is_mounted_with_a_token_for_both_repositories() {
     let image = Image::new(ImageKind::Oci, "seed");
     let writer = registry.client_of("writer", "secret").unwrap();
     writer.push("team/app", "v1", &image).await.unwrap();
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let http = crate::testbed::http_builder().build().unwrap();
     let answer: serde_json::Value = http
         .get(server.realm())
         .query(&[

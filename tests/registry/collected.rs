@@ -60,7 +60,7 @@ async fn promote(
 
 /// Reads every blob and manifest of the target by digest, as one who pulls it does: that fills the registry's caches.
 async fn pull(to: &Registry, manifest: &Manifest) {
-    let http = reqwest::Client::new();
+    let http = crate::testbed::http_builder().build().unwrap();
     let mut work = vec![manifest.digest.to_string()];
     while let Some(digest) = work.pop() {
         let url = format!("{}/v2/team/a/manifests/{digest}", to.url());

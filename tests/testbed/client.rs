@@ -44,8 +44,7 @@ pub fn settings(hosts: &[&Registry]) -> Settings {
 }
 
 pub fn client_with(settings: Settings) -> RegistryClient {
-    // Whichever test comes first installs it.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    super::install_tls();
     RegistryClient::with_backoff(
         settings,
         Duration::from_millis(20),

@@ -221,7 +221,7 @@ pub fn start(
     leadership: Leadership,
     on_save: OnSave,
 ) -> Engine<Watched> {
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    super::install_tls();
     let (file, _) = FileStore::open(objects, state, Keyring::anonymous(), settle, LATE).unwrap();
     let quiet = file.quiet();
     let settings = registry::Settings {

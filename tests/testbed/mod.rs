@@ -53,7 +53,7 @@ pub use error::Error;
 pub use example::{example, go_in_example, unformatted};
 pub use image_kinds::ImageKind;
 pub use images::{Image, digest_of};
-pub use net::free_port;
+pub use net::{free_port, http_builder, install_tls};
 pub use path::{Direction, Path};
 pub use registry_client::{PulledManifest, RegistryClient};
 pub use run_dir::RunDir;

@@ -26,9 +26,16 @@ pub fn free_port() -> Result<u16, Error> {
     })
 }
 
-/// Installs rustls' one provider; each test may do so again.
-pub(super) fn install_tls() {
+/// Installs rustls' one provider; each test may do so again, and whichever comes first does it.
+pub fn install_tls() {
     let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+/// Every HTTP client of the tests begins here: without a provider, building one panics.
+#[expect(clippy::disallowed_methods, reason = "this is the place")]
+pub fn http_builder() -> reqwest::ClientBuilder {
+    install_tls();
+    reqwest::Client::builder().no_proxy()
 }
 
 /// A client that keeps no connection, so that it may be used under one test's runtime after another's.
@@ -43,9 +50,7 @@ pub(super) fn https_client(ca: &[u8]) -> Result<reqwest::Client, Error> {
 }
 
 fn http_client_builder() -> reqwest::ClientBuilder {
-    install_tls();
-    reqwest::Client::builder()
-        .no_proxy()
+    http_builder()
         .pool_max_idle_per_host(0)
         .connect_timeout(Duration::from_secs(5))
         .timeout(Duration::from_mins(1))

@@ -95,7 +95,7 @@ impl Served {
             assert!(begun.elapsed() < PATIENCE, "the registry does not listen");
             tokio::time::sleep(Duration::from_millis(5)).await;
         };
-        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let client = super::http_builder().build().unwrap();
         let served = Self {
             host,
             client,

@@ -220,6 +220,10 @@ impl Recipe {
         })
     }
 
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the command line has installed the provider"
+    )]
     fn pair(
         &self,
         scope: AddressScope,

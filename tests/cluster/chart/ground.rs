@@ -266,7 +266,7 @@ impl Pod {
             &self.listen
         };
         let url = format!("http://{at}{path}");
-        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let client = crate::testbed::http_builder().build().unwrap();
         let answer = client.get(url).send().await.ok()?;
         Some(answer.status().as_u16())
     }

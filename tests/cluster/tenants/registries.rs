@@ -26,7 +26,7 @@ async fn victim() -> Scripted {
 }
 
 fn client(hosts: &[&Scripted]) -> RegistryClient {
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    crate::testbed::install_tls();
     RegistryClient::new(Settings {
         plain_http: hosts.iter().map(|host| host.host()).collect(),
         ..Settings::default()

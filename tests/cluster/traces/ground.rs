@@ -263,8 +263,7 @@ impl Ground {
 
 impl Inside {
     pub fn start(stage: &Stage, host: &str, settle: Duration, put_timeout: Duration) -> Self {
-        // Whichever test comes first installs it.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        crate::testbed::install_tls();
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()

@@ -9,8 +9,6 @@ use crate::testbed::command::PATIENCE;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_registry_serves_its_images_and_ends_when_told_to() {
-    // Another test of this binary may have installed it before.
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let mut child = Command::new(env!("CARGO_BIN_EXE_promotion-controller"))
         .args(["registry", "--listen", "127.0.0.1:0"])
         .stdin(Stdio::null())
@@ -25,7 +23,9 @@ async fn the_registry_serves_its_images_and_ends_when_told_to() {
     for (repository, tag, image) in quaylike::built_in().unwrap() {
         let url = format!("http://{address}/v2/{repository}/manifests/{tag}");
         let accept = quaylike::MANIFEST_TYPES.join(", ");
-        let answer = reqwest::Client::new()
+        let answer = crate::testbed::http_builder()
+            .build()
+            .unwrap()
             .get(url)
             .header("accept", accept)
             .send()

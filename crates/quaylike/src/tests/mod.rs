@@ -77,6 +77,7 @@ impl Bench {
 }
 
 /// A client that follows no redirects and goes through no proxy.
+#[expect(clippy::disallowed_methods, reason = "it installs the provider")]
 fn client() -> Client {
     // Plain HTTP alone is spoken, but a client is not built without a provider; a second installation is refused, which is fine.
     drop(rustls::crypto::ring::default_provider().install_default());
