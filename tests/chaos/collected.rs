@@ -1,5 +1,6 @@
 //! The same on distribution, which collects only while it is stopped: between the requests and amid them.
 
+use crate::testbed::PATIENCE;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -12,8 +13,6 @@ use super::{FLOATS, SOURCES, has_ended, seed, unfinished};
 use crate::testbed::stage::Stage;
 use crate::testbed::{Distribution, DistributionOptions, Image, ImageKind, RegistryClient, Signal};
 
-/// How long the requests may take to end: a lease that runs out, and what has waited for it.
-const PATIENCE: Duration = Duration::from_mins(1);
 /// Requests of each round.
 const REQUESTS: usize = 3;
 

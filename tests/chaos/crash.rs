@@ -5,7 +5,8 @@
 //! instant is parked there while its process is killed; then it is never done, was done already, or lands late, while the next
 //! process waits for the settle time.
 
-use std::time::{Duration, Instant};
+use crate::testbed::PATIENCE;
+use std::time::Instant;
 
 use futures::{StreamExt as _, stream};
 use promotion_controller::api::PromotionRequest;
@@ -17,7 +18,6 @@ use serde_json::json;
 use crate::testbed::floats::{FLOATS, audited, put, put_suffix};
 use crate::testbed::stage::{Controller, LOOK, Stage, condition, phase};
 
-const PATIENCE: Duration = Duration::from_mins(2);
 /// Runs at once: what they do most is wait.
 const AT_ONCE: usize = 14;
 const SOURCES: &str = "src/pipeline";

@@ -1,9 +1,9 @@
 //! What people apply and what becomes of it: kubectl, several registries, failures of sources and of existence checks.
 
+use crate::testbed::PATIENCE;
 use crate::testbed::floats::audited;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use promotion_controller::api::ImageStatus;
 use quaylike::{
@@ -16,8 +16,6 @@ use crate::testbed::{
     Distribution, DistributionOptions, Grant, Image, ImageKind, RegistryAuth, RegistryClient,
     TokenServer,
 };
-
-const PATIENCE: Duration = Duration::from_secs(90);
 
 fn seeded(registry: &Registry, repository: &str, tag: &str, seed: &str) -> String {
     let spec = ImageSpec::new(Shape::Oci, seed);

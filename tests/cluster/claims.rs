@@ -2,6 +2,7 @@
 //!
 //! Instants are chosen by gates of the embedded registry: a request of the controller is stopped there until the test goes on.
 
+use crate::testbed::PATIENCE;
 use crate::testbed::floats::audited;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -11,8 +12,6 @@ use quaylike::{Action, Gate, GateSpec, ImageSpec, Matcher, Registry, RequestKind
 use serde_json::{Value, json};
 
 use crate::testbed::stage::{Controller, Stage, condition, phase, spec};
-
-const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A namespace, and a registry with floats and one with sources.
 struct Ground {

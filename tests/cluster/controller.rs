@@ -1,14 +1,12 @@
 //! The controller as a process on the real API server.
 
+use crate::testbed::PATIENCE;
 use crate::testbed::floats::audited;
-use std::time::Duration;
 
 use quaylike::{ImageSpec, Registry, Shape};
 use serde_json::json;
 
 use crate::testbed::stage::{Stage, condition, phase};
-
-const PATIENCE: Duration = Duration::from_mins(1);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_applied_request_moves_its_floats_and_says_so() {

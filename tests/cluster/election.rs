@@ -1,5 +1,6 @@
 //! Two controller processes and one lease: the leader is killed, asked to end, or frozen, and the other goes on.
 
+use crate::testbed::PATIENCE;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::coordination::v1::Lease;
@@ -13,7 +14,6 @@ use crate::testbed::Signal;
 use crate::testbed::floats::{FLOATS, audited, put};
 use crate::testbed::stage::{Controller, LOOK, Stage, phase};
 
-const PATIENCE: Duration = Duration::from_secs(90);
 const SOURCES: &str = "src/pipeline";
 const SETTLE: Duration = Duration::from_secs(3);
 /// How soon a follower goes on after a leader's death: its lease, the look at it, and the list of requests.

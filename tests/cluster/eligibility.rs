@@ -1,5 +1,6 @@
 //! Who may begin: Secrets that are missing, unreadable or without rights, registries off the list, and rights that stay apart.
 
+use crate::testbed::PATIENCE;
 use crate::testbed::floats::audited;
 use std::time::Duration;
 
@@ -11,7 +12,6 @@ use serde_json::{Value, json};
 use crate::testbed::ControlPlane;
 use crate::testbed::stage::{EVERYWHERE, Stage, condition, dockerconfig, phase, spec};
 
-const PATIENCE: Duration = Duration::from_secs(90);
 const DOCKER: &str = "kubernetes.io/dockerconfigjson";
 
 async fn guarded() -> Registry {

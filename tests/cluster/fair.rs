@@ -1,5 +1,6 @@
 //! What requests that are in work at once take from each other.
 
+use crate::testbed::PATIENCE;
 use std::time::Duration;
 
 use quaylike::{ImageSpec, Matcher, Options, Registry, Shape};
@@ -7,7 +8,6 @@ use serde_json::Value;
 
 use crate::testbed::stage::{Stage, phase, spec};
 
-const PATIENCE: Duration = Duration::from_secs(90);
 /// Images of each of the two large requests.
 const LARGE: usize = 60;
 

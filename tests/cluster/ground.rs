@@ -1,5 +1,6 @@
 //! A namespace with a registry, and what a whole promotion has to leave there.
 
+pub use crate::testbed::PATIENCE;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -11,18 +12,16 @@ use crate::testbed::floats::{audited, put};
 use crate::testbed::stage::{Controller, LOOK, Stage, name_lease, phase, spec};
 use crate::testbed::{ControlPlane, Turn, Turns};
 
-pub const PATIENCE: Duration = Duration::from_mins(2);
-
 /// A namespace, and a registry with both sources and floats.
 pub struct Ground {
     pub stage: Stage,
     pub registry: Registry,
 }
 
-/// A control plane that one test at a time has to itself: it may be killed, and lose its definitions.
+/// A control plane that this test has to itself: it may be killed, and lose its definitions.
 pub async fn alone() -> (Turn, &'static ControlPlane) {
-    static PLANE: Turns = Turns::new();
-    let (turn, plane) = PLANE.take().await;
+    static PLANES: Turns = Turns::of(3);
+    let (turn, plane) = PLANES.take().await;
     // As a test before this one that failed may have left it.
     let serves = async {
         let client = plane.client().unwrap();

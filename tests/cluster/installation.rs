@@ -1,5 +1,6 @@
 //! Of all controllers that could write the same floats, those of one Lease may lead, whatever way each was installed in.
 
+use crate::testbed::PATIENCE;
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
@@ -15,7 +16,6 @@ use serde_json::{Value, json};
 use crate::testbed::stage::{Controller, LOOK, Stage, name_lease, phase, spec};
 use crate::testbed::{ControlPlane, free_port};
 
-const PATIENCE: Duration = Duration::from_secs(90);
 const PROGRAM: &str = env!("CARGO_BIN_EXE_promotion-controller");
 
 /// A controller of an installation whose Lease is in `namespace`.

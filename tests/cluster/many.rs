@@ -2,8 +2,8 @@
 //!
 //! In small what `cargo bench -- scale` measures, with the same ruler: the API server's own audit log.
 
+use crate::testbed::PATIENCE;
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use quaylike::{Auth, AuthMode, ImageSpec, Options, Registry, Shape, User};
@@ -11,7 +11,6 @@ use serde_json::json;
 
 use crate::testbed::stage::{Stage, phase, spec};
 
-const PATIENCE: Duration = Duration::from_secs(90);
 const REQUESTS: usize = 20;
 const FLOATS: usize = 10;
 /// Of each request, and one more for each status interval of its life.

@@ -2,6 +2,7 @@
 //! started again; and every tag write in turn loses its answer. Not a sample: the points are counted in a run that nothing
 //! disturbs. What is promoted, and what must be true of the end, is a [`Case`].
 
+use crate::testbed::PATIENCE;
 use crate::testbed::floats::audited;
 use std::time::Duration;
 
@@ -20,7 +21,6 @@ use crate::testbed::stage::{object, phase};
 
 /// How long a write may take to land: on this registry none takes any time.
 const SETTLE: Duration = Duration::from_millis(300);
-const PATIENCE: Duration = Duration::from_mins(1);
 /// Runs at once.
 const AT_ONCE: usize = 6;
 

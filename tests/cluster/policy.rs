@@ -1,9 +1,10 @@
 //! Who may use the controller's own credentials: rules, the files they stand in, and the limit of a namespace.
 
+use crate::testbed::PATIENCE;
 use crate::testbed::floats::audited;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use promotion_controller::api::crd_yaml;
 use promotion_controller::policy::Rules;
@@ -18,7 +19,6 @@ use crate::testbed::{
     TokenServer,
 };
 
-const PATIENCE: Duration = Duration::from_secs(90);
 const PASSWORD: &str = "controller-s3cret";
 
 /// Two files as a pod has them, and the flags that name them.

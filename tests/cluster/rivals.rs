@@ -2,6 +2,7 @@
 //!
 //! Orders of two requests, suspensions and deletions are in `claims.rs` and `traces/order.rs`, rights in `eligibility.rs`.
 
+use crate::testbed::PATIENCE;
 use crate::testbed::floats::audited;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,8 +20,6 @@ use crate::testbed::RunDir;
 use crate::testbed::inside::{self, OnSave, Watched};
 use crate::testbed::stage::{LOOK, Stage, condition, object, phase, spec};
 use crate::traces::ground::image;
-
-const PATIENCE: Duration = Duration::from_mins(2);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fifty_requests_over_ten_floats_end_in_the_order_they_were_created_each_once() {

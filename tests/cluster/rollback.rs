@@ -1,6 +1,7 @@
 //! A group that fails after its commit: with `onFailure: Hold` the floats that have moved stay, with `Rollback` they are taken
 //! back, whatever comes between.
 
+use crate::testbed::PATIENCE;
 use crate::testbed::floats::audited;
 use std::time::Duration;
 
@@ -15,8 +16,6 @@ use crate::testbed::command;
 use crate::testbed::inside::{self, OnSave};
 use crate::testbed::stage::{condition, object, phase};
 use crate::traces::ground::{FLOATS, Ground, LONG_SETTLE, SETTLE, SOURCES, image, look, put};
-
-const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The registry refuses this tag for good.
 fn refuse(registry: &Registry, matcher: Matcher) -> u64 {

@@ -1,5 +1,6 @@
 //! What somebody sees who watches: every status of a request, how many there are, its events, and what is left alone.
 
+use crate::testbed::PATIENCE;
 use crate::testbed::floats::audited;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +15,6 @@ use tokio::task::JoinHandle;
 
 use crate::testbed::stage::{LOOK, Stage, condition, phase, spec};
 
-const PATIENCE: Duration = Duration::from_secs(90);
 const KINDS: [&str; 4] = ["Progressing", "Staged", "Complete", "Failed"];
 /// In the order of progress.
 const PHASES: [&str; 5] = ["Pending", "Incoming", "BackedUp", "Latched", "Posted"];

@@ -8,6 +8,7 @@ mod manifests;
 mod objects;
 mod registries;
 
+use crate::testbed::PATIENCE;
 use std::time::{Duration, Instant};
 
 use promotion_controller::api::crd_yaml;
@@ -20,7 +21,6 @@ use crate::testbed::stage::{Controller, EVERYWHERE, Stage, phase, spec};
 const MIB: u64 = 1024 * 1024;
 /// The limit of the chart's container.
 const MEMORY: u64 = 256 * MIB;
-const PATIENCE: Duration = Duration::from_secs(90);
 /// Images of the request that is measured.
 const IMAGES: usize = 6;
 /// So often a time is taken at most: a busy machine only adds to it, so that the best counts.

@@ -1,5 +1,6 @@
 //! `promote`, with the times it has by default, on a path that is cut and on a registry that is slow to do what it was told.
 
+use crate::testbed::PATIENCE;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -17,7 +18,6 @@ use crate::testbed::floats::put;
 use crate::testbed::stage::LOOK;
 use crate::testbed::{Direction, Path, RunDir, Supervised};
 
-const PATIENCE: Duration = Duration::from_mins(3);
 /// The timeout of a tag PUT, by default.
 const PUT: Duration = Duration::from_secs(8);
 

@@ -1,5 +1,6 @@
 //! What is saved is launched only by who still has the float to itself when the save is answered.
 
+use crate::testbed::PATIENCE;
 use crate::testbed::floats::audited;
 use std::time::Duration;
 
@@ -12,8 +13,6 @@ use crate::testbed::RunDir;
 use crate::testbed::command::image;
 use crate::testbed::inside::{self, OnSave, Wanted};
 use crate::testbed::stage::{LOOK, object, phase, spec};
-
-const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The save that launches the older request's backup.
 fn backs_up(object: &PromotionRequest) -> bool {

@@ -1,5 +1,6 @@
 //! Where `promote` is tried: an embedded registry in the test's process, a folder, and the real binary run in it.
 
+pub use super::PATIENCE;
 use super::floats::audited;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -11,9 +12,6 @@ use tokio::process::{Child, Command};
 
 use super::RunDir;
 pub use super::floats::{image, put};
-
-/// How long a run may take at most: the settle time, retries and a machine with other work included.
-pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A registry and a folder of a test's own.
 pub struct Ground {

@@ -6,6 +6,7 @@
 //!
 //! What tests do with it is in `cluster.rs`.
 
+use super::PATIENCE;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -16,9 +17,6 @@ use super::credentials::Credentials;
 use super::kubeconfig::Endpoint;
 use super::net::{http_client, https_client, locked, wait_ready};
 use super::{Binary, Error, RunDir, Signal, Supervised, audit, binary, free_port};
-
-/// A start takes 2 s on an idle machine; compilers may be busy on the same cores.
-const PATIENCE: Duration = Duration::from_mins(2);
 
 /// A running control plane. Dropping it ends its processes and removes its data.
 #[derive(Debug)]

@@ -7,6 +7,7 @@
 //! Distribution has no referrers API (404) and collects only while it is stopped. It keeps an untagged manifest
 //! whose digest any other of its repositories still holds, so floats want a registry of their own.
 
+use super::PATIENCE;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,7 +24,6 @@ use super::{
     free_port,
 };
 
-const PATIENCE: Duration = Duration::from_mins(1);
 /// For requests in flight when the registry is stopped.
 const GRACE: Duration = Duration::from_secs(10);
 

@@ -19,8 +19,8 @@ pub fn root() -> &'static Path {
 
 /// A control plane without a definition and without a release, and the turn at it.
 pub async fn cluster() -> (Turn, &'static ControlPlane) {
-    static PLANE: Turns = Turns::new();
-    PLANE.take().await
+    static PLANES: Turns = Turns::of(2);
+    PLANES.take().await
 }
 
 /// Helm with a home of its own, at a cluster or at none.

@@ -44,6 +44,9 @@ mod supervised;
 mod tokens;
 mod turns;
 
+/// So long a test waits for what has to come before it fails: no promise of the product, and long enough for a busy machine.
+pub const PATIENCE: std::time::Duration = std::time::Duration::from_mins(5);
+
 pub use access_log::{AccessLog, LoggedRequest};
 pub use audit::AuditedRequest;
 pub use binaries::{Binary, binary, build};

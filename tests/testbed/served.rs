@@ -7,6 +7,7 @@
     reason = "a test whose registry does not answer has failed"
 )]
 
+use super::PATIENCE;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -17,7 +18,6 @@ use serde_json::{Value, json};
 
 use super::{RunDir, Supervised};
 
-const PATIENCE: Duration = Duration::from_secs(20);
 /// More than any section asks.
 const ENTRIES_MAX: usize = 200_000;
 

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that meets an error has failed")]
 
+use super::PATIENCE;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -21,9 +22,6 @@ use super::{ControlPlane, RunDir, Signal, Supervised, Turn, Turns, shared};
 
 /// How often a test looks.
 pub const LOOK: Duration = Duration::from_millis(20);
-
-/// How long a controller may take to say something or to end.
-const PATIENCE: Duration = Duration::from_secs(90);
 
 /// An argument for [`Stage::controller`]: all namespaces, which wants a control plane of the test's own.
 pub const EVERYWHERE: &str = "everywhere";
@@ -97,10 +95,10 @@ impl Stage {
         }
     }
 
-    /// A namespace for controllers that elect a leader: the definition names its Lease. One test at a time has this control plane.
+    /// A namespace for controllers that elect a leader: the definition names its Lease. No other test has this control plane meanwhile.
     pub async fn elected(prefix: &str) -> Self {
-        static PLANE: Turns = Turns::new();
-        let (turn, plane) = PLANE.take().await;
+        static PLANES: Turns = Turns::of(3);
+        let (turn, plane) = PLANES.take().await;
         plane.apply_crds(&crd_yaml()).await.unwrap();
         let stage = Self::on(plane, prefix).await;
         stage.rules().await;

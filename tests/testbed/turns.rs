@@ -1,32 +1,54 @@
-//! A control plane that one test at a time has to itself: what a cluster has only once may be changed there.
+//! Control planes that one test at a time has to itself: what a cluster has only once may be changed there.
 
-use tokio::sync::{Mutex, MutexGuard, OnceCell};
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{ControlPlane, shared};
 
-/// One such control plane, started by the first that comes.
+/// A few such control planes, each started by the first that finds none free.
 pub struct Turns {
-    turn: Mutex<()>,
-    plane: OnceCell<ControlPlane>,
+    permits: Semaphore,
+    free: Mutex<Vec<&'static ControlPlane>>,
 }
 
 /// While it is held, the control plane is nobody else's.
-pub type Turn = MutexGuard<'static, ()>;
+pub struct Turn {
+    turns: &'static Turns,
+    plane: &'static ControlPlane,
+    _permit: SemaphorePermit<'static>,
+}
 
 impl Turns {
-    pub const fn new() -> Self {
+    /// At most so many tests at once.
+    pub const fn of(planes: usize) -> Self {
         Self {
-            turn: Mutex::const_new(()),
-            plane: OnceCell::const_new(),
+            permits: Semaphore::const_new(planes),
+            free: Mutex::new(Vec::new()),
         }
     }
 
     /// Waits for its turn; the control plane is as the one before left it.
     pub async fn take(&'static self) -> (Turn, &'static ControlPlane) {
-        let turn = self.turn.lock().await;
+        let permit = self.permits.acquire().await.unwrap();
         // Everything is built, by whoever needs it first.
         shared().await;
-        let plane = self.plane.get_or_try_init(ControlPlane::start).await;
-        (turn, plane.unwrap())
+        let free = self.free.lock().pop();
+        let plane = match free {
+            Some(plane) => plane,
+            None => Box::leak(Box::new(ControlPlane::start().await.unwrap())),
+        };
+        let turn = Turn {
+            turns: self,
+            plane,
+            _permit: permit,
+        };
+        (turn, plane)
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        // Before the permit goes.
+        self.turns.free.lock().push(self.plane);
     }
 }

@@ -2,6 +2,7 @@
 //! from the Deployment in the cluster, its volumes are laid out as files, and its token is asked for. Only addresses and paths
 //! differ from those of a pod.
 
+pub use crate::testbed::PATIENCE;
 use crate::testbed::floats::audited;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -17,7 +18,6 @@ use crate::testbed::helm::{Helm, chart, clear, kubectl};
 use crate::testbed::stage::{LOOK, Stage, spec};
 use crate::testbed::{ControlPlane, RunDir, Supervised, free_port};
 
-pub const PATIENCE: Duration = Duration::from_mins(2);
 /// How the release and what belongs to it are named.
 pub const NAME: &str = "promotion-controller";
 

@@ -1,5 +1,6 @@
 //! A leader is killed: what the next one goes on with at once, and what it waits for.
 
+use crate::testbed::PATIENCE;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,6 @@ use serde_json::json;
 use crate::testbed::floats::{audited, look, put};
 use crate::testbed::stage::{Controller, LOOK, Stage, phase};
 
-const PATIENCE: Duration = Duration::from_secs(90);
 /// What a controller says that leads, and one that does not.
 const LEADS: &str = "leading how=";
 const FOLLOWS: &str = "waiting for the lease";

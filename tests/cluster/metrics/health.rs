@@ -1,5 +1,6 @@
 //! Whether a controller is ready and alive, from its start to its end.
 
+use crate::testbed::PATIENCE;
 use std::time::{Duration, Instant};
 
 use quaylike::{ImageSpec, Options, Registry, Shape};
@@ -10,8 +11,6 @@ use super::Scraped;
 use super::scraped::get;
 use crate::testbed::stage::{Controller, LOOK, Stage, phase, spec};
 use crate::testbed::{Signal, free_port};
-
-const PATIENCE: Duration = Duration::from_mins(1);
 
 async fn until_answers(port: u16, path: &str, wanted: (u16, &str)) {
     let end = Instant::now() + PATIENCE;

@@ -1,13 +1,11 @@
 //! The lines of log of a promotion, for people and for programs.
 
-use std::time::Duration;
+use crate::testbed::PATIENCE;
 
 use quaylike::{ImageSpec, Options, Registry, Shape};
 use serde_json::{Value, json};
 
 use crate::testbed::stage::{Stage, phase, spec};
-
-const PATIENCE: Duration = Duration::from_mins(1);
 
 /// One request that succeeds on an existing float, and one that fails: the log, and the digest promoted.
 async fn promoted(stage: &Stage, format: &str) -> (String, String, String) {

@@ -1,5 +1,6 @@
 //! A real controller is scraped while it promotes, and afterwards.
 
+use crate::testbed::PATIENCE;
 use crate::testbed::floats::audited;
 use std::time::Duration;
 
@@ -8,8 +9,6 @@ use quaylike::{GateSpec, ImageSpec, Matcher, Registry, Shape};
 use super::Scraped;
 use crate::testbed::free_port;
 use crate::testbed::stage::{Stage, phase, spec};
-
-const PATIENCE: Duration = Duration::from_mins(1);
 
 async fn registry() -> Registry {
     Registry::start(audited()).await.unwrap()
@@ -152,7 +151,9 @@ async fn a_scrape_tells_what_is_there_and_then_what_was_done() {
     assert!((4..=10).contains(&saved), "{saved}");
     assert!(after.sum(r#"api_requests_total{call="load",result="ok"}"#) >= saved);
     assert!(after.sum(r#"api_requests_total{call="event",result="ok"}"#) >= 3);
-    assert!(after.sum("reconcile_duration_seconds_count") >= saved);
+    // The one that saved last may be about to end.
+    let reconciled = after.sum("reconcile_duration_seconds_count");
+    assert!(reconciled + 1 >= saved, "{reconciled} of {saved}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

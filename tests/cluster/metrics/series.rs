@@ -1,8 +1,8 @@
 //! Whatever requests, registries and people say, a scrape stays as small as it is.
 
+use crate::testbed::PATIENCE;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use promotion_controller::machine::{Phase, Reason, Step};
 use promotion_controller::metrics::{FAMILIES, HOSTS_MAX, Type};
@@ -14,7 +14,6 @@ use crate::testbed::free_port;
 use crate::testbed::scripted::{Scripted, answer};
 use crate::testbed::stage::{Stage, spec};
 
-const PATIENCE: Duration = Duration::from_mins(2);
 /// Hosts that a batch of requests names besides the registry that is on the list in full.
 const HOSTS: usize = 36;
 /// Requests of a batch that name the registry, and a host that is not on the list.

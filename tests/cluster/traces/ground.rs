@@ -3,6 +3,7 @@
 //!
 //! Guaranteed: a controller that is crashed does nothing more; every wait ends, showing status and registry.
 
+pub use crate::testbed::PATIENCE;
 use crate::testbed::floats::audited;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -21,7 +22,6 @@ use tokio::runtime::{Builder, Runtime};
 pub use crate::testbed::floats::{FLOATS, image, look, put};
 use crate::testbed::stage::{LOOK, Stage, object, phase};
 
-pub const PATIENCE: Duration = Duration::from_secs(90);
 /// How long a tag write may take to land: short, and long enough that a busy machine keeps within it.
 pub const SETTLE: Duration = Duration::from_millis(2500);
 /// For traces in which something has to happen within the settle time.
