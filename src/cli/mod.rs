@@ -12,6 +12,7 @@ mod progress;
 mod promote;
 mod run;
 mod signals;
+mod stage;
 mod stand_in;
 mod summary;
 mod telemetry;
@@ -40,6 +41,9 @@ enum Command {
     /// Carry out the promotion requests of a file, without a cluster. It orders the requests of one state file; it keeps no order
     /// with a controller, nor with a promote that has another state file: let only one of them write a float.
     Promote(promote::PromoteArgs),
+    /// Copy the sources of a file's requests to their floats' repositories, pin them there, and print the requests that promote them
+    /// from there. For where the sources can be read: it needs no cluster, moves no float, and may run beside a controller.
+    Stage(stage::StageArgs),
     /// Say what the promotion requests of a file would do, and write nothing.
     Preview(preview::PreviewArgs),
     /// Turn `oc image mirror` mappings, or the scripts that run it, into promotion requests.
@@ -78,6 +82,7 @@ pub fn main() -> ExitCode {
             Command::Controller(args) => Box::pin(controller::run(args)).await,
             Command::AdoptLease(args) => adopt::run(args).await,
             Command::Promote(args) => Box::pin(promote::run(args)).await,
+            Command::Stage(args) => Box::pin(stage::run(args)).await,
             Command::Preview(args) => Box::pin(preview::run(args)).await,
             Command::Convert(args) => convert::run(&args),
             Command::Crd => {

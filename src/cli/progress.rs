@@ -49,6 +49,12 @@ impl Display {
         }
     }
 
+    /// A bar for so many steps, on a terminal.
+    pub(super) fn bar(&self, prefix: &str, steps: u64) -> Option<ProgressBar> {
+        let bars = self.bars.as_ref()?;
+        Some(bars.add(bar(prefix, steps)))
+    }
+
     /// Begins with an unfinished object as an earlier run left it.
     pub(super) fn begin(&mut self, object: &PromotionRequest) {
         let key = Key::from(object);
@@ -57,10 +63,7 @@ impl Display {
             let progress = status.progress.as_deref().unwrap_or_default();
             self.line(&format!("{key}  goes on from {phase}, {progress} done"));
         }
-        let bar = self
-            .bars
-            .as_ref()
-            .map(|bars| bars.add(bar(&key, object.spec.images.len())));
+        let bar = self.bar(&key.to_string(), object.spec.images.len() as u64 * STEPS);
         let mut shown = Shown {
             bar,
             images: status.images,
@@ -217,12 +220,12 @@ fn steps(image: &ImageStatus) -> u64 {
     }
 }
 
-fn bar(key: &Key, images: usize) -> ProgressBar {
+fn bar(prefix: &str, steps: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{prefix} [{bar:24}] {wide_msg}").map_or_else(
         |_| ProgressStyle::default_bar(),
         |style| style.progress_chars("=> "),
     );
-    ProgressBar::new(images as u64 * STEPS)
-        .with_prefix(key.to_string())
+    ProgressBar::new(steps)
+        .with_prefix(prefix.to_owned())
         .with_style(style)
 }

@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Write as _};
 
 use clap::ValueEnum;
+use serde::Serialize;
 
 use super::progress::Display;
 use crate::api::{ImageStatus, PinStatus, PromotionRequest};
@@ -95,12 +96,31 @@ fn lines(image: &ImageStatus, phase: &str) -> Vec<String> {
 ///
 /// # Errors
 /// What could not be written, unless the reader has gone.
-pub(super) fn print(objects: &[PromotionRequest], output: Output) -> Result<(), String> {
+pub(super) fn print(objects: &[impl Serialize], output: Output) -> Result<(), String> {
     let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": objects});
     let text = match output {
         Output::Json => serde_json::to_string_pretty(&list).map_err(|error| error.to_string())?,
         Output::Yaml => serde_saphyr::to_string(&list).map_err(|error| error.to_string())?,
     };
+    write(&text)
+}
+
+/// Prints documents one after the other on standard output, as YAML.
+///
+/// # Errors
+/// As [`print`].
+pub(super) fn print_documents(documents: &[impl Serialize]) -> Result<(), String> {
+    let mut texts = Vec::with_capacity(documents.len());
+    for document in documents {
+        // A name on a line of its own reads and greps badly.
+        let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
+        let text = serde_saphyr::to_string_with_options(document, options);
+        texts.push(text.map_err(|error| error.to_string())?);
+    }
+    write(&texts.join("---\n"))
+}
+
+fn write(text: &str) -> Result<(), String> {
     let mut out = std::io::stdout().lock();
     match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {

@@ -32,6 +32,7 @@ mod telemetry;
 
 pub use admission::CHECKING_PUSH;
 pub use operation::forecast::forecast;
+pub use operation::staging::{Staged, Staging};
 pub use pause::Pause;
 pub use reconcile::{Next, ReconcileError};
 pub use shared::{Engine, Settings};

@@ -9,6 +9,7 @@
 pub mod forecast;
 mod labels;
 mod referrers;
+pub mod staging;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,6 +30,7 @@ use crate::machine::{
 };
 use crate::registry::{self, Credential, Manifest, Progress, Put, RegistryClient, TagLabels};
 use crate::store::Access;
+use referrers::Lists;
 
 /// The pause before a read that contradicts our own write is repeated.
 const READ_AGAIN: Duration = Duration::from_secs(1);
@@ -128,15 +130,31 @@ impl Operation {
             let labels = self.movable(&manifest).await?;
             return self.staged(source, manifest, labels).await;
         }
-        let manifest = self.source_manifest(&Reference::Digest(source)).await?;
+        let (manifest, labels) = self.bring(source).await?;
+        // The last thing before the PUT: what `_incoming` holds may be held by nothing else.
+        self.clear(&incoming, source, None).await?;
+        match self.put(&incoming, &manifest).await? {
+            Written::Done => self.staged(source, manifest, labels).await,
+            Written::ContentMissing(error) => {
+                self.tools.registry.forget(repository);
+                if self.spec.source.repository == *repository {
+                    self.confirm_source(source).await?;
+                }
+                Err(Outcome::Faulted(fault(&error)))
+            }
+        }
+    }
+
+    /// Brings all that the source's manifest references; gives the manifest, which can be put then, and what its labels do.
+    async fn bring(&self, source: Digest) -> Flow<(Manifest, TagLabels)> {
+        let reference = Reference::Digest(source);
+        let manifest = self.source_manifest(&reference).await?;
         let (pull, push) = (self.pull()?, self.push()?);
-        let from = &self.spec.source.repository;
+        let (from, to) = (&self.spec.source.repository, self.repository());
         // A large one is given back while blobs are on their way: others wait for the memory.
         let kept = (!manifest.is_large()).then(|| manifest.clone());
-        let copy =
-            self.tools
-                .registry
-                .copy(pull.at(from), manifest, push.at(repository), &self.progress);
+        let registry = &self.tools.registry;
+        let copy = registry.copy(pull.at(from), manifest, push.at(to), &self.progress);
         if let Err(outcome) = self.read(copy).await {
             if is_incomplete(&outcome) {
                 self.confirm_source(source).await?;
@@ -145,22 +163,11 @@ impl Operation {
         }
         let manifest = match kept {
             Some(manifest) => manifest,
-            None => self.source_manifest(&Reference::Digest(source)).await?,
+            None => self.source_manifest(&reference).await?,
         };
         // Before the first tag of it is there, which could never be moved again.
         let labels = self.movable(&manifest).await?;
-        // The last thing before the PUT: what `_incoming` holds may be held by nothing else.
-        self.clear(&incoming, source, None).await?;
-        match self.put(&incoming, &manifest).await? {
-            Written::Done => self.staged(source, manifest, labels).await,
-            Written::ContentMissing(error) => {
-                self.tools.registry.forget(repository);
-                if from == repository {
-                    self.confirm_source(source).await?;
-                }
-                Err(Outcome::Faulted(fault(&error)))
-            }
-        }
+        Ok((manifest, labels))
     }
 
     /// `_incoming` holds the image. What refers to it follows now: it needs the image to be held, and the source to be there.
@@ -169,7 +176,7 @@ impl Operation {
         let media_type = manifest.media_type.clone();
         drop(manifest);
         let mut notices = Vec::new();
-        notices.extend(Box::pin(self.bring_referrers(source)).await?);
+        notices.extend(Box::pin(self.bring_referrers(source, Lists::ByTagToo)).await?);
         notices.extend(self.expiring(labels));
         Ok(Outcome::Staged {
             media_type,

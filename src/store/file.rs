@@ -22,7 +22,7 @@ use crate::api::{Mode, PromotionRequest, PromotionRequestStatus};
 use crate::image::Float;
 use crate::machine::Phase;
 use crate::registry::Keyring;
-pub use documents::{check_floats, parse_requests, read_requests};
+pub use documents::{Document, check_floats, parse_requests, read_documents, read_requests};
 pub use error::FileError;
 use state::{SavedRequest, StateFile, StatePath, spec_hash};
 

@@ -24,4 +24,5 @@ mod preview;
 mod promote;
 mod referrers;
 mod sources;
+mod stage;
 mod tls;

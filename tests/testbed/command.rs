@@ -125,15 +125,20 @@ impl Ground {
         document(name, &spec)
     }
 
-    /// The command on `requests.yaml`, in a clean environment.
+    /// `promote` on `requests.yaml`, in a clean environment.
     pub fn command(&self, arguments: &[&str]) -> Command {
+        self.subcommand("promote", arguments)
+    }
+
+    /// A subcommand on `requests.yaml`, in a clean environment.
+    pub fn subcommand(&self, name: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_promotion-controller"));
         let settles = |a: &&str| a.starts_with("--settle-seconds");
         let settle = (!arguments.iter().any(settles)).then_some("--settle-seconds=3");
         let lates = |a: &&str| a.starts_with("--late-seconds");
         let late = (!arguments.iter().any(lates)).then_some("--late-seconds=15");
         command
-            .args(["promote", "-f", "requests.yaml"])
+            .args([name, "-f", "requests.yaml"])
             .args(settle)
             .args(late)
             .arg(format!("--plain-http={}", self.registry.host()))
@@ -153,11 +158,16 @@ impl Ground {
 
     /// Starts it and comes back at once.
     pub fn start(&self, arguments: &[&str]) -> Running {
+        self.start_subcommand("promote", arguments)
+    }
+
+    /// The same with another subcommand.
+    pub fn start_subcommand(&self, name: &str, arguments: &[&str]) -> Running {
         let unique = uuid::Uuid::new_v4().simple().to_string();
         let log = self.folder.join(&format!("{unique}.log"));
         let out = self.folder.join(&format!("{unique}.out"));
         let child = self
-            .command(arguments)
+            .subcommand(name, arguments)
             .stdout(std::fs::File::create(&out).unwrap())
             .stderr(std::fs::File::create(&log).unwrap())
             .spawn()

@@ -32,6 +32,7 @@ const RESERVED_PREFIXES: [&str; 4] = [
 const RESERVED_SUFFIXES: [&str; 3] = ["_incoming", "__pre", "__post1"];
 const RESCUED: &str = "__rescued";
 const BROKEN: &str = "__broken";
+const STAGED: &str = "__staged";
 
 /// Why a string is not the name it should be. The text says what to change.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -103,6 +104,13 @@ impl Digest {
     #[must_use]
     pub fn cosign_tags(&self) -> [Tag; 3] {
         ["sig", "att", "sbom"].map(|kind| Tag(format!("sha256-{}.{kind}", self.hex())))
+    }
+
+    /// Pins this digest where a job has staged it: `<YYYYMMDD>000000_prune_<64 hex>__staged`. The name decides the content, so
+    /// whoever writes it, however late, writes the same; and a pruner removes it by its age like any prune tag.
+    #[must_use]
+    pub fn staged(&self, time: Timestamp) -> Tag {
+        Tag(format!("{}{PRUNE}{}{STAGED}", Stamp::day(time), self.hex()))
     }
 
     /// `sha256:` and the first twelve digits, for logs and messages.
@@ -503,6 +511,12 @@ impl Stamp {
         Self(time.as_second())
     }
 
+    /// The first second, in UTC, of the day that `time` lies in.
+    #[must_use]
+    pub fn day(time: Timestamp) -> Self {
+        Self(time.as_second().div_euclid(86_400) * 86_400)
+    }
+
     /// The second after this one.
     #[must_use]
     pub fn next(self) -> Self {
@@ -692,6 +706,19 @@ mod tests {
         assert_eq!(float.incoming().as_str(), format!("{tag}_incoming"));
         assert_eq!(float.pre().as_str(), format!("{tag}__pre"));
         assert_eq!(float.post1().as_str(), format!("{tag}__post1"));
+    }
+
+    #[test]
+    fn the_pin_of_a_staged_digest_names_its_day_and_its_content_and_is_no_float() {
+        let digest: Digest = format!("sha256:{HEX}").parse().unwrap();
+        for second in ["2026-03-04T00:00:00Z", "2026-03-04T23:59:59Z"] {
+            let pin = digest.staged(second.parse().unwrap());
+            assert_eq!(pin.as_str(), format!("20260304000000_prune_{HEX}__staged"));
+            assert_eq!(pin.as_str().parse::<Tag>().unwrap(), pin);
+            assert!(Stamp::of(&pin).is_some());
+            let float = format!("quay.io/a:{pin}").parse::<Float>();
+            assert!(matches!(float, Err(ParseError::Reserved(_))));
+        }
     }
 
     #[test]

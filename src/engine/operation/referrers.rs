@@ -23,6 +23,15 @@ const DEPTH_MAX: usize = 2;
 /// Referrers of one manifest that are looked at at once.
 const AT_ONCE: usize = 4;
 
+/// How referrers are listed in the float's repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lists {
+    /// By a tag where its registry does not list them: for the one writer of the repository.
+    ByTagToo,
+    /// By its registry alone: a tag's list is read, extended and written, which two at once must not do.
+    ByRegistry,
+}
+
 /// What could not be copied, where that is no failure.
 #[derive(Default)]
 struct Trouble {
@@ -45,7 +54,11 @@ struct Around {
 
 impl Operation {
     /// Copies what refers to the source; a notice where some of it could not be, and need not.
-    pub(super) async fn bring_referrers(&self, source: Digest) -> Flow<Option<Notice>> {
+    pub(super) async fn bring_referrers(
+        &self,
+        source: Digest,
+        lists: Lists,
+    ) -> Flow<Option<Notice>> {
         if self.referrers == Referrers::Ignore || self.spec.source.repository == *self.repository()
         {
             return Ok(None);
@@ -69,7 +82,8 @@ impl Operation {
                     return Ok(self.notice(trouble));
                 }
                 next.extend(found);
-                Box::pin(self.bring_around(subject, around, &mut trouble)).await?;
+                let brought = self.bring_around(subject, around, lists, &mut trouble);
+                Box::pin(brought).await?;
             }
             level = next;
         }
@@ -216,6 +230,7 @@ impl Operation {
         &self,
         subject: Digest,
         around: Around,
+        lists: Lists,
         trouble: &mut Trouble,
     ) -> Flow<()> {
         for (tag, digest) in &around.named {
@@ -226,9 +241,13 @@ impl Operation {
             return Ok(());
         }
         let there = self.there(subject).await;
-        let Some((there, lists)) = self.tolerate(there, trouble)? else {
+        let Some((there, listing)) = self.tolerate(there, trouble)? else {
             return Ok(());
         };
+        if !listing && lists == Lists::ByRegistry {
+            self.tolerate::<()>(Err(self.unlisted()), trouble)?;
+            return Ok(());
+        }
         let missing = around.listed.into_iter();
         let missing = missing.filter(|referrer| !there.contains(&referrer.digest));
         let mut unlisted = Vec::new();
@@ -238,7 +257,7 @@ impl Operation {
             unlisted.extend(self.tolerate(brought, trouble)?.flatten());
         }
         // A registry that lists them itself needs no tag for it, also where it does not say so when it takes them (quay).
-        if !lists && !unlisted.is_empty() {
+        if !listing && !unlisted.is_empty() {
             unlisted.sort_by_key(|referrer| referrer.digest);
             let list = self.list(subject, &unlisted).await;
             self.tolerate(list, trouble)?;
@@ -265,6 +284,31 @@ impl Operation {
         };
         let digests = listed.iter().map(|referrer| referrer.digest);
         Ok((digests.collect(), lists))
+    }
+
+    /// Whether the float's registry lists what refers to a manifest; none where it does not know the manifest and says no more.
+    pub(super) async fn lists_referrers(&self, subject: Digest) -> Flow<Option<bool>> {
+        let (to, push) = (self.repository(), self.push()?);
+        let registry = &self.tools.registry;
+        let listed = registry.referrers(push.at(to), subject, true, true, &self.progress);
+        Ok(match self.read(listed).await? {
+            Listing::Of(_) => Some(true),
+            Listing::Unsupported => Some(false),
+            Listing::None => None,
+        })
+    }
+
+    /// Why referrers cannot be staged.
+    pub(super) fn unlisted(&self) -> Outcome {
+        let host = self.repository().host();
+        Outcome::Faulted(Fault {
+            reason: Reason::ReferrersFailed,
+            message: format!(
+                "{host} has no referrers API, and the tag that would list them must have one writer; stage with referrers: Ignore, \
+                 or let promote or the controller copy the image and its referrers"
+            ),
+            class: FaultClass::Terminal,
+        })
     }
 
     /// The list at a tag of the float's repository. The subject itself is none: on GitLab every tag of a digest's name is that.

@@ -16,6 +16,24 @@ const FILE_MAX: usize = 64 * 1024 * 1024;
 /// How many nodes its aliases may expand to: a few lines of them can expand to millions.
 const ALIASED_MAX: usize = 20_000;
 
+/// A request as it was written, and as it is read.
+#[derive(Debug, Clone)]
+pub struct Document {
+    /// All that is written, and only that.
+    pub written: serde_json::Value,
+    /// The object.
+    pub object: PromotionRequest,
+}
+
+/// The requests of a YAML file, each with what is written of it.
+///
+/// # Errors
+/// As [`read_requests`].
+pub fn read_documents(path: &Path) -> Result<Vec<Document>, FileError> {
+    let text = read_text(path, "name a readable file")?;
+    parse_documents(&text, path)
+}
+
 /// The requests of a YAML file, every one of them valid; whether each may begin now, [`check_floats`] says.
 ///
 /// # Errors
@@ -30,6 +48,11 @@ pub fn read_requests(path: &Path) -> Result<Vec<PromotionRequest>, FileError> {
 /// # Errors
 /// As [`read_requests`].
 pub fn parse_requests(text: &str, path: &Path) -> Result<Vec<PromotionRequest>, FileError> {
+    let documents = parse_documents(text, path)?.into_iter();
+    Ok(documents.map(|document| document.object).collect())
+}
+
+fn parse_documents(text: &str, path: &Path) -> Result<Vec<Document>, FileError> {
     let parse = |message: String| FileError::Parse {
         path: path.into(),
         message,
@@ -44,24 +67,25 @@ pub fn parse_requests(text: &str, path: &Path) -> Result<Vec<PromotionRequest>, 
             "holds no document; write at least one PromotionRequest".into(),
         ));
     }
-    let mut objects: Vec<PromotionRequest> = Vec::with_capacity(documents.len());
-    for (index, document) in documents.into_iter().enumerate() {
-        let name = text_at(&document, "/metadata/name");
+    let mut read: Vec<Document> = Vec::with_capacity(documents.len());
+    for (index, written) in documents.into_iter().enumerate() {
+        let name = text_at(&written, "/metadata/name");
         let refused = |message| FileError::Document {
             path: path.into(),
             number: index + 1,
             name: (!name.is_empty()).then(|| name.clone()),
             message,
         };
-        let object = read_document(document).map_err(refused)?;
-        if objects.iter().any(|o| Key::from(o) == Key::from(&object)) {
+        let object = read_document(written.clone()).map_err(refused)?;
+        let key = Key::from(&object);
+        if read.iter().any(|before| Key::from(&before.object) == key) {
             return Err(refused(
                 "metadata.name: another document has this name; name each once".into(),
             ));
         }
-        objects.push(object);
+        read.push(Document { written, object });
     }
-    Ok(objects)
+    Ok(read)
 }
 
 /// That requests which begin now name no float that only an earlier version admitted.

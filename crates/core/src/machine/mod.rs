@@ -59,7 +59,9 @@ pub use request::{
     Image, ImageSpec, Latch, Mode, OnFailure, Pin, Referrers, Request, SourceFacts, Spec, Status,
 };
 pub use step::Step;
-pub use terms::{Admission, Context, Decision, Effect, ImageContext, Inputs, Launch, Waiting};
+pub use terms::{
+    Admission, Context, Decision, Effect, ImageContext, Inputs, Launch, Waiting, backoff,
+};
 
 use jiff::{SignedDuration, Timestamp};
 

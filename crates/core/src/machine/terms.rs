@@ -172,8 +172,9 @@ pub(super) fn held(float: &str) -> String {
     format!("not moved, because {float} failed; see there, then create another request")
 }
 
-/// Exponential with full jitter, whole seconds, 1 to 120.
-pub(super) fn backoff(attempts: u32, jitter: f64) -> i64 {
+/// The seconds until the next attempt: exponential with full jitter, 1 to 120.
+#[must_use]
+pub fn backoff(attempts: u32, jitter: f64) -> i64 {
     let ceiling = BACKOFF_MAX.min(1 << attempts.min(7));
     #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)]
     let seconds = (ceiling as f64 * jitter.clamp(0.0, 1.0)).ceil() as i64;
