@@ -6,6 +6,7 @@
 // patches, never by an update of what was read.
 //
 // +k8s:deepcopy-gen=package
+// +kubebuilder:object:generate=true
 // +groupName=ci.openshift.io
 package v1alpha1
 

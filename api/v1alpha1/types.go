@@ -5,6 +5,10 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // PromotionRequest promotes images to floating tags without ever leaving one dangling.
 //
 // +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:shortName=preq,categories=ci
+// +kubebuilder:selectablefield:JSONPath=.status.phase
 type PromotionRequest struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
@@ -16,6 +20,7 @@ type PromotionRequest struct {
 // PromotionRequestList is a list of requests.
 //
 // +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
+// +kubebuilder:object:root=true
 type PromotionRequestList struct {
 	metav1.TypeMeta `json:",inline"`
 	metav1.ListMeta `json:"metadata,omitempty"`
@@ -27,45 +32,73 @@ type PromotionRequestList struct {
 // change. What is left out is filled in by the API server.
 type PromotionRequestSpec struct {
 	// Images are the images, 1 to 256, each with the float it goes to; no float twice.
+	// +listType=map
+	// +listMapKey=float
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=256
 	Images []ImageSpec `json:"images"`
 	// Latch says whether all floats move together, or each when it is ready.
+	// +kubebuilder:default=Together
 	Latch Latch `json:"latch,omitempty"`
 	// OnFailure says what becomes of floats already moved when an image fails after the commit.
+	// +kubebuilder:default=Hold
 	OnFailure OnFailure `json:"onFailure,omitempty"`
 	// Referrers says whether signatures and attestations are copied as well.
+	// +kubebuilder:default=Ignore
 	Referrers Referrers `json:"referrers,omitempty"`
 	// Mode is Promote, or Plan, which writes nothing.
+	// +kubebuilder:default=Promote
 	Mode Mode `json:"mode,omitempty"`
 	// PullSecret is what sources are read with.
 	PullSecret *SecretRef `json:"pullSecret,omitempty"`
 	// PushSecret is what the floats' repositories are read and written with.
 	PushSecret *SecretRef `json:"pushSecret,omitempty"`
 	// Attempts is how often a step of an image may fail over its life, 1 to 20.
+	// +kubebuilder:default=5
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=20
 	Attempts int32 `json:"attempts,omitempty"`
 	// DeadlineSeconds is how long the request may take, 60 to 86400.
+	// +kubebuilder:default=7200
+	// +kubebuilder:validation:Minimum=60
+	// +kubebuilder:validation:Maximum=86400
 	DeadlineSeconds int32 `json:"deadlineSeconds,omitempty"`
 	// TTLSecondsAfterFinished is how long the finished request is kept.
+	// +kubebuilder:default=604800
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=7776000
 	TTLSecondsAfterFinished *int32 `json:"ttlSecondsAfterFinished,omitempty"`
 	// Suspend holds the request back as long as it is not committed.
+	// +kubebuilder:default=false
 	Suspend *bool `json:"suspend,omitempty"`
 	// Cancel ends the request unless it is committed already. It cannot be taken back.
+	// +kubebuilder:default=false
 	Cancel *bool `json:"cancel,omitempty"`
 }
 
 // ImageSpec is one image and its float.
 type ImageSpec struct {
 	// Source is where the image is read: HOST[:PORT]/REPOSITORY@sha256:DIGEST, or :TAG.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=512
 	Source string `json:"source"`
 	// Float is the moving tag it goes to: HOST[:PORT]/REPOSITORY:TAG.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=363
 	Float string `json:"float"`
 }
 
 // SecretRef names a Secret of type kubernetes.io/dockerconfigjson in the request's namespace.
 type SecretRef struct {
+	// Name is the Secret's name.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
 	Name string `json:"name"`
 }
 
 // Latch says when the floats of a request move.
+//
+// +kubebuilder:validation:Enum=Together;Independently
 type Latch string
 
 // The ways to latch.
@@ -77,6 +110,8 @@ const (
 )
 
 // OnFailure says what becomes of floats already moved when another image fails.
+//
+// +kubebuilder:validation:Enum=Hold;Rollback
 type OnFailure string
 
 // What may become of them.
@@ -88,6 +123,8 @@ const (
 )
 
 // Referrers says what is done about signatures, attestations and the like.
+//
+// +kubebuilder:validation:Enum=Ignore;BestEffort;Require
 type Referrers string
 
 // What may be done about them.
@@ -98,6 +135,8 @@ const (
 )
 
 // Mode says whether anything is written.
+//
+// +kubebuilder:validation:Enum=Promote;Plan
 type Mode string
 
 // The modes.

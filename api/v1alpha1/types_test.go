@@ -7,18 +7,21 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/randfill"
 	"sigs.k8s.io/yaml"
 )
 
 // definition is where the CRD is, from this package.
-const definition = "../../../../crds/promotionrequests.yaml"
+const definition = "../../crds/promotionrequests.yaml"
 
 // part is a part of a CRD's schema.
 type part struct {
@@ -128,6 +131,77 @@ func TestTheTypesHaveTheFieldsOfTheDefinitionAndNoOthers(t *testing.T) {
 	wrong = append(wrong, compare("status", reflect.TypeFor[PromotionRequestStatus](), served.Properties["status"])...)
 	if len(wrong) > 0 {
 		t.Error(strings.Join(wrong, "\n"))
+	}
+}
+
+// marked is what a marker says of a field, as the schema has it.
+var marked = regexp.MustCompile(`// \+(?:kubebuilder:validation:)?(MinItems|MaxItems|MinLength|MaxLength|Minimum|Maximum|kubebuilder:default)=(\S+)|^\t\w+\s+\S+\s+.json:"(\w+)`)
+
+// markers reads what the markers of a type's fields say, by the fields' names.
+func markers(t *testing.T, of string) map[string]map[string]string {
+	t.Helper()
+	text, err := os.ReadFile("types.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, body, found := strings.Cut(string(text), "type "+of+" struct {\n")
+	if !found {
+		t.Fatalf("there is no type %s", of)
+	}
+	body, _, _ = strings.Cut(body, "\n}")
+	all, said := map[string]map[string]string{}, map[string]string{}
+	for _, line := range strings.Split(body, "\n") {
+		switch match := marked.FindStringSubmatch(line); {
+		case match == nil:
+		case match[3] != "":
+			all[match[3]], said = said, map[string]string{}
+		default:
+			name := strings.TrimPrefix(match[1], "kubebuilder:")
+			said[strings.ToLower(name[:1])+name[1:]] = match[2]
+		}
+	}
+	return all
+}
+
+func TestTheMarkersSayWhatTheDefinitionSays(t *testing.T) {
+	text, err := os.ReadFile(definition)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var crd map[string]any
+	if err := yaml.Unmarshal(text, &crd); err != nil {
+		t.Fatal(err)
+	}
+	served, _, err := unstructured.NestedSlice(crd, "spec", "versions")
+	if err != nil {
+		t.Fatal(err)
+	}
+	compared := 0
+	for of, path := range map[string][]string{
+		"PromotionRequestSpec": {"spec"},
+		"ImageSpec":            {"spec", "properties", "images", "items"},
+		"SecretRef":            {"spec", "properties", "pushSecret"},
+	} {
+		path := append([]string{"schema", "openAPIV3Schema", "properties"}, path...)
+		for name, said := range markers(t, of) {
+			field, _, err := unstructured.NestedMap(served[0].(map[string]any), append(path, "properties", name)...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for rule, value := range said {
+				compared++
+				got := fmt.Sprint(field[rule])
+				if number, ok := field[rule].(float64); ok {
+					got = strconv.FormatFloat(number, 'f', -1, 64)
+				}
+				if got != value {
+					t.Errorf("%s.%s: %s is %s in the CRD, %s here", of, name, rule, got, value)
+				}
+			}
+		}
+	}
+	if compared < 20 {
+		t.Errorf("%d markers were compared", compared)
 	}
 }
 

@@ -15,7 +15,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 
-	"promotion-controller/examples/ci-operator/api/v1alpha1"
+	"promotion.ci.openshift.io/api/v1alpha1"
 )
 
 // client calls the API server about the requests of one namespace.

@@ -20,7 +20,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	watchtools "k8s.io/client-go/tools/watch"
 
-	"promotion-controller/examples/ci-operator/api/v1alpha1"
+	"promotion.ci.openshift.io/api/v1alpha1"
 )
 
 const (

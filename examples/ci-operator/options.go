@@ -14,7 +14,7 @@ import (
 
 	"sigs.k8s.io/yaml"
 
-	"promotion-controller/examples/ci-operator/api/v1alpha1"
+	"promotion.ci.openshift.io/api/v1alpha1"
 )
 
 // nameMax leaves room for what events add to the request's name.

@@ -16,7 +16,7 @@ import (
 
 	"sigs.k8s.io/yaml"
 
-	"promotion-controller/examples/ci-operator/api/v1alpha1"
+	"promotion.ci.openshift.io/api/v1alpha1"
 )
 
 // payloadNamespaces have the ImageStreams that release payloads are built from.

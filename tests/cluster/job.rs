@@ -14,7 +14,7 @@ use tokio::sync::OnceCell;
 
 use crate::ground::{Ground, PATIENCE};
 use crate::testbed::stage::{LOOK, Stage, condition, phase};
-use crate::testbed::{RunDir, Supervised, example, go_in_example, unformatted};
+use crate::testbed::{RunDir, Supervised, example, go_in, unformatted};
 
 const PROGRAM: &str = "ci-operator";
 
@@ -419,25 +419,17 @@ async fn the_go_program_is_vetted_and_its_types_read_and_write_what_this_control
     let folder = RunDir::create("objects").unwrap();
     let _controller = ground.controller(&[]);
     written_by_the_controller(&ground, &folder).await;
-    let go = |arguments| {
-        go_in_example(
-            PROGRAM,
-            arguments,
-            vec![("PROMOTIONREQUESTS", folder.path().to_owned())],
-        )
-    };
-    assert_eq!(unformatted(PROGRAM).await.unwrap(), "");
-    for arguments in [&["vet", "./..."][..], &["test", "-vet=off", "./..."]] {
-        let began = Instant::now();
-        let output = go(arguments).await.unwrap();
-        let said =
-            [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
-        println!("go {} in {:.1?}", arguments.join(" "), began.elapsed());
-        assert!(
-            output.status.success(),
-            "go {}:\n{}",
-            arguments.join(" "),
-            said.join("\n")
-        );
+    for module in ["api", "examples/ci-operator"] {
+        assert_eq!(unformatted(module).await.unwrap(), "");
+        for arguments in [&["vet", "./..."][..], &["test", "-vet=off", "./..."]] {
+            let began = Instant::now();
+            let objects = vec![("PROMOTIONREQUESTS", folder.path().to_owned())];
+            let output = go_in(module, arguments, objects).await.unwrap();
+            let said = [output.stdout, output.stderr]
+                .map(|text| String::from_utf8_lossy(&text).into_owned());
+            let what = format!("go {} in {module}", arguments.join(" "));
+            println!("{what} in {:.1?}", began.elapsed());
+            assert!(output.status.success(), "{what}:\n{}", said.join("\n"));
+        }
     }
 }

@@ -53,7 +53,7 @@ pub use binaries::{Binary, binary, build};
 pub use control_plane::{ControlPlane, shared};
 pub use distribution::{Distribution, DistributionOptions, RegistryAuth};
 pub use error::Error;
-pub use example::{example, go_in_example, unformatted};
+pub use example::{example, go_in, unformatted};
 pub use image_kinds::ImageKind;
 pub use images::{Image, digest_of};
 pub use net::{free_port, http_builder, install_tls};
