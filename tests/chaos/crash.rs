@@ -19,7 +19,9 @@ use crate::testbed::floats::{FLOATS, audited, put, put_suffix};
 use crate::testbed::stage::{Controller, LOOK, Stage, condition, phase};
 
 /// Runs at once: what they do most is wait.
-const AT_ONCE: usize = 14;
+const AT_ONCE: usize = 20;
+/// Crashes of a run at most: after each the next process waits for the settle and the late time.
+const CRASHES_MAX: usize = 3;
 const SOURCES: &str = "src/pipeline";
 
 /// What becomes of the request during which the process is killed.
@@ -116,8 +118,8 @@ fn runs() -> Vec<Run> {
             ("first float", put("first")),
         ]
     };
-    let run = |name, kills| Run { name, kills };
-    vec![
+    let run = |name, kills| (name, kills);
+    let runs = vec![
         run("undone", kills(Fate::Undone, tag_writes())),
         run("done", kills(Fate::Done, tag_writes())),
         run("late", kills(Fate::Late, tag_writes())),
@@ -131,7 +133,17 @@ fn runs() -> Vec<Run> {
         run("upload-done", kills(Fate::Done, content("upload"))),
         run("child-undone", kills(Fate::Undone, content("child"))),
         run("child-done", kills(Fate::Done, content("child"))),
-    ]
+    ];
+    let mut parts = Vec::new();
+    for (name, mut kills) in runs {
+        while kills.len() > CRASHES_MAX {
+            let rest = kills.split_off(CRASHES_MAX);
+            parts.push(Run { name, kills });
+            kills = rest;
+        }
+        parts.push(Run { name, kills });
+    }
+    parts
 }
 
 fn shared(seed: &str) -> Image {
