@@ -74,6 +74,8 @@ type PromotionRequestSpec struct {
 	// Cancel ends the request unless it is committed already. It cannot be taken back.
 	// +kubebuilder:default=false
 	Cancel *bool `json:"cancel,omitempty"`
+	// Undo says that floats are taken back: what they are moved off is pinned by tags that end in __broken.
+	Undo bool `json:"undo,omitempty"`
 }
 
 // ImageSpec is one image and its float.
@@ -86,7 +88,13 @@ type ImageSpec struct {
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=363
 	Float string `json:"float"`
+	// Replaces is what the float has to be on: sha256:DIGEST, or ReplacesNone where there must be no such tag yet.
+	// +kubebuilder:validation:MaxLength=71
+	Replaces string `json:"replaces,omitempty"`
 }
+
+// ReplacesNone is what Replaces says of a tag that does not exist yet.
+const ReplacesNone = "None"
 
 // SecretRef names a Secret of type kubernetes.io/dockerconfigjson in the request's namespace.
 type SecretRef struct {

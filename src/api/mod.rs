@@ -72,6 +72,7 @@ pub type Unknown = BTreeMap<String, serde_json::Value>;
 #[x_kube(
     validation = rules::unchanged("self.pullSecret").field_path(".pullSecret"),
     validation = rules::unchanged("self.pushSecret").field_path(".pushSecret"),
+    validation = rules::unchanged("self.undo").field_path(".undo"),
     validation = (
         "self.onFailure != 'Rollback' || self.latch == 'Together'",
         "onFailure Rollback needs latch Together; set latch to Together, or onFailure to Hold"
@@ -129,6 +130,16 @@ pub struct PromotionRequestSpec {
         "cancel cannot be taken back; create another request instead"
     ))]
     pub cancel: bool,
+    /// Takes floats back: what they are moved off is pinned by tags that end in __broken, so that nobody who reverts a float by its
+    /// prune tags comes upon it again. Cannot change.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub undo: bool,
+}
+
+/// A field that is left out where it says nothing. None of those added later has a default in the schema: a controller that does not
+/// know the field would leave every request alone.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 fn default_attempts() -> i32 {
@@ -159,6 +170,12 @@ pub struct ImageSpec {
         validation = (rules::FLOAT_NOT_DERIVED, rules::FLOAT_NOT_DERIVED_MESSAGE)
     )]
     pub float: String,
+    /// What the float has to be on: sha256:DIGEST, or None where there must be no such tag yet. It is looked at before the commit, and
+    /// again before the float moves; on anything else the image fails. A float that is at the source already stays as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 71))]
+    #[x_kube(validation = (rules::REPLACES, rules::REPLACES_MESSAGE))]
+    pub replaces: Option<String>,
 }
 
 /// A Secret of type kubernetes.io/dockerconfigjson in the request's namespace.

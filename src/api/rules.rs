@@ -41,6 +41,11 @@ pub(super) const FLOAT_NOT_DERIVED: &str =
     "!self.matches('(_incoming|__pre|__post1|__rescued|__broken)$')";
 pub(super) const FLOAT_NOT_DERIVED_MESSAGE: &str = "a float cannot end in _incoming, __pre, __post1, __rescued or __broken, which promotions make themselves; choose another tag";
 
+/// What a float may have to be on.
+pub(super) const REPLACES: &str = "self.matches('^(None|sha256:[a-f0-9]{64})$')";
+pub(super) const REPLACES_MESSAGE: &str =
+    "must be sha256:DIGEST, or None for a tag that does not exist yet";
+
 /// What a prune tag looks like, of whatever float.
 pub(super) const PRUNE_TAG: &str = "^[0-9]{14}_prune_[a-zA-Z0-9._-]+$";
 

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::image::{Float, Tag};
 use crate::machine::{
-    self, Image, ImageSpec, Phase, Pin, Reason, Request, SourceFacts, Spec, Status,
+    self, Image, ImageSpec, Phase, Pin, Reason, Replaces, Request, SourceFacts, Spec, Status,
 };
 
 /// The longest message of an image, in bytes.
@@ -86,6 +86,8 @@ fn read_spec(object: &PromotionRequest) -> Result<Spec, ReadError> {
                 .float
                 .parse()
                 .map_err(|e| invalid(at("float"), format!("{e}")))?,
+            replaces: read_replaces(image.replaces.as_deref())
+                .map_err(|message| invalid(at("replaces"), message))?,
         };
         if let Some(same) = images.iter().position(|i| i.float == parsed.float) {
             let message = format!("is the same float as spec.images[{same}]; name each float once");
@@ -124,7 +126,21 @@ fn read_spec(object: &PromotionRequest) -> Result<Spec, ReadError> {
         deadline_seconds: number("deadlineSeconds", spec.deadline_seconds)?.into(),
         suspend: spec.suspend,
         cancel: spec.cancel,
+        undo: spec.undo,
     })
+}
+
+fn read_replaces(text: Option<&str>) -> Result<Option<Replaces>, String> {
+    match text {
+        None => Ok(None),
+        Some("None") => Ok(Some(Replaces::Nothing)),
+        Some(text) => match text.parse() {
+            Ok(digest) => Ok(Some(Replaces::Digest(digest))),
+            Err(error) => Err(format!(
+                "{error}; write sha256:DIGEST, or None for a tag that does not exist yet"
+            )),
+        },
+    }
 }
 
 fn read_status(
@@ -299,7 +315,9 @@ fn write_image(to: &mut ImageStatus, image: &Image) {
         .reason
         .map(|reason| reason.as_str().into())
         .or(unknown_reason);
-    to.message = (!image.message.is_empty()).then(|| cut(&image.message, MESSAGE_MAX));
+    // What is posted says so by `promoted`; both would not fit the largest object.
+    let told = !image.message.is_empty() && !image.phase.is_posted();
+    to.message = told.then(|| cut(&image.message, MESSAGE_MAX));
     to.source = image.source.as_ref().map(|source| SourceStatus {
         digest: source.digest.to_string(),
         media_type: source.media_type.clone(),

@@ -239,10 +239,17 @@ impl Preview {
         let progress = Arc::new(Progress::default());
         let forecast = forecast(&self.registry, &self.access, image, &progress);
         let mut waits = Waits::default();
-        tokio::select! {
+        let found = tokio::select! {
             forecast = forecast => forecast,
             () = waits.too_long(&progress) => Err(waits.fault()),
             () = sleep_until(end) => Err(waits.fault()),
+        }?;
+        let unmet = image
+            .unmet(found.held.float)
+            .filter(|_| !found.is_unchanged());
+        match unmet {
+            Some(message) => Err(ends(Reason::PreconditionFailed, &message)),
+            None => Ok(found),
         }
     }
 

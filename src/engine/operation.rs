@@ -262,6 +262,7 @@ impl Operation {
         // The look and the PUT follow each other directly: only a foreign write within this one request goes unseen.
         match self.look(float).await?.map(|m| m.digest) {
             Some(digest) if digest == source => return Ok(Outcome::Latched),
+            float if !self.spec.may_replace(float) => return Ok(Outcome::Unmet { float }),
             Some(digest) if Some(digest) != displaced => return Ok(Outcome::Moved { to: digest }),
             _ => {}
         }

@@ -453,7 +453,14 @@ mod tests {
     fn key(source: &str, step: Step) -> QueueKey {
         let float = "quay.io/openshift/ci:f".parse().unwrap();
         let source = format!("{source}.example/a/b:c").parse().unwrap();
-        QueueKey::of(&ImageSpec { source, float }, step)
+        QueueKey::of(
+            &ImageSpec {
+                source,
+                float,
+                replaces: None,
+            },
+            step,
+        )
     }
 
     #[test]

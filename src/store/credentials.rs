@@ -102,6 +102,7 @@ mod tests {
         let image = |(source, float): &(&str, &str)| ImageSpec {
             source: source.parse().unwrap(),
             float: float.parse().unwrap(),
+            replaces: None,
         };
         let spec = Spec {
             images: images.iter().map(image).collect(),
@@ -113,6 +114,7 @@ mod tests {
             deadline_seconds: 7200,
             suspend: false,
             cancel: false,
+            undo: false,
         };
         let status = Status::new(images.len());
         Request { spec, status }

@@ -13,6 +13,7 @@ pub mod ground;
 mod late;
 mod order;
 mod pins;
+mod replaces;
 mod within;
 
 use std::time::Duration;

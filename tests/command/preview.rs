@@ -61,6 +61,28 @@ async fn guarded() -> Ground {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_float_that_is_not_on_what_replaces_says_is_announced_as_a_failure() {
+    let ground = Ground::new().await;
+    let old = ground.seed("ci", "a", "old");
+    ground.seed("ci", "b", "other");
+    ground.seed("src/x", "a", "new");
+    let mut request = ground.request("one", &[(":a", "a"), (":a", "b"), (":a", "c")], &json!({}));
+    for (image, replaces) in [
+        (0, old.to_string()),
+        (1, old.to_string()),
+        (2, "None".into()),
+    ] {
+        request["spec"]["images"][image]["replaces"] = json!(replaces);
+    }
+    ground.documents(&[request]);
+    let run = preview(&ground, &["-ojson"]).await.exits(1);
+    let reasons: Vec<_> = images(&run).iter().map(|i| i["reason"].clone()).collect();
+    let unmet = json!("PreconditionFailed");
+    assert_eq!(reasons, [Value::Null, unmet, Value::Null]);
+    assert_only_read(&ground);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_preview_only_reads_and_asks_for_the_right_to_write_only_where_the_repository_is_there() {
     let ground = guarded().await;
     let old = ground.seed("ci", "a", "old");

@@ -180,6 +180,34 @@ async fn documents_on_one_float_run_in_their_order_and_the_last_one_wins() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_version_in_the_group_of_its_float_is_made_once_and_never_overwritten() {
+    let ground = Ground::new().await;
+    let old = ground.seed("ci", "a", "old");
+    let [one, two] = ["1", "2"].map(|n| ground.seed("src/x", n, n));
+    let request = |n: &str, replaces: &dyn ToString| {
+        let source = format!(":{n}");
+        let images = [(source.as_str(), "a"), (source.as_str(), "v1")];
+        let mut request = ground.request(&format!("r{n}"), &images, &json!({}));
+        request["spec"]["images"][0]["replaces"] = json!(replaces.to_string());
+        request["spec"]["images"][1]["replaces"] = json!("None");
+        request
+    };
+    ground.documents(&[request("1", &old), request("2", &one)]);
+    let run = ground.promote(&["-o", "json"]).await.exits(1);
+    let items = run.items();
+    assert_eq!(verdict(&items[0]), ("Posted", "Promoted"));
+    assert_eq!(verdict(&items[1]), ("Failed", "PreconditionFailed"));
+    for tag in ["a", "v1"] {
+        assert_eq!(ground.registry.tag("ci", tag), Some(one), "{tag}");
+    }
+    // What failed did not move, and is not tried again on what has changed.
+    ground.promote(&[]).await.exits(1);
+    assert_eq!(ground.registry.tag("ci", "v1"), Some(one));
+    assert_ne!(one, two);
+    ground.assert_never_dangling();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_plan_writes_nothing_and_ends_planned() {
     let ground = Ground::new().await;
     let old = ground.seed("ci", "a", "old");

@@ -154,8 +154,28 @@ fn bad_names() -> Vec<Bad> {
     let long_float = format!("quay.io/{}:v1", "r".repeat(353));
     assert_eq!(long_float.len(), 364);
     let (source, float) = ("images[0].source", "images[0].float");
+    let upper = DIGEST.replace('e', "E");
+    let replaces = [
+        "",
+        "none",
+        "absent",
+        "sha256:abc",
+        &upper,
+        &format!("{DIGEST} "),
+    ];
+    let replaces = replaces.map(|replaces| {
+        let image = json!({"source": self::source(), "float": FLOAT, "replaces": replaces});
+        let words = if replaces.len() > 71 {
+            "more than 71"
+        } else {
+            "must be sha256:DIGEST, or None"
+        };
+        let field = "images[0].replaces";
+        bad(replaces, &json!({"images": [image]}), field, &[words])
+    });
     sources
         .chain(floats)
+        .chain(replaces)
         .chain([
             bad(
                 "a source too long",
@@ -283,7 +303,7 @@ fn bad_numbers() -> Vec<Bad> {
             ));
         }
     }
-    for field in ["suspend", "cancel"] {
+    for field in ["suspend", "cancel", "undo"] {
         let words = ["must be of type boolean"];
         cases.push(bad(field, &json!({field: "yes"}), field, &words));
     }

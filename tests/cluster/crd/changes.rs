@@ -25,12 +25,14 @@ async fn only_suspend_cancel_and_the_time_to_live_can_change() {
     };
 
     let other_source = json!({"source": "quay.io/a/b:v2", "float": "quay.io/a/b:1"});
+    let conditional = json!({"source": source(), "float": "quay.io/a/b:1", "replaces": "None"});
     let images = |images: Value| json!({ "images": images });
     for (changed, field) in [
         (json!({"latch": "Independently"}), "spec.latch"),
         (json!({"onFailure": "Rollback"}), "spec.onFailure"),
         (json!({"referrers": "Require"}), "spec.referrers"),
         (json!({"mode": "Plan"}), "spec.mode"),
+        (json!({"undo": true}), "spec.undo"),
         (json!({"attempts": 6}), "spec.attempts"),
         (json!({"attempts": 6, "suspend": true}), "spec.attempts"),
         (json!({"deadlineSeconds": 7201}), "spec.deadlineSeconds"),
@@ -38,6 +40,10 @@ async fn only_suspend_cancel_and_the_time_to_live_can_change() {
         (json!({"pullSecret": null}), "spec.pullSecret"),
         (json!({"pushSecret": {"name": "new"}}), "spec.pushSecret"),
         (images(json!([image("quay.io/a/b:1")])), "spec.images"),
+        (
+            images(json!([conditional, image("quay.io/a/b:2")])),
+            "spec.images",
+        ),
         (
             images(json!([image("quay.io/a/b:2"), image("quay.io/a/b:1")])),
             "spec.images",

@@ -319,7 +319,8 @@ fn largest_status(floats: &[String], character: &str) -> PromotionRequestStatus 
         // With mode Plan alone, which displaces nothing; and before there is anything promoted.
         would_displace: None,
         pinned_time: None,
-        promoted: Some("p".repeat(330)),
+        // Posted alone, and then without a message.
+        promoted: None,
         bytes_copied: Some(i64::MAX),
         attempts: Some(i32::MAX),
         ..full_status().images[0].clone()
@@ -354,10 +355,11 @@ async fn the_largest_object_the_schema_admits_is_created_and_its_status_saved_an
     assert_eq!(source.len(), 512);
     let images: Vec<_> = floats
         .iter()
-        .map(|float| json!({"source": source, "float": float}))
+        .map(|float| json!({"source": source, "float": float, "replaces": DIGEST}))
         .collect();
     let secret = json!({"name": "s".repeat(253)});
-    let largest = json!({"images": images, "pullSecret": secret, "pushSecret": secret});
+    let largest =
+        json!({"images": images, "pullSecret": secret, "pushSecret": secret, "undo": true});
     let (created, applied) = ("c".repeat(253), "a".repeat(253));
     let post = PostParams::default();
 

@@ -22,7 +22,7 @@ fn prunable(ground: &Ground) -> Vec<(String, Digest)> {
 }
 
 /// What the operators' revert tool puts a float back to.
-fn revert(ground: &Ground, float: &str) -> Option<Digest> {
+pub(super) fn revert(ground: &Ground, float: &str) -> Option<Digest> {
     let suffix = format!("_prune_{float}");
     let own = |tag: &str| tag.len() == 14 + suffix.len() && tag.ends_with(&suffix);
     let mut tags = prunable(ground);

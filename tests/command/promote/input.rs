@@ -49,7 +49,7 @@ async fn every_bad_document_is_refused_with_its_field_and_a_remedy() {
     let many: Vec<_> = (0..257)
         .map(|n| json!({"source": image["source"], "float": ground.at(&format!("ci:f{n}"))}))
         .collect();
-    let table: [(&str, Value, &[&str]); 25] = [
+    let table: [(&str, Value, &[&str]); 28] = [
         (
             "/spec/images/0/source",
             json!("no reference"),
@@ -85,6 +85,17 @@ async fn every_bad_document_is_refused_with_its_field_and_a_remedy() {
             json!("quay.io/a/b:c__broken"),
             &["spec.images[0].float", "reserved"],
         ),
+        (
+            "/spec/images/0/replaces",
+            json!("sha256:abc"),
+            &["spec.images[0].replaces", "or None"],
+        ),
+        (
+            "/spec/images/0/replaces",
+            json!("none"),
+            &["spec.images[0].replaces", "or None"],
+        ),
+        ("/spec/undo", json!("yes"), &["spec.undo", "a boolean"]),
         (
             "/spec/images/0",
             json!({"source": image["source"]}),

@@ -7,10 +7,10 @@
 use super::rollback;
 use super::terms::{Context, Effect, backoff, held};
 use super::{
-    DISPLACED_MAX, Fault, FaultClass, Forecast, Foreign, Image, Mode, Notice, Outcome, Phase, Pin,
-    RESCUED_MAX, Reason, Request, SourceFacts, after,
+    DISPLACED_MAX, Fault, FaultClass, Forecast, Foreign, Image, ImageSpec, Mode, Notice, Outcome,
+    Phase, Pin, RESCUED_MAX, Reason, Request, SourceFacts, after,
 };
-use crate::image::{Digest, Float, Stamp, Tag};
+use crate::image::{Digest, Stamp, Tag};
 
 /// Records what a finished step of image `index` found.
 ///
@@ -30,7 +30,8 @@ pub fn advance(request: &mut Request, index: usize, outcome: Outcome, context: &
         return Effect::Ignored;
     };
     let mut update = ImageUpdate {
-        float: &spec.float,
+        spec,
+        undo: request.spec.undo,
         image,
         expiring: &mut request.status.expiring,
         context,
@@ -46,7 +47,8 @@ pub fn advance(request: &mut Request, index: usize, outcome: Outcome, context: &
 
 /// One image while an outcome is recorded.
 struct ImageUpdate<'a> {
-    float: &'a Float,
+    spec: &'a ImageSpec,
+    undo: bool,
     image: &'a mut Image,
     expiring: &'a mut Option<String>,
     context: &'a Context,
@@ -119,6 +121,10 @@ impl ImageUpdate<'_> {
                 self.image.end(Phase::Failed, Reason::Held, message);
             }
             (Phase::BackedUp, Outcome::Moved { to }) => self.moved(to),
+            (Phase::BackedUp, Outcome::Unmet { float }) => {
+                self.succeed();
+                self.unmet(float);
+            }
             (Phase::BackedUp, Outcome::StagedGone(why)) => self.staged_gone(why),
             (Phase::Latched, Outcome::Posted { foreign }) => {
                 self.succeed();
@@ -134,7 +140,7 @@ impl ImageUpdate<'_> {
                 | Phase::Cancelled,
                 Outcome::Resolved { .. } | Outcome::Forecast(_) | Outcome::Staged { .. } | Outcome::Unpinned { .. }
                 | Outcome::StampTaken { .. } | Outcome::BackedUp { .. } | Outcome::DisplacedGone { .. } | Outcome::Latched
-                | Outcome::NotLatched | Outcome::Moved { .. } | Outcome::Confirmed { .. } | Outcome::StagedGone(_)
+                | Outcome::NotLatched | Outcome::Moved { .. } | Outcome::Unmet { .. } | Outcome::Confirmed { .. } | Outcome::StagedGone(_)
                 | Outcome::Posted { .. } | Outcome::RolledBack | Outcome::NothingToRollBack,
             ) => return false,
         }
@@ -179,6 +185,8 @@ impl ImageUpdate<'_> {
         let digest = source.digest;
         if float == Some(digest) {
             self.image.unchanged = true;
+        } else if !self.spec.may_replace(float) {
+            return self.unmet(float);
         } else if plan_only {
             self.image.would_displace = float;
         } else if let Some(old) = float {
@@ -201,7 +209,9 @@ impl ImageUpdate<'_> {
             ..
         } = forecast;
         self.resolve(source, media_type, held.float, true);
-        self.image.message = line;
+        if self.image.phase.is_planned() {
+            self.image.message = line;
+        }
     }
 
     /// Records that the source is held in the float's repository.
@@ -213,19 +223,21 @@ impl ImageUpdate<'_> {
         self.image.enter(Phase::Incoming);
     }
 
-    /// Records that its pins are in place.
+    /// Records that its pins are in place. Where it matters what the float is on, that is looked at again directly before the commit.
     fn back_up(&mut self) {
         self.succeed();
         self.image.enter(Phase::BackedUp);
-        self.image.pinned = Some(self.context.now);
+        self.image.pinned = Some(self.context.now).filter(|_| !self.spec.is_conditional());
     }
 
     /// Records a fresh look at everything that moving the float relies on. What has changed is redone; that is no failure.
     fn confirm(&mut self, float: Option<Digest>, staged: bool, pinned: bool) {
-        self.back_up();
+        self.succeed();
+        self.image.pinned = Some(self.context.now);
         let source = self.image.source.as_ref().map(|s| s.digest);
         let newest = self.image.displaced.last().map(|pin| pin.digest);
         match float {
+            float if float != source && !self.spec.may_replace(float) => self.unmet(float),
             Some(to) if float != source && float != newest => self.moved(to),
             _ if !pinned => self.image.enter(Phase::Incoming),
             _ => {}
@@ -250,10 +262,10 @@ impl ImageUpdate<'_> {
     fn restamp(&mut self, taken: &Tag) {
         let next = self.next_stamp();
         for pin in self.image.displaced.iter_mut().filter(|p| p.tag == *taken) {
-            pin.tag = self.float.prune(next);
+            pin.tag = self.spec.displaced_tag(self.undo, next);
         }
         for pin in self.image.rescued.iter_mut().filter(|p| p.tag == *taken) {
-            pin.tag = self.float.rescued(next);
+            pin.tag = self.spec.float.rescued(next);
         }
     }
 
@@ -265,7 +277,7 @@ impl ImageUpdate<'_> {
             Some(at) => self.image.displaced.remove(at),
             None => Pin {
                 digest,
-                tag: self.float.prune(self.next_stamp()),
+                tag: self.spec.displaced_tag(self.undo, self.next_stamp()),
             },
         };
         self.image.displaced.push(pin);
@@ -277,7 +289,7 @@ impl ImageUpdate<'_> {
             reason: Reason::FloatMoved,
             message: format!(
                 "{} was moved to {to} by somebody else; backing that up first",
-                self.float
+                self.spec.float
             ),
         });
         self.image.enter(Phase::Incoming);
@@ -291,10 +303,29 @@ impl ImageUpdate<'_> {
         if self.image.attempts >= self.limit || self.image.displaced.len() >= DISPLACED_MAX {
             let message = format!(
                 "somebody else keeps moving {} (last to {to}); stop the other writer, then create another request",
-                self.float
+                self.spec.float
             );
             self.image.end(Phase::Failed, Reason::FloatMoved, message);
         }
+    }
+
+    /// The float is not on what `replaces` says: the end, if no write of ours could land when it was looked at. Else nobody can say yet
+    /// where it will be.
+    fn unmet(&mut self, float: Option<Digest>) {
+        // By the record that the look was launched with.
+        if let Some(until) = self.image.late_until {
+            self.image.enter(self.image.phase);
+            self.image.reason = Some(Reason::RegistryUnavailable);
+            self.image.message =
+                "an earlier write of the float was not answered and may land late; \
+                waits until it cannot"
+                    .into();
+            self.image.next_attempt = Some(until);
+            return;
+        }
+        let message = self.spec.unmet(float).unwrap_or_default();
+        self.image
+            .end(Phase::Failed, Reason::PreconditionFailed, message);
     }
 
     /// The newest displaced digest is gone, and `float` is what the float shows now. What is gone was not pinned, so it leaves
@@ -303,6 +334,10 @@ impl ImageUpdate<'_> {
         let source = self.image.source.as_ref().map(|s| s.digest);
         let newest = self.image.displaced.last().map(|pin| pin.digest);
         match float {
+            float if float != source && !self.spec.may_replace(float) => {
+                self.succeed();
+                self.unmet(float);
+            }
             Some(digest) if Some(digest) != source => self.moved(digest),
             _ => self.back_up(),
         }
@@ -318,12 +353,12 @@ impl ImageUpdate<'_> {
         if self.image.rescued.len() >= RESCUED_MAX {
             let message = format!(
                 "somebody else keeps writing the pins of {} (last {digest}); stop the other writer, then create another request",
-                self.float
+                self.spec.float
             );
             self.image.end(Phase::Failed, Reason::BackupFailed, message);
             return;
         }
-        let tag = self.float.rescued(self.next_stamp());
+        let tag = self.spec.float.rescued(self.next_stamp());
         self.image.rescued.push(Pin { digest, tag });
     }
 
@@ -370,7 +405,7 @@ impl ImageUpdate<'_> {
             reason: Reason::FloatMoved,
             message: format!(
                 "{} {place}: somebody else wrote it after it was promoted; it is left as it is",
-                self.float
+                self.spec.float
             ),
         });
     }

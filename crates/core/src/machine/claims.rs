@@ -343,7 +343,7 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-    use crate::machine::{ImageSpec, OnFailure, Phase, Reason, Referrers, Spec, Status};
+    use crate::machine::{ImageSpec, Phase, Reason, Spec, Status, samples};
 
     fn float(name: &str) -> Float {
         format!("quay.io/openshift/ci:{name}").parse().unwrap()
@@ -653,17 +653,13 @@ mod tests {
         let image = |name: &str| ImageSpec {
             source: "registry.ci/ci/src:x".parse().unwrap(),
             float: float(name),
+            replaces: None,
         };
+        let images = vec![image("a"), image("b")];
         let spec = Spec {
-            images: vec![image("a"), image("b")],
-            latch,
-            on_failure: OnFailure::Hold,
             mode,
-            referrers: Referrers::Ignore,
-            attempts: 5,
-            deadline_seconds: 7200,
             suspend: true,
-            cancel: false,
+            ..samples::spec(images, latch)
         };
         let mut status = Status::new(2);
         status.started = Some(now());

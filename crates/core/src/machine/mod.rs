@@ -56,7 +56,8 @@ pub use outcome::{Fault, FaultClass, Foreign, OperationResult, Outcome};
 pub use phase::Phase;
 pub use reason::{Notice, Reason, ReasonKind};
 pub use request::{
-    Image, ImageSpec, Latch, Mode, OnFailure, Pin, Referrers, Request, SourceFacts, Spec, Status,
+    Image, ImageSpec, Latch, Mode, OnFailure, Pin, Referrers, Replaces, Request, SourceFacts, Spec,
+    Status,
 };
 pub use step::Step;
 pub use terms::{

@@ -41,6 +41,8 @@ const fn wish(images: &'static [(usize, &'static str)], latch: Latch) -> Wish {
         on_failure: OnFailure::Hold,
         suspended: false,
         namespace: "a",
+        replaces: None,
+        undo: false,
     }
 }
 
@@ -49,6 +51,26 @@ const fn back(images: &'static [(usize, &'static str)]) -> Wish {
     Wish {
         on_failure: OnFailure::Rollback,
         ..wish(images, T)
+    }
+}
+
+/// A request whose floats have to be on this digest (`none`: on nothing).
+const fn replacing(
+    images: &'static [(usize, &'static str)],
+    replaces: &'static str,
+    latch: Latch,
+) -> Wish {
+    Wish {
+        replaces: Some(replaces),
+        ..wish(images, latch)
+    }
+}
+
+/// A request that takes a float back to a digest, off the one that was put there.
+const fn undoing(images: &'static [(usize, &'static str)], off: &'static str) -> Wish {
+    Wish {
+        undo: true,
+        ..replacing(images, off, T)
     }
 }
 
@@ -208,6 +230,57 @@ const GROUP_FAILS_THEN_NEXT: Scenario = Scenario {
     )
 };
 
+const REPLACES: Scenario = scenario(
+    "A, which replaces what was there, then B, which would as well",
+    &[
+        replacing(&[(0, "A0")], "D0", T),
+        replacing(&[(0, "B0")], "D0", T),
+    ],
+);
+/// Two versions of one name: the first stays.
+const VERSION: Scenario = Scenario {
+    exists: false,
+    ..scenario(
+        "a version that is never overwritten, twice",
+        &[
+            replacing(&[(0, "A0")], "none", T),
+            replacing(&[(0, "B0")], "none", T),
+        ],
+    )
+};
+const GROUP_REPLACES: Scenario = scenario(
+    "a group, one of which has to be on another digest",
+    &[replacing(&[(0, "A0"), (1, "A1")], "D0", T)],
+);
+const EACH_REPLACES: Scenario = scenario(
+    "two each on its own, one of which has to be on another digest",
+    &[replacing(&[(0, "A0"), (1, "A1")], "D0", I)],
+);
+const UNDO: Scenario = scenario(
+    "A, then its undo",
+    &[wish(&[(0, "A0")], T), undoing(&[(0, "D0")], "A0")],
+);
+/// B was created before the undo of A.
+const UNDO_LATE: Scenario = scenario(
+    "A, then B, then the undo of A",
+    &[
+        wish(&[(0, "A0")], T),
+        wish(&[(0, "B0")], T),
+        undoing(&[(0, "D0")], "A0"),
+    ],
+);
+const VERSION_FAILS: Scenario = Scenario {
+    exists: false,
+    refused: Some("f1"),
+    ..scenario(
+        "a version in a group that fails and is taken back",
+        &[Wish {
+            on_failure: OnFailure::Rollback,
+            ..replacing(&[(0, "A0"), (1, "A1")], "none", T)
+        }],
+    )
+};
+
 /// The undisturbed run's end: every order of its steps leads to the same.
 fn undisturbed(scenario: Scenario) -> promises::End {
     let mut world = World::new(Setup::new(scenario, Faults::NONE, None));
@@ -240,7 +313,8 @@ fn explore(scenario: Scenario, list: &str, mutation: Option<Mutation>) -> Found 
     let luck = luck || scenario.quota > 0;
     // So is how far the others of a group got before one failed.
     let group = |wish: &Wish| wish.images.len() > 1;
-    let luck = luck || (scenario.refused.is_some() && scenario.wishes.iter().any(group));
+    let fails = scenario.refused.is_some() || scenario.wishes.iter().any(|w| w.replaces.is_some());
+    let luck = luck || (fails && scenario.wishes.iter().any(group));
     // And where the clock stands still, a next process may choose the very prune tag that holds the digest already.
     let luck = luck || (scenario.refused.is_some() && scenario.wishes.len() > 1);
     if setup.faults.heal() && !luck {
@@ -454,8 +528,31 @@ fn a_request_that_waits_for_a_seat_keeps_every_promise_and_ends_like_every_other
     }
 }
 
+#[test]
+fn a_float_is_moved_off_nothing_but_what_replaces_says_and_an_undo_hides_what_it_displaces() {
+    hold(&[
+        (REPLACES, &KINDS),
+        (VERSION, &KINDS),
+        (UNDO, &KINDS),
+        (UNDO_LATE, &["", "moved", "delete"]),
+        (GROUP_REPLACES, &["", "moved"]),
+        (EACH_REPLACES, &["", "moved"]),
+        (VERSION_FAILS, &["", "crash", "moved", "late"]),
+        (
+            REPLACES,
+            &["late+moved", "crash+moved", "late+removed", "moved+back"],
+        ),
+        (VERSION, &["late+moved", "crash+moved"]),
+    ]);
+    if deep() {
+        let pairs = pairs();
+        let pairs: Vec<&str> = pairs.iter().map(String::as_str).collect();
+        hold(&[(REPLACES, &pairs), (VERSION, &pairs), (UNDO, &pairs)]);
+    }
+}
+
 /// For each guard: where it is missed, and the promise that breaks first.
-const GUARDS: [(Mutation, Scenario, &str, Promise); 34] = {
+const GUARDS: [(Mutation, Scenario, &str, Promise); 36] = {
     use Mutation as M;
     use Promise as P;
     [
@@ -507,6 +604,8 @@ const GUARDS: [(Mutation, Scenario, &str, Promise); 34] = {
             P::RecordedBeforeDone,
         ),
         (M::Unconfirmed, ONE, "suspend+pruned", P::NothingLost),
+        (M::ReplacesIgnored, VERSION, "moved", P::FailsClosed),
+        (M::UndoShown, UNDO, "", P::NothingLost),
         (M::ReleasedEarly, FAILS_THEN_NEXT, "unknown", P::NothingLost),
     ]
 };

@@ -56,6 +56,11 @@ pub enum Outcome {
         /// The float's digest.
         to: Digest,
     },
+    /// The float is not on what `replaces` says, nor at the source.
+    Unmet {
+        /// The float's digest.
+        float: Option<Digest>,
+    },
     /// All that moving the float rests on, as a look at it shows.
     Confirmed {
         /// The float's digest.
@@ -153,6 +158,7 @@ impl Outcome {
             | Self::DisplacedGone { .. }
             | Self::Latched
             | Self::NotLatched
+            | Self::Unmet { .. }
             | Self::Confirmed { .. }
             | Self::Posted { .. }
             | Self::RolledBack
@@ -171,6 +177,7 @@ impl Outcome {
                 FaultClass::Wait { .. } => OperationResult::Waits,
             },
             Self::Dropped => OperationResult::Dropped,
+            Self::Unmet { .. } => OperationResult::Refused,
             Self::Resolved { .. }
             | Self::Forecast(_)
             | Self::Staged { .. }

@@ -106,6 +106,8 @@ reasons! {
     CertificateUntrusted: Terminal,
     /// What was staged is gone, and the source too.
     StagedLost: Terminal,
+    /// The float is not on what `replaces` says.
+    PreconditionFailed: Terminal,
     /// A newer request took the float.
     Superseded: Terminal,
     /// The deadline passed.

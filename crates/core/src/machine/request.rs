@@ -35,6 +35,8 @@ pub struct Spec {
     pub suspend: bool,
     /// To be ended.
     pub cancel: bool,
+    /// What it displaces is taken back: nobody who reverts a float by its prune tags is to find it.
+    pub undo: bool,
 }
 
 /// One image and its float.
@@ -44,6 +46,17 @@ pub struct ImageSpec {
     pub source: Source,
     /// Where it goes.
     pub float: Float,
+    /// What the float has to be on, if that matters.
+    pub replaces: Option<Replaces>,
+}
+
+/// What a float has to be on so that it may move. One that is at the source already is Unchanged, whatever it says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Replaces {
+    /// Nothing: there is no such tag yet.
+    Nothing,
+    /// This digest.
+    Digest(Digest),
 }
 
 /// When floats move.
@@ -156,6 +169,57 @@ pub struct Pin {
     pub digest: Digest,
     /// Its prune tag.
     pub tag: Tag,
+}
+
+// === impl ImageSpec ===
+
+impl ImageSpec {
+    /// Whether the float may move off what a look at it showed.
+    #[must_use]
+    pub fn may_replace(&self, float: Option<Digest>) -> bool {
+        match self.replaces {
+            None => true,
+            Some(Replaces::Nothing) => float.is_none(),
+            Some(Replaces::Digest(digest)) => float == Some(digest),
+        }
+    }
+
+    /// Why the float may not move off what a look at it showed; none: it may.
+    #[must_use]
+    pub fn unmet(&self, float: Option<Digest>) -> Option<String> {
+        let replaces = self.replaces.filter(|_| !self.may_replace(float))?;
+        let place = float.map_or_else(|| "is absent".into(), |digest| format!("is on {digest}"));
+        Some(format!(
+            "{} {place}, but replaces says {replaces}; see who moved it, then create another request",
+            self.float
+        ))
+    }
+
+    /// Whether a look at the float has to come directly before the commit, and not only the one that backing up rests on.
+    #[must_use]
+    pub const fn is_conditional(&self) -> bool {
+        self.replaces.is_some()
+    }
+
+    /// The tag that pins what the float displaces: found by whoever reverts, or hidden from them where that is taken back.
+    pub(super) fn displaced_tag(&self, undo: bool, stamp: Stamp) -> Tag {
+        if undo {
+            self.float.broken(stamp)
+        } else {
+            self.float.prune(stamp)
+        }
+    }
+}
+
+// === impl Replaces ===
+
+impl std::fmt::Display for Replaces {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Nothing => f.write_str("None"),
+            Self::Digest(digest) => digest.fmt(f),
+        }
+    }
 }
 
 // === impl Request ===

@@ -165,6 +165,7 @@ pub(super) fn advance(
         | Outcome::Latched
         | Outcome::NotLatched
         | Outcome::Moved { .. }
+        | Outcome::Unmet { .. }
         | Outcome::Confirmed { .. }
         | Outcome::StagedGone(_)
         | Outcome::Posted { .. } => return Effect::Ignored,

@@ -81,6 +81,7 @@ pub fn spec(images: Vec<ImageSpec>, latch: Latch) -> Spec {
         deadline_seconds: 7200,
         suspend: false,
         cancel: false,
+        undo: false,
     }
 }
 
@@ -91,6 +92,7 @@ pub fn request(latch: Latch, phases: &[Phase]) -> Request {
             .parse()
             .unwrap(),
         float: float(index),
+        replaces: None,
     };
     let status = Status {
         order: Some(7),

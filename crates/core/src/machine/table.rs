@@ -80,6 +80,9 @@ fn kinds() -> Vec<(&'static str, Outcome)> {
         Outcome::Moved {
             to: digest("moved"),
         },
+        Outcome::Unmet {
+            float: Some(digest("moved")),
+        },
         Outcome::Confirmed {
             float: Some(digest("old")),
             staged: true,
@@ -119,6 +122,7 @@ fn kind(outcome: &Outcome) -> &'static str {
         Outcome::Latched => "Latched",
         Outcome::NotLatched => "NotLatched",
         Outcome::Moved { to: _ } => "Moved",
+        Outcome::Unmet { float: _ } => "Unmet",
         Outcome::Confirmed {
             float: _,
             staged: _,
@@ -143,7 +147,7 @@ fn kind(outcome: &Outcome) -> &'static str {
     }
 }
 
-const KINDS: [&str; 19] = [
+const KINDS: [&str; 20] = [
     "Resolved",
     "Forecast",
     "Staged",
@@ -154,6 +158,7 @@ const KINDS: [&str; 19] = [
     "Latched",
     "NotLatched",
     "Moved",
+    "Unmet",
     "Confirmed",
     "StagedGone",
     "Posted",
@@ -193,6 +198,7 @@ fn table() -> Vec<(&'static str, [Cell; 4])> {
         ("Latched",       [None,                                 None,                                       Some((Latched, TakenBack, Cleared)),        None]),
         ("NotLatched",    [None,                                 None,                                       Some((Failed, TakenBack, Is(Reason::Held))), None]),
         ("Moved",         [None,                                 None,                                       Some((Incoming, Kept, Is(Reason::FloatMoved))), None]),
+        ("Unmet",         [None,                                 None,                                       Some((Failed, TakenBack, Is(Reason::PreconditionFailed))), None]),
         ("Confirmed",     [None,                                 None,                                       Some((BackedUp, TakenBack, Cleared)),       None]),
         ("StagedGone",    [None,                                 None,                                       Some((Pending, Kept, Is(Reason::RegistryError))), None]),
         ("Posted",        [None,                                 None,                                       None,                                       Some((Posted, TakenBack, Is(Reason::Promoted)))]),
@@ -221,6 +227,7 @@ fn request(phase: Phase) -> Request {
             .parse()
             .unwrap(),
         float: float(),
+        replaces: None,
     };
     let pin = Pin {
         digest: digest("old"),

@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use super::*;
-use crate::machine::samples::{at, digest, fault, float, now, pin, prune, request, rescued};
-use crate::machine::{Copying, FloatTags, Latch};
+use crate::machine::samples::{
+    at, broken, digest, fault, float, now, pin, prune, request, rescued,
+};
+use crate::machine::{Copying, FloatTags, Latch, Replaces};
 use Phase::{BackedUp, Failed, Incoming, Latched, Pending, Planned, Posted};
 
 fn context() -> Context {
@@ -576,4 +578,153 @@ fn a_latch_that_was_not_sent_is_held_with_the_float_that_failed_named() {
     let image = &group.status.images[0];
     assert_eq!((image.phase, image.reason), (Failed, Some(Reason::Held)));
     assert!(image.message.contains(&float(1).to_string()));
+}
+
+/// The look was sent while an earlier write of the float could land: it may have landed since.
+#[test]
+fn a_float_that_is_not_on_what_replaces_says_is_no_end_while_a_write_of_ours_may_land_there() {
+    let mut request = launched(BackedUp);
+    request.status.committed = true;
+    request.spec.images[0].replaces = Some(Replaces::Nothing);
+    request.status.images[0].late_until = Some(at(-1));
+    let unmet = Outcome::Unmet {
+        float: Some(digest("foreign")),
+    };
+    record(&mut request, unmet.clone());
+    let image = &request.status.images[0];
+    assert_eq!(
+        (image.phase, image.pinned, image.next_attempt),
+        (BackedUp, None, Some(at(-1)))
+    );
+    assert!(image.reason.is_some_and(Reason::is_waiting));
+    request.status.images[0].late_until = None;
+    record(&mut request, unmet);
+    let image = &request.status.images[0];
+    let ended = (image.phase, image.reason);
+    assert_eq!(ended, (Failed, Some(Reason::PreconditionFailed)));
+    assert!(
+        image.message.contains("replaces says None"),
+        "{}",
+        image.message
+    );
+}
+
+#[test]
+fn a_look_decides_what_replaces_means_wherever_it_is_made() {
+    let (old, new) = (digest("old"), digest("new"));
+    let resolved = |float| Outcome::Resolved {
+        source: new,
+        media_type: None,
+        float,
+    };
+    let confirmed = |float| Outcome::Confirmed {
+        float,
+        staged: true,
+        pinned: true,
+    };
+    let gone = |float| Outcome::DisplacedGone { float };
+    let failed = Some(Reason::PreconditionFailed);
+    for (phase, replaces, outcome, expected) in [
+        (
+            Pending,
+            Replaces::Digest(old),
+            resolved(Some(old)),
+            (Pending, None),
+        ),
+        (
+            Pending,
+            Replaces::Digest(old),
+            resolved(None),
+            (Failed, failed),
+        ),
+        (
+            Pending,
+            Replaces::Digest(old),
+            resolved(Some(digest("other"))),
+            (Failed, failed),
+        ),
+        (
+            Pending,
+            Replaces::Nothing,
+            resolved(Some(old)),
+            (Failed, failed),
+        ),
+        (Pending, Replaces::Nothing, resolved(None), (Pending, None)),
+        (
+            Pending,
+            Replaces::Nothing,
+            resolved(Some(new)),
+            (Posted, Some(Reason::Unchanged)),
+        ),
+        (
+            Incoming,
+            Replaces::Digest(old),
+            gone(None),
+            (Failed, failed),
+        ),
+        (
+            Incoming,
+            Replaces::Digest(old),
+            gone(Some(digest("other"))),
+            (Failed, failed),
+        ),
+        (
+            Incoming,
+            Replaces::Digest(old),
+            gone(Some(new)),
+            (BackedUp, None),
+        ),
+        (
+            BackedUp,
+            Replaces::Nothing,
+            confirmed(Some(old)),
+            (Failed, failed),
+        ),
+        (
+            BackedUp,
+            Replaces::Nothing,
+            confirmed(None),
+            (BackedUp, None),
+        ),
+        (
+            BackedUp,
+            Replaces::Digest(old),
+            confirmed(None),
+            (Failed, failed),
+        ),
+        (
+            BackedUp,
+            Replaces::Digest(old),
+            confirmed(Some(new)),
+            (BackedUp, None),
+        ),
+    ] {
+        let mut request = launched(phase);
+        request.spec.images[0].replaces = Some(replaces);
+        record(&mut request, outcome.clone());
+        let image = &request.status.images[0];
+        assert_eq!(
+            (image.phase, image.reason),
+            expected,
+            "{replaces} {outcome:?}"
+        );
+        assert_eq!(image.attempts, 0, "{replaces} {outcome:?}");
+    }
+}
+
+#[test]
+fn what_an_undo_displaces_has_no_plain_prune_tag() {
+    let mut request = launched(Pending);
+    request.spec.undo = true;
+    let resolved = Outcome::Resolved {
+        source: digest("new"),
+        media_type: None,
+        float: Some(digest("bad")),
+    };
+    record(&mut request, resolved);
+    let pins = &request.status.images[0].displaced;
+    assert_eq!(pins[0].tag, broken(0));
+    request.status.images[0].enter(Incoming);
+    record(&mut request, Outcome::StampTaken { tag: broken(0) });
+    assert_eq!(request.status.images[0].displaced[0].tag, broken(1));
 }

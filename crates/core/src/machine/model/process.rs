@@ -212,6 +212,11 @@ impl World {
             return;
         }
         let mut request = (*self.objects[index].request).clone();
+        request.spec.undo &= !self.lacks(Mutation::UndoShown);
+        if self.lacks(Mutation::ReplacesIgnored) {
+            let images = request.spec.images.iter_mut();
+            images.for_each(|image| image.replaces = None);
+        }
         if let Some(unsaved) = process.unsaved.remove(&index) {
             request.status = unsaved.status;
             self.save(process, index, &request);
@@ -719,7 +724,10 @@ impl World {
 
     /// Goes on to a step's next request of the registry, or to its end.
     fn go_on(&self, process: &mut Process, who: Who) {
-        let spec = self.objects[who.0].request.spec.images[who.1].clone();
+        let mut spec = self.objects[who.0].request.spec.images[who.1].clone();
+        if self.lacks(Mutation::ReplacesIgnored) {
+            spec.replaces = None;
+        }
         loop {
             let op = process.running.get_mut(&who).expect("it runs");
             let ask = match op.run.next(&spec) {

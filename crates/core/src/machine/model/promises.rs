@@ -22,7 +22,7 @@ pub enum Promise {
     RecordedBeforeDone,
     /// 4: crashes, lost answers and failed reads do not show in the tags at the end.
     Idempotent,
-    /// 5: no write follows a read that failed.
+    /// 5: no write follows a read that failed, nor one that shows another digest than `replaces` says.
     FailsClosed,
     /// 6: one writer per float, forwards only, the last created wins.
     ForwardsOnly,
@@ -144,7 +144,8 @@ impl World {
             if write.saw == Some(Seen(Some(old))) {
                 let image = &self.objects[who.0].request.status.images[who.1];
                 let source = image.source.as_ref().map(|source| source.digest);
-                let taken_back = source != Some(write.digest);
+                let undo = self.objects[who.0].request.spec.undo;
+                let taken_back = undo || source != Some(write.digest);
                 if !self.is_pruned(&float, old, taken_back) {
                     self.breaks(
                         Promise::NothingLost,
@@ -165,6 +166,13 @@ impl World {
                     format!("{name} is displaced and was not looked at"),
                 );
             }
+        }
+        let spec = &self.objects[who.0].request.spec.images[who.1];
+        let image = &self.objects[who.0].request.status.images[who.1];
+        let forth = image.source.as_ref().map(|source| source.digest) == Some(write.digest);
+        if moves && forth && !excused && !spec.may_replace(before) {
+            let what = format!("{tag} is moved off what replaces does not say");
+            self.breaks(Promise::FailsClosed, what);
         }
         if moves {
             self.note_move(write, before, excused);
@@ -277,7 +285,10 @@ impl World {
             let float = self.float((index, image)).clone();
             let there = self.registry.look(float.tag());
             let unmoved = new.phase.is_cancelled()
-                || matches!(new.reason, Some(Reason::Superseded | Reason::Held));
+                || matches!(
+                    new.reason,
+                    Some(Reason::Superseded | Reason::Held | Reason::PreconditionFailed)
+                );
             if ended && unmoved && self.past.moved.contains(&(index, image)) && there == source(new)
             {
                 self.breaks(

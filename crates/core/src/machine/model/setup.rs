@@ -1,7 +1,9 @@
 //! What an exploration begins with: the requests, the faults that may come, and the guard that is taken away, if one is.
 
 use crate::image::{Digest, Float, Reference, Repository};
-use crate::machine::{ImageSpec, Latch, Mode, OnFailure, Referrers, Request, Spec, Status};
+use crate::machine::{
+    ImageSpec, Latch, Mode, OnFailure, Referrers, Replaces, Request, Spec, Status,
+};
 
 use super::promises::{End, Promise};
 
@@ -39,6 +41,10 @@ pub struct Wish {
     pub suspended: bool,
     /// Its namespace.
     pub namespace: &'static str,
+    /// What each of its floats has to be on, by name (`none`: nothing).
+    pub replaces: Option<&'static str>,
+    /// What it displaces is taken back.
+    pub undo: bool,
 }
 
 /// How often each kind of fault may come.
@@ -162,6 +168,10 @@ pub enum Mutation {
     RefusalBelieved,
     /// What was seen of a float and its pins counts for ever.
     Unconfirmed,
+    /// A float moves whatever it is on, also where `replaces` says otherwise.
+    ReplacesIgnored,
+    /// What an undo displaces is pinned like anything else.
+    UndoShown,
     /// The same on every look, and a move uses no attempt: it goes on for ever.
     MovesUncounted,
 }
@@ -322,7 +332,15 @@ impl Setup {
                 repository,
                 reference,
             };
-            ImageSpec { source, float }
+            let replaces = wish.replaces.map(|name| match name {
+                "none" => Replaces::Nothing,
+                name => Replaces::Digest(digest(name)),
+            });
+            ImageSpec {
+                source,
+                float,
+                replaces,
+            }
         };
         let images: Vec<ImageSpec> = wish.images.iter().map(image).collect();
         let status = Status::new(images.len());
@@ -336,6 +354,7 @@ impl Setup {
             deadline_seconds: 7200,
             suspend: wish.suspended,
             cancel: false,
+            undo: wish.undo,
         };
         Request { spec, status }
     }

@@ -220,6 +220,7 @@ impl Replay<'_> {
         }
         match self.look(float)? {
             Some(digest) if digest == source => return Ok(Outcome::Latched),
+            float if !self.spec.may_replace(float) => return Ok(Outcome::Unmet { float }),
             Some(digest) if Some(digest) != displaced => return Ok(Outcome::Moved { to: digest }),
             _ => {}
         }

@@ -934,6 +934,7 @@ impl Wish {
                 ImageSpec {
                     source: source.parse().expect("a source"),
                     float,
+                    replaces: None,
                 }
             })
             .collect();
