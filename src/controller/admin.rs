@@ -1,8 +1,8 @@
 //! What this process serves to those who look after it: `/metrics`, `/livez` and `/readyz`, over plain HTTP.
 //!
-//! Guaranteed: it answers whether the process leads, waits or ends; no body is read; a connection serves one request and lasts [`WHOLE`]
-//! at the longest; no more than [`CONNECTIONS`] are open at once, [`PER_PEER`] of one address, and every connection is accepted: the
-//! oldest is closed for it. Probes can have an address of their own, which nobody else need be let in to.
+//! It answers whether the process leads, waits or ends. No body is read. A connection serves one request and lasts at most [`WHOLE`]. At
+//! most [`CONNECTIONS`] are open at once, [`PER_PEER`] from one address; a new connection is always accepted, and the oldest is closed for
+//! it. Probes can have an address of their own that nobody else has to reach.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -48,7 +48,7 @@ pub async fn serve(
     answer(listener, routes, "--listen").await;
 }
 
-/// Serves health alone, so that no scrape, nor who pretends to be one, is in the way of a probe.
+/// Serves health alone, so that nothing that scrapes delays a probe.
 pub async fn serve_probes(
     listener: TcpListener,
     health: Health,

@@ -1,10 +1,10 @@
-//! Whether this process is well: what it reports of itself, and what that comes to.
+//! Whether this process is ready and alive.
 //!
-//! **Ready** means that it does what it can do. One that waits for the lease is ready while the API server answers it, or a
-//! Deployment of two would never have rolled out; a leader is ready once its claims are rebuilt from a list of all requests, and while
-//! its watch is not broken for [`PATIENCE`]; one that is ending is not. **Alive** is denied only where a restart helps: the loop that
-//! keeps or awaits the lease stands still, or requests are due and no reconcile has ended for [`STALLED`]. What the API server or a
-//! registry answers, and whether, has no bearing on it: every call to them is given up in time.
+//! **Ready**: the process does what it can. One that waits for the lease is ready while the API server answers it; otherwise a
+//! Deployment of two would never roll out. A leader is ready once its claims are rebuilt from a list of all requests, and until its watch
+//! has been broken for [`PATIENCE`]. A process that is ending is not ready. **Alive** fails only where a restart helps: the loop that waits
+//! for the lease or renews it stands still, or requests are due and no reconcile has ended for [`STALLED`]. It does not depend on what the
+//! API server or a registry answers: every call to them has a time limit.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +31,7 @@ struct State {
     lease_tick: Option<Instant>,
     /// When the API server last answered it.
     answered: Option<Instant>,
-    /// Nobody has said whose the definition is, or it is not there.
+    /// The definition names no Lease, or is not there.
     barred: bool,
     /// The first and the last of the interruptions that the watch has not recovered from.
     interrupted: Option<(Instant, Instant)>,
@@ -62,7 +62,7 @@ impl Default for Health {
 }
 
 impl Health {
-    /// The loop of the lease has made a turn; whether the API server answered.
+    /// The lease's loop has made a turn; whether the API server answered.
     pub fn lease_tick(&self, answered: bool) {
         let now = Instant::now();
         let mut state = self.lock();
@@ -229,7 +229,7 @@ mod tests {
         assert_eq!(health.alive(None), Ok(()));
         health.heard();
         assert_eq!(health.ready(), Ok(()));
-        // One that recovers in silence, because nothing changes.
+        // It recovers without an event, because nothing changes.
         for _ in 0..100 {
             health.interrupted();
             advance(SECOND).await;

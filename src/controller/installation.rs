@@ -1,12 +1,12 @@
 //! One installation for each definition of `PromotionRequest`.
 //!
-//! The annotation [`LEASE`] of the definition names the Lease, `NAMESPACE/NAME`, whose holder alone may write floats. Whoever
-//! installs writes it where it is absent; only [`adopt`], run by an administrator, changes it. A controller leads only while its own
-//! Lease is the one named: it looks before it waits for the lease, when it has got it, and before each renewal, and a renewal whose
-//! look failed is none. Trust counts from a renewal that was sent at most three seconds after its look, and lasts ten: what led under
-//! another name writes nothing more [`DURATION`](super::lease::DURATION) after the change. Whoever comes after an adoption waits that long.
+//! The CRD's annotation [`LEASE`] names a Lease, `NAMESPACE/NAME`; only its holder may write floats. An installation sets the annotation
+//! where it is absent; only [`adopt`], run by an administrator, changes it. A controller leads only while the annotation names its own
+//! Lease. It looks before it waits for the lease, once it has it, and before each renewal; where the look fails, it does not renew. It
+//! sends a renewal at most three seconds after the look and trusts it for ten, so a leader whose Lease is no longer named writes nothing
+//! more after [`DURATION`](super::lease::DURATION). Whoever leads after an adoption waits that long.
 //!
-//! A controller without an election may run where no Lease is named, and ends when one is.
+//! A controller without an election runs where no Lease is named, and ends when one is.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -28,7 +28,7 @@ use crate::store::call::{call, causes};
 pub const LEASE_NAME: &str = "promotion-controller";
 /// The annotation of the definition that names the Lease: `NAMESPACE/NAME`.
 pub const LEASE: &str = "ci.openshift.io/lease";
-/// The annotation that names the Lease before it: what [`adopt`] changes from. The chart's guard takes no change without it.
+/// The annotation that names the Lease that [`adopt`] replaced. The chart's guard refuses a change without it.
 pub const ADOPTED_FROM: &str = "ci.openshift.io/lease-adopted-from";
 /// The definition.
 pub const DEFINITION: &str = "promotionrequests.ci.openshift.io";
@@ -38,11 +38,11 @@ pub(super) const APPLY: &str =
 /// How long a look may take.
 const CALL: Duration = Duration::from_secs(3);
 
-/// The Lease that a process would hold, beside the one that the definition names.
+/// The Lease that this process would hold, compared with the one that the definition names.
 #[derive(Clone)]
 pub struct Installation {
     definition: Api<CustomResourceDefinition>,
-    /// The address of the API server, for whoever cannot reach it.
+    /// The address of the API server, for error messages.
     server: String,
     /// None: without an election.
     namespace: Option<String>,
@@ -143,7 +143,7 @@ impl Installation {
         self.judge(&annotations)
     }
 
-    /// What the definition's annotations come to.
+    /// What the definition's annotations say.
     fn judge(&self, annotations: &BTreeMap<String, String>) -> Result<bool, Barred> {
         let named = annotations.get(LEASE).filter(|name| !name.is_empty());
         match (named, &self.namespace) {
@@ -168,7 +168,7 @@ impl Installation {
         }
     }
 
-    /// Resolves when another installation rules; for a process without an election, which renews nothing.
+    /// Resolves when another installation leads. For a process without an election, which renews nothing.
     pub(super) async fn another(&self, health: &Health) -> Refused {
         loop {
             sleep(RENEW_EVERY).await;
@@ -198,7 +198,7 @@ fn full(namespace: &str) -> String {
     format!("{namespace}/{LEASE_NAME}")
 }
 
-/// What [`adopt`] came to.
+/// What [`adopt`] did.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Adopted {
     /// The definition named this Lease already.
@@ -209,8 +209,8 @@ pub enum Adopted {
     From(String),
 }
 
-/// Lets the definition name the Lease of `namespace`. Whoever led under another name ends within [`DURATION`](super::lease::DURATION); who leads next
-/// waits for that and for writes on their way, and takes over what the other left unfinished.
+/// Makes the definition name the Lease of `namespace`. A leader of another Lease ends within [`DURATION`](super::lease::DURATION). The
+/// next leader waits for that and for writes on their way, and takes over the unfinished requests.
 ///
 /// # Errors
 /// What is missing, or was refused, and what to do.
@@ -240,7 +240,7 @@ pub async fn adopt(client: Client, namespace: &str) -> Result<Adopted, String> {
     }});
     if let Some(before) = before {
         change["metadata"]["annotations"][ADOPTED_FROM] = json!(before);
-        // One that is there was given back in another time: who finds none knows that others may have led until now.
+        // An old Lease may say that it was released long ago. Where there is none, the next leader knows that others may have led until now.
         let leases: Api<Lease> = Api::namespaced(client, namespace);
         match leases.delete(LEASE_NAME, &DeleteParams::default()).await {
             Ok(_) => {}

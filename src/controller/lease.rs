@@ -1,12 +1,12 @@
 //! One leader: a Lease that is renewed, trusted for a while, and released only when all writes have settled.
 //!
-//! The lease lasts 15 s and is renewed every 2 s by a replace under its resourceVersion, so that a leader that wakes up late
-//! cannot extend another's. It is trusted for 10 s after the last renewal that succeeded was *sent*, by every clock that goes on
-//! while the machine sleeps. Whether somebody else's lease has run out is judged by the local monotonic clock, since the record last
-//! changed: clocks need not agree.
+//! The lease lasts 15 s. The leader renews it every 2 s, by a replace under its resourceVersion: one that wakes up late cannot extend
+//! somebody else's lease. It trusts the lease for 10 s after it *sent* the last renewal that succeeded, by clocks that go on while the
+//! machine sleeps. A follower takes a lease to have run out when the record has not changed for that long by its own monotonic clock, so
+//! clocks need not agree.
 //!
-//! Whoever takes it has to know when the holder before can last have sent a tag write. Nobody has, where that one left its mark that it
-//! released the lease, or where the lease was made for an installation and nobody ever held it. A lease whose holder somebody erased
+//! A new leader has to know when the last one can have sent its last tag write. There is none to wait for where the last leader marked
+//! the lease as released, or where the lease came with the installation and nobody ever held it. A lease whose holder somebody erased
 //! says neither.
 
 use std::time::Duration;
@@ -26,31 +26,32 @@ use crate::engine::moment::Moment;
 use crate::metrics::{Call, Metrics};
 use crate::store::call::{call, causes};
 
-/// The annotation that a holder leaves who gave it back with all its writes settled: how often the lease had changed hands by then.
+/// The annotation that a leader leaves when it releases the lease with all its writes settled. Its value is the lease's number of
+/// transitions by then.
 pub const RELEASED: &str = "promotion-controller.ci.openshift.io/released";
 /// The annotation of a Lease that was made with the installation, before anybody held it.
 pub const MADE: &str = "promotion-controller.ci.openshift.io/made";
 /// How long a lease lasts without renewal, in seconds.
 const DURATION_SECONDS: i32 = 15;
-/// The same; as long as whoever led may go on without knowing that it does not any more.
+/// The same. So long a former leader may not know that it leads no more.
 pub const DURATION: Duration = Duration::from_secs(15);
-/// The longest that another's record is waited for: one that names more was not written by a controller of ours.
+/// The longest lease of somebody else that is waited for: no controller of ours writes a longer one.
 const DURATION_MAX: Duration = Duration::from_mins(1);
 /// How long one call may take.
 const CALL: Duration = Duration::from_secs(3);
-/// How long a leader may write on whose lease was deleted: until its next renewal is answered.
+/// How long a leader may go on writing after its lease was deleted: until its next renewal is answered.
 pub const UNAWARE: Duration = Duration::from_secs(5);
-/// How often giving it back is tried.
+/// How often a release is tried.
 const RELEASES: u32 = 3;
-/// How long that takes at most: each try is a write and a look.
+/// How long a release takes at most: each try is a write and a look.
 pub const RELEASE: Duration = CALL.saturating_mul(2 * RELEASES);
 
-/// How the lease was come by.
+/// How the lease was acquired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Acquired {
-    /// There was none: an earlier one may have been deleted, and its holder not know it yet.
+    /// There was none. An earlier one may have been deleted, and its holder may not know yet.
     New,
-    /// Somebody erased its holder, who may not know it yet.
+    /// Somebody erased its holder, who may not know yet.
     Erased,
     /// It was made with the installation, and nobody has ever held it.
     Unheld,
@@ -103,7 +104,7 @@ impl Elector {
         }
     }
 
-    /// The same, which reports its ticks to these.
+    /// The same, reporting to these.
     #[must_use]
     pub(super) fn telling(self, health: Health, metrics: Metrics) -> Self {
         Self {
@@ -113,7 +114,7 @@ impl Elector {
         }
     }
 
-    /// The same, which renews only while the definition names its Lease.
+    /// The same, renewing only while the CRD names its Lease.
     #[must_use]
     pub(super) fn of(self, installation: Installation) -> Self {
         Self {
@@ -164,25 +165,25 @@ impl Elector {
         }
     }
 
-    /// `since`: when the record was first seen as it was before.
+    /// `since`: since when the record had not changed.
     fn acquired(&mut self, how: Acquired, since: Instant) -> Acquired {
         self.last_sent = match how {
             Acquired::Unheld | Acquired::Released => None,
             Acquired::New | Acquired::Erased => Some(Instant::now() + UNAWARE),
-            // A write is sent only while so much of the trust in the last renewal is left.
+            // No write is sent later than this after the last renewal.
             Acquired::Expired => Some(since + TRUST.saturating_sub(WRITE_MAX)),
         };
         how
     }
 
-    /// When, at the latest, a holder before this one can have sent a tag write that may be on the wire; none: nothing is.
+    /// When an earlier leader can last have sent a tag write that may still be on its way. None: there is no such write.
     #[must_use]
     pub fn last_sent(&self) -> Option<Instant> {
         self.last_sent
     }
 
-    /// Takes a lease that was made with the installation and never held, once and for all, for a process that does without election.
-    /// False where there is none such: an earlier process may have written.
+    /// For a process without election: takes a lease that came with the installation and that nobody ever held. False where there is
+    /// no such lease: an earlier process may have written.
     pub async fn take_unheld(&mut self) -> bool {
         match self.look().await {
             Ok(Some(lease)) if free(&lease, false) == Some(Acquired::Unheld) => {
@@ -202,7 +203,7 @@ impl Elector {
                 None => Ok(()),
             };
             let written = match ruled {
-                // Without its definition there is nothing to write for; made anew, it names a Lease again, or none.
+                // Without the CRD there are no requests; once it is back it names a Lease again, or none.
                 Ok(()) | Err(Barred::Undefined(_)) => self.write(self.record.clone()).await,
                 Err(Barred::Another(why) | Barred::Unnamed(why)) => return self.lost(&why),
                 Err(Barred::Unread(why)) => Err(Refused::Failed(why)),
@@ -212,7 +213,7 @@ impl Elector {
             match written {
                 Ok(()) => renewed = Instant::now(),
                 Err(Refused::Conflict) => match self.look().await {
-                    // Our own renewal whose answer was lost.
+                    // Our own renewal landed, and its answer was lost.
                     Ok(Some(lease)) if holder(&lease).as_ref() == Some(&self.identity) => {
                         self.record = Some(lease);
                     }
@@ -228,8 +229,8 @@ impl Elector {
         }
     }
 
-    /// Gives the lease back, saying so. Only to be called when every tag write of this process, and of those before it, has shown or
-    /// can no longer land: whoever finds the mark need not wait.
+    /// Releases the lease and marks it so. To be called only when no tag write of this process, or of an earlier one, can still land:
+    /// whoever finds the mark does not wait.
     pub async fn release(mut self) {
         self.leadership.lose();
         let mut record = self.record.take();
@@ -362,14 +363,14 @@ fn holder(lease: &Lease) -> Option<String> {
         .filter(|holder| !holder.is_empty())
 }
 
-/// How it may be taken now; none where it is held.
+/// How it can be taken now. None: it is held.
 fn free(lease: &Lease, expired: bool) -> Option<Acquired> {
     let marks = lease.metadata.annotations.as_ref();
     let mark = |name: &str| marks.and_then(|marks| marks.get(name));
     if holder(lease).is_some() {
         return expired.then_some(Acquired::Expired);
     }
-    // A mark that was left before the last change of hands is of another release.
+    // An older number of transitions is of an earlier release.
     if mark(RELEASED).is_some_and(|mark| *mark == transitions(lease).to_string()) {
         return Some(Acquired::Released);
     }

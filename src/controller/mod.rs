@@ -3,11 +3,11 @@
 //! ```text
 //! lease ─▶ list and watch ─▶ claims rebuilt ─▶ queue ─▶ engine::reconcile
 //!   ├────▶ sweep: finished requests
-//!   └────▶ pause: what the operator has paused
+//!   └────▶ pause: what an operator has paused
 //! ```
 //!
-//! Leads only while the definition names its Lease ([`installation`]). Ends in one of two ways: asked to (drain, settle, release), or
-//! because the lease was lost (at once; the next leader goes on from status).
+//! It leads only while the CRD names its Lease ([`installation`]). It ends when asked to (drain, settle, release), or at once when the
+//! lease is lost: the next leader goes on from status.
 
 mod admin;
 mod health;
@@ -45,21 +45,20 @@ pub use watch::SILENCE;
 
 /// How long operations may take to end after the first signal: a tag write's timeout, and the save of what it found.
 const DRAIN: Duration = Duration::from_secs(30);
-/// How long an end takes at most that was asked for, beside the time that a tag write may be late: whoever asks has to wait so long
-/// before it kills.
+/// How long a requested end takes at most, without the time that a tag write may be late. Kubernetes must not kill the process earlier.
 pub const END: Duration = DRAIN.saturating_add(lease::RELEASE);
 
 /// How the controller is set.
 pub struct Config {
     /// Where the requests are.
     pub client: Client,
-    /// The address of `client`'s API server, for whoever cannot reach it.
+    /// The address of `client`'s API server, for error messages.
     pub server: String,
     /// Only this namespace's requests; none: all.
     pub namespace: Option<String>,
     /// Where the lease is; none: no election, a single process.
     pub lease_namespace: Option<String>,
-    /// Where the ConfigMap is that stops work.
+    /// Where the ConfigMap of the pause is.
     pub pause_namespace: String,
     /// How this process is named in the lease and in events.
     pub identity: String,
@@ -120,7 +119,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
         controller: "promotion-controller".into(),
         instance: Some(identity.clone()),
     };
-    // Also while another leads: whoever takes over goes by what they say then.
+    // Also while another process leads: it may have to take over at any time.
     let following = credentials.clone();
     let _following = AbortOnDropHandle::new(tokio::spawn(async move { following.follow().await }));
     let store = Cluster::new(
@@ -192,7 +191,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
 /// The right to lead.
 struct Begun {
     elector: Option<Elector>,
-    /// When somebody else can last have sent a tag write; none: nobody has one on the wire.
+    /// When somebody else can last have sent a tag write. None: nobody has one on its way.
     last_sent: Option<Instant>,
 }
 
@@ -218,12 +217,12 @@ async fn begin(
         });
     }
     let how = elector.acquire().await;
-    // The definition may have changed hands while this process waited. The lease is left to run out then: one that is given back says
-    // that every earlier write has settled.
+    // The definition may have changed while this process waited. The lease is then left to run out: a released one would say that every
+    // earlier write has settled.
     let adopted = installation.look().await?;
     tracing::info!(?how, "leading");
-    // After an adoption the former leader goes on for as long as it trusts its own lease. A lease that nobody has held may also
-    // have been made in the place of one that was deleted.
+    // After an adoption the former leader goes on for as long as it trusts its own lease. And a lease that nobody has held may replace
+    // one that was deleted.
     let unaware = match how {
         Acquired::Expired | Acquired::Released => None,
         _ if adopted => Some(lease::DURATION),
@@ -238,7 +237,7 @@ async fn begin(
     })
 }
 
-/// Whose requests are led.
+/// Which requests this process leads.
 struct Scope<'a> {
     installation: Installation,
     credentials: CredentialFiles,
@@ -325,7 +324,7 @@ async fn lead(
     }
     if let Some(elector) = elector {
         if engine.memory().inherited_until(Instant::now()).is_some() {
-            // Who finds a lease given back waits for nothing.
+            // Whoever finds a released lease waits for nothing.
             tracing::info!("keeping the lease until it runs out: earlier writes may still land");
         } else {
             elector.release().await;
@@ -334,7 +333,7 @@ async fn lead(
     Ok(())
 }
 
-/// Lets tag writes end, records what they found, and waits until all have shown, or can land no more.
+/// Lets tag writes end, records what they found, and waits until each has shown or can no longer land.
 async fn drain(engine: &Engine<Cluster>) {
     tracing::info!(
         operations = engine.unrecorded(),

@@ -1,7 +1,7 @@
 //! The pause on a cluster: the ConfigMap `promotion-controller` in the Lease's namespace, key `paused`, read live.
 //!
-//! What was read stays in force while it cannot be read again. Before it was read once nothing is launched: a controller that
-//! starts in the middle of an incident must not work for a moment first.
+//! While it cannot be read, what was read last stays in force. Until it has been read once nothing is launched: a controller that starts
+//! in the middle of an incident must not even start to work.
 
 use std::pin::pin;
 
@@ -20,7 +20,7 @@ const NAME: &str = "promotion-controller";
 /// Its key.
 const KEY: &str = "paused";
 
-/// Follows the ConfigMap for ever. `known` is called once: when it was read, or could not be.
+/// Follows the ConfigMap for ever. Calls `known` once: when it was read, or could not be.
 pub(super) async fn follow<S: Store>(
     engine: &Engine<S>,
     client: Client,

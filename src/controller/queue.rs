@@ -1,7 +1,6 @@
 //! From triggers to reconciles: kube's applier, with a queue of our own.
 //!
-//! Keys come in, one reconcile per key runs at a time, and what a reconcile asks for (come back then) is kept. The same queue
-//! serves the cluster and the file.
+//! One reconcile per key runs at a time, and a reconcile can ask to be run again later. The same queue serves the cluster and the file.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -23,7 +22,7 @@ pub type Named = PartialObjectMeta<PromotionRequest>;
 
 /// Reconciles run at once, at most: each holds one object of at most 1.5 MB, several times.
 const CONCURRENCY: usize = 16;
-/// Those of one namespace, however many of its requests are due: a large one is decoded for as long as several others take.
+/// Reconciles of one namespace at once, however many are due: to decode a large object takes as long as several small reconciles.
 const NAMESPACE_MAX: usize = 4;
 
 /// Reconciles every key of `keys` whose object `names` knows, until `keys` ends.
@@ -33,7 +32,7 @@ pub async fn drive<S: Store>(
     keys: impl Stream<Item = Key> + Send + 'static,
 ) {
     let requests = keys.map(|key| Ok::<_, Infallible>(object_ref(&key)));
-    // Whose turn it is says no queue that knows of no namespaces: all that are due wait here, each as no more than its name.
+    // kube's queue knows no namespaces, so all that are due wait here, each as no more than its name.
     let config = Config::default();
     let turns = Shares::new(CONCURRENCY, NAMESPACE_MAX);
     let queue_engine = engine.clone();

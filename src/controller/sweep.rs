@@ -1,8 +1,8 @@
-//! What becomes of finished requests: they follow the generation of their spec, and go when their time to live is over.
+//! Finished requests: their status follows the generation of their spec, and they are deleted when their time to live is over.
 //!
-//! Only the leader sweeps. A sweep pages through everything that is finished, a few requests a second and never more, so that
-//! it is no burden however much there is. Both things it does are checked: a request that anybody changed or created anew
-//! since it was listed is left to the next sweep. What is unfinished is never touched.
+//! Only the leader sweeps. A sweep pages through all finished requests at a few calls a second, however many there are. It changes or
+//! deletes a request only as it was listed: one that somebody changed or created again since is left to the next sweep. Unfinished
+//! requests are never touched.
 
 use std::time::Duration;
 
@@ -21,13 +21,13 @@ use crate::store::cluster::Cluster;
 use crate::store::kept::Kept;
 use crate::store::{Key, Store as _, StoreError};
 
-/// Objects listed at once: of the largest, 1.5 MB each, this is the memory that a sweep takes.
+/// Objects on a page: at 1.5 MB each, the most memory that a sweep takes.
 const PAGE: u32 = 20;
-/// Between two requests of a sweep.
+/// Between two calls of a sweep.
 const PACE: Duration = Duration::from_millis(250);
 /// How long one of them may take.
 const CALL: Duration = Duration::from_secs(30);
-/// The first sweep begins this soon, so that a leader that never lasts sweeps too.
+/// When the first sweep starts: soon, so that leaders that never last long sweep too.
 const FIRST: Duration = Duration::from_secs(10);
 
 /// What a sweep reads of a spec.
@@ -59,7 +59,7 @@ enum Due {
     Refresh,
 }
 
-/// Sweeps for ever, about every so often; `namespace`'s requests, or all.
+/// Sweeps for ever, about this often: the requests of `namespace`, or all.
 pub async fn run(
     store: &Cluster,
     client: Client,
@@ -94,7 +94,7 @@ impl Sweeper<'_> {
         loop {
             let (items, more) = match self.list(&params).await {
                 Ok(page) => (page.items, page.metadata.continue_),
-                // The list expired while it was paged through; continue at the same place in the present one.
+                // The list expired meanwhile; go on at the same place of a fresh one.
                 Err(kube::Error::Api(status)) if status.code == 410 => {
                     (Vec::new(), status.metadata.and_then(|list| list.continue_))
                 }
@@ -191,7 +191,7 @@ impl Sweeper<'_> {
     }
 }
 
-/// Everything that is not known to be unfinished; phases of a newer version too, which nothing is due for.
+/// Everything but the unfinished phases, so also phases of a newer version.
 fn selector() -> String {
     let unfinished = Phase::ALL.into_iter().filter(|phase| !phase.is_finished());
     let unfinished = unfinished.map(Phase::as_str);
@@ -226,7 +226,7 @@ fn due(request: &Finished, now: Timestamp) -> Due {
     }
 }
 
-/// Between nine and eleven tenths of it: controllers of several clusters do not sweep in step.
+/// Nine to eleven tenths of it, so that controllers of several clusters do not sweep in step.
 fn jittered(every: Duration) -> Duration {
     every.mul_f64(rand::random_range(0.9..1.1))
 }

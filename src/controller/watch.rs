@@ -3,10 +3,10 @@
 //! Only unfinished ones are watched; one that finishes leaves as a Delete, like one that is deleted. The first list rebuilds
 //! the claims before anything is reconciled. A later list (the watch was interrupted) also shows what left meanwhile.
 //!
-//! A watch is never believed to be alive: it is asked anew after [`WATCH`], and one that is silent beyond that, its end
-//! included, is given up after five seconds more. A list, and the beginning of a watch, are given up after [`SILENCE`]. So what
-//! happens while a server, or what is between, swallows everything, is heard of within a minute after it stops doing so or a new
-//! connection passes it by.
+//! A silent watch may be dead. The server is asked to end each watch after [`WATCH`] seconds; where that end does not arrive, the
+//! watch is given up five seconds later. A list, and the start of a watch, are given up after [`SILENCE`]. So when a server, or something
+//! on the way to it, swallows everything, what happened meanwhile is known within a minute after that is over or a new connection avoids
+//! it.
 
 use std::collections::HashSet;
 use std::pin::pin;
@@ -30,16 +30,15 @@ use crate::machine::Phase;
 use crate::store::call::causes;
 use crate::store::{Key, Store, Stored};
 
-/// Objects listed at once. A page is in memory as a whole, as text, and its objects may be 1.5 MB each; what is kept of them is less.
+/// Objects on a page. A page is in memory as a whole, as text, and an object may have 1.5 MB; less of it is kept.
 const PAGE: u32 = 16;
 
-/// How long one watch lasts before it is asked anew, in seconds. The server ends it; where that is not heard, five seconds later
-/// we do.
+/// How long a watch lasts, in seconds: the server ends it then, or we do, five seconds later.
 const WATCH: u32 = 30;
-/// A connection to the API server is given up when nothing is heard on it for so long: more than a watch without events lasts.
+/// A connection to the API server is given up after so long a silence: longer than a watch without events.
 pub const SILENCE: Duration = Duration::from_secs(40);
 
-/// How long the question may take whether anything was ever led.
+/// How long it may take to find out whether anything was ever led.
 const LED: Duration = Duration::from_secs(5);
 
 /// What is being listed.
@@ -66,7 +65,7 @@ pub fn events(
     lasting(api, &selector.join(","))
 }
 
-/// Whether a leader has ever saved anything of a request that is still there. Where that is not known, it may have.
+/// Whether a leader has ever saved the status of a request that still exists. Unless that is known, it may have.
 pub(super) async fn was_led(client: &Client, namespace: Option<&str>) -> bool {
     let api: Api<Stored> = match namespace {
         Some(namespace) => Api::namespaced(client.clone(), namespace),
@@ -79,7 +78,7 @@ pub(super) async fn was_led(client: &Client, namespace: Option<&str>) -> bool {
     }
 }
 
-/// A watch that ends with the process only.
+/// A watch that ends only with the process.
 pub(super) fn lasting<K>(
     api: Api<K>,
     fields: &str,
@@ -94,8 +93,8 @@ where
     listing_anew(move || watch(api.clone(), config.clone()).boxed()).backoff(Pause)
 }
 
-/// A watch that is refused because it cannot be taken up where it was, or because its kind is not served (any more), begins
-/// anew with a list. kube does so only where the refusal is an event of a watch that had begun.
+/// Starts again with a list where a watch is refused because its resourceVersion is too old or its kind is not served. kube does so only
+/// where the refusal is an event of a watch that has started.
 fn listing_anew<'a, T: 'a>(
     begin: impl Fn() -> BoxStream<'a, watcher::Result<T>> + 'a,
 ) -> impl Stream<Item = watcher::Result<T>> + 'a {
@@ -114,7 +113,7 @@ fn is_refused<T>(event: &watcher::Result<T>) -> bool {
     )
 }
 
-/// The pause after an error. It does not grow: there is one watch for the whole cluster, and everybody waits for it.
+/// The pause after an error. It does not grow: this is the cluster's one watch, and everybody waits for it.
 struct Pause;
 
 impl Iterator for Pause {
@@ -159,7 +158,7 @@ pub async fn follow<S: Store>(
                 continue;
             }
         };
-        // A list that only begins is no answer yet.
+        // The start of a list is no answer yet.
         if !matches!(event, Event::Init) {
             health.heard();
             said.clear();
@@ -169,7 +168,7 @@ pub async fn follow<S: Store>(
             Event::Init => listing = Listing::default(),
             Event::InitApply(object) => {
                 listing.uids.extend(object.meta().uid.clone());
-                // Also if this list breaks off and the next one does not show it any more.
+                // Also where this list breaks off and the next one no longer shows it.
                 known.extend(object.meta().uid.clone());
                 observe(&engine, &object);
                 listing.keys.push(Key::from(object.meta()));
@@ -221,7 +220,7 @@ fn why(error: &watcher::Error) -> String {
     }
 }
 
-/// Whether a reconcile is due. What cannot be read is there all the same: it keeps the floats that it may have begun on.
+/// Whether a reconcile is due. A request that cannot be read still counts: it keeps the floats that it may have started on.
 fn observe<S: Store>(engine: &Engine<S>, object: &Stored) -> bool {
     match object {
         Stored::Read(object) => engine.observe(object),
