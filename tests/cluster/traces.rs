@@ -47,8 +47,7 @@ async fn a_float_that_was_just_made_is_not_taken_for_absent_by_stale_reads() {
     let two = ground.posted("two").await;
     assert_eq!(ground.injected(), 2);
     assert_eq!(displaced(&two), texts(&[a]));
-    let tags = [("f", b), ("f_incoming", b), ("f__pre", a), ("f__post1", b)];
-    ground.assert_tags(&tags, &[a]);
+    ground.assert_promoted("f", b, a, &[a]);
 }
 
 /// F2, V4: stale reads of an existing float, and of its `_incoming`, that show what was there before our own writes.
@@ -69,8 +68,7 @@ async fn reads_that_show_the_image_before_last_back_up_the_last_one_and_no_other
     assert_eq!(ground.injected(), 3);
     assert_eq!(displaced(&two), texts(&[a]));
     assert_eq!(rescued(&two), [""; 0]);
-    let tags = [("f", b), ("f_incoming", b), ("f__pre", a), ("f__post1", b)];
-    ground.assert_tags(&tags, &[d, a]);
+    ground.assert_promoted("f", b, a, &[d, a]);
 }
 
 /// F2, V4: a stale 404 of a `__pre` source that was just written ended the rollback as `SourceGone`.
@@ -87,8 +85,7 @@ async fn a_source_that_was_just_written_is_not_gone_because_a_replica_lags() {
     let back = ground.posted("back").await;
     assert!(ground.injected() >= 3, "{}", ground.log());
     assert_eq!(displaced(&back), texts(&[a]));
-    let tags = [("f", d), ("f_incoming", d), ("f__pre", a), ("f__post1", d)];
-    ground.assert_tags(&tags, &[d, a]);
+    ground.assert_promoted("f", d, a, &[d, a]);
 }
 
 /// F1 (R2): a foreign move sends a rollback back to `BackUp`; its source was `__pre`, which means another image by then.
@@ -107,13 +104,7 @@ async fn a_rollback_whose_float_is_moved_keeps_the_image_that_pre_named_at_first
     latch.open();
     let back = ground.posted("back").await;
     assert_eq!(displaced(&back), texts(&[a, foreign]));
-    let tags = [
-        ("f", d),
-        ("f_incoming", d),
-        ("f__pre", foreign),
-        ("f__post1", d),
-    ];
-    ground.assert_tags(&tags, &[d, a, foreign]);
+    ground.assert_promoted("f", d, foreign, &[d, a, foreign]);
 }
 
 /// F4: `_incoming` of a first promotion is the last pin of its image once a stranger moves the float.
@@ -184,13 +175,7 @@ async fn the_resolved_image_is_pinned_early_if_incoming_is_all_that_holds_it() {
     stage.open();
     let one = ground.posted("one").await;
     assert_eq!(displaced(&one), texts(&[d, strange]));
-    let tags = [
-        ("f", a),
-        ("f_incoming", a),
-        ("f__pre", strange),
-        ("f__post1", a),
-    ];
-    ground.assert_tags(&tags, &[d, strange]);
+    ground.assert_promoted("f", a, strange, &[d, strange]);
 }
 
 /// F5, promise 2's exception: between the look and the PUT a foreign write goes unseen. What the look showed stays pinned, and
@@ -208,8 +193,7 @@ async fn a_foreign_write_within_the_one_request_before_the_put_is_all_that_can_b
     latch.open();
     ground.posted("one").await;
     assert!(ground.registry.manifest(ground::FLOATS, lost).is_none());
-    let tags = [("f", a), ("f_incoming", a), ("f__pre", d), ("f__post1", a)];
-    ground.assert_tags(&tags, &[d]);
+    ground.assert_promoted("f", a, d, &[d]);
 }
 
 /// F5, narrowed: a PUT that the registry puts off is not sent again upon a look of before.
@@ -227,13 +211,7 @@ async fn a_foreign_write_while_the_registry_limits_the_rate_is_seen_before_the_f
     let strange = ground.foreign("f", "strange");
     let one = ground.posted("one").await;
     assert_eq!(displaced(&one), texts(&[d, strange]));
-    let tags = [
-        ("f", a),
-        ("f_incoming", a),
-        ("f__pre", strange),
-        ("f__post1", a),
-    ];
-    ground.assert_tags(&tags, &[d, strange]);
+    ground.assert_promoted("f", a, strange, &[d, strange]);
 }
 
 /// F6: the image that was resolved is gone at `BackUp`, because somebody else moved the float.
@@ -252,13 +230,7 @@ async fn an_image_that_is_gone_before_it_is_backed_up_makes_way_for_what_the_flo
     let one = ground.posted("one").await;
     // What was gone before it could be pinned is not listed: nothing may rest on it.
     assert_eq!(displaced(&one), texts(&[strange]));
-    let tags = [
-        ("f", a),
-        ("f_incoming", a),
-        ("f__pre", strange),
-        ("f__post1", a),
-    ];
-    ground.assert_tags(&tags, &[strange]);
+    ground.assert_promoted("f", a, strange, &[strange]);
 }
 
 /// V10: a float that is deleted after it was displaced has nothing more to displace.
@@ -312,8 +284,7 @@ async fn a_displaced_image_that_comes_back_keeps_its_one_prune_tag() {
     back_up.open();
     let one = ground.posted("one").await;
     assert_eq!(displaced(&one), texts(&[d]));
-    let tags = [("f", a), ("f_incoming", a), ("f__pre", d), ("f__post1", a)];
-    ground.assert_tags(&tags, &[d]);
+    ground.assert_promoted("f", a, d, &[d]);
 }
 
 /// F10: a prune tag that somebody else's image has is left alone, and the next second is taken.
@@ -332,8 +303,7 @@ async fn a_prune_tag_that_is_taken_is_never_overwritten() {
     let own = &first_image(&one).displaced[0];
     assert!(own.prune_tag > taken, "{own:?} {taken}");
     assert_eq!(ground.registry.tag(ground::FLOATS, &taken), Some(other));
-    let tags = [("f", a), ("f_incoming", a), ("f__pre", d), ("f__post1", a)];
-    ground.assert_tags(&tags, &[other, d]);
+    ground.assert_promoted("f", a, d, &[other, d]);
 }
 
 /// F14: what was pushed by digest is collected before the index is put: everything is pushed again, nothing is remembered.
@@ -382,13 +352,7 @@ async fn children_whose_hold_ends_before_the_index_holds_them_are_pushed_again()
         again, once,
         "each child is pushed once more, after its blobs"
     );
-    let tags = [
-        ("f", index),
-        ("f_incoming", index),
-        ("f__pre", d),
-        ("f__post1", index),
-    ];
-    ground.assert_tags(&tags, &[d]);
+    ground.assert_promoted("f", index, d, &[d]);
 }
 
 /// R5: what was staged is gone at Latch: it is staged again from the source, and where that is gone too, nothing moves.

@@ -204,6 +204,14 @@ impl Ground {
         reached.unwrap()
     }
 
+    /// That a float was moved to `new` off `old`, and that these digests are pinned.
+    pub fn assert_promoted(&self, float: &str, new: Digest, old: Digest, pinned: &[Digest]) {
+        let [incoming, pre, post] =
+            ["_incoming", "__pre", "__post1"].map(|end| format!("{float}{end}"));
+        let tags: [(&str, Digest); 4] = [(float, new), (&incoming, new), (&pre, old), (&post, new)];
+        self.assert_tags(&tags, pinned);
+    }
+
     /// Asserts the whole of the floats' repository: every tag but the prune tags, and the digests that prune tags pin, each as
     /// often as it is pinned. And that no tag ever dangled.
     pub fn assert_tags(&self, tags: &[(&str, Digest)], pruned: &[Digest]) {

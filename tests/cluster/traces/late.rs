@@ -74,8 +74,7 @@ async fn rolled_back(prefix: &str, crash: bool) {
     let back = ground.posted("back").await;
     assert_eq!(displaced(&back), texts(&[a]));
     assert_eq!(history(&ground, "f"), [Some(d), Some(a), Some(d)]);
-    let tags = [("f", d), ("f_incoming", d), ("f__pre", a), ("f__post1", d)];
-    ground.assert_tags(&tags, &[d, a]);
+    ground.assert_promoted("f", d, a, &[d, a]);
     drop(controller);
 }
 
@@ -157,8 +156,7 @@ async fn the_next_request_does_not_even_look_while_a_latch_may_still_land() {
     assert_eq!(first_image(&back).unchanged, None);
     assert_eq!(displaced(&back), texts(&[a]));
     assert_eq!(history(&ground, "f"), [Some(d), Some(a), Some(d)]);
-    let tags = [("f", d), ("f_incoming", d), ("f__pre", a), ("f__post1", d)];
-    ground.assert_tags(&tags, &[d, a]);
+    ground.assert_promoted("f", d, a, &[d, a]);
 }
 
 /// V3: the same, and the process that knew of the write crashes: the next one waits before it decides anything.
@@ -188,8 +186,7 @@ async fn a_new_process_does_not_look_while_a_write_of_the_old_one_may_still_land
     let two = ground.posted("two").await;
     assert_eq!(displaced(&two), texts(&[a]));
     assert_eq!(history(&ground, "f"), [Some(d), Some(a), Some(b)]);
-    let tags = [("f", b), ("f_incoming", b), ("f__pre", a), ("f__post1", b)];
-    ground.assert_tags(&tags, &[d, a]);
+    ground.assert_promoted("f", b, a, &[d, a]);
 }
 
 /// F3 (b): an `_incoming` of a deleted request that lands between the next one's Stage and Latch took away what was staged.
@@ -210,6 +207,5 @@ async fn a_late_incoming_of_a_deleted_request_does_not_take_the_place_of_the_nex
     assert_eq!(displaced(&two), texts(&[d]));
     assert_eq!(rescued(&two), texts(&[a]));
     assert_eq!(history(&ground, "f_incoming"), [Some(a), Some(b)]);
-    let tags = [("f", b), ("f_incoming", b), ("f__pre", d), ("f__post1", b)];
-    ground.assert_tags(&tags, &[d, a]);
+    ground.assert_promoted("f", b, d, &[d, a]);
 }

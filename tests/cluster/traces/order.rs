@@ -23,8 +23,7 @@ async fn a_cancel_after_the_latch_was_sent_changes_nothing_and_says_so() {
     let one = ground.posted("one").await;
     assert_eq!(one.status.as_ref().unwrap().committed, Some(true));
     assert_eq!(condition(&one, "Complete").0, "True");
-    let tags = [("f", a), ("f_incoming", a), ("f__pre", d), ("f__post1", a)];
-    ground.assert_tags(&tags, &[d]);
+    ground.assert_promoted("f", a, d, &[d]);
 }
 
 /// F7: a cancel before the save that commits keeps the float from moving, whatever was being written.
@@ -73,8 +72,7 @@ async fn a_suspended_request_that_was_overtaken_stays_ended_when_the_newer_one_i
     ground.promote("last", "b", "f").await;
     let last = ground.posted("last").await;
     assert_eq!(first_image(&last).unchanged, Some(true));
-    let tags = [("f", b), ("f_incoming", b), ("f__pre", d), ("f__post1", b)];
-    ground.assert_tags(&tags, &[d, a]);
+    ground.assert_promoted("f", b, d, &[d, a]);
 }
 
 /// F8 (a), (c): a suspension after the commit does not let a newer request overtake, nor the older one come back later.
@@ -95,8 +93,7 @@ async fn a_suspension_after_the_commit_does_not_let_the_newer_request_overtake()
     let newer = ground.posted("newer").await;
     assert_eq!(displaced(&older), texts(&[d]));
     assert_eq!(displaced(&newer), texts(&[a]));
-    let tags = [("f", b), ("f_incoming", b), ("f__pre", a), ("f__post1", b)];
-    ground.assert_tags(&tags, &[d, a]);
+    ground.assert_promoted("f", b, a, &[d, a]);
 }
 
 /// V5: a request whose source is what the float still shows looked before it had the float, and was done with nothing to do.
@@ -116,8 +113,7 @@ async fn a_request_back_to_the_old_image_waits_for_the_one_that_is_about_to_move
     let back = ground.posted("back").await;
     assert_eq!(first_image(&back).unchanged, None);
     assert_eq!(displaced(&back), texts(&[a]));
-    let tags = [("f", d), ("f_incoming", d), ("f__pre", a), ("f__post1", d)];
-    ground.assert_tags(&tags, &[d, a]);
+    ground.assert_promoted("f", d, a, &[d, a]);
 }
 
 /// V9, F10: the third request's image is one that an earlier latch replaced; and all of them want the same second's prune tag.
@@ -134,6 +130,5 @@ async fn an_image_that_was_replaced_may_come_back_at_once_and_every_displaced_on
         let done = ground.posted(name).await;
         assert_eq!(displaced(&done), texts(&[gone]), "{name}");
     }
-    let tags = [("f", a), ("f_incoming", a), ("f__pre", b), ("f__post1", a)];
-    ground.assert_tags(&tags, &[d, a, b]);
+    ground.assert_promoted("f", a, b, &[d, a, b]);
 }

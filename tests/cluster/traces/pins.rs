@@ -238,13 +238,7 @@ async fn one_refusal_for_want_of_content_that_is_there_is_tried_again() {
     ground.promote("r", "new", "f").await;
     let done = ground.posted("r").await;
     let new = image("new").digest();
-    let tags = [
-        ("f", new),
-        ("f_incoming", new),
-        ("f__pre", old),
-        ("f__post1", new),
-    ];
-    ground.assert_tags(&tags, &[old, other]);
+    ground.assert_promoted("f", new, old, &[old, other]);
     assert_eq!(first_image(&done).attempts, Some(5));
 }
 
@@ -341,13 +335,7 @@ async fn a_float_that_moved_while_its_request_was_suspended_costs_no_attempt() {
     let done = ground.posted("r").await;
     assert_eq!(displaced(&done), texts(&[old, foreign]));
     assert_eq!(first_image(&done).attempts, None);
-    let tags = [
-        ("f", new),
-        ("f_incoming", new),
-        ("f__pre", foreign),
-        ("f__post1", new),
-    ];
-    ground.assert_tags(&tags, &[old, foreign]);
+    ground.assert_promoted("f", new, foreign, &[old, foreign]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
