@@ -1,8 +1,9 @@
-// ci-operator does what a CI job does to have its images promoted: it asks, waits, reports, and cancels if it is ended early.
+// ci-operator does what a CI job does to have its images promoted: it stages them from where it runs, asks, waits, reports, and
+// cancels if it is ended early. All but the flags and the ImageStreams is in the package promotion.
 //
-//	ensure ──▶ watch ──▶ Staged or Complete ──▶ references, junit, artifact
-//	create,      │
-//	or adopt     └─ SIGTERM ──▶ spec.cancel ──▶ Cancelled, or committed and run to its end
+//	stage ──▶ ensure ──▶ watch ──▶ Staged or Complete ──▶ references, junit, artifact
+//	copies,   create,      │
+//	pins      or adopt     └─ SIGTERM ──▶ spec.cancel ──▶ Cancelled, or committed and run to its end
 //
 // It exits with 0 if what it waited for happened, with 1 if not (the last line then is promoting_images:REASON), and with 2 for
 // bad arguments.
@@ -21,6 +22,10 @@ import (
 	"time"
 
 	"k8s.io/client-go/tools/clientcmd"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"promotion.ci.openshift.io/api/promotion"
+	"promotion.ci.openshift.io/api/v1alpha1"
 )
 
 const (
@@ -56,31 +61,47 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "error: --kubeconfig: %v\n", err)
 		return exitUsage
 	}
-	client, err := newClient(config, options.request.Namespace)
+	client, err := promotion.NewClient(config)
 	if err != nil {
 		fmt.Fprintf(stderr, "error: --kubeconfig: %v\n", err)
 		return exitUsage
 	}
 
-	job := &job{
-		options:  options,
-		client:   client,
-		log:      log.New(stderr, "", log.LstdFlags|log.LUTC),
-		finished: map[string]float64{},
-	}
-	timed, stop := context.WithTimeoutCause(context.Background(), options.timeout, errTimeout)
+	logger := log.New(stderr, "", log.LstdFlags|log.LUTC)
+	timed, stop := context.WithTimeout(context.Background(), options.timeout)
 	defer stop()
 	ctx, release := signal.NotifyContext(timed, syscall.SIGTERM, syscall.SIGINT)
 	defer release()
-	// Some programs send a signal twice, to the process and to its group: repeats within a second count as one.
-	failed := job.run(ctx, func() { time.AfterFunc(time.Second, release) })
-	if err := job.report(stdout, failed); err != nil {
-		job.log.Printf("error: %v", err)
+	// Some programs send a signal twice, to the process and to its group: repeats within a second count as one. A later one ends the
+	// program at once.
+	context.AfterFunc(ctx, func() { time.AfterFunc(time.Second, release) })
+	options.stager.Log = stderr
+	asked, failed := promote(ctx, client, options, logger)
+	if err := report(asked, options, logger, stdout, failed); err != nil {
+		logger.Printf("error: %v", err)
 	}
 	if failed != nil {
-		job.log.Printf("error: %s", failed.message)
-		fmt.Fprintf(stderr, "promoting_images:%s\n", failed.reason)
+		logger.Printf("error: %v", failed)
+		fmt.Fprintf(stderr, "promoting_images:%s\n", promotion.ReasonOf(failed))
 		return exitFailed
 	}
 	return exitOK
+}
+
+// promote stages the sources, if it is to, then asks for the promotion and waits.
+func promote(ctx context.Context, client client.WithWatch, options *options, logger *log.Logger) (*promotion.Promotion, error) {
+	request := options.request
+	var failed error
+	if options.stager.Program != "" {
+		var staged []*v1alpha1.PromotionRequest
+		if staged, failed = options.stager.Stage(ctx, request); failed == nil {
+			request = staged[0]
+		}
+	}
+	asked := promotion.New(client, request)
+	asked.Log, asked.CancelGrace = logger.Printf, options.cancelGrace
+	if failed == nil {
+		failed = asked.Run(ctx, options.until)
+	}
+	return asked, failed
 }

@@ -14,6 +14,7 @@ import (
 
 	"sigs.k8s.io/yaml"
 
+	"promotion.ci.openshift.io/api/promotion"
 	"promotion.ci.openshift.io/api/v1alpha1"
 )
 
@@ -37,6 +38,8 @@ type options struct {
 	artifacts   string
 	output      string
 	pullHost    string
+	// stager copies the sources first; without a program nothing is staged.
+	stager promotion.Stager
 }
 
 // parse reads the command line. It reports an error once, and prints the usage to stderr only on request.
@@ -64,6 +67,11 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (*option
 	flags.StringVar(&options.artifacts, "artifact-dir", getenv("ARTIFACT_DIR"), "`DIR` for junit_promotion.xml and promotionrequest.yaml")
 	flags.StringVar(&options.output, "o", "text", "text, yaml or json: format of ImageStream references")
 	flags.StringVar(&options.pullHost, "pull-host", "", "`HOST` that ImageStreams refer to instead of the float's")
+	flags.StringVar(&options.stager.Program, "stage", "", "stage the sources first, from here, with this `PROGRAM`: promotion-controller")
+	flags.Func("stage-arg", "`ARGUMENT` for the staging program, such as --registry-config=FILE (repeatable)", func(argument string) error {
+		options.stager.Arguments = append(options.stager.Arguments, argument)
+		return nil
+	})
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		fmt.Fprint(stderr, usage)
@@ -125,8 +133,9 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (*option
 	if !slices.Contains([]string{"text", "yaml", "json"}, options.output) {
 		return nil, fmt.Errorf("-o %s: write text, yaml or json", options.output)
 	}
-	// Only the controller writes status.
-	request.Status = v1alpha1.PromotionRequestStatus{}
+	if options.stager.Program == "" && len(options.stager.Arguments) > 0 {
+		return nil, errors.New("--stage-arg: nothing is staged; name the program with --stage")
+	}
 	options.request = request
 	return options, nil
 }

@@ -1,21 +1,20 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
-	"encoding/xml"
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"sigs.k8s.io/yaml"
 
+	"promotion.ci.openshift.io/api/promotion"
 	"promotion.ci.openshift.io/api/v1alpha1"
 )
 
@@ -29,31 +28,31 @@ type streamTag struct {
 }
 
 // report says what became of the images, on stdout and in the artifacts.
-func (j *job) report(stdout io.Writer, failed *failure) error {
+func report(asked *promotion.Promotion, options *options, logger *log.Logger, stdout io.Writer, failed error) error {
 	var problems []error
 	var images []v1alpha1.ImageStatus
-	if j.last != nil {
-		images = j.last.Status.Images
+	if request := asked.Request(); request != nil {
+		images = request.Status.Images
 	}
-	tags, unnamed := streamTags(images, j.options.pullHost)
+	tags, unnamed := streamTags(images, options.pullHost)
 	for _, float := range unnamed {
-		j.log.Printf("warning: %s is not named NAMESPACE_IMAGESTREAM_TAG: no ImageStream reference", float)
+		logger.Printf("warning: %s is not named NAMESPACE_IMAGESTREAM_TAG: no ImageStream reference", float)
 	}
-	switch j.options.output {
+	switch options.output {
 	case "text":
 		writeImages(stdout, images)
 		for _, tag := range tags {
 			fmt.Fprintln(stdout, tag.command())
 		}
 	default:
-		writeImages(j.log.Writer(), images)
-		problems = append(problems, writeTags(stdout, tags, j.options.output))
+		writeImages(logger.Writer(), images)
+		problems = append(problems, writeTags(stdout, tags, options.output))
 	}
-	if directory := j.options.artifacts; directory != "" {
+	if directory := options.artifacts; directory != "" {
 		problems = append(problems,
 			os.MkdirAll(directory, 0o755),
-			writeFile(directory, "junit_promotion.xml", func() ([]byte, error) { return j.junit(failed) }),
-			writeFile(directory, "promotionrequest.yaml", j.object),
+			writeFile(directory, "junit_promotion.xml", func() ([]byte, error) { return asked.JUnit(failed) }),
+			writeFile(directory, "promotionrequest.yaml", func() ([]byte, error) { return asked.YAML(context.Background()) }),
 		)
 	}
 	return errors.Join(problems...)
@@ -148,93 +147,6 @@ func writeTags(to io.Writer, tags []streamTag, format string) error {
 	}
 	_, err = fmt.Fprintln(to, strings.TrimSuffix(string(text), "\n"))
 	return err
-}
-
-type testSuite struct {
-	XMLName  xml.Name   `xml:"testsuite"`
-	Name     string     `xml:"name,attr"`
-	Tests    int        `xml:"tests,attr"`
-	Failures int        `xml:"failures,attr"`
-	Time     string     `xml:"time,attr"`
-	Cases    []testCase `xml:"testcase"`
-}
-
-type testCase struct {
-	Name    string       `xml:"name,attr"`
-	Time    string       `xml:"time,attr"`
-	Failure *testFailure `xml:"failure"`
-}
-
-type testFailure struct {
-	Type    string `xml:"type,attr"`
-	Message string `xml:"message,attr"`
-}
-
-// junit has one case for each image. An image passes when it got where the job wanted it.
-func (j *job) junit(failed *failure) ([]byte, error) {
-	suite := testSuite{Name: "promotion", Tests: len(j.options.request.Spec.Images)}
-	known := map[string]v1alpha1.ImageStatus{}
-	var age float64
-	if j.last != nil {
-		age = time.Since(j.last.CreationTimestamp.Time).Seconds()
-		for _, image := range j.last.Status.Images {
-			known[image.Float] = image
-		}
-	}
-	var total float64
-	for _, image := range j.options.request.Spec.Images {
-		took, done := j.finished[image.Float]
-		if !done {
-			took = age
-		}
-		total = max(total, took)
-		suite.Cases = append(suite.Cases, testCase{
-			Name:    image.Float,
-			Time:    fmt.Sprintf("%.1f", took),
-			Failure: imageFailure(known[image.Float], failed),
-		})
-		if suite.Cases[len(suite.Cases)-1].Failure != nil {
-			suite.Failures++
-		}
-	}
-	suite.Time = fmt.Sprintf("%.1f", total)
-	text, err := xml.MarshalIndent(suite, "", "  ")
-	return append([]byte(xml.Header), append(text, '\n')...), err
-}
-
-// imageFailure says why an image is not where the job wanted it: for a reason of its own, or because the job stopped waiting.
-func imageFailure(image v1alpha1.ImageStatus, failed *failure) *testFailure {
-	switch image.Phase {
-	case v1alpha1.PhasePosted, v1alpha1.PhasePlanned:
-		return nil
-	case v1alpha1.PhaseFailed, v1alpha1.PhaseCancelled:
-		reason := cmp.Or(image.Reason, string(image.Phase))
-		return &testFailure{reason, cmp.Or(image.Message, reason)}
-	}
-	if failed == nil {
-		return nil
-	}
-	message := failed.message
-	if image.Phase != "" {
-		message = fmt.Sprintf("%s when the job ended: %s", image.Phase, cmp.Or(image.Message, message))
-	}
-	return &testFailure{failed.reason, message}
-}
-
-// object is the request as the API server has it, including fields that these types do not know; else as last seen.
-func (j *job) object() ([]byte, error) {
-	if j.last == nil {
-		return nil, nil
-	}
-	ctx, stop := context.WithTimeout(context.Background(), callTimeout)
-	defer stop()
-	request := j.client.GetClient().Get().Namespace(j.client.GetNamespace()).Resource(v1alpha1.Resource).Name(j.last.Name)
-	var same v1alpha1.PromotionRequest
-	text, err := request.Do(ctx).Raw()
-	if err == nil && json.Unmarshal(text, &same) == nil && same.UID == j.last.UID {
-		return yaml.JSONToYAML(text)
-	}
-	return yaml.Marshal(j.last)
 }
 
 // writeFile writes a file, if there is anything to write.

@@ -8,7 +8,7 @@ mod interrupted;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use quaylike::{GateSpec, ImageSpec, Matcher, RequestKind, Shape};
+use quaylike::{GateSpec, ImageSpec, Matcher, Options, Registry, RequestKind, Shape};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
@@ -230,7 +230,7 @@ async fn a_job_waits_until_staged_and_its_next_run_adopts_the_request_and_gets_i
     assert!(
         refused
             .log
-            .contains("differs in images, latch; choose another --name"),
+            .contains("differs in images, latch; choose another name"),
         "{}",
         refused.log
     );
@@ -242,6 +242,51 @@ async fn a_job_waits_until_staged_and_its_next_run_adopts_the_request_and_gets_i
         2
     );
     assert_eq!(ground.stage.get(&named("1")).await, stored);
+    ground.assert_sound();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_stages_from_where_it_runs_and_the_controller_needs_no_build_registry_and_moves_no_byte()
+ {
+    let ground = Ground::new("jobstage").await;
+    let kubeconfig = account(&ground.stage).await;
+    let old = ground.old("ocp_4.21_cli");
+    let builds = Registry::start(Options::default()).await.unwrap();
+    let image = ImageSpec::new(Shape::Index, "built");
+    let digest = builds.seed_spec("pipeline", "cli", &image).unwrap();
+    let pair = format!(
+        "{}/pipeline:cli={}",
+        builds.host(),
+        ground.float("ocp_4.21_cli")
+    );
+    let plain = |registry: &Registry| format!("--stage-arg=--plain-http={}", registry.host());
+    let program = format!("--stage={}", env!("CARGO_BIN_EXE_promotion-controller"));
+    let plain = [plain(&builds), plain(&ground.registry)];
+    let arguments = [&program, &plain[0], &plain[1], &pair].map(String::as_str);
+    let job = Job::start(&ground.stage, &kubeconfig, "1", &arguments).await;
+    job.until_said(": created").await;
+    // The job's namespace goes, and its cluster's registry with it.
+    drop(builds);
+    let before = ground.registry.requests(&Matcher::default()).len();
+    let _controller = ground.controller(&[]);
+    let ended = job.ended().await;
+    assert_eq!(ended.code, 0, "{}", ended.log);
+    assert!(ended.log.contains("  Staged    "), "{}", ended.log);
+    let stored = ground.stage.get(&named("1")).await;
+    let source = format!("{}/ci@{digest}", ground.registry.host());
+    assert_eq!(stored.spec.images[0].source, source);
+    assert_eq!(ground.history("ocp_4.21_cli"), [old, digest.to_string()]);
+    let log = ground
+        .registry
+        .requests(&Matcher::default())
+        .split_off(before);
+    let (manifests, others): (Vec<_>, Vec<_>) = log
+        .into_iter()
+        .partition(|request| request.kind == RequestKind::Manifest);
+    assert!(manifests.len() <= 12, "{manifests:#?}");
+    let bytes = others.iter().filter(|r| r.kind != RequestKind::Token);
+    let bytes: u64 = bytes.map(|r| r.bytes_in + r.bytes_out).sum();
+    assert_eq!(bytes, 0, "{others:#?}");
     ground.assert_sound();
 }
 
