@@ -1,12 +1,15 @@
 //! `promotion-controller convert`: from `oc image mirror` to promotion requests.
 //!
-//! In come mapping files and scripts; out come the documents that promote the same images to the same floats, or, where anything
-//! in them cannot be meant, every fault with its place and nothing else. Nothing is contacted. In reading order: `shell` (a text's
-//! commands), `script` (its invocations), `options` and `mapping` (what they are given), `intent` (what that means).
+//! In come mapping files and scripts, by themselves or in the object that a job has them in; out come the documents that promote the
+//! same images to the same floats, or, where anything in them cannot be meant, every fault with its place and nothing else. What a
+//! script does beside is told. Nothing is contacted. In reading order: `object` (its scripts), `shell` (a text's commands), `script`
+//! (its invocations), `left_out` (what else it does), `options` and `mapping` (what they are given), `intent` (what that means).
 
 mod complaint;
 mod intent;
+mod left_out;
 mod mapping;
+mod object;
 mod options;
 mod script;
 mod shell;
@@ -24,7 +27,7 @@ use crate::files;
 use crate::store::file::parse_requests;
 use complaint::Complaint;
 use intent::intent;
-use script::Invocation;
+use script::Found;
 
 pub(super) use intent::{Intended, Intent, STAMP};
 
@@ -40,8 +43,9 @@ const NAME_MAX: usize = 200;
 /// Turn `oc image mirror` mappings, or the scripts that run it, into promotion requests.
 #[derive(Debug, Args)]
 pub(super) struct ConvertArgs {
-    /// Mapping files (SRC=DST, or SRC DST [DST...], a mapping a line) and shell scripts that run `oc image mirror`; - is standard
-    /// input.
+    /// Mapping files (SRC=DST, or SRC DST [DST...], a mapping a line), shell scripts that run `oc image mirror`, and the ConfigMap or Pod,
+    /// as YAML or JSON, that has such a script; - is standard input. What a script does beside, and requests do not, is named on standard
+    /// error, such as `oc tag`.
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
     /// The requests' namespace [default: none is written].
@@ -161,8 +165,8 @@ pub(super) fn read(files: &[PathBuf]) -> Result<Intent, Vec<String>> {
     let mut complaints = Vec::new();
     for path in files {
         let name = named(path);
-        match text_of(path).and_then(|text| invocations(&text).map_err(|all| placed(&name, all))) {
-            Ok(invocations) => read.push((name, invocations)),
+        match text_of(path).and_then(|text| all_of(&name, &text)) {
+            Ok(all) => read.extend(all),
             Err(all) => complaints.extend(all),
         }
     }
@@ -225,16 +229,38 @@ fn text_of(path: &Path) -> Result<String, Vec<String>> {
         .map_err(|_| refused("is not UTF-8; name a mapping file or a shell script".into()))
 }
 
-/// The invocations of a script, or the one that a mapping file stands for.
-fn invocations(text: &str) -> Result<Vec<Invocation>, Vec<Complaint>> {
+/// What a text comes to, under its name; each script of an object under the name of its field, too.
+fn all_of(name: &str, text: &str) -> Result<Vec<(Rc<str>, Found)>, Vec<String>> {
+    let texts = match object::scripts(text) {
+        None => vec![(name.to_owned(), text.to_owned())],
+        Some(Err(what)) => return Err(vec![format!("{name}: {what}")]),
+        Some(Ok(scripts)) => {
+            let named = scripts.into_iter();
+            named
+                .map(|(field, script)| (format!("{name} {field}"), script))
+                .collect()
+        }
+    };
+    let (mut read, mut complaints) = (Vec::new(), Vec::new());
+    for (name, text) in texts {
+        match found(&text) {
+            Ok(found) => read.push((name.into(), found)),
+            Err(all) => complaints.extend(placed(&name, all)),
+        }
+    }
+    if complaints.is_empty() {
+        Ok(read)
+    } else {
+        Err(complaints)
+    }
+}
+
+/// What a script comes to, or the one invocation that a mapping file stands for.
+fn found(text: &str) -> Result<Found, Vec<Complaint>> {
     if script::is_script(text) {
         return script::read(text);
     }
-    let pairs = mapping::read(text, 1)?;
-    Ok(vec![Invocation {
-        options: options::Options::default(),
-        pairs,
-    }])
+    mapping::read(text, 1).map(Found::from)
 }
 
 /// The documents, checked by what reads them.

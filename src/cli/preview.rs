@@ -19,7 +19,7 @@ use futures::{StreamExt as _, stream};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::args::{RegistryArgs, unusable};
-use super::output::{bad_input, fail};
+use super::output::{bad_input, fail, say};
 use super::signals::signalled;
 use super::stand_in::{StandInArgs, StandIns};
 use super::{convert, telemetry};
@@ -127,6 +127,9 @@ async fn set_up(args: PreviewArgs) -> Result<Preview, String> {
     } else {
         let intent =
             convert::read(&args.against).map_err(|all| format!("--against: {}", all.join("; ")))?;
+        for warning in &intent.warnings {
+            say(&format!("warning: {warning}"));
+        }
         Some(Script::of(intent))
     };
     let policy = args.registry.listed_or_all();
@@ -146,10 +149,7 @@ async fn set_up(args: PreviewArgs) -> Result<Preview, String> {
         script,
         policy,
         registry: RegistryClient::new(settings).map_err(|error| unusable(&error))?,
-        access: Access {
-            pull: keyring.clone(),
-            push: keyring,
-        },
+        access: Access::unconditional(keyring.clone(), keyring),
         _stand_ins: stand_ins,
     })
 }

@@ -66,12 +66,84 @@ fn every_form_of_the_script_means_the_same_images_and_floats() {
             })],
             "{form}"
         );
-        assert_eq!(ran.stderr, "", "{form}");
+        let streams = match form {
+            "promote.sh" => {
+                "79: 'oc tag --reference quay-proxy.ci.openshift.org/openshift/ci@… ocp/4.21:cli'"
+            }
+            "oneline.sh" => {
+                "4: 'oc tag quay-proxy.ci.openshift.org/openshift/ci:ocp_4.21_cli ocp/4.21-quay:cli'"
+            }
+            _ => "",
+        };
+        let told = format!("warning: standard input:{streams} is not carried over: ");
+        let lines: Vec<_> = ran.stderr.lines().collect();
+        assert_eq!(lines.len(), usize::from(!streams.is_empty()), "{lines:?}");
+        assert!(
+            lines.iter().all(|line| line.starts_with(&told)),
+            "{lines:?}"
+        );
         let hint = ran
             .stdout
             .starts_with("# The credentials were in /etc/push-secret/.dockerconfigjson. ");
         assert_eq!(hint, form != "mapping.txt", "{}", ran.stdout);
     }
+}
+
+#[test]
+fn the_objects_that_a_job_has_its_script_in_mean_the_same_as_the_script() {
+    let map = |script: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"promote.sh": script, "x": "y"}});
+    let pod = |script: &str| {
+        json!({"apiVersion": "v1", "kind": "Pod", "spec": {
+            "containers": [{"name": "promotion", "command": ["/bin/sh", "-c"], "args": [script]}],
+        }})
+    };
+    for (form, object, field) in [
+        (
+            "promote.sh",
+            map(&sample("promote.sh")),
+            "data.promote.sh:79",
+        ),
+        (
+            "oneline.sh",
+            pod(&sample("oneline.sh")),
+            "spec.containers[0].args[0]:4",
+        ),
+    ] {
+        for text in [
+            object.to_string(),
+            serde_saphyr::to_string(&object).unwrap(),
+        ] {
+            let ran = converted(&["-"], &text);
+            let documents = documents(&ran.stdout);
+            assert_eq!(documents[0]["spec"], json!({"images": images()}), "{form}");
+            let told = format!("warning: standard input {field}: 'oc tag ");
+            assert!(ran.stderr.starts_with(&told), "{}", ran.stderr);
+        }
+    }
+    let none = convert(&["-"], "kind: ConfigMap\ndata: {a: b}\n");
+    assert_eq!((none.code, none.stdout.as_str()), (Some(2), ""));
+    assert!(
+        none.stderr
+            .contains("no script in it runs 'oc image mirror'"),
+        "{}",
+        none.stderr
+    );
+}
+
+#[test]
+fn wildcards_are_refused_and_image_streams_warned_of() {
+    for mapping in ["q.io/ci:ocp_*=q.io/other", "r.io/p:x=q.io/ci:ocp_*"] {
+        let ran = convert(&["-"], mapping);
+        assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""));
+        let told = "has a wildcard, which stands for tags that only its registry knows; write a mapping for each tag";
+        assert!(ran.stderr.contains(told), "{}", ran.stderr);
+    }
+    let ran = converted(
+        &["-"],
+        "r.io/p:x=registry.ci.openshift.org/ci-ln-x/stable:cli\n",
+    );
+    let told = "warning: standard input:1: registry.ci.openshift.org/ci-ln-x/stable:cli looks like a tag of an ImageStream: cli_incoming, ";
+    assert!(ran.stderr.starts_with(told), "{}", ran.stderr);
 }
 
 #[test]

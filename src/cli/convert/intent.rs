@@ -9,7 +9,7 @@ use std::fmt;
 use std::rc::Rc;
 
 use super::mapping::Pair;
-use super::script::Invocation;
+use super::script::Found;
 use super::shell::UNKNOWN;
 use crate::image::{Float, Reference, Source};
 
@@ -80,15 +80,15 @@ struct Gathered {
 ///
 /// # Errors
 /// Whatever cannot be meant, each with its position and what to do.
-pub(super) fn intent(files: &[(Rc<str>, Vec<Invocation>)]) -> Result<Intent, Vec<String>> {
+pub(super) fn intent(files: &[(Rc<str>, Found)]) -> Result<Intent, Vec<String>> {
     let mut intent = Intent::default();
     let mut complaints = Vec::new();
     let mut gathered = Gathered::default();
-    let all = || files.iter().flat_map(|(_, invocations)| invocations);
+    let all = || files.iter().flat_map(|(_, found)| &found.invocations);
     intent.dry_run = all().all(|invocation| invocation.options.dry_run) && all().next().is_some();
     let mut warned = BTreeSet::new();
-    for (file, invocations) in files {
-        for invocation in invocations {
+    for (file, found) in files {
+        for invocation in &found.invocations {
             let at = |line| Position {
                 file: Rc::clone(file),
                 line,
@@ -120,6 +120,12 @@ pub(super) fn intent(files: &[(Rc<str>, Vec<Invocation>)]) -> Result<Intent, Vec
         }
     }
     gathered.conclude(&mut intent, &mut complaints);
+    intent.warnings.extend(in_streams(&intent.floats));
+    for (file, found) in files {
+        let left_out = found.left_out.iter();
+        let told = left_out.map(|left_out| format!("{file}:{}: {}", left_out.line, left_out.what));
+        intent.warnings.extend(told);
+    }
     if complaints.is_empty() {
         Ok(intent)
     } else {
@@ -129,6 +135,8 @@ pub(super) fn intent(files: &[(Rc<str>, Vec<Invocation>)]) -> Result<Intent, Vec
 
 impl Gathered {
     fn add(&mut self, pair: &Pair, position: Position) -> Result<(), String> {
+        check_wildcard(&pair.source, "the source")?;
+        check_wildcard(&pair.destination, "the destination")?;
         match role(pair)? {
             Role::Float(float) => self.floats.push((float, source(&pair.source)?, position)),
             Role::Staging(float) => {
@@ -212,6 +220,30 @@ impl Gathered {
     }
 }
 
+/// Floats that are tags of an `ImageStream`, by their registries: what is written beside them would be, too.
+fn in_streams(floats: &[Intended]) -> impl Iterator<Item = String> {
+    let streams = floats
+        .iter()
+        .filter(|intended| is_of_a_cluster(intended.float.repository().host()));
+    streams.map(|Intended { float, position, .. }| {
+        format!(
+            "{position}: {float} looks like a tag of an ImageStream: {}, {}, {} and prune tags beside it would be tags of that stream, and \
+             go into payloads that are built from it; promote to another registry, or leave this float to the script",
+            float.incoming(),
+            float.pre(),
+            float.post1()
+        )
+    })
+}
+
+/// Whether a registry is by its name a cluster's own, which serves `ImageStream`s.
+fn is_of_a_cluster(host: &str) -> bool {
+    let name = host.split(':').next().unwrap_or(host);
+    let domains = [".openshift.org", ".openshift.com"];
+    let routed = name.starts_with("registry.") && domains.iter().any(|d| name.ends_with(d));
+    routed || name.contains("image-registry.")
+}
+
 /// Each float once: the same copied again is a repeat, another one a contradiction.
 fn once(
     all: Vec<(Float, Source, Position)>,
@@ -285,6 +317,17 @@ fn role(pair: &Pair) -> Result<Role, String> {
     float(text).map(Role::Float)
 }
 
+/// Refuses a name that stands for several: then the other side of its mapping is often none by itself.
+fn check_wildcard(text: &str, what: &str) -> Result<(), String> {
+    if text.contains('*') && !text.contains("://") && !text.contains('@') {
+        return Err(format!(
+            "{what} '{}' has a wildcard, which stands for tags that only its registry knows; write a mapping for each tag",
+            shown(text).replace(UNKNOWN, "…")
+        ));
+    }
+    Ok(())
+}
+
 /// What no image's name can be: said without repeating what may be a password.
 fn check(text: &str, what: &str) -> Result<(), String> {
     if text.contains(UNKNOWN) {
@@ -329,15 +372,12 @@ mod tests {
     use super::*;
 
     fn of(text: &str) -> Result<Intent, Vec<String>> {
-        let invocations = if script::is_script(text) {
+        let found = if script::is_script(text) {
             script::read(text).unwrap()
         } else {
-            vec![Invocation {
-                options: super::super::options::Options::default(),
-                pairs: mapping::read(text, 1).unwrap(),
-            }]
+            mapping::read(text, 1).unwrap().into()
         };
-        intent(&[("f".into(), invocations)])
+        intent(&[("f".into(), found)])
     }
 
     fn floats(intent: &Intent) -> Vec<(String, String, usize)> {
@@ -381,6 +421,40 @@ mod tests {
             [("r.io/p:x".to_owned(), "ns_a".to_owned(), 3)]
         );
         assert_eq!(pins(&intent, 0), ["YYYYMMDDHHMMSS_prune_a"]);
+    }
+
+    #[test]
+    fn floats_of_a_clusters_own_registry_are_warned_of_with_the_tags_that_would_be_made() {
+        let warned = |host: &str| {
+            of(&format!("r.io/p:x={host}/ci-ln-x/stable:cli"))
+                .unwrap()
+                .warnings
+        };
+        for host in [
+            "registry.ci.openshift.org",
+            "registry.build02.ci.openshift.org",
+            "registry.apps.build02.vmc.ci.openshift.org",
+            "registry.arm-build01.arm-build.devcluster.openshift.com:443",
+            "image-registry.openshift-image-registry.svc:5000",
+            "default-route-openshift-image-registry.apps.x.io",
+        ] {
+            let warnings = warned(host);
+            assert_eq!(warnings.len(), 1, "{host}: {warnings:?}");
+            for part in [
+                "f:1: ",
+                "tag of an ImageStream: cli_incoming, cli__pre, cli__post1",
+            ] {
+                assert!(warnings[0].contains(part), "{warnings:?}");
+            }
+        }
+        for host in [
+            "quay.io",
+            "registry.redhat.io",
+            "quay-proxy.ci.openshift.org",
+            "registry.example.org",
+        ] {
+            assert!(warned(host).is_empty(), "{host}");
+        }
     }
 
     #[test]
@@ -450,7 +524,7 @@ mod tests {
             ("r.io/p q.io/ci:a", 1, "there is no default tag"),
             ("r.io/p:x q.io/ci:art__a", 1, "choose another float"),
             ("cli:x q.io/ci:a", 1, "in full"),
-            ("r.io/p:* q.io/ci:a", 1, "not a tag"),
+            ("r.io/p:* q.io/ci:a", 1, "a mapping for each tag"),
             ("file://x q.io/ci:a", 1, "only registries"),
             ("x s3://b/c", 1, "only registries"),
             ("r.io/p:x q.io/ci:a__rescued", 1, "choose another float"),
@@ -498,8 +572,7 @@ mod tests {
             let Ok(pairs) = mapping::read(&text, 1) else {
                 return Ok(());
             };
-            let invocation = Invocation { options: super::super::options::Options::default(), pairs };
-            match intent(&[("f".into(), vec![invocation])]) {
+            match intent(&[("f".into(), pairs.into())]) {
                 Ok(intent) => {
                     let floats: HashSet<_> = intent.floats.iter().map(|intended| &intended.float).collect();
                     prop_assert!(!floats.is_empty() && floats.len() == intent.floats.len());

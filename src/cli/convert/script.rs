@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::complaint::Complaint;
+use super::left_out::{left_out, left_out_tool};
 use super::mapping::{self, Pair};
 use super::options::{Options, read_options};
 use super::shell::{self, Command, UNKNOWN, Word};
@@ -33,6 +34,25 @@ pub(super) struct Invocation {
     pub(super) pairs: Vec<Pair>,
 }
 
+/// What a script comes to.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub(super) invocations: Vec<Invocation>,
+    /// What else it does, where it does it.
+    pub(super) left_out: Vec<Complaint>,
+}
+
+impl From<Vec<Pair>> for Found {
+    /// The one invocation that a mapping file stands for.
+    fn from(pairs: Vec<Pair>) -> Self {
+        let options = Options::default();
+        Self {
+            invocations: vec![Invocation { options, pairs }],
+            left_out: Vec::new(),
+        }
+    }
+}
+
 /// Whether a text is a script rather than a list of mappings: a line of it that is no comment runs the command.
 pub(super) fn is_script(text: &str) -> bool {
     text.starts_with("#!")
@@ -46,7 +66,7 @@ pub(super) fn is_script(text: &str) -> bool {
 ///
 /// # Errors
 /// What cannot be read, each with its line and what to do.
-pub(super) fn read(text: &str) -> Result<Vec<Invocation>, Vec<Complaint>> {
+pub(super) fn read(text: &str) -> Result<Found, Vec<Complaint>> {
     let script = shell::read(text).map_err(|(line, what)| vec![Complaint::new(line, what)])?;
     let (functions, named) = functions(&script.commands);
     let mut run = Run {
@@ -56,12 +76,12 @@ pub(super) fn read(text: &str) -> Result<Vec<Invocation>, Vec<Complaint>> {
         functions,
         named,
         left: WORDS_MAX,
-        invocations: Vec::new(),
+        found: Found::default(),
         complaints: Vec::new(),
     };
     run.follow(0..script.commands.len(), &mut Vec::new(), None, 0);
     if run.complaints.is_empty() {
-        Ok(run.invocations)
+        Ok(run.found)
     } else {
         Err(run.complaints)
     }
@@ -176,7 +196,7 @@ struct Run<'a> {
     named: HashMap<String, usize>,
     /// Words that the run may still come to.
     left: usize,
-    invocations: Vec<Invocation>,
+    found: Found,
     complaints: Vec<Complaint>,
 }
 
@@ -277,6 +297,11 @@ impl Run<'_> {
             .position(|pair| pair[0].text == "image" && pair[1].text == "mirror");
         if let Some(at) = mirrors.filter(|&at| words[..at].iter().any(is_oc)) {
             self.mirror(&words[at + 2..], words[at].line, here);
+        } else if let Some(what) = left_out(&words).or_else(|| left_out_tool(&words)) {
+            let left_out = Complaint::new(first.line, what);
+            if !self.found.left_out.contains(&left_out) {
+                self.found.left_out.push(left_out);
+            }
         }
     }
 
@@ -311,7 +336,7 @@ impl Run<'_> {
                 self.complain(line, what);
             }
         }
-        self.invocations.push(Invocation { options, pairs });
+        self.found.invocations.push(Invocation { options, pairs });
     }
 
     /// A word as a run would give it to its command: `$@` may be several, and nothing is left of what is empty.
@@ -414,7 +439,7 @@ mod tests {
     use super::*;
 
     fn pairs(text: &str) -> Vec<(String, String, usize)> {
-        let invocations = read(text).unwrap();
+        let invocations = read(text).unwrap().invocations;
         let pairs = invocations
             .into_iter()
             .flat_map(|invocation| invocation.pairs);
@@ -498,6 +523,21 @@ mod tests {
                 .any(|c| c.line == line && c.what.contains(remedy));
             assert!(found, "{text}: {complaints:?}");
         }
+    }
+
+    #[test]
+    fn what_else_a_script_does_is_told_once_a_line_also_within_functions_and_conditions() {
+        let text = "set() {\n  oc tag --reference q@$1 $2\n}\noc image mirror a=b\nfor i in {1..5}; do if set x ocp/4.21:cli; then break; fi; done\n\
+            set x ocp/4.21:cli; set x ocp/4.21:cli\necho oc tag no\noc image info a | grep x\nskopeo copy a b";
+        let found = read(text).unwrap();
+        let told: Vec<_> = found
+            .left_out
+            .iter()
+            .map(|c| (c.line, c.what.split('\'').nth(1).unwrap()))
+            .collect();
+        let tag = "oc tag --reference … ocp/4.21:cli";
+        assert_eq!(told, [(5, tag), (6, tag), (9, "skopeo copy")]);
+        assert_eq!(found.invocations.len(), 1);
     }
 
     #[test]

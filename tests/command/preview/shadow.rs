@@ -171,6 +171,11 @@ async fn what_a_preview_of_the_script_announces_is_what_promote_writes() {
         ])
         .await
         .exits(0);
+    assert!(
+        run.stderr.contains("'oc tag --reference "),
+        "{}",
+        run.stderr
+    );
     assert_eq!(shadow.tags(), before);
     assert_eq!(shadow.ground.writes(), 0);
     let report: Value = serde_json::from_str(&run.stdout).unwrap();
