@@ -122,8 +122,28 @@ pub fn promote(
     hosts: &[&str],
     arguments: &[&str],
 ) -> Task {
+    command("promote", folder, images, hosts, arguments)
+}
+
+/// The same of `stage`.
+pub fn stage(
+    folder: &Path,
+    images: &[(String, String)],
+    hosts: &[&str],
+    arguments: &[&str],
+) -> Task {
+    command("stage", folder, images, hosts, arguments)
+}
+
+fn command(
+    name: &str,
+    folder: &Path,
+    images: &[(String, String)],
+    hosts: &[&str],
+    arguments: &[&str],
+) -> Task {
     std::fs::write(folder.join("requests.yaml"), requests(images)).unwrap();
-    let mut all = vec!["promote", "-f", "requests.yaml"];
+    let mut all = vec![name, "-f", "requests.yaml"];
     all.extend(["--registry-config", "config.json"]);
     for host in hosts {
         all.extend(["--plain-http", host]);
