@@ -127,10 +127,7 @@ fn set_up(args: &StageArgs) -> Result<Run, String> {
     let keyring = credentials::find(args.registry_config.as_deref())?;
     let settings = args.registry.registry(&policy);
     let registry = RegistryClient::new(settings).map_err(|error| unusable(&error))?;
-    let access = Access {
-        pull: keyring.clone(),
-        push: keyring,
-    };
+    let access = Access::unconditional(keyring.clone(), keyring);
     let stop = CancellationToken::new();
     let settings = args.registry.engine();
     let staging = Staging::new(registry, access, &settings, Timestamp::now(), stop.clone());

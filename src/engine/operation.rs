@@ -30,7 +30,6 @@ use crate::machine::{
 };
 use crate::registry::{self, Credential, Manifest, Progress, Put, RegistryClient, TagLabels};
 use crate::store::Access;
-use referrers::Lists;
 
 /// The pause before a read that contradicts our own write is repeated.
 const READ_AGAIN: Duration = Duration::from_secs(1);
@@ -83,6 +82,15 @@ enum Written {
     ContentMissing(registry::Error),
 }
 
+/// How referrers are listed in the float's repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lists {
+    /// By a tag where its registry does not list them: for the one writer of the repository.
+    ByTagToo,
+    /// By its registry alone: a tag's list is read, extended and written, which two at once must not do.
+    ByRegistry,
+}
+
 /// Goes on with a value, or ends the operation with an outcome.
 type Flow<T> = Result<T, Outcome>;
 
@@ -107,7 +115,10 @@ impl Operation {
         let float = self.look(self.spec.float.tag()).await?;
         let (source, media_type) = match (&self.image.source, &self.spec.source.reference) {
             (Some(known), _) => (known.digest, known.media_type.clone()),
-            (None, Reference::Digest(digest)) => (*digest, None),
+            (None, Reference::Digest(digest)) => {
+                self.check_staged(*digest).await?;
+                (*digest, None)
+            }
             (None, Reference::Tag(_)) => {
                 let manifest = self.source_manifest(&self.spec.source.reference).await?;
                 (manifest.digest, Some(manifest.media_type))

@@ -8,7 +8,7 @@ mod pattern;
 mod rules;
 
 pub use pattern::{FloatPattern, HostPattern, NamespacePattern, PatternError, SourcePattern};
-pub use rules::{RULES_MAX, Rule, Rules, RulesError, missing_rule};
+pub use rules::{Grant, RULES_MAX, Rule, Rules, RulesError, missing_rule};
 
 use crate::machine::Request;
 

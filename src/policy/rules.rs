@@ -10,7 +10,7 @@ use std::str::FromStr;
 use serde::Deserialize;
 
 use super::pattern::{FloatPattern, NamespacePattern, SourcePattern};
-use crate::image::{Float, Source};
+use crate::image::{Float, Reference, Source, Stamp};
 
 /// The longest policy file, in bytes: no `ConfigMap` holds more.
 pub const RULES_MAX: usize = 1024 * 1024;
@@ -27,7 +27,18 @@ pub struct Rule {
     name: String,
     namespaces: Vec<NamespacePattern>,
     sources: Vec<SourcePattern>,
+    /// And what is pinned for them in the floats' own repositories.
+    own_pins: bool,
     floats: Vec<FloatPattern>,
+}
+
+/// How a source is granted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Grant {
+    /// As it is named.
+    Named,
+    /// If it is staged: a tag of its digest's name holds it in the float's repository.
+    IfStaged,
 }
 
 /// Why a policy file cannot be used: the field, what is wrong with it, and what to do.
@@ -42,11 +53,14 @@ struct WrittenRules {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct WrittenRule {
     name: String,
     namespaces: Vec<String>,
+    #[serde(default)]
     sources: Vec<String>,
+    #[serde(default)]
+    own_pins: bool,
     floats: Vec<String>,
 }
 
@@ -94,11 +108,16 @@ impl Rules {
 }
 
 impl Rule {
-    /// Whether it names both.
+    /// Whether it lets the source go to the float, and on what condition.
     #[must_use]
-    pub fn grants(&self, source: &Source, float: &Float) -> bool {
-        self.floats.iter().any(|pattern| pattern.matches(float))
-            && self.sources.iter().any(|pattern| pattern.matches(source))
+    pub fn grants(&self, source: &Source, float: &Float) -> Option<Grant> {
+        if !self.floats.iter().any(|pattern| pattern.matches(float)) {
+            return None;
+        }
+        if self.sources.iter().any(|pattern| pattern.matches(source)) {
+            return Some(Grant::Named);
+        }
+        own_pin(source, float).filter(|_| self.own_pins)
     }
 
     /// What it is called.
@@ -115,12 +134,32 @@ impl Rule {
             let problem = "is no name: write 1 to 63 of letters, digits, '.', '_' and '-'";
             return Err(("name".into(), problem.into()));
         }
+        let sources = if written.own_pins && written.sources.is_empty() {
+            Vec::new()
+        } else {
+            patterns("sources", &written.sources)?
+        };
         Ok(Self {
             name,
             namespaces: patterns("namespaces", &written.namespaces)?,
-            sources: patterns("sources", &written.sources)?,
+            sources,
+            own_pins: written.own_pins,
             floats: patterns("floats", &written.floats)?,
         })
+    }
+}
+
+/// Whether a source may be a pin of the float, by its name: a prune tag that is the float's, or a digest that is staged beside it.
+fn own_pin(source: &Source, float: &Float) -> Option<Grant> {
+    if source.repository != *float.repository() {
+        return None;
+    }
+    match &source.reference {
+        Reference::Tag(tag) => {
+            let stamp = Stamp::of(tag)?;
+            (float.prune(stamp) == *tag).then_some(Grant::Named)
+        }
+        Reference::Digest(_) => Some(Grant::IfStaged),
     }
 }
 
@@ -128,9 +167,13 @@ impl Rule {
 /// build to build: it is left out.
 #[must_use]
 pub fn missing_rule(namespace: &str, source: &Source, float: &Float) -> String {
-    let repository = &source.repository;
+    let sources = if own_pin(source, float).is_some() {
+        "ownPins: true".to_owned()
+    } else {
+        format!("sources: [\"{}\"]", source.repository)
+    };
     format!(
-        "- {{name: \"{namespace}\", namespaces: [\"{namespace}\"], sources: [\"{repository}\"], floats: [\"{float}\"]}}"
+        "- {{name: \"{namespace}\", namespaces: [\"{namespace}\"], {sources}, floats: [\"{float}\"]}}"
     )
 }
 
@@ -152,7 +195,7 @@ where
 
 /// YAML as rules, none of them checked yet.
 fn read(text: &str) -> Result<WrittenRules, String> {
-    const SHAPE: &str = "write a list 'rules' of {name, namespaces, sources, floats}";
+    const SHAPE: &str = "write a list 'rules' of {name, namespaces, sources, ownPins, floats}";
     if text.len() > RULES_MAX {
         return Err("is larger than 1 MiB; write fewer rules, with * and **".into());
     }
@@ -207,7 +250,7 @@ rules:
         let granting = rules
             .of(namespace)
             .into_iter()
-            .find(|rule| rule.grants(&source, &float));
+            .find(|rule| rule.grants(&source, &float).is_some());
         granting.map(|rule| rule.name().to_owned())
     }
 
@@ -263,6 +306,49 @@ rules:
     }
 
     #[test]
+    fn own_pins_are_the_floats_prune_tags_and_what_is_staged_and_no_other_tag() {
+        let digest = crate::image::Digest::of(b"image");
+        let hex = digest.hex();
+        for sources in ["", "sources: [registry.ci/a], "] {
+            let text = format!(
+                "rules: [{{name: r, namespaces: [ci], {sources}ownPins: true, floats: ['quay.io/ci:ocp_*']}}]"
+            );
+            let rules = Rules::parse(&text).unwrap();
+            let grant = |source: &str, float: &str| {
+                rules.of("ci")[0].grants(&source.parse().unwrap(), &float.parse().unwrap())
+            };
+            let float = "quay.io/ci:ocp_a";
+            let staged = format!("quay.io/ci@{digest}");
+            assert_eq!(grant(&staged, float), Some(Grant::IfStaged));
+            let prune = "quay.io/ci:20260304050607_prune_ocp_a";
+            assert_eq!(grant(prune, float), Some(Grant::Named));
+            let named = (!sources.is_empty()).then_some(Grant::Named);
+            assert_eq!(grant("registry.ci/a:x", float), named);
+            for source in [
+                "quay.io/ci:20260304050607_prune_ocp_b",
+                "quay.io/ci:20260304050607_prune_ocp_a__rescued",
+                "quay.io/ci:20260304050607_prune_ocp_a__broken",
+                &format!("quay.io/ci:20260304000000_prune_{hex}__staged"),
+                "quay.io/ci:ocp_a__pre",
+                "quay.io/ci:ocp_b",
+                "quay.io/other:20260304050607_prune_ocp_a",
+                &format!("quay.io/other@{digest}"),
+            ] {
+                assert_eq!(grant(source, float), None, "{source}");
+            }
+            assert_eq!(grant(&staged, "quay.io/ci:okd_a"), None);
+        }
+        let without = PAYLOAD.replacen("name: own,", "name: own, ownPins: false,", 1);
+        let own = format!("quay.io/team-a/app@{digest}");
+        let rules = without.replacen("quay.io/team-a/**]", "x.io/y]", 1);
+        let rules = Rules::parse(&rules).unwrap();
+        assert_eq!(
+            granted(&rules, "team-a", &own, "quay.io/team-a/app:latest"),
+            None
+        );
+    }
+
+    #[test]
     fn no_rule_grants_nothing() {
         let rules = Rules::parse("rules: []").unwrap();
         assert!(rules.is_empty() && rules.of("ci").is_empty());
@@ -275,11 +361,14 @@ rules:
         for (namespace, source) in [
             ("ci-1", "quay.io:5000/a/b:v1"),
             ("123", &format!("docker.io/a/b@{digest}")),
+            ("own", &format!("quay.io/a/b@{digest}")),
+            ("own", "quay.io/a/b:20260304050607_prune_f"),
         ] {
             let (source, float) = (source.parse().unwrap(), "quay.io/a/b:f".parse().unwrap());
             let text = format!("rules:\n{}\n", missing_rule(namespace, &source, &float));
             let rules = Rules::parse(&text).unwrap();
-            assert!(rules.of(namespace)[0].grants(&source, &float), "{text}");
+            let grant = rules.of(namespace)[0].grants(&source, &float);
+            assert!(grant.is_some(), "{text}");
             assert!(rules.of("ci").is_empty());
         }
     }
@@ -304,7 +393,7 @@ rules:
                 &[
                     "rules[0]",
                     "unknown field `nam`",
-                    "namespaces, sources, floats",
+                    "namespaces, sources, ownPins, floats",
                 ],
             ),
             (
@@ -319,6 +408,17 @@ rules:
             (
                 ("namespaces: [ci, ci-*]", "namespaces: []"),
                 &["rules[0].namespaces", "is empty"],
+            ),
+            (
+                (
+                    "  sources:\n  - registry.*.ci.openshift.org/ci-op-*/**\n  - quay.io/openshift/builds@*\n",
+                    "",
+                ),
+                &["rules[0].sources", "is empty"],
+            ),
+            (
+                ("name: payload", "name: payload\n  ownPins: often"),
+                &["rules[0].ownPins", "invalid type"],
             ),
             (
                 ("namespaces: [ci, ci-*]", "namespaces: ci"),

@@ -223,7 +223,7 @@ impl Store for Cluster {
             if credentials.keyring.is_empty() {
                 let push = credentials.keyring.clone();
                 let pull = pull.unwrap_or_else(|| push.clone());
-                return Ok(Access { pull, push });
+                return Ok(Access::unconditional(pull, push));
             }
             let request = api::status::read(object);
             let request = request.map_err(|error| AccessError::Unavailable(error.to_string()))?;
@@ -231,7 +231,7 @@ impl Store for Cluster {
         };
         let push = self.keyring(namespace, &secret.name).await?;
         let pull = pull.unwrap_or_else(|| push.clone());
-        Ok(Access { pull, push })
+        Ok(Access::unconditional(pull, push))
     }
 
     async fn access_anew(&self, object: &PromotionRequest) -> Result<Access, AccessError> {

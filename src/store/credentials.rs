@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use super::{Access, AccessError};
 use crate::image::Repository;
 use crate::machine::Request;
-use crate::policy::{Rules, missing_rule};
+use crate::policy::{Grant, Rules, missing_rule};
 use crate::registry::Keyring;
 
 pub use files::{CredentialFiles, FILE_LOOK};
@@ -39,17 +39,21 @@ impl ControllerCredentials {
     ) -> Result<Access, AccessError> {
         let rules = self.rules.of(namespace);
         let (mut sources, mut floats) = (BTreeSet::new(), BTreeSet::new());
+        let mut if_staged = Vec::new();
         for (index, image) in request.spec.images.iter().enumerate() {
             if !request.is_open(index) {
                 continue;
             }
             let (source, float) = (&image.source.repository, image.float.repository());
-            let granted = rules
+            let grants = rules
                 .iter()
-                .any(|rule| rule.grants(&image.source, &image.float));
-            if granted {
+                .filter_map(|rule| rule.grants(&image.source, &image.float));
+            if let Some(grant) = grants.min() {
                 sources.insert(source.clone());
                 floats.insert(float.clone());
+                if grant == Grant::IfStaged {
+                    if_staged.push(image.source.clone());
+                }
             } else if request.is_committed_in_fact(index) {
                 // Nothing more is read from its source.
                 floats.insert(float.clone());
@@ -64,6 +68,7 @@ impl ControllerCredentials {
         Ok(Access {
             pull: pull.unwrap_or_else(|| self.keyring.only(sources)),
             push: self.keyring.only(floats),
+            if_staged: if_staged.into(),
         })
     }
 
@@ -183,6 +188,28 @@ mod tests {
             .unwrap();
         assert_eq!(acts_as(&access, "registry.ci/ci"), (false, false));
         assert_eq!(acts_as(&access, "quay.io/ci"), (false, true));
+    }
+
+    #[test]
+    fn what_is_granted_only_as_staged_is_said_and_what_a_pattern_names_needs_no_staging() {
+        let digest = Digest::of(b"image");
+        let staged = format!("quay.io/ci@{digest}");
+        let image = (staged.as_str(), "quay.io/ci:ocp_a");
+        let access = |sources: &str| {
+            let rules = format!(
+                "rules: [{{name: r, namespaces: [ci], {sources}ownPins: true, floats: ['quay.io/ci:ocp_*']}}]"
+            );
+            let credentials = ControllerCredentials {
+                rules: Rules::parse(&rules).unwrap(),
+                keyring: keyring("controller", "quay.io"),
+            };
+            credentials.access("ci", &request(&[image]), None).unwrap()
+        };
+        let own = access("");
+        assert_eq!(*own.if_staged, [staged.parse().unwrap()]);
+        assert_eq!(acts_as(&own, "quay.io/ci"), (true, true));
+        assert!(access("sources: ['quay.io/ci@*'], ").if_staged.is_empty());
+        refused(credentials().access("ci", &request(&[image]), None));
     }
 
     #[test]

@@ -278,10 +278,10 @@ impl Store for FileStore {
     }
 
     async fn access(&self, _: &PromotionRequest) -> Result<Access, AccessError> {
-        Ok(Access {
-            pull: self.keyring.clone(),
-            push: self.keyring.clone(),
-        })
+        Ok(Access::unconditional(
+            self.keyring.clone(),
+            self.keyring.clone(),
+        ))
     }
 
     async fn access_anew(&self, object: &PromotionRequest) -> Result<Access, AccessError> {

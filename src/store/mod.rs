@@ -15,7 +15,7 @@ use std::fmt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::api::PromotionRequest;
-use crate::image::Repository;
+use crate::image::{Repository, Source};
 use crate::machine::Reason;
 use crate::registry::Keyring;
 pub use stored::{Stored, Unreadable};
@@ -114,9 +114,21 @@ pub struct Access {
     pub pull: Keyring,
     /// Everything in the floats' repositories is done with this.
     pub push: Keyring,
+    /// Sources by digest that may be promoted only if they are staged in their floats' repositories.
+    pub if_staged: Box<[Source]>,
 }
 
 impl Access {
+    /// Whatever a request names may be promoted: the credentials are its own.
+    #[must_use]
+    pub fn unconditional(pull: Keyring, push: Keyring) -> Self {
+        Self {
+            pull,
+            push,
+            if_staged: Box::default(),
+        }
+    }
+
     /// Whether the same is sent to these repositories, for reading from the first and for the second.
     #[must_use]
     pub fn is_same_for(&self, other: &Self, source: &Repository, float: &Repository) -> bool {

@@ -127,12 +127,93 @@ async fn assert_not_allowed(stage: &Stage, name: &str) -> String {
     let (source, float) = (image.source.parse().unwrap(), image.float.parse().unwrap());
     let granting = rules.of(&stage.namespace);
     assert!(
-        granting.iter().any(|rule| rule.grants(&source, &float)),
+        granting
+            .iter()
+            .any(|rule| rule.grants(&source, &float).is_some()),
         "{message}"
     );
     let status = done.status.as_ref().unwrap();
     assert_eq!(status.images[0].reason.as_deref(), Some("NotAllowed"));
     message.to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn own_pins_are_promoted_and_no_other_digest_of_the_repository_is() {
+    let stage = Stage::new("ownpins").await;
+    let registry = guarded().await;
+    let host = registry.host();
+    let image = |seed: &str| ImageSpec::new(Shape::Oci, seed).build().unwrap();
+    let (staged, other, old) = (image("staged"), image("other"), image("old"));
+    let digest = staged.digest().to_string();
+    let day = jiff::Timestamp::now().strftime("%Y%m%d").to_string();
+    let hex = digest.trim_start_matches("sha256:");
+    let pin = format!("{day}000000_prune_{hex}__staged");
+    registry.seed_image("ci", &pin, &staged).unwrap();
+    registry.seed_image("ci", "somebodys", &other).unwrap();
+    registry
+        .seed_image("ci", "20260304050607_prune_f", &old)
+        .unwrap();
+    let files = Files { stage: &stage };
+    files.config(&[(&host, "controller", PASSWORD)]);
+    let floats = format!("{host}/ci:f*");
+    files.policy(&[json!({
+        "name": "own", "namespaces": [stage.namespace], "ownPins": true, "floats": [floats],
+    })]);
+    let [policy, config] = files.flags();
+    let flag = format!("--plain-http={host}");
+    let _controller = stage.controller(&[&policy, &config, &flag]);
+    let by_digest = |digest: &dyn std::fmt::Display| format!("{host}/ci@{digest}");
+    let cases = [
+        ("staged", by_digest(&digest), "f1", "Promote", "Posted"),
+        (
+            "pruned",
+            format!("{host}/ci:20260304050607_prune_f"),
+            "f",
+            "Promote",
+            "Posted",
+        ),
+        ("planned", by_digest(&digest), "f2", "Plan", "Planned"),
+        (
+            "others",
+            by_digest(&other.digest()),
+            "f3",
+            "Promote",
+            "Failed",
+        ),
+        (
+            "others-plan",
+            by_digest(&other.digest()),
+            "f3",
+            "Plan",
+            "Failed",
+        ),
+    ];
+    for (name, source, float, mode, _) in &cases {
+        let mut images = spec(&[(source, &format!("{host}/ci:{float}"))]);
+        images["mode"] = json!(mode);
+        stage.create(name, &images).await;
+    }
+    for (name, _, _, _, wanted) in &cases {
+        let done = stage.finished(name, PATIENCE).await;
+        assert_eq!(phase(&done), *wanted, "{name}:\n{}", stage.log());
+        if *wanted == "Failed" {
+            let (_, reason, message) = condition(&done, "Failed");
+            assert_eq!(reason, "NotAllowed", "{message}");
+            assert!(
+                message.contains("ownPins lets only what was staged"),
+                "{message}"
+            );
+        }
+    }
+    // Without such a rule the refusal names the one that is missing.
+    let away = spec(&[(&by_digest(&digest), &format!("{host}/ci:g"))]);
+    stage.create("no-rule", &away).await;
+    let message = assert_not_allowed(&stage, "no-rule").await;
+    assert!(message.contains("ownPins: true"), "{message}");
+    let at = |tag: &str| registry.tag("ci", tag);
+    assert_eq!(at("f1"), Some(staged.digest()));
+    assert_eq!(at("f"), Some(old.digest()));
+    assert_eq!([at("f2"), at("f3"), at("f3_incoming"), at("g")], [None; 4]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -513,7 +594,7 @@ fn the_example_of_the_page_is_a_policy_and_does_what_the_page_says() {
         rules
             .of(namespace)
             .iter()
-            .any(|rule| rule.grants(&source, &float))
+            .any(|rule| rule.grants(&source, &float).is_some())
     };
     let build = "registry.build02.ci.openshift.org/ci-op-x1/pipeline:cli";
     for namespace in ["ocp", "origin", "ocp-priv"] {

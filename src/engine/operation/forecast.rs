@@ -73,6 +73,11 @@ impl Operation {
             (Some(known), _) => Reference::Digest(known.digest),
             (None, named) => named.clone(),
         };
+        if recorded.is_none()
+            && let Reference::Digest(source) = reference
+        {
+            self.check_staged(source).await?;
+        }
         if let Reference::Digest(source) = reference
             && held.float == Some(source)
         {
@@ -138,7 +143,7 @@ impl Operation {
     }
 
     /// Where a tag of the float's repository is, as a credential sees it that may only read.
-    async fn peek(&self, tag: &Tag) -> Flow<Option<Digest>> {
+    pub(super) async fn peek(&self, tag: &Tag) -> Flow<Option<Digest>> {
         let reference = Reference::Tag(tag.clone());
         let credential = self.push()?;
         let fetch =

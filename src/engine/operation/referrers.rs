@@ -11,7 +11,7 @@ use std::collections::HashSet;
 use futures::{StreamExt, stream};
 use tokio::time::Instant;
 
-use super::{Flow, LOOK_TWICE, Operation, READ_AGAIN, Written, fault};
+use super::{Flow, LOOK_TWICE, Lists, Operation, READ_AGAIN, Written, fault};
 use crate::image::{Digest, Reference, Tag};
 use crate::machine::{Fault, FaultClass, Notice, Outcome, Reason, Referrers};
 use crate::registry::{self, Listing, Manifest, Referrer, list_with};
@@ -22,15 +22,6 @@ const REFERRERS_MAX: usize = 100;
 const DEPTH_MAX: usize = 2;
 /// Referrers of one manifest that are looked at at once.
 const AT_ONCE: usize = 4;
-
-/// How referrers are listed in the float's repository.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lists {
-    /// By a tag where its registry does not list them: for the one writer of the repository.
-    ByTagToo,
-    /// By its registry alone: a tag's list is read, extended and written, which two at once must not do.
-    ByRegistry,
-}
 
 /// What could not be copied, where that is no failure.
 #[derive(Default)]

@@ -1,4 +1,4 @@
-//! Staging by whoever may read the source: the image goes to its float's repository, where a tag of its digest's name pins it.
+//! Staging by whoever may read the source, and what shows later that it was done: the image goes to its float's repository, where a tag of its digest's name pins it.
 //!
 //! In come the image's spec and the caller's credentials; out comes the digest under which a request can name it there. Guaranteed:
 //! the only tags written are the pin and those of cosign, the latter where they are absent. The pin's name decides its content, so
@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
@@ -184,6 +184,40 @@ impl Operation {
             })),
             None => Ok(None),
         }
+    }
+}
+
+/// The days, from today, whose pins show that a digest is staged: a request may wait for a day, and clocks differ at midnight.
+const STAGED_DAYS: [i64; 4] = [0, -1, -2, 1];
+
+impl Operation {
+    /// Refuses a digest that may be promoted only if it is staged, and is not: that a repository has it says nothing of whose it is.
+    pub(super) async fn check_staged(&self, digest: Digest) -> Flow<()> {
+        if !self.access.if_staged.contains(&self.spec.source) {
+            return Ok(());
+        }
+        let now = Timestamp::now();
+        for days in STAGED_DAYS {
+            let day = now.saturating_add(SignedDuration::from_hours(24 * days));
+            let pin = digest.staged(day.unwrap_or(now));
+            let held = if self.mode == Mode::Plan {
+                self.peek(&pin).await?
+            } else {
+                self.look(&pin).await?.map(|manifest| manifest.digest)
+            };
+            if held == Some(digest) {
+                return Ok(());
+            }
+        }
+        Err(Outcome::Faulted(Fault {
+            reason: Reason::NotAllowed,
+            message: format!(
+                "source {} is in the float's repository, where ownPins lets only what was staged in the last days be promoted; stage it \
+                 again, or have a rule name it in its sources",
+                self.spec.source
+            ),
+            class: FaultClass::Terminal,
+        }))
     }
 }
 
