@@ -7,6 +7,7 @@
 
 pub mod conditions;
 mod crd;
+pub mod labels;
 mod rules;
 pub mod status;
 mod text;
@@ -398,5 +399,15 @@ impl PromotionRequest {
     #[must_use]
     pub fn is_finished(&self) -> bool {
         self.phase().is_some_and(Phase::is_finished)
+    }
+
+    /// Whether the float of this image of it may have moved, or still may whatever is asked.
+    #[must_use]
+    pub fn has_committed(&self, image: &ImageStatus) -> bool {
+        let committed = match self.spec.latch {
+            Latch::Together => self.status.as_ref().and_then(|status| status.committed),
+            Latch::Independently => image.committed,
+        };
+        committed == Some(true)
     }
 }

@@ -19,7 +19,7 @@ pub(super) struct AdoptArgs {
 
 pub(super) async fn run(args: AdoptArgs) -> ExitCode {
     let AdoptArgs { lease_namespace } = args;
-    let cluster = match cluster::infer().await {
+    let cluster = match cluster::connect(&cluster::Choice::default()).await {
         Ok(cluster) => cluster,
         Err(message) => return super::output::bad_input(&message),
     };

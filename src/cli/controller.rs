@@ -98,7 +98,7 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
         client,
         server,
         namespace: default_namespace,
-    } = match cluster::infer().await {
+    } = match cluster::connect(&cluster::Choice::default()).await {
         Ok(cluster) => cluster,
         Err(message) => return bad_input(&message),
     };

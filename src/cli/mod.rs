@@ -3,6 +3,7 @@
 mod adopt;
 mod args;
 mod cluster;
+mod completion;
 mod controller;
 mod convert;
 mod credentials;
@@ -10,6 +11,7 @@ mod output;
 mod preview;
 mod progress;
 mod promote;
+mod requests;
 mod run;
 mod signals;
 mod stage;
@@ -18,9 +20,10 @@ mod summary;
 mod telemetry;
 mod verify;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use output::fail;
 
@@ -50,6 +53,12 @@ enum Command {
     Convert(convert::ConvertArgs),
     /// Print the CRD.
     Crd,
+    /// Print what completes this program's command line in a shell.
+    Completion(completion::CompletionArgs),
+    /// Write the man pages of this program and of its kubectl plugin.
+    Man(completion::ManArgs),
+    #[command(flatten)]
+    Requests(requests::RequestsCommand),
     #[command(flatten)]
     StandIn(stand_in::StandInCommand),
 }
@@ -58,10 +67,20 @@ enum Command {
 /// as many operations at work.
 const THREADS_MAX: usize = 1024;
 
-/// Parses the command line and runs it.
+/// The name that the program is called by.
+fn called() -> Option<String> {
+    let path = PathBuf::from(std::env::args_os().next()?);
+    Some(path.file_name()?.to_string_lossy().into_owned())
+}
+
+/// Parses the command line, by the name that the program is called by, and runs it.
 #[must_use]
 pub fn main() -> ExitCode {
-    let Cli { command } = Cli::parse();
+    let command = match called().as_deref() {
+        Some(requests::PLUGIN) => Command::Requests(requests::RequestsCommand::of_plugin()),
+        Some(completion::HOOK) => return completion::answer(requests::plugin()),
+        _ => Cli::parse().command,
+    };
     // Both kube and the registries' client take the provider that is installed; without one rustls would panic.
     if rustls::crypto::ring::default_provider()
         .install_default()
@@ -89,6 +108,11 @@ pub fn main() -> ExitCode {
                 print!("{}", crate::api::crd_yaml());
                 ExitCode::SUCCESS
             }
+            Command::Completion(args) => completion::print(&args, Cli::command()),
+            Command::Man(args) => {
+                completion::write_pages(&args, vec![Cli::command(), requests::plugin()])
+            }
+            Command::Requests(command) => Box::pin(command.run()).await,
             Command::StandIn(command) => command.run().await,
         }
     });
@@ -103,7 +127,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_well_formed() {
-        use clap::CommandFactory as _;
         Cli::command().debug_assert();
     }
 }

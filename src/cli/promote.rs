@@ -8,12 +8,12 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Instant;
 
 use super::args::{RegistryArgs, unusable};
-use super::output::{bad_input, fail};
+use super::output::{Output, bad_input, fail, print_list};
 use super::progress::Display;
 use super::run::{End, carry_out};
 use super::signals::signalled;
 use super::stand_in::{StandInArgs, StandIns};
-use super::summary::{Output, print, summarise};
+use super::summary::summarise;
 use super::telemetry::{self, LogArgs};
 use super::verify::verify_posted;
 use crate::api::PromotionRequest;
@@ -97,7 +97,7 @@ pub(super) async fn run(args: PromoteArgs) -> ExitCode {
         show_tags(stand_ins, &objects, &display);
     }
     if let Some(output) = output
-        && let Err(error) = print(&objects, output)
+        && let Err(error) = print_list(&objects, output)
     {
         return fail(&error);
     }

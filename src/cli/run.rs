@@ -8,7 +8,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, Interval, interval};
 
 use super::progress::Display;
-use crate::api::{ImageStatus, Latch, PromotionRequest};
+use crate::api::{ImageStatus, PromotionRequest};
 use crate::controller::queue;
 use crate::engine::Engine;
 use crate::machine::Phase;
@@ -147,17 +147,10 @@ fn is_over(object: &PromotionRequest) -> bool {
     let Some(status) = &object.status else {
         return false;
     };
-    let together = object.spec.latch == Latch::Together;
     let finished = |image: &ImageStatus| Phase::parse(&image.phase).is_some_and(Phase::is_finished);
     // Every image has ended and the whole has not: floats are being rolled back.
     let rolling_back = !status.images.is_empty() && status.images.iter().all(finished);
-    let goes_on = |image: &ImageStatus| {
-        let committed = if together {
-            status.committed
-        } else {
-            image.committed
-        };
-        (!finished(image) || rolling_back) && committed == Some(true)
-    };
+    let goes_on =
+        |image: &ImageStatus| (!finished(image) || rolling_back) && object.has_committed(image);
     object.is_finished() || (object.spec.suspend && !status.images.iter().any(goes_on))
 }

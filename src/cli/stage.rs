@@ -21,7 +21,7 @@ use super::output::{bad_input, fail};
 use super::progress::Display;
 use super::signals::signalled;
 use super::telemetry::{self, LogArgs};
-use super::{credentials, summary};
+use super::{credentials, output};
 use crate::engine::Staging;
 use crate::registry::RegistryClient;
 use crate::store::Access;
@@ -101,8 +101,8 @@ pub(super) async fn run(args: StageArgs) -> ExitCode {
         Outcome::Staged(digests) => {
             let documents = documents::staged(documents, &digests);
             let printed = match output {
-                Output::Yaml => summary::print_documents(&documents),
-                Output::Json => summary::print(&documents, summary::Output::Json),
+                Output::Yaml => output::print_documents(&documents),
+                Output::Json => output::print_list(&documents, output::Output::Json),
             };
             printed.map_or_else(|message| fail(&message), |()| ExitCode::SUCCESS)
         }

@@ -1,20 +1,8 @@
-//! The result of a run: for people on standard error, for programs on standard output.
-
-use std::io::{ErrorKind, Write as _};
-
-use clap::ValueEnum;
-use serde::Serialize;
+//! The result of a run, for people: on standard error.
 
 use super::progress::Display;
 use crate::api::{ImageStatus, PinStatus, PromotionRequest};
 use crate::store::Key;
-
-/// How the final objects are printed.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(super) enum Output {
-    Json,
-    Yaml,
-}
 
 /// Says where a request and each of its floats ended.
 pub(super) fn summarise(object: &PromotionRequest, display: &Display) {
@@ -47,7 +35,8 @@ fn posted(images: &[ImageStatus]) -> String {
     counts.join(", ")
 }
 
-fn lines(image: &ImageStatus, phase: &str) -> Vec<String> {
+/// An image's line, and those below it: where it ended, and what it was on. `phase` is that of the whole.
+pub(super) fn lines(image: &ImageStatus, phase: &str) -> Vec<String> {
     let why = image.message.as_ref().or(image.reason.as_ref());
     // The line names the float already.
     let named = format!("{}: ", image.float);
@@ -90,44 +79,6 @@ fn lines(image: &ImageStatus, phase: &str) -> Vec<String> {
         lines.push(format!("    rescued   {digest}, kept as {prune_tag}"));
     }
     lines
-}
-
-/// Prints the objects as a List on standard output.
-///
-/// # Errors
-/// What could not be written, unless the reader has gone.
-pub(super) fn print(objects: &[impl Serialize], output: Output) -> Result<(), String> {
-    let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": objects});
-    let text = match output {
-        Output::Json => serde_json::to_string_pretty(&list).map_err(|error| error.to_string())?,
-        Output::Yaml => serde_saphyr::to_string(&list).map_err(|error| error.to_string())?,
-    };
-    write(&text)
-}
-
-/// Prints documents one after the other on standard output, as YAML.
-///
-/// # Errors
-/// As [`print`].
-pub(super) fn print_documents(documents: &[impl Serialize]) -> Result<(), String> {
-    let mut texts = Vec::with_capacity(documents.len());
-    for document in documents {
-        // A name on a line of its own reads and greps badly.
-        let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
-        let text = serde_saphyr::to_string_with_options(document, options);
-        texts.push(text.map_err(|error| error.to_string())?);
-    }
-    write(&texts.join("---\n"))
-}
-
-fn write(text: &str) -> Result<(), String> {
-    let mut out = std::io::stdout().lock();
-    match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(format!("cannot write to standard output: {error}"))
-        }
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

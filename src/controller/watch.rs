@@ -26,8 +26,8 @@ use super::health::Health;
 use super::installation::{APPLY, DEFINITION};
 use super::queue::{Named, named};
 use crate::engine::Engine;
-use crate::machine::Phase;
 use crate::store::call::causes;
+use crate::store::requests::unfinished;
 use crate::store::{Key, Store, Stored};
 
 /// Objects on a page. A page is in memory as a whole, as text, and an object may have 1.5 MB; less of it is kept.
@@ -58,11 +58,7 @@ pub fn events(
         Some(namespace) => Api::namespaced(client, namespace),
         None => Api::all(client),
     };
-    let finished = Phase::ALL.into_iter().filter(|phase| phase.is_finished());
-    let selector: Vec<String> = finished
-        .map(|phase| format!("status.phase!={}", phase.as_str()))
-        .collect();
-    lasting(api, &selector.join(","))
+    lasting(api, &unfinished())
 }
 
 /// Whether a leader has ever saved the status of a request that still exists. Unless that is known, it may have.

@@ -25,6 +25,7 @@ pub use auth::credential::{Credential, Remote};
 pub use auth::keyring::{Keyring, KeyringError};
 pub use error::{BuildError, Class, Error};
 pub use host::progress::{Progress, Waiting};
+pub use ops::below::Below;
 pub use ops::client::RegistryClient;
 pub use ops::labels::TagLabels;
 pub use ops::manifest::Manifest;

@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod credentials;
 pub mod file;
 pub mod kept;
+pub mod requests;
 mod stored;
 
 use std::fmt;

@@ -30,6 +30,7 @@ mod lifecycle;
 mod many;
 mod metrics;
 mod pause;
+mod plugin;
 mod points;
 mod policy;
 mod relay;

@@ -523,6 +523,12 @@ impl Stamp {
         Self(self.0 + 1)
     }
 
+    /// The second itself; none where it is beyond all times.
+    #[must_use]
+    pub fn time(self) -> Option<Timestamp> {
+        Timestamp::from_second(self.0).ok()
+    }
+
     /// The stamp of a prune tag; none where the tag is no prune tag or its digits are no date.
     #[must_use]
     pub fn of(tag: &Tag) -> Option<Self> {

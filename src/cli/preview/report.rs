@@ -1,10 +1,10 @@
 //! What was found, for people and for programs.
 
 use std::fmt::Write as _;
-use std::io::ErrorKind;
 
 use serde_json::{Value, json};
 
+use super::super::output::print_text;
 use super::against::{Comparison, Difference, Missed, name};
 use crate::image::{Float, Source};
 use crate::machine::{Bytes, Expiry, Fault, FaultClass, Forecast, Tally, Write};
@@ -184,7 +184,7 @@ impl Report {
             report["missed"] = self.missed.iter().map(Missed::json).collect();
         }
         let text = serde_json::to_string_pretty(&report).map_err(|error| error.to_string())?;
-        write_out(&text)
+        print_text(&text)
     }
 
     /// # Errors
@@ -199,7 +199,7 @@ impl Report {
         }
         lines.extend(self.missed.iter().map(Missed::line));
         lines.push(self.summary());
-        write_out(&lines.join("\n"))
+        print_text(&lines.join("\n"))
     }
 
     fn summary(&self) -> String {
@@ -303,16 +303,5 @@ impl Found {
 impl Difference {
     pub(super) fn json(&self) -> Value {
         json!({"tag": self.tag, "why": self.why})
-    }
-}
-
-fn write_out(text: &str) -> Result<(), String> {
-    use std::io::Write as _;
-    let mut out = std::io::stdout().lock();
-    match writeln!(out, "{text}").and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(format!("cannot write to standard output: {error}"))
-        }
-        _ => Ok(()),
     }
 }

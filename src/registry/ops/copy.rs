@@ -26,9 +26,9 @@ use crate::registry::error::Error;
 use crate::registry::host::progress::Progress;
 
 /// Levels of manifests below the top one.
-const DEPTH_MAX: usize = 4;
+pub(crate) const DEPTH_MAX: usize = 4;
 /// Blobs of one image, those of its children included.
-const BLOBS_MAX: usize = 4_000;
+pub(crate) const BLOBS_MAX: usize = 4_000;
 /// The bytes of the manifests below the top one: how long they are read at all.
 const CHILDREN_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Blobs, and manifests, of one copy on their way at once.

@@ -1,5 +1,6 @@
 //! What the engine asks of registries.
 
+pub(crate) mod below;
 pub(crate) mod blob;
 pub(crate) mod client;
 pub(crate) mod copy;

@@ -1,0 +1,278 @@
+//! `undo`: a request that takes floats back to what they were on before. It is printed, or created.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::json;
+
+use super::super::output::{print_documents, say};
+use super::back::{Back, of_request, way};
+use super::held::{Eyes, LookArgs};
+use super::past::{Scope, Touch, touches};
+use super::reach::{ClusterArgs, Reach, Stop};
+use super::submit::{create, finish};
+use crate::api::{PromotionRequest, PromotionRequestSpec, SecretRef};
+use crate::image::{Digest, Float, Reference, Tag};
+use crate::store::Stored;
+
+/// The longest name of a request that another is called after.
+const NAME_MAX: usize = 240;
+
+/// Take floats back to what they were on: of a request all that it moved, together or not at all; or one float. Prints the request that
+/// does it; --apply creates it.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct UndoArgs {
+    /// The request to take back, or the float: HOST/REPOSITORY:TAG.
+    #[arg(value_name = "REQUEST|FLOAT")]
+    what: String,
+    /// Of a float, what it is to be on: a digest, or the 14 digits that a prune tag begins with [default: what it was on before; what an
+    /// undo has taken back does not count].
+    #[arg(long, value_name = "DIGEST|STAMP")]
+    to: Option<String>,
+    /// Leave out floats that somebody has moved since, or that have nothing to go back to.
+    #[arg(long)]
+    partial: bool,
+    /// Create the request.
+    #[arg(long)]
+    apply: bool,
+    /// Go on until the request has ended, and give its end as exit code: 0 if it was Posted or Planned, 1 if not.
+    #[arg(long, requires = "apply")]
+    wait: bool,
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    #[command(flatten)]
+    look: LookArgs,
+}
+
+/// What is to be done, and with which Secrets.
+struct Plan {
+    name: String,
+    floats: Vec<Back>,
+    pull: Option<SecretRef>,
+    push: Option<SecretRef>,
+}
+
+pub(super) async fn run(args: UndoArgs) -> Result<ExitCode, Stop> {
+    let UndoArgs {
+        what,
+        to,
+        partial,
+        apply,
+        wait,
+        cluster,
+        look,
+    } = args;
+    let eyes = look.eyes()?;
+    let form = cluster.output;
+    let reach = Reach::one(cluster).await?;
+    let plan = if what.contains(':') {
+        let float: Float = what
+            .parse()
+            .map_err(|error| Stop::Input(format!("{error}")))?;
+        of_float(&reach, eyes.as_ref(), &float, to.as_deref()).await?
+    } else if to.is_some() {
+        return Err(Stop::Input(
+            "--to goes with a float, not with a request".into(),
+        ));
+    } else {
+        of_one(&reach, eyes.as_ref(), &what, partial).await?
+    };
+    let object = request(plan).map_err(Stop::Input)?;
+    if apply {
+        return create(&reach, object, form, wait).await;
+    }
+    let object = finish(&reach, object).await?;
+    match form.objects() {
+        Some(output) => super::super::output::print_value(&object, output),
+        None => print_documents(&[object]),
+    }
+    .map_err(Stop::Failed)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What takes back a request.
+async fn of_one(
+    reach: &Reach,
+    eyes: Option<&Eyes>,
+    name: &str,
+    partial: bool,
+) -> Result<Plan, Stop> {
+    let key = reach.key(name);
+    let found = reach.requests.get(&key).await?;
+    let object = match &found.stored {
+        Stored::Read(object) => object,
+        Stored::Unreadable(unreadable) => {
+            return Err(Stop::Input(format!("{key}: {}", unreadable.why)));
+        }
+    };
+    let (all, first) = of_request(object).map_err(|why| Stop::Input(format!("{key} {why}")))?;
+    let mut moved: Vec<String> = first
+        .into_iter()
+        .map(|float| {
+            format!("{float} was promoted for the first time and has nothing to go back to")
+        })
+        .collect();
+    let (mut floats, mut are_back) = (Vec::new(), true);
+    for back in all {
+        let now = now(reach, eyes, &back.float).await?;
+        are_back &= now.as_ref() == Some(&back.to);
+        match since(&back, now) {
+            None => floats.push(back),
+            Some(why) => moved.push(why),
+        }
+    }
+    if are_back {
+        return Err(Stop::Input(format!(
+            "{key} is taken back already; to go back one more, undo the float"
+        )));
+    }
+    if !moved.is_empty() && (!partial || floats.is_empty()) {
+        let remedy = if partial {
+            ""
+        } else {
+            "; --partial leaves these out"
+        };
+        return Err(Stop::Input(format!("{}{remedy}", moved.join("; "))));
+    }
+    for why in moved {
+        say(&format!("left out: {why}"));
+    }
+    Ok(Plan {
+        name: name.rsplit('/').next().unwrap_or(name).into(),
+        floats,
+        pull: object.spec.pull_secret.clone(),
+        push: object.spec.push_secret.clone(),
+    })
+}
+
+/// What a float is on now: by the registry, or by what requests tell.
+async fn now(reach: &Reach, eyes: Option<&Eyes>, float: &str) -> Result<Option<String>, Stop> {
+    let Some(eyes) = eyes else {
+        let touches = touches(reach, float, Scope::Everywhere).await?;
+        return Ok(way(&touches).last().cloned());
+    };
+    let float: Float = float
+        .parse()
+        .map_err(|error| Stop::Input(format!("{error}")))?;
+    eyes.at(&float)?.now().await
+}
+
+/// Why a float does not go back: somebody has moved it since. A move between this look and the undo's own ends the undo.
+fn since(back: &Back, now: Option<String>) -> Option<String> {
+    let float = &back.float;
+    match now {
+        Some(now) if now == back.from || now == back.to => None,
+        Some(now) => Some(format!(
+            "{float} is on {now} now: somebody has moved it since"
+        )),
+        None => Some(format!("{float} is gone")),
+    }
+}
+
+/// What takes one float back.
+async fn of_float(
+    reach: &Reach,
+    eyes: Option<&Eyes>,
+    float: &Float,
+    to: Option<&str>,
+) -> Result<Plan, Stop> {
+    let name = float.to_string();
+    let touches = touches(reach, &name, Scope::Everywhere).await?;
+    let way = way(&touches);
+    let Some(known) = way.last() else {
+        return Err(Stop::Input(format!(
+            "no request that is still there has promoted to {name}: there is nothing to take back"
+        )));
+    };
+    let looker = match eyes {
+        Some(eyes) => Some(eyes.at(float)?),
+        None => None,
+    };
+    let now = match &looker {
+        Some(looker) => looker
+            .now()
+            .await?
+            .ok_or_else(|| Stop::Input(format!("{name} is gone")))?,
+        None => known.clone(),
+    };
+    let target = match to {
+        Some(to) => {
+            let digest = named(&touches, float, to).map_err(Stop::Input)?;
+            if let Some(looker) = &looker {
+                let reference = Reference::Digest(digest);
+                looker.require(&reference).await?;
+            }
+            digest.to_string()
+        }
+        None if now != *known => {
+            return Err(Stop::Input(format!(
+                "{name} is on {now}, and no request put it there: somebody else has moved it since; --to says what it is to be on"
+            )));
+        }
+        None => {
+            let before = way.len().checked_sub(2).and_then(|at| way.get(at).cloned());
+            before.ok_or_else(|| {
+                Stop::Input(format!("nothing is known that {name} was on before {now}; --to says what it is to be on"))
+            })?
+        }
+    };
+    if target == now {
+        return Err(Stop::Input(format!("{name} is on {now} already")));
+    }
+    let home = |touch: &&Touch| touch.request.namespace == reach.home();
+    let own = touches.iter().find(home);
+    Ok(Plan {
+        name: super::submit::plain(float.tag().as_str()),
+        floats: vec![Back {
+            float: name,
+            to: target,
+            from: now,
+        }],
+        pull: own.and_then(|touch| touch.pull.clone()),
+        push: own.and_then(|touch| touch.push.clone()),
+    })
+}
+
+/// The digest that is meant: itself, or that of a prune tag by its stamp.
+fn named(touches: &[Touch], float: &Float, to: &str) -> Result<Digest, String> {
+    if let Ok(digest) = to.parse() {
+        return Ok(digest);
+    }
+    let mut pins = touches.iter().flat_map(Touch::pins);
+    let of_stamp = |tag: &str| {
+        let stamped = tag.parse::<Tag>().is_ok_and(|tag| float.is_stamped(&tag));
+        stamped && to.len() == 14 && tag.starts_with(to)
+    };
+    let pin = pins.find(|pin| of_stamp(&pin.prune_tag)).ok_or_else(|| {
+        format!("--to {to} is neither a digest nor the 14 digits of a prune tag of {float} that a request tells of; float {float} lists them")
+    })?;
+    pin.digest.parse().map_err(|error| format!("{error}"))
+}
+
+/// The request that does it.
+fn request(plan: Plan) -> Result<PromotionRequest, String> {
+    let Plan {
+        name,
+        floats,
+        pull,
+        push,
+    } = plan;
+    let mut images = Vec::new();
+    for Back { float, to, from } in floats {
+        let parsed: Float = float.parse().map_err(|error| format!("{error}"))?;
+        let source = format!("{}@{to}", parsed.repository());
+        images.push(json!({"source": source, "float": float, "replaces": from}));
+    }
+    let spec = json!({"images": images, "undo": true});
+    let spec: PromotionRequestSpec =
+        serde_json::from_value(spec).map_err(|error| error.to_string())?;
+    let spec = PromotionRequestSpec {
+        pull_secret: pull,
+        push_secret: push,
+        ..spec
+    };
+    let mut object = PromotionRequest::new("", spec);
+    object.metadata.name = None;
+    object.metadata.generate_name = Some(format!("{}-undo-", &name[..name.len().min(NAME_MAX)]));
+    Ok(object)
+}
