@@ -10,14 +10,15 @@
 //! # In reading order
 //!
 //! 1. [`machine`]: what a promotion is. Pure: no I/O, no clock, no Kubernetes, no registry.
-//! 2. [`image`]: names of images, parsed once.
-//! 3. [`api`]: the custom resource, and its status as the machine's record.
-//! 4. [`engine`]: the reconcile loop of every request: load, advance, decide, save, launch.
-//! 5. [`registry`]: the only module that speaks to registries.
-//! 6. [`store`]: where requests live, in the Kubernetes API or in a file.
-//! 7. [`controller`]: the engine on a cluster: lease, watch, queue.
-//! 8. [`metrics`]: what is counted of all this.
-//! 9. [`policy`] and [`cli`]: what is allowed, and the command line.
+//! 2. [`steps`]: what each step asks the registry, and in which order.
+//! 3. [`image`]: names of images, parsed once.
+//! 4. [`api`]: the custom resource, and its status as the machine's record.
+//! 5. [`engine`]: the reconcile loop of every request: load, advance, decide, save, launch.
+//! 6. [`registry`]: the only module that speaks to registries.
+//! 7. [`store`]: where requests live, in the Kubernetes API or in a file.
+//! 8. [`controller`]: the engine on a cluster: lease, watch, queue.
+//! 9. [`metrics`]: what is counted of all this.
+//! 10. [`policy`] and [`cli`]: what is allowed, and the command line.
 //!
 //! The crate `quaylike` is the registry in memory, for trying things out and for the tests.
 
@@ -33,4 +34,4 @@ pub mod registry;
 mod shares;
 pub mod store;
 
-pub use promotion_core::{image, machine};
+pub use promotion_core::{image, machine, steps};

@@ -27,7 +27,6 @@ pub use error::{BuildError, Class, Error};
 pub use host::progress::{Progress, Waiting};
 pub use ops::below::Below;
 pub use ops::client::RegistryClient;
-pub use ops::labels::TagLabels;
 pub use ops::manifest::Manifest;
 pub use ops::put::Put;
 pub use ops::referrer_list::{Referrer, list_with};

@@ -103,9 +103,14 @@ fn is_closed(text: &str) -> bool {
 
 /// Whether a file is compiled for tests alone.
 fn is_test(module: &str) -> bool {
-    let tests = ["model", "runs", "samples", "table"];
-    let mut tests = tests.iter().map(|name| format!("machine/{name}"));
-    module.ends_with("tests.rs") || tests.any(|test| module.starts_with(&test))
+    let tests = [
+        "machine/model",
+        "machine/runs",
+        "machine/samples",
+        "machine/table",
+        "steps/replay",
+    ];
+    module.ends_with("tests.rs") || tests.iter().any(|test| module.starts_with(test))
 }
 
 fn sources(folder: &Path) -> Vec<PathBuf> {

@@ -3,7 +3,8 @@
 //! # In reading order
 //!
 //! 1. [`machine`]: phases, steps and outcomes, what may run next, and who may have a float.
-//! 2. [`image`]: names of images, parsed once.
+//! 2. [`steps`]: what each step asks the registry, and in which order.
+//! 3. [`image`]: names of images, parsed once.
 //!
 //! The tests run the same code as the controller does: an exhaustive table, random runs, and a model checker with every fault
 //! that it can meet.
@@ -11,3 +12,4 @@
 pub mod image;
 pub mod machine;
 mod named;
+pub mod steps;

@@ -10,7 +10,7 @@ use futures::try_join;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::{Flow, Operation, Tools};
+use super::{Operation, Tools};
 use crate::engine::leadership::Leadership;
 use crate::engine::memory::Memory;
 use crate::image::{Digest, Reference, Tag};
@@ -19,6 +19,7 @@ use crate::machine::{
     Reason, Referrers, Step,
 };
 use crate::registry::{Manifest, Progress, RegistryClient};
+use crate::steps::{Flow, immovable};
 use crate::store::Access;
 
 /// What promoting an image would do now, found as `mode: Plan` finds it; or why it would fail.
@@ -83,7 +84,7 @@ impl Operation {
         {
             return Ok(self.forecast_of(source, None, held, Copying::default()));
         }
-        let manifest = self.source_manifest(&reference).await?;
+        let manifest = self.work().source_manifest(&reference).await?;
         if held.float == Some(manifest.digest) {
             let media_type = Some(manifest.media_type);
             return Ok(self.forecast_of(manifest.digest, media_type, held, Copying::default()));
@@ -111,9 +112,9 @@ impl Operation {
     /// Which tags would expire, as labels say; the end of an image whose tags could never be moved again.
     async fn foresee_labels(&self, manifest: &Manifest, on: Option<Digest>) -> Flow<Vec<Expiry>> {
         let from = &self.spec.source.repository;
-        let own = self.labels(from, manifest, &self.pull()?, false).await?;
+        let own = self.labels_of(from, manifest, &self.pull()?, false).await?;
         if own.immutable {
-            return Err(Outcome::Faulted(self.immutable()));
+            return Err(immovable(&self.spec.float));
         }
         let mut expiring = Vec::new();
         expiring.extend(own.expires_after.map(|after| Expiry::Tags { after }));
@@ -124,7 +125,7 @@ impl Operation {
         let reference = Reference::Digest(on);
         let fetch = registry.get(self.repository(), &reference, &push, &self.progress);
         if let Some(displaced) = self.read(fetch).await? {
-            let labels = self.labels(self.repository(), &displaced, &push, false);
+            let labels = self.labels_of(self.repository(), &displaced, &push, false);
             let after = labels.await?.expires_after;
             expiring.extend(after.map(|after| Expiry::Pins { after }));
         }

@@ -11,10 +11,11 @@ use std::collections::HashSet;
 use futures::{StreamExt, stream};
 use tokio::time::Instant;
 
-use super::{Flow, LOOK_TWICE, Lists, Operation, READ_AGAIN, Written, fault};
+use super::{Lists, Operation, fault};
 use crate::image::{Digest, Reference, Tag};
 use crate::machine::{Fault, FaultClass, Notice, Outcome, Reason, Referrers};
 use crate::registry::{self, Listing, Manifest, Referrer, list_with};
+use crate::steps::{Flow, LOOK_TWICE, READ_AGAIN, StepIo, Written};
 
 /// Referrers of one image, those of its referrers included.
 const REFERRERS_MAX: usize = 100;
@@ -45,7 +46,7 @@ struct Around {
 
 impl Operation {
     /// Copies what refers to the source; a notice where some of it could not be, and need not.
-    pub(super) async fn bring_referrers(
+    pub(super) async fn bring_what_refers_to(
         &self,
         source: Digest,
         lists: Lists,
@@ -191,7 +192,8 @@ impl Operation {
             let registry = &self.tools.registry;
             let fetch = registry.get(from, &reference, &pull, &self.progress);
             let found = self.read(fetch).await?;
-            if self.believes(from, &tag, found.as_ref()) {
+            let digest = found.as_ref().map(|m| m.digest);
+            if self.believes(from, &tag, digest) {
                 return Ok(found.map(|manifest| (tag, manifest)));
             }
             self.pause(READ_AGAIN).await?;
@@ -304,7 +306,7 @@ impl Operation {
 
     /// The list at a tag of the float's repository. The subject itself is none: on GitLab every tag of a digest's name is that.
     async fn list_at(&self, subject: Digest, tag: &Tag) -> Flow<Option<Manifest>> {
-        let list = self.look(tag).await?;
+        let list = self.work().look(tag).await?;
         Ok(list.filter(|list| list.digest != subject))
     }
 
@@ -366,7 +368,7 @@ impl Operation {
 
     /// Whether a tag holds this manifest; an error where it holds another.
     async fn is_named(&self, tag: &Tag, digest: Digest) -> Flow<bool> {
-        match self.look(tag).await? {
+        match self.work().look(tag).await? {
             Some(found) if found.digest == digest => Ok(true),
             Some(found) => Err(failed(format!(
                 "{}:{tag} holds {}, not the source's {}, and is left as it is; bring the two together or remove that tag",
@@ -379,11 +381,11 @@ impl Operation {
     }
 
     async fn write(&self, tag: &Tag, manifest: &Manifest) -> Flow<()> {
-        match self.put(tag, manifest).await? {
+        match self.work().write(tag, manifest).await? {
             Written::Done => Ok(()),
-            Written::ContentMissing(error) => {
+            Written::ContentMissing(fault) => {
                 self.tools.registry.forget(self.repository());
-                Err(Outcome::Faulted(fault(&error)))
+                Err(Outcome::Faulted(fault))
             }
         }
     }

@@ -10,7 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::{Flow, Lists, Operation, Tools, Written, fault};
+use super::{Lists, Operation, Tools};
 use crate::engine::Settings;
 use crate::engine::leadership::Leadership;
 use crate::engine::memory::Memory;
@@ -19,7 +19,8 @@ use crate::machine::{
     Fault, FaultClass, Image, ImageSpec, Mode, Notice, Outcome, Reason, Referrers, SourceFacts,
     Step,
 };
-use crate::registry::{Progress, RegistryClient, TagLabels};
+use crate::registry::{Progress, RegistryClient};
+use crate::steps::{Flow, TagLabels, Written};
 use crate::store::Access;
 
 /// What a run of staging works with.
@@ -75,7 +76,7 @@ impl Staging {
         progress: &Arc<Progress>,
     ) -> Result<Digest, Fault> {
         let operation = self.operation(image, None, Referrers::Ignore, progress);
-        let read = operation.source_manifest(&image.source.reference).await;
+        let read = operation.work().source_manifest(&image.source.reference).await;
         read.map(|manifest| manifest.digest).map_err(faulted)
     }
 
@@ -125,7 +126,7 @@ impl Staging {
 
 impl Operation {
     async fn stage_beside(&self, pin: Tag) -> Flow<Staged> {
-        let source = self.source()?;
+        let source = self.work().source()?;
         let mut listing = None;
         if self.referrers == Referrers::Require {
             listing = self.lists_referrers(source).await?;
@@ -145,8 +146,8 @@ impl Operation {
             return Err(self.unlisted());
         }
         let mut notices = Vec::new();
-        notices.extend(Box::pin(self.bring_referrers(source, Lists::ByRegistry)).await?);
-        notices.extend(self.expiring(labels));
+        notices.extend(Box::pin(self.bring_what_refers_to(source, Lists::ByRegistry)).await?);
+        notices.extend(self.work().expiring(labels));
         Ok(Staged {
             pin,
             already,
@@ -155,24 +156,24 @@ impl Operation {
     }
 
     async fn pin_beside(&self, pin: &Tag, source: Digest) -> Flow<TagLabels> {
-        let (manifest, labels) = self.bring(source).await?;
+        let (manifest, labels) = self.work().bring(source).await?;
         // A copy may take long: the look and the PUT follow each other directly.
         if let Some(labels) = self.pinned(pin, source).await? {
             return Ok(labels);
         }
-        match self.put(pin, &manifest).await? {
+        match self.work().write(pin, &manifest).await? {
             Written::Done => Ok(labels),
-            Written::ContentMissing(error) => {
+            Written::ContentMissing(fault) => {
                 self.tools.registry.forget(self.repository());
-                Err(Outcome::Faulted(fault(&error)))
+                Err(Outcome::Faulted(fault))
             }
         }
     }
 
     /// The labels of the image, if the pin holds it.
     async fn pinned(&self, pin: &Tag, source: Digest) -> Flow<Option<TagLabels>> {
-        match self.look(pin).await? {
-            Some(found) if found.digest == source => self.movable(&found).await.map(Some),
+        match self.work().look(pin).await? {
+            Some(found) if found.digest == source => self.work().movable(&found).await.map(Some),
             Some(found) => Err(Outcome::Faulted(Fault {
                 reason: Reason::DigestMismatch,
                 message: format!(
@@ -203,7 +204,7 @@ impl Operation {
             let held = if self.mode == Mode::Plan {
                 self.peek(&pin).await?
             } else {
-                self.look(&pin).await?.map(|manifest| manifest.digest)
+                self.work().look(&pin).await?.map(|manifest| manifest.digest)
             };
             if held == Some(digest) {
                 return Ok(());

@@ -15,7 +15,7 @@ use super::blob::{blob_url, mismatch, named};
 use super::client::RegistryClient;
 use super::job::Job;
 use super::known::BlobKey;
-use super::labels::{LabelValues, TagLabels, written_in};
+use super::labels::{LabelValues, written_in};
 use super::manifest::{Blob, Manifest};
 use crate::image::{Digest, Reference, Repository};
 use crate::machine::Reason;
@@ -25,6 +25,7 @@ use crate::registry::auth::credential::{Credential, Remote};
 use crate::registry::endpoint::Endpoint;
 use crate::registry::error::Error;
 use crate::registry::host::progress::Progress;
+use crate::steps::TagLabels;
 
 /// The most of a config that is read for its labels.
 const CONFIG_MAX: u64 = 1024 * 1024;

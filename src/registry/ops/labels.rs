@@ -9,20 +9,12 @@ use serde_json::value::RawValue;
 
 use super::manifest::{Blob, Descriptor, Manifest};
 use crate::registry::error::one_line;
+use crate::steps::TagLabels;
 
 /// The most of a label's value that is shown.
 const VALUE_MAX: usize = 40;
 /// The longest value that is compared with those of other children.
 const COMPARED_MAX: usize = 256;
-
-/// What an image's labels do to its tags.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct TagLabels {
-    /// The lifetime of each tag, as written in `quay.expires-after`; none: no expiry.
-    pub expires_after: Option<String>,
-    /// `quay.immutable`: a tag cannot be moved once it is set.
-    pub immutable: bool,
-}
 
 /// The labels that count, as they were written.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

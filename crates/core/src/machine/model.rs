@@ -353,9 +353,28 @@ fn hold(explorations: &[(Scenario, &[&str])]) {
 }
 
 /// Every kind of fault.
-const KINDS: [&str; 18] = [
-    "crash", "replace", "handover", "lost", "late", "unknown", "stale", "moved", "back", "removed",
-    "suspend", "cancel", "delete", "deadline", "expire", "sources", "slow", "missing",
+const KINDS: [&str; 21] = [
+    "crash",
+    "replace",
+    "handover",
+    "lost",
+    "late",
+    "unknown",
+    "stale",
+    "moved",
+    "back",
+    "removed",
+    "suspend",
+    "cancel",
+    "delete",
+    "deadline",
+    "expire",
+    "sources",
+    "slow",
+    "missing",
+    "immutable",
+    "unsent",
+    "untyped",
 ];
 
 /// Those that only matter where floats may be taken back.

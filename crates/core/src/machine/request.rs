@@ -59,6 +59,14 @@ pub enum Replaces {
     Digest(Digest),
 }
 
+impl ImageSpec {
+    /// Whether it is promoted from another tag of its float's repository.
+    #[must_use]
+    pub fn is_within_one_repository(&self) -> bool {
+        self.source.repository == *self.float.repository()
+    }
+}
+
 /// When floats move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Latch {

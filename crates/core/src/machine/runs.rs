@@ -1,11 +1,10 @@
 //! Whole runs of the machine in a small world, with everything that can go wrong between any two requests.
 //!
 //! [`world`] has the promises, asserted at every event; the tests here choose worlds and events at random, let what is left run
-//! to its end, and compare the ends. Read [`steps`] for what a step asks the registry, [`registry`] for how that answers.
+//! to its end, and compare the ends. Read [`steps`](crate::steps) for what a step asks the registry, [`registry`] for how that answers.
 #![allow(clippy::expect_used, clippy::panic)]
 
 pub(super) mod registry;
-pub(super) mod steps;
 mod world;
 
 use std::collections::BTreeMap;

@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::image::{Digest, Float, Stamp, Tag};
+use crate::image::{Digest, Float, Reference, Stamp, Tag};
 use crate::machine::claims::{self, Claims, Contender, Standing, Uid, Verdict};
 use crate::machine::quota::{NamespaceQuota, QuotaKey};
-use crate::machine::runs::steps::{Answer, Ask, Halt, Running, Seen, faulted};
 use crate::machine::{
-    Admission, Context, Decision, FaultClass, ImageContext, Launch, Outcome, Phase, Reason,
-    Request, Step, advance, decide,
+    Admission, Context, Decision, ImageContext, Launch, Outcome, Phase, Reason, Request, Step,
+    advance, decide,
 };
+use crate::steps::is_old;
+use crate::steps::replay::{Answer, Ask, Halt, Running, Seen};
 
 use super::setup::Mutation;
 use super::world::{LATE, SETTLE, Shared, Who, World, Write};
@@ -179,7 +180,8 @@ impl Op {
 
     /// A tag write with what the request directly before it showed.
     fn write(&self, who: Who, tag: &Tag, digest: Digest) -> Write {
-        let saw = match self.run.said.last() {
+        let mut said = self.run.said.iter().rev();
+        let saw = match said.find(|(ask, _)| !ask.is_local()) {
             Some((Ask::Look(looked), Answer::At(seen))) if looked == tag && !self.blind => {
                 Some(Seen(*seen))
             }
@@ -592,16 +594,20 @@ impl World {
         let answer = match op.next.clone().expect("it asks") {
             Ask::Look(tag) => Answer::At(self.registry.look(&tag)),
             Ask::Held(digest) => yes(self.registry.has(digest)),
+            Ask::Fetch(reference) => Answer::At(self.fetch(who, &reference)),
             Ask::Copy(digest) => {
-                if !self.sources_gone && !self.registry.has(digest) {
+                let there = self.fetch(who, &Reference::Digest(digest)).is_some();
+                if there && !self.registry.has(digest) {
                     self.registry.change(|registry| registry.push(digest));
                 }
-                yes(!self.sources_gone)
+                yes(there)
             }
-            Ask::Put(tag, _) if self.is_refused(who, &tag) => return self.refuse(process, who),
+            Ask::Put(tag, _) if self.is_refused(who, &tag) => {
+                return self.refuse(process, who, Answer::Refused);
+            }
             Ask::Put(tag, digest) => {
                 if let Some(left) = self.gate(process, who, &tag, digest) {
-                    return self.answer(process, who, Answer::Lost(left));
+                    return self.answer(process, who, Answer::Landing(left));
                 }
                 let write = op.write(who, &tag, digest);
                 self.check_sent(&write);
@@ -612,55 +618,44 @@ impl World {
                 process.newest_write = self.now;
                 yes(put)
             }
-            Ask::Wrote(..) => unreachable!("answered by the memory"),
+            Ask::Wrote(..) | Ask::Old(_) => unreachable!("answered by the process"),
         };
         self.answer(process, who, answer);
     }
 
-    /// A tag write is refused for good.
-    pub fn refuse(&mut self, process: &mut Process, who: Who) {
+    /// A tag write is refused, and the registry says why; or it is not sent.
+    pub fn refuse(&mut self, process: &mut Process, who: Who, answer: Answer) {
         let op = &process.running[&who];
         let Some(Ask::Put(tag, digest)) = op.next.clone() else {
             unreachable!("only writes are refused");
         };
-        self.check_sent(&op.write(who, &tag, digest));
-        process.newest_write = self.now;
-        let op = process.running.get_mut(&who).expect("it runs");
-        op.change(|op| op.next = None);
-        let refused = faulted(Reason::TagImmutable, FaultClass::Terminal);
-        self.end_step(process, who, &refused);
-    }
-
-    /// A tag write is refused as if content were missing.
-    pub fn miss(&mut self, process: &mut Process, who: Who) {
-        let op = &process.running[&who];
-        let Some(Ask::Put(tag, digest)) = op.next.clone() else {
-            unreachable!("only writes are refused");
-        };
-        self.check_sent(&op.write(who, &tag, digest));
-        process.newest_write = self.now;
-        self.answer(process, who, Answer::No);
+        if answer != Answer::NotSent {
+            self.check_sent(&op.write(who, &tag, digest));
+            process.newest_write = self.now;
+        }
+        self.answer(process, who, answer);
     }
 
     /// A read fails.
-    pub fn fail_read(&mut self, process: &mut Process, who: Who) {
+    pub fn fail_read(&mut self, process: &mut Process, who: Who, answer: Answer) {
         let op = process.running.get_mut(&who).expect("it runs");
-        let look = matches!(op.next, Some(Ask::Look(_)));
+        let look = matches!(op.next, Some(Ask::Look(_) | Ask::Fetch(_)));
         op.change(|op| op.unknown = true);
         let answer = if look && self.lacks(Mutation::UnknownIsAbsent) {
             Answer::At(None)
         } else {
-            Answer::Unknown
+            answer
         };
         self.answer(process, who, answer);
     }
 
     /// A read shows what was there before.
     pub fn read_stale(&mut self, process: &mut Process, who: Who) {
-        let Some(Ask::Look(tag)) = process.running[&who].next.clone() else {
-            unreachable!("only looks are answered by old replicas");
-        };
-        let (shown, _) = self.replicas[&tag];
+        let next = process.running[&who].next.as_ref();
+        let tag = next
+            .and_then(Ask::read_tag)
+            .expect("only reads of tags are answered by old replicas");
+        let (shown, _) = self.replicas[tag];
         self.answer(process, who, Answer::At(shown));
         process
             .running
@@ -740,6 +735,10 @@ impl World {
                     let wrote = written == Some(digest);
                     Some(if wrote { Answer::Yes } else { Answer::No })
                 }
+                Ask::Old(tag) => {
+                    let old = is_old(tag, time(self.now));
+                    Some(if old { Answer::Yes } else { Answer::No })
+                }
                 ask => self.tampered_answer(&op.run, ask),
             };
             let Some(answer) = local else {
@@ -747,7 +746,7 @@ impl World {
                 return;
             };
             op.change(|op| {
-                op.blind = !matches!(ask, Ask::Wrote(..));
+                op.blind |= !ask.is_local();
                 op.run.said.push((ask, answer));
             });
         }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::image::{Digest, Float, Stamp, Tag};
 use crate::machine::{DISPLACED_MAX, Latch, OnFailure, Phase, Pin, RESCUED_MAX, Reason, Request};
 
-use crate::machine::runs::steps::Seen;
+use crate::steps::replay::Seen;
 
 use super::setup::{Broken, Mutation};
 use super::world::{Who, World, Write};

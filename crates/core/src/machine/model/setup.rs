@@ -4,6 +4,7 @@ use crate::image::{Digest, Float, Reference, Repository};
 use crate::machine::{
     ImageSpec, Latch, Mode, OnFailure, Referrers, Replaces, Request, Spec, Status,
 };
+use crate::steps::replay::Answer;
 
 use super::promises::{End, Promise};
 
@@ -85,6 +86,12 @@ pub struct Faults {
     pub refused: u8,
     /// A tag write is refused as if content were missing, and nothing is.
     pub missing: u8,
+    /// A tag write is refused because the tag cannot be moved, as it says.
+    pub immutable: u8,
+    /// A tag write is not sent: the look before it has become old.
+    pub unsent: u8,
+    /// A read is answered by a 404 that no registry says.
+    pub untyped: u8,
     /// A pruner takes the stamped tags of a float whose request is suspended.
     pub pruned: u8,
     /// What was pushed and not yet tagged is collected.
@@ -196,6 +203,9 @@ impl Faults {
         overrun: 0,
         refused: 0,
         missing: 0,
+        immutable: 0,
+        unsent: 0,
+        untyped: 0,
         pruned: 0,
         expire: 0,
         sources: 0,
@@ -225,9 +235,27 @@ impl Faults {
             "overrun" => &mut self.overrun,
             "refused" => &mut self.refused,
             "missing" => &mut self.missing,
+            "immutable" => &mut self.immutable,
+            "unsent" => &mut self.unsent,
+            "untyped" => &mut self.untyped,
             "pruned" => &mut self.pruned,
             _ => return None,
         })
+    }
+
+    /// The count of the fault that an answer is.
+    pub fn of(&mut self, answer: Answer) -> &mut u8 {
+        match answer {
+            Answer::Unknown => &mut self.unknown,
+            Answer::Untyped => &mut self.untyped,
+            Answer::Refused => &mut self.refused,
+            Answer::No => &mut self.missing,
+            Answer::Immutable => &mut self.immutable,
+            Answer::NotSent => &mut self.unsent,
+            Answer::At(_) | Answer::Yes | Answer::Lost(_) | Answer::Landing(_) => {
+                unreachable!("{answer:?} is no such fault")
+            }
+        }
     }
 
     /// Whether somebody else writes floats.
@@ -238,7 +266,7 @@ impl Faults {
     /// Whether they must not show in the tags at the end: crashes, lost answers, failed and old reads.
     pub fn heal(&self) -> bool {
         let acts = self.suspend + self.cancel + self.delete + self.deadline;
-        let acts = acts + self.overrun + self.refused + self.missing + self.pruned;
+        let acts = acts + self.overrun + self.refused + self.missing + self.immutable + self.pruned;
         !self.foreign() && acts + self.sources + self.slow == 0
     }
 }

@@ -1,7 +1,7 @@
 //! The world: a registry, the recorded requests, the processes that work on them, and everything that can go wrong.
 //!
 //! One [`Action`] is one indivisible step. Each registry request of a step is an action of its own, in the order of
-//! [`steps`](crate::machine::runs::steps), which is the one of `engine::operation`. The clock stands still but where
+//! [`steps`](crate::steps), which the engine runs as well. The clock stands still but where
 //! something has to wait: then it goes to the next time that is due, so that there are finitely many states.
 
 use std::collections::BTreeMap;
@@ -9,10 +9,10 @@ use std::hash::{Hash, Hasher};
 use std::ops::Deref;
 use std::sync::Arc;
 
-use crate::image::{Digest, Float, Tag};
+use crate::image::{Digest, Float, Reference, Tag};
 use crate::machine::runs::registry::Registry;
-use crate::machine::runs::steps::{Answer, Ask, Seen};
 use crate::machine::{Outcome, Request};
+use crate::steps::replay::{Answer, Ask, Seen};
 
 use super::process::{Op, Process};
 use super::promises::Past;
@@ -104,12 +104,11 @@ pub enum Action {
     /// `spec.suspend` is unset.
     Resume(usize),
     // From here on: faults.
-    Unknown(Who),
+    Fail(Who, Answer),
     Stale(Who),
     Lose(Who),
     Late(Who),
-    Refuse(Who),
-    Miss(Who),
+    Refuse(Who, Answer),
     Prune(usize),
     Crash(Option<Who>),
     Replace,
@@ -233,7 +232,7 @@ impl World {
         }
         for op in leader.running.values() {
             // A look that is not believed is made again until our own write has settled.
-            if let Some(Ask::Look(tag)) = &op.next
+            if let Some(tag) = op.next.as_ref().and_then(Ask::read_tag)
                 && self.disbelieved(leader, tag, self.registry.look(tag))
             {
                 due.extend(leader.written.get(tag).map(|(_, at)| at + SETTLE));
@@ -272,10 +271,6 @@ impl World {
             Action::Die => self.wire = None,
             Action::Wait => self.pass(self.due().expect("something is due")),
             Action::Resume(index) => self.edit(index, |request| request.spec.suspend = false),
-            Action::Unknown(who) => {
-                self.left.unknown -= 1;
-                self.lead(|world, leader| world.fail_read(leader, who));
-            }
             Action::Stale(who) => {
                 self.left.stale -= 1;
                 self.lead(|world, leader| world.read_stale(leader, who));
@@ -288,7 +283,9 @@ impl World {
                 self.left.late -= 1;
                 self.lead(|world, leader| world.lose(leader, who, false));
             }
-            Action::Refuse(_) | Action::Miss(_) | Action::Prune(_) => self.act_as_registry(action),
+            Action::Fail(..) | Action::Refuse(..) | Action::Prune(_) => {
+                self.act_as_registry(action);
+            }
             Action::Crash(sent) => {
                 self.left.crash -= 1;
                 if let Some(who) = sent {
@@ -362,13 +359,13 @@ impl World {
 
     fn act_as_registry(&mut self, action: Action) {
         match action {
-            Action::Refuse(who) => {
-                self.left.refused -= 1;
-                self.lead(|world, leader| world.refuse(leader, who));
+            Action::Fail(who, answer) => {
+                *self.left.of(answer) -= 1;
+                self.lead(|world, leader| world.fail_read(leader, who, answer));
             }
-            Action::Miss(who) => {
-                self.left.missing -= 1;
-                self.lead(|world, leader| world.miss(leader, who));
+            Action::Refuse(who, answer) => {
+                *self.left.of(answer) -= 1;
+                self.lead(|world, leader| world.refuse(leader, who, answer));
             }
             Action::Prune(number) => {
                 self.left.pruned -= 1;
@@ -405,6 +402,18 @@ impl World {
                     .request
                     .change(|request| request.status.deadline = Some(past));
             }
+        }
+    }
+
+    /// What a source's repository has there: of the float's own, what it holds.
+    pub fn fetch(&self, who: Who, reference: &Reference) -> Option<Digest> {
+        let spec = &self.objects[who.0].request.spec.images[who.1];
+        match reference {
+            Reference::Tag(tag) => self.registry.look(tag),
+            Reference::Digest(digest) if spec.is_within_one_repository() => {
+                Some(*digest).filter(|digest| self.registry.has(*digest))
+            }
+            Reference::Digest(digest) => Some(*digest).filter(|_| !self.sources_gone),
         }
     }
 
@@ -548,18 +557,25 @@ impl World {
             let free = self.left.late > 0 && self.wire.is_none();
             let faults = [
                 (self.left.lost > 0, Action::Lose(who)),
-                (self.left.refused > 0, Action::Refuse(who)),
-                (self.left.missing > 0, Action::Miss(who)),
+                (self.left.refused > 0, Action::Refuse(who, Answer::Refused)),
+                (self.left.missing > 0, Action::Refuse(who, Answer::No)),
+                (
+                    self.left.immutable > 0,
+                    Action::Refuse(who, Answer::Immutable),
+                ),
+                (self.left.unsent > 0, Action::Refuse(who, Answer::NotSent)),
                 (free, Action::Late(who)),
                 (free && self.left.crash > 0, Action::Crash(Some(who))),
             ];
             actions.extend(faults.into_iter().filter(|(may, _)| *may).map(|(_, f)| f));
             return;
         }
-        if self.left.unknown > 0 {
-            actions.push(Action::Unknown(who));
-        }
-        let Ask::Look(tag) = ask else {
+        let faults = [
+            (self.left.unknown > 0, Action::Fail(who, Answer::Unknown)),
+            (self.left.untyped > 0, Action::Fail(who, Answer::Untyped)),
+        ];
+        actions.extend(faults.into_iter().filter(|(may, _)| *may).map(|(_, f)| f));
+        let Some(tag) = ask.read_tag() else {
             actions.push(Action::Serve(who));
             return;
         };
@@ -616,10 +632,15 @@ impl World {
         let name = |digest: &Digest| self.setup.name(*digest).to_owned();
         match ask {
             Ask::Look(tag) => format!("where is {tag}?"),
+            Ask::Fetch(Reference::Tag(tag)) => format!("what is the source {tag}?"),
+            Ask::Fetch(Reference::Digest(digest)) => {
+                format!("is the source {} there?", name(digest))
+            }
             Ask::Held(digest) => format!("is {} there?", name(digest)),
             Ask::Copy(digest) => format!("copy {}", name(digest)),
             Ask::Put(tag, digest) => format!("put {tag} = {}", name(digest)),
             Ask::Wrote(tag, digest) => format!("wrote {tag} = {}?", name(digest)),
+            Ask::Old(tag) => format!("is {tag} old?"),
         }
     }
 
@@ -644,7 +665,12 @@ impl World {
             Answer::Yes => "yes",
             Answer::No => "no",
             Answer::Unknown => "failed",
+            Answer::Untyped => "a bare 404",
+            Answer::Refused => "refused",
+            Answer::Immutable => "refused as immutable",
             Answer::Lost(_) => "no answer",
+            Answer::Landing(_) => "not sent, another may land",
+            Answer::NotSent => "not sent",
         });
         match &op.run.outcome {
             None => answer.into(),
@@ -761,11 +787,10 @@ impl Model for World {
                 format!("reconcile r{index}: {what}")
             }
             Action::Serve(who) => format!("{} {}", step(who), answer(who)),
-            Action::Unknown(who) => format!("{} FAILS; {}", step(who), answer(who)),
+            Action::Fail(who, _) => format!("{} FAILS: {}", step(who), answer(who)),
             Action::Stale(who) => format!("{} STALE: {}", step(who), answer(who)),
             Action::Lose(who) => format!("{} lands, ANSWER LOST", step(who)),
-            Action::Refuse(who) => format!("{} REFUSED; {}", step(who), answer(who)),
-            Action::Miss(who) => format!("{} REFUSED as if content were missing", step(who)),
+            Action::Refuse(who, _) => format!("{} NOT WRITTEN: {}", step(who), answer(who)),
             Action::Late(who) => format!("{} NO ANSWER, is on the wire", step(who)),
             Action::Crash(Some(who)) => format!("CRASH with on the wire {}", step(who)),
             Action::Land => {

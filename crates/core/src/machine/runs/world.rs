@@ -11,13 +11,14 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::registry::Registry;
-use super::steps::{Answer, Ask, Halt, Running, Seen, faulted};
-use crate::image::{Digest, Float, Stamp, Tag};
+use crate::image::{Digest, Float, Reference, Stamp, Tag};
 use crate::machine::claims::{self, Claims, Contender, Standing, Verdict};
 use crate::machine::{
     Admission, Context, Decision, Effect, FaultClass, ImageContext, ImageSpec, Latch, Outcome,
     Phase, Reason, Request, Status, advance, decide,
 };
+use crate::steps::is_old;
+use crate::steps::replay::{Answer, Ask, Halt, Running, Seen, faulted};
 
 /// How long a tag write may take to show, in seconds.
 const SETTLE: i64 = 10;
@@ -551,25 +552,39 @@ impl World {
         let answer = match &ask {
             Ask::Look(tag) => Answer::At(self.registry.look(tag)),
             Ask::Held(digest) => yes(self.registry.has(*digest)),
+            Ask::Fetch(reference) => Answer::At(self.fetch(who, reference)),
             Ask::Copy(digest) => {
-                if !self.sources_gone {
+                let there = self.fetch(who, &Reference::Digest(*digest)).is_some();
+                if there {
                     self.registry.push(*digest);
                 }
-                yes(self.registry.has(*digest) && !self.sources_gone)
+                yes(there)
             }
             Ask::Put(tag, digest) => {
                 if let Some(seconds) = self.gate(who, tag, *digest) {
-                    let wait = FaultClass::Wait { seconds };
-                    return self.end(who, faulted(Reason::RegistryUnavailable, wait));
+                    Answer::Landing(seconds)
+                } else {
+                    let write = self.write(who, tag, *digest);
+                    yes(self.land(&write))
                 }
-                let write = self.write(who, tag, *digest);
-                yes(self.land(&write))
             }
             // This world's process remembers nothing of its writes; reads are never stale here.
             Ask::Wrote(..) => Answer::No,
+            Ask::Old(tag) => yes(is_old(tag, time(self.now))),
         };
         let running = self.process.running.get_mut(&who).expect("it runs");
         running.said.push((ask, answer));
+    }
+
+    /// What a source's repository has there: of the float's own, what it holds.
+    fn fetch(&self, who: Who, reference: &Reference) -> Option<Digest> {
+        match reference {
+            Reference::Tag(tag) => self.registry.look(tag),
+            Reference::Digest(digest) if self.spec(who).is_within_one_repository() => {
+                Some(*digest).filter(|digest| self.registry.has(*digest))
+            }
+            Reference::Digest(digest) => Some(*digest).filter(|_| !self.sources_gone),
+        }
     }
 
     /// The answer to a tag write is lost; it has landed, or is still on the wire.
