@@ -1,4 +1,4 @@
-//! The step of a plan: Resolve, and a survey of what the other steps would find.
+//! The step of a plan: Resolve, and a survey of what the other steps would find. They run over it in [`dry_run`].
 //!
 //! In come the image's spec and credentials; out comes what promoting it would do. Guaranteed: nothing is written, and no token is
 //! asked for with the right to write: some registries make the repository that it names.
@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::{Operation, Tools};
+use crate::dry_run;
 use crate::engine::leadership::Leadership;
 use crate::engine::memory::Memory;
 use crate::image::{Digest, Reference, Tag};
@@ -104,7 +105,7 @@ impl Operation {
         let (incoming, pre, post1) = (float.incoming(), float.pre(), float.post1());
         (held.incoming, held.pre, held.post1) =
             try_join!(self.peek(&incoming), self.peek(&pre), self.peek(&post1))?;
-        let mut forecast = Forecast::of(float, digest, Some(media_type), held, copying);
+        let mut forecast = dry_run::forecast(float, digest, Some(media_type), held, copying);
         forecast.expiring = expiring;
         Ok(Outcome::Forecast(Box::new(forecast)))
     }
@@ -139,7 +140,7 @@ impl Operation {
         held: FloatTags,
         copying: Copying,
     ) -> Outcome {
-        let forecast = Forecast::of(&self.spec.float, source, media_type, held, copying);
+        let forecast = dry_run::forecast(&self.spec.float, source, media_type, held, copying);
         Outcome::Forecast(Box::new(forecast))
     }
 

@@ -76,7 +76,10 @@ impl Staging {
         progress: &Arc<Progress>,
     ) -> Result<Digest, Fault> {
         let operation = self.operation(image, None, Referrers::Ignore, progress);
-        let read = operation.work().source_manifest(&image.source.reference).await;
+        let read = operation
+            .work()
+            .source_manifest(&image.source.reference)
+            .await;
         read.map(|manifest| manifest.digest).map_err(faulted)
     }
 
@@ -204,7 +207,10 @@ impl Operation {
             let held = if self.mode == Mode::Plan {
                 self.peek(&pin).await?
             } else {
-                self.work().look(&pin).await?.map(|manifest| manifest.digest)
+                self.work()
+                    .look(&pin)
+                    .await?
+                    .map(|manifest| manifest.digest)
             };
             if held == Some(digest) {
                 return Ok(());

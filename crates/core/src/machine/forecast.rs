@@ -1,12 +1,12 @@
 //! What promoting an image would do: the end of `mode: Plan`.
 //!
-//! In come the digests that the float and its tags hold and what a copy would take, as reads alone found them; out come the tags
-//! that the steps would write, in their order, and one line that says it all.
+//! In come the digests that the float and its tags hold and what a copy would take, as reads alone found them, and the tags
+//! that the steps would write ([`dry_run`](crate::dry_run)); out comes one line that says it all.
 
 use std::fmt;
 
 use super::expiry::Expiry;
-use crate::image::{Digest, Float, Tag};
+use crate::image::{Digest, Tag};
 
 /// What promoting an image would do.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -93,71 +93,11 @@ pub enum WrittenTag {
 }
 
 impl Forecast {
-    /// What the steps would do to `float`.
-    #[must_use]
-    pub fn of(
-        float: &Float,
-        source: Digest,
-        media_type: Option<String>,
-        held: FloatTags,
-        copying: Copying,
-    ) -> Self {
-        Self {
-            source,
-            media_type,
-            held,
-            copying,
-            writes: writes(float, source, held),
-            expiring: Vec::new(),
-        }
-    }
-
     /// Whether the float is at the source, so that nothing is done.
     #[must_use]
     pub fn is_unchanged(&self) -> bool {
         self.held.float == Some(self.source)
     }
-}
-
-/// The tags that the steps would write, in their order.
-fn writes(float: &Float, source: Digest, held: FloatTags) -> Vec<Write> {
-    let mut writes = Vec::new();
-    if held.float == Some(source) {
-        return writes;
-    }
-    let mut pinned = Vec::new();
-    let mut pin = |writes: &mut Vec<Write>, digest: Digest| {
-        if digest != source && !pinned.contains(&digest) {
-            pinned.push(digest);
-            let rescue = Some(digest) != held.float;
-            writes.push(Write {
-                tag: WrittenTag::Prune { rescue },
-                digest,
-                holds: None,
-            });
-        }
-    };
-    let named = |tag, digest, holds| Write {
-        tag: WrittenTag::Named(tag),
-        digest,
-        holds,
-    };
-    if let Some(digest) = held.incoming {
-        pin(&mut writes, digest);
-    }
-    writes.push(named(float.incoming(), source, held.incoming));
-    if let Some(old) = held.float {
-        pin(&mut writes, old);
-        writes.push(named(float.pre(), old, held.pre));
-    }
-    writes.push(named(float.tag().clone(), source, held.float));
-    if held.float.is_some() {
-        if let Some(digest) = held.post1 {
-            pin(&mut writes, digest);
-        }
-        writes.push(named(float.post1(), source, held.post1));
-    }
-    writes
 }
 
 /// One line, at most 256 bytes whatever the float's name.
@@ -243,14 +183,12 @@ impl fmt::Display for Bytes {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::dry_run::forecast;
+    use crate::image::Float;
     use crate::machine::samples::digest;
 
     fn float() -> Float {
         "quay.io/openshift/ci:a".parse().unwrap()
-    }
-
-    fn forecast(held: FloatTags) -> Forecast {
-        Forecast::of(&float(), digest("new"), None, held, Copying::default())
     }
 
     fn held(float: &str, incoming: &str, post1: &str) -> FloatTags {
@@ -261,88 +199,6 @@ mod tests {
             pre: Some(digest("older")),
             post1: some(post1),
         }
-    }
-
-    /// `TAG=DIGEST` for each write, in order.
-    fn written(held: FloatTags) -> Vec<String> {
-        let names = ["new", "old", "lost", "gone"].map(|name| (digest(name), name));
-        let name = |digest| names.iter().find(|(known, _)| *known == digest).unwrap().1;
-        let writes = forecast(held).writes.into_iter();
-        writes
-            .map(|write| {
-                let tag = match write.tag {
-                    WrittenTag::Named(tag) => tag.to_string(),
-                    WrittenTag::Prune { rescue: true } => "rescue".into(),
-                    WrittenTag::Prune { rescue: false } => "prune".into(),
-                };
-                format!("{tag}={}", name(write.digest))
-            })
-            .collect()
-    }
-
-    #[test]
-    fn the_tags_that_would_be_written_are_those_of_the_steps() {
-        let usual = [
-            "a_incoming=new",
-            "prune=old",
-            "a__pre=old",
-            "a=new",
-            "a__post1=new",
-        ];
-        assert_eq!(written(held("new", "lost", "gone")), [""; 0]);
-        assert_eq!(written(held("", "", "")), ["a_incoming=new", "a=new"]);
-        for (incoming, post1) in [("", ""), ("new", "new"), ("new", "old")] {
-            assert_eq!(
-                written(held("old", incoming, post1)),
-                usual,
-                "{incoming} {post1}"
-            );
-        }
-        assert_eq!(
-            written(held("old", "old", "old")),
-            [
-                "prune=old",
-                "a_incoming=new",
-                "a__pre=old",
-                "a=new",
-                "a__post1=new"
-            ]
-        );
-        assert_eq!(
-            written(held("old", "lost", "gone")),
-            [
-                "rescue=lost",
-                "a_incoming=new",
-                "prune=old",
-                "a__pre=old",
-                "a=new",
-                "rescue=gone",
-                "a__post1=new"
-            ]
-        );
-        assert_eq!(
-            written(held("old", "lost", "lost")),
-            [
-                "rescue=lost",
-                "a_incoming=new",
-                "prune=old",
-                "a__pre=old",
-                "a=new",
-                "a__post1=new"
-            ]
-        );
-        assert_eq!(
-            written(held("", "lost", "gone")),
-            ["rescue=lost", "a_incoming=new", "a=new"]
-        );
-    }
-
-    #[test]
-    fn what_a_tag_holds_now_stands_beside_what_it_would_hold() {
-        let writes = forecast(held("old", "new", "")).writes;
-        let holds: Vec<_> = writes.iter().map(|write| write.holds).collect();
-        let some = |name| Some(digest(name));
-        assert_eq!(holds, [some("new"), None, some("older"), some("old"), None]);
     }
 
     #[test]
@@ -358,7 +214,7 @@ mod tests {
             },
         };
         let say =
-            |held, copying| Forecast::of(&float(), digest("new"), None, held, copying).to_string();
+            |held, copying| forecast(&float(), digest("new"), None, held, copying).to_string();
         assert_eq!(
             say(held("old", "lost", ""), copying),
             format!(
@@ -381,8 +237,7 @@ mod tests {
             say(held("new", "", ""), Copying::default()),
             "the float is at the source already: nothing would be written"
         );
-        let mut expiring =
-            Forecast::of(&float(), digest("new"), None, held("old", "", ""), copying);
+        let mut expiring = forecast(&float(), digest("new"), None, held("old", "", ""), copying);
         let after = "2d".to_owned();
         expiring.expiring.push(Expiry::Tags {
             after: after.clone(),

@@ -44,7 +44,7 @@ mod model;
 #[cfg(test)]
 mod runs;
 #[cfg(test)]
-mod samples;
+pub(crate) mod samples;
 #[cfg(test)]
 mod table;
 

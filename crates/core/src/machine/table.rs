@@ -11,7 +11,7 @@ use super::{
     Context, Effect, Fault, FaultClass, Foreign, Image, ImageSpec, Latch, Outcome, Phase, Pin,
     Reason, Request, SourceFacts, Status, Step, advance,
 };
-use super::{Copying, FloatTags, Forecast};
+use super::{Copying, FloatTags};
 use crate::image::{Digest, Float};
 
 /// What becomes of the attempt that the launch used.
@@ -53,7 +53,7 @@ fn kinds() -> Vec<(&'static str, Outcome)> {
             media_type: None,
             float: Some(digest("old")),
         },
-        Outcome::Forecast(Box::new(Forecast::of(
+        Outcome::Forecast(Box::new(crate::dry_run::forecast(
             &float(),
             digest("new"),
             None,

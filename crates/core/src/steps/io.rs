@@ -14,6 +14,17 @@ pub trait Manifest {
     fn media_type(&self) -> &str;
 }
 
+/// Where there are no bytes, a digest is all there is of an image.
+impl Manifest for Digest {
+    fn digest(&self) -> Digest {
+        *self
+    }
+
+    fn media_type(&self) -> &'static str {
+        "application/vnd.oci.image.manifest.v1+json"
+    }
+}
+
 /// What an image's labels do to its tags.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TagLabels {

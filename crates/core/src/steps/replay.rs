@@ -10,7 +10,7 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use super::{Flow, Manifest, Put, StepIo, TagLabels, Work};
+use super::{Flow, Put, StepIo, TagLabels, Work};
 use crate::image::{Digest, Reference, Repository, Tag};
 use crate::machine::{Fault, FaultClass, Image, ImageSpec, Launch, Notice, Outcome, Reason};
 
@@ -174,16 +174,6 @@ impl Replay<'_> {
             Answer::No => Ok(false),
             answer => panic!("{answer:?} to a question"),
         }
-    }
-}
-
-impl Manifest for Digest {
-    fn digest(&self) -> Digest {
-        *self
-    }
-
-    fn media_type(&self) -> &'static str {
-        "application/json"
     }
 }
 

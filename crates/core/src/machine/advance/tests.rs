@@ -98,7 +98,7 @@ fn what_a_plan_foresees_is_its_message_and_none_of_what_promotes() {
     };
     let forecast_of = |found| {
         let copying = Copying::default();
-        let forecast = Forecast::of(
+        let forecast = crate::dry_run::forecast(
             &float(0),
             digest("new"),
             Some("type".into()),

@@ -1,0 +1,338 @@
+//! The dry run: what promoting an image would write. The steps that a promotion runs run here over a copy of the float's tags, so that
+//! what is announced is what would be done.
+//!
+//! In come the digests that the tags hold; out come the writes, in their order. Nothing is asked of anybody.
+
+use std::collections::BTreeMap;
+use std::pin::pin;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::image::{Digest, Float, Reference, Repository, Source, Stamp, Tag};
+use crate::machine::{
+    self, Admission, Copying, FloatTags, Forecast, ImageContext, ImageSpec, Inputs, Latch, Mode,
+    Notice, OnFailure, Referrers, Request, Spec, Status, Write, WrittenTag,
+};
+use crate::steps::{Flow, Put, StepIo, TagLabels, Work};
+
+/// More launches than a promotion takes that nothing disturbs: each of five tags may hold an image that has to be recorded first.
+const LAUNCHES_MAX: usize = 20;
+
+/// The float's tags, and what was written to them.
+#[derive(Debug)]
+struct Overlay<'a> {
+    float: &'a Float,
+    tags: Mutex<Tags>,
+}
+
+#[derive(Debug, Default)]
+struct Tags {
+    held: BTreeMap<Tag, Digest>,
+    writes: Vec<Write>,
+}
+
+/// What promoting `source` to `float` would do.
+#[must_use]
+pub fn forecast(
+    float: &Float,
+    source: Digest,
+    media_type: Option<String>,
+    held: FloatTags,
+    copying: Copying,
+) -> Forecast {
+    Forecast {
+        source,
+        media_type,
+        held,
+        copying,
+        writes: writes(float, source, held),
+        expiring: Vec::new(),
+    }
+}
+
+fn writes(float: &Float, source: Digest, held: FloatTags) -> Vec<Write> {
+    let overlay = Overlay::of(float, held);
+    let mut request = request(float, source);
+    for _ in 0..LAUNCHES_MAX {
+        let inputs = inputs();
+        let decision = machine::decide(&mut request, &inputs);
+        let Some(launch) = decision.launches.first() else {
+            break;
+        };
+        let outcome = {
+            let work = Work {
+                io: &overlay,
+                spec: &request.spec.images[launch.image],
+                image: &request.status.images[launch.image],
+                may_have_run: launch.may_have_run,
+            };
+            let run = pin!(work.run(launch.step));
+            match run.poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(outcome) => outcome,
+                // Nothing here is waited for.
+                Poll::Pending => break,
+            }
+        };
+        let context = machine::Context {
+            now: inputs.now,
+            newest_stamp: None,
+            jitter: 0.5,
+        };
+        machine::advance(&mut request, launch.image, outcome, &context);
+    }
+    std::mem::take(&mut overlay.lock().writes)
+}
+
+/// The promotion as a request of its own.
+fn request(float: &Float, source: Digest) -> Request {
+    let source = Source {
+        repository: float.repository().clone(),
+        reference: Reference::Digest(source),
+    };
+    let image = ImageSpec {
+        source,
+        float: float.clone(),
+        replaces: None,
+    };
+    Request {
+        spec: Spec {
+            images: vec![image],
+            latch: Latch::Independently,
+            on_failure: OnFailure::Hold,
+            mode: Mode::Promote,
+            referrers: Referrers::Ignore,
+            attempts: 5,
+            deadline_seconds: 1,
+            suspend: false,
+            cancel: false,
+            undo: false,
+        },
+        status: Status::new(1),
+    }
+}
+
+fn inputs() -> Inputs {
+    Inputs {
+        // The time shows in the names of prune tags alone, which are not announced.
+        now: Timestamp::UNIX_EPOCH,
+        stepped: 0,
+        resource_version: 1,
+        admission: Admission::Holds,
+        launching: true,
+        contexts: vec![ImageContext::default()],
+    }
+}
+
+// === impl Overlay ===
+
+impl<'a> Overlay<'a> {
+    fn of(float: &'a Float, held: FloatTags) -> Self {
+        let tags = [
+            (float.tag().clone(), held.float),
+            (float.incoming(), held.incoming),
+            (float.pre(), held.pre),
+            (float.post1(), held.post1),
+        ];
+        let tags = tags.into_iter();
+        let tags = Tags {
+            held: tags
+                .filter_map(|(tag, digest)| Some((tag, digest?)))
+                .collect(),
+            writes: Vec::new(),
+        };
+        Self {
+            float,
+            tags: Mutex::new(tags),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Tags> {
+        self.tags.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl StepIo for Overlay<'_> {
+    type Manifest = Digest;
+
+    async fn look(&self, tag: &Tag) -> Flow<Option<Digest>> {
+        Ok(self.lock().held.get(tag).copied())
+    }
+
+    async fn fetch(&self, reference: &Reference) -> Flow<Option<Digest>> {
+        match reference {
+            Reference::Digest(digest) => Ok(Some(*digest)),
+            Reference::Tag(tag) => self.look(tag).await,
+        }
+    }
+
+    async fn check_granted(&self, _: Digest) -> Flow<()> {
+        Ok(())
+    }
+
+    async fn held(&self, digest: Digest) -> Flow<Option<Digest>> {
+        Ok(Some(digest))
+    }
+
+    async fn labels(&self, _: &Digest) -> Flow<TagLabels> {
+        Ok(TagLabels::default())
+    }
+
+    async fn copy(&self, manifest: Digest) -> Flow<Option<Digest>> {
+        Ok(Some(manifest))
+    }
+
+    async fn put(&self, tag: &Tag, manifest: &Digest) -> Flow<Put> {
+        let written = match Stamp::of(tag) {
+            Some(stamp) => WrittenTag::Prune {
+                rescue: self.float.rescued(stamp) == *tag,
+            },
+            None => WrittenTag::Named(tag.clone()),
+        };
+        let mut tags = self.lock();
+        let holds = tags.held.insert(tag.clone(), *manifest);
+        tags.writes.push(Write {
+            tag: written,
+            digest: *manifest,
+            holds,
+        });
+        Ok(Put::Written)
+    }
+
+    async fn bring_referrers(&self, _: Digest) -> Flow<Option<Notice>> {
+        Ok(None)
+    }
+
+    async fn wrote(&self, _: &Tag, _: Digest) -> Flow<bool> {
+        Ok(false)
+    }
+
+    async fn is_old(&self, _: &Tag) -> Flow<bool> {
+        Ok(false)
+    }
+
+    async fn pause(&self, _: Duration) -> Flow<()> {
+        Ok(())
+    }
+
+    fn believes(&self, _: &Repository, _: &Tag, _: Option<Digest>) -> bool {
+        true
+    }
+
+    fn may_write(&self) -> bool {
+        true
+    }
+
+    fn forget(&self, _: &Repository) {}
+
+    fn forget_source(&self, _: Digest) {}
+
+    fn bytes(&self) -> u64 {
+        0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::machine::samples::digest;
+
+    fn float() -> Float {
+        "quay.io/openshift/ci:a".parse().unwrap()
+    }
+
+    fn held(float: &str, incoming: &str, post1: &str) -> FloatTags {
+        let some = |name: &str| (!name.is_empty()).then(|| digest(name));
+        FloatTags {
+            float: some(float),
+            incoming: some(incoming),
+            pre: Some(digest("older")),
+            post1: some(post1),
+        }
+    }
+
+    /// `TAG=DIGEST` for each write, in order.
+    fn written(held: FloatTags) -> Vec<String> {
+        let names = ["new", "old", "lost", "gone"].map(|name| (digest(name), name));
+        let name = |digest| names.iter().find(|(known, _)| *known == digest).unwrap().1;
+        let writes = writes(&float(), digest("new"), held).into_iter();
+        writes
+            .map(|write| {
+                let tag = match write.tag {
+                    WrittenTag::Named(tag) => tag.to_string(),
+                    WrittenTag::Prune { rescue: true } => "rescue".into(),
+                    WrittenTag::Prune { rescue: false } => "prune".into(),
+                };
+                format!("{tag}={}", name(write.digest))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_tags_that_would_be_written_are_those_of_the_steps() {
+        let usual = [
+            "a_incoming=new",
+            "prune=old",
+            "a__pre=old",
+            "a=new",
+            "a__post1=new",
+        ];
+        assert_eq!(written(held("new", "lost", "gone")), [""; 0]);
+        assert_eq!(written(held("", "", "")), ["a_incoming=new", "a=new"]);
+        for (incoming, post1) in [("", ""), ("new", "new"), ("new", "old")] {
+            assert_eq!(
+                written(held("old", incoming, post1)),
+                usual,
+                "{incoming} {post1}"
+            );
+        }
+        assert_eq!(
+            written(held("old", "old", "old")),
+            [
+                "prune=old",
+                "a_incoming=new",
+                "a__pre=old",
+                "a=new",
+                "a__post1=new"
+            ]
+        );
+        assert_eq!(
+            written(held("old", "lost", "gone")),
+            [
+                "rescue=lost",
+                "a_incoming=new",
+                "prune=old",
+                "a__pre=old",
+                "a=new",
+                "rescue=gone",
+                "a__post1=new"
+            ]
+        );
+        assert_eq!(
+            written(held("old", "lost", "lost")),
+            [
+                "rescue=lost",
+                "a_incoming=new",
+                "prune=old",
+                "a__pre=old",
+                "a=new",
+                "a__post1=new"
+            ]
+        );
+        assert_eq!(
+            written(held("", "lost", "gone")),
+            ["rescue=lost", "a_incoming=new", "a=new"]
+        );
+    }
+
+    #[test]
+    fn what_a_tag_holds_now_stands_beside_what_it_would_hold() {
+        let writes = writes(&float(), digest("new"), held("old", "new", ""));
+        let holds: Vec<_> = writes.iter().map(|write| write.holds).collect();
+        let some = |name| Some(digest(name));
+        assert_eq!(holds, [some("new"), None, some("older"), some("old"), None]);
+    }
+}
