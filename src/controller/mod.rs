@@ -174,7 +174,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
     health.leads();
     metrics.leadership("acquired");
     if let Some(last_sent) = last_sent {
-        engine.memory().follow(last_sent);
+        engine.memory().log().follow(last_sent);
     }
     let scope = Scope {
         installation,
@@ -323,7 +323,8 @@ async fn lead(
         () = end => {}
     }
     if let Some(elector) = elector {
-        if engine.memory().inherited_until(Instant::now()).is_some() {
+        let landing = engine.memory().log().inherited_until(Instant::now());
+        if landing.is_some() {
             // Whoever finds a released lease waits for nothing.
             tracing::info!("keeping the lease until it runs out: earlier writes may still land");
         } else {
@@ -344,7 +345,9 @@ async fn drain(engine: &Engine<Cluster>) {
     while engine.unrecorded() > 0 && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    while let Some(settled) = engine.memory().settled_at(Instant::now()) {
+    loop {
+        let settled = engine.memory().log().settled_at(Instant::now());
+        let Some(settled) = settled else { break };
         tokio::time::sleep_until(settled).await;
     }
 }

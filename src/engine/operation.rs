@@ -11,7 +11,6 @@ mod referrers;
 pub mod staging;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -99,8 +98,8 @@ impl Operation {
     /// The gate was closed: what for.
     fn not_sent(&self, tag: &Tag, digest: Digest) -> Put {
         let (repository, now) = (self.repository(), Instant::now());
-        let memory = &self.tools.memory;
-        match memory.landing_until(repository, tag, Some(digest), now) {
+        let log = self.tools.memory.log();
+        match log.landing_until(repository, tag, Some(digest), now) {
             Some(until) => Put::Landing(
                 format!(
                     "{repository}:{tag}: an earlier write of another image was not answered and may land late; waits until it cannot"
@@ -207,14 +206,11 @@ impl StepIo for Operation {
         let (repository, memory) = (self.repository(), &self.tools.memory);
         let credential = self.push()?;
         let write = memory.write(&self.spec.float, tag, manifest.digest);
-        let sent = AtomicBool::new(false);
         let gate = || {
-            let open = !self.cancel.is_cancelled()
+            !self.cancel.is_cancelled()
                 && self.tools.may_write()
                 && self.is_fresh()
-                && write.enter(Instant::now());
-            sent.fetch_or(open, Ordering::Relaxed);
-            open
+                && write.enter(Instant::now())
         };
         // Boxed: every step would be as large as what it has to send.
         let mut put = Box::pin(self.tools.registry.put_tag(
@@ -230,7 +226,7 @@ impl StepIo for Operation {
             biased;
             answer = &mut put => answer,
             () = self.cancel.cancelled() => {
-                if !sent.load(Ordering::Relaxed) {
+                if !write.is_sent() {
                     return Err(Outcome::Dropped);
                 }
                 put.as_mut().await
@@ -245,7 +241,7 @@ impl StepIo for Operation {
             }
             // It stays in the record as it was entered.
             registry::Put::Unknown(error) => {
-                return Ok(Put::Unknown(error.message, memory.settle()));
+                return Ok(Put::Unknown(error.message, memory.log().settle()));
             }
             registry::Put::ContentMissing(error) => Put::ContentMissing(fault(&error)),
             registry::Put::Refused(error) => Put::Refused(fault(&error)),
@@ -262,7 +258,7 @@ impl StepIo for Operation {
 
     async fn wrote(&self, tag: &Tag, digest: Digest) -> Flow<bool> {
         let (memory, now) = (&self.tools.memory, Instant::now());
-        Ok(memory.wrote(self.repository(), tag, digest, now))
+        Ok(memory.log().wrote(self.repository(), tag, digest, now))
     }
 
     async fn is_old(&self, prune: &Tag) -> Flow<bool> {
@@ -278,7 +274,7 @@ impl StepIo for Operation {
 
     fn believes(&self, repository: &Repository, tag: &Tag, digest: Option<Digest>) -> bool {
         let (memory, now) = (&self.tools.memory, Instant::now());
-        !memory.contradicts(repository, tag, digest, now)
+        !memory.log().contradicts(repository, tag, digest, now)
     }
 
     fn may_write(&self) -> bool {

@@ -397,11 +397,14 @@ impl Operation {
         let turn = self
             .read(async { Ok(memory.tag_locks.enter(&key).await) })
             .await?;
-        while let Some(until) = memory.landing_until(&key.0, tag, None, Instant::now()) {
-            self.pause(until.saturating_duration_since(Instant::now()))
-                .await?;
+        loop {
+            let now = Instant::now();
+            let landing = memory.log().landing_until(&key.0, tag, None, now);
+            let Some(until) = landing else {
+                return Ok(turn);
+            };
+            self.pause(until.saturating_duration_since(now)).await?;
         }
-        Ok(turn)
     }
 }
 

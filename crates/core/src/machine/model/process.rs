@@ -6,6 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::image::{Digest, Float, Reference, Stamp, Tag};
+use crate::log::WriteLog;
 use crate::machine::claims::{self, Claims, Contender, Standing, Uid, Verdict};
 use crate::machine::quota::{NamespaceQuota, QuotaKey};
 use crate::machine::{
@@ -19,14 +20,10 @@ use super::setup::Mutation;
 use super::world::{LATE, SETTLE, Shared, Who, World, Write};
 
 /// What a process knows, and forgets when it dies.
-#[derive(Debug, Clone, Hash, Default)]
+#[derive(Debug, Clone, Hash)]
 pub struct Process {
-    /// Nothing is launched before.
-    pub quiet_until: i64,
-    /// Nor before then on a float that is not spared: writes of an earlier process may still land.
-    pub others_until: i64,
-    /// Floats for which an earlier process has nothing on the wire.
-    pub spared: BTreeSet<usize>,
+    /// Its own tag writes, and what an earlier process may have sent.
+    pub log: Shared<WriteLog<Duration>>,
     /// Who owns which float.
     pub owners: BTreeMap<usize, usize>,
     /// How many of a namespace may have begun at once.
@@ -39,13 +36,6 @@ pub struct Process {
     pub known: Vec<Option<Known>>,
     /// Those that have ended or are gone.
     pub left: BTreeSet<usize>,
-    /// Its own tag writes that have not settled.
-    pub written: BTreeMap<Tag, (Digest, i64)>,
-    /// Its tag writes without an answer: what was sent last to a tag of a float, and when.
-    pub open: BTreeMap<(usize, Tag), (Digest, i64)>,
-    /// The newest prune stamp of each float that is not in the past.
-    stamps: BTreeMap<usize, Stamp>,
-    newest_write: i64,
     /// An object as it was when a float of it was latched first; for [`Mutation::StaleLaunch`] only.
     pub stale: BTreeMap<usize, Shared<Request>>,
     /// For [`Mutation::LaunchBeforeSave`] only.
@@ -81,6 +71,16 @@ const OVER_LIMIT: &str = "over its namespace's limit";
 
 const PATIENCE: i64 = claims::PATIENCE.as_secs().cast_signed();
 
+/// A time as the log of writes has it.
+pub fn moment(second: i64) -> Duration {
+    Duration::from_secs(second.unsigned_abs())
+}
+
+/// The same in seconds.
+pub fn second(moment: Duration) -> i64 {
+    moment.as_secs().cast_signed()
+}
+
 fn time(second: i64) -> Timestamp {
     Timestamp::from_second(second).expect("a time")
 }
@@ -88,12 +88,18 @@ fn time(second: i64) -> Timestamp {
 // === impl Process ===
 
 impl Process {
-    /// A process that has listed all requests.
-    pub fn new(requests: usize, quota: usize) -> Self {
+    /// A process that has listed all requests; `late`: for how long a write without an answer is taken to be able to land.
+    pub fn new(requests: usize, quota: usize, late: i64) -> Self {
         Self {
+            log: Shared::new(WriteLog::new(moment(SETTLE), moment(late))),
+            owners: BTreeMap::new(),
             quota: NamespaceQuota::new(quota),
+            running: BTreeMap::new(),
+            launched: BTreeSet::new(),
             known: vec![Some(Known::Undecided); requests],
-            ..Self::default()
+            left: BTreeSet::new(),
+            stale: BTreeMap::new(),
+            unsaved: BTreeMap::new(),
         }
     }
 
@@ -104,11 +110,10 @@ impl Process {
 
     /// Lets go of what is of no use any more.
     pub fn forget(&mut self, now: i64) {
-        self.written.retain(|_, (_, at)| *at + SETTLE > now);
-        self.open
-            .retain(|(_, tag), (_, at)| *at + lateness(tag) > now);
-        let past = Stamp::at(time(now));
-        self.stamps.retain(|_, stamp| *stamp >= past);
+        self.log.change(|log| {
+            log.prune(moment(now));
+            log.forget_stamps(Stamp::at(time(now)));
+        });
         for known in self.known.iter_mut().flatten() {
             if let Known::Eligible(until) = known
                 && *until <= now
@@ -116,33 +121,6 @@ impl Process {
                 *until = 0;
             }
         }
-        if self.quiet_until <= now {
-            self.quiet_until = 0;
-        }
-        if self.others_until <= now {
-            self.others_until = 0;
-            self.spared.clear();
-        }
-    }
-
-    /// When all its tag writes have shown, or can land no more.
-    pub fn settled_at(&self) -> i64 {
-        let open = self.open.iter();
-        let open = open.map(|((_, tag), (_, at))| at + lateness(tag)).max();
-        (self.newest_write + SETTLE).max(open.unwrap_or_default())
-    }
-
-    /// The end of what lasts so long after its sending, as `engine::memory` has it.
-    fn until(&self, number: usize, now: i64, lasts: impl Fn(&Tag) -> i64) -> Option<i64> {
-        let open = self.open.iter().filter(|((on, _), _)| *on == number);
-        let open = open.map(|((_, tag), (_, at))| at + lasts(tag)).max();
-        let others = if self.spared.contains(&number) {
-            0
-        } else {
-            self.others_until
-        };
-        let until = open.max(Some(self.quiet_until.max(others)));
-        until.filter(|&until| until > now)
     }
 
     /// Gives a step up: reads and copies at once; a tag write is one indivisible action here.
@@ -267,8 +245,7 @@ impl World {
             let Some((outcome, may_have_run)) = ended else {
                 continue;
             };
-            let number = self.setup.number(&request.spec.images[image].float);
-            let newest_stamp = process.stamps.get(&number).copied();
+            let newest_stamp = process.log.newest_stamp(&request.spec.images[image].float);
             let context = Context {
                 now: time(self.now),
                 newest_stamp: newest_stamp.filter(|_| !self.lacks(Mutation::StampReused)),
@@ -393,21 +370,16 @@ impl World {
         let images = request.spec.images.iter().enumerate();
         let contexts = images.map(|(image, spec)| {
             let op = process.running.get(&(index, image));
-            let number = self.setup.number(&spec.float);
+            let (log, now) = (&process.log, moment(self.now));
+            let at = |until| time(second(until));
             ImageContext {
                 running: op
                     .filter(|_| !finished.contains(&image))
                     .map(|op| op.run.launch.step),
                 waiting: None,
-                quiet_until: process
-                    .until(number, self.now, |_| SETTLE)
-                    .map(time)
-                    .filter(|_| !unsettled),
-                late_until: process
-                    .until(number, self.now, |tag| self.lateness(tag))
-                    .map(time)
-                    .filter(|_| !unsettled),
-                newest_stamp: process.stamps.get(&number).copied(),
+                quiet_until: (log.quiet_until(&spec.float, now).map(at)).filter(|_| !unsettled),
+                late_until: (log.late_until(&spec.float, now).map(at)).filter(|_| !unsettled),
+                newest_stamp: log.newest_stamp(&spec.float),
                 paused: None,
                 taken_over: !process.launched.contains(&(index, image)),
             }
@@ -455,9 +427,10 @@ impl World {
         let images = request.status.images.iter().zip(&before.status.images);
         for (spec, (new, old)) in request.spec.images.iter().zip(images) {
             if let Some(stamp) = new.newest_stamp().filter(|_| new != old) {
-                let number = self.setup.number(&spec.float);
-                let known = process.stamps.entry(number).or_insert(stamp);
-                *known = stamp.max(*known);
+                let now = Stamp::at(time(self.now));
+                process
+                    .log
+                    .change(|log| log.note_stamp(&spec.float, stamp, now));
             }
         }
         let status = request.status.clone();
@@ -529,7 +502,7 @@ impl World {
                 .running
                 .keys()
                 .any(|&who| who.0 == index && self.float(who) == float);
-            let late = process.until(number, now, |tag| self.lateness(tag));
+            let late = process.log.late_until(float, moment(now));
             *owner != index || owned.contains(float) || runs || late.is_some()
         });
         process.owners = owners;
@@ -606,16 +579,21 @@ impl World {
                 return self.refuse(process, who, Answer::Refused);
             }
             Ask::Put(tag, digest) => {
-                if let Some(left) = self.gate(process, who, &tag, digest) {
+                let write = op.write(who, &tag, digest);
+                if let Some(left) = self.closed_for(process, who, &tag, digest) {
                     return self.answer(process, who, Answer::Landing(left));
                 }
-                let write = op.write(who, &tag, digest);
+                self.enter(process, &write);
                 self.check_sent(&write);
                 let put = self.land(&write);
-                if put {
-                    process.written.insert(tag, (digest, self.now));
-                }
-                process.newest_write = self.now;
+                let (float, now) = (self.float(who), moment(self.now));
+                process.log.change(|log| {
+                    if put {
+                        log.answered(float, &tag, digest, now, now);
+                    } else {
+                        log.refused(float, &tag, digest, now);
+                    }
+                });
                 yes(put)
             }
             Ask::Wrote(..) | Ask::Old(_) => unreachable!("answered by the process"),
@@ -631,7 +609,6 @@ impl World {
         };
         if answer != Answer::NotSent {
             self.check_sent(&op.write(who, &tag, digest));
-            process.newest_write = self.now;
         }
         self.answer(process, who, answer);
     }
@@ -670,40 +647,42 @@ impl World {
             unreachable!("only writes are lost");
         };
         let write = op.write(who, &tag, digest);
+        if !self.lacks(Mutation::NoFence) {
+            self.enter(process, &write);
+        }
         self.check_sent(&write);
         if landed {
             self.land(&write);
         } else {
-            self.wire = Some((self.now + lateness(&tag), write));
-        }
-        process.written.remove(&tag);
-        process.newest_write = self.now;
-        if !self.lacks(Mutation::NoFence) {
-            let number = self.setup.number(self.float(who));
-            process.open.insert((number, tag), (digest, self.now));
+            self.wire = Some((self.now + LATE, write));
         }
         self.answer(process, who, Answer::Lost(SETTLE));
     }
 
-    /// For how long another digest than this one may land on the tag, if one may: it is not sent before.
-    pub fn gate(&self, process: &Process, who: Who, tag: &Tag, digest: Digest) -> Option<i64> {
+    /// For how long the gate is closed, because another digest than this one may land on the tag.
+    pub fn closed_for(
+        &self,
+        process: &Process,
+        who: Who,
+        tag: &Tag,
+        digest: Digest,
+    ) -> Option<i64> {
         if self.lacks(Mutation::OtherDigestSent) {
             return None;
         }
-        let key = (self.setup.number(self.float(who)), tag.clone());
-        let open = process.open.get(&key);
-        let other = open.filter(|(other, _)| *other != digest);
-        let left = other.map(|(_, at)| at + lateness(tag) - self.now);
-        left.filter(|&left| left > 0)
+        let (repository, now) = (self.float(who).repository(), moment(self.now));
+        let until = process
+            .log
+            .landing_until(repository, tag, Some(digest), now)?;
+        Some(second(until.saturating_sub(now)))
     }
 
-    /// How long after its sending a write of this tag keeps its float.
-    fn lateness(&self, tag: &Tag) -> i64 {
-        if self.lacks(Mutation::LateIgnored) {
-            SETTLE
-        } else {
-            lateness(tag)
-        }
+    /// A tag write is entered in the log, and sent.
+    fn enter(&self, process: &mut Process, write: &Write) {
+        let (float, now) = (self.float(write.who), moment(self.now));
+        process
+            .log
+            .change(|log| log.enter(float, &write.tag, write.digest, None, now));
     }
 
     fn answer(&mut self, process: &mut Process, who: Who, answer: Answer) {
@@ -731,8 +710,8 @@ impl World {
             };
             let local = match &ask {
                 Ask::Wrote(tag, digest) => {
-                    let written = process.written.get(tag).map(|(known, _)| known);
-                    let wrote = written == Some(digest);
+                    let (repository, now) = (spec.float.repository(), moment(self.now));
+                    let wrote = process.log.wrote(repository, tag, *digest, now);
                     Some(if wrote { Answer::Yes } else { Answer::No })
                 }
                 Ask::Old(tag) => {
@@ -877,15 +856,6 @@ impl World {
                 }
             }
         }
-    }
-}
-
-/// How long after its sending a write of this tag may matter: a prune tag binds one digest.
-fn lateness(tag: &Tag) -> i64 {
-    if Stamp::of(tag).is_some() {
-        SETTLE
-    } else {
-        LATE
     }
 }
 

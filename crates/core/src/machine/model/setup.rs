@@ -7,6 +7,7 @@ use crate::machine::{
 use crate::steps::replay::Answer;
 
 use super::promises::{End, Promise};
+use super::world::{LATE, SETTLE};
 
 /// The floats and the requests.
 #[derive(Debug, Clone, Copy)]
@@ -320,6 +321,15 @@ impl Setup {
             floats,
             undisturbed: None,
             names,
+        }
+    }
+
+    /// For how long a process takes a write without an answer to be able to land.
+    pub fn late(&self) -> i64 {
+        if self.mutation == Some(Mutation::LateIgnored) {
+            SETTLE
+        } else {
+            LATE
         }
     }
 

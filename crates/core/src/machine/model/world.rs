@@ -14,7 +14,7 @@ use crate::machine::runs::registry::Registry;
 use crate::machine::{Outcome, Request};
 use crate::steps::replay::{Answer, Ask, Seen};
 
-use super::process::{Op, Process};
+use super::process::{Op, Process, moment, second};
 use super::promises::Past;
 use super::search::{Model, fingerprint};
 use super::setup::{Broken, Faults, Mutation, Setup, digest};
@@ -154,7 +154,7 @@ impl World {
         });
         let objects: Vec<Object> = objects.collect();
         let now = 1_770_000_000;
-        let mut leader = Process::new(objects.len(), setup.scenario.quota);
+        let mut leader = Process::new(objects.len(), setup.scenario.quota, setup.late());
         if setup.mutation == Some(Mutation::HeardOutOfOrder) {
             leader.known[0] = None;
         }
@@ -220,9 +220,7 @@ impl World {
     /// The next time at which something that waits can go on.
     fn due(&self) -> Option<i64> {
         let leader = &self.leader;
-        let sent = leader.open.values().map(|(_, at)| *at);
-        let mut due: Vec<i64> = sent.flat_map(|at| [at + SETTLE, at + LATE]).collect();
-        due.extend([leader.quiet_until, leader.others_until]);
+        let mut due: Vec<i64> = leader.log.changes().map(second).collect();
         for (index, object) in self.objects.iter().enumerate() {
             let open = object.request.status.images.iter().enumerate();
             let waits = open.filter(|(image, _)| !leader.running.contains_key(&(index, *image)));
@@ -235,7 +233,9 @@ impl World {
             if let Some(tag) = op.next.as_ref().and_then(Ask::read_tag)
                 && self.disbelieved(leader, tag, self.registry.look(tag))
             {
-                due.extend(leader.written.get(tag).map(|(_, at)| at + SETTLE));
+                let (repository, now) = (self.setup.floats[0].repository(), moment(self.now));
+                let written = leader.log.written(repository, tag, now);
+                due.extend(written.map(|(_, until)| second(until)));
             }
         }
         due.into_iter().filter(|&at| at > self.now).min()
@@ -243,8 +243,8 @@ impl World {
 
     /// Whether a look contradicts what the process has written a moment ago.
     pub fn disbelieved(&self, process: &Process, tag: &Tag, seen: Option<Digest>) -> bool {
-        let written = process.written.get(tag);
-        !self.lacks(Mutation::NoMemory) && written.is_some_and(|(digest, _)| seen != Some(*digest))
+        let (repository, now) = (self.setup.floats[0].repository(), moment(self.now));
+        !self.lacks(Mutation::NoMemory) && process.log.contradicts(repository, tag, seen, now)
     }
 
     // === what happens ===
@@ -308,8 +308,9 @@ impl World {
             }
             Action::Handover => {
                 self.left.handover -= 1;
-                if !self.lacks(Mutation::HandoverAtOnce) {
-                    self.pass(self.leader.settled_at());
+                let settled = self.leader.log.settled_at(moment(self.now));
+                if let Some(settled) = settled.filter(|_| !self.lacks(Mutation::HandoverAtOnce)) {
+                    self.pass(second(settled));
                 }
                 self.begin(None);
             }
@@ -458,7 +459,8 @@ impl World {
     }
 
     fn lead(&mut self, act: impl FnOnce(&mut Self, &mut Process)) {
-        let mut leader = std::mem::take(&mut self.leader);
+        let nobody = Process::new(0, 0, LATE);
+        let mut leader = std::mem::replace(&mut self.leader, nobody);
         act(self, &mut leader);
         self.leader = leader;
     }
@@ -467,10 +469,9 @@ impl World {
     fn begin(&mut self, last_sent: Option<i64>) {
         let count = self.objects.len();
         let quota = self.setup.scenario.quota;
-        let mut leader = Process::new(count, quota);
+        let mut leader = Process::new(count, quota, self.setup.late());
         if let Some(sent) = last_sent.filter(|_| !self.lacks(Mutation::NoQuietStart)) {
-            leader.quiet_until = sent + SETTLE;
-            leader.others_until = sent + LATE;
+            leader.log.change(|log| log.follow(moment(sent)));
         }
         for index in 0..count {
             if !self.owned_by_record(index).is_empty() {
@@ -485,7 +486,7 @@ impl World {
                 let images = request.spec.images.iter().zip(&request.status.images);
                 let mut rest = images.filter(|(_, image)| image.is_at_rest());
                 if self.lacks(Mutation::AllSpared) || rest.any(|(spec, _)| spec.float == float) {
-                    leader.spared.insert(number);
+                    leader.log.change(|log| log.spare(&float));
                 }
             }
         }
@@ -550,7 +551,7 @@ impl World {
         let Some(ask) = &op.next else { return };
         if let Ask::Put(tag, digest) = ask {
             actions.push(Action::Serve(who));
-            let closed = self.gate(&self.leader, who, tag, *digest).is_some();
+            let closed = self.closed_for(&self.leader, who, tag, *digest).is_some();
             if closed || self.is_refused(who, tag) {
                 return;
             }
@@ -799,7 +800,7 @@ impl Model for World {
                 format!("LATE: {} = {name} lands", write.tag)
             }
             Action::FormerReconcile(index) => {
-                let gone = Process::default();
+                let gone = Process::new(0, 0, LATE);
                 let what = self.say_reconcile(&gone, &gone, &after);
                 format!("the FORMER leader reconciles r{index}: {what}")
             }

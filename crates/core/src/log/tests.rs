@@ -1,0 +1,132 @@
+#![allow(clippy::unwrap_used)]
+use super::*;
+
+const SETTLE: Duration = Duration::from_secs(10);
+const LATE: Duration = Duration::from_secs(30);
+
+fn float() -> Float {
+    "quay.io/openshift/ci:ocp_4.21_cli".parse().unwrap()
+}
+
+/// The time at which the tests begin.
+const START: Duration = Duration::from_hours(1);
+
+fn log() -> WriteLog<Duration> {
+    WriteLog::new(SETTLE, LATE)
+}
+
+fn digests() -> (Digest, Digest) {
+    (Digest::of(b"ours"), Digest::of(b"other"))
+}
+
+fn write(log: &mut WriteLog<Duration>, float: &Float, tag: &Tag, digest: Digest, at: Duration) {
+    assert!(log.enter(float, tag, digest, None, at));
+    log.answered(float, tag, digest, at, at);
+}
+
+#[test]
+fn a_read_that_contradicts_our_own_write_is_not_believed_until_it_settled() {
+    let mut log = log();
+    let (float, now) = (float(), START);
+    let (repository, tag) = (float.repository(), float.tag());
+    let (ours, other) = digests();
+    assert!(!log.contradicts(repository, tag, None, now));
+    write(&mut log, &float, tag, ours, now);
+    assert!(!log.contradicts(repository, tag, Some(ours), now));
+    assert!(log.contradicts(repository, tag, Some(other), now));
+    assert!(log.contradicts(repository, tag, None, now + Duration::from_secs(9)));
+    assert!(!log.contradicts(repository, tag, None, now + SETTLE));
+    // What was sent since and not answered may show as well as what was there before; nothing else may.
+    assert!(log.enter(&float, tag, other, None, now));
+    assert!(!log.contradicts(repository, tag, Some(other), now));
+    assert!(!log.contradicts(repository, tag, Some(ours), now));
+    assert!(log.contradicts(repository, tag, None, now));
+    assert!(!log.wrote(repository, tag, ours, now));
+}
+
+#[test]
+fn a_write_keeps_its_float_quiet_from_its_sending_and_is_late_for_longer() {
+    let mut log = log();
+    let (float, now) = (float(), START);
+    let pre = float.pre();
+    // Nothing is said of it any more: as after a panic, or an answer that was lost.
+    assert!(log.enter(&float, &pre, digests().0, None, now));
+    assert_eq!(log.quiet_until(&float, now), Some(now + SETTLE));
+    assert_eq!(log.late_until(&float, now), Some(now + LATE));
+    assert_eq!(log.quiet_until(&float, now + SETTLE), None);
+    assert_eq!(log.late_until(&float, now + SETTLE), Some(now + LATE));
+    assert_eq!(log.late_until(&float, now + LATE), None);
+    let other: Float = "quay.io/openshift/ci:other".parse().unwrap();
+    assert_eq!(log.quiet_until(&other, now), None);
+}
+
+#[test]
+fn another_digest_is_not_put_to_a_tag_where_one_may_still_land_and_the_same_is() {
+    let mut log = log();
+    let (float, now) = (float(), START);
+    let (ours, other) = digests();
+    assert!(log.enter(&float, float.tag(), ours, None, now));
+    let (tag, later) = (float.tag(), now + SETTLE);
+    assert!(!log.enter(&float, tag, other, None, later));
+    assert!(log.enter(&float, tag, ours, None, later));
+    log.answered(&float, tag, ours, later, later);
+    // That one was answered says nothing of the other.
+    assert!(!log.enter(&float, tag, other, None, later));
+    assert!(log.enter(&float, tag, other, None, now + LATE));
+}
+
+#[test]
+fn a_prune_tag_that_may_land_late_keeps_nothing_longer_than_the_settle_time() {
+    let mut log = log();
+    let (float, now) = (float(), START);
+    let prune = float.prune(Stamp::at(jiff::Timestamp::UNIX_EPOCH));
+    assert!(log.enter(&float, &prune, digests().0, None, now));
+    assert_eq!(log.late_until(&float, now), Some(now + SETTLE));
+    assert_eq!(log.settled_at(now), Some(now + SETTLE));
+}
+
+#[test]
+fn a_write_that_was_refused_or_never_sent_is_none() {
+    let mut log = log();
+    let (float, now) = (float(), START);
+    let (ours, other) = digests();
+    assert!(log.enter(&float, float.tag(), ours, None, now));
+    let (tag, later) = (float.tag(), now + SETTLE);
+    let again = later + Duration::from_secs(1);
+    assert!(log.enter(&float, tag, ours, None, later));
+    // Asked again before it is sent again.
+    assert!(log.enter(&float, tag, ours, Some(later), again));
+    log.refused(&float, tag, ours, again);
+    // The one before it may land all the same.
+    assert_eq!(log.late_until(&float, later), Some(now + LATE));
+    assert!(!log.enter(&float, float.tag(), other, None, later));
+    assert_eq!(log.settled_at(later), Some(now + LATE));
+}
+
+#[test]
+fn after_an_earlier_process_a_float_is_quiet_until_its_last_write_cannot_land_unless_it_is_spared()
+{
+    let mut log = log();
+    let now = START;
+    let other: Float = "quay.io/openshift/ci:other".parse().unwrap();
+    log.follow(now);
+    assert!(!log.may_spare(now));
+    assert!(log.may_spare(now + SETTLE));
+    log.spare(&float());
+    assert_eq!(log.quiet_until(&float(), now), Some(now + SETTLE));
+    assert_eq!(log.late_until(&float(), now), Some(now + SETTLE));
+    assert_eq!(log.quiet_until(&other, now), Some(now + LATE));
+    assert_eq!(log.quiet_until(&other, now + LATE), None);
+}
+
+#[test]
+fn all_is_settled_when_the_newest_answer_has_shown_and_no_sending_can_land() {
+    let mut log = log();
+    let (float, now) = (float(), START);
+    assert_eq!(log.settled_at(now), None);
+    write(&mut log, &float, float.tag(), digests().0, now);
+    assert_eq!(log.settled_at(now), Some(now + SETTLE));
+    assert!(log.enter(&float, &float.pre(), digests().0, None, now));
+    assert_eq!(log.settled_at(now), Some(now + LATE));
+    assert_eq!(log.settled_at(now + LATE), None);
+}
