@@ -287,7 +287,9 @@ impl Operation {
         Ok(match self.read(listed).await? {
             Listing::Of(_) => Some(true),
             Listing::Unsupported => Some(false),
-            Listing::None => None,
+            Listing::None => registry
+                .is_known_without_referrers(push.at(to))
+                .then_some(false),
         })
     }
 

@@ -144,6 +144,13 @@ impl RegistryClient {
         Err(too_many(&what, "more than 20 pages"))
     }
 
+    /// Whether a repository's registry was found to have no API for that, lately and for certain: what it does not hold says nothing.
+    #[must_use]
+    pub fn is_known_without_referrers(&self, remote: Remote<'_>) -> bool {
+        let key = (remote.credential.key(), remote.repository.clone());
+        self.0.unlisted.contains_key(&key)
+    }
+
     /// Copies a referrer and all that it references to another repository, and puts it there by its digest. Tells whether that registry
     /// acknowledges the subject; if it does not, a tag has to list the referrer.
     ///
