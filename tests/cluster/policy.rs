@@ -9,7 +9,8 @@ use std::time::Instant;
 use promotion_controller::api::crd_yaml;
 use promotion_controller::policy::Rules;
 use quaylike::{
-    Auth, AuthMode, Gate, GateSpec, ImageSpec, Matcher, Options, Registry, RequestKind, Shape, User,
+    Action, Auth, AuthMode, Gate, GateSpec, ImageSpec, Matcher, Options, Registry, RequestKind,
+    Rule, Shape, User, When,
 };
 use serde_json::{Value, json};
 
@@ -163,6 +164,21 @@ async fn own_pins_are_promoted_and_no_other_digest_of_the_repository_is() {
     let flag = format!("--plain-http={host}");
     let _controller = stage.controller(&[&policy, &config, &flag]);
     let by_digest = |digest: &dyn std::fmt::Display| format!("{host}/ci@{digest}");
+    // Staged a moment ago, and not yet shown by the replica that answers first.
+    let absent = Action::Status {
+        status: 404,
+        code: Some("MANIFEST_UNKNOWN".into()),
+        message: None,
+        detail: None,
+        body: None,
+        retry_after: None,
+    };
+    registry.add_rule(Rule {
+        matcher: reads("ci").reference(&pin),
+        when: When::Nth(1),
+        left: Some(1),
+        action: absent,
+    });
     let cases = [
         ("staged", by_digest(&digest), "f1", "Promote", "Posted"),
         (

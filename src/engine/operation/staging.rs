@@ -1,4 +1,5 @@
-//! Staging by whoever may read the source, and what shows later that it was done: the image goes to its float's repository, where a tag of its digest's name pins it.
+//! Staging by whoever may read the source, and what shows later that it was done: the image goes to its float's repository, where a
+//! tag of its digest's name pins it.
 //!
 //! In come the image's spec and the caller's credentials; out comes the digest under which a request can name it there. Guaranteed:
 //! the only tags written are the pin and those of cosign, the latter where they are absent. The pin's name decides its content, so
@@ -20,7 +21,7 @@ use crate::machine::{
     Step,
 };
 use crate::registry::{Progress, RegistryClient};
-use crate::steps::{Flow, TagLabels, Written};
+use crate::steps::{Flow, SOURCE_LOOKS, StepIo as _, TagLabels, Written};
 use crate::store::Access;
 
 /// What a run of staging works with.
@@ -200,9 +201,21 @@ impl Operation {
         if !self.access.if_staged.contains(&self.spec.source) {
             return Ok(());
         }
+        let mut pauses = SOURCE_LOOKS.iter();
+        while !self.is_staged(digest).await? {
+            // It may have been staged a moment ago, where reads lag behind writes.
+            let Some(pause) = pauses.next() else {
+                return Err(self.not_staged());
+            };
+            self.pause(*pause).await?;
+        }
+        Ok(())
+    }
+
+    async fn is_staged(&self, digest: Digest) -> Flow<bool> {
         let now = Timestamp::now();
         for days in STAGED_DAYS {
-            let day = now.saturating_add(SignedDuration::from_hours(24 * days));
+            let day = now.checked_add(SignedDuration::from_hours(24 * days));
             let pin = digest.staged(day.unwrap_or(now));
             let held = if self.mode == Mode::Plan {
                 self.peek(&pin).await?
@@ -213,10 +226,14 @@ impl Operation {
                     .map(|manifest| manifest.digest)
             };
             if held == Some(digest) {
-                return Ok(());
+                return Ok(true);
             }
         }
-        Err(Outcome::Faulted(Fault {
+        Ok(false)
+    }
+
+    fn not_staged(&self) -> Outcome {
+        Outcome::Faulted(Fault {
             reason: Reason::NotAllowed,
             message: format!(
                 "source {} is in the float's repository, where ownPins lets only what was staged in the last days be promoted; stage it \
@@ -224,7 +241,7 @@ impl Operation {
                 self.spec.source
             ),
             class: FaultClass::Terminal,
-        }))
+        })
     }
 }
 

@@ -23,7 +23,7 @@ mod tag;
 pub(crate) mod replay;
 
 pub use io::{Manifest, Put, StepIo, TagLabels};
-pub use stage::immovable;
+pub use stage::{SOURCE_LOOKS, immovable};
 pub use tag::Written;
 
 use std::time::Duration;

@@ -7,7 +7,7 @@ use crate::image::{Digest, Float, Reference};
 use crate::machine::{Expiry, Fault, FaultClass, Notice, Outcome, Reason};
 
 /// The pauses before the second and third look at a source that is not there.
-const SOURCE_LOOKS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
+pub const SOURCE_LOOKS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
 
 impl<I: StepIo> Work<'_, I> {
     pub(super) async fn resolve(&self) -> Flow<Outcome> {
