@@ -4,8 +4,8 @@
 //! the machine and the method. Guaranteed: a row whose outcome is wrong (a tag, a digest, a phase) fails the run; a figure beyond
 //! its limit is marked and listed at the end, as times depend on what else the machine does.
 //!
-//! Each section is a module: [`requests`], [`writes`], [`fairness`], [`peers`], [`bytes`], [`faults`], [`scale`]. What they stand on: [`measure`] (what a
-//! command took), [`served`] (the registry as a process of its own), [`promotion`] (what is promoted, and whether it was),
+//! Each section is a module: [`requests`], [`writes`], [`fairness`], [`peers`], [`rate`], [`bytes`], [`faults`], [`scale`]. What they
+//! stand on: [`measure`] (what a command took), [`served`] (the registry as a process of its own), [`promotion`] (what is promoted, and whether it was),
 //! [`plain`] (the loops this program is compared with), [`tools`] (the staged script and its command lines).
 
 #![allow(
@@ -22,6 +22,7 @@ mod measure;
 mod peers;
 mod plain;
 mod promotion;
+mod rate;
 mod relay;
 mod report;
 mod requests;
@@ -43,14 +44,15 @@ cargo bench [-- [SECTION…] [--quick]]
   writes    status writes and time of a request in a cluster
   fairness  a small request behind two large ones
   peers     promote, a plain loop and the staged script, side by side
+  rate      promote as it paces itself, without a limit and behind quay's
   bytes     large layers from registry to registry
   faults    a registry that is down, answers 429 and 503, cuts bodies
   scale     a thousand requests at once, and ten thousand that have ended
 
 Without a section: all. --quick: small sizes, to see that it works.";
 
-const SECTIONS: [&str; 7] = [
-    "requests", "writes", "fairness", "peers", "bytes", "faults", "scale",
+const SECTIONS: [&str; 8] = [
+    "requests", "writes", "fairness", "peers", "rate", "bytes", "faults", "scale",
 ];
 
 fn main() -> ExitCode {
@@ -93,6 +95,7 @@ fn main() -> ExitCode {
                 "writes" => writes::run(&mut report).await,
                 "fairness" => fairness::run(&mut report).await,
                 "peers" => peers::run(&mut report).await,
+                "rate" => rate::run(&mut report).await,
                 "bytes" => bytes::run(&mut report).await,
                 "faults" => faults::run(&mut report).await,
                 _ => scale::run(&mut report).await,

@@ -30,8 +30,6 @@ const BOT: (&str, &str) = ("bot", "secret");
 enum Way<'a> {
     Loop,
     Promote,
-    /// With the default pacing.
-    Paced,
     Script(&'a Tool),
 }
 
@@ -106,7 +104,6 @@ pub async fn run(report: &mut Report) {
             table(report, &found, latency, shape).await;
         }
     }
-    paced(report).await;
     tokens(report, &found).await;
 }
 
@@ -193,22 +190,6 @@ async fn beside(report: &mut Report, table: &mut Table, case: Case) {
     );
 }
 
-/// `promote` as it paces itself when nothing is said.
-async fn paced(report: &mut Report) {
-    let mut table = new_table("10 ms, single-arch (4 blobs), paced");
-    let floats = if report.quick { 1 } else { 100 };
-    let case = Case {
-        latency: 10,
-        shape: Shape::Oci,
-        floats,
-        tokens: false,
-    };
-    let run = once(case, Way::Paced).await;
-    let name = "promote (40 manifest and 40 blob requests a second)";
-    add(&mut table, name, floats, &run, String::new(), String::new());
-    table.print();
-}
-
 /// A registry that asks for bearer tokens.
 async fn tokens(report: &mut Report, found: &[Tool]) {
     let mut table = new_table("10 ms, single-arch (4 blobs), bearer tokens");
@@ -286,7 +267,6 @@ impl Way<'_> {
         match self {
             Self::Loop => plain::promotion(host, account, promotions).task(folder),
             Self::Promote => promotion::promote(folder, &pairs, &[host], &["--registry-qps=0"]),
-            Self::Paced => promotion::promote(folder, &pairs, &[host], &[]),
             Self::Script(tool) => tool.script(folder, host, promotions).await,
         }
     }

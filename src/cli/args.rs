@@ -28,9 +28,12 @@ pub(super) struct RegistryArgs {
     /// (repeatable).
     #[arg(long, value_name = "CIDR")]
     cluster_range: Vec<IpNet>,
-    /// Manifest requests per second, and blob requests per second, to each registry; 0: no limit.
-    #[arg(long, value_name = "N", default_value_t = 40)]
-    registry_qps: u32,
+    /// Requests per second to each registry; auto: begin at 40 and find what it bears; 0: no limit.
+    #[arg(long, value_name = "auto|N", default_value = "auto", value_parser = qps)]
+    registry_qps: Qps,
+    /// The most requests per second that auto tries.
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    registry_qps_max: u32,
     /// Requests in flight to each registry.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(3..=256))]
     registry_concurrency: u16,
@@ -45,6 +48,14 @@ pub(super) struct RegistryArgs {
     status_interval: u8,
 }
 
+/// Requests per second.
+#[derive(Debug, Clone, Copy)]
+enum Qps {
+    /// As many as the registry bears.
+    Auto,
+    Fixed(u32),
+}
+
 impl RegistryArgs {
     pub(super) fn engine(&self) -> engine::Settings {
         engine::Settings {
@@ -56,15 +67,24 @@ impl RegistryArgs {
     }
 
     pub(super) fn registry(&self, policy: &Policy) -> Settings {
+        let default = Settings::default();
+        let (qps, qps_max) = match self.registry_qps {
+            Qps::Auto => (
+                default.qps.min(self.registry_qps_max),
+                self.registry_qps_max,
+            ),
+            Qps::Fixed(qps) => (qps, qps),
+        };
         Settings {
             plain_http: self.plain_http.clone(),
             allowed: policy.registries.clone(),
             cluster_ranges: self.cluster_range.clone(),
             registry_ca: self.registry_ca.clone(),
-            qps: self.registry_qps,
+            qps,
+            qps_max,
             concurrency: self.registry_concurrency.into(),
             put_timeout: engine::leadership::write_timeout(self.engine().settle),
-            ..Settings::default()
+            ..default
         }
     }
 
@@ -83,6 +103,14 @@ impl RegistryArgs {
             self.listed()
         }
     }
+}
+
+fn qps(text: &str) -> Result<Qps, &'static str> {
+    if text == "auto" {
+        return Ok(Qps::Auto);
+    }
+    let fixed = text.parse().map(Qps::Fixed);
+    fixed.map_err(|_| "write auto, a number of requests per second, or 0 for no limit")
 }
 
 fn host_and_file(text: &str) -> Result<(String, PathBuf), &'static str> {

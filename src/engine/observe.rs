@@ -142,6 +142,7 @@ impl<S: Store> Engine<S> {
                 return;
             }
             state.pause = pause;
+            self.inner.tools.registry.restart();
             for known in state.known.values_mut() {
                 if let PushCheck::Yes(since) = &mut known.push_check {
                     *since = Instant::now();

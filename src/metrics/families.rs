@@ -164,6 +164,8 @@ families! {
         "Requests queued for a registry";
     registry_limit: There "promotion_controller_registry_requests_limit" [host]
         "Limit of requests and blob streams in flight to a registry; lower after a 429";
+    registry_rate: There "promotion_controller_registry_requests_per_second" [host zone]
+        "Requests a second that a registry is sent at most, for content (manifests and blobs) and for tokens; absent where there is no limit";
     paused: There "promotion_controller_paused" [scope]
         "1 while work is paused, everywhere (all) or at some registries (hosts)";
     unusable_files: There "promotion_controller_unusable_files" []

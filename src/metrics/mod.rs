@@ -433,6 +433,16 @@ impl Scrape<'_> {
         self.0.registry_queued.at([label()]).inc_by(whole(queued));
         self.0.registry_limit.at([label()]).inc_by(whole(limit));
     }
+
+    /// How many requests a second a zone of a registry is sent at most. Of hosts that share a label, added up.
+    pub fn registry_rate(&self, host: &Host, zone: &'static str, rate: f64) {
+        let series = self.0.registry_rate.at([host.clone().into(), zone.into()]);
+        #[allow(
+            clippy::cast_possible_truncation,
+            reason = "bounded by the configuration"
+        )]
+        series.inc_by(rate.round() as i64);
+    }
 }
 
 /// What one registry is asked to bear now.

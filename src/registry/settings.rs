@@ -14,8 +14,10 @@ use crate::policy::HostPattern;
 pub struct Settings {
     /// `HOST` or `HOST:PORT` spoken to over plain HTTP.
     pub plain_http: Vec<String>,
-    /// Manifest requests a second, and blob requests a second, per host; 0: no pacing.
+    /// Requests a second to each host at first, for manifests and blobs together and for tokens apart; 0: no pacing.
     pub qps: u32,
+    /// How many these may become while requests wait and the host serves them; at most `qps`: no more than that.
+    pub qps_max: u32,
     /// Requests in flight per host, at least 3; a quarter is kept free of blob streams.
     pub concurrency: usize,
     /// Time to connect.
@@ -60,6 +62,7 @@ impl Default for Settings {
         Self {
             plain_http: Vec::new(),
             qps: 40,
+            qps_max: 1000,
             concurrency: 16,
             connect_timeout: Duration::from_secs(10),
             read_timeout: Duration::from_mins(1),

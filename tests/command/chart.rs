@@ -384,6 +384,7 @@ async fn the_arguments_are_what_the_values_say() {
         "--log-format=text",
         "--lease-namespace=ci",
         "--registry-qps=0",
+        "--registry-qps-max=500",
         "--registry-concurrency=32",
         "--settle-seconds=12",
         "--late-seconds=120",

@@ -17,6 +17,7 @@ mod collected;
 mod entitled;
 mod hops;
 mod led;
+mod rate;
 mod slow;
 mod targets;
 mod tokens;

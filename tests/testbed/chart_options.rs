@@ -16,7 +16,7 @@ fn rule() -> Value {
 
 /// Every option set to something else than its default.
 pub fn most() -> Value {
-    json!({
+    let mut most = json!({
         "registries": ["quay.io", "registry.*.ci.openshift.org", "127.0.0.1:5000"],
         "namespaces": ["ci", "ocp"],
         "secretNames": ["push", "pull"],
@@ -81,7 +81,10 @@ pub fn most() -> Value {
         "podAnnotations": {"note": "pods"},
         "nameOverride": "promoter",
         "fullnameOverride": "promoter-main",
-    })
+    });
+    // As much as one macro takes.
+    most["qpsMax"] = json!(500);
+    most
 }
 
 /// Each under a name: the least, the most, and the least with one option on or off.

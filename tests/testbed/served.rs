@@ -40,6 +40,8 @@ pub struct Asked {
     pub requests: usize,
     pub pings: usize,
     pub tokens: usize,
+    /// Of these, how many were answered 429.
+    pub refused: usize,
     /// Bytes of all bodies, both ways.
     pub bodies: u64,
 }
@@ -144,7 +146,10 @@ impl Served {
             match entry.kind.as_str() {
                 "ping" => asked.pings += 1,
                 "token" => asked.tokens += 1,
-                _ => asked.requests += 1,
+                _ => {
+                    asked.requests += 1;
+                    asked.refused += usize::from(entry.status == Some(429));
+                }
             }
             asked.bodies += entry.bytes_in + entry.bytes_out;
         }

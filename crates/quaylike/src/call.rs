@@ -5,9 +5,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use axum::body::{Body, BodyDataStream};
-use axum::http::header::{CONTENT_LENGTH, HOST, HeaderName};
+use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, HOST, HeaderName};
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::Response;
 use bytes::Bytes;
@@ -19,6 +20,7 @@ use super::auth::{AuthMode, Caller, Rejected};
 use super::faults::Action;
 use super::log::LoggedRequest;
 use super::names;
+use super::rate_limit::Client;
 use super::settings::{Dialect, Settings};
 use super::state::RegistryState;
 use super::store::StoreError;
@@ -31,6 +33,7 @@ const DRAIN: u64 = 16 << 20;
 pub(super) struct Call {
     pub(super) registry: Arc<RegistryState>,
     pub(super) settings: Settings,
+    pub(super) client: Client,
     pub(super) method: Method,
     pub(super) headers: HeaderMap,
     pub(super) entry: LoggedRequest,
@@ -41,6 +44,13 @@ pub(super) struct Call {
 }
 
 impl Call {
+    /// Whether its sender's rate has room for it.
+    pub(super) fn is_within_the_rate(&self, now: Instant) -> bool {
+        let (limit, rate) = (&self.registry.rate_limit, self.settings.rate);
+        let authorization = self.header(&AUTHORIZATION);
+        limit.admits(self.entry.kind, self.client, authorization, rate, now)
+    }
+
     pub(super) fn is_head(&self) -> bool {
         self.method == Method::HEAD
     }

@@ -7,6 +7,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -38,7 +39,25 @@ pub(super) struct CuttableConnection {
 
 /// By what a request cuts the connection it came by.
 #[derive(Clone, Debug)]
-pub(super) struct CutHandle(CancellationToken);
+pub(super) struct CutHandle {
+    cut: CancellationToken,
+    id: u64,
+}
+
+/// Numbers connections.
+static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
+
+impl CutHandle {
+    fn new(cut: CancellationToken) -> Self {
+        let id = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
+        Self { cut, id }
+    }
+
+    /// Which connection it is.
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+}
 
 /// Cuts the connection where the answer says so.
 pub(super) async fn cut_if_marked(
@@ -48,7 +67,7 @@ pub(super) async fn cut_if_marked(
 ) -> Response {
     let response = next.run(request).await;
     if response.extensions().get::<ConnectionCut>().is_some() {
-        handle.0.cancel();
+        handle.cut.cancel();
     }
     response
 }
@@ -65,8 +84,8 @@ impl Listener for CuttableListener {
                     if let Err(error) = stream.set_nodelay(true) {
                         tracing::debug!(%error, "TCP_NODELAY not set");
                     }
-                    let handle = CutHandle(self.stop.child_token());
-                    let cut = Box::pin(handle.0.clone().cancelled_owned());
+                    let handle = CutHandle::new(self.stop.child_token());
+                    let cut = Box::pin(handle.cut.clone().cancelled_owned());
                     return (
                         CuttableConnection {
                             stream,

@@ -12,19 +12,21 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::{ConnectInfo, Request, State};
 use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderName, HeaderValue, LOCATION};
 use axum::http::request::Parts;
-use axum::http::{Method, StatusCode};
+use axum::http::{Method, StatusCode, Version};
 use axum::response::Response;
 
 use super::answers::{self, Refusal};
 use super::auth::{Caller, Rejected};
 use super::call::{Call, buffered, text};
+use super::cuttable_listener::CutHandle;
 use super::faults::Action;
 use super::gate::Moment;
 use super::log::{LoggedRequest, Phase};
 use super::names::{self, RequestKind, Target};
+use super::rate_limit::Client;
 use super::settings::Dialect;
 use super::state::RegistryState;
 use super::{blobs, body_faults, control_api, manifests};
@@ -114,6 +116,7 @@ async fn serve(
     let call = Call {
         registry: registry.clone(),
         settings,
+        client: client(&parts),
         method: parts.method,
         headers: parts.headers,
         entry: entry.clone(),
@@ -140,12 +143,8 @@ async fn serve(
 
 /// What faults do before the work, and the work unless they replace it. None: the connection is to be cut.
 async fn inject_faults(mut call: Call) -> Option<Response> {
-    let (actions, rate) = (call.actions.clone(), call.settings.rate);
-    if !call
-        .registry
-        .bucket
-        .admits(call.entry.kind, rate, Instant::now())
-    {
+    let actions = call.actions.clone();
+    if !call.is_within_the_rate(Instant::now()) {
         call.drain().await;
         return Some(answers::page(StatusCode::TOO_MANY_REQUESTS));
     }
@@ -244,6 +243,17 @@ async fn route(call: &mut Call) -> Result<Response, Refusal> {
         (RequestKind::Blob, &Method::GET | &Method::HEAD) => blobs::read(call),
         (RequestKind::Upload, _) => blobs::upload(call).await,
         _ => Err(Refusal::not_allowed()),
+    }
+}
+
+/// Whose rate a request counts against.
+fn client(parts: &Parts) -> Client {
+    let connection = parts.extensions.get::<ConnectInfo<CutHandle>>();
+    match connection {
+        Some(ConnectInfo(connection)) if parts.version == Version::HTTP_2 => {
+            Client::Connection(connection.id())
+        }
+        _ => Client::Address,
     }
 }
 

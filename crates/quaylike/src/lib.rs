@@ -45,7 +45,8 @@
 //! - stale answers: reads by digest come from a cache ([`Settings::stale_manifests`], [`Settings::stale_blobs`]);
 //! - sparse indexes: an index may lack children ([`Settings::sparse`]);
 //! - a digest resolves one level below a tag ([`Settings::one_level`]);
-//! - one rate limit for manifests and blobs together, with a burst for each ([`Settings::rate`]);
+//! - rate limits: one for manifests and blobs together, with a burst for each, others for tag lists and tokens, higher on HTTP/2
+//!   ([`Settings::rate`]);
 //! - blobs are read by redirect from another address ([`Settings::redirect_blobs`]).
 //!
 //! [`Dialect`] gives it the words of CNCF distribution, Harbor or ECR instead.
@@ -79,12 +80,12 @@ mod log;
 mod manifest;
 mod manifests;
 mod names;
+mod rate_limit;
 mod seed;
 mod settings;
 mod stale_cache;
 mod state;
 mod store;
-mod token_bucket;
 mod uploads;
 
 use std::future::Future;

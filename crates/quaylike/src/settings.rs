@@ -72,7 +72,8 @@ pub struct Settings {
     pub one_level: bool,
     /// Act on the labels `quay.expires-after` and `quay.immutable` of images whose tags are set, in quay's dialect.
     pub labels: bool,
-    /// Requests a second for manifests and blobs together, beyond which 429 is answered; none at 0. Quay: 50.
+    /// Requests a second for manifests and blobs together on HTTP/1.1, beyond which 429 is answered; none at 0. Quay: 50. On each
+    /// connection of HTTP/2 it is ten times that; tag lists have a tenth of it, tokens more than twice.
     pub rate: u32,
     /// Look for dangling tags after every change. Costs a walk over the repository for each.
     pub audit: bool,

@@ -14,10 +14,10 @@ use super::faults::Faults;
 use super::gate::{Gates, HeldWrites, Moment};
 use super::log::{Log, LoggedRequest};
 use super::manifest::Manifest;
+use super::rate_limit::RateLimit;
 use super::settings::{Options, Settings};
 use super::stale_cache::StaleCache;
 use super::store::Store;
-use super::token_bucket::TokenBucket;
 use super::uploads::Uploads;
 
 /// The running registry.
@@ -33,7 +33,7 @@ pub(super) struct RegistryState {
     /// Answers by digest that outlive the content.
     pub(super) stale_manifests: StaleCache<Arc<Manifest>>,
     pub(super) stale_blobs: StaleCache<Blob>,
-    pub(super) bucket: TokenBucket,
+    pub(super) rate_limit: RateLimit,
     pub(super) stop: CancellationToken,
     /// Base URL of the second listener.
     pub(super) storage: String,
@@ -54,7 +54,7 @@ impl RegistryState {
             held: HeldWrites::new(),
             stale_manifests: StaleCache::default(),
             stale_blobs: StaleCache::default(),
-            bucket: TokenBucket::default(),
+            rate_limit: RateLimit::default(),
             stop,
             storage,
             control_api: options.control_api,

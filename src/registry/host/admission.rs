@@ -6,7 +6,8 @@
 //! state for each registry that leads there, so no registry can slow down another by leading to it.
 //!
 //! Each credential has its own [`CredentialShare`] of a host, of the same size. If one credential hits a rate limit, only it slows down;
-//! if credentials of several namespaces do, the host slows down.
+//! if credentials of several namespaces do, the host slows down. A limit of the token endpoint slows nothing else. A host that comes
+//! back after a pause is asked as slowly as at first.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::breaker::{BadAnswer, Breaker, BreakerPermit};
-use super::limits::{Lane, Limits};
+use super::limits::{Lane, Limit, Limits, Zone};
 use super::progress::Progress;
 use super::queue::{HostQueue, Permit, Want};
 use crate::machine::Reason;
@@ -46,6 +47,8 @@ pub(crate) struct Host {
     tokens: Arc<HostQueue>,
     /// Open while the host is unavailable or limits the rate.
     pub(super) all: Arc<Breaker>,
+    /// Open while the host limits the rate of tokens.
+    token_limit: Arc<Breaker>,
     /// Open while the host refuses writes.
     pub(super) writes: Arc<Breaker>,
     served: AtomicU64,
@@ -58,8 +61,8 @@ pub(crate) struct Host {
 #[derive(Debug)]
 struct CredentialShare {
     queue: Arc<HostQueue>,
-    /// Open while the host limits the rate of this credential.
-    all: Arc<Breaker>,
+    /// Open while the host limits the rate of this credential, by zone.
+    limits: [Arc<Breaker>; 2],
 }
 
 /// Who asks.
@@ -77,7 +80,7 @@ impl<'a> Caller<'a> {
         }
     }
 
-    pub(crate) fn want(&self, places: usize, paced: Option<Lane>, prompt: bool) -> Want {
+    pub(crate) fn want(&self, places: usize, paced: Option<Zone>, prompt: bool) -> Want {
         Want {
             flow: self.progress.flow(),
             places,
@@ -126,6 +129,7 @@ impl Host {
             queue: HostQueue::new(limits),
             tokens: HostQueue::unpaced(TOKENS),
             all: breaker(),
+            token_limit: breaker(),
             writes: breaker(),
             served: AtomicU64::new(0),
             credentials: Mutex::default(),
@@ -143,7 +147,7 @@ impl Host {
             let (first, max) = (self.limits.backoff_first, self.limits.backoff_max);
             Arc::new(CredentialShare {
                 queue: HostQueue::new(self.limits),
-                all: Arc::new(Breaker::new(first, max)),
+                limits: Zone::ALL.map(|_| Arc::new(Breaker::new(first, max))),
             })
         });
         Arc::clone(share)
@@ -152,6 +156,7 @@ impl Host {
     /// Waits until the host is available, and takes writes if this is one; an error if that takes too long.
     pub(crate) async fn admit(
         &self,
+        zone: Zone,
         write: bool,
         deadline: Option<Instant>,
         caller: Caller<'_>,
@@ -159,32 +164,36 @@ impl Host {
         let progress = caller.progress;
         // The credential's breaker first: whoever probes for all must not wait for its own limit.
         let own = self.share_of(caller.credential);
-        let own = own.all.pass(deadline, progress).await?;
-        let writes = if write {
-            Some(self.writes.pass(deadline, progress).await?)
-        } else {
-            None
+        let own = own.limits[zone as usize].pass(deadline, progress).await?;
+        let narrower = match zone {
+            Zone::Tokens => Some(&self.token_limit),
+            Zone::Content => write.then_some(&self.writes),
+        };
+        let narrower = match narrower {
+            Some(breaker) => Some(breaker.pass(deadline, progress).await?),
+            None => None,
         };
         let all = self.all.pass(deadline, progress).await?;
-        Ok(Admission { own, all, writes })
+        Ok(Admission { own, all, narrower })
     }
 
     /// Waits until the host is available, without sending anything.
     pub(crate) async fn until_available(&self, write: bool, caller: Caller<'_>) {
         // A permit that is dropped leaves the probe to the next.
-        let _ = self.admit(write, None, caller).await;
+        let _ = self.admit(Zone::Content, write, None, caller).await;
     }
 
     /// Waits for a place and the pacing for one request.
     pub(crate) async fn acquire(&self, needs: Needs, caller: Caller<'_>) -> HostPermit {
         let token = if needs.lane == Lane::Tokens {
-            let want = caller.want(1, Some(needs.lane), needs.prompt);
+            let want = caller.want(1, Some(needs.lane.zone()), needs.prompt);
             Some(self.tokens.acquire(want).await)
         } else {
             None
         };
         let placed = needs.placed || token.is_some();
-        let want = caller.want(usize::from(!placed), Some(needs.lane), needs.prompt);
+        let zone = Some(needs.lane.zone());
+        let want = caller.want(usize::from(!placed), zone, needs.prompt);
         let own = self.share_of(caller.credential).queue.acquire(want).await;
         HostPermit {
             own,
@@ -194,26 +203,30 @@ impl Host {
     }
 
     /// The host gave a useful answer.
-    pub(crate) fn serves(&self, lane: Lane, caller: Caller<'_>, admission: Admission) {
+    pub(crate) fn serves(&self, limit: Limit, caller: Caller<'_>, admission: Admission) {
         self.served.fetch_add(1, Relaxed);
-        admission.own.good();
-        admission.all.good();
-        if let Some(writes) = admission.writes {
-            writes.good();
+        let share = self.share_of(caller.credential);
+        let back = admission.good();
+        if back.own {
+            share.queue.restart();
         }
-        self.share_of(caller.credential).queue.served(lane);
-        self.queue.served(lane);
+        if back.host {
+            self.restart();
+        }
+        share.queue.served(limit);
+        self.queue.served(limit);
     }
 
     /// The host limits the rate of a credential, which slows down; so does everybody if credentials of other namespaces hit a limit too.
     pub(crate) fn limits(
         &self,
-        lane: Lane,
+        limit: Limit,
         caller: Caller<'_>,
         permit: &HostPermit,
-        admission: Admission,
+        admission: &Admission,
         after: Option<Duration>,
     ) {
+        let Limit { zone, prompt, .. } = limit;
         let bad = |message: String| BadAnswer {
             reason: Reason::RateLimited,
             message,
@@ -221,14 +234,43 @@ impl Host {
             certain: false,
         };
         let share = self.share_of(caller.credential);
-        share.queue.limited(lane, &permit.own);
+        // The slower of the two is the one that was kept to.
+        let own = share.queue.rate(zone, prompt);
+        let kept = own.min(self.queue.rate(zone, prompt));
+        let slowed = share.queue.limited(limit, &permit.own, kept);
         if self.others_are_limited(caller) {
-            self.queue.limited(lane, &permit.host);
-            let message = format!("{} limits the rate", self.name);
-            admission.all.bad(bad(message));
+            let slowed = self.queue.limited(limit, &permit.host, f64::INFINITY);
+            let breaker = admission.of_the_host(zone);
+            if slowed || after.is_some() || breaker.is_probe() {
+                breaker.bad(bad(format!("{} limits the rate", self.name)));
+            }
         }
-        let message = format!("{} limits the rate of its credential", self.name);
-        admission.own.bad(bad(message));
+        // What the slowing was too late for says nothing more; what is refused at the lower rate too does.
+        if slowed || after.is_some() || admission.own.is_probe() {
+            let message = format!("{} limits the rate of its credential", self.name);
+            admission.own.bad(bad(message));
+        }
+    }
+
+    /// After a pause, of the host or of everything: those who wait do not all go at once.
+    pub(crate) fn restart(&self) {
+        self.queue.restart();
+        for share in self.credentials.lock().values() {
+            share.queue.restart();
+        }
+    }
+
+    /// The rate that a zone is kept to, where it is paced: that of the host, or of its credentials together.
+    pub(crate) fn rate(&self, zone: Zone) -> Option<f64> {
+        let shares = self.credentials.lock();
+        let own: f64 = shares
+            .values()
+            .map(|share| share.queue.rate(zone, false))
+            .sum();
+        drop(shares);
+        let host = self.queue.rate(zone, false);
+        let rate = if own > 0.0 { own.min(host) } else { host };
+        rate.is_finite().then_some(rate)
     }
 
     /// Whether a credential of another namespace hit a limit lately; remembers that this one did.
@@ -248,9 +290,7 @@ impl Host {
 
     /// The host takes no writes.
     pub(crate) fn read_only(&self, admission: Admission) {
-        admission.own.good();
-        admission.all.good();
-        if let Some(writes) = admission.writes {
+        if let Some(writes) = admission.narrower {
             writes.bad(BadAnswer {
                 reason: Reason::RegistryReadOnly,
                 message: format!("{} is read-only", self.name),
@@ -258,6 +298,8 @@ impl Host {
                 certain: true,
             });
         }
+        admission.own.good();
+        admission.all.good();
     }
 
     /// Whether requests of this kind have to wait.
@@ -266,8 +308,10 @@ impl Host {
     }
 
     /// Whether requests of this kind and caller have to wait.
-    pub(crate) fn is_backing_off_from(&self, write: bool, caller: Caller<'_>) -> bool {
-        self.is_backing_off(write) || self.share_of(caller.credential).all.is_open()
+    pub(crate) fn is_backing_off_from(&self, zone: Zone, write: bool, caller: Caller<'_>) -> bool {
+        self.is_backing_off(write)
+            || (zone == Zone::Tokens && self.token_limit.is_open())
+            || self.share_of(caller.credential).limits[zone as usize].is_open()
     }
 
     /// How many useful answers this host gave.
@@ -292,7 +336,7 @@ impl Host {
 impl CredentialShare {
     /// Whether it has anything to remember.
     fn is_used(&self) -> bool {
-        self.all.is_open() || self.queue.is_used()
+        self.limits.iter().any(|limit| limit.is_open()) || self.queue.is_used()
     }
 }
 
@@ -301,10 +345,34 @@ impl CredentialShare {
 pub(crate) struct Admission {
     own: BreakerPermit,
     all: BreakerPermit,
-    writes: Option<BreakerPermit>,
+    /// Of the writes, or of the tokens.
+    narrower: Option<BreakerPermit>,
+}
+
+/// What a good answer brings back.
+struct Back {
+    /// The credential.
+    own: bool,
+    /// The host.
+    host: bool,
 }
 
 impl Admission {
+    fn good(self) -> Back {
+        let narrower = self.narrower.is_some_and(BreakerPermit::good);
+        Back {
+            own: self.own.good(),
+            host: self.all.good() || narrower,
+        }
+    }
+
+    /// What says that the host limits the rate of everybody.
+    fn of_the_host(&self, zone: Zone) -> &BreakerPermit {
+        let narrower = self.narrower.as_ref();
+        let tokens = narrower.filter(|_| zone == Zone::Tokens);
+        tokens.unwrap_or(&self.all)
+    }
+
     /// The host is unavailable (for certain, or so it seems), and may have said for how long.
     pub(crate) fn unavailable(self, message: String, after: Option<Duration>, certain: bool) {
         self.all.bad(BadAnswer {
@@ -319,6 +387,6 @@ impl Admission {
     pub(crate) fn is_stale(&self) -> bool {
         self.own.is_stale()
             || self.all.is_stale()
-            || self.writes.as_ref().is_some_and(BreakerPermit::is_stale)
+            || self.narrower.as_ref().is_some_and(BreakerPermit::is_stale)
     }
 }

@@ -95,11 +95,13 @@ impl BreakerState {
         Ok(true)
     }
 
-    fn good(&mut self, generation: u64) {
-        if generation == self.generation {
-            self.open = None;
-            self.row = 0;
+    /// A request of this generation was answered well; whether that ends a pause.
+    fn good(&mut self, generation: u64) -> bool {
+        if generation != self.generation {
+            return false;
         }
+        self.row = 0;
+        self.open.take().is_some()
     }
 
     /// A request of this generation was answered badly.
@@ -215,14 +217,21 @@ impl BreakerPermit {
         self.breaker.state.lock().generation != self.generation
     }
 
-    pub(crate) fn good(mut self) {
-        self.probe = false;
-        self.breaker.state.lock().good(self.generation);
-        self.breaker.changed.notify_waiters();
+    /// Whether it was let through to find out whether a pause is over.
+    pub(crate) fn is_probe(&self) -> bool {
+        self.probe
     }
 
-    pub(crate) fn bad(mut self, bad: BadAnswer) {
+    /// A good answer; whether it ends a pause.
+    pub(crate) fn good(mut self) -> bool {
         self.probe = false;
+        let ended = self.breaker.state.lock().good(self.generation);
+        self.breaker.changed.notify_waiters();
+        ended
+    }
+
+    /// A bad answer. Dropping the permit then changes nothing more.
+    pub(crate) fn bad(&self, bad: BadAnswer) {
         self.breaker
             .state
             .lock()

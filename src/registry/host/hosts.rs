@@ -10,7 +10,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::admission::{Caller, Host};
-use super::limits::Limits;
+use super::limits::{Limits, Zone};
 use super::progress::Waiting;
 use super::queue::{HostQueue, Permit};
 use crate::metrics::{Metrics, RegistryState, Scrape};
@@ -70,6 +70,18 @@ impl Hosts {
                 limit,
             };
             scrape.registry(&host.label, state);
+            for zone in Zone::ALL {
+                if let Some(rate) = host.rate(zone) {
+                    scrape.registry_rate(&host.label, zone.as_str(), rate);
+                }
+            }
+        }
+    }
+
+    /// After a pause of everything.
+    pub(crate) fn restart(&self) {
+        for host in self.known.lock().values() {
+            host.restart();
         }
     }
 

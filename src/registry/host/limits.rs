@@ -3,21 +3,74 @@
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
-/// What kind of request it is, for pacing: quay limits manifests and blobs apart.
+/// What kind of request it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lane {
     Manifests,
     Blobs,
-    /// Tokens and pings: paced with the manifests, in places of their own.
+    /// Tokens and pings, in places of their own.
     Tokens,
 }
 
+/// What a registry limits the rate of by itself. The lists of tags, which quay limits too, are not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Zone {
+    /// Manifests and blobs together: quay has one bucket for both.
+    Content,
+    Tokens,
+}
+
+/// What a host speaks: quay's limits are ten times as high on HTTP/2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    Http1,
+    Http2,
+}
+
+/// Which limit a request counts against, as its answer told.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limit {
+    pub(crate) zone: Zone,
+    /// What was spoken; none where there was no answer of the host's own.
+    pub(crate) protocol: Option<Protocol>,
+    /// A tag PUT, which has a connection of its own: that is one of HTTP/1.1 also where the host speaks HTTP/2.
+    pub(crate) prompt: bool,
+}
+
+/// How many requests a second there may be in each zone.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rates {
+    /// At first; 0: no pacing.
+    pub(crate) qps: u32,
+    /// At the most, once the host was seen to bear it.
+    pub(crate) qps_max: u32,
+}
+
 impl Lane {
-    /// The lane that paces it.
-    pub(crate) fn paced(self) -> Self {
+    pub(crate) fn zone(self) -> Zone {
         match self {
-            Self::Manifests | Self::Tokens => Self::Manifests,
-            Self::Blobs => Self::Blobs,
+            Self::Manifests | Self::Blobs => Zone::Content,
+            Self::Tokens => Zone::Tokens,
+        }
+    }
+}
+
+impl Zone {
+    pub(crate) const ALL: [Self; 2] = [Self::Content, Self::Tokens];
+
+    /// So many requests may come at once: what quay takes at once beyond its rate.
+    pub(crate) fn burst(self) -> f64 {
+        match self {
+            Self::Content => 10.0,
+            Self::Tokens => 3.0,
+        }
+    }
+
+    /// Its label in metrics.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Content => "content",
+            Self::Tokens => "tokens",
         }
     }
 }
@@ -25,8 +78,8 @@ impl Lane {
 /// The limits of every host.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// Requests a second in each lane; 0: no pacing.
-    pub(crate) qps: u32,
+    /// Requests a second in each zone.
+    pub(crate) rates: Rates,
     /// Requests in flight.
     pub(crate) concurrency: usize,
     /// How long a host that is unavailable is left alone at first.

@@ -3,6 +3,7 @@
 pub(crate) mod admission;
 pub(crate) mod breaker;
 pub(crate) mod hosts;
+mod learnt_rate;
 pub(crate) mod limits;
 pub(crate) mod progress;
 pub(crate) mod queue;

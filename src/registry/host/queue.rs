@@ -1,7 +1,7 @@
 //! Shares the places and the pacing of one host among those who wait.
 //!
-//! A [`Want`] says how many places, paced by which lane, for whom; the answer is a [`Permit`]. The window of places halves when the host
-//! limits the rate, and grows again by one for each window of answers.
+//! A [`Want`] says how many places, paced with which zone, for whom; the answer is a [`Permit`]. The window of places halves when the
+//! host limits the rate, and grows again by one for each window of answers.
 //!
 //! Guaranteed: no more places are granted than the window has. The namespace that was served least goes first, within it the flow
 //! (promotion request) that was served least. A new flow is ahead of the others by [`state::NEW_FLOW_CREDIT`] grants at most, so a small
@@ -22,11 +22,11 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::limits::{Lane, Limits};
+use super::limits::{Limit, Limits, Rates, Zone};
 use super::progress::{Progress, SHOWN_AFTER, Waiting};
 use crate::machine::Reason;
 pub(crate) use state::Want;
-use state::{State, StreamHolder, WINDOW_MIN};
+use state::{Slowings, State, StreamHolder, WINDOW_MIN};
 
 /// Places and pacing of one host.
 #[derive(Debug)]
@@ -39,8 +39,8 @@ pub(crate) struct HostQueue {
 pub(crate) struct Permit {
     queue: Option<Arc<HostQueue>>,
     want: Want,
-    /// How often the window had been halved when it was granted.
-    halvings: u64,
+    /// How often each bucket had been slowed when it was granted.
+    slowings: Slowings,
     number: u64,
     /// Others wait for its places.
     preempted: CancellationToken,
@@ -50,17 +50,17 @@ pub(crate) struct Permit {
 
 impl HostQueue {
     pub(crate) fn new(limits: Limits) -> Arc<Self> {
-        Self::of(limits.concurrency.max(WINDOW_MIN), limits.qps)
+        Self::of(limits.concurrency.max(WINDOW_MIN), limits.rates)
     }
 
     /// So many places, and no pacing.
     pub(crate) fn unpaced(places: usize) -> Arc<Self> {
-        Self::of(places, 0)
+        Self::of(places, Rates { qps: 0, qps_max: 0 })
     }
 
-    fn of(nominal: usize, qps: u32) -> Arc<Self> {
+    fn of(nominal: usize, rates: Rates) -> Arc<Self> {
         Arc::new(Self {
-            state: Mutex::new(State::new(nominal, qps, Instant::now())),
+            state: Mutex::new(State::new(nominal, rates, Instant::now())),
         })
     }
 
@@ -110,14 +110,27 @@ impl HostQueue {
         self.state.lock().is_used()
     }
 
-    /// The host limits the rate: the window halves, and the lane is slower; once for all requests that were sent together.
-    pub(crate) fn limited(self: &Arc<Self>, lane: Lane, permit: &Permit) {
-        self.state.lock().limited(lane, permit.halvings);
+    /// The rate that a zone is kept to, or its tag PUTs (`prompt`); infinite where it is not paced.
+    pub(crate) fn rate(&self, zone: Zone, prompt: bool) -> f64 {
+        let rate = self.state.lock().rate(zone, prompt, Instant::now());
+        rate.unwrap_or(f64::INFINITY)
     }
 
-    /// The host serves: the window and the lane's rate grow, up to what is configured.
-    pub(crate) fn served(self: &Arc<Self>, lane: Lane) {
-        self.with(|state| state.served(lane));
+    /// The host limits the rate, of which `kept` was the one kept to: the zone is slower, and the window of a zone that needs places
+    /// halves; once for all requests that were sent together. Whether it did so now.
+    pub(crate) fn limited(&self, limit: Limit, permit: &Permit, kept: f64) -> bool {
+        let mut state = self.state.lock();
+        state.limited(limit, &permit.slowings, kept, Instant::now())
+    }
+
+    /// The host serves: the window and the zone's rate grow, up to what is configured.
+    pub(crate) fn served(self: &Arc<Self>, limit: Limit) {
+        self.with(|state| state.served(limit, Instant::now()));
+    }
+
+    /// After a pause, of the host or of everything: those who wait do not all go at once.
+    pub(crate) fn restart(&self) {
+        self.state.lock().restart();
     }
 
     /// Places taken, requests that wait, and places that there are.
@@ -134,7 +147,7 @@ impl HostQueue {
             let permit = Permit {
                 queue: Some(Arc::clone(self)),
                 want: waiter.want,
-                halvings: state.halvings,
+                slowings: state.slowings,
                 number: waiter.number,
                 preempted: CancellationToken::new(),
             };
@@ -192,7 +205,7 @@ impl Permit {
         Self {
             queue: None,
             want,
-            halvings: 0,
+            slowings: Slowings::default(),
             number: 0,
             preempted: CancellationToken::new(),
         }

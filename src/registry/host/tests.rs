@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::admission::{Caller, Host, Needs};
 use super::hosts::{Hosts, StreamPlaces};
-use super::limits::{Lane, Limits};
+use super::limits::{Lane, Limit, Limits, Rates, Zone};
 use super::progress::Progress;
 use crate::machine::Reason;
 use crate::metrics::Metrics;
@@ -23,9 +23,20 @@ async fn places(from: &Arc<Host>, to: &Arc<Host>, progress: &Progress) -> Stream
     hosts.stream_places((from, caller), (to, caller)).await
 }
 
+fn of(zone: Zone) -> Limit {
+    Limit {
+        zone,
+        protocol: None,
+        prompt: false,
+    }
+}
+
 fn limits() -> Limits {
     Limits {
-        qps: 40,
+        rates: Rates {
+            qps: 40,
+            qps_max: 1000,
+        },
         concurrency: 4,
         backoff_first: Duration::from_secs(1),
         backoff_max: Duration::from_mins(1),
@@ -36,15 +47,21 @@ fn limits() -> Limits {
 async fn after_a_rest_one_request_probes_and_the_others_wait_for_its_answer() {
     let host = Arc::new(Host::new("h", "h".into(), limits()));
     let progress = Progress::default();
-    let first = host.admit(false, None, caller(&progress)).await.unwrap();
+    let first = host
+        .admit(Zone::Content, false, None, caller(&progress))
+        .await
+        .unwrap();
     first.unavailable("h answered 503".into(), None, true);
     let start = Instant::now();
-    let probe = host.admit(false, None, caller(&progress)).await.unwrap();
+    let probe = host
+        .admit(Zone::Content, false, None, caller(&progress))
+        .await
+        .unwrap();
     assert_eq!(start.elapsed(), Duration::from_secs(1));
     let other = tokio::spawn({
         let (host, progress) = (Arc::clone(&host), progress.clone());
         async move {
-            host.admit(false, None, caller(&progress))
+            host.admit(Zone::Content, false, None, caller(&progress))
                 .await
                 .map(|_| Instant::now())
         }
@@ -55,7 +72,7 @@ async fn after_a_rest_one_request_probes_and_the_others_wait_for_its_answer() {
         progress.waiting().unwrap().reason,
         Reason::RegistryUnavailable
     );
-    host.serves(Lane::Manifests, caller(&progress), probe);
+    host.serves(of(Zone::Content), caller(&progress), probe);
     assert_eq!(
         other.await.unwrap().unwrap() - start,
         Duration::from_millis(1300)
@@ -67,11 +84,22 @@ async fn after_a_rest_one_request_probes_and_the_others_wait_for_its_answer() {
 async fn a_probe_that_is_dropped_leaves_its_turn_to_the_next() {
     let host = Host::new("h", "h".into(), limits());
     let progress = Progress::default();
-    let first = host.admit(false, None, caller(&progress)).await.unwrap();
+    let first = host
+        .admit(Zone::Content, false, None, caller(&progress))
+        .await
+        .unwrap();
     first.unavailable("x".into(), None, true);
-    drop(host.admit(false, None, caller(&progress)).await.unwrap());
+    drop(
+        host.admit(Zone::Content, false, None, caller(&progress))
+            .await
+            .unwrap(),
+    );
     let start = Instant::now();
-    assert!(host.admit(false, None, caller(&progress)).await.is_ok());
+    assert!(
+        host.admit(Zone::Content, false, None, caller(&progress))
+            .await
+            .is_ok()
+    );
     assert!(start.elapsed().is_zero());
 }
 
@@ -79,17 +107,28 @@ async fn a_probe_that_is_dropped_leaves_its_turn_to_the_next() {
 async fn a_read_only_host_is_read_all_the_same() {
     let host = Host::new("h", "h".into(), limits());
     let progress = Progress::default();
-    let write = host.admit(true, None, caller(&progress)).await.unwrap();
+    let write = host
+        .admit(Zone::Content, true, None, caller(&progress))
+        .await
+        .unwrap();
     host.read_only(write);
     let start = Instant::now();
-    assert!(host.admit(false, None, caller(&progress)).await.is_ok());
+    assert!(
+        host.admit(Zone::Content, false, None, caller(&progress))
+            .await
+            .is_ok()
+    );
     assert!(start.elapsed().is_zero());
     let error = host
-        .admit(true, Some(start), caller(&progress))
+        .admit(Zone::Content, true, Some(start), caller(&progress))
         .await
         .unwrap_err();
     assert_eq!(error.reason, Reason::RegistryReadOnly);
-    assert!(host.admit(true, None, caller(&progress)).await.is_ok());
+    assert!(
+        host.admit(Zone::Content, true, None, caller(&progress))
+            .await
+            .is_ok()
+    );
     assert_eq!(start.elapsed(), Duration::from_secs(1));
 }
 
@@ -159,10 +198,13 @@ async fn a_limit_that_one_credential_meets_rests_that_credential_alone() {
         prompt: false,
     };
     let met = async |caller: Caller<'_>| {
-        let admission = host.admit(false, None, caller).await.unwrap();
+        let admission = host
+            .admit(Zone::Content, false, None, caller)
+            .await
+            .unwrap();
         let place = host.acquire(needs, caller).await;
         let after = Some(Duration::from_mins(10));
-        host.limits(Lane::Manifests, caller, &place, admission, after);
+        host.limits(of(Zone::Content), caller, &place, &admission, after);
     };
     // However many credentials a namespace has.
     let keys = ["a", "b", "c"].map(key);
@@ -172,16 +214,86 @@ async fn a_limit_that_one_credential_meets_rests_that_credential_alone() {
     let start = Instant::now();
     let own = key("good");
     let own = Caller::new(&good, &own);
-    let admission = host.admit(true, None, own).await.unwrap();
+    let admission = host.admit(Zone::Content, true, None, own).await.unwrap();
     assert!(start.elapsed().is_zero() && !host.is_backing_off(true));
-    host.serves(Lane::Manifests, own, admission);
+    host.serves(of(Zone::Content), own, admission);
     let mine = Caller::new(&evil, &keys[0]);
     let patience = Some(start + Duration::from_secs(1));
-    let error = host.admit(false, patience, mine).await.unwrap_err();
+    let error = host
+        .admit(Zone::Content, false, patience, mine)
+        .await
+        .unwrap_err();
     assert_eq!(error.reason, Reason::RateLimited);
     // Others meet it as well: it is the host's.
     met(own).await;
     assert!(host.is_backing_off(false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_of_the_token_endpoint_slows_tokens_alone() {
+    let host = Arc::new(Host::new("h", "h".into(), limits()));
+    let progress = Progress::default();
+    let caller = caller(&progress);
+    let admission = host.admit(Zone::Tokens, false, None, caller).await.unwrap();
+    let needs = Needs {
+        lane: Lane::Tokens,
+        placed: false,
+        prompt: false,
+    };
+    let place = host.acquire(needs, caller).await;
+    let after = Some(Duration::from_mins(10));
+    host.limits(of(Zone::Tokens), caller, &place, &admission, after);
+    let start = Instant::now();
+    assert!(host.admit(Zone::Content, true, None, caller).await.is_ok());
+    assert!(start.elapsed().is_zero() && !host.is_backing_off(true));
+    let soon = Some(start + Duration::from_secs(1));
+    let error = host.admit(Zone::Tokens, false, soon, caller).await;
+    assert_eq!(error.unwrap_err().reason, Reason::RateLimited);
+    assert_eq!(
+        (host.rate(Zone::Content), host.rate(Zone::Tokens)),
+        (Some(40.0), Some(20.0))
+    );
+}
+
+/// Sends until the rate has grown; each is answered at once.
+async fn grow(host: &Arc<Host>) {
+    let send = || async {
+        let progress = Progress::default();
+        let caller = caller(&progress);
+        let needs = Needs {
+            lane: Lane::Manifests,
+            placed: false,
+            prompt: false,
+        };
+        let admission = host
+            .admit(Zone::Content, false, None, caller)
+            .await
+            .unwrap();
+        let _place = host.acquire(needs, caller).await;
+        host.serves(of(Zone::Content), caller, admission);
+    };
+    futures::future::join_all((0..200).map(|_| send())).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_an_outage_or_a_pause_a_host_is_not_asked_faster_than_at_first() {
+    let host = Arc::new(Host::new("h", "h".into(), limits()));
+    let rate = || host.rate(Zone::Content).unwrap();
+    grow(&host).await;
+    assert!(rate() > 400.0, "{}", rate());
+    let progress = Progress::default();
+    let failed = host.admit(Zone::Content, false, None, caller(&progress));
+    failed
+        .await
+        .unwrap()
+        .unavailable("h answered 503".into(), None, true);
+    let probe = host.admit(Zone::Content, false, None, caller(&progress));
+    host.serves(of(Zone::Content), caller(&progress), probe.await.unwrap());
+    assert!(rate() <= 40.0, "{}", rate());
+    grow(&host).await;
+    assert!(rate() > 400.0, "{}", rate());
+    host.restart();
+    assert!(rate() <= 40.0, "{}", rate());
 }
 
 #[test]

@@ -148,6 +148,11 @@ impl RegistryClient {
         self.transport().unavailable(&endpoint.base)
     }
 
+    /// After a pause: every registry is asked as slowly as at first, until it was seen to bear more.
+    pub fn restart(&self) {
+        self.transport().restart();
+    }
+
     /// How many requests may be in flight to one registry.
     #[must_use]
     pub fn concurrency(&self) -> usize {

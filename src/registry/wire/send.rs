@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::HeaderValue;
-use reqwest::{Response, Url};
+use reqwest::{Response, Url, Version};
 use tokio::time::Instant;
 
 use super::answer::{Answer, secrets};
@@ -29,7 +29,7 @@ use crate::registry::endpoint::{Endpoints, address};
 use crate::registry::error::{BuildError, Error};
 use crate::registry::host::admission::{Admission, Caller, Host, HostPermit};
 use crate::registry::host::hosts::{Hosts, StreamPlaces};
-use crate::registry::host::limits::Limits;
+use crate::registry::host::limits::{Limit, Limits, Protocol, Rates};
 use crate::registry::host::progress::{Progress, WaitGuard, Waiting};
 use crate::registry::host::reserve;
 use crate::registry::settings::Settings;
@@ -68,7 +68,10 @@ impl Transport {
     ) -> Result<Self, BuildError> {
         let endpoints = Arc::new(Endpoints::new(&settings)?);
         let limits = Limits {
-            qps: settings.qps,
+            rates: Rates {
+                qps: settings.qps,
+                qps_max: settings.qps_max,
+            },
             concurrency: settings.concurrency,
             backoff_first,
             backoff_max,
@@ -89,6 +92,11 @@ impl Transport {
     /// Tells what each host is asked to bear now.
     pub(crate) fn publish(&self, scrape: &Scrape<'_>) {
         self.hosts.publish(scrape);
+    }
+
+    /// After a pause of everything: those who wait do not all go at once.
+    pub(crate) fn restart(&self) {
+        self.hosts.restart();
     }
 
     /// The state of the host that `url` is at.
@@ -141,7 +149,7 @@ impl Transport {
         loop {
             // Admit: the host is available, and it is this request's turn.
             let admission = host
-                .admit(write, deadline, caller)
+                .admit(request.lane.zone(), write, deadline, caller)
                 .await
                 .map_err(Failure::Restart)?;
             let permit = Box::pin(host.acquire(request.needs(), caller)).await;
@@ -162,13 +170,18 @@ impl Transport {
                 let (metrics, took) = (&self.settings.metrics, sent.elapsed());
                 metrics.asked(&host.label, request.kind().sent(), status, took);
             }
+            let protocol = result
+                .as_ref()
+                .ok()
+                .and_then(|answer| spoken(answer, &host));
             // Classify: what it means for the request and for the host.
             let (outcome, health, message) = match result {
                 Ok(response) => read(request, authorization, &host, response).await,
                 Err(error) => unanswered(request, &host, error),
             };
             // Settle: the host's breakers and pacing are told.
-            settle(&host, request, &permit, admission, health, message);
+            let told = (admission, protocol);
+            settle(&host, request, &permit, told, health, message);
             let error = match outcome {
                 Settled::Answered(response) => {
                     // What was sent as a stream has to be opened again by who sent it.
@@ -217,12 +230,7 @@ impl Transport {
             };
             drop(permit);
             failures += 1;
-            // A host that is left alone is waited for; but of one that serves others this must not be the one that probes each time.
-            let pause = if host.is_backing_off_from(write, caller) && host.served() == before {
-                Duration::ZERO
-            } else {
-                self.backoff(failures).max(error.after().min(ELSEWHERE_MAX))
-            };
+            let pause = self.rest(&host, request, before, failures, &error);
             let late = deadline.is_some_and(|deadline| Instant::now() + pause > deadline);
             if late || request.is_spent() {
                 return Err(Failure::Restart(error));
@@ -231,6 +239,25 @@ impl Transport {
             let next = (!pause.is_zero()).then(|| show(pause, &error, request.progress));
             drop(std::mem::replace(&mut shown, next));
             tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// How long a request pauses that was answered badly so often, at a host that had served `before` others when it came.
+    fn rest(
+        &self,
+        host: &Host,
+        request: &RegistryRequest<'_>,
+        before: u64,
+        failures: u32,
+        error: &Error,
+    ) -> Duration {
+        let caller = Caller::new(request.progress, request.access.credential);
+        let (zone, write) = (request.lane.zone(), request.kind().is_write());
+        // A host that is left alone is waited for; but of one that serves others this must not be the one that probes each time.
+        if host.is_backing_off_from(zone, write, caller) && host.served() == before {
+            Duration::ZERO
+        } else {
+            self.backoff(failures).max(error.after().min(ELSEWHERE_MAX))
         }
     }
 
@@ -380,20 +407,34 @@ fn unreachable(
     (why, error, message)
 }
 
+/// What the host itself speaks.
+fn spoken(response: &Response, host: &Host) -> Option<Protocol> {
+    let own = address(response.url()) == host.name;
+    own.then(|| match response.version() {
+        Version::HTTP_2 => Protocol::Http2,
+        _ => Protocol::Http1,
+    })
+}
+
 /// Tells the host's breakers and pacing.
 fn settle(
     host: &Host,
     request: &RegistryRequest<'_>,
     permit: &HostPermit,
-    admission: Admission,
+    (admission, protocol): (Admission, Option<Protocol>),
     health: Health,
     message: String,
 ) {
     let caller = Caller::new(request.progress, request.access.credential);
+    let limit = Limit {
+        zone: request.lane.zone(),
+        protocol,
+        prompt: request.prompt,
+    };
     match health {
         Health::NotAsked => {}
-        Health::Serves => host.serves(request.lane, caller, admission),
-        Health::Limits { after } => host.limits(request.lane, caller, permit, admission, after),
+        Health::Serves => host.serves(limit, caller, admission),
+        Health::Limits { after } => host.limits(limit, caller, permit, &admission, after),
         Health::Unavailable { after, certain } => admission.unavailable(message, after, certain),
         Health::ReadOnly => host.read_only(admission),
     }

@@ -50,6 +50,7 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
         ("requests", words("all writes")),
         ("version", words(env!("CARGO_PKG_VERSION"))),
         ("scope", words("all hosts")),
+        ("zone", words("content tokens")),
         (
             "le",
             words(

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::fair_queue::FairQueue;
-use crate::registry::host::limits::{FlowKey, Lane};
+use crate::registry::host::limits::{FlowKey, Limit, Protocol, Rates, Zone};
 use crate::registry::host::progress::Progress;
 use crate::registry::host::token_bucket::TokenBucket;
 
@@ -28,8 +28,8 @@ pub(crate) struct Want {
     pub(crate) flow: FlowKey,
     /// Requests that will be in flight: none where the caller has its place already.
     pub(crate) places: usize,
-    /// The lane that paces it: none for the places of a stream, whose requests are paced themselves.
-    pub(crate) paced: Option<Lane>,
+    /// The zone that it is paced with: none for the places of a stream, whose requests are paced themselves.
+    pub(crate) paced: Option<Zone>,
     /// Whether it goes before all others, paced afterwards: it rests on a look that must not grow old.
     pub(crate) prompt: bool,
 }
@@ -39,12 +39,16 @@ pub(crate) struct Want {
 pub(super) struct State<P> {
     nominal: usize,
     window: f64,
-    pub(super) halvings: u64,
+    /// How often each bucket was slowed.
+    pub(super) slowings: Slowings,
     in_flight: usize,
     /// Of those in flight, the places of streams.
     streams: usize,
     pub(super) holders: Vec<StreamHolder>,
-    lanes: [TokenBucket; 2],
+    /// By zone, and in each by protocol.
+    buckets: [[TokenBucket; 2]; 2],
+    /// What is spoken in each zone, tag PUTs apart.
+    spoken: [Protocol; 2],
     /// By namespace, and in each by promotion request.
     flows: FairQueue<u64, FairQueue<u64, Waiters<P>>>,
     /// How many wait in each class, those whose owners have left among them.
@@ -53,6 +57,9 @@ pub(super) struct State<P> {
     /// When the queue is looked at again by itself.
     pub(super) alarm: Option<Instant>,
 }
+
+/// By zone and protocol, how often it was slowed.
+pub(super) type Slowings = [[u64; 2]; 2];
 
 /// A stream that has its places.
 #[derive(Debug)]
@@ -84,49 +91,48 @@ enum WaitClass {
     /// A place now, and a token of the pacing that is owed.
     Prompt,
     /// A place and a token.
-    Request(Lane),
+    Request,
     /// Places for a stream.
     Stream,
     /// A token alone.
-    Token(Lane),
+    Token(Zone),
 }
 
-const CLASSES: usize = 6;
+const CLASSES: usize = 5;
 
 impl WaitClass {
     const ALL: [Self; CLASSES] = [
         Self::Prompt,
-        Self::Request(Lane::Manifests),
-        Self::Request(Lane::Blobs),
+        Self::Request,
         Self::Stream,
-        Self::Token(Lane::Manifests),
-        Self::Token(Lane::Blobs),
+        Self::Token(Zone::Content),
+        Self::Token(Zone::Tokens),
     ];
 
     fn of(want: &Want) -> Self {
-        match want.paced.map(Lane::paced) {
+        match want.paced {
             _ if want.prompt => Self::Prompt,
             None => Self::Stream,
-            Some(lane) if want.places == 0 => Self::Token(lane),
-            Some(lane) => Self::Request(lane),
+            Some(zone) if want.places == 0 => Self::Token(zone),
+            Some(_) => Self::Request,
         }
     }
 
     fn index(self) -> usize {
         match self {
             Self::Prompt => 0,
-            Self::Request(Lane::Blobs) => 2,
-            Self::Request(_) => 1,
-            Self::Stream => 3,
-            Self::Token(Lane::Blobs) => 5,
-            Self::Token(_) => 4,
+            Self::Request => 1,
+            Self::Stream => 2,
+            Self::Token(Zone::Content) => 3,
+            Self::Token(Zone::Tokens) => 4,
         }
     }
 
-    /// The lane whose pacing holds it up.
-    fn lane(self) -> Option<Lane> {
+    /// The zone whose pacing holds it up.
+    fn zone(self) -> Option<Zone> {
         match self {
-            Self::Request(lane) | Self::Token(lane) => Some(lane),
+            Self::Request => Some(Zone::Content),
+            Self::Token(zone) => Some(zone),
             Self::Prompt | Self::Stream => None,
         }
     }
@@ -137,17 +143,17 @@ impl WaitClass {
 }
 
 impl<P> State<P> {
-    pub(super) fn new(nominal: usize, qps: u32, now: Instant) -> Self {
-        let lane = || TokenBucket::new(qps, now);
+    pub(super) fn new(nominal: usize, rates: Rates, now: Instant) -> Self {
         Self {
             nominal,
             #[allow(clippy::cast_precision_loss, reason = "a few hundred at the most")]
             window: nominal as f64,
-            halvings: 0,
+            slowings: Slowings::default(),
             in_flight: 0,
             streams: 0,
             holders: Vec::new(),
-            lanes: [lane(), lane()],
+            buckets: Zone::ALL.map(|zone| [(); 2].map(|()| TokenBucket::new(rates, zone, now))),
+            spoken: [Protocol::Http1; 2],
             flows: FairQueue::new(NEW_FLOW_CREDIT),
             waiting: [0; CLASSES],
             waiters: 0,
@@ -156,29 +162,76 @@ impl<P> State<P> {
     }
 
     pub(super) fn is_used(&self) -> bool {
-        self.in_flight > 0 || self.waiting != [0; CLASSES] || self.window() < self.nominal
+        let lowered = || self.buckets.iter().flatten().any(TokenBucket::is_lowered);
+        self.in_flight > 0
+            || self.waiting != [0; CLASSES]
+            || self.window() < self.nominal
+            || lowered()
     }
 
     pub(super) fn load(&self) -> (usize, usize, usize) {
         (self.in_flight, self.waiting.iter().sum(), self.window())
     }
 
-    pub(super) fn limited(&mut self, lane: Lane, halvings: u64) {
-        if halvings != self.halvings {
-            return;
-        }
-        self.halvings += 1;
-        #[allow(clippy::cast_precision_loss, reason = "a small constant")]
-        let least = WINDOW_MIN as f64;
-        self.window = (self.window / 2.0).max(least);
-        self.lane(lane).slow();
+    /// The rate that a zone is kept to.
+    pub(super) fn rate(&mut self, zone: Zone, prompt: bool, now: Instant) -> Option<f64> {
+        self.bucket(zone, prompt).rate(now)
     }
 
-    pub(super) fn served(&mut self, lane: Lane) {
+    /// Takes note of what is spoken.
+    fn hear(&mut self, limit: Limit) -> Protocol {
+        let spoken = &mut self.spoken[limit.zone as usize];
+        if let Some(protocol) = limit.protocol
+            && !limit.prompt
+        {
+            *spoken = protocol;
+        }
+        limit.protocol.unwrap_or(*spoken)
+    }
+
+    /// A request that was sent when it had been slowed `slowings` times was answered 429; whether it is slowed by that.
+    pub(super) fn limited(
+        &mut self,
+        limit: Limit,
+        slowings: &Slowings,
+        kept: f64,
+        now: Instant,
+    ) -> bool {
+        let (zone, protocol) = (limit.zone as usize, self.hear(limit) as usize);
+        if slowings[zone][protocol] != self.slowings[zone][protocol]
+            || !self.buckets[zone][protocol].limited(now, kept)
+        {
+            return false;
+        }
+        self.slowings[zone][protocol] += 1;
+        if limit.zone == Zone::Content {
+            #[allow(clippy::cast_precision_loss, reason = "a small constant")]
+            let least = WINDOW_MIN as f64;
+            self.window = (self.window / 2.0).max(least);
+        }
+        true
+    }
+
+    pub(super) fn served(&mut self, limit: Limit, now: Instant) {
         #[allow(clippy::cast_precision_loss, reason = "a few hundred at the most")]
         let nominal = self.nominal as f64;
-        self.window = (self.window + 1.0 / self.window).min(nominal);
-        self.lane(lane).recover();
+        let (zone, protocol) = (limit.zone, self.hear(limit));
+        if zone == Zone::Content {
+            self.window = (self.window + 1.0 / self.window).min(nominal);
+        }
+        let mut classes = WaitClass::ALL.into_iter();
+        let waits =
+            classes.any(|class| class.zone() == Some(zone) && self.waiting[class.index()] > 0);
+        let bucket = &mut self.buckets[zone as usize][protocol as usize];
+        let wanted = waits && !bucket.due(now).is_zero();
+        bucket.served(now, wanted);
+    }
+
+    /// The host comes back after a pause.
+    pub(super) fn restart(&mut self) {
+        for bucket in self.buckets.iter_mut().flatten() {
+            bucket.restart();
+        }
     }
 
     pub(super) fn join(
@@ -245,8 +298,8 @@ impl<P> State<P> {
             if want.paced.is_none() {
                 self.streams += want.places;
             }
-            if let Some(lane) = want.paced {
-                self.lane(lane).take();
+            if let Some(zone) = want.paced {
+                self.bucket(zone, want.prompt).take(now);
             }
             if self.waiting == [0; CLASSES] {
                 self.flows.clear();
@@ -263,8 +316,8 @@ impl<P> State<P> {
         match class {
             WaitClass::Stream => self.streams < self.streams_max(),
             class => class
-                .lane()
-                .is_none_or(|lane| self.lane(lane).due(now).is_zero()),
+                .zone()
+                .is_none_or(|zone| self.due_in(zone, now).is_zero()),
         }
     }
 
@@ -322,11 +375,11 @@ impl<P> State<P> {
         let full = !self.has_room(1);
         let mut due = None;
         for class in WaitClass::ALL {
-            let Some(lane) = class.lane() else { continue };
+            let Some(zone) = class.zone() else { continue };
             if self.waiting[class.index()] == 0 || (full && class.needs_places()) {
                 continue;
             }
-            let wait = self.lane(lane).due(now);
+            let wait = self.due_in(zone, now);
             // What is due already waits for something else.
             if !wait.is_zero() {
                 due = [due, Some(now + wait)].into_iter().flatten().min();
@@ -421,19 +474,25 @@ impl<P> State<P> {
     }
 
     pub(super) fn refund(&mut self, want: &Want) {
-        if let Some(lane) = want.paced {
-            self.lane(lane).refund();
+        if let Some(zone) = want.paced {
+            self.bucket(zone, want.prompt).refund();
         }
         if let Some(requests) = self.flows.get_mut(&want.flow.namespace) {
             requests.refund(&want.flow.request);
         }
     }
 
-    fn lane(&mut self, lane: Lane) -> &mut TokenBucket {
-        match lane {
-            Lane::Manifests | Lane::Tokens => &mut self.lanes[0],
-            Lane::Blobs => &mut self.lanes[1],
-        }
+    /// How long it is until the pacing of a zone lets a request go. Tag PUTs that were let go at once hold up all others, also where
+    /// their protocol has a bucket of its own.
+    fn due_in(&mut self, zone: Zone, now: Instant) -> Duration {
+        let own = self.bucket(zone, false).due(now);
+        own.max(self.bucket(zone, true).owed(now))
+    }
+
+    fn bucket(&mut self, zone: Zone, prompt: bool) -> &mut TokenBucket {
+        let spoken = self.spoken[zone as usize];
+        let protocol = if prompt { Protocol::Http1 } else { spoken };
+        &mut self.buckets[zone as usize][protocol as usize]
     }
 
     /// Whether nothing is held and nothing is remembered.

@@ -5,15 +5,25 @@ use tokio::time::{advance, sleep, timeout};
 
 use super::state::NEW_FLOW_CREDIT;
 use super::*;
-use crate::registry::host::limits::FlowKey;
+use crate::registry::host::limits::{FlowKey, Protocol};
 
 fn queue(qps: u32, concurrency: usize) -> Arc<HostQueue> {
     HostQueue::new(Limits {
-        qps,
+        rates: Rates { qps, qps_max: qps },
         concurrency,
         backoff_first: Duration::from_secs(1),
         backoff_max: Duration::from_mins(1),
     })
+}
+
+const CONTENT: Limit = Limit {
+    zone: Zone::Content,
+    protocol: None,
+    prompt: false,
+};
+
+fn limit(queue: &Arc<HostQueue>, permit: &Permit) -> bool {
+    queue.limited(CONTENT, permit, f64::INFINITY)
 }
 
 fn request(flow: u64) -> Want {
@@ -23,7 +33,7 @@ fn request(flow: u64) -> Want {
             request: flow,
         },
         places: 1,
-        paced: Some(Lane::Manifests),
+        paced: Some(Zone::Content),
         prompt: false,
     }
 }
@@ -146,17 +156,17 @@ async fn the_window_halves_when_the_rate_is_limited_and_grows_by_one_for_each_wi
         }
     };
     assert_eq!(free().await, 16);
-    let limited = async || queue.limited(Lane::Manifests, &queue.acquire(request(1)).await);
+    let limited = async || limit(&queue, &queue.acquire(request(1)).await);
     let together = [
         queue.acquire(request(1)).await,
         queue.acquire(request(1)).await,
     ];
     for permit in together {
-        queue.limited(Lane::Manifests, &permit);
+        limit(&queue, &permit);
     }
     assert_eq!(free().await, 8);
     for _ in 0..9 {
-        queue.served(Lane::Manifests);
+        queue.served(CONTENT);
     }
     assert_eq!(free().await, 9);
     for _ in 0..20 {
@@ -164,7 +174,7 @@ async fn the_window_halves_when_the_rate_is_limited_and_grows_by_one_for_each_wi
     }
     assert_eq!(free().await, WINDOW_MIN);
     for _ in 0..400 {
-        queue.served(Lane::Manifests);
+        queue.served(CONTENT);
     }
     assert_eq!(free().await, 16);
 }
@@ -312,4 +322,35 @@ async fn slow_streams_give_way_to_a_namespace_that_has_none_and_keep_their_part(
     for task in slow {
         task.abort();
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_protocol_has_a_rate_of_its_own_and_tag_puts_that_are_owed_hold_up_all() {
+    let queue = queue(40, 16);
+    let spoken = |protocol, prompt| Limit {
+        protocol: Some(protocol),
+        prompt,
+        ..CONTENT
+    };
+    let permit = queue.acquire(request(1)).await;
+    assert!(queue.limited(spoken(Protocol::Http1, false), &permit, f64::INFINITY));
+    assert!(queue.rate(Zone::Content, false) < 40.0);
+    // An answer of HTTP/2, and the tag PUTs beside it.
+    queue.served(spoken(Protocol::Http2, false));
+    queue.served(spoken(Protocol::Http1, true));
+    assert!(queue.rate(Zone::Content, false) >= 40.0);
+    assert!(queue.rate(Zone::Content, true) < 40.0);
+    sleep(Duration::from_secs(10)).await;
+    for _ in 0..20 {
+        let put = Want {
+            prompt: true,
+            ..request(1)
+        };
+        drop(queue.acquire(put).await);
+    }
+    // Ten were there; the others are owed, at the rate that was lowered.
+    let start = Instant::now();
+    drop(queue.acquire(request(1)).await);
+    let waited = start.elapsed().as_millis();
+    assert!((200..=400).contains(&waited), "{waited}");
 }
