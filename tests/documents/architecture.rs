@@ -105,7 +105,6 @@ fn is_closed(text: &str) -> bool {
 fn is_test(module: &str) -> bool {
     let tests = [
         "machine/model",
-        "machine/runs",
         "machine/samples",
         "machine/table",
         "steps/replay",

@@ -2,14 +2,15 @@
 //!
 //! # In reading order
 //!
-//! 1. [`machine`]: phases, steps and outcomes, what may run next, and who may have a float.
-//! 2. [`steps`]: what each step asks the registry, and in which order.
-//! 3. [`dry_run`]: the same steps over a copy of a float's tags: what `mode: Plan` and `preview` announce.
-//! 4. [`log`]: what this process wrote lately, what of that may still land, and what must wait for it.
+//! 1. [`machine`]: phases, steps and outcomes; what may run next ([`machine::decide`]), what an outcome changes
+//!    ([`machine::advance`]), and who may have a float ([`machine::claims`]).
+//! 2. [`steps`]: what each step asks the registry, in which order, and what each answer means. The promises rest on that order.
+//! 3. [`log`]: what this process wrote lately, what of that may still land, and what must wait for it.
+//! 4. [`dry_run`]: the same steps over a copy of a float's tags: what `mode: Plan` and `preview` announce.
 //! 5. [`image`]: names of images, parsed once.
+//! 6. `machine/model.rs`: the model checker, which runs 1 to 3 through every state with every fault. Begin with its list of guards.
 //!
-//! The tests run the same code as the controller does: an exhaustive table, random runs, and a model checker with every fault
-//! that it can meet.
+//! The engine runs the same code: it loads and saves requests, keeps the time, and asks the registries what the steps ask.
 
 pub mod dry_run;
 pub mod image;

@@ -42,8 +42,6 @@ mod terms;
 #[cfg(test)]
 mod model;
 #[cfg(test)]
-mod runs;
-#[cfg(test)]
 pub(crate) mod samples;
 #[cfg(test)]
 mod table;

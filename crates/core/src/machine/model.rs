@@ -1,11 +1,12 @@
-//! The machine in every state that it can reach: a model checker over the real [`decide`](super::decide()),
-//! [`advance`](super::advance()) and [`claims`](super::claims).
+//! The machine in every state that it can reach: a model checker over the shipped [`decide`](super::decide()),
+//! [`advance`](super::advance()), [`claims`](super::claims), [`steps`](crate::steps) and [`log`](crate::log).
 //!
 //! ```text
 //! setup      scenarios, how often each fault may come, which guard is taken away
 //! world      the registry that collects at once, time, strangers, users; one action is one indivisible step
-//! process    a leader: the reconcile loop of engine::reconcile, its memory, the steps request by request
+//! process    a leader: the reconcile loop of engine::reconcile, the log of its writes, the steps request by request
 //! promises   what must hold at every write, at every save, in every state, at every end
+//! random     ways at random, with more faults than can be searched
 //! search     every state that can be reached, each once; the shortest trace to a violation
 //! ```
 //!
@@ -20,6 +21,8 @@
 
 mod process;
 mod promises;
+mod random;
+mod registry;
 mod search;
 mod setup;
 mod world;
@@ -306,8 +309,9 @@ fn faults(list: &str) -> Faults {
     faults
 }
 
-fn explore(scenario: Scenario, list: &str, mutation: Option<Mutation>) -> Found {
-    let mut setup = Setup::new(scenario, faults(list), mutation);
+/// A scenario with these faults, and how it ends without them, where that is certain.
+fn setup(scenario: Scenario, faults: Faults, mutation: Option<Mutation>) -> Setup {
+    let mut setup = Setup::new(scenario, faults, mutation);
     // Which of two requests begins is a matter of luck where one is held back.
     let luck = scenario.wishes.iter().any(|wish| wish.suspended);
     let luck = luck || scenario.quota > 0;
@@ -320,6 +324,11 @@ fn explore(scenario: Scenario, list: &str, mutation: Option<Mutation>) -> Found 
     if setup.faults.heal() && !luck {
         setup.undisturbed = Some(undisturbed(scenario));
     }
+    setup
+}
+
+fn explore(scenario: Scenario, list: &str, mutation: Option<Mutation>) -> Found {
+    let setup = setup(scenario, faults(list), mutation);
     let found = search(&World::new(setup), BOUND);
     assert!(
         !found.cut,
@@ -401,6 +410,19 @@ fn one_request_keeps_every_promise_under_every_pair_of_faults() {
     hold(&[
         (ONE, &pairs),
         (ONE, &["suspend+pruned", "suspend+pruned+crash"]),
+        (
+            ONE,
+            &[
+                "pause+crash",
+                "pause+late",
+                "pause+suspend",
+                "pause+cancel",
+                "pause+moved",
+                "denied+crash",
+                "denied+late",
+                "late+late+crash",
+            ],
+        ),
         (OVER_POST1, &["missing", "missing+crash", "missing+moved"]),
     ]);
     if deep() {
@@ -441,6 +463,8 @@ fn two_requests_on_one_float_keep_every_promise_under_every_fault() {
                 "late+moved",
                 "cancel+lost",
                 "suspend+delete",
+                "pause+delete",
+                "late+late+delete",
             ],
         ),
     ]);

@@ -46,6 +46,8 @@ pub enum Answer {
     Unknown,
     /// The read failed in a way that counts: a 404 that no registry says.
     Untyped,
+    /// The read was refused for good.
+    Denied,
     /// The write was refused for good.
     Refused,
     /// The write was refused because the tag cannot be moved.
@@ -80,8 +82,6 @@ pub struct Running {
     pub image: Image,
     /// What it asked and was answered.
     pub said: Vec<(Ask, Answer)>,
-    /// It is to be given up.
-    pub dropped: bool,
     /// How it ended.
     pub outcome: Option<Outcome>,
 }
@@ -127,14 +127,6 @@ impl Running {
             }
         }
     }
-
-    /// What this step last saw at a tag, if it looked.
-    pub fn saw(&self, tag: &Tag) -> Option<Seen> {
-        self.said.iter().rev().find_map(|said| match said {
-            (Ask::Look(t), Answer::At(digest)) if t == tag => Some(Seen(*digest)),
-            _ => None,
-        })
-    }
 }
 
 struct Replay<'a> {
@@ -157,6 +149,7 @@ impl Replay<'_> {
                 FaultClass::Wait { seconds: 1 },
             )),
             Answer::Untyped => Err(faulted(Reason::RegistryError, FaultClass::Attempt)),
+            Answer::Denied => Err(faulted(Reason::QuotaExceeded, FaultClass::Terminal)),
             answer => Ok(answer),
         }
     }
@@ -220,7 +213,9 @@ impl StepIo for Replay<'_> {
             Answer::Lost(quiet) => Put::Unknown(said.into(), seconds(quiet)),
             Answer::Landing(late) => Put::Landing(said.into(), seconds(late)),
             Answer::NotSent => Put::NotSent,
-            Answer::At(_) | Answer::Unknown | Answer::Untyped => panic!("{answer:?} to a write"),
+            Answer::At(_) | Answer::Unknown | Answer::Untyped | Answer::Denied => {
+                panic!("{answer:?} to a write")
+            }
         })
     }
 

@@ -213,6 +213,7 @@ impl World {
             // Those that it supersedes are ended first; its own save is another action, and a crash may come between.
             return;
         };
+        let repeated = self.setup.repeats.then(|| admission.clone());
         let decision = self.decide(process, index, &mut request, admission, &finished);
         let launched = self.lacks(Mutation::LaunchBeforeSave) && !decision.launches.is_empty();
         if launched {
@@ -229,10 +230,28 @@ impl World {
         for &launch in &decision.launches {
             self.launch(process, index, &request, launch);
         }
+        if let Some(admission) = repeated {
+            self.check_repeated(process, index, &request, admission);
+        }
         if request.is_finished() && !launched {
             process.give_up(index);
         }
         self.settle_claims(process, index);
+    }
+
+    /// A second decision on the same world changes nothing and launches nothing, and no wake is in the past.
+    fn check_repeated(
+        &self,
+        process: &Process,
+        index: usize,
+        request: &Request,
+        admission: Admission,
+    ) {
+        let mut again = request.clone();
+        let decision = self.decide(process, index, &mut again, admission, &[]);
+        assert_eq!(again, *request);
+        assert_eq!(decision.launches, []);
+        assert!(decision.wake.is_none_or(|at| at > time(self.now)));
     }
 
     /// Records what has ended; gives whose it was.
@@ -380,7 +399,8 @@ impl World {
                 quiet_until: (log.quiet_until(&spec.float, now).map(at)).filter(|_| !unsettled),
                 late_until: (log.late_until(&spec.float, now).map(at)).filter(|_| !unsettled),
                 newest_stamp: log.newest_stamp(&spec.float),
-                paused: None,
+                paused: (self.paused.contains(&self.setup.number(&spec.float)))
+                    .then(|| "stopped".into()),
                 taken_over: !process.launched.contains(&(index, image)),
             }
         });
@@ -450,7 +470,6 @@ impl World {
             launch,
             image: request.status.images[launch.image].clone(),
             said: Vec::new(),
-            dropped: false,
             outcome: None,
         };
         let op = Op {
@@ -654,7 +673,7 @@ impl World {
         if landed {
             self.land(&write);
         } else {
-            self.wire = Some((self.now + LATE, write));
+            self.wire.push((self.now + LATE, write));
         }
         self.answer(process, who, Answer::Lost(SETTLE));
     }

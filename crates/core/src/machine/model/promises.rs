@@ -368,11 +368,36 @@ impl World {
             let what = "the tags at the end are not those of the undisturbed run".into();
             return broken(Promise::Idempotent, what);
         }
+        if let Some(what) = self.unexplained() {
+            return broken(Promise::Ends, what);
+        }
         if let Some(what) = self.half_moved() {
             return broken(Promise::Together, what);
         }
         let what = self.last_does_not_win()?;
         broken(Promise::ForwardsOnly, what)
+    }
+
+    /// A request that ended without saying why, or at a deadline that had not come.
+    fn unexplained(&self) -> Option<String> {
+        let (all, left) = (self.setup.faults, self.left);
+        let in_time = (all.deadline, all.overrun) == (left.deadline, left.overrun);
+        for (index, object) in self.objects.iter().enumerate() {
+            let request = &object.request;
+            let images = &request.status.images;
+            if in_time
+                && images
+                    .iter()
+                    .any(|i| i.reason == Some(Reason::DeadlineExceeded))
+            {
+                return Some(format!("r{index} is stuck until its deadline"));
+            }
+            let held = images.iter().any(|i| i.reason.is_some_and(Reason::is_held));
+            if request.is_finished() && held && request.failed_float().is_none() {
+                return Some(format!("r{index} holds floats back, and none has failed"));
+            }
+        }
+        None
     }
 
     /// A group that failed, was to be taken back, and was not, without saying so.
@@ -520,7 +545,7 @@ impl World {
                 op.change(|op| op.excused = true);
             }
         }
-        if let Some((_, write)) = &mut self.wire {
+        for (_, write) in &mut self.wire {
             write.excused |= write.tag == tag;
         }
     }

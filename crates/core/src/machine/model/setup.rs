@@ -93,6 +93,10 @@ pub struct Faults {
     pub unsent: u8,
     /// A read is answered by a 404 that no registry says.
     pub untyped: u8,
+    /// A read is answered by a no that is for good.
+    pub denied: u8,
+    /// The operator stops all work on a float (letting it go on is free).
+    pub pause: u8,
     /// A pruner takes the stamped tags of a float whose request is suspended.
     pub pruned: u8,
     /// What was pushed and not yet tagged is collected.
@@ -207,6 +211,8 @@ impl Faults {
         immutable: 0,
         unsent: 0,
         untyped: 0,
+        denied: 0,
+        pause: 0,
         pruned: 0,
         expire: 0,
         sources: 0,
@@ -239,6 +245,8 @@ impl Faults {
             "immutable" => &mut self.immutable,
             "unsent" => &mut self.unsent,
             "untyped" => &mut self.untyped,
+            "denied" => &mut self.denied,
+            "pause" => &mut self.pause,
             "pruned" => &mut self.pruned,
             _ => return None,
         })
@@ -249,6 +257,7 @@ impl Faults {
         match answer {
             Answer::Unknown => &mut self.unknown,
             Answer::Untyped => &mut self.untyped,
+            Answer::Denied => &mut self.denied,
             Answer::Refused => &mut self.refused,
             Answer::No => &mut self.missing,
             Answer::Immutable => &mut self.immutable,
@@ -268,7 +277,7 @@ impl Faults {
     pub fn heal(&self) -> bool {
         let acts = self.suspend + self.cancel + self.delete + self.deadline;
         let acts = acts + self.overrun + self.refused + self.missing + self.immutable + self.pruned;
-        !self.foreign() && acts + self.sources + self.slow == 0
+        !self.foreign() && acts + self.sources + self.slow + self.denied == 0
     }
 }
 
@@ -283,6 +292,8 @@ pub struct Setup {
     pub mutation: Option<Mutation>,
     /// The floats, by number.
     pub floats: Vec<Float>,
+    /// Each decision is made twice, to see that the second changes nothing.
+    pub repeats: bool,
     /// How the undisturbed run ends.
     pub undisturbed: Option<End>,
     /// Digests by name, for traces.
@@ -319,6 +330,7 @@ impl Setup {
             faults,
             mutation,
             floats,
+            repeats: false,
             undisturbed: None,
             names,
         }

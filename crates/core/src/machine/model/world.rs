@@ -4,13 +4,13 @@
 //! [`steps`](crate::steps), which the engine runs as well. The clock stands still but where
 //! something has to wait: then it goes to the next time that is due, so that there are finitely many states.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::ops::Deref;
 use std::sync::Arc;
 
+use super::registry::Registry;
 use crate::image::{Digest, Float, Reference, Tag};
-use crate::machine::runs::registry::Registry;
 use crate::machine::{Outcome, Request};
 use crate::steps::replay::{Answer, Ask, Seen};
 
@@ -72,8 +72,10 @@ pub struct World {
     pub replicas: BTreeMap<Tag, (Option<Digest>, i64)>,
     /// The requests; the index is their order.
     pub objects: Vec<Object>,
-    /// A tag write on the wire: it lands before then, or never.
-    pub wire: Option<(i64, Write)>,
+    /// Tag writes on the wire: each lands before then, or never.
+    pub wire: Vec<(i64, Write)>,
+    /// Floats on which the operator has stopped all work.
+    pub paused: BTreeSet<usize>,
     /// The process that leads.
     pub leader: Process,
     /// One that led and does not know yet that it does no more; for [`Mutation::FormerSaves`] only.
@@ -95,10 +97,12 @@ pub enum Action {
     Reconcile(usize),
     /// The next request of a step is answered truthfully.
     Serve(Who),
-    /// The write on the wire lands.
-    Land,
-    /// The write on the wire comes to nothing.
-    Die,
+    /// A write on the wire lands.
+    Land(usize),
+    /// A write on the wire comes to nothing.
+    Die(usize),
+    /// Nothing is stopped any more.
+    Unpause,
     /// Time passes to the next that is due.
     Wait,
     /// `spec.suspend` is unset.
@@ -110,6 +114,7 @@ pub enum Action {
     Late(Who),
     Refuse(Who, Answer),
     Prune(usize),
+    Pause(usize),
     Crash(Option<Who>),
     Replace,
     FormerReconcile(usize),
@@ -165,7 +170,8 @@ impl World {
             registry: Shared::new(registry),
             replicas: BTreeMap::new(),
             objects,
-            wire: None,
+            wire: Vec::new(),
+            paused: BTreeSet::new(),
             leader,
             former: None,
             sources_gone: false,
@@ -264,11 +270,12 @@ impl World {
             Action::Notice(index) => self.leader.notice(index),
             Action::Reconcile(index) => self.lead(|world, leader| world.reconcile(leader, index)),
             Action::Serve(who) => self.lead(|world, leader| world.serve(leader, who)),
-            Action::Land => {
-                let (_, write) = self.wire.take().expect("something is on the wire");
+            Action::Land(index) => {
+                let (_, write) = self.wire.remove(index);
                 self.land(&write);
             }
-            Action::Die => self.wire = None,
+            Action::Die(index) => _ = self.wire.remove(index),
+            Action::Unpause => self.paused.clear(),
             Action::Wait => self.pass(self.due().expect("something is due")),
             Action::Resume(index) => self.edit(index, |request| request.spec.suspend = false),
             Action::Stale(who) => {
@@ -331,7 +338,9 @@ impl World {
                 self.left.removed -= 1;
                 self.foreign(number, None);
             }
-            Action::Suspend(_) | Action::Cancel(_) | Action::Delete(_) => self.act_as_user(action),
+            Action::Suspend(_) | Action::Cancel(_) | Action::Delete(_) | Action::Pause(_) => {
+                self.act_as_user(action);
+            }
             Action::Deadline => {
                 self.left.deadline -= 1;
                 self.pass(self.now + 7300);
@@ -389,6 +398,10 @@ impl World {
             Action::Delete(index) => {
                 self.left.delete -= 1;
                 self.objects[index].deleted = true;
+            }
+            Action::Pause(number) => {
+                self.left.pause -= 1;
+                self.paused.insert(number);
             }
             _ => unreachable!("not a user's"),
         }
@@ -496,7 +509,7 @@ impl World {
 
     // === what may happen ===
 
-    fn actions(&self) -> Vec<Action> {
+    pub fn actions(&self) -> Vec<Action> {
         let mut actions = Vec::new();
         for index in 0..self.objects.len() {
             self.actions_of(index, &mut actions);
@@ -509,12 +522,17 @@ impl World {
                 actions.push(Action::FormerReconcile(who.0));
             }
         }
-        match &self.wire {
-            Some((until, _)) => {
-                actions.extend([Action::Land, Action::Die]);
-                actions.extend(self.due().filter(|due| due < until).map(|_| Action::Wait));
-            }
-            None => actions.extend(self.due().map(|_| Action::Wait)),
+        for index in 0..self.wire.len() {
+            actions.extend([Action::Land(index), Action::Die(index)]);
+        }
+        // What is due before the last moment of a write on the wire comes before it.
+        let first = self.wire.iter().map(|(until, _)| *until).min();
+        let due = self
+            .due()
+            .filter(|due| first.is_none_or(|first| *due < first));
+        actions.extend(due.map(|_| Action::Wait));
+        if !self.paused.is_empty() {
+            actions.push(Action::Unpause);
         }
         self.actions_around(&mut actions);
         actions
@@ -555,7 +573,7 @@ impl World {
             if closed || self.is_refused(who, tag) {
                 return;
             }
-            let free = self.left.late > 0 && self.wire.is_none();
+            let free = self.left.late > 0;
             let faults = [
                 (self.left.lost > 0, Action::Lose(who)),
                 (self.left.refused > 0, Action::Refuse(who, Answer::Refused)),
@@ -574,6 +592,7 @@ impl World {
         let faults = [
             (self.left.unknown > 0, Action::Fail(who, Answer::Unknown)),
             (self.left.untyped > 0, Action::Fail(who, Answer::Untyped)),
+            (self.left.denied > 0, Action::Fail(who, Answer::Denied)),
         ];
         actions.extend(faults.into_iter().filter(|(may, _)| *may).map(|(_, f)| f));
         let Some(tag) = ask.read_tag() else {
@@ -595,7 +614,7 @@ impl World {
     fn actions_around(&self, actions: &mut Vec<Action>) {
         let left = &self.left;
         // What outlives a whole lease, or the deadline, is on the wire no more.
-        let settled = self.wire.is_none();
+        let settled = self.wire.is_empty();
         let idle = self.leader.running.is_empty();
         let faults = [
             (left.crash > 0, Action::Crash(None)),
@@ -617,6 +636,10 @@ impl World {
             let old = Some(digest(&format!("D{number}")));
             let faults = [
                 (left.moved > 0, Action::Move(number)),
+                (
+                    left.pause > 0 && !self.paused.contains(&number),
+                    Action::Pause(number),
+                ),
                 (left.back > 0 && there != old, Action::Back(number)),
                 (left.removed > 0 && there.is_some(), Action::Remove(number)),
                 (
@@ -667,6 +690,7 @@ impl World {
             Answer::No => "no",
             Answer::Unknown => "failed",
             Answer::Untyped => "a bare 404",
+            Answer::Denied => "denied",
             Answer::Refused => "refused",
             Answer::Immutable => "refused as immutable",
             Answer::Lost(_) => "no answer",
@@ -736,13 +760,14 @@ impl Hash for World {
             replicas,
             objects,
             wire,
+            paused,
             leader,
             former,
             sources_gone,
             past,
             broken,
         } = self;
-        (now, left, registry, replicas, objects, wire).hash(state);
+        (now, left, registry, replicas, objects, wire, paused).hash(state);
         (leader, former, sources_gone, past, broken).hash(state);
     }
 }
@@ -764,8 +789,9 @@ impl Model for World {
             Action::Notice(_)
                 | Action::Reconcile(_)
                 | Action::Serve(_)
-                | Action::Land
-                | Action::Die
+                | Action::Land(_)
+                | Action::Die(_)
+                | Action::Unpause
                 | Action::Wait
         )
     }
@@ -794,8 +820,8 @@ impl Model for World {
             Action::Refuse(who, _) => format!("{} NOT WRITTEN: {}", step(who), answer(who)),
             Action::Late(who) => format!("{} NO ANSWER, is on the wire", step(who)),
             Action::Crash(Some(who)) => format!("CRASH with on the wire {}", step(who)),
-            Action::Land => {
-                let (_, write) = self.wire.as_ref().expect("on the wire");
+            Action::Land(index) => {
+                let (_, write) = &self.wire[index];
                 let name = self.setup.name(write.digest);
                 format!("LATE: {} = {name} lands", write.tag)
             }

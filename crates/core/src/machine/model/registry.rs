@@ -26,11 +26,6 @@ impl Registry {
         }
     }
 
-    /// Whether it takes tags for missing content.
-    pub fn is_lenient(&self) -> bool {
-        self.lenient
-    }
-
     /// Where a tag is, as a GET by tag answers.
     pub fn look(&self, tag: &Tag) -> Option<Digest> {
         self.tags
