@@ -180,7 +180,7 @@ async fn set_up(args: PromoteArgs, display: &Display) -> Result<Run, String> {
             quiet.as_secs_f64().ceil()
         ));
         let until = Instant::now() + quiet;
-        engine.memory().log().keep_quiet(until, until);
+        engine.memory().log(|log| log.keep_quiet(until, until));
     }
     Ok(Run {
         engine,

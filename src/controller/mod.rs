@@ -174,7 +174,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
     health.leads();
     metrics.leadership("acquired");
     if let Some(last_sent) = last_sent {
-        engine.memory().log().follow(last_sent);
+        engine.memory().log(|log| log.follow(last_sent));
     }
     let scope = Scope {
         installation,
@@ -323,7 +323,9 @@ async fn lead(
         () = end => {}
     }
     if let Some(elector) = elector {
-        let landing = engine.memory().log().inherited_until(Instant::now());
+        let landing = engine
+            .memory()
+            .log(|log| log.inherited_until(Instant::now()));
         if landing.is_some() {
             // Whoever finds a released lease waits for nothing.
             tracing::info!("keeping the lease until it runs out: earlier writes may still land");
@@ -346,7 +348,7 @@ async fn drain(engine: &Engine<Cluster>) {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     loop {
-        let settled = engine.memory().log().settled_at(Instant::now());
+        let settled = engine.memory().log(|log| log.settled_at(Instant::now()));
         let Some(settled) = settled else { break };
         tokio::time::sleep_until(settled).await;
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::image::{Digest, Float, Repository, Tag};
@@ -40,9 +40,10 @@ impl Memory {
         }
     }
 
-    /// The log, for one question or entry.
-    pub fn log(&self) -> MutexGuard<'_, WriteLog<Instant>> {
-        self.log.lock()
+    /// Asks the log, or enters something. By a closure, because a guard would live to the end of its statement, and a second question
+    /// there would wait for it for ever.
+    pub fn log<R>(&self, ask: impl FnOnce(&mut WriteLog<Instant>) -> R) -> R {
+        ask(&mut self.log.lock())
     }
 
     /// A write of `tag`, in the float's repository, that is about to be sent.
@@ -63,8 +64,8 @@ impl Write<'_> {
     /// Enters it as sent now. False where another digest may still land on the tag. To be called directly before each sending.
     pub(super) fn enter(&self, now: Instant) -> bool {
         let mut sent = self.sent.lock();
-        let mut log = self.memory.log();
-        let entered = log.enter(self.float, self.tag, self.digest, *sent, now);
+        let entered =
+            (self.memory).log(|log| log.enter(self.float, self.tag, self.digest, *sent, now));
         if entered {
             *sent = Some(now);
         }
@@ -79,16 +80,16 @@ impl Write<'_> {
     /// It was answered: the tag holds the digest.
     pub(super) fn answered(&self, now: Instant) {
         if let Some(sent) = *self.sent.lock() {
-            let mut log = self.memory.log();
-            log.answered(self.float, self.tag, self.digest, sent, now);
+            self.memory
+                .log(|log| log.answered(self.float, self.tag, self.digest, sent, now));
         }
     }
 
     /// It was refused, or no byte of it was sent: nothing was written.
     pub(super) fn refused(&self) {
         if let Some(sent) = *self.sent.lock() {
-            let mut log = self.memory.log();
-            log.refused(self.float, self.tag, self.digest, sent);
+            self.memory
+                .log(|log| log.refused(self.float, self.tag, self.digest, sent));
         }
     }
 }

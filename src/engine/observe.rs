@@ -214,7 +214,11 @@ impl<S: Store> Engine<S> {
             if owned.contains(float) || running.contains(float) {
                 return true;
             }
-            let late = self.inner.tools.memory.log().late_until(float, now);
+            let late = self
+                .inner
+                .tools
+                .memory
+                .log(|log| log.late_until(float, now));
             requeue_at = [requeue_at, late].into_iter().flatten().min();
             late.is_some()
         });

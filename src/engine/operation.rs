@@ -98,8 +98,8 @@ impl Operation {
     /// The gate was closed: what for.
     fn not_sent(&self, tag: &Tag, digest: Digest) -> Put {
         let (repository, now) = (self.repository(), Instant::now());
-        let log = self.tools.memory.log();
-        match log.landing_until(repository, tag, Some(digest), now) {
+        let memory = &self.tools.memory;
+        match memory.log(|log| log.landing_until(repository, tag, Some(digest), now)) {
             Some(until) => Put::Landing(
                 format!(
                     "{repository}:{tag}: an earlier write of another image was not answered and may land late; waits until it cannot"
@@ -241,7 +241,7 @@ impl StepIo for Operation {
             }
             // It stays in the record as it was entered.
             registry::Put::Unknown(error) => {
-                return Ok(Put::Unknown(error.message, memory.log().settle()));
+                return Ok(Put::Unknown(error.message, memory.log(|log| log.settle())));
             }
             registry::Put::ContentMissing(error) => Put::ContentMissing(fault(&error)),
             registry::Put::Refused(error) => Put::Refused(fault(&error)),
@@ -258,7 +258,7 @@ impl StepIo for Operation {
 
     async fn wrote(&self, tag: &Tag, digest: Digest) -> Flow<bool> {
         let (memory, now) = (&self.tools.memory, Instant::now());
-        Ok(memory.log().wrote(self.repository(), tag, digest, now))
+        Ok(memory.log(|log| log.wrote(self.repository(), tag, digest, now)))
     }
 
     async fn is_old(&self, prune: &Tag) -> Flow<bool> {
@@ -274,7 +274,7 @@ impl StepIo for Operation {
 
     fn believes(&self, repository: &Repository, tag: &Tag, digest: Option<Digest>) -> bool {
         let (memory, now) = (&self.tools.memory, Instant::now());
-        !memory.log().contradicts(repository, tag, digest, now)
+        !memory.log(|log| log.contradicts(repository, tag, digest, now))
     }
 
     fn may_write(&self) -> bool {

@@ -259,7 +259,7 @@ impl<S: Store> Engine<S> {
     /// write without an answer, there is nothing to wait for.
     fn spare(&self, uid: &str, request: &Request) {
         let memory = &self.inner.tools.memory;
-        if !memory.log().may_spare(Instant::now()) {
+        if !memory.log(|log| log.may_spare(Instant::now())) {
             return;
         }
         let mut state = self.lock();
@@ -273,7 +273,7 @@ impl<S: Store> Engine<S> {
         for (spec, image) in images {
             let float = &spec.float;
             if image.is_at_rest() && inherited.contains(float) && owned.contains(float) {
-                memory.log().spare(float);
+                memory.log(|log| log.spare(float));
             }
         }
     }
@@ -292,14 +292,19 @@ impl<S: Store> Engine<S> {
         let mut finished = Vec::new();
         let mut contexts = Vec::with_capacity(request.spec.images.len());
         for (index, spec) in request.spec.images.iter().enumerate() {
-            let log = self.inner.tools.memory.log();
+            let (newest_stamp, quiet, late) = self.inner.tools.memory.log(|log| {
+                let float = &spec.float;
+                (
+                    log.newest_stamp(float),
+                    log.quiet_until(float, instant),
+                    log.late_until(float, instant),
+                )
+            });
             let mut context = ImageContext {
-                newest_stamp: log.newest_stamp(&spec.float),
+                newest_stamp,
                 paused: state.pause.message_for(hosts(request, index)),
-                quiet_until: (log.quiet_until(&spec.float, instant))
-                    .map(|until| at(now, instant, until)),
-                late_until: (log.late_until(&spec.float, instant))
-                    .map(|until| at(now, instant, until)),
+                quiet_until: quiet.map(|until| at(now, instant, until)),
+                late_until: late.map(|until| at(now, instant, until)),
                 taken_over: operations
                     .is_none_or(|operations| !operations.launched.contains(&index)),
                 ..ImageContext::default()
@@ -363,7 +368,8 @@ impl<S: Store> Engine<S> {
         let float = request.spec.images.get(ended.index).map(|spec| &spec.float);
         let context = Context {
             now,
-            newest_stamp: float.and_then(|float| self.inner.tools.memory.log().newest_stamp(float)),
+            newest_stamp: float
+                .and_then(|float| self.inner.tools.memory.log(|log| log.newest_stamp(float))),
             jitter: rand::random(),
         };
         match machine::advance(request, ended.index, ended.outcome.clone(), &context) {
@@ -388,8 +394,7 @@ impl<S: Store> Engine<S> {
                 self.inner
                     .tools
                     .memory
-                    .log()
-                    .note_stamp(&spec.float, stamp, Stamp::at(now));
+                    .log(|log| log.note_stamp(&spec.float, stamp, Stamp::at(now)));
             }
         }
     }

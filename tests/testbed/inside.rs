@@ -242,7 +242,7 @@ pub fn start(
         },
     );
     let until = Instant::now() + quiet;
-    engine.memory().log().keep_quiet(until, until);
+    engine.memory().log(|log| log.keep_quiet(until, until));
     let objects = engine.store().objects();
     for object in &objects {
         engine.observe(object);

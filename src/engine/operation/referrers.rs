@@ -401,7 +401,7 @@ impl Operation {
             .await?;
         loop {
             let now = Instant::now();
-            let landing = memory.log().landing_until(&key.0, tag, None, now);
+            let landing = memory.log(|log| log.landing_until(&key.0, tag, None, now));
             let Some(until) = landing else {
                 return Ok(turn);
             };
