@@ -202,7 +202,7 @@ type PromotionRequestStatus struct {
 	DeadlineTime *metav1.Time `json:"deadlineTime,omitempty"`
 	// CompletionTime is when it ended.
 	CompletionTime *metav1.Time `json:"completionTime,omitempty"`
-	// Conditions are Progressing, Staged, Complete and Failed; Expiring where it applies.
+	// Conditions are Progressing, Staged, Complete, Failed, Reconciling and Stalled; Expiring where it applies.
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 	// Images are the images, in the order of the spec.
 	Images []ImageStatus `json:"images,omitempty"`
@@ -240,6 +240,10 @@ type ImageStatus struct {
 	Promoted string `json:"promoted,omitempty"`
 	// BytesCopied is how many bytes were written to the float's repository.
 	BytesCopied int64 `json:"bytesCopied,omitempty"`
+	// CopiedNow is how many bytes the copy that runs now has written.
+	CopiedNow int64 `json:"copiedNow,omitempty"`
+	// CopyTotal is how many bytes that copy writes in all, as far as is known.
+	CopyTotal int64 `json:"copyTotal,omitempty"`
 	// Attempts is how many launches failed or were cut off.
 	Attempts int32 `json:"attempts,omitempty"`
 	// NextAttemptTime is before when it is not tried again.

@@ -1,19 +1,31 @@
-//! The conditions: Progressing, Staged, Complete and Failed, from the first save to the end; Expiring where it applies.
+//! The conditions: Progressing, Staged, Complete and Failed, Reconciling and Stalled, from the first save to the end; Expiring where it
+//! applies.
 //!
 //! `Staged` is the safe point for whoever owns the sources: they may go away. One of `Complete` and `Failed` is True at every
-//! end. A condition's time changes only when its status does.
+//! end. `Reconciling` and `Stalled` say the same to tools that read kstatus: nothing is healthy while one of them is True. A condition's time
+//! changes only when its status does. What there is to say stands in Progressing, and in Failed where it is True; the others are short.
 
 use std::fmt::Write as _;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use super::PromotionRequestStatus;
 use super::text::cut;
-use crate::machine::{Phase, Reason, Request, whole_second};
+use super::{PromotionRequest, PromotionRequestStatus};
+use crate::machine::{Bytes, Phase, Reason, Request, whole_second};
 
-/// Every condition's type. The first four are there from the first save on.
-pub const TYPES: [&str; 5] = [PROGRESSING, "Staged", "Complete", "Failed", EXPIRING];
+/// Every condition's type. All but the last are there from the first save on.
+pub const TYPES: [&str; 7] = [
+    PROGRESSING,
+    "Staged",
+    "Complete",
+    FAILED,
+    "Reconciling",
+    "Stalled",
+    EXPIRING,
+];
+/// The condition of an unsuccessful end: it says why.
+const FAILED: &str = "Failed";
 /// The condition that says what a request waits for, and since when.
 const PROGRESSING: &str = "Progressing";
 /// Precedes the time since when, at the end of a message.
@@ -263,13 +275,45 @@ fn waits_since(conditions: &[Condition], reason: Reason) -> Option<Timestamp> {
         .filter(|_| known.reason == reason.as_str())
 }
 
+/// What a request waits for since a save, if it waited for something else, or nothing, before.
+pub(crate) fn begins_to_wait(
+    before: &PromotionRequest,
+    saved: &PromotionRequest,
+) -> Option<(Reason, String)> {
+    let of = |object: &PromotionRequest| {
+        let conditions = &object.status.as_ref()?.conditions;
+        let condition = conditions.iter().find(|c| c.type_ == PROGRESSING)?;
+        let reason = Reason::parse(&condition.reason).filter(|reason| reason.is_waiting())?;
+        Some((reason, condition.message.clone()))
+    };
+    let (reason, note) = of(saved)?;
+    let same = of(before).is_some_and(|(known, _)| known.as_str() == reason.as_str());
+    (!same).then_some((reason, note))
+}
+
 /// What the condition says of tags that expire, where it is there.
 pub(super) fn expiring(conditions: &[Condition]) -> Option<String> {
     let condition = conditions.iter().find(|c| c.type_ == EXPIRING)?;
     (condition.status == "True").then(|| condition.message.clone())
 }
 
-/// Sets the four conditions; others are left.
+/// Says how far copies have come, where a request works.
+pub(super) fn add_copies(conditions: &mut [Condition], bytes: u64, total: u64) {
+    let working = |c: &&mut Condition| {
+        c.type_ == PROGRESSING && Reason::parse(&c.reason).is_some_and(Reason::is_working)
+    };
+    if let Some(condition) = conditions.iter_mut().find(working) {
+        let said = format!(
+            "{}; copied {} of {}",
+            condition.message,
+            Bytes(bytes),
+            Bytes(total)
+        );
+        condition.message = cut(&said, MESSAGE_MAX);
+    }
+}
+
+/// Sets these conditions; others are left.
 pub(super) fn set(
     conditions: &mut Vec<Condition>,
     summary: &Summary,
@@ -294,10 +338,25 @@ fn set_all(
 ) {
     let finished = summary.phase.is_finished();
     let complete = summary.phase.is_complete();
-    let truths = [!finished, summary.staged, complete, finished && !complete];
-    let said = (reason, summary.message.as_str());
-    for truth in TYPES.into_iter().zip(truths) {
-        place(conditions, truth, said, now, generation);
+    let failed = finished && !complete;
+    let truths = [
+        !finished,
+        summary.staged,
+        complete,
+        failed,
+        !finished,
+        failed,
+    ];
+    for (kind, truth) in TYPES.into_iter().zip(truths) {
+        let says = kind == PROGRESSING || (kind == FAILED && truth);
+        let message = if says { summary.message.as_str() } else { "" };
+        place(
+            conditions,
+            (kind, truth),
+            (reason, message),
+            now,
+            generation,
+        );
     }
 }
 
@@ -388,18 +447,18 @@ mod tests {
             let conditions = &object.status.as_ref().unwrap().conditions;
             conditions.iter().map(|c| c.type_.clone()).collect()
         };
-        let four = ["Progressing", "Staged", "Complete", "Failed"];
+        let always = &TYPES[..6];
         let mut request = read(&object).unwrap();
         write(&mut object, &request, None, at(1));
-        assert_eq!(kinds(&object), four);
+        assert_eq!(kinds(&object), always);
         request.status.expiring = Some("x.io/a/b:d expires".into());
         write(&mut object, &request, None, at(2));
         write(&mut object, &request, None, at(3));
-        assert_eq!(kinds(&object), [&four[..], &[EXPIRING]].concat());
+        assert_eq!(kinds(&object), TYPES);
         let conditions = &object.status.as_ref().unwrap().conditions;
-        let since = conditions[4].last_transition_time.0;
+        let since = conditions[6].last_transition_time.0;
         assert_eq!(
-            (since.as_second(), conditions[4].status.as_str()),
+            (since.as_second(), conditions[6].status.as_str()),
             (2, "True")
         );
         assert_eq!(read(&object).unwrap(), request);

@@ -46,6 +46,7 @@ pub type Unknown = BTreeMap<String, serde_json::Value>;
     selectable = ".status.phase",
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Done", type_ = "string", json_path = ".status.progress"),
+    printcolumn(name = "Floats", type_ = "string", json_path = ".spec.images[*].float"),
     printcolumn(
         name = "Reason",
         type_ = "string",
@@ -60,6 +61,18 @@ pub type Unknown = BTreeMap<String, serde_json::Value>;
         name = "Started",
         type_ = "date",
         json_path = ".status.startTime",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Bytes",
+        type_ = "integer",
+        json_path = ".status.images[*].copiedNow",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Next",
+        type_ = "string",
+        json_path = ".status.images[*].nextAttemptTime",
         priority = 1
     ),
     printcolumn(
@@ -263,7 +276,8 @@ pub struct PromotionRequestStatus {
     /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completion_time: Option<Time>,
-    /// Progressing, Staged, Complete and Failed; Expiring if it applies.
+    /// Progressing, Staged, Complete and Failed, and for tools that read kstatus Reconciling and Stalled; Expiring if it applies. What
+    /// there is to say, Progressing says, and Failed where it is True.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "rules::conditions")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -339,6 +353,14 @@ pub struct ImageStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub bytes_copied: Option<i64>,
+    /// Bytes that the copy which runs now has written; absent when none runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub copied_now: Option<i64>,
+    /// Bytes that this copy writes in all, as far as is known: what is found at the target is taken off as it is found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub copy_total: Option<i64>,
     /// Launches that failed or were cut off, over the image's life; the running one counts until it succeeds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]

@@ -305,6 +305,37 @@ pub fn write(
     object.status = Some(status);
 }
 
+/// A copy that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunningCopy {
+    /// The image's place in the spec.
+    pub image: usize,
+    /// What it has written.
+    pub bytes: u64,
+    /// What it writes in all, as far as is known.
+    pub total: u64,
+}
+
+/// Shows the copies that run, in a status that was just written. They are no part of the record: what is lost of a copy that is cut off, is
+/// copied again.
+pub fn show_copies(object: &mut PromotionRequest, copies: &[RunningCopy]) {
+    let Some(status) = &mut object.status else {
+        return;
+    };
+    let number = |bytes: u64| i64::try_from(bytes).ok();
+    for copy in copies {
+        if let Some(image) = status.images.get_mut(copy.image) {
+            image.copied_now = number(copy.bytes);
+            image.copy_total = number(copy.total.max(copy.bytes));
+        }
+    }
+    let bytes: u64 = copies.iter().map(|copy| copy.bytes).sum();
+    let total: u64 = copies.iter().map(|copy| copy.total.max(copy.bytes)).sum();
+    if total > 0 {
+        conditions::add_copies(&mut status.conditions, bytes, total);
+    }
+}
+
 fn write_image(to: &mut ImageStatus, image: &Image) {
     let ended = image.phase.is_finished() && to.phase == image.phase.as_str();
     // A newer version's reason for an end is kept: this version knows no better one.
@@ -333,6 +364,7 @@ fn write_image(to: &mut ImageStatus, image: &Image) {
     write_pins(&mut to.rescued, &image.rescued);
     to.rollback_tag = image.rollback.as_ref().map(ToString::to_string);
     to.pinned_time = image.pinned.map(time);
+    (to.copied_now, to.copy_total) = (None, None);
     to.bytes_copied = i64::try_from(image.bytes).ok().filter(|&n| n > 0);
     to.attempts = i32::try_from(image.attempts).ok().filter(|&n| n > 0);
     to.next_attempt_time = image.next_attempt.map(time);

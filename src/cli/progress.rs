@@ -6,6 +6,7 @@ use std::io::IsTerminal as _;
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 
 use super::output::say;
+use crate::api::status::RunningCopy;
 use crate::api::{ImageStatus, PromotionRequest};
 use crate::engine::CHECKING_PUSH;
 use crate::machine::{Phase, Reason};
@@ -71,7 +72,7 @@ impl Display {
             state: status.phase.unwrap_or_else(|| "Pending".into()),
             copied: 0,
         };
-        shown.draw(0);
+        shown.draw(&[]);
         self.requests.insert(key, shown);
     }
 
@@ -109,16 +110,16 @@ impl Display {
         shown.state = format!("{progress} {phase}{why}");
         let copied = status.images.iter().filter_map(|i| i.bytes_copied);
         shown.copied = u64::try_from(copied.sum::<i64>()).unwrap_or_default();
-        shown.draw(0);
+        shown.draw(&[]);
         for line in lines {
             self.line(&line);
         }
     }
 
     /// Shows how much running steps have written.
-    pub(super) fn copying(&mut self, key: &Key, bytes: u64) {
+    pub(super) fn copying(&mut self, key: &Key, copies: &[RunningCopy]) {
         if let Some(shown) = self.requests.get_mut(key) {
-            shown.draw(bytes);
+            shown.draw(copies);
         }
     }
 
@@ -142,15 +143,23 @@ impl Display {
 // === impl Shown ===
 
 impl Shown {
-    fn draw(&mut self, running: u64) {
+    fn draw(&mut self, copies: &[RunningCopy]) {
         let Some(bar) = &self.bar else { return };
         bar.set_position(self.images.iter().map(steps).sum());
-        let copied = self.copied + running;
-        if copied > 0 {
-            bar.set_message(format!("{}, {} copied", self.state, HumanBytes(copied)));
-        } else {
-            bar.set_message(self.state.clone());
-        }
+        let running: u64 = copies.iter().map(|copy| copy.bytes).sum();
+        let left = copies
+            .iter()
+            .map(|copy| copy.total.saturating_sub(copy.bytes));
+        let written = self.copied + running;
+        let said = match (written, left.sum::<u64>()) {
+            (0, 0) => String::new(),
+            (_, 0) => format!(", {} copied", HumanBytes(written)),
+            (_, left) => {
+                let all = HumanBytes(written + left);
+                format!(", {} of {all} copied", HumanBytes(written))
+            }
+        };
+        bar.set_message(format!("{}{said}", self.state));
     }
 }
 

@@ -125,7 +125,7 @@ pub(super) async fn carry_out(
             }
             _ = tick.tick() => {
                 for (key, uid) in &awaited.open {
-                    display.copying(key, engine.bytes(uid).iter().map(|(_, bytes)| bytes).sum());
+                    display.copying(key, &engine.copying(uid));
                 }
                 if draining.is_some_and(|until| engine.unrecorded() == 0 || Instant::now() > until) {
                     return End::Interrupted;

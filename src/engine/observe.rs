@@ -7,6 +7,7 @@ use super::shared::{Engine, contender, identity, left_alone};
 use super::state::{Known, PushCheck, State};
 use super::stats::RequestStats;
 use super::telemetry;
+use crate::api::status::RunningCopy;
 use crate::api::{self, PromotionRequest};
 use crate::image::Float;
 use crate::machine::claims::Contender;
@@ -182,14 +183,16 @@ impl<S: Store> Engine<S> {
         ended + state.running_in_all()
     }
 
-    /// Bytes written so far by the running operations of an object, by image.
+    /// The copies of an object that run now, by image.
     #[must_use]
-    pub fn bytes(&self, uid: &str) -> Vec<(usize, u64)> {
+    pub fn copying(&self, uid: &str) -> Vec<RunningCopy> {
         let state = self.lock();
-        state
-            .running(uid)
-            .map(|(index, o)| (index, o.progress.bytes()))
-            .collect()
+        let copies = state.running(uid).map(|(image, operation)| RunningCopy {
+            image,
+            bytes: operation.progress.bytes(),
+            total: operation.progress.expected(),
+        });
+        copies.filter(|copy| copy.total > 0).collect()
     }
 
     /// Releases the floats that a request is no longer entitled to, once none of its operations runs and none of our writes can land there.

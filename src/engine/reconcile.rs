@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::admission::{AdmissionCheck, hosts};
+use super::admission::{AdmissionCheck, CHECKING_PUSH, hosts};
 use super::shared::{Engine, contender, identity, left_alone};
 use super::state::{Deadline, PendingSave};
 use super::stats::RequestStats;
@@ -24,6 +24,8 @@ use crate::store::{Access, Event, Key, Store, StoreError, Unreadable};
 const CONFLICTS: usize = 5;
 /// Without a trusted lease nothing is saved; it is checked again after this.
 const TRUST_AGAIN: Duration = Duration::from_millis(500);
+/// That something is waited for is published only among the first of them.
+const WAITS_MAX: u32 = 5;
 /// The most events of a request in its life; the last is for its end.
 const EVENTS_MAX: u32 = 10;
 
@@ -194,6 +196,12 @@ impl<S: Store> Engine<S> {
             notices.push(notice);
         }
         api::status::write(&mut object, &request, decision.waiting.as_ref(), now);
+        let copies = self.copying(&uid);
+        api::status::show_copies(&mut object, &copies);
+        // How far they are is saved again after the interval.
+        let copied_at =
+            (!copies.is_empty()).then(|| Instant::now() + self.inner.settings.status_interval);
+        let requeue_at = [requeue_at, copied_at].into_iter().flatten().min();
         let record = Box::new(PendingSave {
             uid,
             before,
@@ -504,12 +512,12 @@ impl<S: Store> Engine<S> {
             match state.known.get_mut(&uid) {
                 Some(known) => {
                     known.phase_entered_at = phase_entered_at;
-                    let events = events(before, request, notices, known.events_published);
+                    let events = events(before, saved, request, notices, known.events_published);
                     known.events_published += u32::try_from(events.len()).unwrap_or(u32::MAX);
                     events
                 }
                 // It was forgotten meanwhile, most often by its own end: its events are still published.
-                None => events(before, request, notices, 0),
+                None => events(before, saved, request, notices, 0),
             }
         };
         if request.is_finished() {
@@ -608,9 +616,11 @@ impl<S: Store> Engine<S> {
     }
 }
 
-/// One event for each change of phase and each notice, within the bound; the last one is always published.
+/// One event for each change of phase, each notice and each cause that is waited for from now on, within the bound; the last one is always
+/// published.
 fn events(
     before: &PromotionRequest,
+    saved: &PromotionRequest,
     request: &Request,
     notices: &[Notice],
     published: u32,
@@ -649,6 +659,16 @@ fn events(
             reason: summary.reason,
             note: summary.message,
             warning,
+        });
+    }
+    if published < WAITS_MAX
+        && let Some((reason, note)) = conditions::begins_to_wait(before, saved)
+        && note.split(';').next() != Some(CHECKING_PUSH)
+    {
+        events.push(Event {
+            reason,
+            note,
+            warning: false,
         });
     }
     let left = EVENTS_MAX.saturating_sub(published) as usize;

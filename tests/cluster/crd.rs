@@ -146,6 +146,7 @@ async fn kubectl_prints_the_columns_under_every_name_of_the_kind() {
         "phase": "Incoming",
         "progress": "2/3",
         "startTime": "2024-01-01T00:00:00Z",
+        "images": [{"float": "quay.io/o/ci:f", "phase": "Incoming", "copiedNow": 7, "nextAttemptTime": "2024-01-01T00:00:09Z"}],
         "conditions": [condition("Staged", "Wrong", "wrong"), condition("Progressing", "RateLimited", "waits for quay.io")],
     }});
     api.patch_status("running", &PatchParams::default(), &Patch::Merge(status))
@@ -154,12 +155,15 @@ async fn kubectl_prints_the_columns_under_every_name_of_the_kind() {
 
     let get = |what: &'static str| ["get", what, "-n", namespace.as_str()];
     let narrow = printed(plane, &get("preq")).await;
-    assert_eq!(narrow[0], ["NAME", "PHASE", "DONE", "REASON", "AGE"]);
-    assert_eq!((narrow[1][0].as_str(), narrow[1].len()), ("new", 2));
     assert_eq!(
-        narrow[2][..4],
-        ["running", "Incoming", "2/3", "RateLimited"]
+        narrow[0],
+        ["NAME", "PHASE", "DONE", "FLOATS", "REASON", "AGE"]
     );
+    assert_eq!((narrow[1][0].as_str(), narrow[1].len()), ("new", 3));
+    // Of several floats, the first.
+    let float = narrow[1][1].clone();
+    let row = ["running", "Incoming", "2/3", &float, "RateLimited"];
+    assert_eq!(narrow[2][..5], row);
     for name in [
         "promotionrequest",
         "promotionrequests",
@@ -173,11 +177,12 @@ async fn kubectl_prints_the_columns_under_every_name_of_the_kind() {
     let arguments = ["get", "preq", "running", "-n", &namespace, "-o", "wide"];
     let wide = printed(plane, &arguments).await;
     let header = [
-        "NAME", "PHASE", "DONE", "REASON", "AGE", "STARTED", "MESSAGE",
+        "NAME", "PHASE", "DONE", "FLOATS", "REASON", "AGE", "STARTED", "BYTES", "NEXT", "MESSAGE",
     ];
     assert_eq!(wide[0], header);
-    assert_eq!(wide[1][..4], ["running", "Incoming", "2/3", "RateLimited"]);
-    assert_eq!(wide[1][6..], ["waits", "for", "quay.io"]);
+    assert_eq!(wide[1][..5], row);
+    let rest = ["7", "2024-01-01T00:00:09Z", "waits", "for", "quay.io"];
+    assert_eq!(wide[1][7..], rest);
 }
 
 #[tokio::test]

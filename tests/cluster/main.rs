@@ -36,6 +36,7 @@ mod policy;
 mod relay;
 mod rivals;
 mod rollback;
+mod said;
 mod secrets;
 mod server;
 mod status;

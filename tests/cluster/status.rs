@@ -15,7 +15,14 @@ use tokio::task::JoinHandle;
 
 use crate::testbed::stage::{LOOK, Stage, condition, phase, spec};
 
-const KINDS: [&str; 4] = ["Progressing", "Staged", "Complete", "Failed"];
+const KINDS: [&str; 6] = [
+    "Progressing",
+    "Staged",
+    "Complete",
+    "Failed",
+    "Reconciling",
+    "Stalled",
+];
 /// In the order of progress.
 const PHASES: [&str; 5] = ["Pending", "Incoming", "BackedUp", "Latched", "Posted"];
 

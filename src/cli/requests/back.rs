@@ -11,6 +11,8 @@ pub(super) struct Back {
     pub(super) float: String,
     /// What it is to be on again.
     pub(super) to: String,
+    /// The tag that pins it, where one is known.
+    pub(super) pin: Option<String>,
     /// What it was moved to, and has to be on still.
     pub(super) from: String,
 }
@@ -45,6 +47,7 @@ pub(super) fn of_request(object: &PromotionRequest) -> Result<(Vec<Back>, Vec<St
             Some(pin) => back.push(Back {
                 float: image.float.clone(),
                 to: pin.digest.clone(),
+                pin: Some(pin.prune_tag.clone()),
                 from: source.digest.clone(),
             }),
             None => first.push(image.float.clone()),
@@ -179,6 +182,7 @@ mod tests {
         let back = |tag: &str| Back {
             float: format!("x.io/o/ci:{tag}"),
             to: digest('b'),
+            pin: Some("2".into()),
             from: digest('c'),
         };
         let found = of_request(&request(&status, &json!({}))).unwrap();

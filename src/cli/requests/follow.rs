@@ -137,7 +137,7 @@ impl Speeds {
     fn note(&mut self, object: &PromotionRequest, now: Instant) {
         let images = object.status.iter().flat_map(|status| &status.images);
         let bytes = images.map(|image| {
-            let copied = image.bytes_copied.unwrap_or_default();
+            let copied = image.copied_now.unwrap_or_default();
             u64::try_from(copied).unwrap_or_default()
         });
         self.seen.push_back((now, bytes.collect()));

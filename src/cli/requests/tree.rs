@@ -132,8 +132,14 @@ fn head(
 fn working(image: &ImageStatus, speed: Option<u64>, now: Timestamp) -> String {
     let one = std::slice::from_ref(image);
     let speed = speed.filter(|&speed| speed > 0);
+    let left = image
+        .copy_total
+        .zip(image.copied_now)
+        .map(|(all, now)| all - now);
+    let left = left.zip(speed.and_then(|speed| i64::try_from(speed).ok()));
+    let left = left.map(|(left, speed)| format!("{} left", duration(left / speed)));
     let speed = speed.map(|speed| format!("{}/s", Bytes(speed)));
-    let copied: Vec<String> = copied(one).into_iter().chain(speed).collect();
+    let copied: Vec<String> = copied(one).into_iter().chain(speed).chain(left).collect();
     let next = next_try(one, now).map(|next| format!("; next try in {next}"));
     let why = match (&image.reason, &image.message) {
         (Some(reason), Some(message)) => format!("{reason}: {message}"),
@@ -151,9 +157,17 @@ fn working(image: &ImageStatus, speed: Option<u64>, now: Timestamp) -> String {
 
 /// What of these was copied, where anything was.
 fn copied(images: &[ImageStatus]) -> Option<String> {
-    let copied: i64 = images.iter().filter_map(|image| image.bytes_copied).sum();
-    let copied = u64::try_from(copied).ok().filter(|&bytes| bytes > 0)?;
-    Some(Bytes(copied).to_string())
+    let sum = |of: fn(&ImageStatus) -> Option<i64>| {
+        let bytes: i64 = images.iter().filter_map(of).sum();
+        u64::try_from(bytes).unwrap_or_default()
+    };
+    let (now, total) = (sum(|i| i.copied_now), sum(|i| i.copy_total));
+    let copied = Bytes(sum(|i| i.bytes_copied) + now);
+    match (copied.0, total) {
+        (0, 0) => None,
+        (_, 0) => Some(copied.to_string()),
+        (_, total) => Some(format!("{copied} of {}", Bytes(copied.0 - now + total))),
+    }
 }
 
 /// In how long the first of these is tried again, if that is still to come.
@@ -228,7 +242,7 @@ mod tests {
             "images": [
                 {"float": "x.io/o/ci:a", "phase": "Posted", "source": {"digest": digest('a')},
                  "displaced": [{"digest": digest('b'), "pruneTag": "20260101000000_prune_a"}]},
-                {"float": "x.io/o/ci:b", "phase": "Pending", "bytesCopied": 3 << 20},
+                {"float": "x.io/o/ci:b", "phase": "Pending", "copiedNow": 3 << 20, "copyTotal": 9 << 20},
                 {"float": "x.io/o/ci:c", "phase": "Pending", "reason": "RegistryUnavailable", "message": "x.io is down",
                  "nextAttemptTime": "2026-01-01T00:01:12Z"},
             ],
@@ -241,7 +255,7 @@ mod tests {
              ├─ x.io/o/ci:a  Posted\n\
              │    promoted  {}\n\
              │    displaced {}, kept as 20260101000000_prune_a\n\
-             ├─ x.io/o/ci:b  Pending  3.0 MiB, 1.0 MiB/s\n\
+             ├─ x.io/o/ci:b  Pending  3.0 MiB of 9.0 MiB, 1.0 MiB/s, 6s left\n\
              └─ x.io/o/ci:c  Pending  RegistryUnavailable: x.io is down; next try in 12s",
             digest('a'),
             digest('b'),

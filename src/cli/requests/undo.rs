@@ -12,7 +12,7 @@ use super::past::{Scope, Touch, touches};
 use super::reach::{ClusterArgs, Reach, Stop};
 use super::submit::{create, finish};
 use crate::api::{PromotionRequest, PromotionRequestSpec, SecretRef};
-use crate::image::{Digest, Float, Reference, Tag};
+use crate::image::{Digest, Float, Reference, Stamp, Tag};
 use crate::store::Stored;
 
 /// The longest name of a request that another is called after.
@@ -219,12 +219,17 @@ async fn of_float(
     if target == now {
         return Err(Stop::Input(format!("{name} is on {now} already")));
     }
+    let pin = touches
+        .iter()
+        .flat_map(Touch::pins)
+        .find(|pin| pin.digest == target);
     let home = |touch: &&Touch| touch.request.namespace == reach.home();
     let own = touches.iter().find(home);
     Ok(Plan {
         name: super::submit::plain(float.tag().as_str()),
         floats: vec![Back {
             float: name,
+            pin: pin.map(|pin| pin.prune_tag.clone()),
             to: target,
             from: now,
         }],
@@ -258,9 +263,24 @@ fn request(plan: Plan) -> Result<PromotionRequest, String> {
         push,
     } = plan;
     let mut images = Vec::new();
-    for Back { float, to, from } in floats {
+    for Back {
+        float,
+        to,
+        pin,
+        from,
+    } in floats
+    {
         let parsed: Float = float.parse().map_err(|error| format!("{error}"))?;
-        let source = format!("{}@{to}", parsed.repository());
+        let repository = parsed.repository();
+        // A rule with `ownPins` lets the controller's own credentials use a float's prune tags, and no digest.
+        let own = pin
+            .filter(|_| push.is_none())
+            .and_then(|pin| pin.parse::<Tag>().ok());
+        let own = own.filter(|tag| Stamp::of(tag).is_some_and(|stamp| parsed.prune(stamp) == *tag));
+        let source = match own {
+            Some(tag) => format!("{repository}:{tag}"),
+            None => format!("{repository}@{to}"),
+        };
         images.push(json!({"source": source, "float": float, "replaces": from}));
     }
     let spec = json!({"images": images, "undo": true});

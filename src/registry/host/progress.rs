@@ -26,6 +26,7 @@ pub struct Progress(Arc<State>);
 struct State {
     flow: FlowKey,
     bytes: AtomicU64,
+    expected: AtomicU64,
     waited: AtomicU64,
     waits: Mutex<Vec<(u64, Waiting)>>,
     changed: Notify,
@@ -108,6 +109,12 @@ impl Progress {
         self.0.bytes.load(Ordering::Relaxed)
     }
 
+    /// Bytes that its copies write in all, as far as is known: what is found at the target is taken off as it is found.
+    #[must_use]
+    pub fn expected(&self) -> u64 {
+        self.0.expected.load(Ordering::Relaxed)
+    }
+
     /// The wait that ends last, while there is one.
     #[must_use]
     pub fn waiting(&self) -> Option<Waiting> {
@@ -119,13 +126,24 @@ impl Progress {
             .cloned()
     }
 
-    /// Resolves when [`Progress::waiting`] has changed since the last call resolved. For one observer.
+    /// Resolves when [`Progress::waiting`] has changed, or a copy has begun, since the last call resolved. For one observer.
     pub async fn changed(&self) {
         self.0.changed.notified().await;
     }
 
     pub(crate) fn wrote(&self, bytes: u64) {
         self.0.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// A copy begins that writes so much, unless some of it is there.
+    pub(crate) fn expects(&self, bytes: u64) {
+        self.0.expected.fetch_add(bytes, Ordering::Relaxed);
+        self.0.changed.notify_one();
+    }
+
+    /// So much of what was expected need not be written.
+    pub(crate) fn spares(&self, bytes: u64) {
+        self.0.expected.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     pub(crate) fn retract(&self, bytes: u64) {

@@ -32,17 +32,17 @@ enum Mount {
 }
 
 impl RegistryClient {
-    /// Brings one blob to the target, once however many copies need it.
-    pub(crate) async fn ensure_blob(&self, job: &Job<'_>, blob: Blob) -> Result<(), Error> {
+    /// Brings one blob to the target, once however many copies need it. Gives whether this one has written it.
+    pub(crate) async fn ensure_blob(&self, job: &Job<'_>, blob: Blob) -> Result<bool, Error> {
         let key = job.blob_key(blob.digest);
         let known = || self.0.blobs.get(&key);
         if known().is_some_and(|known| known.there) {
-            return Ok(());
+            return Ok(false);
         }
         let _flight = self.0.single_flight.enter(&key).await;
         let known = known();
         if known.is_some_and(|known| known.there) {
-            return Ok(());
+            return Ok(false);
         }
         let mut session = None;
         // What was said to be mounted, and is missed, is not mounted again.
@@ -51,23 +51,24 @@ impl RegistryClient {
                 Mount::Mounted => {
                     let (there, mounted) = (true, true);
                     self.0.blobs.insert(key, BlobState { there, mounted });
-                    return Ok(());
+                    return Ok(false);
                 }
                 Mount::Session(url) => session = Some(url),
                 Mount::Declined => job.mounts.store(false, Ordering::Relaxed),
             }
         }
-        if session.is_some() || !self.has_blob(job, blob).await? {
+        let missing = session.is_some() || !self.has_blob(job, blob).await?;
+        if missing {
             match self.transfer(job, blob, session).await {
                 Err(error) if blob.elsewhere && error.reason.is_incomplete() => {
-                    return Ok(());
+                    return Ok(false);
                 }
                 transferred => transferred?,
             }
         }
         let (there, mounted) = (true, false);
         self.0.blobs.insert(key, BlobState { there, mounted });
-        Ok(())
+        Ok(missing)
     }
 
     /// Whether the target has the blob, asked by HEAD, unless the registry was seen to miss it: its answer may come from a cache.

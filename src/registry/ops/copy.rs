@@ -150,8 +150,15 @@ impl RegistryClient {
     }
 
     async fn ensure_blobs(&self, job: &Job<'_>, blobs: Vec<Blob>) -> Result<(), Error> {
+        job.progress
+            .expects(blobs.iter().map(|blob| blob.size).sum());
         stream::iter(blobs)
-            .map(|blob| self.ensure_blob(job, blob))
+            .map(|blob| async move {
+                if !self.ensure_blob(job, blob).await? {
+                    job.progress.spares(blob.size);
+                }
+                Ok(())
+            })
             .buffer_unordered(AT_ONCE)
             .try_collect()
             .await

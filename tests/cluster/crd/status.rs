@@ -72,6 +72,8 @@ fn full_status() -> PromotionRequestStatus {
                 rescued: vec![pin(20_240_101_000_002)],
                 promoted: Some(format!("quay.io/openshift/ci@{DIGEST}")),
                 bytes_copied: Some(1 << 53),
+                copied_now: Some(1 << 52),
+                copy_total: Some(1 << 53),
                 would_displace: Some(DIGEST.into()),
                 pinned_time: Some(time(7)),
                 attempts: Some(3),

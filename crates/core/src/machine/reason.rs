@@ -175,6 +175,8 @@ macro_rules! questions {
 questions! {
     /// Whether nothing is wrong and something is waited for.
     is_waiting: Waiting, not Retried | Working | Terminal | Ended | Warning;
+    /// Whether a phase is worked on.
+    is_working: Working, not Waiting | Retried | Terminal | Ended | Warning;
     /// Whether a launch failed for it, and another follows.
     is_retried: Retried, not Waiting | Working | Terminal | Ended | Warning;
     /// Whether a request can fail for it.
