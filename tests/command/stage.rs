@@ -223,3 +223,24 @@ async fn a_pin_whose_name_denies_what_it_holds_is_refused_and_left_as_it_is() {
     assert_eq!(build.ground.registry.tag("ci", &tag), Some(foreign));
     assert_ne!(foreign, image.digest());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_staged_and_is_gone_since_moves_no_float() {
+    let build = Build::new().await;
+    let image = build.source("cli", Shape::Oci);
+    let old = build.ground.seed("ci", "cli", "old cli");
+    build
+        .ground
+        .documents(&[build.request("one", &[("cli", "cli")], &json!({}))]);
+    let staged = build.stage(&[]).await.exits(0);
+    let (pin, _) = build.ground.registry.tags("ci").pop_first().unwrap();
+    build.ground.registry.delete_tag("ci", &pin).unwrap();
+    let lost = build.ground.registry.lose_manifest("ci", image.digest());
+    assert!(lost);
+    build.ground.documents_anew(&documents(&staged.stdout));
+    let run = build.ground.promote(&["-o", "json"]).await.exits(1);
+    assert_eq!(verdict(&run.items()[0]), ("Failed", "SourceGone"));
+    let tags = build.ground.registry.tags("ci");
+    assert_eq!(tags, BTreeMap::from([("cli".to_owned(), old)]));
+    build.ground.assert_never_dangling();
+}
