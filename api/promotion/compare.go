@@ -58,7 +58,7 @@ func asSent(spec v1alpha1.PromotionRequestSpec) map[string]any {
 // difference names the fields in which two specs ask for something else.
 func difference(a, b v1alpha1.PromotionRequestSpec) []string {
 	for _, spec := range []*v1alpha1.PromotionRequestSpec{&a, &b} {
-		spec.Suspend, spec.Cancel, spec.TTLSecondsAfterFinished = nil, nil, nil
+		spec.Suspend, spec.Cancel, spec.TTLSecondsAfterFinished, spec.Gates = nil, nil, nil, nil
 	}
 	one, other := asSent(a), asSent(b)
 	var names []string

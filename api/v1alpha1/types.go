@@ -74,6 +74,11 @@ type PromotionRequestSpec struct {
 	// Cancel ends the request unless it is committed already. It cannot be taken back.
 	// +kubebuilder:default=false
 	Cancel *bool `json:"cancel,omitempty"`
+	// Gates are what has to be removed before the floats may move. Entries can be removed, never added.
+	// +listType=map
+	// +listMapKey=name
+	// +kubebuilder:validation:MaxItems=8
+	Gates []Gate `json:"gates,omitempty"`
 	// Undo says that floats are taken back: what they are moved off is pinned by tags that end in __broken.
 	Undo bool `json:"undo,omitempty"`
 }
@@ -95,6 +100,14 @@ type ImageSpec struct {
 
 // ReplacesNone is what Replaces says of a tag that does not exist yet.
 const ReplacesNone = "None"
+
+// Gate is what somebody removes when the floats may move, as far as it is theirs to say.
+type Gate struct {
+	// Name is the gate's name.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	Name string `json:"name"`
+}
 
 // SecretRef names a Secret of type kubernetes.io/dockerconfigjson in the request's namespace.
 type SecretRef struct {

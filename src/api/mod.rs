@@ -87,6 +87,7 @@ pub type Unknown = BTreeMap<String, serde_json::Value>;
     validation = rules::unchanged("self.pullSecret").field_path(".pullSecret"),
     validation = rules::unchanged("self.pushSecret").field_path(".pushSecret"),
     validation = rules::unchanged("self.undo").field_path(".undo"),
+    validation = rules::only_removed("self.gates", "name").field_path(".gates"),
     validation = (
         "self.onFailure != 'Rollback' || self.latch == 'Together'",
         "onFailure Rollback needs latch Together; set latch to Together, or onFailure to Hold"
@@ -144,6 +145,12 @@ pub struct PromotionRequestSpec {
         "cancel cannot be taken back; create another request instead"
     ))]
     pub cancel: bool,
+    /// What has to be removed before the floats may move, at most 8: one entry for each test, scanner or person. The request is staged
+    /// and backed up, then waits until none is left, at most until its deadline. Entries can be removed, never added.
+    #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub gates: Vec<Gate>,
     /// Takes floats back: what they are moved off is pinned by tags that end in __broken, so that nobody who reverts a float by its
     /// prune tags comes upon it again. Cannot change.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -190,6 +197,15 @@ pub struct ImageSpec {
     #[schemars(length(max = 71))]
     #[x_kube(validation = (rules::REPLACES, rules::REPLACES_MESSAGE))]
     pub replaces: Option<String>,
+}
+
+/// What somebody removes when the floats may move, as far as it is theirs to say.
+#[derive(KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq)]
+pub struct Gate {
+    /// Its name: letters, digits, '-', '.' and '/'.
+    #[schemars(length(min = 1, max = 63))]
+    #[x_kube(validation = (rules::GATE, rules::GATE_MESSAGE))]
+    pub name: String,
 }
 
 /// A Secret of type kubernetes.io/dockerconfigjson in the request's namespace.

@@ -46,11 +46,16 @@ pub(super) const REPLACES: &str = "self.matches('^(None|sha256:[a-f0-9]{64})$')"
 pub(super) const REPLACES_MESSAGE: &str =
     "must be sha256:DIGEST, or None for a tag that does not exist yet";
 
+/// What a gate may be called.
+pub(super) const GATE: &str = "self.matches('^[a-zA-Z0-9]([a-zA-Z0-9./-]*[a-zA-Z0-9])?$')";
+pub(super) const GATE_MESSAGE: &str =
+    "must be letters, digits, '-', '.' and '/', with a letter or digit at both ends";
+
 /// What a prune tag looks like, of whatever float.
 pub(super) const PRUNE_TAG: &str = "^[0-9]{14}_prune_[a-zA-Z0-9._-]+$";
 
-const IMMUTABLE: &str =
-    "only suspend, cancel and ttlSecondsAfterFinished may change; create another request instead";
+const IMMUTABLE: &str = "only suspend, cancel and ttlSecondsAfterFinished may change, and gates be removed; \
+    create another request instead";
 
 /// A rule on the change of a field; its refusal names the field but does not print its value.
 pub(super) fn forbidden(rule: &str, message: &str) -> Rule {
@@ -74,6 +79,14 @@ pub(super) fn unchanging_in_order() -> Rule {
 pub(super) fn unchanged(field: &str) -> Rule {
     let old = field.replacen("self", "oldSelf", 1);
     let rule = format!("has({field}) == has({old}) && (!has({field}) || {field} == {old})");
+    forbidden(&rule, IMMUTABLE)
+}
+
+/// For a list by a key that can be absent, from its parent: entries go and never come.
+pub(super) fn only_removed(field: &str, key: &str) -> Rule {
+    let old = field.replacen("self", "oldSelf", 1);
+    let known = format!("{old}.exists(o, o.{key} == e.{key})");
+    let rule = format!("!has({field}) || (has({old}) && {field}.all(e, {known}))");
     forbidden(&rule, IMMUTABLE)
 }
 

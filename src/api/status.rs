@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::text::cut;
 use super::{
-    ImageStatus, Latch, Mode, OnFailure, PinStatus, PromotionRequest, PromotionRequestStatus,
+    Gate, ImageStatus, Latch, Mode, OnFailure, PinStatus, PromotionRequest, PromotionRequestStatus,
     Referrers, SourceStatus, conditions,
 };
 use crate::image::{Float, Tag};
@@ -18,6 +18,8 @@ use crate::machine::{
 
 /// The longest message of an image, in bytes.
 const MESSAGE_MAX: usize = 256;
+/// The most gates of a request.
+const GATES_MAX: usize = 8;
 
 /// What becomes of what cannot be read, and what to do.
 pub(crate) const LEFT_ALONE: &str =
@@ -126,8 +128,39 @@ fn read_spec(object: &PromotionRequest) -> Result<Spec, ReadError> {
         deadline_seconds: number("deadlineSeconds", spec.deadline_seconds)?.into(),
         suspend: spec.suspend,
         cancel: spec.cancel,
+        gates: read_gates(&spec.gates).map_err(|(field, message)| invalid(field, message))?,
         undo: spec.undo,
     })
+}
+
+/// The names of the gates, each once. The API server checks the same.
+fn read_gates(gates: &[Gate]) -> Result<Vec<String>, (String, String)> {
+    if gates.len() > GATES_MAX {
+        let message = format!(
+            "has {} entries; at most {GATES_MAX} are allowed",
+            gates.len()
+        );
+        return Err(("spec.gates".into(), message));
+    }
+    let mut names: Vec<String> = Vec::with_capacity(gates.len());
+    for (index, Gate { name }) in gates.iter().enumerate() {
+        let field = format!("spec.gates[{index}].name");
+        let inner = |c: char| c.is_ascii_alphanumeric() || "./-".contains(c);
+        let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+        let ends = edge(name.chars().next()) && edge(name.chars().last());
+        if !ends || !name.chars().all(inner) || name.len() > 63 {
+            let message = format!(
+                "'{}' must be 1 to 63 letters, digits, '-', '.' and '/', with a letter or digit at both ends",
+                cut(name, 64)
+            );
+            return Err((field, message));
+        }
+        if names.contains(name) {
+            return Err((field, format!("'{name}' stands twice; name each gate once")));
+        }
+        names.push(name.clone());
+    }
+    Ok(names)
 }
 
 fn read_replaces(text: Option<&str>) -> Result<Option<Replaces>, String> {

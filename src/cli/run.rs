@@ -8,10 +8,10 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, Interval, interval};
 
 use super::progress::Display;
-use crate::api::{ImageStatus, PromotionRequest};
+use crate::api::PromotionRequest;
+use crate::api::status::read;
 use crate::controller::queue;
 use crate::engine::Engine;
-use crate::machine::Phase;
 use crate::store::Key;
 use crate::store::file::{FileStore, Update};
 
@@ -142,15 +142,8 @@ pub(super) async fn carry_out(
     End::Done
 }
 
-/// Whether this run can do nothing more for a request: it ended, or it is suspended and was so before its floats could move.
+/// Whether this run can do nothing more for a request: it ended, or somebody has to let it go on in the file before its floats may move.
 fn is_over(object: &PromotionRequest) -> bool {
-    let Some(status) = &object.status else {
-        return false;
-    };
-    let finished = |image: &ImageStatus| Phase::parse(&image.phase).is_some_and(Phase::is_finished);
-    // Every image has ended and the whole has not: floats are being rolled back.
-    let rolling_back = !status.images.is_empty() && status.images.iter().all(finished);
-    let goes_on =
-        |image: &ImageStatus| (!finished(image) || rolling_back) && object.has_committed(image);
-    object.is_finished() || (object.spec.suspend && !status.images.iter().any(goes_on))
+    let held_back = || read(object).is_ok_and(|request| request.held_back().is_some());
+    object.status.is_some() && (object.is_finished() || held_back())
 }

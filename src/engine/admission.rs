@@ -141,13 +141,9 @@ impl<S: Store> Engine<S> {
         if request.spec.suspend {
             // Others still wait for its committed images; with the rest it delays nobody.
             self.stand(uid, Standing::Ineligible);
-            if !request.has_open_commit() {
-                return Ok(AdmissionCheck::waits(
-                    Reason::Suspended,
-                    "spec.suspend is set",
-                    None,
-                ));
-            }
+        }
+        if let Some((reason, message)) = request.held_back() {
+            return Ok(AdmissionCheck::waits(reason, message, None));
         }
         if request.status.started.is_none()
             && let Some(message) = self.paused(request)
@@ -237,7 +233,7 @@ impl<S: Store> Engine<S> {
             Err(check) => return Ok(check),
         };
         match verdict {
-            Verdict::Wait { behind, after } => Ok(AdmissionCheck::waits(
+            Verdict::Wait { behind, after, .. } => Ok(AdmissionCheck::waits(
                 Reason::Queued,
                 format!("waits for {behind}, which shares a float"),
                 after,
@@ -288,6 +284,15 @@ impl<S: Store> Engine<S> {
         let sharers = state.sharers(&me).into_iter().chain(&shelved);
         let verdict = state.claims.judge(&me, sharers, patience);
         let Verdict::Claim(rivals) = &verdict else {
+            if matches!(verdict, Verdict::Wait { gate: true, .. }) {
+                if let Some(known) = state.known.get_mut(uid) {
+                    known.contender.standing = Standing::BehindGate;
+                }
+                if before != Standing::BehindGate {
+                    let floats = me.shares.iter().map(|share| &share.float);
+                    self.wake(state.keys_on(floats, uid));
+                }
+            }
             return Ok(verdict);
         };
         let older = rivals.iter().map(|rival| &rival.uid);
@@ -677,12 +682,12 @@ pub(super) fn hosts(request: &Request, index: usize) -> impl Iterator<Item = &st
     source.into_iter().chain(float)
 }
 
-/// The floats a request needs to continue: those of its unfinished images; while suspended, of its committed ones.
+/// The floats a request needs to continue: those of its unfinished images; while held back, of its committed ones.
 fn wanted(request: &Request) -> Vec<Float> {
     let images = request.spec.images.iter().zip(&request.status.images);
-    let open = images.enumerate().filter(|(index, _)| {
-        request.is_open(*index) && (request.is_committed(*index) || !request.spec.suspend)
-    });
+    let open = images
+        .enumerate()
+        .filter(|(index, _)| request.is_open(*index) && !request.is_held_back(*index));
     open.map(|(_, (spec, _))| spec.float.clone()).collect()
 }
 

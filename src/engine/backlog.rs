@@ -197,6 +197,8 @@ impl Backlog {
                     float: share.float.clone(),
                     finished: false,
                     committed: false,
+                    // It has not begun.
+                    at_gate: false,
                 });
             }
         }
@@ -211,6 +213,7 @@ impl Backlog {
                 together: shelved.together,
                 started: false,
                 suspended: shelved.suspended,
+                gated: false,
                 standing: Standing::Ineligible,
             })
         });

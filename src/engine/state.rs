@@ -685,10 +685,12 @@ mod tests {
                 float: float.clone(),
                 finished: false,
                 committed: false,
+                at_gate: false,
             }],
             together: true,
             started: false,
             suspended: false,
+            gated: false,
             standing: Standing::Undecided,
         };
         let mut state = State::default();
@@ -713,6 +715,7 @@ mod tests {
                 .unwrap(),
             finished: false,
             committed: false,
+            at_gate: false,
         };
         let contender = Contender {
             uid: format!("{namespace}-{order}"),
@@ -722,6 +725,7 @@ mod tests {
             together: true,
             started: false,
             suspended: false,
+            gated: false,
             standing: Standing::Eligible,
         };
         (key, contender)

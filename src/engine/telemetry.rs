@@ -91,7 +91,7 @@ fn collect<S>(inner: &Inner<S>, scrape: &Scrape<'_>) {
             if let Some(reason) = counts.reason {
                 *reasons.entry(reason).or_default() += 1;
             }
-            if !counts.reason.is_some_and(Reason::is_suspended) {
+            if !counts.reason.is_some_and(Reason::is_held_back) {
                 age = age.max(since(counts.created));
                 overdue = overdue.max(since(counts.deadline));
             }

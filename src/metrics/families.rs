@@ -115,7 +115,7 @@ families! {
     images: There "promotion_controller_images" [phase]
         "Images of unfinished promotion requests, by phase";
     oldest_request_age: There "promotion_controller_oldest_request_age_seconds" []
-        "Age of the oldest unfinished promotion request that is not suspended";
+        "Age of the oldest unfinished promotion request that is neither suspended nor at a gate";
     overdue: There "promotion_controller_overdue_seconds" []
         "How long the most overdue unfinished promotion request is past its deadline";
     foreign_moves: Counts "promotion_controller_foreign_moves_total" []

@@ -119,6 +119,7 @@ mod tests {
             deadline_seconds: 7200,
             suspend: false,
             cancel: false,
+            gates: Vec::new(),
             undo: false,
         };
         let status = Status::new(images.len());

@@ -186,7 +186,7 @@ mod tests {
             "metadata": {"name": "r", "namespace": "ci", "uid": "u", "resourceVersion": "7"},
             "spec": {
                 "images": [{"source": "registry.ci/a/b:x", "float": "quay.io/o/ci:f"}],
-                "pullSecret": {"name": "s"}, "pushSecret": {"name": "s"},
+                "pullSecret": {"name": "s"}, "pushSecret": {"name": "s"}, "gates": [{"name": "g"}],
             },
         })
     }
@@ -223,13 +223,13 @@ mod tests {
         let spec = "/spec/versions/0/schema/openAPIV3Schema/properties/spec";
         let mut all = Vec::new();
         places(schema.pointer(spec).unwrap(), "/spec", &mut all);
-        assert_eq!(all.len(), 4, "{all:?}");
+        assert_eq!(all.len(), 5, "{all:?}");
         for place in all {
             let mut newer = object();
-            newer.pointer_mut(&place).unwrap()["gates"] = json!([{"name": "tests"}]);
+            newer.pointer_mut(&place).unwrap()["novelty"] = json!([{"name": "tests"}]);
             let found = unreadable(&newer);
             assert!(
-                found.why.contains("gates") && found.why.contains("upgrade"),
+                found.why.contains("novelty") && found.why.contains("upgrade"),
                 "{found:?}"
             );
             assert_eq!(found.floats, ["quay.io/o/ci:f".parse().unwrap()]);

@@ -9,6 +9,7 @@
     reason = "the images have the traces' names: A, B and D"
 )]
 
+mod gates;
 pub mod ground;
 mod late;
 mod order;

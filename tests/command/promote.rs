@@ -208,6 +208,35 @@ async fn a_version_in_the_group_of_its_float_is_made_once_and_never_overwritten(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_run_stops_at_a_gate_and_the_next_one_goes_on_where_it_was_removed() {
+    let ground = Ground::new().await;
+    let old = ground.seed("ci", "a", "old");
+    let new = ground.seed("src/x", "a", "new");
+    let gated = |gates: &serde_json::Value| {
+        let request = ground.request("one", &[(":a", "a")], &json!({"gates": gates}));
+        ground.documents(&[request]);
+    };
+    for gates in [
+        json!([{"name": "x"}, {"name": "tests"}]),
+        json!([{"name": "tests"}]),
+    ] {
+        gated(&gates);
+        let run = ground.promote(&["-o", "json"]).await.exits(1);
+        assert_eq!(verdict(&run.items()[0]), ("BackedUp", "AwaitingApproval"));
+        assert!(run.stderr.contains("tests"), "{}", run.stderr);
+        assert_eq!(ground.registry.tag("ci", "a"), Some(old));
+        assert_eq!(ground.registry.tag("ci", "a_incoming"), Some(new));
+    }
+    let written = ground.writes();
+    gated(&json!([]));
+    let run = ground.promote(&["-o", "json"]).await.exits(0);
+    assert_eq!(verdict(&run.items()[0]), ("Posted", "Promoted"));
+    // The float and its `__post1`: everything else was there.
+    assert_eq!(ground.writes() - written, 2);
+    ground.assert_never_dangling();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_plan_writes_nothing_and_ends_planned() {
     let ground = Ground::new().await;
     let old = ground.seed("ci", "a", "old");

@@ -108,6 +108,7 @@ fn request(float: &Float, source: Digest) -> Request {
             deadline_seconds: 1,
             suspend: false,
             cancel: false,
+            gates: Vec::new(),
             undo: false,
         },
         status: Status::new(1),

@@ -139,6 +139,8 @@ impl SavedRequest {
 pub(super) fn spec_hash(object: &PromotionRequest) -> String {
     let mut spec = object.spec.clone();
     (spec.suspend, spec.cancel, spec.ttl_seconds_after_finished) = (false, false, 0);
+    // They are removed one by one.
+    spec.gates.clear();
     let text = serde_json::to_vec(&spec).unwrap_or_default();
     Digest::of(&text).to_string()
 }

@@ -310,6 +310,41 @@ fn bad_numbers() -> Vec<Bad> {
     cases
 }
 
+fn bad_gates() -> Vec<Bad> {
+    let gate = |name: &str| json!({"name": name});
+    let many: Vec<_> = (0..9).map(|n| gate(&n.to_string())).collect();
+    let name = "gates[0].name";
+    let odd = ["", "-a", "a.", "a b", "ä"].map(|text| {
+        let words = if text.is_empty() {
+            "at least 1 chars"
+        } else {
+            "must be letters, digits"
+        };
+        let what = format!("a gate called '{text}'");
+        bad(&what, &json!({"gates": [gate(text)]}), name, &[words])
+    });
+    let long = json!({"gates": [gate(&"g".repeat(64))]});
+    let twice = json!({"gates": [gate("a"), gate("a")]});
+    let mut all = Vec::from(odd);
+    all.extend([
+        bad("a long gate", &long, name, &["more than 63"]),
+        bad(
+            "nine gates",
+            &json!({"gates": many}),
+            "gates",
+            &["at most 8 items"],
+        ),
+        bad("a gate twice", &twice, "gates[1]", &["Duplicate value"]),
+        bad(
+            "a gate without a name",
+            &json!({"gates": [{}]}),
+            name,
+            &["Required value"],
+        ),
+    ]);
+    all
+}
+
 fn bad_secrets() -> Vec<Bad> {
     let mut cases = Vec::new();
     for field in ["pullSecret", "pushSecret"] {
@@ -340,6 +375,7 @@ async fn every_bad_spec_is_refused_and_the_refusal_says_what_to_change() {
         bad_images(),
         bad_choices(),
         bad_numbers(),
+        bad_gates(),
         bad_secrets(),
     ];
     for bad in cases.into_iter().flatten() {

@@ -15,6 +15,7 @@ async fn only_suspend_cancel_and_the_time_to_live_can_change() {
     let first = json!({
         "images": [image("quay.io/a/b:1"), image("quay.io/a/b:2")],
         "pullSecret": {"name": "pull"},
+        "gates": [{"name": "a"}, {"name": "b"}],
     });
     api.create(&PostParams::default(), &object("r", &first))
         .await
@@ -33,6 +34,10 @@ async fn only_suspend_cancel_and_the_time_to_live_can_change() {
         (json!({"referrers": "Require"}), "spec.referrers"),
         (json!({"mode": "Plan"}), "spec.mode"),
         (json!({"undo": true}), "spec.undo"),
+        (
+            json!({"gates": [{"name": "a"}, {"name": "c"}]}),
+            "spec.gates",
+        ),
         (json!({"attempts": 6}), "spec.attempts"),
         (json!({"attempts": 6, "suspend": true}), "spec.attempts"),
         (json!({"deadlineSeconds": 7201}), "spec.deadlineSeconds"),

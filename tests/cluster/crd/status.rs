@@ -360,8 +360,10 @@ async fn the_largest_object_the_schema_admits_is_created_and_its_status_saved_an
         .map(|float| json!({"source": source, "float": float, "replaces": DIGEST}))
         .collect();
     let secret = json!({"name": "s".repeat(253)});
-    let largest =
-        json!({"images": images, "pullSecret": secret, "pushSecret": secret, "undo": true});
+    let gates: Vec<_> = (0..8)
+        .map(|n| json!({"name": format!("{n}{}", "g".repeat(62))}))
+        .collect();
+    let largest = json!({"images": images, "pullSecret": secret, "pushSecret": secret, "undo": true, "gates": gates});
     let (created, applied) = ("c".repeat(253), "a".repeat(253));
     let post = PostParams::default();
 

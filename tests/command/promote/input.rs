@@ -49,7 +49,7 @@ async fn every_bad_document_is_refused_with_its_field_and_a_remedy() {
     let many: Vec<_> = (0..257)
         .map(|n| json!({"source": image["source"], "float": ground.at(&format!("ci:f{n}"))}))
         .collect();
-    let table: [(&str, Value, &[&str]); 28] = [
+    let table: [(&str, Value, &[&str]); 31] = [
         (
             "/spec/images/0/source",
             json!("no reference"),
@@ -94,6 +94,25 @@ async fn every_bad_document_is_refused_with_its_field_and_a_remedy() {
             "/spec/images/0/replaces",
             json!("none"),
             &["spec.images[0].replaces", "or None"],
+        ),
+        (
+            "/spec/gates",
+            json!([{"name": "a b"}]),
+            &["spec.gates[0].name", "letters"],
+        ),
+        (
+            "/spec/gates",
+            json!([{"name": "a"}, {"name": "a"}]),
+            &["spec.gates[1].name", "once"],
+        ),
+        (
+            "/spec/gates",
+            json!(
+                (0..9)
+                    .map(|n| json!({"name": n.to_string()}))
+                    .collect::<Vec<_>>()
+            ),
+            &["spec.gates", "at most 8"],
         ),
         ("/spec/undo", json!("yes"), &["spec.undo", "a boolean"]),
         (

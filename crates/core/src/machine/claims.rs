@@ -29,6 +29,10 @@ pub struct Claims {
 
 /// What is known of an unfinished request.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a question of its own"
+)]
 pub struct Contender {
     /// Which object.
     pub uid: Uid,
@@ -44,6 +48,9 @@ pub struct Contender {
     pub started: bool,
     /// `spec.suspend` is set.
     pub suspended: bool,
+    /// It has a gate left. One that waits at its gate is superseded by a newer one without, and delays a newer one that has gates itself:
+    /// otherwise a float whose tests take longer than the next change would never move.
+    pub gated: bool,
     /// Whether it may begin.
     pub standing: Standing,
 }
@@ -57,6 +64,8 @@ pub struct Share {
     pub finished: bool,
     /// It may move: its image runs to its end.
     pub committed: bool,
+    /// Nothing but its gates keeps it from moving.
+    pub at_gate: bool,
 }
 
 /// Whether a request that has not claimed may begin.
@@ -68,6 +77,8 @@ pub enum Standing {
     Eligible,
     /// It may not (suspended, its Secret is missing): it delays nobody.
     Ineligible,
+    /// It has gates, and waits for an older one that is at its own: it delays only those that have gates as well.
+    BehindGate,
     /// This version cannot read it, so that it is left alone: what it may have begun on is left to it.
     Unreadable,
 }
@@ -83,6 +94,8 @@ pub enum Verdict {
         behind: String,
         /// Look again after this, if nothing else happens.
         after: Option<Duration>,
+        /// That one waits at its gate, or behind one that does.
+        gate: bool,
     },
     /// A newer request has begun on these floats.
     Superseded {
@@ -206,6 +219,14 @@ impl Claims {
             Some(Verdict::Wait {
                 behind: behind.into(),
                 after,
+                gate: false,
+            })
+        };
+        let wait_at_gate = |behind: &str| {
+            Some(Verdict::Wait {
+                behind: behind.into(),
+                after: None,
+                gate: true,
             })
         };
         for share in me.shares.iter().filter(|share| !share.finished) {
@@ -229,12 +250,18 @@ impl Claims {
             if !me.shared(other, |share| share.committed).is_empty() {
                 return wait(&other.name, None);
             }
-            if me.shared(other, |_| true).is_empty() {
+            let held_back = me.shared(other, |share| other.holds_back(share));
+            let contested = me.shared(other, |share| !other.holds_back(share));
+            if contested.is_empty() {
+                if me.gated && other.gated && !other.suspended && !held_back.is_empty() {
+                    return wait_at_gate(&other.name);
+                }
                 continue;
             }
             match other.standing {
                 Standing::Eligible | Standing::Unreadable => return wait(&other.name, None),
-                Standing::Ineligible => {}
+                Standing::BehindGate if me.gated => return wait_at_gate(&other.name),
+                Standing::Ineligible | Standing::BehindGate => {}
                 Standing::Undecided if patience.is_zero() => {}
                 Standing::Undecided => return wait(&other.name, Some(patience)),
             }
@@ -282,6 +309,7 @@ impl Contender {
             float: spec.float.clone(),
             finished: !request.is_open(index),
             committed: request.is_committed(index),
+            at_gate: request.awaits_gate(index),
         };
         Self {
             uid: uid.into(),
@@ -291,6 +319,7 @@ impl Contender {
             together: request.spec.latch == Latch::Together,
             started: request.status.started.is_some(),
             suspended: request.spec.suspend,
+            gated: !request.spec.gates.is_empty(),
             standing,
         }
     }
@@ -303,6 +332,7 @@ impl Contender {
             float: float.clone(),
             finished: false,
             committed: true,
+            at_gate: false,
         };
         Self {
             uid: uid.into(),
@@ -314,14 +344,20 @@ impl Contender {
             together: true,
             started,
             suspended: false,
+            gated: false,
             standing: Standing::Unreadable,
         }
     }
 
-    /// Whether it has work left on a float: its image has not ended, and is not given up by a suspension before the commit.
+    /// Whether it has work left on a float: its image has not ended, and is not held back before its commit.
     #[must_use]
     pub fn wants(&self, float: &Float) -> bool {
         self.wanted().any(|wanted| wanted == float)
+    }
+
+    /// Whether somebody has to let one of its images go on before the commit: it needs no float meanwhile, and delays nobody.
+    fn holds_back(&self, share: &Share) -> bool {
+        !share.committed && (self.suspended || share.at_gate)
     }
 
     /// The floats it owns by its record: what it wants, once it has begun.
@@ -332,7 +368,7 @@ impl Contender {
     }
 
     fn wanted(&self) -> impl Iterator<Item = &Float> {
-        let open = |share: &&Share| !share.finished && (share.committed || !self.suspended);
+        let open = |share: &&Share| !share.finished && !self.holds_back(share);
         self.shares.iter().filter(open).map(|share| &share.float)
     }
 }
@@ -359,6 +395,7 @@ mod tests {
             float: float(name),
             finished: false,
             committed: false,
+            at_gate: false,
         };
         Contender {
             uid: order.to_string(),
@@ -368,6 +405,7 @@ mod tests {
             together: true,
             started: false,
             suspended: false,
+            gated: false,
             standing: Standing::Eligible,
         }
     }
@@ -486,6 +524,7 @@ mod tests {
             let wait = Verdict::Wait {
                 behind: "ci/r1".into(),
                 after: Some(left),
+                gate: false,
             };
             assert_eq!(verdict, wait);
         }
@@ -631,6 +670,38 @@ mod tests {
         ));
         assert!(!claims.take("1", &[float("a"), float("b")]));
         assert_eq!(claims.release("1", |_| false), []);
+    }
+
+    /// A float whose tests take longer than the time to the next change would never move otherwise. Nobody without gates waits for it,
+    /// or for one that waits for it.
+    #[test]
+    fn one_at_its_gate_delays_those_with_gates_alone_and_so_do_those_behind_it() {
+        let mut first = contender(1, &["a"]);
+        (first.started, first.gated) = (true, true);
+        first.shares[0].at_gate = true;
+        assert_eq!(first.owned(), []);
+        let mut second = contender(2, &["a", "b"]);
+        second.gated = true;
+        let none = Claims::default();
+        let wait = |behind: &str| Verdict::Wait {
+            behind: behind.into(),
+            after: None,
+            gate: true,
+        };
+        assert_eq!(judge(&none, &second, &[first.clone()]), wait("ci/r1"));
+        second.standing = Standing::BehindGate;
+        let mut third = contender(3, &["b"]);
+        let passed = judge(&none, &third, &[second.clone()]);
+        assert_eq!(ended(passed), [("2".into(), vec![float("b")])]);
+        third.gated = true;
+        assert_eq!(judge(&none, &third, &[second.clone()]), wait("ci/r2"));
+        let free = contender(4, &["a"]);
+        let passed = judge(&none, &free, &[first.clone(), second.clone()]);
+        assert_eq!(ended(passed).len(), 2);
+        // Suspended it delays nobody at all.
+        first.suspended = true;
+        second.standing = Standing::Eligible;
+        assert_eq!(ended(judge(&none, &second, &[first])).len(), 1);
     }
 
     /// Trace V7: under Independently a claim ends only the image that it takes, and waits only for that one.

@@ -303,10 +303,10 @@ fn end_exhausted(request: &mut Request, inputs: &Inputs) {
     }
 }
 
-/// A suspension gives up the claim: whoever owned the floats meanwhile may have changed them. The commit waits for a new look.
+/// Whoever is held back gives up the claim: whoever owned the floats meanwhile may have changed them. The commit waits for a new look.
 fn forget_pins(request: &mut Request) {
     for index in 0..request.status.images.len() {
-        if request.spec.suspend && !request.is_committed(index) {
+        if request.is_held_back(index) {
             request.status.images[index].pinned = None;
         }
     }
@@ -316,7 +316,8 @@ fn forget_pins(request: &mut Request) {
 /// cancelled.
 fn commit(request: &mut Request, inputs: &Inputs) {
     let late = inputs.due(request).is_none_or(|due| due <= inputs.now);
-    if request.spec.cancel || request.spec.suspend || late || inputs.admission != Admission::Holds {
+    let held = request.spec.cancel || request.spec.suspend || !request.spec.gates.is_empty();
+    if held || late || inputs.admission != Admission::Holds {
         return;
     }
     let paused = |index: usize| {
@@ -354,10 +355,10 @@ fn launch(request: &mut Request, inputs: &Inputs, decision: &mut Decision) {
     for index in 0..request.status.images.len() {
         let committed = request.is_committed(index);
         let ready = committed || request.is_ready(index);
-        let suspended = request.spec.suspend && !committed;
+        let held_back = request.is_held_back(index);
         let image = &mut request.status.images[index];
         let context = inputs.contexts.get(index).cloned().unwrap_or_default();
-        if image.phase.is_finished() || suspended {
+        if image.phase.is_finished() || held_back {
             continue;
         }
         if context.running.is_some() {
@@ -438,9 +439,8 @@ fn next_end(request: &Request, inputs: &Inputs) -> Option<Timestamp> {
 
 /// Why nothing continues, if nothing does.
 fn waiting_reason(request: &Request, inputs: &Inputs) -> Option<(Reason, String)> {
-    if request.spec.suspend && !request.has_open_commit() {
-        let message = "spec.suspend is set; set it to false to resume".into();
-        return Some((Reason::Suspended, message));
+    if let Some(held_back) = request.held_back() {
+        return Some(held_back);
     }
     // A refusal does not end what is committed: that waits until it is lifted.
     if let Admission::Waits(reason, message) | Admission::Refused(reason, message) =

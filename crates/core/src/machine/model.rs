@@ -46,6 +46,7 @@ const fn wish(images: &'static [(usize, &'static str)], latch: Latch) -> Wish {
         namespace: "a",
         replaces: None,
         undo: false,
+        gate: false,
     }
 }
 
@@ -259,6 +260,54 @@ const EACH_REPLACES: Scenario = scenario(
     "two each on its own, one of which has to be on another digest",
     &[replacing(&[(0, "A0"), (1, "A1")], "D0", I)],
 );
+/// A request with a gate.
+const fn gated(images: &'static [(usize, &'static str)], latch: Latch) -> Wish {
+    Wish {
+        gate: true,
+        ..wish(images, latch)
+    }
+}
+
+const GATED: Scenario = scenario("A with a gate", &[gated(&[(0, "A0")], T)]);
+const GATED_THEN_NEXT: Scenario = scenario(
+    "A with a gate, then B",
+    &[gated(&[(0, "A0")], T), wish(&[(0, "B0")], T)],
+);
+const GATED_TWICE: Scenario = scenario(
+    "A with a gate, then B with one",
+    &[gated(&[(0, "A0")], T), gated(&[(0, "B0")], T)],
+);
+const GATED_THREE: Scenario = scenario(
+    "A with a gate, then B with one, then C without",
+    &[
+        gated(&[(0, "A0")], T),
+        gated(&[(0, "B0")], T),
+        wish(&[(0, "C0")], T),
+    ],
+);
+const GATED_GROUP: Scenario = scenario(
+    "a group with a gate, then one of its floats",
+    &[gated(&[(0, "A0"), (1, "A1")], T), wish(&[(1, "B1")], T)],
+);
+const GATED_EACH: Scenario = scenario(
+    "two each on its own with a gate, then one of them",
+    &[gated(&[(0, "A0"), (1, "A1")], I), wish(&[(1, "B1")], T)],
+);
+const GATED_REPLACES: Scenario = scenario(
+    "A with a gate, which replaces what was there",
+    &[Wish {
+        gate: true,
+        ..replacing(&[(0, "A0")], "D0", T)
+    }],
+);
+const GATED_SEATED: Scenario = Scenario {
+    quota: 1,
+    ..scenario(
+        "a limit of one, A with a gate, then another float",
+        &[gated(&[(0, "A0")], T), wish(&[(1, "B1")], T)],
+    )
+};
+
 const UNDO: Scenario = scenario(
     "A, then its undo",
     &[wish(&[(0, "A0")], T), undoing(&[(0, "D0")], "A0")],
@@ -313,7 +362,10 @@ fn faults(list: &str) -> Faults {
 fn setup(scenario: Scenario, faults: Faults, mutation: Option<Mutation>) -> Setup {
     let mut setup = Setup::new(scenario, faults, mutation);
     // Which of two requests begins is a matter of luck where one is held back.
-    let luck = scenario.wishes.iter().any(|wish| wish.suspended);
+    let luck = scenario
+        .wishes
+        .iter()
+        .any(|wish| wish.suspended || wish.gate);
     let luck = luck || scenario.quota > 0;
     // So is how far the others of a group got before one failed.
     let group = |wish: &Wish| wish.images.len() > 1;
@@ -594,8 +646,33 @@ fn a_float_is_moved_off_nothing_but_what_replaces_says_and_an_undo_hides_what_it
     }
 }
 
+#[test]
+fn a_request_with_a_gate_moves_nothing_before_it_is_removed_and_delays_only_those_with_gates() {
+    let kinds: Vec<&str> = KINDS.into_iter().chain(["pruned"]).collect();
+    hold(&[
+        (GATED, &kinds),
+        (GATED, &["pruned+crash", "moved+late", "crash+late"]),
+        (GATED_THEN_NEXT, &KINDS),
+        (GATED_TWICE, &KINDS),
+        (GATED_THREE, &["", "delete", "suspend"]),
+        (GATED_GROUP, &["", "moved"]),
+        (GATED_EACH, &["", "cancel"]),
+        (GATED_REPLACES, &["moved", "removed", "late+moved"]),
+        (GATED_SEATED, &["", "delete"]),
+    ]);
+    if deep() {
+        let pairs = pairs();
+        let pairs: Vec<&str> = pairs.iter().map(String::as_str).collect();
+        hold(&[
+            (GATED, &pairs),
+            (GATED_THEN_NEXT, &pairs),
+            (GATED_TWICE, &pairs),
+        ]);
+    }
+}
+
 /// For each guard: where it is missed, and the promise that breaks first.
-const GUARDS: [(Mutation, Scenario, &str, Promise); 36] = {
+const GUARDS: [(Mutation, Scenario, &str, Promise); 39] = {
     use Mutation as M;
     use Promise as P;
     [
@@ -648,6 +725,9 @@ const GUARDS: [(Mutation, Scenario, &str, Promise); 36] = {
         ),
         (M::Unconfirmed, ONE, "suspend+pruned", P::NothingLost),
         (M::ReplacesIgnored, VERSION, "moved", P::FailsClosed),
+        (M::GateIgnored, GATED, "", P::Together),
+        (M::GateKeepsClaim, GATED_THEN_NEXT, "", P::Ends),
+        (M::GatedPasses, GATED_TWICE, "", P::ForwardsOnly),
         (M::UndoShown, UNDO, "", P::NothingLost),
         (M::ReleasedEarly, FAILS_THEN_NEXT, "unknown", P::NothingLost),
     ]

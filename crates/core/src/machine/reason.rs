@@ -46,6 +46,8 @@ reasons! {
     Queued: Waiting,
     /// `spec.suspend` is set.
     Suspended: Waiting,
+    /// Everything is staged and backed up, and `spec.gates` has entries left.
+    AwaitingApproval: Waiting,
     /// An operator paused the controller or this host.
     Paused: Waiting,
     /// The Secret a request names is not there.
@@ -192,8 +194,8 @@ questions! {
     is_held: Held;
     /// Whether an operator paused it.
     is_paused: Paused;
-    /// Whether whoever asked for it holds it back: its age is no news.
-    is_suspended: Suspended;
+    /// Whether people hold it back: its age is no news.
+    is_held_back: Suspended | AwaitingApproval;
     /// Whether somebody else wrote the float.
     is_foreign_move: FloatMoved;
     /// Whether the image's tags expire.

@@ -35,6 +35,8 @@ pub struct Spec {
     pub suspend: bool,
     /// To be ended.
     pub cancel: bool,
+    /// What has to be removed before the floats may move, by name.
+    pub gates: Vec<String>,
     /// What it displaces is taken back: nobody who reverts a float by its prune tags is to find it.
     pub undo: bool,
 }
@@ -269,6 +271,39 @@ impl Request {
             Latch::Together => images.iter().all(|i| i.phase.is_backed_up()),
             Latch::Independently => images.get(index).is_some_and(|i| i.phase.awaits_latch()),
         }
+    }
+
+    /// Whether nothing but its gates keeps image `index` from moving its float, as far as the phases say.
+    #[must_use]
+    pub fn awaits_gate(&self, index: usize) -> bool {
+        !self.spec.gates.is_empty() && self.is_ready(index) && !self.is_committed(index)
+    }
+
+    /// Whether somebody has to let image `index` go on before it is committed. Its float is free for others meanwhile.
+    #[must_use]
+    pub fn is_held_back(&self, index: usize) -> bool {
+        let held = self.spec.suspend || self.awaits_gate(index);
+        held && !self.is_committed(index)
+    }
+
+    /// Why nothing of it goes on before somebody lets it, and what to do; none where something can.
+    #[must_use]
+    pub fn held_back(&self) -> Option<(Reason, String)> {
+        let mut open = (0..self.status.images.len())
+            .filter(|&index| self.is_open(index))
+            .peekable();
+        if open.peek().is_none() || !open.all(|index| self.is_held_back(index)) {
+            return None;
+        }
+        if self.spec.suspend {
+            let message = "spec.suspend is set; set it to false to resume".into();
+            return Some((Reason::Suspended, message));
+        }
+        let message = format!(
+            "everything is staged and backed up; waits until each of these is removed from spec.gates, at most until the deadline: {}",
+            self.spec.gates.join(", ")
+        );
+        Some((Reason::AwaitingApproval, message))
     }
 
     /// Whether image `index` is committed and its phases agree: it, and in a group every open image, is backed up or further.

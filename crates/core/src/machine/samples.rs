@@ -81,6 +81,7 @@ pub fn spec(images: Vec<ImageSpec>, latch: Latch) -> Spec {
         deadline_seconds: 7200,
         suspend: false,
         cancel: false,
+        gates: Vec::new(),
         undo: false,
     }
 }

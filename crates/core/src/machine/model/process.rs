@@ -49,6 +49,7 @@ pub enum Known {
     /// Until then it waits for older ones of which it is not known.
     Eligible(i64),
     Ineligible,
+    BehindGate,
 }
 
 /// A step under way.
@@ -193,6 +194,9 @@ impl World {
         }
         let mut request = (*self.objects[index].request).clone();
         request.spec.undo &= !self.lacks(Mutation::UndoShown);
+        if self.lacks(Mutation::GateIgnored) {
+            request.spec.gates.clear();
+        }
         if self.lacks(Mutation::ReplacesIgnored) {
             let images = request.spec.images.iter_mut();
             images.for_each(|image| image.replaces = None);
@@ -293,9 +297,9 @@ impl World {
         let waits = |reason, why: &str| Some(Admission::Waits(reason, why.into()));
         if request.spec.suspend {
             process.known[index] = Some(Known::Ineligible);
-            if !request.has_open_commit() {
-                return waits(Reason::Suspended, "suspended");
-            }
+        }
+        if let Some((reason, message)) = request.held_back() {
+            return waits(reason, &message);
         }
         let released = self.lacks(Mutation::ReleasedEarly) && request.is_rolling_back();
         if self.lacks(Mutation::NoClaims) || released {
@@ -326,7 +330,12 @@ impl World {
             claims.take(&owner.to_string(), &[self.setup.floats[*number].clone()]);
         }
         match claims.judge(&me, contenders.iter(), patience) {
-            Verdict::Wait { behind, .. } => waits(Reason::Queued, &behind),
+            Verdict::Wait { behind, gate, .. } => {
+                if gate {
+                    process.known[index] = Some(Known::BehindGate);
+                }
+                waits(Reason::Queued, &behind)
+            }
             Verdict::Superseded { by, floats } => {
                 Some(Admission::Superseded(losing(request, &floats), by))
             }
@@ -551,19 +560,21 @@ impl World {
             Known::Undecided => Standing::Undecided,
             Known::Eligible(_) => Standing::Eligible,
             Known::Ineligible => Standing::Ineligible,
+            Known::BehindGate => Standing::BehindGate,
         };
         let request = &self.objects[index].request;
         let released = self.lacks(Mutation::ReleasedEarly) && request.is_rolling_back();
         let there = !self.over(index) && !released;
         let uid = index.to_string();
         there.then(|| {
-            Contender::of(
-                &uid,
-                &format!("r{index}"),
-                index as u64 + 1,
-                request,
-                standing,
-            )
+            let (name, order) = (format!("r{index}"), index as u64 + 1);
+            let mut contender = Contender::of(&uid, &name, order, request, standing);
+            contender.gated &= !self.lacks(Mutation::GatedPasses);
+            if self.lacks(Mutation::GateKeepsClaim) {
+                let shares = contender.shares.iter_mut();
+                shares.for_each(|share| share.at_gate = false);
+            }
+            contender
         })
     }
 
@@ -878,12 +889,12 @@ impl World {
     }
 }
 
-/// The floats that a request needs to go on: of its unfinished images, while it is suspended of the committed ones.
+/// The floats that a request needs to go on: of its unfinished images, while it is held back of the committed ones.
 fn wanted(request: &Request) -> Vec<Float> {
     let images = request.spec.images.iter().zip(&request.status.images);
-    let open = images.enumerate().filter(|(index, _)| {
-        request.is_open(*index) && (request.is_committed(*index) || !request.spec.suspend)
-    });
+    let open = images
+        .enumerate()
+        .filter(|(index, _)| request.is_open(*index) && !request.is_held_back(*index));
     open.map(|(_, (spec, _))| spec.float.clone()).collect()
 }
 

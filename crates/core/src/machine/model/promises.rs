@@ -306,6 +306,20 @@ impl World {
                     format!("{name} says that somebody else moved its float, and nobody did"),
                 );
             }
+            if is && !was && !before.spec.gates.is_empty() {
+                let what = format!("{name} commits, and a gate is left");
+                self.breaks(Promise::Together, what);
+            }
+            let superseded =
+                ended && !before.spec.suspend && new.reason == Some(Reason::Superseded);
+            if superseded
+                && before.awaits_gate(image)
+                && !self.is_passed_by_one_without_gates(index)
+            {
+                let what =
+                    format!("{name} waits at its gate, and ends for one that has to wait as well");
+                self.breaks(Promise::ForwardsOnly, what);
+            }
             if is && !was && request.spec.latch == Latch::Together {
                 let mut phases = request.status.images.iter().map(|image| image.phase);
                 if !phases.all(Phase::is_backed_up) {
@@ -334,6 +348,21 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Whether a newer request that shares a float with this one has no gate.
+    fn is_passed_by_one_without_gates(&self, index: usize) -> bool {
+        let floats = |at: usize| {
+            self.objects[at]
+                .request
+                .spec
+                .images
+                .iter()
+                .map(|i| &i.float)
+        };
+        let newer = index + 1..self.objects.len();
+        let mut free = newer.filter(|&at| self.objects[at].request.spec.gates.is_empty());
+        free.any(|at| floats(at).any(|float| floats(index).any(|other| other == float)))
     }
 
     /// What is broken in this state; at an `end` nothing but faults can follow.

@@ -47,6 +47,8 @@ pub struct Wish {
     pub replaces: Option<&'static str>,
     /// What it displaces is taken back.
     pub undo: bool,
+    /// It has a gate.
+    pub gate: bool,
 }
 
 /// How often each kind of fault may come.
@@ -184,6 +186,12 @@ pub enum Mutation {
     ReplacesIgnored,
     /// What an undo displaces is pinned like anything else.
     UndoShown,
+    /// A request commits although a gate is left.
+    GateIgnored,
+    /// What waits at a gate keeps its claim.
+    GateKeepsClaim,
+    /// A gated request does not queue behind another that waits at its gate: it supersedes it.
+    GatedPasses,
     /// The same on every look, and a move uses no attempt: it goes on for ever.
     MovesUncounted,
 }
@@ -404,6 +412,7 @@ impl Setup {
             deadline_seconds: 7200,
             suspend: wish.suspended,
             cancel: false,
+            gates: wish.gate.then(|| "tests".to_owned()).into_iter().collect(),
             undo: wish.undo,
         };
         Request { spec, status }

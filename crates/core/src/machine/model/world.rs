@@ -107,6 +107,8 @@ pub enum Action {
     Wait,
     /// `spec.suspend` is unset.
     Resume(usize),
+    /// The gates of a request are removed.
+    Open(usize),
     // From here on: faults.
     Fail(Who, Answer),
     Stale(Who),
@@ -202,9 +204,24 @@ impl World {
     /// Whether nothing more has to happen to a request: it has ended, is gone or is held back.
     pub fn rests(&self, index: usize) -> bool {
         let request = &self.objects[index].request;
-        let suspended = request.spec.suspend && !request.has_open_commit();
+        let held_back = request.held_back().is_some() || self.waits_for_a_gate(index);
         let runs = self.leader.running.keys().any(|who| who.0 == index);
-        (self.over(index) || suspended) && !runs
+        (self.over(index) || held_back) && !runs
+    }
+
+    /// Whether a request with a gate is queued behind an older one that waits at its own.
+    fn waits_for_a_gate(&self, index: usize) -> bool {
+        let shares = |a: &Request, b: &Request| {
+            let mut images = a.spec.images.iter();
+            images.any(|one| b.spec.images.iter().any(|other| one.float == other.float))
+        };
+        let me = &self.objects[index].request;
+        let mut older = (0..index).filter(|&older| !self.over(older));
+        !me.spec.gates.is_empty()
+            && older.any(|older| {
+                let other = &self.objects[older].request;
+                !other.spec.gates.is_empty() && shares(me, other) && self.rests(older)
+            })
     }
 
     /// Keeps what a stale read may show of a tag that is about to be written.
@@ -278,6 +295,7 @@ impl World {
             Action::Unpause => self.paused.clear(),
             Action::Wait => self.pass(self.due().expect("something is due")),
             Action::Resume(index) => self.edit(index, |request| request.spec.suspend = false),
+            Action::Open(index) => self.edit(index, |request| request.spec.gates.clear()),
             Action::Stale(who) => {
                 self.left.stale -= 1;
                 self.lead(|world, leader| world.read_stale(leader, who));
@@ -436,8 +454,8 @@ impl World {
         who.0 == 0 && self.setup.scenario.refused == Some(tag.as_str())
     }
 
-    /// Whether the request that names a float is suspended in time: whatever it has pinned there may have become old.
-    fn is_suspended(&self, number: usize) -> bool {
+    /// Whether the request that names a float is held back in time: whatever it has pinned there may have become old.
+    fn is_held_back(&self, number: usize) -> bool {
         let named = |index: usize| {
             let mut images = self.objects[index].request.spec.images.iter();
             images.any(|image| image.float == self.setup.floats[number])
@@ -449,7 +467,7 @@ impl World {
             images.iter().all(|image| image.pinned.is_none())
         };
         named.all(|index| {
-            self.objects[index].request.spec.suspend && self.rests(index) && seen(index)
+            self.objects[index].request.held_back().is_some() && self.rests(index) && seen(index)
         })
     }
 
@@ -559,6 +577,7 @@ impl World {
                 Action::Suspend(index),
             ),
             (spec.suspend, Action::Resume(index)),
+            (!spec.gates.is_empty(), Action::Open(index)),
             (self.left.cancel > 0 && !spec.cancel, Action::Cancel(index)),
             (self.left.delete > 0, Action::Delete(index)),
         ];
@@ -643,7 +662,7 @@ impl World {
                 (left.back > 0 && there != old, Action::Back(number)),
                 (left.removed > 0 && there.is_some(), Action::Remove(number)),
                 (
-                    left.pruned > 0 && settled && self.is_suspended(number),
+                    left.pruned > 0 && settled && self.is_held_back(number),
                     Action::Prune(number),
                 ),
             ];
