@@ -459,6 +459,7 @@ impl<S: Store> Engine<S> {
         let next = state.next_push_check(&key.namespace);
         drop(state);
         self.wake(next.into_iter().collect());
+        self.expect(request, access, &progress);
         let repositories = repositories(request);
         let (engine, key, uid) = (self.clone(), key.clone(), uid.to_owned());
         let mut access = access.clone();
@@ -482,6 +483,24 @@ impl<S: Store> Engine<S> {
             engine.push_checked(&key, &uid, (tries, refused, left), answer);
         });
         Some(waits)
+    }
+
+    /// Lets one token be had for all that a request needs of a registry.
+    fn expect(&self, request: &Request, access: &Access, progress: &Progress) {
+        let images = request.spec.images.iter();
+        let remotes = images.flat_map(|image| {
+            let (float, source) = (image.float.repository(), &image.source.repository);
+            let push = access.push.credential(float).ok();
+            let pull = access.pull.credential(source).ok();
+            let push = push.map(|credential| (float, credential, true));
+            push.into_iter()
+                .chain(pull.map(|credential| (source, credential, false)))
+        });
+        let remotes: Vec<_> = remotes.collect();
+        let wanted = remotes.iter();
+        let wanted =
+            wanted.map(|(repository, credential, push)| (credential.at(repository), *push));
+        self.inner.tools.registry.expect(progress, wanted);
     }
 
     /// Runs the check; meanwhile the status shows what it waits for.

@@ -23,6 +23,9 @@ use tokio::time::Instant;
 /// How long a write without an answer may take to land, where nothing is.
 const LATE: Duration = Duration::from_secs(3);
 
+/// A working request is saved at most this often.
+pub const STATUS_INTERVAL: Duration = Duration::from_millis(200);
+
 /// Picks a save.
 pub type Wanted = fn(&PromotionRequest) -> bool;
 
@@ -51,6 +54,7 @@ pub struct Watched {
     file: FileStore,
     on_save: Mutex<OnSave>,
     saves: Mutex<usize>,
+    loads: Mutex<usize>,
     told: Mutex<Vec<Event>>,
     stopped: Notify,
     going_on: Notify,
@@ -65,6 +69,7 @@ impl Watched {
             file,
             on_save: Mutex::new(on_save),
             saves: Mutex::new(0),
+            loads: Mutex::new(0),
             told: Mutex::default(),
             stopped: Notify::new(),
             going_on: Notify::new(),
@@ -80,6 +85,11 @@ impl Watched {
     /// Saves so far.
     pub fn saves(&self) -> usize {
         *self.saves.lock()
+    }
+
+    /// Loads so far.
+    pub fn loads(&self) -> usize {
+        *self.loads.lock()
     }
 
     /// How many events had this reason so far.
@@ -135,6 +145,7 @@ impl Watched {
 
 impl Store for Watched {
     async fn load(&self, key: &Key) -> Result<Option<PromotionRequest>, StoreError> {
+        *self.loads.lock() += 1;
         let loaded = self.file.load(key).await?;
         let loaded = loaded.filter(|_| !self.is_deleted(key));
         let held = self.held.lock().take_if(|held| held == key);
@@ -221,8 +232,24 @@ pub fn start(
     leadership: Leadership,
     on_save: OnSave,
 ) -> Engine<Watched> {
+    let anonymous = Keyring::anonymous();
+    start_as(
+        anonymous, objects, state, hosts, settle, leadership, on_save,
+    )
+}
+
+/// As [`start`], with these credentials.
+pub fn start_as(
+    keyring: Keyring,
+    objects: Vec<PromotionRequest>,
+    state: &Path,
+    hosts: Vec<String>,
+    settle: Duration,
+    leadership: Leadership,
+    on_save: OnSave,
+) -> Engine<Watched> {
     super::install_tls();
-    let (file, _) = FileStore::open(objects, state, Keyring::anonymous(), settle, LATE).unwrap();
+    let (file, _) = FileStore::open(objects, state, keyring, settle, LATE).unwrap();
     let quiet = file.quiet();
     let settings = registry::Settings {
         plain_http: hosts,
@@ -237,7 +264,7 @@ pub fn start(
         Settings {
             settle,
             late: LATE,
-            status_interval: Duration::from_millis(200),
+            status_interval: STATUS_INTERVAL,
             namespace_max: 0,
         },
     );

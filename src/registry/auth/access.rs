@@ -42,6 +42,12 @@ impl<'a> Access<'a> {
     }
 }
 
+/// The scope of a token for one repository.
+pub(crate) fn scope(repository: &Repository, push: bool) -> String {
+    let actions = if push { "pull,push" } else { "pull" };
+    format!("repository:{}:{actions}", repository.path())
+}
+
 impl Access<'_> {
     /// The repositories whose rights it needs.
     pub(crate) fn repositories(&self) -> impl Iterator<Item = &Repository> {
@@ -50,12 +56,8 @@ impl Access<'_> {
 
     /// The scopes a token needs, one string each.
     pub(crate) fn scopes(&self) -> Vec<String> {
-        let actions = if self.push { "pull,push" } else { "pull" };
-        let mut scopes = vec![format!("repository:{}:{actions}", self.repository.path())];
-        scopes.extend(
-            self.also
-                .map(|also| format!("repository:{}:pull", also.path())),
-        );
+        let mut scopes = vec![scope(self.repository, self.push)];
+        scopes.extend(self.also.map(|also| scope(also, false)));
         scopes
     }
 

@@ -26,6 +26,8 @@ pub(crate) struct Token {
     pub(crate) renew: Instant,
     pub(crate) rights: Option<Vec<Right>>,
     pub(crate) header: HeaderValue,
+    /// Whether it was asked for more than what it is shown for.
+    pub(crate) wide: bool,
 }
 
 /// One entry of a token's `access` claim.
@@ -104,6 +106,11 @@ impl Grant {
         self.token.is_some()
     }
 
+    /// Whether a token for less may be granted where this one is refused.
+    pub(crate) fn is_wide(&self) -> bool {
+        self.token.as_ref().is_some_and(|token| token.wide)
+    }
+
     pub(crate) fn is_issued_since(&self, time: Instant) -> bool {
         self.token
             .as_ref()
@@ -172,6 +179,7 @@ pub(crate) fn read_token(body: &[u8], issued: Instant, unix: u64) -> Option<Toke
             .access
             .and_then(|access| serde_json::from_value(access).ok()),
         header,
+        wide: false,
     })
 }
 

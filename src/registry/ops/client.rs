@@ -1,5 +1,6 @@
 //! The client: all registries, as this process sees them, and what it remembers of them.
 
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,14 +12,16 @@ use super::manifest::Manifest;
 use crate::image::Repository;
 use crate::machine::Reason;
 use crate::metrics::Metrics;
-use crate::registry::auth::credential::CredentialKey;
-use crate::registry::endpoint::Endpoint;
+use crate::registry::auth::credential::{CredentialKey, Remote};
+use crate::registry::endpoint::{Endpoint, address};
 use crate::registry::error::{BuildError, Error};
-use crate::registry::host::progress::Waiting;
+use crate::registry::host::progress::{Progress, Waiting};
 use crate::registry::host::reserve::Reserve;
 use crate::registry::settings::Settings;
 use crate::registry::single_flight::SingleFlight;
 use crate::registry::wire::send::Transport;
+use crate::registry::wire::tokens::{Exclusive, WideCell};
+use crate::registry::wire::wide_token::{WideKey, WideToken};
 
 /// The manifests kept, in bytes. Large ones are not: they would drive out those of everybody else.
 const MANIFESTS_MAX: u64 = 24 * 1024 * 1024;
@@ -146,6 +149,35 @@ impl RegistryClient {
     pub fn unavailable(&self, repository: &Repository) -> Option<Waiting> {
         let endpoint = self.endpoint(repository).ok()?;
         self.transport().unavailable(&endpoint.base)
+    }
+
+    /// Takes note of what a promotion request will ask for: each repository with its credential, and whether it is written to. One
+    /// token is then asked for all that it needs of a registry with one credential.
+    pub fn expect<'a>(
+        &self,
+        progress: &Progress,
+        wanted: impl IntoIterator<Item = (Remote<'a>, bool)>,
+    ) {
+        let mut tokens: HashMap<WideKey, BTreeMap<Repository, bool>> = HashMap::new();
+        for (remote, push) in wanted {
+            let Ok(endpoint) = self.endpoint(remote.repository) else {
+                continue;
+            };
+            let key = WideKey {
+                flow: progress.flow(),
+                address: address(&endpoint.base),
+                credential: remote.credential.key(),
+            };
+            let repositories = tokens.entry(key).or_default();
+            *repositories.entry(remote.repository.clone()).or_default() |= push;
+        }
+        for (key, repositories) in tokens {
+            let wide = || {
+                let (wanted, cell) = (WideToken::new(&repositories), Exclusive::default());
+                Arc::new(WideCell { wanted, cell })
+            };
+            self.transport().tokens.wide.get_with(key, wide);
+        }
     }
 
     /// After a pause: every registry is asked as slowly as at first, until it was seen to bear more.

@@ -19,6 +19,7 @@ use super::reply::{CUTS_MAX, Reply};
 use super::request::{Content, Failure, RegistryRequest};
 use super::send::Transport;
 use super::tokens::TokenKey;
+use super::wide_token::WideKey;
 use crate::machine::Reason;
 use crate::registry::auth::access::Access;
 use crate::registry::auth::challenge::{Challenge, challenge_of};
@@ -121,6 +122,7 @@ impl Transport {
             let answer = reply.answer().await;
             // A fresh token that was refused says no for good, unless it aged while the host was waited for.
             let fresh = !grant.is_token() || (grant.is_issued_since(began) && grant.is_young());
+            let fresh = fresh && !grant.is_wide();
             let next = if fresh && asked == grant.challenge {
                 None
             } else {
@@ -185,6 +187,7 @@ impl Transport {
             context,
             realm,
             service,
+            scopes: access.scopes(),
         };
         let token = self.token(&wanted, spent).await?;
         if let Some(action) = access.lacking(token.rights.as_ref()) {
@@ -290,8 +293,11 @@ impl Transport {
             realm: wanted.realm.to_owned(),
             service: wanted.service.map(str::to_owned),
             credential: access.credential.key(),
-            scopes: access.scopes().join(" "),
+            scopes: wanted.scopes.join(" "),
         };
+        if let Some(token) = self.wide_token(wanted, spent, &key).await? {
+            return Ok(token);
+        }
         let cell = self.tokens.cells.get_with(key, Arc::default);
         let asked = Instant::now();
         let mut cell = cell.lock(patience, access.endpoint, progress).await?;
@@ -306,19 +312,9 @@ impl Transport {
         {
             return Err(error.clone().into());
         }
-        let mut fetched = self.fetch_token(wanted).await;
-        for _ in 1..CUTS_MAX {
-            if matches!(&fetched, Err(Failure::Refused(error)) if error.is_cut()) {
-                fetched = self.fetch_token(wanted).await;
-            }
-        }
-        // Who asked for the token does not repeat that.
-        let fetched = fetched.map_err(|failure| match failure {
-            Failure::Refused(error) => Failure::Refused(error.without_retry()),
-            failure => failure,
-        });
-        match fetched {
+        match self.fetch_whole_token(wanted).await {
             Ok(token) => {
+                let token = token.narrowed(access.repositories());
                 let token = Arc::new(token);
                 cell.token = Some(Arc::clone(&token));
                 cell.refused = None;
@@ -333,13 +329,88 @@ impl Transport {
         }
     }
 
+    /// The token for all that the request of `wanted` needs of this registry, where it stands for the one that is wanted.
+    async fn wide_token(
+        &self,
+        wanted: &TokenRequest<'_>,
+        spent: Option<&Grant>,
+        key: &TokenKey,
+    ) -> Result<Option<Arc<Token>>, Failure> {
+        let AuthContext {
+            access,
+            patience,
+            progress,
+        } = wanted.context;
+        let own = WideKey {
+            flow: progress.flow(),
+            address: key.address.clone(),
+            credential: key.credential,
+        };
+        let Some(kept) = self.tokens.wide.get(&own) else {
+            return Ok(None);
+        };
+        let wide = &kept.wanted;
+        // A few tokens that others want too are asked for by themselves, once for all.
+        let first = || self.tokens.first.get_with(key.clone(), || own.flow);
+        let shared = wide.is_small() && first() != own.flow;
+        if shared || !wide.covers(access) || spent.is_some_and(Grant::is_token) {
+            if spent.is_some_and(Grant::is_wide) {
+                wide.give_up();
+            }
+            return Ok(None);
+        }
+        let mut cell = kept.cell.lock(patience, access.endpoint, progress).await?;
+        let known = cell.token.clone();
+        let token = match known.filter(|token| Instant::now() < token.renew) {
+            Some(token) => token,
+            // Given up by who had the cell before.
+            None if !wide.covers(access) => return Ok(None),
+            None => {
+                let scopes = wide.scopes();
+                match self
+                    .fetch_whole_token(&TokenRequest { scopes, ..*wanted })
+                    .await
+                {
+                    Ok(token) => {
+                        let mut token = token.narrowed(wide.repositories());
+                        token.wide = true;
+                        Arc::clone(cell.token.insert(Arc::new(token)))
+                    }
+                    // Some refuse altogether where one scope is denied.
+                    Err(Failure::Refused(_)) => {
+                        wide.give_up();
+                        return Ok(None);
+                    }
+                    Err(failure) => return Err(failure),
+                }
+            }
+        };
+        let lacks = access.lacking(token.rights.as_ref()).is_some();
+        Ok((!lacks).then_some(token))
+    }
+
+    /// A token, asked for again where the answer breaks off.
+    async fn fetch_whole_token(&self, wanted: &TokenRequest<'_>) -> Result<Token, Failure> {
+        let mut fetched = self.fetch_token(wanted).await;
+        for _ in 1..CUTS_MAX {
+            if matches!(&fetched, Err(Failure::Refused(error)) if error.is_cut()) {
+                fetched = self.fetch_token(wanted).await;
+            }
+        }
+        // Who asked for the token does not repeat that.
+        fetched.map_err(|failure| match failure {
+            Failure::Refused(error) => Failure::Refused(error.without_retry()),
+            failure => failure,
+        })
+    }
+
     async fn fetch_token(&self, wanted: &TokenRequest<'_>) -> Result<Token, Failure> {
         let AuthContext {
             access,
             patience,
             progress,
         } = wanted.context;
-        let url = realm_url(access, wanted.realm, wanted.service)?;
+        let url = realm_url(wanted)?;
         let at = address(&url);
         let what = format!("the token for {} at {at}", access.repository);
         let mut request = self.plain_request(&what, url, access, patience, progress);
@@ -364,7 +435,6 @@ impl Transport {
         }
         let body = reply.body(&what, ANSWER_MAX).await?;
         let token = body.and_then(|body| read_token(&body, issued, now_unix()));
-        let token = token.map(|token| token.narrowed(access.repositories()));
         token.ok_or_else(|| {
             let message = format!("{what}: what is answered there holds no token");
             Error::attempt(Reason::RegistryError, message).into()
@@ -393,10 +463,12 @@ struct TokenRequest<'a> {
     context: AuthContext<'a>,
     realm: &'a str,
     service: Option<&'a str>,
+    scopes: Vec<String>,
 }
 
 /// The URL to ask for a token at, if it may be asked.
-fn realm_url(access: &Access<'_>, realm: &str, service: Option<&str>) -> Result<Url, Error> {
+fn realm_url(wanted: &TokenRequest<'_>) -> Result<Url, Error> {
+    let (access, realm) = (wanted.context.access, wanted.realm);
     let host = &access.endpoint.name;
     let Ok(mut url) = Url::parse(realm) else {
         let message = format!("{host} names a token realm that is no URL");
@@ -413,11 +485,11 @@ fn realm_url(access: &Access<'_>, realm: &str, service: Option<&str>) -> Result<
         return Err(Error::terminal(Reason::NotAllowed, message));
     }
     let mut query = url.query_pairs_mut();
-    if let Some(service) = service {
+    if let Some(service) = wanted.service {
         query.append_pair("service", service);
     }
-    for scope in access.scopes() {
-        query.append_pair("scope", &scope);
+    for scope in &wanted.scopes {
+        query.append_pair("scope", scope);
     }
     drop(query);
     Ok(url)

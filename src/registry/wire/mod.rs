@@ -13,3 +13,4 @@ pub(crate) mod reply;
 pub(crate) mod request;
 pub(crate) mod send;
 pub(crate) mod tokens;
+pub(crate) mod wide_token;

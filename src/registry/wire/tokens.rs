@@ -12,6 +12,7 @@ use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 
 use super::request::Failure;
+use super::wide_token::{WideKey, WideToken};
 use crate::image::Repository;
 use crate::machine::Reason;
 use crate::registry::auth::access::Access;
@@ -20,6 +21,7 @@ use crate::registry::auth::credential::CredentialKey;
 use crate::registry::auth::token::Token;
 use crate::registry::endpoint::{Endpoint, address};
 use crate::registry::error::Error;
+use crate::registry::host::limits::FlowKey;
 use crate::registry::host::progress::{Progress, WaitGuard, Waiting};
 
 /// How long a stream keeps its places while its hosts are unavailable: others need them.
@@ -43,6 +45,10 @@ pub(crate) struct Tokens {
     /// By repository, and whether it was to be written to.
     challenges: moka::sync::Cache<(Repository, bool), Challenge>,
     pub(crate) cells: moka::sync::Cache<TokenKey, Arc<Exclusive<Cell>>>,
+    /// For one request each.
+    pub(crate) wide: moka::sync::Cache<WideKey, Arc<WideCell>>,
+    /// Which request wanted a token first.
+    pub(crate) first: moka::sync::Cache<TokenKey, FlowKey>,
 }
 
 /// Used by one task at a time; the others are shown what that one waits for.
@@ -76,12 +82,21 @@ pub(crate) struct Cell {
     pub(crate) refused: Option<(Instant, Error)>,
 }
 
+/// What one token is asked for, and that token.
+#[derive(Debug)]
+pub(crate) struct WideCell {
+    pub(crate) wanted: WideToken,
+    pub(crate) cell: Exclusive<Cell>,
+}
+
 impl Tokens {
     pub(crate) fn new() -> Self {
         Self {
             greetings: kept(GREETINGS_MAX),
             challenges: kept(CHALLENGES_MAX),
             cells: kept(TOKENS_MAX),
+            wide: kept(TOKENS_MAX),
+            first: kept(TOKENS_MAX),
         }
     }
 
