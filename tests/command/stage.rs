@@ -235,8 +235,8 @@ async fn what_was_staged_and_is_gone_since_moves_no_float() {
     let staged = build.stage(&[]).await.exits(0);
     let (pin, _) = build.ground.registry.tags("ci").pop_first().unwrap();
     build.ground.registry.delete_tag("ci", &pin).unwrap();
-    let lost = build.ground.registry.lose_manifest("ci", image.digest());
-    assert!(lost);
+    let held = build.ground.registry.manifest("ci", image.digest());
+    assert!(held.is_none(), "nothing else holds it");
     build.ground.documents_anew(&documents(&staged.stdout));
     let run = build.ground.promote(&["-o", "json"]).await.exits(1);
     assert_eq!(verdict(&run.items()[0]), ("Failed", "SourceGone"));
