@@ -8,6 +8,7 @@ mod float;
 mod follow;
 mod held;
 mod history;
+mod open_gate;
 mod past;
 mod reach;
 mod retry;
@@ -48,6 +49,8 @@ pub(super) enum RequestsCommand {
     Suspend(act::ActArgs),
     /// Let a suspended request go on.
     Resume(act::ActArgs),
+    /// Remove a gate of a request; it goes on once none is left.
+    OpenGate(open_gate::OpenGateArgs),
 }
 
 impl RequestsCommand {
@@ -68,6 +71,7 @@ impl RequestsCommand {
             Self::Cancel(args) => act::run(args, act::Act::Cancel).await,
             Self::Suspend(args) => act::run(args, act::Act::Suspend).await,
             Self::Resume(args) => act::run(args, act::Act::Resume).await,
+            Self::OpenGate(args) => open_gate::run(args).await,
         };
         end.unwrap_or_else(Stop::exit)
     }

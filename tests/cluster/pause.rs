@@ -63,7 +63,8 @@ impl Ground {
 #[tokio::test(flavor = "multi_thread")]
 async fn stopping_lets_tag_writes_end_and_launches_nothing_and_going_on_promotes_once() {
     let ground = Ground::new("pause").await;
-    let _controller = ground.braked(&[]);
+    // The PUT at the gate is waited for until the pause is heard of, on a busy machine too.
+    let _controller = ground.braked(&["--settle-seconds=10"]);
     let old = ground.old("f");
     let (new, images) = ground.request("a", "f");
     let gate = ground.registry.gate(GateSpec::before(put("f__pre")));

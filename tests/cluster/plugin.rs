@@ -219,6 +219,39 @@ async fn a_person_submits_follows_and_looks_at_promotions_of_a_float() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn gates_are_opened_one_by_one_by_several_at_once_and_no_other_is_opened() {
+    let ground = Ground::new("gates").await;
+    let _controller = ground.controller(&[]);
+    let plugin = Plugin::of(&ground.stage).await;
+    ground.old("f");
+    let (digest, mut images) = ground.request("one", "f");
+    let gate = |name: &str| json!({"name": name});
+    images["gates"] = json!(["a", "b", "c", "approval"].map(gate));
+    ground.stage.create("r", &images).await;
+    plugin
+        .says(&["open-gate", "r", "d"])
+        .await
+        .refuses(2, &["r has no gate d (left: a, b, c, approval)"]);
+    let open = async |name: &str| {
+        let said = plugin.says(&["open-gate", "r", name]).await.exits(0);
+        let line = format!("promotionrequest.ci.openshift.io/r gate {name} opened\n");
+        assert_eq!(said.out, line);
+    };
+    futures::join!(open("a"), open("b"), open("c"));
+    let left = ground.stage.get("r").await.spec.gates;
+    let left: Vec<_> = left.iter().map(|gate| gate.name.as_str()).collect();
+    assert_eq!(left, ["approval"]);
+    open("approval").await;
+    let done = ground.stage.finished("r", PATIENCE).await;
+    assert_eq!(phase(&done), "Posted");
+    assert_eq!(ground.at("f"), Some(digest));
+    plugin
+        .says(&["open-gate", "r", "approval"])
+        .await
+        .refuses(2, &["r has ended: it is Posted", "nothing was changed"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_request_is_held_back_ended_and_asked_for_again_unless_it_would_move_its_float_back() {
     let ground = Ground::new("acts").await;
     let _controller = ground.controller(&[]);

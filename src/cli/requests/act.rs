@@ -34,7 +34,7 @@ pub(super) async fn run(args: ActArgs, act: Act) -> Result<ExitCode, Stop> {
     let key = reach.key(&request);
     let found = reach.requests.get(&key).await?;
     if let Stored::Read(object) = &found.stored
-        && let Some(why) = act.comes_too_late(object)
+        && let Some(why) = comes_too_late(object, act.holds_back())
     {
         return Err(Stop::Input(format!("{key} {why}; nothing was changed")));
     }
@@ -74,19 +74,23 @@ impl Act {
         }
     }
 
-    /// Why it would change nothing any more. What is told here may have changed when the change comes: the controller decides.
-    fn comes_too_late(self, object: &PromotionRequest) -> Option<String> {
-        if object.is_finished() {
-            let phase = object.status.as_ref()?.phase.as_deref()?;
-            return Some(format!("has ended: it is {phase}"));
-        }
-        let images = &object.status.as_ref()?.images;
-        let committed = !images.is_empty() && images.iter().all(|i| object.has_committed(i));
-        let holds_back = match self {
+    fn holds_back(self) -> bool {
+        match self {
             Self::Cancel | Self::Suspend => true,
             Self::Resume => false,
-        };
-        (committed && holds_back)
-            .then(|| "is committed: its floats may have moved, and it runs to its end".into())
+        }
     }
+}
+
+/// Why a change would change nothing any more; one that matters only before the commit, or one that matters to the end. What is told here
+/// may have changed when the change comes: the controller decides.
+pub(super) fn comes_too_late(object: &PromotionRequest, before_commit: bool) -> Option<String> {
+    if object.is_finished() {
+        let phase = object.status.as_ref()?.phase.as_deref()?;
+        return Some(format!("has ended: it is {phase}"));
+    }
+    let images = &object.status.as_ref()?.images;
+    let committed = !images.is_empty() && images.iter().all(|i| object.has_committed(i));
+    (committed && before_commit)
+        .then(|| "is committed: its floats may have moved, and it runs to its end".into())
 }

@@ -21,6 +21,9 @@ const SLOW_REFUSALS: u32 = 2;
 const BELOW: f64 = 0.95;
 /// How long a rate that drew a 429 is kept to.
 const PROBE_AFTER: Duration = Duration::from_mins(1);
+/// A rate that was borne for so long is not what draws a 429: requests that keep to no rate came at once. It is halved for a moment, and
+/// comes back.
+const BORNE: Duration = Duration::from_secs(5);
 /// How far it may rise beyond that in each such time.
 const PROBE: f64 = 1.5;
 /// The lowest rate.
@@ -99,6 +102,7 @@ impl LearntRate {
     /// A request was answered 429 while this rate, or a lower one of somebody else, was kept to; whether it becomes lower by that.
     pub(super) fn limited(&mut self, now: Instant, kept: f64) -> bool {
         let mut drew = self.at(now).min(kept);
+        let mut borne = false;
         if let Some(slow) = &mut self.slow {
             slow.refusals += 1;
             if slow.refusals < SLOW_REFUSALS {
@@ -106,13 +110,16 @@ impl LearntRate {
             }
         } else if let Some(last) = &self.limited {
             let since = now - last.at;
-            if since < PROBE_AFTER / 6 {
+            borne = now - last.kept_since >= BORNE && drew >= self.ceiling;
+            if !borne && since < PROBE_AFTER / 6 {
                 // The bucket may have been empty for a while, so that more could have been served.
                 let served = (last.served / since.as_secs_f64()).max(drew / 2.0);
                 drew = f64::midpoint(drew, served.min(drew));
             }
         }
-        self.ceiling = (drew * BELOW).max(LEAST);
+        if !borne {
+            self.ceiling = (drew * BELOW).max(LEAST);
+        }
         self.rate = (drew / 2.0).max(LEAST);
         self.slow = Some(Slow {
             until: now + SLOW_FOR,
@@ -214,6 +221,25 @@ mod tests {
         let (mut other, now) = (LearntRate::new(1000, 1000), Instant::now());
         other.limited(now, 80.0);
         near(other.at(now + SLOW_FOR), 76.0);
+    }
+
+    /// Tag writes are sent at once, whatever the rate: now and then they fill a bucket whose rate is kept to.
+    #[test]
+    fn a_rate_that_was_borne_for_a_while_comes_back_after_a_429() {
+        let (mut rate, now) = (LearntRate::new(100, 1000), Instant::now());
+        rate.limited(now, f64::INFINITY);
+        let mut at = now;
+        for _ in 0..10 {
+            at += BORNE;
+            near(rate.at(at), 95.0);
+            assert!(rate.limited(at, f64::INFINITY));
+            near(rate.at(at), 47.5);
+        }
+        // A bucket that has become slower draws them sooner.
+        at += BORNE / 2;
+        near(rate.at(at), 95.0);
+        assert!(rate.limited(at, f64::INFINITY));
+        assert!(rate.at(at + SLOW_FOR) < 95.0 * BELOW + 0.01);
     }
 
     #[test]

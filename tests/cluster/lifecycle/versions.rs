@@ -41,7 +41,7 @@ fn asking_crd() -> String {
     let mut next: Value = serde_json::from_str(&next_crd()).unwrap();
     let spec = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties";
     for part in [spec.to_owned(), format!("{spec}/images/items/properties")] {
-        next.pointer_mut(&part).unwrap()["replaces"] = json!({"type": "string"});
+        next.pointer_mut(&part).unwrap()["someday"] = json!({"type": "string"});
     }
     next.to_string()
 }
@@ -311,7 +311,7 @@ async fn a_status_that_lacks_all_that_it_may_lack_is_gone_on_from() {
         assert_eq!(status["progress"], "1/1", "{status:#}");
         assert_eq!(
             status["conditions"].as_array().unwrap().len(),
-            4,
+            6,
             "{status:#}"
         );
         assert!(status["deadlineTime"].is_string(), "{status:#}");
@@ -435,7 +435,7 @@ async fn what_only_a_next_version_understands_keeps_its_floats_over_restarts_unt
             "apiVersion": "ci.openshift.io/v1alpha1", "kind": "PromotionRequest",
             "metadata": {"name": format!("asks-{tag}")}, "spec": spec,
         });
-        object.pointer_mut(place).unwrap()["replaces"] = json!("None");
+        object.pointer_mut(place).unwrap()["someday"] = json!("None");
         let object: DynamicObject = serde_json::from_value(object).unwrap();
         untyped(&ground)
             .create(&PostParams::default(), &object)
@@ -466,7 +466,7 @@ async fn what_only_a_next_version_understands_keeps_its_floats_over_restarts_unt
         assert_eq!(phase(&ground.stage.finished(run, PATIENCE).await), "Posted");
         assert_eq!(ground.history("f"), std::slice::from_ref(&old));
         assert!(
-            controller.log().contains("spec.images.0.replaces"),
+            controller.log().contains("spec.images.0.someday"),
             "{}",
             controller.log()
         );

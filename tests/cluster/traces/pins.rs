@@ -1,6 +1,8 @@
 //! What stamped pins are called, when they are written, and what becomes of one that cannot be: whoever reverts a float takes the newest `<stamp>_prune_<float>`, a
 //! pruner deletes whatever matches `^[0-9]{14}_prune_(.+)$` by its stamp.
 
+use std::time::Duration;
+
 use promotion_controller::api::ImageStatus;
 use quaylike::{Action, Digest, GateSpec, Matcher, Rule};
 use serde_json::json;
@@ -276,6 +278,9 @@ async fn a_promoted_image_that_cannot_be_pinned_is_not_called_moved() {
     );
 }
 
+/// How long a PUT may be parked while a request is suspended, on a busy machine.
+const PARKED: Duration = Duration::from_secs(8);
+
 /// A request that is backed up, and held back before its commit.
 async fn suspended(ground: &Ground) -> (Digest, Digest) {
     let gate = ground.gate(GateSpec::before(put("f__pre")));
@@ -296,7 +301,7 @@ async fn suspended(ground: &Ground) -> (Digest, Digest) {
 async fn pins_that_went_while_a_request_was_suspended_are_there_again_before_its_float_moves() {
     for gone in ["prune", "f__pre", "f_incoming"] {
         let ground = Ground::new("p10").await;
-        let _controller = ground.controller(SETTLE);
+        let _controller = ground.patient_controller(PARKED);
         let (old, new) = suspended(&ground).await;
         let tag = match gone {
             "prune" => first_image(&ground.stage.get("r").await).displaced[0]
@@ -328,7 +333,7 @@ async fn pins_that_went_while_a_request_was_suspended_are_there_again_before_its
 #[tokio::test(flavor = "multi_thread")]
 async fn a_float_that_moved_while_its_request_was_suspended_costs_no_attempt() {
     let ground = Ground::new("p10-moved").await;
-    let _controller = ground.controller(SETTLE);
+    let _controller = ground.patient_controller(PARKED);
     let (old, new) = suspended(&ground).await;
     let foreign = ground.foreign("f", "foreign");
     ground.stage.edit("r", &json!({"suspend": false})).await;
