@@ -134,6 +134,8 @@ impl Rule {
             let problem = "is no name: write 1 to 63 of letters, digits, '.', '_' and '-'";
             return Err(("name".into(), problem.into()));
         }
+        // In the order in which a rule is written: the first problem is told.
+        let namespaces = patterns("namespaces", &written.namespaces)?;
         let sources = if written.own_pins && written.sources.is_empty() {
             Vec::new()
         } else {
@@ -141,7 +143,7 @@ impl Rule {
         };
         Ok(Self {
             name,
-            namespaces: patterns("namespaces", &written.namespaces)?,
+            namespaces,
             sources,
             own_pins: written.own_pins,
             floats: patterns("floats", &written.floats)?,

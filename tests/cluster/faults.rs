@@ -81,8 +81,9 @@ async fn refusals_and_cuts_of_every_kind_delay_and_lose_nothing() {
         relay.add(call, Fault::Refuse(429, Some(1)), 1, 1);
         relay.add(call, Fault::LoseAnswer, 1, 1);
     }
-    relay.add(Call::Lease, Fault::Refuse(500, None), 3, ALWAYS);
-    relay.add(Call::Lease, Fault::LoseAnswer, 4, ALWAYS);
+    // Not so often that together they keep a busy machine from renewing the lease for 15 s.
+    relay.add(Call::Lease, Fault::Refuse(500, None), 5, ALWAYS);
+    relay.add(Call::Lease, Fault::LoseAnswer, 7, ALWAYS);
     let lease = format!("--lease-namespace={}", ground.stage.namespace);
     let mut controller =
         ground.controller_through(&relay.kubeconfig, &["--leader-elect=true", &lease]);
