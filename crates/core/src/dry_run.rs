@@ -239,27 +239,13 @@ impl StepIo for Overlay<'_> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::machine::samples::digest;
-
-    fn float() -> Float {
-        "quay.io/openshift/ci:a".parse().unwrap()
-    }
-
-    fn held(float: &str, incoming: &str, post1: &str) -> FloatTags {
-        let some = |name: &str| (!name.is_empty()).then(|| digest(name));
-        FloatTags {
-            float: some(float),
-            incoming: some(incoming),
-            pre: Some(digest("older")),
-            post1: some(post1),
-        }
-    }
+    use crate::machine::samples::{digest, float, held};
 
     /// `TAG=DIGEST` for each write, in order.
     fn written(held: FloatTags) -> Vec<String> {
         let names = ["new", "old", "lost", "gone"].map(|name| (digest(name), name));
         let name = |digest| names.iter().find(|(known, _)| *known == digest).unwrap().1;
-        let writes = writes(&float(), digest("new"), held).into_iter();
+        let writes = writes(&float(0), digest("new"), held).into_iter();
         writes
             .map(|write| {
                 let tag = match write.tag {
@@ -275,14 +261,14 @@ mod tests {
     #[test]
     fn the_tags_that_would_be_written_are_those_of_the_steps() {
         let usual = [
-            "a_incoming=new",
+            "f0_incoming=new",
             "prune=old",
-            "a__pre=old",
-            "a=new",
-            "a__post1=new",
+            "f0__pre=old",
+            "f0=new",
+            "f0__post1=new",
         ];
         assert_eq!(written(held("new", "lost", "gone")), [""; 0]);
-        assert_eq!(written(held("", "", "")), ["a_incoming=new", "a=new"]);
+        assert_eq!(written(held("", "", "")), ["f0_incoming=new", "f0=new"]);
         for (incoming, post1) in [("", ""), ("new", "new"), ("new", "old")] {
             assert_eq!(
                 written(held("old", incoming, post1)),
@@ -294,44 +280,44 @@ mod tests {
             written(held("old", "old", "old")),
             [
                 "prune=old",
-                "a_incoming=new",
-                "a__pre=old",
-                "a=new",
-                "a__post1=new"
+                "f0_incoming=new",
+                "f0__pre=old",
+                "f0=new",
+                "f0__post1=new"
             ]
         );
         assert_eq!(
             written(held("old", "lost", "gone")),
             [
                 "rescue=lost",
-                "a_incoming=new",
+                "f0_incoming=new",
                 "prune=old",
-                "a__pre=old",
-                "a=new",
+                "f0__pre=old",
+                "f0=new",
                 "rescue=gone",
-                "a__post1=new"
+                "f0__post1=new"
             ]
         );
         assert_eq!(
             written(held("old", "lost", "lost")),
             [
                 "rescue=lost",
-                "a_incoming=new",
+                "f0_incoming=new",
                 "prune=old",
-                "a__pre=old",
-                "a=new",
-                "a__post1=new"
+                "f0__pre=old",
+                "f0=new",
+                "f0__post1=new"
             ]
         );
         assert_eq!(
             written(held("", "lost", "gone")),
-            ["rescue=lost", "a_incoming=new", "a=new"]
+            ["rescue=lost", "f0_incoming=new", "f0=new"]
         );
     }
 
     #[test]
     fn what_a_tag_holds_now_stands_beside_what_it_would_hold() {
-        let writes = writes(&float(), digest("new"), held("old", "new", ""));
+        let writes = writes(&float(0), digest("new"), held("old", "new", ""));
         let holds: Vec<_> = writes.iter().map(|write| write.holds).collect();
         let some = |name| Some(digest(name));
         assert_eq!(holds, [some("new"), None, some("older"), some("old"), None]);

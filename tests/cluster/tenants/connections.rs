@@ -12,6 +12,7 @@ const IDLE: usize = 300;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_connections_hold_up_no_probe_and_no_scrape() {
+    let _turn = super::ATTACKS.acquire().await.unwrap();
     let stage = Stage::new("idle").await;
     let (metrics, probes) = (free_port().unwrap(), free_port().unwrap());
     let _controller = stage.controller(&[

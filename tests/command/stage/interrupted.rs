@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use quaylike::{Action, GateSpec, Image, Matcher, RequestKind, Rule, Shape, When};
+use quaylike::{Action, Gate, GateSpec, Image, Matcher, RequestKind, Rule, Shape, When};
 use serde_json::json;
 
 use super::Build;
@@ -38,6 +38,12 @@ fn writes() -> [Matcher; 4] {
         child.tag(false),
         put_suffix("__staged"),
     ]
+}
+
+/// Parks the first pin.
+fn before_a_pin(build: &Build) -> Gate {
+    let pin = GateSpec::before(put_suffix("__staged"));
+    build.ground.registry.gate(pin)
 }
 
 /// The next run ends as one that was never disturbed.
@@ -87,10 +93,7 @@ async fn a_run_killed_at_any_write_is_run_again_to_the_same_pins() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_that_lands_after_the_next_run_has_ended_changes_nothing() {
     let (build, images) = build().await;
-    let gate = build
-        .ground
-        .registry
-        .gate(GateSpec::before(put_suffix("__staged")));
+    let gate = before_a_pin(&build);
     let running = build.ground.start_subcommand("stage", &[&build.plain()]);
     gate.reached().await;
     running.kill().await;
@@ -147,10 +150,7 @@ async fn lost_answers_and_refusals_on_the_way_are_taken_up_within_one_run() {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_at_once_do_no_harm() {
     let (build, images) = build().await;
-    let gate = build
-        .ground
-        .registry
-        .gate(GateSpec::before(put_suffix("__staged")));
+    let gate = before_a_pin(&build);
     let (plain, other) = (build.plain(), build.plain());
     let one = build
         .ground
@@ -169,10 +169,7 @@ async fn two_at_once_do_no_harm() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_terminated_run_waits_for_the_pin_that_was_sent_and_says_that_it_can_be_called_again() {
     let (build, images) = build().await;
-    let gate = build
-        .ground
-        .registry
-        .gate(GateSpec::before(put_suffix("__staged")));
+    let gate = before_a_pin(&build);
     let running = build.ground.start_subcommand("stage", &[&build.plain()]);
     gate.reached().await;
     running.terminate().await;

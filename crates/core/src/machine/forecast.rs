@@ -184,22 +184,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::dry_run::forecast;
-    use crate::image::Float;
-    use crate::machine::samples::digest;
-
-    fn float() -> Float {
-        "quay.io/openshift/ci:a".parse().unwrap()
-    }
-
-    fn held(float: &str, incoming: &str, post1: &str) -> FloatTags {
-        let some = |name: &str| (!name.is_empty()).then(|| digest(name));
-        FloatTags {
-            float: some(float),
-            incoming: some(incoming),
-            pre: Some(digest("older")),
-            post1: some(post1),
-        }
-    }
+    use crate::machine::samples::{digest, float, held};
 
     #[test]
     fn one_line_says_it_and_fits_a_message() {
@@ -214,7 +199,7 @@ mod tests {
             },
         };
         let say =
-            |held, copying| forecast(&float(), digest("new"), None, held, copying).to_string();
+            |held, copying| forecast(&float(0), digest("new"), None, held, copying).to_string();
         assert_eq!(
             say(held("old", "lost", ""), copying),
             format!(
@@ -237,7 +222,7 @@ mod tests {
             say(held("new", "", ""), Copying::default()),
             "the float is at the source already: nothing would be written"
         );
-        let mut expiring = forecast(&float(), digest("new"), None, held("old", "", ""), copying);
+        let mut expiring = forecast(&float(0), digest("new"), None, held("old", "", ""), copying);
         let after = "2d".to_owned();
         expiring.expiring.push(Expiry::Tags {
             after: after.clone(),

@@ -4,8 +4,8 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
-    Admission, Fault, FaultClass, Image, ImageContext, ImageSpec, Inputs, Latch, Mode, OnFailure,
-    Outcome, Phase, Pin, Reason, Referrers, Request, SourceFacts, Spec, Status, Step,
+    Admission, Fault, FaultClass, FloatTags, Image, ImageContext, ImageSpec, Inputs, Latch, Mode,
+    OnFailure, Outcome, Phase, Pin, Reason, Referrers, Request, SourceFacts, Spec, Status, Step,
 };
 use crate::image::{Digest, Float, Stamp, Tag};
 
@@ -132,4 +132,15 @@ pub fn fault(reason: Reason, class: FaultClass) -> Outcome {
         message: "as answered".into(),
         class,
     })
+}
+
+/// What a float's tags are on, by the digests' seeds; none where empty. `__pre` is on an older image.
+pub fn held(float: &str, incoming: &str, post1: &str) -> FloatTags {
+    let some = |name: &str| (!name.is_empty()).then(|| digest(name));
+    FloatTags {
+        float: some(float),
+        incoming: some(incoming),
+        pre: Some(digest("older")),
+        post1: some(post1),
+    }
 }
