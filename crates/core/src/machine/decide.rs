@@ -38,6 +38,8 @@ pub fn decide(request: &mut Request, inputs: &Inputs) -> Decision {
     }
     if request.is_rolling_back() {
         rollback::decide(request, inputs, &mut decision);
+        // Images that had ended are under way again where they are taken back.
+        note_late(request, inputs);
     }
     decision.waiting = waiting_reason(request, inputs);
     if request.is_finished() {
