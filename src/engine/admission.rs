@@ -18,7 +18,7 @@ use crate::api::{self, PromotionRequest};
 use crate::image::{Float, Repository};
 use crate::machine::claims::{PATIENCE, Rival, Standing, Verdict};
 use crate::machine::quota::QuotaKey;
-use crate::machine::{Admission, Fault, FaultClass, Latch, Mode, Phase, Reason, Request};
+use crate::machine::{Admission, Fault, FaultClass, Mode, Phase, Reason, Request};
 use crate::registry::{self, Progress, RegistryClient};
 use crate::store::{Access, AccessError, Key, Store, StoreError};
 
@@ -212,7 +212,7 @@ impl<S: Store> Engine<S> {
         request: &Request,
         access: &Access,
     ) -> Result<AdmissionCheck, StoreError> {
-        let floats = wanted(request);
+        let floats = request.wanted_floats();
         {
             let state = self.lock();
             if state.known.contains_key(uid) && state.claims.holds(uid, floats.iter()) {
@@ -239,7 +239,7 @@ impl<S: Store> Engine<S> {
                 after,
             )),
             Verdict::Superseded { by, floats } => {
-                let images = indices(request, &floats);
+                let images = request.images_losing(&floats);
                 let admission = Admission::Superseded(images, superseded_by(&by));
                 // Its remaining images, if any, are judged again at once.
                 let requeue_at = Some(Instant::now());
@@ -367,7 +367,7 @@ impl<S: Store> Engine<S> {
             Err(error) => return Ok(Err(waits(format!("waits for {key}: {error}")))),
         };
         let before = object.clone();
-        let images = indices(&request, &rival.floats);
+        let images = request.images_losing(&rival.floats);
         if images
             .iter()
             .any(|&i| request.is_committed(i) && request.is_open(i))
@@ -699,23 +699,6 @@ pub(super) fn hosts(request: &Request, index: usize) -> impl Iterator<Item = &st
     let source = source.map(|spec| spec.source.repository.host());
     let float = spec.map(|spec| spec.float.repository().host());
     source.into_iter().chain(float)
-}
-
-/// The floats a request needs to continue: those of its unfinished images; while held back, of its committed ones.
-fn wanted(request: &Request) -> Vec<Float> {
-    let images = request.spec.images.iter().zip(&request.status.images);
-    let open = images
-        .enumerate()
-        .filter(|(index, _)| request.is_open(*index) && !request.is_held_back(*index));
-    open.map(|(_, (spec, _))| spec.float.clone()).collect()
-}
-
-/// The images that lose these floats: all of a group.
-fn indices(request: &Request, floats: &[Float]) -> Vec<usize> {
-    let images = request.spec.images.iter().enumerate();
-    let together = request.spec.latch == Latch::Together;
-    let lost = images.filter(|(_, image)| together || floats.contains(&image.float));
-    lost.map(|(index, _)| index).collect()
 }
 
 fn beyond(before: usize) -> String {

@@ -286,6 +286,23 @@ impl Request {
         held && !self.is_committed(index)
     }
 
+    /// The floats it needs to go on: those of its unfinished images; while it is held back, of the committed ones.
+    #[must_use]
+    pub fn wanted_floats(&self) -> Vec<Float> {
+        let images = self.spec.images.iter().enumerate();
+        let open = images.filter(|(index, _)| self.is_open(*index) && !self.is_held_back(*index));
+        open.map(|(_, spec)| spec.float.clone()).collect()
+    }
+
+    /// The images that lose these floats: all of a group.
+    #[must_use]
+    pub fn images_losing(&self, floats: &[Float]) -> Vec<usize> {
+        let images = self.spec.images.iter().enumerate();
+        let together = self.spec.latch == Latch::Together;
+        let lost = images.filter(|(_, image)| together || floats.contains(&image.float));
+        lost.map(|(index, _)| index).collect()
+    }
+
     /// Why nothing of it goes on before somebody lets it, and what to do; none where something can.
     #[must_use]
     pub fn held_back(&self) -> Option<(Reason, String)> {

@@ -305,7 +305,7 @@ impl World {
         if self.lacks(Mutation::NoClaims) || released {
             return Some(Admission::Holds);
         }
-        let floats = wanted(request);
+        let floats = request.wanted_floats();
         let numbers: Vec<usize> = floats.iter().map(|f| self.setup.number(f)).collect();
         if numbers
             .iter()
@@ -337,7 +337,7 @@ impl World {
                 waits(Reason::Queued, &behind)
             }
             Verdict::Superseded { by, floats } => {
-                Some(Admission::Superseded(losing(request, &floats), by))
+                Some(Admission::Superseded(request.images_losing(&floats), by))
             }
             Verdict::Claim(rivals) => {
                 let others: Vec<Uid> = rivals.iter().map(|rival| rival.uid.clone()).collect();
@@ -372,7 +372,7 @@ impl World {
             return false;
         }
         let mut request = (*self.objects[index].request).clone();
-        for image in losing(&request, floats) {
+        for image in request.images_losing(floats) {
             let image = &mut request.status.images[image];
             if !image.phase.is_finished() {
                 image.end(Phase::Failed, Reason::Superseded, "");
@@ -887,21 +887,4 @@ impl World {
             }
         }
     }
-}
-
-/// The floats that a request needs to go on: of its unfinished images, while it is held back of the committed ones.
-fn wanted(request: &Request) -> Vec<Float> {
-    let images = request.spec.images.iter().zip(&request.status.images);
-    let open = images
-        .enumerate()
-        .filter(|(index, _)| request.is_open(*index) && !request.is_held_back(*index));
-    open.map(|(_, (spec, _))| spec.float.clone()).collect()
-}
-
-/// The images that lose these floats: all of a group.
-fn losing(request: &Request, floats: &[Float]) -> Vec<usize> {
-    let images = request.spec.images.iter().enumerate();
-    let together = request.spec.latch == crate::machine::Latch::Together;
-    let lost = images.filter(|(_, image)| together || floats.contains(&image.float));
-    lost.map(|(index, _)| index).collect()
 }
