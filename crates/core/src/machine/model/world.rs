@@ -635,10 +635,13 @@ impl World {
         // What outlives a whole lease, or the deadline, is on the wire no more.
         let settled = self.wire.is_empty();
         let idle = self.leader.running.is_empty();
+        // While an earlier process's writes may land, the lease is not handed over: it runs out.
+        let inherited = self.leader.log.inherited_until(moment(self.now));
+        let alone = inherited.is_none();
         let faults = [
             (left.crash > 0, Action::Crash(None)),
             (left.replace > 0 && settled, Action::Replace),
-            (left.handover > 0 && settled && idle, Action::Handover),
+            (left.handover > 0 && settled && idle && alone, Action::Handover),
             (left.deadline > 0 && settled, Action::Deadline),
             (left.overrun > 0, Action::Overrun),
             (left.expire > 0, Action::Expire),
