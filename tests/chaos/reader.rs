@@ -14,7 +14,7 @@ use serde_json::Value;
 use tokio::sync::Semaphore;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::testbed::digest_of;
+use crate::testbed::{PATIENCE, digest_of};
 
 /// Between the beginnings of two pulls.
 const PACE: Duration = Duration::from_millis(40);
@@ -55,7 +55,7 @@ pub struct Read {
 
 impl Reader {
     pub fn new(host: &str, repository: &str, floats: &[String]) -> Self {
-        let http = crate::testbed::http_builder().timeout(Duration::from_secs(20));
+        let http = crate::testbed::http_builder().timeout(PATIENCE);
         Self {
             base: format!("http://{host}/v2/{repository}"),
             floats: floats.to_vec(),

@@ -143,7 +143,7 @@ async fn a_leader_ends_when_another_lease_is_adopted_and_the_next_finishes_what_
     let mut heir = of(&stage, &next.namespace, &[&plain]);
     assert_eq!(leader.ended().await, 1, "{}", leader.log());
     let ended = adopted.elapsed();
-    assert!(ended < Duration::from_secs(15), "{ended:?}");
+    assert!(ended < Duration::from_mins(1), "{ended:?}");
     assert!(
         leader
             .log()
@@ -234,7 +234,7 @@ async fn without_an_election_a_controller_ends_when_an_installation_comes() {
     stage.rules().await;
     let since = Instant::now();
     assert_eq!(alone.ended().await, 2, "{}", alone.log());
-    assert!(since.elapsed() < Duration::from_secs(10));
+    assert!(since.elapsed() < Duration::from_mins(1));
     assert!(
         alone.log().contains("this one has no election"),
         "{}",

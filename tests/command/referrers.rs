@@ -13,6 +13,7 @@ use quaylike::{
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use crate::testbed::PATIENCE;
 use crate::testbed::client::{client, client_with, open, repository, settings, tag};
 use crate::testbed::{Distribution, DistributionOptions};
 
@@ -192,7 +193,7 @@ async fn a_redirect_to_a_web_page_means_no_api_whatever_the_page_answers() {
         let subject = promotion_controller::image::Digest::of(b"x");
         let (none, progress) = (NONE(), Progress::default());
         let found = client.referrers(none.at(&source), subject, false, false, &progress);
-        let found = tokio::time::timeout(Duration::from_secs(10), found).await;
+        let found = tokio::time::timeout(PATIENCE, found).await;
         let found = found.unwrap_or_else(|_| panic!("{status}: waited for"));
         assert_eq!(found.unwrap(), Listing::None, "{status}");
         assert_eq!(progress.waiting(), None);

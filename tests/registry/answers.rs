@@ -1,7 +1,6 @@
 //! What other registries than quay answer, and quay on a bad day: each answer comes to what it means.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use promotion_controller::image::{Digest, Reference};
 use promotion_controller::machine::Reason;
@@ -10,6 +9,7 @@ use promotion_controller::registry::{
 };
 use quaylike::{Action, Dialect, ImageBuilder, Layer, Matcher, Registry, RequestKind, Rule, Shape};
 
+use crate::testbed::PATIENCE;
 use crate::testbed::client::{
     by_tag, client, client_with, fetched, open, put, repository, seeded, settings, tag,
 };
@@ -42,7 +42,7 @@ async fn copied(
     let (source, target) = (repository(from, "src/a"), repository(to, "team/a"));
     let (none, progress) = (QUIET(), Progress::default());
     let copying = client.copy(none.at(&source), manifest, none.at(&target), &progress);
-    let copied = tokio::time::timeout(Duration::from_secs(10), copying).await;
+    let copied = tokio::time::timeout(PATIENCE, copying).await;
     copied.unwrap_or_else(|_| panic!("waited: {:?}", progress.waiting()))
 }
 
@@ -250,7 +250,7 @@ async fn a_write_is_followed_to_no_other_address_nor_to_another_tag() {
             let put = client.put_tag(&target, &name, &manifest, &none, || true, &progress);
             (copied.unwrap_err(), put.await)
         };
-        let (error, tagged) = tokio::time::timeout(Duration::from_secs(10), work)
+        let (error, tagged) = tokio::time::timeout(PATIENCE, work)
             .await
             .unwrap_or_else(|_| panic!("{post} {put} {to}: {:?}", progress.waiting()));
         assert!(!matches!(error.class, Class::Wait { .. }), "{to}: {error}");
@@ -510,7 +510,7 @@ async fn what_a_storage_refuses_is_no_word_of_the_registry() {
         let target = format!("{}/team/a", host.host()).parse().unwrap();
         let (source, none, progress) = (repository(&from, "src/a"), QUIET(), Progress::default());
         let copying = client.copy(none.at(&source), &manifest, none.at(&target), &progress);
-        let copied = tokio::time::timeout(Duration::from_secs(10), copying).await;
+        let copied = tokio::time::timeout(PATIENCE, copying).await;
         let error = copied.unwrap().unwrap_err();
         assert_eq!(
             (error.reason, error.class),
@@ -549,7 +549,7 @@ async fn an_upload_session_that_is_redirected_nowhere_is_a_definite_no() {
         let target = format!("{}/team/a", host.host()).parse().unwrap();
         let (none, progress) = (QUIET(), Progress::default());
         let asked = client.may_push(&target, &none, &progress);
-        let asked = tokio::time::timeout(Duration::from_secs(5), asked).await;
+        let asked = tokio::time::timeout(PATIENCE, asked).await;
         let error =
             asked.unwrap_or_else(|_| panic!("{status} {location:?}: {:?}", progress.waiting()));
         assert_eq!(

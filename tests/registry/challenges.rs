@@ -8,6 +8,7 @@ use promotion_controller::machine::Reason;
 use promotion_controller::registry::{Class, Credential, Keyring, Manifest, Progress, Put};
 use quaylike::{Auth, AuthMode, ImageSpec, Matcher, Options, Registry, RequestKind, Shape, User};
 
+use crate::testbed::PATIENCE;
 use crate::testbed::client::{
     by_tag, client, client_with, credential, fetched, repository, settings, tag,
 };
@@ -219,7 +220,7 @@ async fn read(registry: &Scripted, path: &str) -> Result<bool, (Reason, Class, S
     let source = at(&host, path);
     let name = by_tag("t");
     let asked = client.get(&source, &name, &who, &progress);
-    let found = tokio::time::timeout(std::time::Duration::from_secs(5), asked).await;
+    let found = tokio::time::timeout(PATIENCE, asked).await;
     let found = found.unwrap_or_else(|_| panic!("waited: {:?}", progress.waiting()));
     found
         .map(|found| found.is_some())
@@ -570,8 +571,7 @@ async fn what_is_waited_for_is_shown_to_all_who_wait() {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
     };
-    let patience = std::time::Duration::from_secs(20);
-    tokio::time::timeout(patience, all_shown).await.unwrap();
+    tokio::time::timeout(PATIENCE, all_shown).await.unwrap();
     assert!(waiting.iter().all(|(task, _)| !task.is_finished()));
     for (task, _) in waiting {
         task.abort();

@@ -362,7 +362,7 @@ async fn a_tag_put_without_a_certain_answer_is_unknown_and_sent_once() {
         Action::error(500, "UNKNOWN"),
         Action::page(501),
         Action::page(408),
-        Action::Hang { ms: 5000 },
+        Action::Hang { ms: 60_000 },
         Action::LieDigest { digest: None },
     ] {
         host.clear_rules();
@@ -371,7 +371,7 @@ async fn a_tag_put_without_a_certain_answer_is_unknown_and_sent_once() {
         let start = Instant::now();
         let put = put(&client, &host, "team/a", "x", &manifest).await;
         assert!(matches!(put, Put::Unknown(_)), "{action:?}: {put:?}");
-        assert!(start.elapsed() < Duration::from_secs(2), "{action:?}");
+        assert!(start.elapsed() < Duration::from_secs(30), "{action:?}");
         assert_eq!(host.count(&Matcher::put_manifest()), 1, "{action:?}");
     }
 }

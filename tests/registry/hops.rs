@@ -10,6 +10,7 @@ use promotion_controller::registry::{
 };
 use quaylike::{Action, ImageSpec, Matcher, Registry, Rule, Shape};
 
+use crate::testbed::PATIENCE;
 use crate::testbed::client::{
     by_tag, client_with, credential as embedded_credential, fetched as seed, open, redirecting,
     repository, seeded, settings, tag,
@@ -83,7 +84,7 @@ async fn led(client: &RegistryClient, from: &Registry, registry: &Scripted, kind
                 .map(drop)
         }
     };
-    let error = tokio::time::timeout(Duration::from_secs(5), asked)
+    let error = tokio::time::timeout(PATIENCE, asked)
         .await
         .unwrap_or_else(|_| panic!("{kind:?}: waited: {:?}", progress.waiting()))
         .unwrap_err();
@@ -519,7 +520,7 @@ async fn a_host_that_accepts_and_says_nothing_is_unwell_and_not_waited_for_witho
             waiting = waiting(&progress) => waiting,
         };
         let took = began.elapsed();
-        assert!(took >= short && took < short * 6, "{took:?}");
+        assert!(took >= short && took < Duration::from_secs(30), "{took:?}");
         assert_eq!(waiting.reason, Reason::RegistryUnavailable);
         assert!(waiting.message.contains("timed out"), "{}", waiting.message);
     }

@@ -8,6 +8,7 @@ use quaylike::{ImageSpec, Matcher, Registry, Shape};
 
 use super::targets::settings;
 use super::tokens::{at, credential};
+use crate::testbed::PATIENCE;
 use crate::testbed::client::{client_with, open, repository, seeded};
 use crate::testbed::scripted::{Scripted, answer, unknown};
 
@@ -57,7 +58,7 @@ async fn copied(from: &Registry, attacker: &Scripted, settings: Settings) -> Res
     let (source, to) = (repository(from, "src/a"), at(&attacker.host(), "team/a"));
     let _ = client.may_push(&to, &who, &progress).await;
     let copying = client.copy(none.at(&source), &manifest, who.at(&to), &progress);
-    let copied = tokio::time::timeout(Duration::from_secs(10), copying).await;
+    let copied = tokio::time::timeout(PATIENCE, copying).await;
     // The session that showed the right to push is given up behind the answer.
     tokio::time::sleep(Duration::from_millis(50)).await;
     copied.unwrap_or_else(|_| panic!("waited: {:?}", progress.waiting()))

@@ -9,6 +9,7 @@ use promotion_controller::registry::{Class, Credential, Error, Progress, Put, Se
 use quaylike::Shape;
 
 use super::tokens::{at, credential};
+use crate::testbed::PATIENCE;
 use crate::testbed::client::{client_with, open, repository, seeded};
 use crate::testbed::scripted::{Say, Scripted, answer, head, unknown};
 
@@ -26,8 +27,8 @@ pub fn settings(hosts: &[&str]) -> Settings {
     }
 }
 
-/// Copies an image to `target` with a credential, for so long at most; an error shows no secret.
-pub async fn copied(target: &Scripted, most: Duration) -> Result<(), Error> {
+/// Copies an image to `target` with a credential; an error shows no secret.
+pub async fn copied(target: &Scripted) -> Result<(), Error> {
     let from = open().await;
     let host = target.host();
     let client = client_with(settings(&[&from.host(), &host]));
@@ -39,7 +40,7 @@ pub async fn copied(target: &Scripted, most: Duration) -> Result<(), Error> {
     let manifest = seeded(&from, &client, "src/a", Shape::Oci, &none).await;
     let (source, to) = (repository(&from, "src/a"), at(&host, "team/a"));
     let copying = client.copy(none.at(&source), &manifest, who.at(&to), &progress);
-    let copied = tokio::time::timeout(most, copying).await;
+    let copied = tokio::time::timeout(PATIENCE, copying).await;
     let copied = copied.unwrap_or_else(|_| panic!("waited: {:?}", progress.waiting()));
     if let Err(error) = &copied {
         assert!(!error.message.contains("s3cret"), "{error}");
@@ -89,7 +90,7 @@ async fn an_upload_goes_where_the_registry_says_with_its_credential_to_itself_al
             created,
         )
         .await;
-        copied(&target, Duration::from_secs(5)).await.unwrap();
+        copied(&target).await.unwrap();
         let heads = target.heads();
         let puts: Vec<_> = heads
             .iter()
@@ -111,7 +112,7 @@ async fn an_upload_goes_where_the_registry_says_with_its_credential_to_itself_al
             created,
         )
         .await;
-        copied(&target, Duration::from_secs(5)).await.unwrap();
+        copied(&target).await.unwrap();
         assert!(
             storage
                 .heads()
@@ -233,12 +234,12 @@ async fn an_upload_that_begins_or_ends_badly_is_an_error_of_one_kind() {
     ];
     for (name, begin, finish, wanted) in table {
         let target = taking(begin, finish).await;
-        let error = copied(&target, Duration::from_secs(10)).await.unwrap_err();
+        let error = copied(&target).await.unwrap_err();
         assert_eq!((error.reason, error.class), wanted, "{name}: {error}");
     }
     // A 201 need not say where, or what.
     let target = taking(began, created).await;
-    copied(&target, Duration::from_secs(5)).await.unwrap();
+    copied(&target).await.unwrap();
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use promotion_controller::machine::Reason;
 use promotion_controller::registry::{Class, Credential, Error, Keyring, Manifest, Progress};
 
 use super::targets::settings;
+use crate::testbed::PATIENCE;
 use crate::testbed::client::client_with;
 use crate::testbed::scripted::{Image, Say, Scripted, answer, head};
 
@@ -31,7 +32,7 @@ pub async fn fetched(registry: &Scripted) -> Result<Option<Manifest>, Error> {
     let (repository, reference) = (at(&host, "src/x"), Reference::Tag("t".parse().unwrap()));
     let who = credential(&host);
     let asked = client.get(&repository, &reference, &who, &progress);
-    let found = tokio::time::timeout(Duration::from_secs(5), asked).await;
+    let found = tokio::time::timeout(PATIENCE, asked).await;
     let found = found.unwrap_or_else(|_| panic!("waited: {:?}", progress.waiting()));
     if let Err(error) = &found {
         assert!(!error.message.contains(PASSWORD), "{error}");

@@ -139,7 +139,7 @@ async fn who_asks_slowly_or_too_much_is_cut_off_and_an_address_that_is_none_is_s
     let mut said = Vec::new();
     let _ = slow.read_to_end(&mut said).await;
     let took = begun.elapsed();
-    assert!(took < Duration::from_secs(9), "{took:?}");
+    assert!(took < Duration::from_mins(1), "{took:?}");
     assert!(!String::from_utf8_lossy(&said).contains("200 OK"));
     assert_eq!(answers(port, "/livez").await, ok());
 

@@ -46,7 +46,7 @@ async fn answers(client: &RegistryClient, victim: &Scripted) {
     let repository = repository(victim, "src/x");
     let credential = Credential::anonymous();
     let found = client.get(&repository, &reference, &credential, &progress);
-    let found = tokio::time::timeout(Duration::from_secs(5), found).await;
+    let found = tokio::time::timeout(Duration::from_secs(20), found).await;
     assert!(found.unwrap().unwrap().is_some());
     let took = begun.elapsed();
     println!("S5: the registry that was led to answered after {took:?}");

@@ -641,7 +641,10 @@ impl World {
         let faults = [
             (left.crash > 0, Action::Crash(None)),
             (left.replace > 0 && settled, Action::Replace),
-            (left.handover > 0 && settled && idle && alone, Action::Handover),
+            (
+                left.handover > 0 && settled && idle && alone,
+                Action::Handover,
+            ),
             (left.deadline > 0 && settled, Action::Deadline),
             (left.overrun > 0, Action::Overrun),
             (left.expire > 0, Action::Expire),
