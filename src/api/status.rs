@@ -90,6 +90,7 @@ fn read_spec(object: &PromotionRequest) -> Result<Spec, ReadError> {
                 .map_err(|e| invalid(at("float"), format!("{e}")))?,
             replaces: read_replaces(image.replaces.as_deref())
                 .map_err(|message| invalid(at("replaces"), message))?,
+            freeze: None,
         };
         if let Some(same) = images.iter().position(|i| i.float == parsed.float) {
             let message = format!("is the same float as spec.images[{same}]; name each float once");

@@ -6,6 +6,7 @@ mod back;
 mod columns;
 mod float;
 mod follow;
+mod freeze;
 mod held;
 mod history;
 mod open_gate;
@@ -51,6 +52,12 @@ pub(super) enum RequestsCommand {
     Resume(act::ActArgs),
     /// Remove a gate of a request; it goes on once none is left.
     OpenGate(open_gate::OpenGateArgs),
+    /// Keep floats where they are: no request moves them until they are let go. A request that was committed before runs to its end.
+    Freeze(freeze::FreezeArgs),
+    /// Let floats go that were frozen by this pattern.
+    Unfreeze(freeze::UnfreezeArgs),
+    /// Show which floats are frozen, until when and why.
+    Frozen(freeze::FrozenArgs),
 }
 
 impl RequestsCommand {
@@ -72,6 +79,9 @@ impl RequestsCommand {
             Self::Suspend(args) => act::run(args, act::Act::Suspend).await,
             Self::Resume(args) => act::run(args, act::Act::Resume).await,
             Self::OpenGate(args) => open_gate::run(args).await,
+            Self::Freeze(args) => freeze::run(args).await,
+            Self::Unfreeze(args) => freeze::unfreeze(args).await,
+            Self::Frozen(args) => freeze::frozen(args).await,
         };
         end.unwrap_or_else(Stop::exit)
     }

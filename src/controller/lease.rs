@@ -16,8 +16,10 @@ use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::Client;
 use kube::api::{Api, ObjectMeta, PostParams};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
+use super::freeze_map::FOLLOWED;
 use super::health::Health;
 pub use super::installation::LEASE_NAME as NAME;
 use super::installation::{Barred, Installation};
@@ -83,6 +85,8 @@ pub struct Elector {
     installation: Option<Installation>,
     /// When a holder before this one can last have sent a tag write.
     last_sent: Option<Instant>,
+    /// Which version of the freezes is followed: every renewal says it, and a change is a reason to renew.
+    followed: watch::Receiver<Option<String>>,
     health: Health,
     metrics: Metrics,
 }
@@ -99,6 +103,7 @@ impl Elector {
             record: None,
             installation: None,
             last_sent: None,
+            followed: watch::channel(None).1,
             health: Health::default(),
             metrics: Metrics::default(),
         }
@@ -112,6 +117,12 @@ impl Elector {
             metrics,
             ..self
         }
+    }
+
+    /// The same, saying on the lease which version of the freezes is followed.
+    #[must_use]
+    pub(super) fn saying(self, followed: watch::Receiver<Option<String>>) -> Self {
+        Self { followed, ..self }
     }
 
     /// The same, renewing only while the CRD names its Lease.
@@ -197,7 +208,10 @@ impl Elector {
     pub async fn keep(&mut self) -> Lost {
         let mut renewed = Instant::now();
         loop {
-            sleep(RENEW_EVERY).await;
+            tokio::select! {
+                () = sleep(RENEW_EVERY) => {}
+                Ok(()) = self.followed.changed() => {}
+            }
             let ruled = match &self.installation {
                 Some(installation) => installation.look().await.map(drop),
                 None => Ok(()),
@@ -317,9 +331,12 @@ impl Elector {
         };
         let written = if let Some(mut lease) = old {
             lease.spec = Some(spec);
-            if let Some(marks) = &mut lease.metadata.annotations {
-                marks.remove(RELEASED);
-            }
+            let marks = lease.metadata.annotations.get_or_insert_default();
+            marks.remove(RELEASED);
+            match &*self.followed.borrow() {
+                Some(version) => marks.insert(FOLLOWED.into(), version.clone()),
+                None => marks.remove(FOLLOWED),
+            };
             let replace = self.api.replace(NAME, &params, &lease);
             call(&self.metrics, Call::Lease, CALL, replace).await
         } else {

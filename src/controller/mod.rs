@@ -3,13 +3,16 @@
 //! ```text
 //! lease ─▶ list and watch ─▶ claims rebuilt ─▶ queue ─▶ engine::reconcile
 //!   ├────▶ sweep: finished requests
-//!   └────▶ pause: what an operator has paused
+//!   ├────▶ pause: what an operator has paused
+//!   └────▶ freezes: which floats stay where they are
 //! ```
 //!
 //! It leads only while the CRD names its Lease ([`installation`]). It ends when asked to (drain, settle, release), or at once when the
 //! lease is lost: the next leader goes on from status.
 
 mod admin;
+pub mod freeze_map;
+mod freezes;
 mod health;
 pub mod installation;
 pub mod lease;
@@ -58,7 +61,7 @@ pub struct Config {
     pub namespace: Option<String>,
     /// Where the lease is; none: no election, a single process.
     pub lease_namespace: Option<String>,
-    /// Where the ConfigMap of the pause is.
+    /// Where the `ConfigMap` of the pause is, and that of the freezes.
     pub pause_namespace: String,
     /// How this process is named in the lease and in events.
     pub identity: String,
@@ -159,10 +162,12 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
         lease_namespace.clone(),
         metrics.clone(),
     );
+    let followed = freezes::Followed::default();
     let elects = lease_namespace.is_some();
     let leases = lease_namespace.as_deref().unwrap_or(&pause_namespace);
     let elector = Elector::new(client.clone(), leases, identity, leadership)
         .telling(health.clone(), metrics.clone())
+        .saying(followed.subscribe())
         .of(installation.clone());
     let was_led = watch::was_led(&client, namespace.as_deref());
     let right = Box::pin(begin(&installation, elector, elects, was_led, &health));
@@ -183,6 +188,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
         namespace: namespace.as_deref(),
         pause_namespace: &pause_namespace,
         sweep_interval,
+        followed,
         health,
     };
     lead(&engine, keys, scope, elector, stop).await
@@ -245,6 +251,7 @@ struct Scope<'a> {
     namespace: Option<&'a str>,
     pause_namespace: &'a str,
     sweep_interval: Duration,
+    followed: freezes::Followed,
     health: Health,
 }
 
@@ -263,6 +270,7 @@ async fn lead(
         namespace,
         pause_namespace,
         sweep_interval,
+        followed,
         health,
     } = scope;
     let (names, writer) = reflector::store();
@@ -283,13 +291,24 @@ async fn lead(
             let _ = pause_known.send(());
         },
     ));
+    let (freezes_known, are_freezes_known) = oneshot::channel();
+    let freeze = Box::pin(freezes::follow(
+        engine,
+        client.clone(),
+        pause_namespace,
+        &followed,
+        || {
+            let _ = freezes_known.send(());
+        },
+    ));
     let events = watch::events(client, namespace);
     let follow = watch::follow(engine.clone(), writer, events, &health, || {
         let _ = ready.send(());
     });
     let work = async {
         // Nothing is reconciled before the claims are rebuilt, and before it is known what is stopped.
-        if is_ready.await.is_ok() && is_pause_known.await.is_ok() {
+        let known = async { is_pause_known.await.is_ok() && are_freezes_known.await.is_ok() };
+        if is_ready.await.is_ok() && known.await {
             tracing::info!("ready");
             health.rebuilt();
             let keys = futures::stream::poll_fn(move |context| keys.poll_recv(context));
@@ -319,6 +338,7 @@ async fn lead(
         () = work => tracing::error!("the queue has ended"),
         () = sweep => tracing::error!("the sweep has ended"),
         () = pause => tracing::error!("changes of the key paused are no longer followed"),
+        () = freeze => tracing::error!("the freezes are no longer followed"),
         () = reconsider => {}
         () = end => {}
     }

@@ -361,8 +361,8 @@ impl<S: Store> Engine<S> {
         if !self.is_trusted() {
             return Ok(Err(waits("waits for the lease".into())));
         }
-        let mut request = match api::status::read(&object) {
-            Ok(request) => request,
+        let mut request = match self.read(&key, &object) {
+            Ok((request, _)) => request,
             Err(error) if left_alone(&object, &error).is_none() => return Ok(Ok(())),
             Err(error) => return Ok(Err(waits(format!("waits for {key}: {error}")))),
         };

@@ -199,6 +199,7 @@ impl Backlog {
                     committed: false,
                     // It has not begun.
                     at_gate: false,
+                    frozen: false,
                 });
             }
         }

@@ -15,6 +15,7 @@
 
 mod admission;
 mod backlog;
+pub mod freeze;
 mod launch;
 pub mod leadership;
 pub mod memory;

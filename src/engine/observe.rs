@@ -1,17 +1,24 @@
 //! What the engine hears of requests: that they are there, have begun, ended or are gone; and when their floats are free again.
 
+use std::time::Duration;
+
+use jiff::Timestamp;
 use tokio::time::Instant;
 
+use super::freeze::Freezes;
 use super::pause::Pause;
 use super::shared::{Engine, contender, identity, left_alone};
 use super::state::{Known, PushCheck, State};
 use super::stats::RequestStats;
 use super::telemetry;
+use crate::api::PromotionRequest;
 use crate::api::status::RunningCopy;
-use crate::api::{self, PromotionRequest};
 use crate::image::Float;
 use crate::machine::claims::Contender;
 use crate::store::{Key, Store, Unreadable};
+
+/// How often it is asked whether the freezes are followed.
+const FOLLOWED_AGAIN: Duration = Duration::from_millis(50);
 
 impl<S: Store> Engine<S> {
     /// Takes note of an unfinished object, as read from a list, a watch or a load: it contends for its floats from now on.
@@ -28,8 +35,8 @@ impl<S: Store> Engine<S> {
             return false;
         }
         let key = Key::from(object);
-        let request = match api::status::read(object) {
-            Ok(request) => request,
+        let request = match self.read(&key, object) {
+            Ok((request, _)) => request,
             Err(error) => match left_alone(object, &error) {
                 Some(unreadable) => return self.observe_unreadable(&unreadable),
                 None => return true,
@@ -156,6 +163,51 @@ impl<S: Store> Engine<S> {
             tracing::info!("nothing is paused");
         }
         self.reconsider();
+    }
+
+    /// Keeps floats where they are, or lets them go. What is committed runs to its end.
+    pub fn freeze(&self, freezes: Freezes) {
+        {
+            let mut state = self.lock();
+            if state.freezes == freezes {
+                return;
+            }
+            if let Some(why) = freezes.unreadable() {
+                tracing::error!("{why}");
+            }
+            tracing::info!(freezes = freezes.lines().len(), "freezes read");
+            state.freezes = freezes;
+            state.freeze_changes += 1;
+        }
+        self.reconsider();
+    }
+
+    /// A request was decided on under these freezes, and no save of an earlier decision can land any more.
+    pub(super) fn freezes_seen(&self, uid: &str, change: u64) {
+        if let Some(known) = self.lock().known.get_mut(uid) {
+            known.freeze_seen = known.freeze_seen.max(change);
+        }
+    }
+
+    /// Waits until no frozen float can be let move any more: each request at work on one was decided on under these freezes. A request
+    /// that was committed before runs to its end.
+    pub async fn freezes_followed(&self) {
+        while !self.follows_freezes() {
+            tokio::time::sleep(FOLLOWED_AGAIN).await;
+        }
+    }
+
+    fn follows_freezes(&self) -> bool {
+        let (state, now) = (self.lock(), Timestamp::now());
+        state.known.values().all(|known| {
+            let contender = &known.contender;
+            let mut shares = contender.shares.iter();
+            let frozen = shares.any(|share| {
+                let open = !share.finished && !share.committed;
+                open && state.freezes.holds(&share.float, &contender.name, now)
+            });
+            !frozen || !contender.started || known.freeze_seen >= state.freeze_changes
+        })
     }
 
     /// Launches nothing more, gives up reads and copies, and lets tag writes end.

@@ -458,6 +458,7 @@ mod tests {
                 source,
                 float,
                 replaces: None,
+                freeze: None,
             },
             step,
         )

@@ -151,8 +151,8 @@ impl<S: Store> Engine<S> {
             return Ok(Next::After(TRUST_AGAIN));
         }
         let before = object.clone();
-        let mut request = match api::status::read(&object) {
-            Ok(request) => request,
+        let (mut request, freezes) = match self.read(key, &object) {
+            Ok(read) => read,
             Err(error) => match left_alone(&object, &error) {
                 Some(unreadable) => {
                     self.leave_alone(key, &unreadable).await;
@@ -232,6 +232,9 @@ impl<S: Store> Engine<S> {
             }
         };
         self.recorded(key, &record, saved.as_ref()).await;
+        if unanswered.is_none() {
+            self.freezes_seen(&record.uid, freezes);
+        }
         Ok(next(decision.wake, requeue_at))
     }
 

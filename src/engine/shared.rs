@@ -14,8 +14,8 @@ use super::operation::Tools;
 use super::operation_queue::OperationQueue;
 use super::state::State;
 use super::stats::WorkQueue;
-use crate::api::PromotionRequest;
 use crate::api::status::ReadError;
+use crate::api::{self, PromotionRequest};
 use crate::machine::Request;
 use crate::machine::claims::{Contender, Standing};
 use crate::policy::Policy;
@@ -105,6 +105,18 @@ impl<S: Store> Engine<S> {
     #[must_use]
     pub fn memory(&self) -> &Memory {
         &self.inner.tools.memory
+    }
+
+    /// An object in the machine's terms with what is frozen of it now, and the number of the change that made that so.
+    pub(super) fn read(
+        &self,
+        key: &Key,
+        object: &PromotionRequest,
+    ) -> Result<(Request, u64), ReadError> {
+        let mut request = api::status::read(object)?;
+        let state = self.lock();
+        state.freezes.mark(key, &mut request, Timestamp::now());
+        Ok((request, state.freeze_changes))
     }
 
     /// Asks for a reconcile of an object.

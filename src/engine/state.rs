@@ -12,12 +12,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::backlog::Backlog;
+use super::freeze::Freezes;
 use super::pause::Pause;
 use super::push_checks::PushChecks;
 use super::stats::{PhaseTimes, RequestStats};
 use crate::api::PromotionRequest;
 use crate::image::Float;
-use crate::machine::claims::{Claims, Contender, Standing, Uid};
+use crate::machine::claims::{Claims, Contender, Share, Standing, Uid};
 use crate::machine::quota::{NamespaceQuota, QuotaKey};
 use crate::machine::{Launch, Notice, Outcome, Reason, Request, Step};
 use crate::registry::Progress;
@@ -71,6 +72,10 @@ pub(super) struct State {
     pub woken: Vec<Key>,
     /// What the operator has stopped.
     pub pause: Pause,
+    /// Which floats the operator keeps where they are.
+    pub freezes: Freezes,
+    /// How often that has changed.
+    pub freeze_changes: u64,
     /// Nothing more is launched.
     pub draining: bool,
     next_operation: u64,
@@ -96,6 +101,8 @@ pub(super) struct Known {
     pub triggered: bool,
     /// The deadline that it was last seen with.
     pub deadline: Option<Deadline>,
+    /// The change of the freezes under which it was last decided what may run, and recorded.
+    pub freeze_seen: u64,
     /// Why it was left alone, as it was last logged.
     pub left_alone: Option<String>,
     /// Events published.
@@ -307,6 +314,14 @@ impl State {
                 self.backlog.is_not_ready(key, &uid);
                 self.woken.extend(self.backlog.call(&key.namespace));
             }
+            let frozen = |share: &&Share| share.frozen;
+            let count = |contender: &Contender| contender.shares.iter().filter(frozen).count();
+            if count(&contender) > count(&before) {
+                // Whoever waits behind it need not.
+                let floats = contender.shares.iter().filter(frozen);
+                let waiting = self.keys_on(floats.map(|share| &share.float), &uid);
+                self.woken.extend(waiting);
+            }
             // Floats change only where an object becomes readable, or stops being so.
             if before.shares.len() != contender.shares.len() {
                 self.unindex(&before);
@@ -350,6 +365,7 @@ impl State {
             saved_at: None,
             triggered: false,
             deadline: None,
+            freeze_seen: 0,
             left_alone: None,
             events_published: 0,
             cancel_warned: false,
@@ -686,6 +702,7 @@ mod tests {
                 finished: false,
                 committed: false,
                 at_gate: false,
+                frozen: false,
             }],
             together: true,
             started: false,
@@ -716,6 +733,7 @@ mod tests {
             finished: false,
             committed: false,
             at_gate: false,
+            frozen: false,
         };
         let contender = Contender {
             uid: format!("{namespace}-{order}"),

@@ -79,8 +79,12 @@ fn collect<S>(inner: &Inner<S>, scrape: &Scrape<'_>) {
     let mut steps = Step::ALL.map(|step| (step, 0));
     let (mut age, mut overdue) = (Duration::ZERO, Duration::ZERO);
     let paused;
+    let (frozen, unreadable);
     {
         let state = inner.state.lock();
+        let lines = state.freezes.lines().iter();
+        frozen = lines.filter(|line| line.is_in_force(now)).count();
+        unreadable = state.freezes.unreadable().is_some();
         paused = state.pause.scope();
         let known = state.known.values().map(|known| &known.counts);
         let shelved = state.backlog.all().map(|shelved| &shelved.counts);
@@ -119,6 +123,7 @@ fn collect<S>(inner: &Inner<S>, scrape: &Scrape<'_>) {
     if let Some(scope) = paused {
         scrape.paused(scope);
     }
+    scrape.freezes(frozen, unreadable);
     scrape.due(inner.work_queue.lock().waiting.len());
 }
 

@@ -168,6 +168,8 @@ families! {
         "Requests a second that a registry is sent at most, for content (manifests and blobs) and for tokens; absent where there is no limit";
     paused: There "promotion_controller_paused" [scope]
         "1 while work is paused, everywhere (all) or at some registries (hosts)";
+    freezes: There "promotion_controller_freezes" [state]
+        "Freezes that are in force, and 1 while there is one that cannot be read, so that no float is let move";
     unusable_files: There "promotion_controller_unusable_files" []
         "Files of --policy and --registry-config that cannot be used as they are; their old content is in force";
     build_info: Constant "promotion_controller_build_info" [version]

@@ -140,6 +140,9 @@ impl Families {
         for scope in ["all", "hosts"] {
             self.paused.begin([scope.into()]);
         }
+        for state in ["in_force", "unreadable"] {
+            self.freezes.begin([state.into()]);
+        }
         for alone in [
             &self.oldest_request_age,
             &self.overdue,
@@ -408,6 +411,15 @@ impl Scrape<'_> {
     /// What is paused: `all` or `hosts`.
     pub fn paused(&self, scope: &'static str) {
         self.0.paused.at([scope.into()]).set(1);
+    }
+
+    /// How many freezes are in force, and whether there is one that cannot be read.
+    pub fn freezes(&self, in_force: usize, unreadable: bool) {
+        self.0.freezes.at(["in_force".into()]).set(whole(in_force));
+        self.0
+            .freezes
+            .at(["unreadable".into()])
+            .set(unreadable.into());
     }
 
     /// One registry. Hosts that share a label are added up.

@@ -108,6 +108,7 @@ mod tests {
             source: source.parse().unwrap(),
             float: float.parse().unwrap(),
             replaces: None,
+            freeze: None,
         };
         let spec = Spec {
             images: images.iter().map(image).collect(),

@@ -1,5 +1,6 @@
 //! `kubectl promotion`: what a person asks of requests and floats, with the real kubectl, API server, controller and registry.
 
+mod freeze;
 mod undo;
 
 use std::path::{Path, PathBuf};

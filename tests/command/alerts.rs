@@ -11,7 +11,7 @@ use crate::testbed::{Binary, RunDir, binary};
 
 const PREFIX: &str = "promotion_controller_";
 /// The sections of the runbook.
-const RUNBOOK: [&str; 8] = [
+const RUNBOOK: [&str; 9] = [
     "registry-down",
     "registry-read-only",
     "credential-rotated",
@@ -20,6 +20,7 @@ const RUNBOOK: [&str; 8] = [
     "foreign-writer",
     "crd-rollback",
     "paused",
+    "frozen",
 ];
 /// What a scrape adds to every series, and the grouping of histograms.
 const ADDED: [&str; 6] = ["namespace", "cluster", "pod", "job", "instance", "le"];

@@ -472,17 +472,18 @@ async fn every_option_makes_the_objects_it_is_for_and_no_others() {
     let all = [
         ("ClusterRole", 4),
         ("ClusterRoleBinding", 1),
+        ("ConfigMap", 1),
         ("CustomResourceDefinition", 1),
         ("Deployment", 1),
         ("Lease", 1),
         ("NetworkPolicy", 1),
         ("PodDisruptionBudget", 1),
-        ("Role", 1),
+        ("Role", 2),
         ("RoleBinding", 1),
         ("Service", 1),
         ("ServiceAccount", 1),
-        ("ValidatingAdmissionPolicy", 2),
-        ("ValidatingAdmissionPolicyBinding", 2),
+        ("ValidatingAdmissionPolicy", 3),
+        ("ValidatingAdmissionPolicyBinding", 3),
     ];
     let all: BTreeMap<String, usize> = all.map(|(kind, n)| (kind.to_owned(), n)).into();
     for (case, values) in every() {
@@ -490,11 +491,11 @@ async fn every_option_makes_the_objects_it_is_for_and_no_others() {
             "named namespaces" => &[("RoleBinding", 3)],
             "named Secrets" => &[("RoleBinding", 2)],
             "all namespaces" => &[("ClusterRoleBinding", 2)],
-            "policy" | "dashboard" => &[("ConfigMap", 1)],
+            "policy" | "dashboard" => &[("ConfigMap", 2)],
             "no definition" => &[
                 ("CustomResourceDefinition", 0),
-                ("ValidatingAdmissionPolicy", 1),
-                ("ValidatingAdmissionPolicyBinding", 1),
+                ("ValidatingAdmissionPolicy", 2),
+                ("ValidatingAdmissionPolicyBinding", 2),
             ],
             "no roles for people" => &[("ClusterRole", 2)],
             "another's account" => &[("ServiceAccount", 0)],
@@ -503,10 +504,10 @@ async fn every_option_makes_the_objects_it_is_for_and_no_others() {
             "no network policy" => &[("NetworkPolicy", 0)],
             "no disruption budget" => &[("PodDisruptionBudget", 0)],
             "most" => &[
-                ("ConfigMap", 2),
+                ("ConfigMap", 3),
                 ("CustomResourceDefinition", 0),
-                ("ValidatingAdmissionPolicy", 1),
-                ("ValidatingAdmissionPolicyBinding", 1),
+                ("ValidatingAdmissionPolicy", 2),
+                ("ValidatingAdmissionPolicyBinding", 2),
                 ("ClusterRole", 2),
                 ("ServiceAccount", 0),
                 ("ServiceMonitor", 1),
@@ -545,6 +546,10 @@ async fn every_object_carries_the_labels_and_annotations_and_is_in_the_namespace
             | "ClusterRoleBinding"
             | "ValidatingAdmissionPolicy"
             | "ValidatingAdmissionPolicyBinding" => assert_eq!(namespace, ""),
+            "ConfigMap" if about["name"] == "promotion-controller-freezes" => {
+                assert_eq!(namespace, "ci");
+                assert_eq!(object.get("data"), None, "an upgrade would lift freezes");
+            }
             _ => assert_eq!(namespace, "pc", "{kind}"),
         }
         // Whoever pauses the controller makes this one, and an upgrade must not undo that.

@@ -96,6 +96,7 @@ fn request(float: &Float, source: Digest) -> Request {
         source,
         float: float.clone(),
         replaces: None,
+        freeze: None,
     };
     Request {
         spec: Spec {

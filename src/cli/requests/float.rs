@@ -1,4 +1,4 @@
-//! `float`: what a float holds now, what pins what was on it, which requests touched it, and what waits for it.
+//! `float`: what a float holds now, what pins what was on it, which requests touched it, what waits for it, and whether it is frozen.
 
 use std::process::ExitCode;
 
@@ -69,13 +69,16 @@ pub(super) async fn run(args: FloatArgs) -> Result<ExitCode, Stop> {
         return Err(Stop::Input(message));
     }
     let pins = pins(&touches, looker.as_ref()).await;
+    let (frozen, freezes) = super::freeze::of_float(reach.client.clone(), &float).await;
     let now = Timestamp::now();
     if let Some(output) = form.objects() {
-        let value = value(&name, &content, &pins, &touches);
+        let mut value = value(&name, &content, &pins, &touches);
+        value["freezes"] = freezes;
         print_value(&value, output).map_err(Stop::Failed)?;
     } else {
         let mut lines = vec![name.clone()];
         lines.extend(content.lines(&float));
+        lines.extend(frozen);
         let wide = form.is_wide();
         lines.extend(section("PINS", &pin_rows(&pins, wide, now), &PINS));
         let waiting = touches.iter().rev().filter(|touch| touch.waits);

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
+use kube::Client;
 
 use super::super::cluster::{self, Choice};
 use super::super::output::{Output, bad_input, fail, print_text, say};
@@ -54,6 +55,7 @@ pub(in crate::cli) enum Form {
 /// A cluster that can be asked.
 pub(super) struct Reach {
     pub(super) requests: Requests,
+    pub(super) client: Client,
     /// None: all.
     pub(super) namespace: Option<String>,
     home: String,
@@ -104,7 +106,8 @@ impl Reach {
         let cluster = cluster::connect(&choice).await.map_err(Stop::Input)?;
         let home = namespace.unwrap_or(cluster.namespace);
         Ok(Self {
-            requests: Requests::new(cluster.client),
+            requests: Requests::new(cluster.client.clone()),
+            client: cluster.client,
             namespace: (!all_namespaces).then(|| home.clone()),
             home,
         })

@@ -7,11 +7,14 @@ use serde_json::json;
 
 use super::super::output::{print_documents, say};
 use super::back::{Back, of_request, way};
+use super::freeze;
 use super::held::{Eyes, LookArgs};
 use super::past::{Scope, Touch, touches};
 use super::reach::{ClusterArgs, Reach, Stop};
 use super::submit::{create, finish};
 use crate::api::{PromotionRequest, PromotionRequestSpec, SecretRef};
+use crate::controller::freeze_map::FreezeMap;
+use crate::engine::freeze::FreezeLine;
 use crate::image::{Digest, Float, Reference, Stamp, Tag};
 use crate::store::Stored;
 
@@ -21,6 +24,7 @@ const NAME_MAX: usize = 240;
 /// Take floats back to what they were on: of a request all that it moved, together or not at all; or one float. Prints the request that
 /// does it; --apply creates it.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(in crate::cli) struct UndoArgs {
     /// The request to take back, or the float: HOST/REPOSITORY:TAG.
     #[arg(value_name = "REQUEST|FLOAT")]
@@ -35,6 +39,9 @@ pub(in crate::cli) struct UndoArgs {
     /// Create the request.
     #[arg(long)]
     apply: bool,
+    /// Freeze the floats first, for every request but this one: what else is on its way moves them no more. The freeze stays.
+    #[arg(long, requires = "apply")]
+    freeze: bool,
     /// Go on until the request has ended, and give its end as exit code: 0 if it was Posted or Planned, 1 if not.
     #[arg(long, requires = "apply")]
     wait: bool,
@@ -58,6 +65,7 @@ pub(super) async fn run(args: UndoArgs) -> Result<ExitCode, Stop> {
         to,
         partial,
         apply,
+        freeze,
         wait,
         cluster,
         look,
@@ -77,7 +85,10 @@ pub(super) async fn run(args: UndoArgs) -> Result<ExitCode, Stop> {
     } else {
         of_one(&reach, eyes.as_ref(), &what, partial).await?
     };
-    let object = request(plan).map_err(Stop::Input)?;
+    let mut object = request(plan).map_err(Stop::Input)?;
+    if freeze {
+        keep(&reach, &mut object).await?;
+    }
     if apply {
         return create(&reach, object, form, wait).await;
     }
@@ -88,6 +99,26 @@ pub(super) async fn run(args: UndoArgs) -> Result<ExitCode, Stop> {
     }
     .map_err(Stop::Failed)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Freezes the floats of an undo for everybody else. A freeze afterwards would come too late on a busy float, and one without an
+/// exception would hold the undo as well: so the undo gets its name here.
+async fn keep(reach: &Reach, object: &mut PromotionRequest) -> Result<(), Stop> {
+    let prefix = object.metadata.generate_name.take().unwrap_or_default();
+    let name = format!("{prefix}{:08x}", rand::random::<u32>());
+    let floats = object.spec.images.iter().map(|image| {
+        let mut line = FreezeLine::new(&image.float, "taken back by an undo")?;
+        line.except = Some(reach.key(&name));
+        Ok(line)
+    });
+    let floats: Vec<_> = floats.collect::<Result<_, String>>().map_err(Stop::Input)?;
+    object.metadata.name = Some(name);
+    let map = FreezeMap::find(reach.client.clone(), None).await?;
+    freeze::add(&map, &floats).await?;
+    for float in &floats {
+        say(&format!("frozen: {float}"));
+    }
+    Ok(())
 }
 
 /// What takes back a request.

@@ -123,6 +123,8 @@ const EVENTS: &str = "apis/events.k8s.io/v1";
 const RBAC: &str = "apis/rbac.authorization.k8s.io/v1";
 const CRDS: &str = "apis/apiextensions.k8s.io/v1";
 
+const FREEZES: &str = promotion_controller::controller::freeze_map::NAME;
+
 const REFUSED: bool = false;
 const ALLOWED: bool = true;
 
@@ -213,6 +215,9 @@ const TABLE: &[(&str, &str, &str, &str, &str, bool)] = &[
     ("get", CORE, "configmaps", "release", NAME, ALLOWED),
     ("list", CORE, "configmaps", "release", NAME, ALLOWED),
     ("watch", CORE, "configmaps", "release", NAME, ALLOWED),
+    ("get", CORE, "configmaps", "release", FREEZES, ALLOWED),
+    ("watch", CORE, "configmaps", "release", FREEZES, ALLOWED),
+    ("update", CORE, "configmaps", "release", FREEZES, REFUSED),
     ("list", CORE, "configmaps", "release", "", REFUSED),
     ("watch", CORE, "configmaps", "release", "", REFUSED),
     ("get", CORE, "configmaps", "release", "example-ca", REFUSED),
@@ -321,6 +326,9 @@ const RELEASE: &[(&str, &str, &str, &str)] = &[
     ("get", "", "configmaps", NAME),
     ("list", "", "configmaps", NAME),
     ("watch", "", "configmaps", NAME),
+    ("get", "", "configmaps", FREEZES),
+    ("list", "", "configmaps", FREEZES),
+    ("watch", "", "configmaps", FREEZES),
 ];
 
 fn as_set(rights: &[(&str, &str, &str, &str)]) -> BTreeSet<Right> {

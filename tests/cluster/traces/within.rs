@@ -1,5 +1,8 @@
 //! The engine with a store that can be made to fail, and a lease that is not trusted: what no process on a cluster shows from outside.
 
+#[path = "frozen.rs"]
+mod frozen;
+
 use std::time::Duration;
 
 use promotion_controller::api::PromotionRequest;
@@ -28,11 +31,19 @@ impl Within {
         leadership: Leadership,
         refuse: Option<Wanted>,
     ) -> Self {
+        let on_save = refuse.map_or_else(OnSave::default, OnSave::Refuse);
+        Self::saving(specs, leadership, on_save).await
+    }
+
+    async fn saving(
+        specs: impl FnOnce(&Registry) -> Vec<(&'static str, Value)>,
+        leadership: Leadership,
+        on_save: OnSave,
+    ) -> Self {
         let registry = Registry::start(Options::default()).await.unwrap();
         let folder = RunDir::create("within").unwrap();
         let specs = specs(&registry);
         let objects = specs.iter().map(|(name, spec)| object(name, spec));
-        let on_save = refuse.map_or_else(OnSave::default, OnSave::Refuse);
         let engine = inside::start(
             objects.collect(),
             &folder.join("state.yaml"),
@@ -56,14 +67,22 @@ impl Within {
     }
 
     async fn ended(&self, name: &str) -> PromotionRequest {
+        let ended = |object: &PromotionRequest| {
+            let mut status = object.status.iter();
+            status.any(|status| status.completion_time.is_some())
+        };
+        self.until(name, ended).await
+    }
+
+    async fn until(
+        &self,
+        name: &str,
+        wanted: impl Fn(&PromotionRequest) -> bool,
+    ) -> PromotionRequest {
         let end = Instant::now() + PATIENCE;
         loop {
             let object = self.get(name);
-            if object
-                .status
-                .as_ref()
-                .is_some_and(|s| s.completion_time.is_some())
-            {
+            if wanted(&object) {
                 return object;
             }
             assert!(Instant::now() < end, "{name}: {:#?}", object.status);

@@ -46,7 +46,7 @@ pub struct Contender {
     pub together: bool,
     /// It claimed its floats once.
     pub started: bool,
-    /// `spec.suspend` is set.
+    /// `spec.suspend` is set, or all that is left of it is frozen.
     pub suspended: bool,
     /// It has a gate left. One that waits at its gate is superseded by a newer one without, and delays a newer one that has gates itself:
     /// otherwise a float whose tests take longer than the next change would never move.
@@ -57,6 +57,10 @@ pub struct Contender {
 
 /// One float of a contender.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a question of its own"
+)]
 pub struct Share {
     /// The float.
     pub float: Float,
@@ -66,6 +70,8 @@ pub struct Share {
     pub committed: bool,
     /// Nothing but its gates keeps it from moving.
     pub at_gate: bool,
+    /// A freeze holds it back.
+    pub frozen: bool,
 }
 
 /// Whether a request that has not claimed may begin.
@@ -250,10 +256,10 @@ impl Claims {
             if !me.shared(other, |share| share.committed).is_empty() {
                 return wait(&other.name, None);
             }
-            let held_back = me.shared(other, |share| other.holds_back(share));
+            let at_gate = me.shared(other, |share| share.at_gate && !share.frozen);
             let contested = me.shared(other, |share| !other.holds_back(share));
             if contested.is_empty() {
-                if me.gated && other.gated && !other.suspended && !held_back.is_empty() {
+                if me.gated && other.gated && !other.suspended && !at_gate.is_empty() {
                     return wait_at_gate(&other.name);
                 }
                 continue;
@@ -310,15 +316,19 @@ impl Contender {
             finished: !request.is_open(index),
             committed: request.is_committed(index),
             at_gate: request.awaits_gate(index),
+            frozen: request.is_frozen(index),
         };
+        let shares: Vec<Share> = shares.map(share).collect();
+        let mut open = shares.iter().filter(|share| !share.finished).peekable();
+        let frozen = open.peek().is_some() && open.all(|share| share.frozen);
         Self {
             uid: uid.into(),
             name: name.into(),
             order,
-            shares: shares.map(share).collect(),
+            shares,
             together: request.spec.latch == Latch::Together,
             started: request.status.started.is_some(),
-            suspended: request.spec.suspend,
+            suspended: request.spec.suspend || frozen,
             gated: !request.spec.gates.is_empty(),
             standing,
         }
@@ -333,6 +343,7 @@ impl Contender {
             finished: false,
             committed: true,
             at_gate: false,
+            frozen: false,
         };
         Self {
             uid: uid.into(),
@@ -357,7 +368,7 @@ impl Contender {
 
     /// Whether somebody has to let one of its images go on before the commit: it needs no float meanwhile, and delays nobody.
     fn holds_back(&self, share: &Share) -> bool {
-        !share.committed && (self.suspended || share.at_gate)
+        !share.committed && (self.suspended || share.at_gate || share.frozen)
     }
 
     /// The floats it owns by its record: what it wants, once it has begun.
@@ -396,6 +407,7 @@ mod tests {
             finished: false,
             committed: false,
             at_gate: false,
+            frozen: false,
         };
         Contender {
             uid: order.to_string(),
@@ -725,6 +737,7 @@ mod tests {
             source: "registry.ci/ci/src:x".parse().unwrap(),
             float: float(name),
             replaces: None,
+            freeze: None,
         };
         let images = vec![image("a"), image("b")];
         let spec = Spec {

@@ -86,14 +86,21 @@ fn note_late(request: &mut Request, inputs: &Inputs) {
     }
 }
 
-/// Shows what a running step waits for.
+/// Shows what a running step waits for, and what keeps a float where it is.
 fn show_waiting(request: &mut Request, inputs: &Inputs) {
-    for (image, context) in request.status.images.iter_mut().zip(&inputs.contexts) {
+    for (index, context) in inputs.contexts.iter().enumerate() {
+        let freeze = request.spec.images[index].freeze.as_ref();
+        let freeze = freeze.filter(|_| request.is_frozen(index));
+        let image = &mut request.status.images[index];
         if image.phase.is_finished() {
             continue;
         }
         if context.running.is_none() {
-            if image.reason.is_some_and(Reason::is_paused) && context.paused.is_none() {
+            let paused = image.reason.is_some_and(Reason::is_paused) && context.paused.is_none();
+            if let Some(freeze) = freeze {
+                image.reason = Some(Reason::FloatFrozen);
+                image.message.clone_from(&freeze.message);
+            } else if paused || image.reason.is_some_and(Reason::is_frozen) {
                 image.reason = None;
                 image.message.clear();
             }
@@ -173,12 +180,11 @@ fn end_by_cause(request: &mut Request, inputs: &Inputs, decision: &mut Decision)
             Reason::Superseded,
             message,
         );
-    } else if request.spec.suspend {
-        decision.drops.extend(
-            uncommitted
-                .into_iter()
-                .filter(|&i| running(inputs, i).is_some()),
-        );
+    } else {
+        let stopped = |&index: &usize| request.spec.suspend || request.is_frozen(index);
+        let running = |&index: &usize| running(inputs, index).is_some();
+        let stopped = uncommitted.into_iter().filter(stopped);
+        decision.drops.extend(stopped.filter(running));
     }
 }
 
@@ -314,32 +320,29 @@ fn forget_pins(request: &mut Request) {
     }
 }
 
-/// The floats may move: all images of a group are backed up, or this one is. While paused nothing is committed, so it can still be
-/// cancelled.
+/// The floats may move: all images of a group are backed up, or this one is. While paused or frozen nothing is committed, so it can
+/// still be cancelled.
 fn commit(request: &mut Request, inputs: &Inputs) {
     let late = inputs.due(request).is_none_or(|due| due <= inputs.now);
     let held = request.spec.cancel || request.spec.suspend || !request.spec.gates.is_empty();
     if held || late || inputs.admission != Admission::Holds {
         return;
     }
-    let paused = |index: usize| {
-        inputs
-            .contexts
-            .get(index)
-            .is_some_and(|s| s.paused.is_some())
-    };
+    let stopped: Vec<bool> = (inputs.contexts.iter().enumerate())
+        .map(|(index, context)| context.paused.is_some() || request.freeze(index).is_some())
+        .collect();
     let pinned = |image: &Image| !image.phase.awaits_latch() || image.is_pinned(inputs.now);
     match request.spec.latch {
         Latch::Together => {
             let images = || request.status.images.iter();
-            let paused = (0..request.status.images.len()).any(paused);
-            if request.is_ready(0) && !paused && images().all(pinned) {
+            let stopped = stopped.contains(&true);
+            if request.is_ready(0) && !stopped && images().all(pinned) {
                 request.status.committed |= images().any(|i| i.phase.awaits_latch());
             }
         }
         Latch::Independently => {
-            for index in 0..request.status.images.len() {
-                let ready = request.is_ready(index) && !paused(index);
+            for (index, stopped) in stopped.into_iter().enumerate() {
+                let ready = request.is_ready(index) && !stopped;
                 let image = &mut request.status.images[index];
                 image.committed |= ready && pinned(image);
             }

@@ -47,6 +47,7 @@ const fn wish(images: &'static [(usize, &'static str)], latch: Latch) -> Wish {
         replaces: None,
         undo: false,
         gate: false,
+        exempt: false,
     }
 }
 
@@ -307,6 +308,27 @@ const GATED_SEATED: Scenario = Scenario {
         &[gated(&[(0, "A0")], T), wish(&[(1, "B1")], T)],
     )
 };
+
+/// A request that a freeze leaves out.
+const fn exempt(images: &'static [(usize, &'static str)]) -> Wish {
+    Wish {
+        exempt: true,
+        ..wish(images, T)
+    }
+}
+
+const EXEMPT: Scenario = scenario(
+    "A, then B, which a freeze leaves out",
+    &[wish(&[(0, "A0")], T), exempt(&[(0, "B0")])],
+);
+const GROUP_EXEMPT: Scenario = scenario(
+    "a group, then one of its floats, which a freeze leaves out",
+    &[wish(&[(0, "A0"), (1, "A1")], T), exempt(&[(0, "B0")])],
+);
+const EACH_EXEMPT: Scenario = scenario(
+    "two each on its own, then one of them, which a freeze leaves out",
+    &[wish(&[(0, "A0"), (1, "A1")], I), exempt(&[(0, "B0")])],
+);
 
 const UNDO: Scenario = scenario(
     "A, then its undo",
@@ -671,8 +693,36 @@ fn a_request_with_a_gate_moves_nothing_before_it_is_removed_and_delays_only_thos
     }
 }
 
+#[test]
+fn a_frozen_float_is_let_move_by_nobody_and_what_waits_for_it_delays_nobody() {
+    let kinds = KINDS.map(|kind| format!("freeze+{kind}"));
+    let kinds: Vec<&str> = kinds.iter().map(String::as_str).collect();
+    hold(&[
+        (ONE, &kinds),
+        (
+            ONE,
+            &["freeze+pruned", "freeze+freeze", "freeze+late+crash"],
+        ),
+        (NEXT, &["freeze", "freeze+crash", "freeze+delete"]),
+        (
+            EXEMPT,
+            &["freeze", "freeze+crash", "freeze+late", "freeze+handover"],
+        ),
+        (GROUP_EXEMPT, &["freeze"]),
+        (EACH_EXEMPT, &["freeze"]),
+        (FAILS, &["freeze", "freeze+crash", "freeze+late"]),
+        (GROUP_FAILS, &["freeze"]),
+        (GATED_TWICE, &["freeze", "freeze+freeze"]),
+        (UNDO, &["freeze"]),
+        (GATED_SEATED, &["freeze"]),
+    ]);
+    if deep() {
+        hold(&[(NEXT, &kinds), (EXEMPT, &kinds)]);
+    }
+}
+
 /// For each guard: where it is missed, and the promise that breaks first.
-const GUARDS: [(Mutation, Scenario, &str, Promise); 39] = {
+const GUARDS: [(Mutation, Scenario, &str, Promise); 42] = {
     use Mutation as M;
     use Promise as P;
     [
@@ -728,6 +778,9 @@ const GUARDS: [(Mutation, Scenario, &str, Promise); 39] = {
         (M::GateIgnored, GATED, "", P::Together),
         (M::GateKeepsClaim, GATED_THEN_NEXT, "", P::Ends),
         (M::GatedPasses, GATED_TWICE, "", P::ForwardsOnly),
+        (M::FreezeIgnored, ONE, "freeze", P::FailsClosed),
+        (M::FreezeOfOne, GROUP, "freeze", P::FailsClosed),
+        (M::FreezeKeepsClaim, EXEMPT, "freeze", P::Ends),
         (M::UndoShown, UNDO, "", P::NothingLost),
         (M::ReleasedEarly, FAILS_THEN_NEXT, "unknown", P::NothingLost),
     ]

@@ -48,6 +48,8 @@ reasons! {
     Suspended: Waiting,
     /// Everything is staged and backed up, and `spec.gates` has entries left.
     AwaitingApproval: Waiting,
+    /// The installation's operator keeps a float where it is.
+    FloatFrozen: Waiting,
     /// An operator paused the controller or this host.
     Paused: Waiting,
     /// The Secret a request names is not there.
@@ -195,7 +197,9 @@ questions! {
     /// Whether an operator paused it.
     is_paused: Paused;
     /// Whether people hold it back: its age is no news.
-    is_held_back: Suspended | AwaitingApproval;
+    is_held_back: Suspended | AwaitingApproval | FloatFrozen;
+    /// Whether the image's float is kept where it is.
+    is_frozen: FloatFrozen;
     /// Whether somebody else wrote the float.
     is_foreign_move: FloatMoved;
     /// Whether the image's tags expire.

@@ -50,6 +50,17 @@ pub struct ImageSpec {
     pub float: Float,
     /// What the float has to be on, if that matters.
     pub replaces: Option<Replaces>,
+    /// What keeps the float where it is. The request does not say it: it is looked up whenever a request is read.
+    pub freeze: Option<Freeze>,
+}
+
+/// The operator of the installation keeps a float where it is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Freeze {
+    /// The float, until when and why.
+    pub message: String,
+    /// It cannot be read what is frozen: all goes on but the move.
+    pub unreadable: bool,
 }
 
 /// What a float has to be on so that it may move. One that is at the source already is Unchanged, whatever it says.
@@ -279,11 +290,29 @@ impl Request {
         !self.spec.gates.is_empty() && self.is_ready(index) && !self.is_committed(index)
     }
 
+    /// What keeps image `index` from being let move: in a group, what is frozen of any float that has still to move.
+    pub(super) fn freeze(&self, index: usize) -> Option<&Freeze> {
+        let together = self.spec.latch == Latch::Together;
+        let images = self.spec.images.iter().zip(&self.status.images);
+        let open = images.enumerate().filter(|(other, (_, image))| {
+            (together || *other == index) && !image.phase.is_finished()
+        });
+        let frozen = open.filter_map(|(_, (spec, _))| spec.freeze.as_ref());
+        frozen.min_by_key(|freeze| freeze.unreadable)
+    }
+
+    /// Whether a freeze holds image `index` back: it is not committed, and its float, or one of its group, is frozen.
+    #[must_use]
+    pub fn is_frozen(&self, index: usize) -> bool {
+        let holds = |freeze: &Freeze| !freeze.unreadable || self.is_ready(index);
+        self.freeze(index).is_some_and(holds) && !self.is_committed(index)
+    }
+
     /// Whether somebody has to let image `index` go on before it is committed. Its float is free for others meanwhile.
     #[must_use]
     pub fn is_held_back(&self, index: usize) -> bool {
-        let held = self.spec.suspend || self.awaits_gate(index);
-        held && !self.is_committed(index)
+        let suspended = self.spec.suspend && !self.is_committed(index);
+        suspended || self.is_frozen(index) || self.awaits_gate(index)
     }
 
     /// The floats it needs to go on: those of its unfinished images; while it is held back, of the committed ones.
@@ -306,15 +335,18 @@ impl Request {
     /// Why nothing of it goes on before somebody lets it, and what to do; none where something can.
     #[must_use]
     pub fn held_back(&self) -> Option<(Reason, String)> {
-        let mut open = (0..self.status.images.len())
-            .filter(|&index| self.is_open(index))
-            .peekable();
-        if open.peek().is_none() || !open.all(|index| self.is_held_back(index)) {
+        let open = (0..self.status.images.len()).filter(|&index| self.is_open(index));
+        let open: Vec<usize> = open.collect();
+        if open.is_empty() || !open.iter().all(|&index| self.is_held_back(index)) {
             return None;
         }
         if self.spec.suspend {
             let message = "spec.suspend is set; set it to false to resume".into();
             return Some((Reason::Suspended, message));
+        }
+        let mut frozen = open.into_iter().filter(|&index| self.is_frozen(index));
+        if let Some(freeze) = frozen.find_map(|index| self.freeze(index)) {
+            return Some((Reason::FloatFrozen, freeze.message.clone()));
         }
         let message = format!(
             "everything is staged and backed up; waits until each of these is removed from spec.gates, at most until the deadline: {}",

@@ -94,6 +94,7 @@ pub fn request(latch: Latch, phases: &[Phase]) -> Request {
             .unwrap(),
         float: float(index),
         replaces: None,
+        freeze: None,
     };
     let status = Status {
         order: Some(7),

@@ -228,6 +228,7 @@ fn request(phase: Phase) -> Request {
             .unwrap(),
         float: float(),
         replaces: None,
+        freeze: None,
     };
     let pin = Pin {
         digest: digest("old"),

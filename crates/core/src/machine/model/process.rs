@@ -197,6 +197,15 @@ impl World {
         if self.lacks(Mutation::GateIgnored) {
             request.spec.gates.clear();
         }
+        if self.lacks(Mutation::FreezeIgnored) {
+            let images = request.spec.images.iter_mut();
+            images.for_each(|image| image.freeze = None);
+        }
+        if self.lacks(Mutation::FreezeOfOne) {
+            // Whoever asks for the first one alone.
+            let others = request.spec.images.iter_mut().skip(1);
+            others.for_each(|image| image.freeze = None);
+        }
         if self.lacks(Mutation::ReplacesIgnored) {
             let images = request.spec.images.iter_mut();
             images.for_each(|image| image.replaces = None);
@@ -573,6 +582,11 @@ impl World {
             if self.lacks(Mutation::GateKeepsClaim) {
                 let shares = contender.shares.iter_mut();
                 shares.for_each(|share| share.at_gate = false);
+            }
+            if self.lacks(Mutation::FreezeKeepsClaim) {
+                contender.suspended = request.spec.suspend;
+                let shares = contender.shares.iter_mut();
+                shares.for_each(|share| share.frozen = false);
             }
             contender
         })

@@ -22,7 +22,7 @@ pub enum Promise {
     RecordedBeforeDone,
     /// 4: crashes, lost answers and failed reads do not show in the tags at the end.
     Idempotent,
-    /// 5: no write follows a read that failed, nor one that shows another digest than `replaces` says.
+    /// 5: no write follows a read that failed, nor one that shows another digest than `replaces` says; no frozen float is let move.
     FailsClosed,
     /// 6: one writer per float, forwards only, the last created wins.
     ForwardsOnly,
@@ -306,9 +306,8 @@ impl World {
                     format!("{name} says that somebody else moved its float, and nobody did"),
                 );
             }
-            if is && !was && !before.spec.gates.is_empty() {
-                let what = format!("{name} commits, and a gate is left");
-                self.breaks(Promise::Together, what);
+            if is && !was {
+                self.check_committed(&before, image, &name);
             }
             let superseded =
                 ended && !before.spec.suspend && new.reason == Some(Reason::Superseded);
@@ -347,6 +346,23 @@ impl World {
                     );
                 }
             }
+        }
+    }
+
+    /// An image is let move.
+    fn check_committed(&mut self, before: &Request, image: usize, name: &str) {
+        let together = before.spec.latch == Latch::Together;
+        let images = before.spec.images.iter().zip(&before.status.images);
+        let mut open = images.enumerate().filter(|(other, (_, recorded))| {
+            (together || *other == image) && !recorded.phase.is_finished()
+        });
+        if open.any(|(_, (spec, _))| spec.freeze.is_some()) {
+            let what = format!("{name} commits, and its float is frozen");
+            self.breaks(Promise::FailsClosed, what);
+        }
+        if !before.spec.gates.is_empty() {
+            let what = format!("{name} commits, and a gate is left");
+            self.breaks(Promise::Together, what);
         }
     }
 

@@ -55,7 +55,7 @@ const SCENARIOS: [Scenario; 18] = [
 /// What must not show in the tags at the end.
 const HEALED: [&str; 5] = ["crash", "lost", "late", "expire", "pause"];
 /// What else may come, but somebody else's writes.
-const WILD: [&str; 20] = [
+const WILD: [&str; 21] = [
     "replace",
     "handover",
     "unknown",
@@ -73,6 +73,7 @@ const WILD: [&str; 20] = [
     "overrun",
     "sources",
     "slow",
+    "freeze",
     "lost",
     "late",
     "crash",

@@ -2,7 +2,7 @@
 
 use crate::image::{Digest, Float, Reference, Repository};
 use crate::machine::{
-    ImageSpec, Latch, Mode, OnFailure, Referrers, Replaces, Request, Spec, Status,
+    Freeze, ImageSpec, Latch, Mode, OnFailure, Referrers, Replaces, Request, Spec, Status,
 };
 use crate::steps::replay::Answer;
 
@@ -32,6 +32,10 @@ pub struct Scenario {
 
 /// A request.
 #[derive(Debug, Clone, Copy)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a question of its own"
+)]
 pub struct Wish {
     /// Float by number, and the digest to put there, by name (`pre`: what `<float>__pre` holds when it is resolved).
     pub images: &'static [(usize, &'static str)],
@@ -49,6 +53,8 @@ pub struct Wish {
     pub undo: bool,
     /// It has a gate.
     pub gate: bool,
+    /// A freeze leaves it out.
+    pub exempt: bool,
 }
 
 /// How often each kind of fault may come.
@@ -99,6 +105,8 @@ pub struct Faults {
     pub denied: u8,
     /// The operator stops all work on a float (letting it go on is free).
     pub pause: u8,
+    /// The leader hears that the operator froze a float (that it is let go is free).
+    pub freeze: u8,
     /// A pruner takes the stamped tags of a float whose request is suspended.
     pub pruned: u8,
     /// What was pushed and not yet tagged is collected.
@@ -190,6 +198,12 @@ pub enum Mutation {
     GateIgnored,
     /// What waits at a gate keeps its claim.
     GateKeepsClaim,
+    /// A request commits although its float is frozen.
+    FreezeIgnored,
+    /// One image of a group is frozen, and the others move.
+    FreezeOfOne,
+    /// What is frozen keeps its claim.
+    FreezeKeepsClaim,
     /// A gated request does not queue behind another that waits at its gate: it supersedes it.
     GatedPasses,
     /// The same on every look, and a move uses no attempt: it goes on for ever.
@@ -221,6 +235,7 @@ impl Faults {
         untyped: 0,
         denied: 0,
         pause: 0,
+        freeze: 0,
         pruned: 0,
         expire: 0,
         sources: 0,
@@ -255,6 +270,7 @@ impl Faults {
             "untyped" => &mut self.untyped,
             "denied" => &mut self.denied,
             "pause" => &mut self.pause,
+            "freeze" => &mut self.freeze,
             "pruned" => &mut self.pruned,
             _ => return None,
         })
@@ -284,7 +300,13 @@ impl Faults {
     /// Whether they must not show in the tags at the end: crashes, lost answers, failed and old reads.
     pub fn heal(&self) -> bool {
         let acts = self.suspend + self.cancel + self.delete + self.deadline;
-        let acts = acts + self.overrun + self.refused + self.missing + self.immutable + self.pruned;
+        let acts = acts
+            + self.freeze
+            + self.overrun
+            + self.refused
+            + self.missing
+            + self.immutable
+            + self.pruned;
         !self.foreign() && acts + self.sources + self.slow + self.denied == 0
     }
 }
@@ -315,6 +337,14 @@ pub struct Broken {
     pub promise: Promise,
     /// How.
     pub what: String,
+}
+
+/// What is known of a frozen float.
+pub fn freeze() -> Freeze {
+    Freeze {
+        message: "frozen".into(),
+        unreadable: false,
+    }
 }
 
 /// The digest of this name.
@@ -398,6 +428,7 @@ impl Setup {
                 source,
                 float,
                 replaces,
+                freeze: None,
             }
         };
         let images: Vec<ImageSpec> = wish.images.iter().map(image).collect();

@@ -11,13 +11,13 @@ use std::sync::Arc;
 
 use super::registry::Registry;
 use crate::image::{Digest, Float, Reference, Tag};
-use crate::machine::{Outcome, Request};
+use crate::machine::{Freeze, Outcome, Request};
 use crate::steps::replay::{Answer, Ask, Seen};
 
 use super::process::{Op, Process, moment, second};
 use super::promises::Past;
 use super::search::{Model, fingerprint};
-use super::setup::{Broken, Faults, Mutation, Setup, digest};
+use super::setup::{Broken, Faults, Mutation, Setup, digest, freeze};
 
 /// How long a tag write may take to show, in seconds.
 pub const SETTLE: i64 = 10;
@@ -109,6 +109,8 @@ pub enum Action {
     Resume(usize),
     /// The gates of a request are removed.
     Open(usize),
+    /// A float is let go.
+    Thaw(usize),
     // From here on: faults.
     Fail(Who, Answer),
     Stale(Who),
@@ -117,6 +119,7 @@ pub enum Action {
     Refuse(Who, Answer),
     Prune(usize),
     Pause(usize),
+    Freeze(usize),
     Crash(Option<Who>),
     Replace,
     FormerReconcile(usize),
@@ -292,10 +295,7 @@ impl World {
                 self.land(&write);
             }
             Action::Die(index) => _ = self.wire.remove(index),
-            Action::Unpause => self.paused.clear(),
             Action::Wait => self.pass(self.due().expect("something is due")),
-            Action::Resume(index) => self.edit(index, |request| request.spec.suspend = false),
-            Action::Open(index) => self.edit(index, |request| request.spec.gates.clear()),
             Action::Stale(who) => {
                 self.left.stale -= 1;
                 self.lead(|world, leader| world.read_stale(leader, who));
@@ -356,9 +356,6 @@ impl World {
                 self.left.removed -= 1;
                 self.foreign(number, None);
             }
-            Action::Suspend(_) | Action::Cancel(_) | Action::Delete(_) | Action::Pause(_) => {
-                self.act_as_user(action);
-            }
             Action::Deadline => {
                 self.left.deadline -= 1;
                 self.pass(self.now + 7300);
@@ -382,6 +379,7 @@ impl World {
             Action::StaleLaunch(index) => {
                 self.lead(|world, leader| world.launch_stale(leader, index));
             }
+            action => self.act_as_user(action),
         }
     }
 
@@ -421,6 +419,14 @@ impl World {
                 self.left.pause -= 1;
                 self.paused.insert(number);
             }
+            Action::Freeze(number) => {
+                self.left.freeze -= 1;
+                self.freeze(number, Some(&freeze()));
+            }
+            Action::Resume(index) => self.edit(index, |request| request.spec.suspend = false),
+            Action::Open(index) => self.edit(index, |request| request.spec.gates.clear()),
+            Action::Thaw(number) => self.freeze(number, None),
+            Action::Unpause => self.paused.clear(),
             _ => unreachable!("not a user's"),
         }
     }
@@ -483,6 +489,26 @@ impl World {
         let tags: Vec<Tag> = tags.cloned().collect();
         self.registry
             .change(|registry| tags.iter().for_each(|tag| registry.delete(tag)));
+    }
+
+    /// What whoever leads knows of a float from now on, for each request that names it: the next leader asks before it begins.
+    fn freeze(&mut self, number: usize, freeze: Option<&Freeze>) {
+        for index in 0..self.objects.len() {
+            let float = self.setup.floats[number].clone();
+            let exempt = self.setup.scenario.wishes[index].exempt;
+            let freeze = freeze.filter(|_| !exempt).cloned();
+            self.edit(index, |request| {
+                let images = request.spec.images.iter_mut();
+                let named = images.filter(|image| image.float == float);
+                named.for_each(|image| image.freeze.clone_from(&freeze));
+            });
+        }
+    }
+
+    /// Whether a float is frozen for any request.
+    fn is_frozen(&self, number: usize) -> bool {
+        let mut images = self.objects.iter().flat_map(|o| &o.request.spec.images);
+        images.any(|image| image.float == self.setup.floats[number] && image.freeze.is_some())
     }
 
     fn edit(&mut self, index: usize, edit: impl FnOnce(&mut Request)) {
@@ -665,6 +691,11 @@ impl World {
                     left.pause > 0 && !self.paused.contains(&number),
                     Action::Pause(number),
                 ),
+                (
+                    left.freeze > 0 && !self.is_frozen(number),
+                    Action::Freeze(number),
+                ),
+                (self.is_frozen(number), Action::Thaw(number)),
                 (left.back > 0 && there != old, Action::Back(number)),
                 (left.removed > 0 && there.is_some(), Action::Remove(number)),
                 (
