@@ -81,6 +81,10 @@ type PromotionRequestSpec struct {
 	Gates []Gate `json:"gates,omitempty"`
 	// Undo says that floats are taken back: what they are moved off is pinned by tags that end in __broken.
 	Undo bool `json:"undo,omitempty"`
+	// ImageStreamNamespace is the namespace of the image streams that ImageStreamTag names.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	ImageStreamNamespace string `json:"imageStreamNamespace,omitempty"`
 }
 
 // ImageSpec is one image and its float.
@@ -96,6 +100,10 @@ type ImageSpec struct {
 	// Replaces is what the float has to be on: sha256:DIGEST, or ReplacesNone where there must be no such tag yet.
 	// +kubebuilder:validation:MaxLength=71
 	Replaces string `json:"replaces,omitempty"`
+	// ImageStreamTag is a tag of an image stream, STREAM:TAG, that is set to the promoted image once the floats have moved.
+	// +kubebuilder:validation:MinLength=3
+	// +kubebuilder:validation:MaxLength=128
+	ImageStreamTag string `json:"imageStreamTag,omitempty"`
 }
 
 // ReplacesNone is what Replaces says of a tag that does not exist yet.
@@ -169,16 +177,18 @@ const (
 // Phase is what is true of an image now. A newer controller may know others.
 type Phase string
 
-// The phases; the last four are finished.
+// The phases; the last three and PhasePosted are finished. PhaseReferencing is one of requests alone.
 const (
-	PhasePending   Phase = "Pending"
-	PhaseIncoming  Phase = "Incoming"
-	PhaseBackedUp  Phase = "BackedUp"
-	PhaseLatched   Phase = "Latched"
-	PhasePosted    Phase = "Posted"
-	PhasePlanned   Phase = "Planned"
-	PhaseFailed    Phase = "Failed"
-	PhaseCancelled Phase = "Cancelled"
+	PhasePending  Phase = "Pending"
+	PhaseIncoming Phase = "Incoming"
+	PhaseBackedUp Phase = "BackedUp"
+	PhaseLatched  Phase = "Latched"
+	PhasePosted   Phase = "Posted"
+	// PhaseReferencing: the floats are done, and tags of image streams are being set.
+	PhaseReferencing Phase = "Referencing"
+	PhasePlanned     Phase = "Planned"
+	PhaseFailed      Phase = "Failed"
+	PhaseCancelled   Phase = "Cancelled"
 )
 
 // The types of conditions. One of Complete and Failed is True at every end.
@@ -191,6 +201,8 @@ const (
 	ConditionComplete = "Complete"
 	// ConditionFailed: an image is Failed or Cancelled.
 	ConditionFailed = "Failed"
+	// ConditionReferenced: every image stream tag is set, or left to a newer request.
+	ConditionReferenced = "Referenced"
 	// ConditionExpiring: an image's labels make its tags expire.
 	ConditionExpiring = "Expiring"
 )
@@ -205,7 +217,8 @@ type PromotionRequestStatus struct {
 	Committed bool `json:"committed,omitempty"`
 	// Rollback is set when the floats already moved are being taken back.
 	Rollback bool `json:"rollback,omitempty"`
-	// Phase is the least advanced phase of the unfinished images; then Failed, Cancelled, Posted or Planned.
+	// Phase is the least advanced phase of the unfinished images; Referencing while image stream tags are set; then Failed, Cancelled,
+	// Posted or Planned.
 	Phase Phase `json:"phase,omitempty"`
 	// Progress is finished images of all, as in 2/3.
 	Progress string `json:"progress,omitempty"`
@@ -215,7 +228,7 @@ type PromotionRequestStatus struct {
 	DeadlineTime *metav1.Time `json:"deadlineTime,omitempty"`
 	// CompletionTime is when it ended.
 	CompletionTime *metav1.Time `json:"completionTime,omitempty"`
-	// Conditions are Progressing, Staged, Complete, Failed, Reconciling and Stalled; Expiring where it applies.
+	// Conditions are Progressing, Staged, Complete, Failed, Reconciling and Stalled; Referenced and Expiring where they apply.
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 	// Images are the images, in the order of the spec.
 	Images []ImageStatus `json:"images,omitempty"`
@@ -251,6 +264,8 @@ type ImageStatus struct {
 	PinnedTime *metav1.Time `json:"pinnedTime,omitempty"`
 	// Promoted is the promoted image, by digest: HOST/REPOSITORY@sha256:DIGEST.
 	Promoted string `json:"promoted,omitempty"`
+	// Reference is what became of its image stream tag.
+	Reference *ReferenceStatus `json:"reference,omitempty"`
 	// BytesCopied is how many bytes were written to the float's repository.
 	BytesCopied int64 `json:"bytesCopied,omitempty"`
 	// CopiedNow is how many bytes the copy that runs now has written.
@@ -269,6 +284,14 @@ type ImageStatus struct {
 type SourceStatus struct {
 	Digest    string `json:"digest"`
 	MediaType string `json:"mediaType,omitempty"`
+}
+
+// ReferenceStatus is what became of a tag of an image stream.
+type ReferenceStatus struct {
+	// State is Set, Superseded or Failed.
+	State string `json:"state"`
+	// Replaced is the end of what it referred to before.
+	Replaced string `json:"replaced,omitempty"`
 }
 
 // PinStatus is a digest and the tag that pins it.

@@ -1,5 +1,5 @@
-//! The conditions: Progressing, Staged, Complete and Failed, Reconciling and Stalled, from the first save to the end; Expiring where it
-//! applies.
+//! The conditions: Progressing, Staged, Complete and Failed, Reconciling and Stalled, from the first save to the end; Referenced, once
+//! image stream tags are to be set, and Expiring where they apply.
 //!
 //! `Staged` is the safe point for whoever owns the sources: they may go away. One of `Complete` and `Failed` is True at every
 //! end. `Reconciling` and `Stalled` say the same to tools that read kstatus: nothing is healthy while one of them is True. A condition's time
@@ -12,16 +12,17 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::text::cut;
 use super::{PromotionRequest, PromotionRequestStatus};
-use crate::machine::{Bytes, Phase, Reason, Request, whole_second};
+use crate::machine::{Bytes, Phase, Reason, References, Request, whole_second};
 
-/// Every condition's type. All but the last are there from the first save on.
-pub const TYPES: [&str; 7] = [
+/// Every condition's type. All but the last two are there from the first save on.
+pub const TYPES: [&str; 8] = [
     PROGRESSING,
     "Staged",
     "Complete",
     FAILED,
     "Reconciling",
     "Stalled",
+    REFERENCED,
     EXPIRING,
 ];
 /// The condition of an unsuccessful end: it says why.
@@ -34,6 +35,10 @@ const SINCE: &str = "; since ";
 const SINCE_MAX: usize = 40;
 /// The condition of a request one of whose images makes its tags expire. It is the record of that, too.
 const EXPIRING: &str = "Expiring";
+/// The condition of image stream tags that follow the floats. It is the record of how that went, too.
+const REFERENCED: &str = "Referenced";
+/// What is left once the floats are at their end.
+const REFERENCES_LEFT: &str = "the floats are where they stay; setting image stream tags";
 /// The longest message of a condition, in bytes.
 const MESSAGE_MAX: usize = 1024;
 
@@ -63,6 +68,7 @@ impl Summary {
         let (reason, message) = match waiting {
             Some((reason, message)) => (*reason, message.clone()),
             None if request.is_rolling_back() => (Reason::RollingBack, rollback_progress(request)),
+            None if phase.is_referencing() => (working(phase), REFERENCES_LEFT.into()),
             None => (working(phase), progress(request)),
         };
         Self {
@@ -97,6 +103,7 @@ pub fn working(phase: Phase) -> Reason {
         Phase::Planned => Reason::Planned,
         Phase::Failed => Reason::RegistryError,
         Phase::Cancelled => Reason::Cancelled,
+        Phase::Referencing => Reason::Referencing,
     }
 }
 
@@ -118,6 +125,9 @@ fn verdict(request: &Request, phase: Phase) -> (Reason, String) {
         }
         Phase::Failed => {
             let Some((image, spec)) = speaker(request).and_then(|index| images().nth(index)) else {
+                if let References::Failed(why) = &request.status.references {
+                    return (Reason::ReferenceFailed, why.clone());
+                }
                 return (Reason::RegistryError, String::new());
             };
             let reason = image.reason.unwrap_or(Reason::RegistryError);
@@ -146,7 +156,12 @@ fn verdict(request: &Request, phase: Phase) -> (Reason, String) {
             }
             (reason, message)
         }
-        Phase::Pending | Phase::Incoming | Phase::BackedUp | Phase::Latched | Phase::Posted
+        Phase::Pending
+        | Phase::Incoming
+        | Phase::BackedUp
+        | Phase::Latched
+        | Phase::Posted
+        | Phase::Referencing
             if unchanged == all =>
         {
             (
@@ -154,7 +169,12 @@ fn verdict(request: &Request, phase: Phase) -> (Reason, String) {
                 format!("floats at their source before: {all}; nothing was written"),
             )
         }
-        Phase::Pending | Phase::Incoming | Phase::BackedUp | Phase::Latched | Phase::Posted => (
+        Phase::Pending
+        | Phase::Incoming
+        | Phase::BackedUp
+        | Phase::Latched
+        | Phase::Posted
+        | Phase::Referencing => (
             Reason::Promoted,
             format!(
                 "floats moved to their source: {}; there before: {unchanged}",
@@ -254,6 +274,27 @@ pub(super) fn write(
     let unknown_reason = of_a_newer_version(status, request);
     let reason = unknown_reason.as_deref().unwrap_or(summary.reason.as_str());
     set_all(&mut status.conditions, &summary, reason, now, generation);
+    let referenced = match &request.status.references {
+        References::None => None,
+        References::Open => summary
+            .phase
+            .is_referencing()
+            .then_some((false, reason, "")),
+        References::Set(said) => Some((true, reason, said.as_str())),
+        References::Failed(why) => {
+            let failed = Reason::ReferenceFailed.as_str();
+            Some((false, failed, why.as_str()))
+        }
+    };
+    if let Some((truth, reason, message)) = referenced {
+        place(
+            &mut status.conditions,
+            (REFERENCED, truth),
+            (reason, message),
+            now,
+            generation,
+        );
+    }
     if let Some(message) = &request.status.expiring {
         place(
             &mut status.conditions,
@@ -295,6 +336,22 @@ pub(crate) fn begins_to_wait(
 pub(super) fn expiring(conditions: &[Condition]) -> Option<String> {
     let condition = conditions.iter().find(|c| c.type_ == EXPIRING)?;
     (condition.status == "True").then(|| condition.message.clone())
+}
+
+/// What the condition says of image stream tags, where it is there.
+pub(super) fn referenced(object: &PromotionRequest) -> Option<String> {
+    referenced_of(object).map(|condition| condition.message.clone())
+}
+
+/// Since when a request sets its image stream tags.
+pub(crate) fn referencing_since(object: &PromotionRequest) -> Option<Timestamp> {
+    let condition = referenced_of(object).filter(|c| c.status == "False");
+    condition.map(|condition| condition.last_transition_time.0)
+}
+
+fn referenced_of(object: &PromotionRequest) -> Option<&Condition> {
+    let mut conditions = object.status.iter().flat_map(|s| &s.conditions);
+    conditions.find(|c| c.type_ == REFERENCED)
 }
 
 /// Says how far copies have come, where a request works.
@@ -454,7 +511,7 @@ mod tests {
         request.status.expiring = Some("x.io/a/b:d expires".into());
         write(&mut object, &request, None, at(2));
         write(&mut object, &request, None, at(3));
-        assert_eq!(kinds(&object), TYPES);
+        assert_eq!(kinds(&object), [always, &[EXPIRING]].concat());
         let conditions = &object.status.as_ref().unwrap().conditions;
         let since = conditions[6].last_transition_time.0;
         assert_eq!(

@@ -8,6 +8,7 @@
 pub mod conditions;
 mod crd;
 pub mod labels;
+pub mod references;
 mod rules;
 pub mod status;
 mod text;
@@ -89,6 +90,10 @@ pub type Unknown = BTreeMap<String, serde_json::Value>;
     validation = rules::unchanged("self.undo").field_path(".undo"),
     validation = rules::only_removed("self.gates", "name").field_path(".gates"),
     validation = (
+        rules::STREAM_NAMESPACE, rules::STREAM_NAMESPACE_MESSAGE
+    ),
+    validation = rules::unchanged("self.imageStreamNamespace").field_path(".imageStreamNamespace"),
+    validation = (
         "self.onFailure != 'Rollback' || self.latch == 'Together'",
         "onFailure Rollback needs latch Together; set latch to Together, or onFailure to Hold"
     )
@@ -155,6 +160,10 @@ pub struct PromotionRequestSpec {
     /// prune tags comes upon it again. Cannot change.
     #[serde(default, skip_serializing_if = "is_default")]
     pub undo: bool,
+    /// The namespace of the image streams that imageStreamTag names. Cannot change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub image_stream_namespace: Option<String>,
 }
 
 /// A field that is left out where it says nothing. None of those added later has a default in the schema: a controller that does not
@@ -197,6 +206,12 @@ pub struct ImageSpec {
     #[schemars(length(max = 71))]
     #[x_kube(validation = (rules::REPLACES, rules::REPLACES_MESSAGE))]
     pub replaces: Option<String>,
+    /// The tag of an image stream, STREAM:TAG, that is set to the promoted image once the floats have moved: a reference, by digest. A
+    /// rule of the controller's policy has to grant it. Each stream tag once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 3, max = 128))]
+    #[x_kube(validation = (rules::STREAM_TAG, rules::STREAM_TAG_MESSAGE))]
+    pub image_stream_tag: Option<String>,
 }
 
 /// What somebody removes when the floats may move, as far as it is theirs to say.
@@ -275,7 +290,8 @@ pub struct PromotionRequestStatus {
     /// Set when floats already moved are being rolled back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollback: Option<bool>,
-    /// The least advanced phase of the unfinished images; then Failed, Cancelled, Posted or Planned.
+    /// The least advanced phase of the unfinished images; Referencing while image stream tags are set; then Failed, Cancelled, Posted or
+    /// Planned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     pub phase: Option<String>,
@@ -292,8 +308,8 @@ pub struct PromotionRequestStatus {
     /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completion_time: Option<Time>,
-    /// Progressing, Staged, Complete and Failed, and for tools that read kstatus Reconciling and Stalled; Expiring if it applies. What
-    /// there is to say, Progressing says, and Failed where it is True.
+    /// Progressing, Staged, Complete and Failed, and for tools that read kstatus Reconciling and Stalled; Referenced and Expiring if they
+    /// apply. What there is to say, Progressing says, and Failed where it is True.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "rules::conditions")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -365,6 +381,9 @@ pub struct ImageStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 330))]
     pub promoted: Option<String>,
+    /// What became of its image stream tag.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<ReferenceStatus>,
     /// Bytes written to the float's repository.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
@@ -410,6 +429,19 @@ pub struct SourceStatus {
     pub unknown: Unknown,
 }
 
+/// What became of a tag of an image stream.
+#[derive(KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct ReferenceStatus {
+    /// Set, Superseded (a newer request has set it, or the float moved on) or Failed.
+    #[schemars(length(max = 16))]
+    pub state: String,
+    /// The end of what it referred to before, if to anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 96))]
+    pub replaced: Option<String>,
+}
+
 /// A digest and the tag that pins it.
 #[derive(KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Default)]
 #[serde(rename_all = "camelCase")]
@@ -437,6 +469,12 @@ impl PromotionRequest {
     #[must_use]
     pub fn is_finished(&self) -> bool {
         self.phase().is_some_and(Phase::is_finished)
+    }
+
+    /// Whether nothing more will happen to its floats, by its status.
+    #[must_use]
+    pub fn has_done_with_floats(&self) -> bool {
+        self.phase().is_some_and(Phase::has_done_with_floats)
     }
 
     /// Whether the float of this image of it may have moved, or still may whatever is asked.

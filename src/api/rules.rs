@@ -46,6 +46,18 @@ pub(super) const REPLACES: &str = "self.matches('^(None|sha256:[a-f0-9]{64})$')"
 pub(super) const REPLACES_MESSAGE: &str =
     "must be sha256:DIGEST, or None for a tag that does not exist yet";
 
+/// What a tag of an image stream looks like.
+pub(super) const STREAM_TAG: &str =
+    "self.matches('^[a-z0-9]([a-z0-9.-]*[a-z0-9])?:[a-zA-Z0-9_][a-zA-Z0-9_.-]*$')";
+pub(super) const STREAM_TAG_MESSAGE: &str =
+    "must be STREAM:TAG, the stream in lower-case letters, digits, '-' and '.'";
+
+/// Whose tags they are.
+pub(super) const STREAM_NAMESPACE: &str =
+    "has(self.imageStreamNamespace) == self.images.exists(i, has(i.imageStreamTag))";
+pub(super) const STREAM_NAMESPACE_MESSAGE: &str =
+    "imageStreamTag and imageStreamNamespace need each other; set both, or neither";
+
 /// What a gate may be called.
 pub(super) const GATE: &str = "self.matches('^[a-zA-Z0-9]([a-zA-Z0-9./-]*[a-zA-Z0-9])?$')";
 pub(super) const GATE_MESSAGE: &str =
@@ -94,7 +106,7 @@ pub(super) fn only_removed(field: &str, key: &str) -> Rule {
 pub(super) fn conditions(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array",
-        "maxItems": 8,
+        "maxItems": 16,
         "items": {
             "description": "One aspect of the request.",
             "type": "object",

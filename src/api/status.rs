@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::text::cut;
 use super::{
     Gate, ImageStatus, Latch, Mode, OnFailure, PinStatus, PromotionRequest, PromotionRequestStatus,
-    Referrers, SourceStatus, conditions,
+    Referrers, SourceStatus, conditions, references,
 };
 use crate::image::{Float, Tag};
 use crate::machine::{
@@ -98,6 +98,7 @@ fn read_spec(object: &PromotionRequest) -> Result<Spec, ReadError> {
         }
         images.push(parsed);
     }
+    references::check(spec).map_err(|(field, message)| invalid(field, message))?;
     let number = |field: &str, value: i32| {
         u32::try_from(value).ok().filter(|&n| n > 0).ok_or_else(|| {
             invalid(
@@ -215,6 +216,7 @@ fn read_status(
     record.deadline = status.deadline_time.as_ref().map(|t| t.0);
     record.completed = status.completion_time.as_ref().map(|t| t.0);
     record.expiring = conditions::expiring(&status.conditions);
+    record.references = references::read(object);
     Ok(record)
 }
 
@@ -236,8 +238,10 @@ fn read_image(from: &ImageStatus, float: &Float) -> Result<Image, (&'static str,
             media_type: source.media_type.clone(),
         })
     });
+    // Referencing is a phase of requests.
+    let phase = Phase::parse(&from.phase).filter(|phase| !phase.is_referencing());
     Ok(Image {
-        phase: Phase::parse(&from.phase).ok_or(("phase", "is unknown".to_owned()))?,
+        phase: phase.ok_or(("phase", "is unknown".to_owned()))?,
         reason: from.reason.as_deref().and_then(Reason::parse),
         message: from.message.clone().unwrap_or_default(),
         source: source.transpose()?,

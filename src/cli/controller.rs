@@ -14,8 +14,10 @@ use super::signals::signalled;
 use super::telemetry::{self, LogArgs};
 use crate::controller::{Config, Ended, run as run_controller};
 use crate::engine::Settings;
+use crate::image::Repository;
 use crate::registry::RegistryClient;
 use crate::store::credentials::CredentialFiles;
+use crate::store::streams::StreamSettings;
 
 /// Reconcile the promotion requests of a cluster.
 #[derive(Debug, Args)]
@@ -48,6 +50,16 @@ pub(super) struct ControllerArgs {
     /// How many requests of a namespace may be active at once, and as many plans; the others wait in order. 0: no limit.
     #[arg(long, value_name = "N", default_value_t = 200)]
     max_active_requests_per_namespace: u32,
+    /// Set tags of image streams in this namespace, where requests name them and a rule of --policy grants them (repeatable).
+    #[arg(long, value_name = "NAMESPACE")]
+    image_stream_namespace: Vec<String>,
+    /// Image streams refer to images of this repository at this host, which pulls are served from (repeatable) [default: the
+    /// repository's own].
+    #[arg(long, value_name = "REPOSITORY=HOST", value_parser = pull_host)]
+    pull_host: Vec<(Repository, String)>,
+    /// Create image streams that are absent.
+    #[arg(long)]
+    create_image_streams: bool,
     #[command(flatten)]
     log: LogArgs,
     #[command(flatten)]
@@ -65,6 +77,9 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
         policy,
         registry_config,
         max_active_requests_per_namespace,
+        image_stream_namespace,
+        pull_host,
+        create_image_streams,
         log,
         registry,
     } = args;
@@ -85,7 +100,7 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
         (None, Some(_)) => tracing::warn!(
             "--registry-config without --policy: no rule lets any request use these credentials"
         ),
-        (Some(_), None) => tracing::warn!(
+        (Some(_), None) if image_stream_namespace.is_empty() => tracing::warn!(
             "--policy without --registry-config: its rules give the use of credentials, and there are none"
         ),
         _ => {}
@@ -128,6 +143,11 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
         registry,
         policy,
         credentials,
+        streams: StreamSettings {
+            namespaces: image_stream_namespace,
+            pull_hosts: pull_host,
+            create: create_image_streams,
+        },
         engine: settings,
         sweep_interval: Duration::from_secs(sweep_interval.into()),
         listener,
@@ -143,6 +163,19 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
             }
         }
     }
+}
+
+/// A repository, and the host that it is pulled from.
+fn pull_host(text: &str) -> Result<(Repository, String), String> {
+    let wrong = || format!("'{text}' is not REPOSITORY=HOST, as in quay.io/o/ci=quay-proxy.o.org");
+    let (repository, host) = text.split_once('=').ok_or_else(wrong)?;
+    let repository: Repository = repository.parse().map_err(|_| wrong())?;
+    let pulled = format!("{host}/{}", repository.path());
+    let pulled: Repository = pulled.parse().map_err(|_| wrong())?;
+    if pulled.path() != repository.path() {
+        return Err(wrong());
+    }
+    Ok((repository, host.to_owned()))
 }
 
 /// Listens on the address that a flag names, if it names one.

@@ -225,7 +225,9 @@ fn steps(image: &ImageStatus) -> u64 {
         Some(Phase::Incoming) => 1,
         Some(Phase::BackedUp) => 2,
         Some(Phase::Latched) => 3,
-        Some(Phase::Posted | Phase::Planned | Phase::Failed | Phase::Cancelled) => STEPS,
+        Some(
+            Phase::Posted | Phase::Planned | Phase::Failed | Phase::Cancelled | Phase::Referencing,
+        ) => STEPS,
     }
 }
 

@@ -23,8 +23,8 @@ mod watch;
 
 use std::time::Duration;
 
-use futures::StreamExt as _;
 use futures::future::{Either, select};
+use futures::{FutureExt as _, StreamExt as _};
 use kube::Client;
 use kube::runtime::events::Reporter;
 use kube::runtime::reflector;
@@ -40,6 +40,7 @@ use crate::registry::RegistryClient;
 use crate::store::Key;
 use crate::store::cluster::Cluster;
 use crate::store::credentials::CredentialFiles;
+use crate::store::streams::StreamSettings;
 use health::Health;
 use installation::{Installation, Refused};
 use lease::{Acquired, Elector, Lost};
@@ -71,6 +72,8 @@ pub struct Config {
     pub policy: Policy,
     /// The controller's own credentials, and who may use them.
     pub credentials: CredentialFiles,
+    /// The image streams whose tags may follow floats.
+    pub streams: StreamSettings,
     /// The engine's.
     pub engine: Settings,
     /// How often finished requests are looked at.
@@ -107,6 +110,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
         registry,
         policy,
         credentials,
+        streams,
         engine: settings,
         sweep_interval,
         listener,
@@ -129,6 +133,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
         client.clone(),
         reporter,
         credentials.clone(),
+        streams,
         metrics.clone(),
     );
     let (engine, keys) = Engine::new(store, registry, policy, leadership.clone(), settings);
@@ -170,7 +175,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
         .saying(followed.subscribe())
         .of(installation.clone());
     let was_led = watch::was_led(&client, namespace.as_deref());
-    let right = Box::pin(begin(&installation, elector, elects, was_led, &health));
+    let begun = begin(&installation, elector, elects, was_led, &health);
+    let right = Box::pin(engine.store().announce_streams().then(|()| begun));
     let (begun, stop) = match select(stop, right).await {
         Either::Left(_) => return Ok(()),
         Either::Right((begun, stop)) => (begun?, stop),

@@ -272,7 +272,14 @@ mod tests {
     #[test]
     fn nothing_is_due_for_what_is_unfinished_unknown_being_deleted_or_up_to_date() {
         let now = at(1_000_000);
-        for phase in ["Pending", "Incoming", "BackedUp", "Latched", "Signing"] {
+        for phase in [
+            "Pending",
+            "Incoming",
+            "BackedUp",
+            "Latched",
+            "Referencing",
+            "Signing",
+        ] {
             assert_eq!(due(&finished(phase, 0, (9, 1)), now), Due::Nothing);
         }
         let mut leaving = finished("Posted", 0, (9, 1));
@@ -294,7 +301,7 @@ mod tests {
     fn the_selection_leaves_out_every_unfinished_phase_and_what_has_none() {
         assert_eq!(
             selector(),
-            "status.phase!=,status.phase!=Pending,status.phase!=Incoming,status.phase!=BackedUp,status.phase!=Latched"
+            "status.phase!=,status.phase!=Pending,status.phase!=Incoming,status.phase!=BackedUp,status.phase!=Latched,status.phase!=Referencing"
         );
     }
 }

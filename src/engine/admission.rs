@@ -355,7 +355,7 @@ impl<S: Store> Engine<S> {
         let Some(mut object) = loaded else {
             return Ok(Ok(()));
         };
-        if object.metadata.uid.as_deref() != Some(&rival.uid) || object.is_finished() {
+        if object.metadata.uid.as_deref() != Some(&rival.uid) || object.has_done_with_floats() {
             return Ok(Ok(()));
         }
         if !self.is_trusted() {

@@ -26,6 +26,7 @@ mod operation_queue;
 mod pause;
 mod push_checks;
 mod reconcile;
+mod references;
 mod shared;
 mod state;
 mod stats;

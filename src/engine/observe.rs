@@ -31,8 +31,8 @@ impl<S: Store> Engine<S> {
         let Some((uid, version)) = identity(&object.metadata) else {
             return false;
         };
-        if object.is_finished() {
-            return false;
+        if object.has_done_with_floats() {
+            return !object.is_finished() && !self.lock().referencing.contains(&uid);
         }
         let key = Key::from(object);
         let request = match self.read(&key, object) {

@@ -143,8 +143,11 @@ impl<S: Store> Engine<S> {
         let Some((uid, version)) = identity(&object.metadata) else {
             return Ok(Next::Triggered);
         };
-        if object.is_finished() {
+        if object.has_done_with_floats() {
             self.ended(&uid);
+            if !object.is_finished() {
+                self.reference(key, &uid);
+            }
             return Ok(Next::Triggered);
         }
         if !self.is_trusted() {
@@ -525,6 +528,9 @@ impl<S: Store> Engine<S> {
         };
         if request.is_finished() {
             self.ended(&uid);
+            if !saved.is_finished() {
+                self.reference(key, &uid);
+            }
         } else {
             self.settle_claims(&uid);
         }

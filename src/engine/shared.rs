@@ -20,6 +20,7 @@ use crate::machine::Request;
 use crate::machine::claims::{Contender, Standing};
 use crate::policy::Policy;
 use crate::registry::RegistryClient;
+use crate::shares::Shares;
 use crate::store::{Key, Store, Unreadable};
 
 /// How the engine is set.
@@ -49,6 +50,8 @@ pub(super) struct Inner<S> {
     pub(super) queue: OperationQueue,
     pub(super) state: Mutex<State>,
     pub(super) work_queue: Mutex<WorkQueue>,
+    /// Requests whose image stream tags are set at once, by namespace: each holds one object.
+    pub(super) references: Shares<String>,
 }
 
 impl<S> Clone for Engine<S> {
@@ -87,6 +90,7 @@ impl<S: Store> Engine<S> {
             queue: operations,
             state,
             work_queue: Mutex::default(),
+            references: Shares::new(8, 2),
         };
         let engine = Self {
             inner: Arc::new(inner),

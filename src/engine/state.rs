@@ -56,6 +56,8 @@ pub(super) struct State {
     /// Floats that were owned when this process took over, until their owner is reloaded: only that shows which writes may still be on
     /// the wire.
     pub inherited: HashMap<Float, Uid>,
+    /// Requests whose image stream tags are being set: they are known here no more.
+    pub referencing: HashSet<Uid>,
     /// What runs, also of requests that are gone meanwhile.
     pub operations: HashMap<Uid, Operations>,
     /// How many operations of each namespace were launched and have not landed.

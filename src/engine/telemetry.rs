@@ -86,6 +86,7 @@ fn collect<S>(inner: &Inner<S>, scrape: &Scrape<'_>) {
         frozen = lines.filter(|line| line.is_in_force(now)).count();
         unreadable = state.freezes.unreadable().is_some();
         paused = state.pause.scope();
+        reasons.insert(Reason::Referencing, state.referencing.len());
         let known = state.known.values().map(|known| &known.counts);
         let shelved = state.backlog.all().map(|shelved| &shelved.counts);
         for counts in known.chain(shelved) {
@@ -113,7 +114,8 @@ fn collect<S>(inner: &Inner<S>, scrape: &Scrape<'_>) {
     for (reason, count) in reasons {
         scrape.requests(reason, count);
     }
-    for (phase, count) in Phase::ALL.into_iter().zip(phases) {
+    let images = Phase::ALL.into_iter().zip(phases);
+    for (phase, count) in images.filter(|(phase, _)| !phase.is_referencing()) {
         scrape.images(phase, count);
     }
     for (step, count) in steps {

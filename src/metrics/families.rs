@@ -120,6 +120,8 @@ families! {
         "How long the most overdue unfinished promotion request is past its deadline";
     foreign_moves: Counts "promotion_controller_foreign_moves_total" []
         "Floats that somebody else had moved";
+    image_stream_tags: Counts "promotion_controller_image_stream_tags_total" [state]
+        "Image stream tags that followed their floats (Set), were left to newer requests (Superseded), or could not be set (Failed)";
     operations_in_flight: There "promotion_controller_operations_in_flight" [step]
         "Operations in flight";
     operation_duration: Promotions "promotion_controller_operation_duration_seconds" [step result]
@@ -139,7 +141,7 @@ families! {
     reconcile_queue_wait: Calls "promotion_controller_reconcile_queue_wait_seconds" []
         "Time a due promotion request waited to be reconciled";
     api_requests: Counts "promotion_controller_api_requests_total" [call result]
-        "Calls to the API server, by call (load, save, secret, event, lease, definition, list, delete) and result (ok, conflict, gone, refused, timeout, failed)";
+        "Calls to the API server, by call (load, save, secret, event, lease, definition, list, delete, stream) and result (ok, conflict, gone, refused, timeout, failed)";
     api_request_duration: Calls "promotion_controller_api_request_duration_seconds" [call]
         "Duration of calls to the API server, including retries";
     watch_interruptions: Counts "promotion_controller_watch_interruptions_total" []

@@ -53,6 +53,8 @@ named! {
         List = "list",
         /// Deleting a finished request.
         Delete = "delete",
+        /// Reading or writing an image stream, or looking whether there are any.
+        Stream = "stream",
     }
 }
 

@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use prometheus_client::encoding::prometheus_text;
 use prometheus_client::registry::Registry;
 
+use crate::api::references::ReferenceState;
 use crate::machine::{OperationResult, Outcome, Phase, Reason, Step};
 use families::Families;
 pub use families::{Declared, FAMILIES, Type};
@@ -89,7 +90,7 @@ impl Families {
         for phase in Phase::ALL {
             if phase.is_finished() {
                 self.promotion_duration.begin([phase.as_str().into()]);
-            } else {
+            } else if !phase.is_referencing() {
                 self.image_phase_duration.begin([phase.as_str().into()]);
             }
         }
@@ -115,6 +116,9 @@ impl Families {
         for change in ["acquired", "lost", "released"] {
             self.leadership_changes.begin([change.into()]);
         }
+        for state in ReferenceState::ALL {
+            self.image_stream_tags.begin([state.as_str().into()]);
+        }
         self.foreign_moves.begin([]);
         self.promotion_queue_duration.begin([]);
         self.reconcile_duration.begin([]);
@@ -131,7 +135,7 @@ impl Families {
                 self.requests.begin([reason.as_str().into()]);
             }
         }
-        for phase in Phase::ALL {
+        for phase in Phase::ALL.into_iter().filter(|p| !p.is_referencing()) {
             self.images.begin([phase.as_str().into()]);
         }
         for step in Step::ALL {
@@ -231,6 +235,15 @@ impl Metrics {
     /// A float was found where neither this program nor its request put it.
     pub fn moved_by_somebody_else(&self) {
         self.families().foreign_moves.at([]).inc();
+    }
+
+    /// It is known what became of tags of image streams.
+    pub fn referenced(&self, state: ReferenceState, tags: usize) {
+        let series = self
+            .families()
+            .image_stream_tags
+            .at([state.as_str().into()]);
+        series.inc_by(tags.try_into().unwrap_or_default());
     }
 
     /// An operation ended.

@@ -7,8 +7,10 @@
 mod pattern;
 mod rules;
 
-pub use pattern::{FloatPattern, HostPattern, NamespacePattern, PatternError, SourcePattern};
-pub use rules::{Grant, RULES_MAX, Rule, Rules, RulesError, missing_rule};
+pub use pattern::{
+    FloatPattern, HostPattern, NamespacePattern, PatternError, SourcePattern, StreamTagPattern,
+};
+pub use rules::{Grant, RULES_MAX, Rule, Rules, RulesError, missing_rule, missing_stream_rule};
 
 use crate::machine::Request;
 

@@ -12,6 +12,7 @@ use crate::image::{
     Digest, Float, Reference, Repository, Source, TAG_MAX, Tag, host_name, registry_name,
     repository_path,
 };
+use crate::stream::StreamTag;
 
 /// The longest pattern, in bytes: no name is longer.
 const PATTERN_MAX: usize = 512;
@@ -36,6 +37,14 @@ pub struct SourcePattern {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FloatPattern {
     repository: RepositoryPattern,
+    tag: TagPattern,
+}
+
+/// A tag of an image stream: `NAMESPACE/STREAM:TAG`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamTagPattern {
+    namespace: NamespacePattern,
+    stream: String,
     tag: TagPattern,
 }
 
@@ -91,6 +100,11 @@ pub enum PatternError {
     /// A float with a digest.
     #[error("'{0}' is no float pattern: write HOST[:PORT]/PATH:TAG, without a digest")]
     NotAFloat(String),
+    /// Not a tag of an image stream.
+    #[error(
+        "'{0}' is no pattern of image stream tags: write NAMESPACE/STREAM:TAG, with * for any part of one of the three"
+    )]
+    StreamTag(String),
     /// Longer than any name.
     #[error("'{0}…' is longer than 512 characters: no name is; write a shorter one")]
     TooLong(String),
@@ -154,6 +168,38 @@ impl NamespacePattern {
     #[must_use]
     pub fn matches(&self, namespace: &str) -> bool {
         matches(self.0.as_bytes(), namespace.as_bytes(), |_| false)
+    }
+}
+
+// === impl StreamTagPattern ===
+
+impl FromStr for StreamTagPattern {
+    type Err = PatternError;
+
+    fn from_str(s: &str) -> Result<Self, PatternError> {
+        check_length(s)?;
+        let wrong = || PatternError::StreamTag(s.into());
+        let (namespace, rest) = s.split_once('/').ok_or_else(wrong)?;
+        let (stream, tag) = rest.split_once(':').ok_or_else(wrong)?;
+        let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.*".contains(c);
+        if stream.is_empty() || !stream.chars().all(fits) || stream.contains("**") {
+            return Err(wrong());
+        }
+        Ok(Self {
+            namespace: namespace.parse().map_err(|_| wrong())?,
+            stream: stream.into(),
+            tag: TagPattern::parse(tag, s).map_err(|_| wrong())?,
+        })
+    }
+}
+
+impl StreamTagPattern {
+    /// Whether this tag, of a stream in `namespace`, is meant.
+    #[must_use]
+    pub fn matches(&self, namespace: &str, tag: &StreamTag) -> bool {
+        self.namespace.matches(namespace)
+            && matches(self.stream.as_bytes(), tag.stream.as_bytes(), |_| false)
+            && self.tag.matches(&tag.tag)
     }
 }
 

@@ -9,8 +9,9 @@ use std::str::FromStr;
 
 use serde::Deserialize;
 
-use super::pattern::{FloatPattern, NamespacePattern, SourcePattern};
+use super::pattern::{FloatPattern, NamespacePattern, SourcePattern, StreamTagPattern};
 use crate::image::{Float, Reference, Source, Stamp};
+use crate::stream::StreamTag;
 
 /// The longest policy file, in bytes: no `ConfigMap` holds more.
 pub const RULES_MAX: usize = 1024 * 1024;
@@ -30,6 +31,8 @@ pub struct Rule {
     /// And what is pinned for them in the floats' own repositories.
     own_pins: bool,
     floats: Vec<FloatPattern>,
+    /// The tags of image streams that may follow these floats, whatever credentials a request has.
+    stream_tags: Vec<StreamTagPattern>,
 }
 
 /// How a source is granted.
@@ -62,6 +65,8 @@ struct WrittenRule {
     #[serde(default)]
     own_pins: bool,
     floats: Vec<String>,
+    #[serde(default)]
+    image_stream_tags: Vec<String>,
 }
 
 impl Rules {
@@ -120,6 +125,13 @@ impl Rule {
         own_pin(source, float).filter(|_| self.own_pins)
     }
 
+    /// Whether it lets this tag, of a stream in `namespace`, follow the float.
+    #[must_use]
+    pub fn grants_stream(&self, float: &Float, namespace: &str, tag: &StreamTag) -> bool {
+        self.floats.iter().any(|pattern| pattern.matches(float))
+            && self.stream_tags.iter().any(|p| p.matches(namespace, tag))
+    }
+
     /// What it is called.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -136,7 +148,8 @@ impl Rule {
         }
         // In the order in which a rule is written: the first problem is told.
         let namespaces = patterns("namespaces", &written.namespaces)?;
-        let sources = if written.own_pins && written.sources.is_empty() {
+        let grants = written.own_pins || !written.image_stream_tags.is_empty();
+        let sources = if grants && written.sources.is_empty() {
             Vec::new()
         } else {
             patterns("sources", &written.sources)?
@@ -147,6 +160,11 @@ impl Rule {
             sources,
             own_pins: written.own_pins,
             floats: patterns("floats", &written.floats)?,
+            stream_tags: if written.image_stream_tags.is_empty() {
+                Vec::new()
+            } else {
+                patterns("imageStreamTags", &written.image_stream_tags)?
+            },
         })
     }
 }
@@ -179,6 +197,19 @@ pub fn missing_rule(namespace: &str, source: &Source, float: &Float) -> String {
     )
 }
 
+/// The rule that would let a tag of an image stream follow a float, as a line of a policy file.
+#[must_use]
+pub fn missing_stream_rule(
+    namespace: &str,
+    float: &Float,
+    streams: &str,
+    tag: &StreamTag,
+) -> String {
+    format!(
+        "- {{name: \"{namespace}\", namespaces: [\"{namespace}\"], floats: [\"{float}\"], imageStreamTags: [\"{streams}/{tag}\"]}}"
+    )
+}
+
 fn patterns<P: FromStr>(field: &str, written: &[String]) -> Result<Vec<P>, (String, String)>
 where
     P::Err: Display,
@@ -197,7 +228,8 @@ where
 
 /// YAML as rules, none of them checked yet.
 fn read(text: &str) -> Result<WrittenRules, String> {
-    const SHAPE: &str = "write a list 'rules' of {name, namespaces, sources, ownPins, floats}";
+    const SHAPE: &str =
+        "write a list 'rules' of {name, namespaces, sources, ownPins, floats, imageStreamTags}";
     if text.len() > RULES_MAX {
         return Err("is larger than 1 MiB; write fewer rules, with * and **".into());
     }

@@ -19,10 +19,13 @@ use tokio::time::Instant;
 use super::call::{call, causes};
 use super::credentials::CredentialFiles;
 use super::kept::Kept;
+use super::streams::{StreamSettings, Streams};
 use super::{Access, AccessError, Event, Key, Store, StoreError, Stored};
-use crate::api::{self, PromotionRequest};
+use crate::api::{self, PromotionRequest, references};
+use crate::image::Float;
 use crate::metrics::{Call, Metrics};
 use crate::registry::{Keyring, SingleFlight};
+use crate::stream::StreamTag;
 
 /// The longest a call may take, its retries included.
 const CALL: Duration = Duration::from_secs(15);
@@ -51,30 +54,39 @@ pub struct Cluster {
     recorder: Recorder,
     secrets: Mutex<Secrets>,
     credentials: CredentialFiles,
+    streams: Streams,
     metrics: Metrics,
     /// Many requests want the same Secret at once: one reads it.
     reading: SingleFlight<SecretName>,
 }
 
 impl Cluster {
-    /// The cluster behind `client`; events are published as `reporter`; `credentials` says what the controller has itself, and for whom; calls are
+    /// The cluster behind `client`; events are published as `reporter`; `credentials` says what the controller has itself, and for whom; tags of `streams` follow floats; calls are
     /// counted in `metrics`.
     #[must_use]
     pub fn new(
         client: Client,
         reporter: Reporter,
         credentials: CredentialFiles,
+        streams: StreamSettings,
         metrics: Metrics,
     ) -> Self {
         let recorder = Recorder::new(client.clone(), reporter);
+        let streams = Streams::new(client.clone(), streams, metrics.clone());
         Self {
             client,
             recorder,
             secrets: Mutex::default(),
             credentials,
+            streams,
             metrics,
             reading: SingleFlight::new(),
         }
+    }
+
+    /// Says at the start if there are no image streams where there should be.
+    pub async fn announce_streams(&self) {
+        self.streams.announce().await;
     }
 
     fn api(&self, key: &Key) -> Api<Stored> {
@@ -90,6 +102,32 @@ impl Cluster {
         let request = Request::new(path).replace_subresource("status", &key.name, &params, content);
         let request = request.map_err(kube::Error::BuildRequest)?;
         self.client.request(request).await
+    }
+
+    /// Whether the tags of image streams that a request names may follow its floats: known before anything is contacted. What is
+    /// committed runs to its end; its tags are checked again when they are set.
+    async fn check_streams(&self, object: &PromotionRequest) -> Result<(), AccessError> {
+        let Some(streams) = &object.spec.image_stream_namespace else {
+            return Ok(());
+        };
+        let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
+        let request = api::status::read(object);
+        let request = request.map_err(|error| AccessError::Unavailable(error.to_string()))?;
+        let open = references::open(object)
+            .filter(|(index, _)| request.is_open(*index) && !request.is_committed_in_fact(*index));
+        let mut any = false;
+        for (index, tag) in open {
+            any = true;
+            let float = &request.spec.images[index].float;
+            let granted = self.grants(namespace, float, (streams, &tag));
+            granted.map_err(|why| {
+                AccessError::NotAllowed(format!("spec.images[{index}].imageStreamTag: {why}"))
+            })?;
+        }
+        if any {
+            self.streams.is_served().await?;
+        }
+        Ok(())
     }
 
     /// A Secret's credentials, from memory if they were read within the last minute.
@@ -213,6 +251,7 @@ impl Store for Cluster {
     }
 
     async fn access(&self, object: &PromotionRequest) -> Result<Access, AccessError> {
+        self.check_streams(object).await?;
         let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
         let pull = match &object.spec.pull_secret {
             Some(secret) => Some(self.keyring(namespace, &secret.name).await?),
@@ -245,6 +284,20 @@ impl Store for Cluster {
             self.credentials.renew().await;
         }
         self.access(object).await
+    }
+
+    fn streams(&self) -> Option<&Streams> {
+        Some(&self.streams)
+    }
+
+    fn grants(
+        &self,
+        namespace: &str,
+        float: &Float,
+        tag: (&str, &StreamTag),
+    ) -> Result<(), String> {
+        let rules = &self.credentials.now().rules;
+        self.streams.grant(rules, namespace, float, tag)
     }
 
     async fn publish(&self, object: &PromotionRequest, event: Event) {

@@ -41,7 +41,7 @@ impl ControllerCredentials {
         let (mut sources, mut floats) = (BTreeSet::new(), BTreeSet::new());
         let mut if_staged = Vec::new();
         for (index, image) in request.spec.images.iter().enumerate() {
-            if !request.is_open(index) {
+            if !request.is_open(index) && !request.awaits_reference(index) {
                 continue;
             }
             let (source, float) = (&image.source.repository, image.float.repository());

@@ -10,15 +10,17 @@ pub mod file;
 pub mod kept;
 pub mod requests;
 mod stored;
+pub mod streams;
 
 use std::fmt;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::api::PromotionRequest;
-use crate::image::{Repository, Source};
+use crate::image::{Float, Repository, Source};
 use crate::machine::Reason;
 use crate::registry::Keyring;
+use crate::stream::StreamTag;
 pub use stored::{Stored, Unreadable};
 
 /// Names an object: its namespace and its name.
@@ -82,6 +84,19 @@ pub trait Store: Send + Sync + 'static {
 
     /// Publishes an event about the object. Never fails: an event is not worth a promotion.
     fn publish(&self, object: &PromotionRequest, event: Event) -> impl Future<Output = ()> + Send;
+
+    /// The image streams beside the requests, where there are any.
+    fn streams(&self) -> Option<&streams::Streams> {
+        None
+    }
+
+    /// Whether requests of a namespace may have this tag, of a stream in the namespace beside it, follow the float.
+    ///
+    /// # Errors
+    /// Why not, and what to do.
+    fn grants(&self, _: &str, _: &Float, _: (&str, &StreamTag)) -> Result<(), String> {
+        Err("there are no image streams here".into())
+    }
 }
 
 /// Why an object could not be loaded or saved.

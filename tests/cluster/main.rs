@@ -33,6 +33,7 @@ mod pause;
 mod plugin;
 mod points;
 mod policy;
+mod references;
 mod relay;
 mod rivals;
 mod rollback;

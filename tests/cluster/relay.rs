@@ -29,6 +29,8 @@ pub enum Call {
     Delete,
     Save,
     Lease,
+    ReadStream,
+    WriteStream,
     Other,
 }
 
@@ -196,6 +198,12 @@ impl Inner {
 fn call(request: &Request) -> Call {
     let uri = request.uri();
     let (path, query) = (uri.path(), uri.query().unwrap_or_default());
+    if path.contains("/imagestreams") {
+        return match request.method().as_str() {
+            "GET" => Call::ReadStream,
+            _ => Call::WriteStream,
+        };
+    }
     // The definition's own name begins so too.
     let ours = path.strip_prefix("/apis/ci.openshift.io/");
     let Some((_, rest)) = ours.and_then(|path| path.split_once("/promotionrequests")) else {

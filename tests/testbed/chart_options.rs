@@ -84,6 +84,9 @@ pub fn most() -> Value {
     });
     // As much as one macro takes.
     most["qpsMax"] = json!(500);
+    let pulled =
+        json!({"repository": "quay.io/openshift/ci", "host": "quay-proxy.ci.openshift.org"});
+    most["imageStreams"] = json!({"namespaces": ["ci"], "pullHosts": [pulled], "create": true});
     most
 }
 

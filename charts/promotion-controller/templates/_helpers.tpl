@@ -102,6 +102,15 @@ annotations:
 {{- if .Values.registryConfig }}
 {{- $arguments = append $arguments "--registry-config=/etc/promotion-controller/registry-config/config.json" }}
 {{- end }}
+{{- range .Values.imageStreams.namespaces }}
+{{- $arguments = append $arguments (printf "--image-stream-namespace=%s" .) }}
+{{- end }}
+{{- range .Values.imageStreams.pullHosts }}
+{{- $arguments = append $arguments (printf "--pull-host=%s=%s" .repository .host) }}
+{{- end }}
+{{- if .Values.imageStreams.create }}
+{{- $arguments = append $arguments "--create-image-streams" }}
+{{- end }}
 {{- toYaml $arguments }}
 {{- end }}
 

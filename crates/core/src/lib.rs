@@ -8,7 +8,8 @@
 //! 3. [`log`]: what this process wrote lately, what of that may still land, and what must wait for it.
 //! 4. [`dry_run`]: the same steps over a copy of a float's tags: what `mode: Plan` and `preview` announce.
 //! 5. [`image`]: names of images, parsed once.
-//! 6. `machine/model.rs`: the model checker, which runs 1 to 3 through every state with every fault. Begin with its list of guards.
+//! 6. [`stream`]: tags of image streams that follow floats.
+//! 7. `machine/model.rs`: the model checker, which runs 1 to 3 through every state with every fault. Begin with its list of guards.
 //!
 //! The engine runs the same code: it loads and saves requests, keeps the time, and asks the registries what the steps ask.
 
@@ -18,3 +19,4 @@ pub mod log;
 pub mod machine;
 mod named;
 pub mod steps;
+pub mod stream;

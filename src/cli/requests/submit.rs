@@ -163,6 +163,7 @@ fn image(text: &str) -> Result<ImageSpec, String> {
         source: source.into(),
         float: float.into(),
         replaces: None,
+        image_stream_tag: None,
     })
 }
 

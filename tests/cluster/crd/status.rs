@@ -4,7 +4,8 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use promotion_controller::api::{
-    ImageStatus, PinStatus, PromotionRequest, PromotionRequestStatus, SourceStatus, Unknown, crd,
+    ImageStatus, PinStatus, PromotionRequest, PromotionRequestStatus, ReferenceStatus,
+    SourceStatus, Unknown, crd,
 };
 use serde_json::{Value, json};
 
@@ -20,6 +21,13 @@ fn pin(stamp: u64) -> PinStatus {
         digest: DIGEST.into(),
         prune_tag: format!("{stamp}_prune_ocp_4.21_ovn-kubernetes"),
         unknown: Unknown::new(),
+    }
+}
+
+fn reference() -> ReferenceStatus {
+    ReferenceStatus {
+        state: "Superseded".into(),
+        replaced: Some(format!("ci.example.org/openshift/ci@{DIGEST}")[..96].into()),
     }
 }
 
@@ -71,6 +79,7 @@ fn full_status() -> PromotionRequestStatus {
                 displaced: vec![pin(20_240_101_000_000), pin(20_240_101_000_001)],
                 rescued: vec![pin(20_240_101_000_002)],
                 promoted: Some(format!("quay.io/openshift/ci@{DIGEST}")),
+                reference: Some(reference()),
                 bytes_copied: Some(1 << 53),
                 copied_now: Some(1 << 52),
                 copy_total: Some(1 << 53),
@@ -323,6 +332,7 @@ fn largest_status(floats: &[String], character: &str) -> PromotionRequestStatus 
         pinned_time: None,
         // Posted alone, and then without a message.
         promoted: None,
+        reference: None,
         bytes_copied: Some(i64::MAX),
         attempts: Some(i32::MAX),
         ..full_status().images[0].clone()
@@ -339,7 +349,7 @@ fn largest_status(floats: &[String], character: &str) -> PromotionRequestStatus 
         observed_generation: Some(i64::MAX),
         phase: Some("P".repeat(32)),
         progress: Some("1".repeat(16)),
-        conditions: (0..8).map(condition).collect(),
+        conditions: (0..16).map(condition).collect(),
         images: floats.iter().map(image).collect(),
         ..full_status()
     }
@@ -357,13 +367,17 @@ async fn the_largest_object_the_schema_admits_is_created_and_its_status_saved_an
     assert_eq!(source.len(), 512);
     let images: Vec<_> = floats
         .iter()
-        .map(|float| json!({"source": source, "float": float, "replaces": DIGEST}))
+        .enumerate()
+        .map(|(n, float)| {
+            let tag = format!("{n:03}:{}", "t".repeat(124));
+            json!({"source": source, "float": float, "replaces": DIGEST, "imageStreamTag": tag})
+        })
         .collect();
     let secret = json!({"name": "s".repeat(253)});
     let gates: Vec<_> = (0..8)
         .map(|n| json!({"name": format!("{n}{}", "g".repeat(62))}))
         .collect();
-    let largest = json!({"images": images, "pullSecret": secret, "pushSecret": secret, "undo": true, "gates": gates});
+    let largest = json!({"images": images, "pullSecret": secret, "pushSecret": secret, "undo": true, "gates": gates, "imageStreamNamespace": "n".repeat(63)});
     let (created, applied) = ("c".repeat(253), "a".repeat(253));
     let post = PostParams::default();
 
@@ -381,11 +395,30 @@ async fn the_largest_object_the_schema_admits_is_created_and_its_status_saved_an
         let before = serde_json::to_vec(&request).unwrap().len();
         request.status = Some(largest_status(&floats, character));
         let saved = api.replace_status(&name, &post, &request).await;
-        let mut saved = saved.unwrap_or_else(|error| panic!("{character}, {before}: {error}"));
+        let saved = saved.unwrap_or_else(|error| panic!("{character}, {before}: {error}"));
         assert_eq!(saved.status, request.status);
         let bytes = serde_json::to_vec(&saved).unwrap().len();
         println!("largest object, messages of '{character}': {before} bytes, {bytes} with status");
 
+        // At its end it has no messages, and says where everything went.
+        let mut ended = saved.clone();
+        for (image, float) in ended
+            .status
+            .as_mut()
+            .unwrap()
+            .images
+            .iter_mut()
+            .zip(&floats)
+        {
+            let repository = float.rsplit_once(':').unwrap().0;
+            image.promoted = Some(format!("{repository}@{DIGEST}"));
+            image.reference = Some(reference());
+            (image.message, image.rollback_tag, image.next_attempt_time) = (None, None, None);
+            (image.copied_now, image.copy_total) = (None, None);
+        }
+        let mut saved = api.replace_status(&name, &post, &ended).await.unwrap();
+        let bytes = serde_json::to_vec(&saved).unwrap().len();
+        println!("largest object that has ended: {bytes} bytes");
         saved.status.as_mut().unwrap().images[255].attempts = Some(1);
         let changed = api.replace_status(&name, &post, &saved).await.unwrap();
         assert_eq!(changed.status, saved.status);

@@ -15,6 +15,7 @@ use promotion_controller::engine;
 use promotion_controller::policy::Policy;
 use promotion_controller::registry::{self, RegistryClient};
 use promotion_controller::store::credentials::CredentialFiles;
+use promotion_controller::store::streams::StreamSettings;
 use quaylike::{Digest, Gate, GateSpec, LoggedRequest, Matcher, Registry};
 use serde_json::{Value, json};
 use tokio::runtime::{Builder, Runtime};
@@ -297,6 +298,7 @@ impl Inside {
                 registry: RegistryClient::with_backoff(settings, rest, rest * 10).unwrap(),
                 policy: Policy::default(),
                 credentials: CredentialFiles::none(),
+                streams: StreamSettings::default(),
                 engine: engine::Settings {
                     settle,
                     late: settle + LATER,

@@ -137,7 +137,7 @@ impl ImageUpdate<'_> {
             #[rustfmt::skip]
             (
                 Phase::Pending | Phase::Incoming | Phase::BackedUp | Phase::Latched | Phase::Posted | Phase::Planned | Phase::Failed
-                | Phase::Cancelled,
+                | Phase::Cancelled | Phase::Referencing,
                 Outcome::Resolved { .. } | Outcome::Forecast(_) | Outcome::Staged { .. } | Outcome::Unpinned { .. }
                 | Outcome::StampTaken { .. } | Outcome::BackedUp { .. } | Outcome::DisplacedGone { .. } | Outcome::Latched
                 | Outcome::NotLatched | Outcome::Moved { .. } | Outcome::Unmet { .. } | Outcome::Confirmed { .. } | Outcome::StagedGone(_)

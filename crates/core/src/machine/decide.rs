@@ -22,7 +22,7 @@ const SAME_TIME: SignedDuration = SignedDuration::from_secs(1);
 pub fn decide(request: &mut Request, inputs: &Inputs) -> Decision {
     let mut decision = Decision::default();
     if request.is_finished() {
-        request.status.completed.get_or_insert(inputs.now);
+        end_request(request, inputs.now);
         return decision;
     }
     note_late(request, inputs);
@@ -43,11 +43,18 @@ pub fn decide(request: &mut Request, inputs: &Inputs) -> Decision {
     }
     decision.waiting = waiting_reason(request, inputs);
     if request.is_finished() {
-        request.status.completed = Some(inputs.now);
+        end_request(request, inputs.now);
         decision.wake = None;
         decision.waiting = None;
     }
     decision
+}
+
+/// The floats are at their end, and so is the request, unless tags of image streams are still to be set.
+fn end_request(request: &mut Request, now: Timestamp) {
+    if request.phase().is_finished() {
+        request.status.completed.get_or_insert(now);
+    }
 }
 
 /// The first save records the order; the deadline starts then, and anew after a suspension.
@@ -421,7 +428,9 @@ pub(super) fn next_step(phase: Phase, standing: Standing) -> Option<Step> {
         Phase::BackedUp if !standing.pinned => standing.ready.then_some(Step::Confirm),
         Phase::BackedUp => standing.committed.then_some(Step::Latch),
         Phase::Latched => Some(Step::Post),
-        Phase::Posted | Phase::Planned | Phase::Failed | Phase::Cancelled => None,
+        Phase::Posted | Phase::Planned | Phase::Failed | Phase::Cancelled | Phase::Referencing => {
+            None
+        }
     }
 }
 

@@ -54,8 +54,8 @@ pub use outcome::{Fault, FaultClass, Foreign, OperationResult, Outcome};
 pub use phase::Phase;
 pub use reason::{Notice, Reason, ReasonKind};
 pub use request::{
-    Freeze, Image, ImageSpec, Latch, Mode, OnFailure, Pin, Referrers, Replaces, Request,
-    SourceFacts, Spec, Status,
+    Freeze, Image, ImageSpec, Latch, Mode, OnFailure, Pin, References, Referrers, Replaces,
+    Request, SourceFacts, Spec, Status,
 };
 pub use step::Step;
 pub use terms::{

@@ -18,6 +18,8 @@ named! {
         Latched,
         /// `<float>__post1` holds the source digest as well: the end.
         Posted,
+        /// Of a request alone: its floats are at their end, and tags of image streams are set to them.
+        Referencing,
         /// A plan was made: the end of `mode: Plan`.
         Planned,
         /// The end, for a [`Reason`](super::Reason).
@@ -47,35 +49,39 @@ macro_rules! questions {
 
 questions! {
     /// Whether nothing more will happen.
-    is_finished: Posted | Planned | Failed | Cancelled, not Pending | Incoming | BackedUp | Latched;
+    is_finished: Posted | Planned | Failed | Cancelled, not Pending | Incoming | BackedUp | Latched | Referencing;
+    /// Whether its floats stay where they are, and are free for others.
+    has_done_with_floats: Posted | Planned | Failed | Cancelled | Referencing, not Pending | Incoming | BackedUp | Latched;
+    /// Whether tags of image streams are all that is left to set.
+    is_referencing: Referencing, not Pending | Incoming | BackedUp | Latched | Posted | Planned | Failed | Cancelled;
     /// Whether it ended as it was meant to.
-    is_complete: Posted | Planned, not Pending | Incoming | BackedUp | Latched | Failed | Cancelled;
+    is_complete: Posted | Planned, not Pending | Incoming | BackedUp | Latched | Failed | Cancelled | Referencing;
     /// Whether it ended otherwise: another run begins it again.
-    is_unsuccessful: Failed | Cancelled, not Pending | Incoming | BackedUp | Latched | Posted | Planned;
+    is_unsuccessful: Failed | Cancelled, not Pending | Incoming | BackedUp | Latched | Posted | Planned | Referencing;
     /// Whether it ended for a reason.
-    is_failed: Failed, not Pending | Incoming | BackedUp | Latched | Posted | Planned | Cancelled;
+    is_failed: Failed, not Pending | Incoming | BackedUp | Latched | Posted | Planned | Cancelled | Referencing;
     /// Whether it ended by `spec.cancel`.
-    is_cancelled: Cancelled, not Pending | Incoming | BackedUp | Latched | Posted | Planned | Failed;
+    is_cancelled: Cancelled, not Pending | Incoming | BackedUp | Latched | Posted | Planned | Failed | Referencing;
     /// Whether its float is promoted.
-    is_posted: Posted, not Pending | Incoming | BackedUp | Latched | Planned | Failed | Cancelled;
+    is_posted: Posted, not Pending | Incoming | BackedUp | Latched | Planned | Failed | Cancelled | Referencing;
     /// Whether it ended with a plan.
-    is_planned: Planned, not Pending | Incoming | BackedUp | Latched | Posted | Failed | Cancelled;
+    is_planned: Planned, not Pending | Incoming | BackedUp | Latched | Posted | Failed | Cancelled | Referencing;
     /// Whether nothing is recorded of it yet.
-    is_initial: Pending, not Incoming | BackedUp | Latched | Posted | Planned | Failed | Cancelled;
+    is_initial: Pending, not Incoming | BackedUp | Latched | Posted | Planned | Failed | Cancelled | Referencing;
     /// Whether its next step may read the source.
-    reads_source: Pending, not Incoming | BackedUp | Latched | Posted | Planned | Failed | Cancelled;
+    reads_source: Pending, not Incoming | BackedUp | Latched | Posted | Planned | Failed | Cancelled | Referencing;
     /// Whether the float's repository holds the image, so that the source may go away.
-    is_staged: Incoming | BackedUp | Latched | Posted, not Pending | Planned | Failed | Cancelled;
+    is_staged: Incoming | BackedUp | Latched | Posted, not Pending | Planned | Failed | Cancelled | Referencing;
     /// Whether its next step pins what will be displaced.
-    is_backing_up: Incoming, not Pending | BackedUp | Latched | Posted | Planned | Failed | Cancelled;
+    is_backing_up: Incoming, not Pending | BackedUp | Latched | Posted | Planned | Failed | Cancelled | Referencing;
     /// Whether its pins are in place, or were when its float moved.
-    is_backed_up: BackedUp | Latched | Posted, not Pending | Incoming | Planned | Failed | Cancelled;
+    is_backed_up: BackedUp | Latched | Posted, not Pending | Incoming | Planned | Failed | Cancelled | Referencing;
     /// Whether moving its float is what comes next: a latch may have been sent, and nothing is known of it.
-    awaits_latch: BackedUp, not Pending | Incoming | Latched | Posted | Planned | Failed | Cancelled;
+    awaits_latch: BackedUp, not Pending | Incoming | Latched | Posted | Planned | Failed | Cancelled | Referencing;
     /// Whether its group's failure keeps it from moving.
-    can_be_held: Pending | Incoming | BackedUp, not Latched | Posted | Planned | Failed | Cancelled;
+    can_be_held: Pending | Incoming | BackedUp, not Latched | Posted | Planned | Failed | Cancelled | Referencing;
     /// Whether its float was seen at the source.
-    is_latched: Latched | Posted, not Pending | Incoming | BackedUp | Planned | Failed | Cancelled;
+    is_latched: Latched | Posted, not Pending | Incoming | BackedUp | Planned | Failed | Cancelled | Referencing;
 }
 
 impl Phase {
@@ -93,10 +99,11 @@ impl Phase {
             Self::Incoming => 1,
             Self::BackedUp => 2,
             Self::Latched => 3,
-            Self::Failed => 4,
-            Self::Cancelled => 5,
-            Self::Planned => 6,
-            Self::Posted => 7,
+            Self::Referencing => 4,
+            Self::Failed => 5,
+            Self::Cancelled => 6,
+            Self::Planned => 7,
+            Self::Posted => 8,
         }
     }
 }

@@ -84,6 +84,8 @@ reasons! {
     Latched: Working,
     /// Done.
     Posted: Working,
+    /// The floats are at their end; tags of image streams are being set.
+    Referencing: Working,
     /// A failed request is taking its floats back.
     RollingBack: Working,
     /// The spec cannot be carried out.
@@ -122,6 +124,8 @@ reasons! {
     RolledBack: Terminal,
     /// The float could not be rolled back.
     NotRolledBack: Terminal,
+    /// The floats moved, and a tag of an image stream could not be set.
+    ReferenceFailed: Terminal,
     /// Every float is at its source.
     Promoted: Ended,
     /// The float had the source digest already.

@@ -135,8 +135,24 @@ pub struct Status {
     pub completed: Option<Timestamp>,
     /// The first float that was found to hold an image whose labels make its tags expire, and what to do about it.
     pub expiring: Option<String>,
+    /// How far the tags of image streams are that follow its floats.
+    pub references: References,
     /// In the order of the spec.
     pub images: Vec<Image>,
+}
+
+/// How far the tags of image streams are that follow a request's floats.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub enum References {
+    /// There is none to set.
+    #[default]
+    None,
+    /// Some wait for the floats, or are being set.
+    Open,
+    /// Each is set, or a newer request's. The text is for people.
+    Set(String),
+    /// Some could not be set; the first of them, for people.
+    Failed(String),
 }
 
 /// What is recorded of an image.
@@ -246,7 +262,7 @@ impl std::fmt::Display for Replaces {
 // === impl Request ===
 
 impl Request {
-    /// Whether nothing more will happen.
+    /// Whether nothing more will happen to its floats.
     #[must_use]
     pub fn is_finished(&self) -> bool {
         self.status.images.iter().all(|i| i.phase.is_finished()) && !self.is_rolling_back()
@@ -386,13 +402,32 @@ impl Request {
     }
 
     /// The phase of the whole: the least advanced unfinished image's, Latched while floats are taken back; then Failed, Cancelled,
-    /// Planned or Posted.
+    /// Planned or Posted. What is left after the floats is Referencing.
     #[must_use]
     pub fn phase(&self) -> Phase {
         if self.is_rolling_back() {
             return Phase::Latched;
         }
-        Phase::of_all(self.status.images.iter().map(|i| i.phase))
+        let floats = Phase::of_all(self.status.images.iter().map(|i| i.phase));
+        match &self.status.references {
+            References::Open if floats.is_finished() && self.has_promoted() => Phase::Referencing,
+            References::Failed(_) if floats.is_complete() => Phase::Failed,
+            References::None | References::Open | References::Set(_) | References::Failed(_) => {
+                floats
+            }
+        }
+    }
+
+    /// Whether a tag of an image stream waits to be set to image `index`, or is being set.
+    #[must_use]
+    pub fn awaits_reference(&self, index: usize) -> bool {
+        let image = self.status.images.get(index);
+        self.status.references == References::Open && image.is_some_and(|i| i.phase.is_posted())
+    }
+
+    /// Whether any float of it is at its source.
+    fn has_promoted(&self) -> bool {
+        self.status.images.iter().any(|i| i.phase.is_posted())
     }
 
     /// Whether every source may go away: each image is held in the float's repository, or needed nothing.

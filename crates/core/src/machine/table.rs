@@ -35,7 +35,9 @@ use Why::{Cleared, Is};
 /// What an outcome does; none: it cannot follow from that phase, and changes nothing.
 type Cell = Option<(Phase, Attempt, Why)>;
 
-use Phase::{BackedUp, Cancelled, Failed, Incoming, Latched, Pending, Planned, Posted};
+use Phase::{
+    BackedUp, Cancelled, Failed, Incoming, Latched, Pending, Planned, Posted, Referencing,
+};
 
 /// One sample of every kind of outcome. The match has no wildcard: a new variant belongs into both lists.
 fn kinds() -> Vec<(&'static str, Outcome)> {
@@ -176,7 +178,7 @@ const OPEN: [Phase; 4] = [Pending, Incoming, BackedUp, Latched];
 fn is_open(phase: Phase) -> bool {
     match phase {
         Pending | Incoming | BackedUp | Latched => true,
-        Posted | Planned | Failed | Cancelled => false,
+        Posted | Planned | Failed | Cancelled | Referencing => false,
     }
 }
 
@@ -342,7 +344,7 @@ fn expected(phase: Phase, bits: [bool; 5]) -> Option<Step> {
         (BackedUp, false, _, false) if ready => Some(Step::Confirm),
         (BackedUp, true, true, false) => Some(Step::Latch),
         (Latched, _, _, _) => Some(Step::Post),
-        (BackedUp | Posted | Planned | Failed | Cancelled, _, _, _) => None,
+        (BackedUp | Posted | Planned | Failed | Cancelled | Referencing, _, _, _) => None,
     }
 }
 
