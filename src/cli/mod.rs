@@ -3,6 +3,7 @@
 mod adopt;
 mod args;
 mod cluster;
+mod columns;
 mod completion;
 mod controller;
 mod convert;
@@ -18,6 +19,7 @@ mod stage;
 mod stand_in;
 mod summary;
 mod telemetry;
+mod totals;
 mod verify;
 
 use std::path::PathBuf;

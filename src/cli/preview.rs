@@ -19,7 +19,7 @@ use futures::{StreamExt as _, stream};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::args::{RegistryArgs, unusable};
-use super::output::{bad_input, fail, say};
+use super::output::{Output, bad_input, fail, print_value, say};
 use super::signals::signalled;
 use super::stand_in::{StandInArgs, StandIns};
 use super::{convert, telemetry};
@@ -29,13 +29,15 @@ use crate::engine::forecast;
 use crate::image::Float;
 use crate::machine::{Fault, FaultClass, Forecast, ImageSpec, Reason, Request};
 use crate::policy::Policy;
-use crate::registry::{Progress, RegistryClient, Settings, Waiting};
+use crate::registry::{Keyring, Progress, RegistryClient, Settings, Waiting};
 use crate::store::Access;
 use crate::store::Key;
 use crate::store::file::{check_floats, read_requests};
 use against::Script;
 use report::{Found, Push, Report};
 
+/// What is still unknown after so long is reported as such.
+pub(super) const TIMEOUT_SECONDS: u32 = 300;
 /// Images looked at at once; how fast the registry is asked is its budget's.
 const AT_ONCE: usize = 32;
 /// A registry that is not available for so long is not waited for any more.
@@ -58,7 +60,7 @@ pub(super) struct PreviewArgs {
     #[arg(long, value_name = "FILE")]
     registry_config: Option<PathBuf>,
     /// Report what is still unknown after this many seconds as such.
-    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    #[arg(long, value_name = "SECONDS", default_value_t = TIMEOUT_SECONDS, value_parser = clap::value_parser!(u32).range(1..=3600))]
     timeout: u32,
     /// How the findings are printed.
     #[arg(
@@ -68,23 +70,28 @@ pub(super) struct PreviewArgs {
         value_name = "FORMAT",
         default_value = "table"
     )]
-    output: Output,
+    output: Form,
     #[command(flatten)]
     stand_in: StandInArgs,
     #[command(flatten)]
     registry: RegistryArgs,
 }
 
+/// How findings are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// For people.
+pub(super) enum Form {
+    /// A line for each float.
     Table,
+    /// The same, and below each float the tags that would be written, with whole digests.
+    Wide,
     /// For programs.
     Json,
+    /// For programs.
+    Yaml,
 }
 
 /// What is looked at, and with what.
-struct Preview {
+pub(super) struct Preview {
     requests: Vec<(PromotionRequest, Request)>,
     script: Option<Script>,
     policy: Policy,
@@ -96,24 +103,10 @@ struct Preview {
 
 pub(super) async fn run(args: PreviewArgs) -> ExitCode {
     telemetry::start(&telemetry::LogArgs::default(), "error");
-    let (output, timeout) = (args.output, args.timeout);
-    let preview = match set_up(args).await {
-        Ok(preview) => preview,
-        Err(message) => return bad_input(&message),
-    };
-    let end = Instant::now() + Duration::from_secs(timeout.into());
-    let report = tokio::select! {
-        report = preview.report(end) => report,
-        () = signalled() => return fail("interrupted; nothing was written"),
-    };
-    let printed = match output {
-        Output::Table => report.print_table(),
-        Output::Json => report.print_json(),
-    };
-    match printed {
-        Err(message) => fail(&message),
-        Ok(()) if report.in_the_way() == 0 => ExitCode::SUCCESS,
-        Ok(()) => ExitCode::FAILURE,
+    let (form, timeout) = (args.output, args.timeout);
+    match set_up(args).await {
+        Ok(preview) => preview.say(form, timeout).await,
+        Err(message) => bad_input(&message),
     }
 }
 
@@ -139,22 +132,55 @@ async fn set_up(args: PreviewArgs) -> Result<Preview, String> {
         settings.rewrite = stand_ins.rewrite();
     }
     let keyring = args.stand_in.credentials(args.registry_config.as_deref())?;
-    let mut requests = Vec::new();
-    for object in objects {
-        let request = read(&object).map_err(|error| error.to_string())?;
-        requests.push((object, request));
-    }
-    Ok(Preview {
-        requests,
-        script,
-        policy,
-        registry: RegistryClient::new(settings).map_err(|error| unusable(&error))?,
-        access: Access::unconditional(keyring.clone(), keyring),
-        _stand_ins: stand_ins,
-    })
+    let registry = RegistryClient::new(settings).map_err(|error| unusable(&error))?;
+    let preview = Preview::new(objects, policy, registry, keyring, stand_ins)?;
+    Ok(Preview { script, ..preview })
 }
 
 impl Preview {
+    /// Of these requests, from where each is.
+    pub(super) fn new(
+        objects: Vec<PromotionRequest>,
+        policy: Policy,
+        registry: RegistryClient,
+        keyring: Keyring,
+        stand_ins: Option<StandIns>,
+    ) -> Result<Self, String> {
+        let mut requests = Vec::new();
+        for object in objects {
+            let request = read(&object).map_err(|error| error.to_string())?;
+            requests.push((object, request));
+        }
+        Ok(Self {
+            requests,
+            script: None,
+            policy,
+            registry,
+            access: Access::unconditional(keyring.clone(), keyring),
+            _stand_ins: stand_ins,
+        })
+    }
+
+    /// Looks for at most so many seconds, prints what was found, and gives an exit code: whether anything is in the way.
+    pub(super) async fn say(&self, form: Form, seconds: u32) -> ExitCode {
+        let end = Instant::now() + Duration::from_secs(seconds.into());
+        let report = tokio::select! {
+            report = self.report(end) => report,
+            () = signalled() => return fail("interrupted; nothing was written"),
+        };
+        let printed = match form {
+            Form::Table => report.print_table(false),
+            Form::Wide => report.print_table(true),
+            Form::Json => print_value(&report.value(), Output::Json),
+            Form::Yaml => print_value(&report.value(), Output::Yaml),
+        };
+        match printed {
+            Err(message) => fail(&message),
+            Ok(()) if report.in_the_way() == 0 => ExitCode::SUCCESS,
+            Ok(()) => ExitCode::FAILURE,
+        }
+    }
+
     /// What is found of everything until `end`.
     async fn report(&self, end: Instant) -> Report {
         let mut moved: HashMap<&Float, Key> = HashMap::new();
@@ -237,7 +263,8 @@ impl Preview {
             ));
         }
         let progress = Arc::new(Progress::default());
-        let forecast = forecast(&self.registry, &self.access, image, &progress);
+        let recorded = &request.status.images[index];
+        let forecast = forecast(&self.registry, &self.access, image, recorded, &progress);
         let mut waits = Waits::default();
         let found = tokio::select! {
             forecast = forecast => forecast,
@@ -246,7 +273,7 @@ impl Preview {
         }?;
         let unmet = image
             .unmet(found.held.float)
-            .filter(|_| !found.is_unchanged());
+            .filter(|_| found.held.float != Some(found.source));
         match unmet {
             Some(message) => Err(ends(Reason::PreconditionFailed, &message)),
             None => Ok(found),

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::args::{RegistryArgs, unusable};
 use super::output::{Output, bad_input, fail, print_list};
+use super::preview::{self, Form, Preview};
 use super::progress::Display;
 use super::run::{End, carry_out};
 use super::signals::signalled;
@@ -18,9 +19,10 @@ use super::telemetry::{self, LogArgs};
 use super::verify::verify_posted;
 use crate::api::PromotionRequest;
 use crate::api::status::read;
-use crate::engine::Engine;
 use crate::engine::leadership::Leadership;
+use crate::engine::{Engine, Settings};
 use crate::machine::Phase;
+use crate::policy::Policy;
 use crate::registry::{Keyring, RegistryClient};
 use crate::store::Key;
 use crate::store::file::{FileError, FileStore, Update, read_requests};
@@ -40,15 +42,33 @@ pub(super) struct PromoteArgs {
     /// Credentials, a dockerconfigjson [default: `$REGISTRY_AUTH_FILE`, else the usual podman and docker files].
     #[arg(long, value_name = "FILE")]
     registry_config: Option<PathBuf>,
-    /// Print the final objects on standard output, as a List.
+    /// Print the final objects on standard output, as a List; with --dry-run what was found.
     #[arg(short = 'o', long = "output", value_name = "FORMAT")]
     output: Option<Output>,
+    /// Say what would be done from where an earlier run ended, as preview does; write nothing, the state file included.
+    #[arg(long)]
+    dry_run: bool,
+    /// Say nothing but warnings and what did not end well.
+    #[arg(short = 'q', long)]
+    quiet: bool,
     #[command(flatten)]
     stand_in: StandInArgs,
     #[command(flatten)]
     log: LogArgs,
     #[command(flatten)]
     registry: RegistryArgs,
+}
+
+/// What was given, read and checked.
+struct Given {
+    objects: Vec<PromotionRequest>,
+    policy: Policy,
+    keyring: Keyring,
+    registry: RegistryClient,
+    settings: Settings,
+    stand_ins: Option<StandIns>,
+    state: PathBuf,
+    temporary: Option<tempfile::TempDir>,
 }
 
 /// What a run works on.
@@ -65,9 +85,16 @@ struct Run {
 
 pub(super) async fn run(args: PromoteArgs) -> ExitCode {
     telemetry::start(&args.log, "error");
-    let output = args.output;
-    let mut display = Display::new();
-    let run = match set_up(args, &display).await {
+    let (output, dry_run, file) = (args.output, args.dry_run, args.file.clone());
+    let mut display = Display::new(args.quiet);
+    let given = match read_all(args, &display).await {
+        Ok(given) => given,
+        Err(message) => return bad_input(&message),
+    };
+    if dry_run {
+        return foresee(given, &file, output, &display).await;
+    }
+    let run = match set_up(given, &file, &display) {
         Ok(run) => run,
         Err(message) => return bad_input(&message),
     };
@@ -116,7 +143,7 @@ pub(super) async fn run(args: PromoteArgs) -> ExitCode {
 }
 
 /// Reads and checks everything; nothing is contacted before all of it is right.
-async fn set_up(args: PromoteArgs, display: &Display) -> Result<Run, String> {
+async fn read_all(args: PromoteArgs, display: &Display) -> Result<Given, String> {
     let objects = read_requests(&args.file).map_err(|error| error.to_string())?;
     for object in &objects {
         if object.spec.pull_secret.is_some() || object.spec.push_secret.is_some() {
@@ -134,7 +161,6 @@ async fn set_up(args: PromoteArgs, display: &Display) -> Result<Run, String> {
             .map_err(|error| format!("{}: {}: {error}", args.file.display(), Key::from(object)))?;
     }
     let keyring = args.stand_in.credentials(args.registry_config.as_deref())?;
-    let settings = args.registry.engine();
     let mut registry = args.registry.registry(&policy);
     let stand_ins = args.stand_in.start(&objects).await?;
     if let Some(stand_ins) = &stand_ins {
@@ -160,12 +186,33 @@ async fn set_up(args: PromoteArgs, display: &Display) -> Result<Run, String> {
         (None, None) => state_beside(&args.file),
     };
     let registry = RegistryClient::new(registry).map_err(|error| unusable(&error))?;
+    Ok(Given {
+        objects,
+        policy,
+        keyring,
+        registry,
+        settings: args.registry.engine(),
+        stand_ins,
+        state,
+        temporary,
+    })
+}
+
+/// Takes the state file, and makes an engine that works on it.
+fn set_up(given: Given, file: &Path, display: &Display) -> Result<Run, String> {
+    let Given {
+        objects,
+        policy,
+        keyring,
+        registry,
+        settings,
+        stand_ins,
+        state,
+        temporary,
+    } = given;
     let late = registry.put_timeout() + settings.late;
     let (store, updates) = FileStore::open(objects, &state, keyring.clone(), settings.settle, late)
-        .map_err(|error| match error {
-            FileError::Float { .. } => format!("{}: {error}", args.file.display()),
-            error => error.to_string(),
-        })?;
+        .map_err(|error| in_file(file, &error))?;
     let quiet = store.quiet();
     let (engine, keys) = Engine::new(
         store,
@@ -193,6 +240,42 @@ async fn set_up(args: PromoteArgs, display: &Display) -> Result<Run, String> {
     })
 }
 
+/// Says what a run would do, and does nothing.
+async fn foresee(given: Given, file: &Path, output: Option<Output>, display: &Display) -> ExitCode {
+    let Given {
+        objects,
+        policy,
+        keyring,
+        registry,
+        stand_ins,
+        state,
+        ..
+    } = given;
+    let mut objects = match FileStore::foreseen(objects, &state) {
+        Ok(objects) => objects,
+        Err(error) => return bad_input(&in_file(file, &error)),
+    };
+    verify_posted(&registry, &keyring, &objects, display).await;
+    objects.retain(|object| !object.is_finished());
+    let form = match output {
+        None => Form::Table,
+        Some(Output::Json) => Form::Json,
+        Some(Output::Yaml) => Form::Yaml,
+    };
+    match Preview::new(objects, policy, registry, keyring, stand_ins) {
+        Ok(preview) => preview.say(form, preview::TIMEOUT_SECONDS).await,
+        Err(message) => bad_input(&message),
+    }
+}
+
+/// Says which file a float stands in; all else names its own.
+fn in_file(file: &Path, error: &FileError) -> String {
+    match error {
+        FileError::Float { .. } => format!("{}: {error}", file.display()),
+        error => error.to_string(),
+    }
+}
+
 /// Shows what the embedded registry holds in the end.
 fn show_tags(stand_ins: &StandIns, objects: &[PromotionRequest], display: &Display) {
     for (repository, tags) in stand_ins.tags(objects) {
@@ -208,6 +291,7 @@ fn show_tags(stand_ins: &StandIns, objects: &[PromotionRequest], display: &Displ
     }
 }
 
-fn state_beside(file: &Path) -> PathBuf {
+/// Where the state of a file's requests is kept unless it is said.
+pub(super) fn state_beside(file: &Path) -> PathBuf {
     file.with_extension("state.yaml")
 }

@@ -3,7 +3,6 @@
 
 mod act;
 mod back;
-mod columns;
 mod float;
 mod follow;
 mod freeze;
@@ -12,6 +11,7 @@ mod history;
 mod open_gate;
 mod past;
 mod reach;
+mod records;
 mod retry;
 mod status;
 mod submit;
@@ -23,6 +23,7 @@ use std::process::ExitCode;
 
 use clap::{Args as _, FromArgMatches as _, Subcommand};
 
+use super::columns;
 use reach::{ClusterArgs, Stop};
 
 /// How kubectl finds its plugin: `kubectl promotion`.

@@ -62,7 +62,7 @@ impl Awaited {
             }
             Update::NotSaved(error) => {
                 if self.unsaved.is_none() {
-                    display.line(&format!(
+                    display.warn(&format!(
                         "{error}; nothing goes on until then, trying again"
                     ));
                 }
@@ -125,8 +125,9 @@ pub(super) async fn carry_out(
             }
             _ = tick.tick() => {
                 for (key, uid) in &awaited.open {
-                    display.copying(key, &engine.copying(uid));
+                    display.copying(key, engine.copying(uid));
                 }
+                display.all_requests();
                 if draining.is_some_and(|until| engine.unrecorded() == 0 || Instant::now() > until) {
                     return End::Interrupted;
                 }

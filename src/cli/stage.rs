@@ -50,6 +50,9 @@ pub(super) struct StageArgs {
         default_value = "yaml"
     )]
     output: Output,
+    /// Say nothing but warnings and failures.
+    #[arg(short = 'q', long)]
+    quiet: bool,
     #[command(flatten)]
     log: LogArgs,
     #[command(flatten)]
@@ -84,7 +87,7 @@ pub(super) async fn run(args: StageArgs) -> ExitCode {
         Ok(run) => run,
         Err(message) => return bad_input(&message),
     };
-    let display = Display::new();
+    let display = Display::new(args.quiet);
     let work = images.stage(&staging, &stop, &display);
     tokio::pin!(work);
     let outcome = tokio::select! {
@@ -97,6 +100,7 @@ pub(super) async fn run(args: StageArgs) -> ExitCode {
             Outcome::Stopped
         }
     };
+    display.end_all();
     match outcome {
         Outcome::Staged(digests) => {
             let documents = documents::staged(documents, &digests);

@@ -2,9 +2,10 @@
 
 use super::progress::Display;
 use crate::api::{ImageStatus, PinStatus, PromotionRequest};
+use crate::machine::Phase;
 use crate::store::Key;
 
-/// Says where a request and each of its floats ended.
+/// Says where a request and each of its floats ended; on a quiet display, only of one that did not end well.
 pub(super) fn summarise(object: &PromotionRequest, display: &Display) {
     let Some(status) = &object.status else { return };
     let phase = status.phase.as_deref().unwrap_or("Pending");
@@ -13,10 +14,13 @@ pub(super) fn summarise(object: &PromotionRequest, display: &Display) {
         ("Posted", _) | (_, None) => posted(&status.images),
         (_, Some(condition)) => format!("{}: {}", condition.reason, condition.message),
     };
-    display.line(&format!("{}  {phase}, {verdict}", Key::from(object)));
+    if display.is_quiet() && object.phase().is_some_and(Phase::is_complete) {
+        return;
+    }
+    display.warn(&format!("{}  {phase}, {verdict}", Key::from(object)));
     for image in &status.images {
         for line in lines(image, phase) {
-            display.line(&line);
+            display.warn(&line);
         }
     }
 }

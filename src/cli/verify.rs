@@ -40,12 +40,12 @@ pub(super) async fn verify_posted(
         .for_each(|(key, image, found)| async move {
             match found {
                 Ok(()) => display.line(&format!("{key}  Posted    {}  is in place", image.float)),
-                Err(message) => display.line(&format!("warning: {key}: {message}")),
+                Err(message) => display.warn(&format!("warning: {key}: {message}")),
             }
         });
     if timeout(LOOKS, looks).await.is_err() {
         let seconds = LOOKS.as_secs();
-        display.line(&format!(
+        display.warn(&format!(
             "warning: looking at what was promoted before took {seconds} s; the rest is not looked at"
         ));
     }

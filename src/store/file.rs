@@ -10,6 +10,7 @@ mod error;
 mod state;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -78,30 +79,17 @@ impl FileStore {
     /// Where the state is in use, cannot be read or written, or belongs to other requests, or a float cannot be promoted any more.
     pub fn open(
         objects: Vec<PromotionRequest>,
-        state: &std::path::Path,
+        state: &Path,
         keyring: Keyring,
         settle: Duration,
         late: Duration,
     ) -> Result<(Self, mpsc::UnboundedReceiver<Update>), FileError> {
         let place = StatePath::take(state)?;
-        let old = place.read()?;
-        // What an earlier run has begun goes on.
-        let begun = |key: &Key| old.requests.iter().any(|entry| entry.key() == *key);
-        let new = objects.iter().enumerate();
-        check_floats(new.filter(|(_, object)| !begun(&Key::from(*object))))?;
-        let mut inner = Inner {
-            objects: BTreeMap::new(),
-            slots: Vec::new(),
-            version: 0,
-            saved_at: old.saved_at,
-            quiet: old.quiet(settle, late),
-        };
-        let odd = |message| FileError::State {
-            path: place.path().into(),
-            message,
-        };
-        inner.adopt(objects, old).map_err(odd)?;
-        inner.renew().map_err(odd)?;
+        let old = state::read(place.path())?;
+        let quiet = old.quiet(settle, late);
+        let mut inner = Inner::of(objects, old, place.path())?;
+        inner.quiet = quiet;
+        inner.renew(place.path())?;
         place.replace(&inner.state())?;
         let (updates, receiver) = mpsc::unbounded_channel();
         let store = Self {
@@ -111,6 +99,31 @@ impl FileStore {
             inner: Mutex::new(inner),
         };
         Ok((store, receiver))
+    }
+
+    /// The requests of `objects` with what the state at `state` records of them, as it was left. Nothing is written, and whoever uses the
+    /// state is not disturbed.
+    ///
+    /// # Errors
+    /// Where the state cannot be read, or belongs to other requests.
+    pub fn recorded(
+        objects: Vec<PromotionRequest>,
+        state: &Path,
+    ) -> Result<Vec<PromotionRequest>, FileError> {
+        Ok(Inner::of(objects, state::read(state)?, state)?.documents())
+    }
+
+    /// The same, as a run would begin with them.
+    ///
+    /// # Errors
+    /// As [`FileStore::open`].
+    pub fn foreseen(
+        objects: Vec<PromotionRequest>,
+        state: &Path,
+    ) -> Result<Vec<PromotionRequest>, FileError> {
+        let mut inner = Inner::of(objects, state::read(state)?, state)?;
+        inner.renew(state)?;
+        Ok(inner.documents())
     }
 
     /// How long a tag write of an earlier run may still take to show or to land; zero where nothing will be launched.
@@ -126,12 +139,7 @@ impl FileStore {
     /// The objects as they are now, in the order of the documents.
     #[must_use]
     pub fn objects(&self) -> Vec<PromotionRequest> {
-        let inner = self.lock();
-        let documents = inner.slots.iter().filter_map(|slot| match slot {
-            Slot::Document(key) => inner.objects.get(key),
-            Slot::Other(_) => None,
-        });
-        documents.cloned().collect()
+        self.lock().documents()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -145,6 +153,34 @@ impl FileStore {
 }
 
 impl Inner {
+    /// Objects with what an earlier run recorded of them.
+    fn of(objects: Vec<PromotionRequest>, old: StateFile, path: &Path) -> Result<Self, FileError> {
+        // What an earlier run has begun goes on.
+        let begun = |key: &Key| old.requests.iter().any(|entry| entry.key() == *key);
+        let new = objects.iter().enumerate();
+        check_floats(new.filter(|(_, object)| !begun(&Key::from(*object))))?;
+        let mut inner = Self {
+            objects: BTreeMap::new(),
+            slots: Vec::new(),
+            version: 0,
+            saved_at: old.saved_at,
+            quiet: Duration::ZERO,
+        };
+        inner
+            .adopt(objects, old)
+            .map_err(|message| odd(path, message))?;
+        Ok(inner)
+    }
+
+    /// In the order of the documents.
+    fn documents(&self) -> Vec<PromotionRequest> {
+        let documents = self.slots.iter().filter_map(|slot| match slot {
+            Slot::Document(key) => self.objects.get(key),
+            Slot::Other(_) => None,
+        });
+        documents.cloned().collect()
+    }
+
     /// Matches objects with the state of an earlier run.
     fn adopt(&mut self, objects: Vec<PromotionRequest>, old: StateFile) -> Result<(), String> {
         let named: BTreeSet<Key> = objects.iter().map(Key::from).collect();
@@ -194,7 +230,7 @@ impl Inner {
 
     /// The deadline restarts; what failed or was cancelled is tried again from what is recorded. What has not moved its floats
     /// gives way to a later request that has begun on them: no float goes back to an older request's image.
-    fn renew(&mut self) -> Result<(), String> {
+    fn renew(&mut self, path: &Path) -> Result<(), FileError> {
         let now = Timestamp::now();
         let mut begun: HashMap<Float, String> = HashMap::new();
         for slot in self.slots.iter().rev() {
@@ -204,7 +240,7 @@ impl Inner {
                         continue;
                     };
                     reset(object, |float| begun.get(float).cloned(), now)
-                        .map_err(|e| e.to_string())?;
+                        .map_err(|e| odd(path, e.to_string()))?;
                     if object.spec.mode == Mode::Promote {
                         note_begun(&mut begun, key, object.status.as_ref());
                     }
@@ -221,6 +257,14 @@ impl Inner {
             Slot::Other(entry) => Some(SavedRequest::clone(entry)),
         };
         StateFile::new(self.saved_at, self.slots.iter().filter_map(entry).collect())
+    }
+}
+
+/// A state that does not go with the requests.
+fn odd(path: &Path, message: String) -> FileError {
+    FileError::State {
+        path: path.into(),
+        message,
     }
 }
 

@@ -371,6 +371,25 @@ async fn what_cannot_be_done_is_said_in_one_line_and_nothing_is_written() {
         ])
         .await
         .refuses(2, &["Bad_Name"]);
+    let pair = format!("x.io/s/a@{digest}={float}");
+    for (replaces, words) in [
+        ("x.io/o/ci:g=None", "no image goes to x.io/o/ci:g"),
+        (&*format!("{float}=sha256:7"), "spec.images[0].replaces"),
+    ] {
+        plugin
+            .says(&["submit", &pair, "--replaces", replaces])
+            .await
+            .refuses(2, &[words]);
+    }
+    // It has not ended, nobody has promoted that float, and there is no such state file.
+    plugin
+        .says(&["undo", "r", "--apply", "--no-registry"])
+        .await
+        .refuses(2, &["has not ended"]);
+    plugin
+        .says(&["undo", "quay.io/o/ci:other", "--apply", "--no-registry"])
+        .await
+        .refuses(2, &["nothing to take back"]);
     plugin
         .says(&["--kubeconfig=/nowhere", "status"])
         .await
@@ -384,10 +403,10 @@ async fn what_cannot_be_done_is_said_in_one_line_and_nothing_is_written() {
         kubeconfig: plugin.folder.join("nowhere"),
         ..Plugin::of(&stage).await
     };
-    nobody
-        .says(&["status"])
-        .await
-        .refuses(2, &["no cluster", "KUBECONFIG"]);
+    for arguments in [&["status"][..], &["undo", "r", "--apply"]] {
+        let said = nobody.says(arguments).await;
+        said.refuses(2, &["no cluster", "KUBECONFIG"]);
+    }
     let token = stage
         .plane
         .service_account_token(&stage.namespace, "nobody")
@@ -395,13 +414,18 @@ async fn what_cannot_be_done_is_said_in_one_line_and_nothing_is_written() {
         .unwrap();
     let kubeconfig = stage.plane.kubeconfig_for(&token).unwrap();
     let stranger = Plugin::with(&stage, &kubeconfig).await;
-    for arguments in [&["status"][..], &["cancel", "r"], &["history", float]] {
+    for arguments in [
+        &["status"][..],
+        &["cancel", "r"],
+        &["history", float],
+        &["undo", "r", "--apply", "--no-registry"],
+        &["undo", float, "--apply", "--no-registry"],
+    ] {
         stranger
             .says(arguments)
             .await
             .refuses(1, &["forbidden", "promotionrequests-view"]);
     }
-    let pair = format!("x.io/s/a@{digest}={float}");
     stranger
         .says(&["submit", &pair])
         .await

@@ -482,8 +482,8 @@ async fn every_option_makes_the_objects_it_is_for_and_no_others() {
         ("RoleBinding", 1),
         ("Service", 1),
         ("ServiceAccount", 1),
-        ("ValidatingAdmissionPolicy", 3),
-        ("ValidatingAdmissionPolicyBinding", 3),
+        ("ValidatingAdmissionPolicy", 4),
+        ("ValidatingAdmissionPolicyBinding", 4),
     ];
     let all: BTreeMap<String, usize> = all.map(|(kind, n)| (kind.to_owned(), n)).into();
     for (case, values) in every() {
@@ -494,8 +494,8 @@ async fn every_option_makes_the_objects_it_is_for_and_no_others() {
             "policy" | "dashboard" => &[("ConfigMap", 2)],
             "no definition" => &[
                 ("CustomResourceDefinition", 0),
-                ("ValidatingAdmissionPolicy", 2),
-                ("ValidatingAdmissionPolicyBinding", 2),
+                ("ValidatingAdmissionPolicy", 3),
+                ("ValidatingAdmissionPolicyBinding", 3),
             ],
             "no roles for people" => &[("ClusterRole", 2)],
             "another's account" => &[("ServiceAccount", 0)],
@@ -506,8 +506,8 @@ async fn every_option_makes_the_objects_it_is_for_and_no_others() {
             "most" => &[
                 ("ConfigMap", 3),
                 ("CustomResourceDefinition", 0),
-                ("ValidatingAdmissionPolicy", 2),
-                ("ValidatingAdmissionPolicyBinding", 2),
+                ("ValidatingAdmissionPolicy", 3),
+                ("ValidatingAdmissionPolicyBinding", 3),
                 ("ClusterRole", 2),
                 ("ServiceAccount", 0),
                 ("ServiceMonitor", 1),

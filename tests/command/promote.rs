@@ -2,11 +2,13 @@
 
 mod access;
 mod again;
+mod dry_run;
 mod input;
 mod labels;
 mod referrers;
 mod resume;
 mod serve;
+mod undo;
 
 use std::path::Path;
 

@@ -13,8 +13,8 @@ use jiff::Timestamp;
 
 use crate::image::{Digest, Float, Reference, Repository, Source, Stamp, Tag};
 use crate::machine::{
-    self, Admission, Copying, FloatTags, Forecast, ImageContext, ImageSpec, Inputs, Latch, Mode,
-    Notice, OnFailure, Referrers, Request, Spec, Status, Write, WrittenTag,
+    self, Admission, Copying, FloatTags, Forecast, Image, ImageContext, ImageSpec, Inputs, Latch,
+    Mode, Notice, OnFailure, Referrers, Request, SourceFacts, Spec, Status, Write, WrittenTag,
 };
 use crate::steps::{Flow, Put, StepIo, TagLabels, Work};
 
@@ -48,14 +48,40 @@ pub fn forecast(
         media_type,
         held,
         copying,
-        writes: writes(float, source, held),
+        writes: writes(float, Image::default(), source, held),
         expiring: Vec::new(),
     }
 }
 
-fn writes(float: &Float, source: Digest, held: FloatTags) -> Vec<Write> {
+/// What is left to do of an image that an earlier run has staged, as it is recorded.
+#[must_use]
+pub fn rest(float: &Float, source: SourceFacts, image: &Image, held: FloatTags) -> Forecast {
+    let image = Image {
+        // Here nothing is waited for, and no launch was cut off.
+        attempts: 0,
+        next_attempt: None,
+        late_until: None,
+        ..image.clone()
+    };
+    Forecast {
+        source: source.digest,
+        media_type: source.media_type,
+        held,
+        copying: Copying::default(),
+        writes: writes(float, image, source.digest, held),
+        expiring: Vec::new(),
+    }
+}
+
+fn writes(float: &Float, image: Image, source: Digest, held: FloatTags) -> Vec<Write> {
     let overlay = Overlay::of(float, held);
+    if image.phase.is_backed_up() {
+        let pins = image.displaced.iter().chain(&image.rescued);
+        let pins = pins.map(|pin| (pin.tag.clone(), pin.digest));
+        overlay.lock().held.extend(pins);
+    }
     let mut request = request(float, source);
+    request.status.images = vec![image];
     for _ in 0..LAUNCHES_MAX {
         let inputs = inputs();
         let decision = machine::decide(&mut request, &inputs);
@@ -241,12 +267,13 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::machine::samples::{digest, float, held};
+    use crate::machine::{Phase, Pin};
 
     /// `TAG=DIGEST` for each write, in order.
     fn written(held: FloatTags) -> Vec<String> {
         let names = ["new", "old", "lost", "gone"].map(|name| (digest(name), name));
         let name = |digest| names.iter().find(|(known, _)| *known == digest).unwrap().1;
-        let writes = writes(&float(0), digest("new"), held).into_iter();
+        let writes = writes(&float(0), Image::default(), digest("new"), held).into_iter();
         writes
             .map(|write| {
                 let tag = match write.tag {
@@ -317,8 +344,48 @@ mod tests {
     }
 
     #[test]
+    fn of_an_image_that_is_staged_only_what_is_left_is_announced() {
+        let source = SourceFacts {
+            digest: digest("new"),
+            media_type: None,
+        };
+        let pin = Pin {
+            digest: digest("old"),
+            tag: float(0).prune(Stamp::at(Timestamp::UNIX_EPOCH)),
+        };
+        let left = |phase, held| {
+            let image = Image {
+                phase,
+                source: Some(source.clone()),
+                displaced: vec![pin.clone()],
+                // None of these is waited for.
+                attempts: 3,
+                next_attempt: Some(Timestamp::MAX),
+                late_until: Some(Timestamp::MAX),
+                ..Image::default()
+            };
+            let writes = rest(&float(0), source.clone(), &image, held).writes;
+            let tags = writes.into_iter().map(|write| match write.tag {
+                WrittenTag::Named(tag) => tag.to_string(),
+                WrittenTag::Prune { .. } => "prune".into(),
+            });
+            tags.collect::<Vec<_>>()
+        };
+        let staged = FloatTags {
+            pre: Some(digest("old")),
+            ..held("old", "new", "")
+        };
+        let all = ["prune", "f0__pre", "f0", "f0__post1"];
+        assert_eq!(left(Phase::Incoming, staged), all);
+        assert_eq!(left(Phase::BackedUp, staged), ["f0", "f0__post1"]);
+        assert_eq!(left(Phase::Latched, held("new", "new", "")), ["f0__post1"]);
+        assert_eq!(left(Phase::Posted, held("new", "new", "new")), [""; 0]);
+    }
+
+    #[test]
     fn what_a_tag_holds_now_stands_beside_what_it_would_hold() {
-        let writes = writes(&float(0), digest("new"), held("old", "new", ""));
+        let held = held("old", "new", "");
+        let writes = writes(&float(0), Image::default(), digest("new"), held);
         let holds: Vec<_> = writes.iter().map(|write| write.holds).collect();
         let some = |name| Some(digest(name));
         assert_eq!(holds, [some("new"), None, some("older"), some("old"), None]);

@@ -173,6 +173,16 @@ impl Comparison {
         }
     }
 
+    /// Whether both write the same tags.
+    pub(super) fn is_same(&self) -> bool {
+        match self {
+            Self::Absent | Self::OtherSource { .. } => false,
+            Self::Same {
+                script, promotion, ..
+            } => script.is_empty() && promotion.is_empty(),
+        }
+    }
+
     pub(super) fn lines(&self) -> Vec<String> {
         match self {
             Self::Absent => vec!["script: does not move this float".into()],
@@ -186,7 +196,7 @@ impl Comparison {
                 script,
                 promotion,
             } => {
-                if script.is_empty() && promotion.is_empty() {
+                if self.is_same() {
                     return vec![format!("script: the same ({place})")];
                 }
                 let say = |who: &'static str| {

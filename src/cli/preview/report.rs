@@ -4,11 +4,16 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
+use super::super::columns::{or_dash, table};
 use super::super::output::print_text;
 use super::against::{Comparison, Difference, Missed, name};
-use crate::image::{Float, Source};
-use crate::machine::{Bytes, Expiry, Fault, FaultClass, Forecast, Tally, Write};
+use crate::image::{Digest, Float, Source};
+use crate::machine::{Bytes, Copying, Expiry, Fault, FaultClass, Forecast, Tally, Write};
 use crate::store::Key;
+
+const COLUMNS: [&str; 7] = [
+    "REQUEST", "FLOAT", "VERDICT", "NOW", "SOURCE", "COPY", "TAGS",
+];
 
 /// All that was found.
 pub(super) struct Report {
@@ -169,9 +174,8 @@ impl Report {
             + self.missed.len()
     }
 
-    /// # Errors
-    /// What could not be written, unless the reader has gone.
-    pub(super) fn print_json(&self) -> Result<(), String> {
+    /// For programs.
+    pub(super) fn value(&self) -> Value {
         let requests = self.requests.iter().enumerate().map(|(number, name)| {
             let images = self.images.iter().filter(|image| image.request == number);
             json!({"name": name, "images": images.map(Found::json).collect::<Vec<_>>()})
@@ -183,19 +187,26 @@ impl Report {
         if self.images.iter().any(|image| image.script.is_some()) {
             report["missed"] = self.missed.iter().map(Missed::json).collect();
         }
-        let text = serde_json::to_string_pretty(&report).map_err(|error| error.to_string())?;
-        print_text(&text)
+        report
     }
 
+    /// For people: a line for each float, and below it what is in the way, or, if it is to be `wide`, all that was found.
+    ///
     /// # Errors
-    /// As [`Report::print_json`].
-    pub(super) fn print_table(&self) -> Result<(), String> {
-        let mut lines = Vec::new();
-        for (number, name) in self.requests.iter().enumerate() {
-            lines.push(name.clone());
-            for image in self.images.iter().filter(|image| image.request == number) {
-                image.lines(&mut lines);
-            }
+    /// What could not be written, unless the reader has gone.
+    pub(super) fn print_table(&self, wide: bool) -> Result<(), String> {
+        let name = |image: &Found| self.requests.get(image.request).cloned();
+        let rows = self.images.iter().map(|image| image.row(name(image)));
+        let mut table = table(&COLUMNS, &rows.collect::<Vec<_>>()).into_iter();
+        let mut lines: Vec<String> = table.next().into_iter().collect();
+        for (image, line) in self.images.iter().zip(table) {
+            lines.push(line);
+            lines.extend(
+                image
+                    .notes(wide)
+                    .into_iter()
+                    .map(|note| format!("    {note}")),
+            );
         }
         lines.extend(self.missed.iter().map(Missed::line));
         lines.push(self.summary());
@@ -232,71 +243,98 @@ impl Report {
 }
 
 impl Found {
-    fn lines(&self, lines: &mut Vec<String>) {
+    fn row(&self, request: Option<String>) -> Vec<String> {
+        let forecast = self.finding.as_ref().ok();
+        let short = |digest: Option<Digest>| or_dash(digest.map(|digest| digest.short()));
+        vec![
+            or_dash(request),
+            self.float.to_string(),
+            self.verdict().as_str().into(),
+            short(forecast.and_then(|forecast| forecast.held.float)),
+            short(forecast.map(|forecast| forecast.source)),
+            or_dash(forecast.and_then(|forecast| brought(&forecast.copying))),
+            or_dash(forecast.map(|forecast| forecast.writes.len().to_string())),
+        ]
+    }
+
+    /// What has to be said of it beside its line.
+    fn notes(&self, wide: bool) -> Vec<String> {
+        let mut notes = Vec::new();
+        match self.fault() {
+            Some(fault) => notes.push(format!("{}: {}", fault.reason, self.message())),
+            None if wide || self.before.is_some() => notes.push(self.message()),
+            None => {}
+        }
+        if let Ok(forecast) = &self.finding {
+            if wide && !forecast.is_unchanged() {
+                self.details(forecast, &mut notes);
+            } else if !wide {
+                notes.extend(expiring(&forecast.expiring));
+            }
+        }
+        let script = self
+            .script
+            .iter()
+            .filter(|script| wide || !script.is_same());
+        notes.extend(script.flat_map(Comparison::lines));
+        notes
+    }
+
+    fn details(&self, forecast: &Forecast, lines: &mut Vec<String>) {
         lines.push(format!(
-            "  {}  {}: {}",
-            self.float,
-            self.verdict().as_str(),
-            self.message()
+            "from  {}@{}",
+            self.source.repository, forecast.source
         ));
-        if let Ok(forecast) = &self.finding
-            && !forecast.is_unchanged()
-        {
+        let copying = forecast.copying;
+        for (what, tally) in [
+            ("there", copying.present),
+            ("mount", copying.mountable),
+            ("copy ", copying.missing),
+        ] {
+            if tally.blobs > 0 {
+                let bytes = Bytes(tally.bytes);
+                lines.push(format!("{what} {} blobs, {bytes}", tally.blobs));
+            }
+        }
+        let children = copying.children;
+        if children.present + children.missing > 0 {
             lines.push(format!(
-                "    from  {}@{}",
-                self.source.repository, forecast.source
-            ));
-            let copying = forecast.copying;
-            for (what, tally) in [
-                ("there", copying.present),
-                ("mount", copying.mountable),
-                ("copy ", copying.missing),
-            ] {
-                if tally.blobs > 0 {
-                    lines.push(format!(
-                        "    {what} {} blobs, {}",
-                        tally.blobs,
-                        Bytes(tally.bytes)
-                    ));
-                }
-            }
-            let children = copying.children;
-            if children.present + children.missing > 0 {
-                lines.push(format!(
-                    "    child manifests: {} to put, {} there",
-                    children.missing, children.present
-                ));
-            }
-            let width = forecast
-                .writes
-                .iter()
-                .map(|write| name(&self.float, &write.tag).len())
-                .max();
-            for write in &forecast.writes {
-                let held = match write.holds {
-                    Some(digest) if digest == write.digest => "as now".into(),
-                    Some(digest) => format!("now {digest}"),
-                    None => "new".into(),
-                };
-                lines.push(format!(
-                    "    write {:<width$}  {}  {held}",
-                    name(&self.float, &write.tag),
-                    write.digest,
-                    width = width.unwrap_or_default()
-                ));
-            }
-            lines.push(format!(
-                "    push  {}",
-                match &self.push {
-                    Push::Granted => "the token says that it may",
-                    Push::Denied(_) => "denied",
-                    Push::NotKnown => "not known without writing",
-                }
+                "child manifests: {} to put, {} there",
+                children.missing, children.present
             ));
         }
-        if let Some(script) = &self.script {
-            lines.extend(script.lines().into_iter().map(|line| format!("    {line}")));
+        let named = |write: &Write| name(&self.float, &write.tag);
+        let width = forecast.writes.iter().map(|write| named(write).len()).max();
+        for write in &forecast.writes {
+            let held = match write.holds {
+                Some(digest) if digest == write.digest => "as now".into(),
+                Some(digest) => format!("now {digest}"),
+                None => "new".into(),
+            };
+            lines.push(format!(
+                "write {:<width$}  {}  {held}",
+                named(write),
+                write.digest,
+                width = width.unwrap_or_default()
+            ));
         }
+        lines.push(format!(
+            "push  {}",
+            match &self.push {
+                Push::Granted => "the token says that it may",
+                Push::Denied(_) => "denied",
+                Push::NotKnown => "not known without writing",
+            }
+        ));
+    }
+}
+
+/// What is brought to the float's repository, if anything.
+fn brought(copying: &Copying) -> Option<String> {
+    match (copying.missing, copying.mountable) {
+        (missing, _) if missing.blobs > 0 => Some(Bytes(missing.bytes).to_string()),
+        (_, mountable) if mountable.blobs > 0 => Some("mounted".into()),
+        _ => None,
     }
 }
 

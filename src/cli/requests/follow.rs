@@ -1,7 +1,6 @@
 //! A request followed to its end: a tree that is drawn anew on a terminal, lines elsewhere. Everything goes to standard error.
 
 use kube::Resource as _;
-use std::collections::VecDeque;
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -12,6 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use super::super::output::say;
 use super::super::progress::Display;
+use super::super::totals::Speed;
 use super::reach::{Reach, Stop};
 use super::tree::tree;
 use crate::api::PromotionRequest;
@@ -23,8 +23,6 @@ use crate::store::requests::{Listed, RequestError};
 const LOOK: Duration = Duration::from_secs(1);
 /// A cluster that does not answer for so long is not asked again.
 const PATIENCE: Duration = Duration::from_mins(1);
-/// What speeds are taken from.
-const RECENT: Duration = Duration::from_secs(10);
 
 /// Where the request is shown while it is followed.
 enum Screen {
@@ -40,7 +38,7 @@ pub(super) async fn to_end(reach: &Reach, first: Listed) -> Result<Listed, Stop>
     let key = first.key();
     let uid = first.stored.meta().uid.clone();
     let mut screen = Screen::new(&first);
-    let mut speeds = Speeds::default();
+    let mut speeds: Vec<Speed> = Vec::new();
     let mut current = first;
     let mut silent: Option<Instant> = None;
     let end = loop {
@@ -53,8 +51,9 @@ pub(super) async fn to_end(reach: &Reach, first: Listed) -> Result<Listed, Stop>
         if object.is_finished() {
             break Ok(());
         }
-        speeds.note(object, Instant::now());
-        screen.show(&current, &speeds.all());
+        note(&mut speeds, object, Instant::now());
+        let speeds: Vec<_> = speeds.iter().map(Speed::per_second).collect();
+        screen.show(&current, &speeds);
         sleep(LOOK).await;
         match reach.requests.get(&key).await {
             Ok(listed) if listed.stored.meta().uid == uid => {
@@ -98,7 +97,7 @@ impl Screen {
                 bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner())),
             );
         }
-        let mut display = Display::new();
+        let mut display = Display::new(false);
         if let Stored::Read(object) = &first.stored {
             display.begin(object);
         }
@@ -127,35 +126,14 @@ impl Screen {
     }
 }
 
-/// How fast each image is copied.
-#[derive(Default)]
-struct Speeds {
-    seen: VecDeque<(Instant, Vec<u64>)>,
-}
-
-impl Speeds {
-    fn note(&mut self, object: &PromotionRequest, now: Instant) {
-        let images = object.status.iter().flat_map(|status| &status.images);
-        let bytes = images.map(|image| {
-            let copied = image.copied_now.unwrap_or_default();
-            u64::try_from(copied).unwrap_or_default()
-        });
-        self.seen.push_back((now, bytes.collect()));
-        while self.seen.len() > 2 && self.seen.front().is_some_and(|(at, _)| now - *at > RECENT) {
-            self.seen.pop_front();
+/// Notes how far each image is.
+fn note(speeds: &mut Vec<Speed>, object: &PromotionRequest, now: Instant) {
+    let images = object.status.iter().flat_map(|status| &status.images);
+    let bytes = images.map(|image| image.copied_now.unwrap_or_default());
+    for (index, bytes) in bytes.enumerate() {
+        if speeds.len() <= index {
+            speeds.push(Speed::default());
         }
-    }
-
-    fn all(&self) -> Vec<Option<u64>> {
-        let (Some((from, before)), Some((to, after))) = (self.seen.front(), self.seen.back())
-        else {
-            return Vec::new();
-        };
-        let seconds = (*to - *from).as_secs();
-        let speed = |(index, &bytes): (usize, &u64)| {
-            let copied = bytes.checked_sub(before.get(index).copied().unwrap_or_default())?;
-            copied.checked_div(seconds)
-        };
-        after.iter().enumerate().map(speed).collect()
+        speeds[index].note(u64::try_from(bytes).unwrap_or_default(), now);
     }
 }

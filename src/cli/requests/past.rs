@@ -88,10 +88,14 @@ pub(super) async fn touches(
         }
         Scope::Everywhere => reach.everywhere(&mut each).await?,
     }
-    // What no controller has seen yet comes last in the order of requests, so it is the newest.
+    Ok(newest_first(found))
+}
+
+/// What no controller has seen yet comes last in the order of requests, so it is the newest.
+pub(super) fn newest_first(mut found: Vec<Touch>) -> Vec<Touch> {
     let place = |touch: &Touch| (touch.order.unwrap_or(i64::MAX), touch.created);
     found.sort_by_key(|touch| std::cmp::Reverse(place(touch)));
-    Ok(found)
+    found
 }
 
 impl Scope {

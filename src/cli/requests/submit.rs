@@ -25,6 +25,9 @@ pub(in crate::cli) struct SubmitArgs {
     /// What is promoted, and where it goes.
     #[arg(required = true, value_name = "SOURCE=FLOAT", value_parser = image)]
     images: Vec<ImageSpec>,
+    /// What a float has to be on when it moves, or None if it must not exist yet (repeatable).
+    #[arg(long, value_name = "FLOAT=DIGEST|None")]
+    replaces: Vec<String>,
     /// Name of the request [default: after its first float, with an end of its own].
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -55,7 +58,8 @@ pub(in crate::cli) struct SubmitArgs {
 
 pub(super) async fn run(args: SubmitArgs) -> Result<ExitCode, Stop> {
     let SubmitArgs {
-        images,
+        mut images,
+        replaces,
         name,
         push_secret,
         pull_secret,
@@ -66,6 +70,9 @@ pub(super) async fn run(args: SubmitArgs) -> Result<ExitCode, Stop> {
         wait,
         cluster,
     } = args;
+    for text in &replaces {
+        replace(&mut images, text).map_err(Stop::Input)?;
+    }
     let secret = |name: Option<String>| name.map(|name| SecretRef { name });
     let spec = PromotionRequestSpec {
         latch,
@@ -82,6 +89,21 @@ pub(super) async fn run(args: SubmitArgs) -> Result<ExitCode, Stop> {
     object.metadata.generate_name = name.is_none().then(|| prefix(&object.spec.images));
     object.metadata.name = name;
     create(&reach, object, form, wait).await
+}
+
+/// Notes what the float of one of the images has to be on; what that may be is checked with the request.
+fn replace(images: &mut [ImageSpec], text: &str) -> Result<(), String> {
+    let (float, what) = text
+        .rsplit_once('=')
+        .ok_or_else(|| format!("--replaces {text}: write FLOAT=DIGEST or FLOAT=None"))?;
+    let image = images.iter_mut().find(|image| image.float == float);
+    let image = image.ok_or_else(|| {
+        format!("--replaces {text}: no image goes to {float}; write it as after SOURCE=")
+    })?;
+    if image.replaces.replace(what.into()).is_some() {
+        return Err(format!("--replaces: names {float} twice; name it once"));
+    }
+    Ok(())
 }
 
 /// A spec of these images, all else by default.
@@ -176,6 +198,26 @@ fn named<T: DeserializeOwned>(text: &str) -> Result<T, String> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn what_is_replaced_is_noted_at_its_float_and_nowhere_else() {
+        let mut images =
+            ["f", "g"].map(|tag| image(&format!("x.io/a/b:c=x.io/o/ci:{tag}")).unwrap());
+        replace(&mut images, "x.io/o/ci:g=None").unwrap();
+        let replaced = images.clone().map(|image| image.replaces);
+        assert_eq!(replaced, [None, Some("None".into())]);
+        for (text, word) in [
+            ("x.io/o/ci:g=None", "twice"),
+            ("x.io/o/ci:h=None", "no image goes to x.io/o/ci:h"),
+            ("None", "FLOAT=None"),
+        ] {
+            let refused = replace(&mut images, text).unwrap_err();
+            assert!(
+                refused.contains(word) && refused.contains("--replaces"),
+                "{refused}"
+            );
+        }
+    }
 
     #[test]
     fn a_name_begins_with_the_tag_of_the_first_float_as_far_as_a_name_may() {

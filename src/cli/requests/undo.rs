@@ -1,5 +1,6 @@
 //! `undo`: a request that takes floats back to what they were on before. It is printed, or created.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -9,8 +10,9 @@ use super::super::output::{print_documents, say};
 use super::back::{Back, of_request, way};
 use super::freeze;
 use super::held::{Eyes, LookArgs};
-use super::past::{Scope, Touch, touches};
+use super::past::Touch;
 use super::reach::{ClusterArgs, Reach, Stop};
+use super::records::Records;
 use super::submit::{create, finish};
 use crate::api::{PromotionRequest, PromotionRequestSpec, SecretRef};
 use crate::controller::freeze_map::FreezeMap;
@@ -19,7 +21,7 @@ use crate::image::{Digest, Float, Reference, Stamp, Tag};
 use crate::store::Stored;
 
 /// The longest name of a request that another is called after.
-const NAME_MAX: usize = 240;
+const NAME_MAX: usize = 230;
 
 /// Take floats back to what they were on: of a request all that it moved, together or not at all; or one float. Prints the request that
 /// does it; --apply creates it.
@@ -36,6 +38,18 @@ pub(in crate::cli) struct UndoArgs {
     /// Leave out floats that somebody has moved since, or that have nothing to go back to.
     #[arg(long)]
     partial: bool,
+    /// Take back what promote did with the requests of this file, as its state file records it: no cluster is asked, and the request that
+    /// is printed is for promote.
+    #[arg(
+        short = 'f',
+        long = "file",
+        value_name = "FILE",
+        conflicts_with = "apply"
+    )]
+    file: Option<PathBuf>,
+    /// That state file [default: FILE with the extension .state.yaml].
+    #[arg(long, value_name = "FILE", requires = "file")]
+    state: Option<PathBuf>,
     /// Create the request.
     #[arg(long)]
     apply: bool,
@@ -53,7 +67,9 @@ pub(in crate::cli) struct UndoArgs {
 
 /// What is to be done, and with which Secrets.
 struct Plan {
+    /// What the new request is called after, and the namespace of the old one.
     name: String,
+    namespace: String,
     floats: Vec<Back>,
     pull: Option<SecretRef>,
     push: Option<SecretRef>,
@@ -64,6 +80,8 @@ pub(super) async fn run(args: UndoArgs) -> Result<ExitCode, Stop> {
         what,
         to,
         partial,
+        file,
+        state,
         apply,
         freeze,
         wait,
@@ -72,27 +90,41 @@ pub(super) async fn run(args: UndoArgs) -> Result<ExitCode, Stop> {
     } = args;
     let eyes = look.eyes()?;
     let form = cluster.output;
-    let reach = Reach::one(cluster).await?;
+    let records = match file {
+        Some(file) => Records::of_file(&file, state)?,
+        None => Records::Cluster(Box::new(Reach::one(cluster).await?)),
+    };
     let plan = if what.contains(':') {
         let float: Float = what
             .parse()
             .map_err(|error| Stop::Input(format!("{error}")))?;
-        of_float(&reach, eyes.as_ref(), &float, to.as_deref()).await?
+        of_float(&records, eyes.as_ref(), &float, to.as_deref()).await?
     } else if to.is_some() {
         return Err(Stop::Input(
             "--to goes with a float, not with a request".into(),
         ));
     } else {
-        of_one(&reach, eyes.as_ref(), &what, partial).await?
+        of_one(&records, eyes.as_ref(), &what, partial).await?
     };
+    let name = plan.name[..plan.name.len().min(NAME_MAX)].to_owned();
+    let namespace = plan.namespace.clone();
     let mut object = request(plan).map_err(Stop::Input)?;
-    if freeze {
-        keep(&reach, &mut object).await?;
-    }
-    if apply {
-        return create(&reach, object, form, wait).await;
-    }
-    let object = finish(&reach, object).await?;
+    records.name_undo(&mut object, &name);
+    let object = match records {
+        Records::Cluster(reach) => {
+            if freeze {
+                keep(&reach, &mut object).await?;
+            }
+            if apply {
+                return create(&reach, object, form, wait).await;
+            }
+            finish(&reach, object).await?
+        }
+        Records::File(_) => {
+            object.metadata.namespace = Some(namespace).filter(|namespace| !namespace.is_empty());
+            object
+        }
+    };
     match form.objects() {
         Some(output) => super::super::output::print_value(&object, output),
         None => print_documents(&[object]),
@@ -123,13 +155,13 @@ async fn keep(reach: &Reach, object: &mut PromotionRequest) -> Result<(), Stop> 
 
 /// What takes back a request.
 async fn of_one(
-    reach: &Reach,
+    records: &Records,
     eyes: Option<&Eyes>,
     name: &str,
     partial: bool,
 ) -> Result<Plan, Stop> {
-    let key = reach.key(name);
-    let found = reach.requests.get(&key).await?;
+    let found = records.get(name).await?;
+    let key = found.key();
     let object = match &found.stored {
         Stored::Read(object) => object,
         Stored::Unreadable(unreadable) => {
@@ -145,7 +177,7 @@ async fn of_one(
         .collect();
     let (mut floats, mut are_back) = (Vec::new(), true);
     for back in all {
-        let now = now(reach, eyes, &back.float).await?;
+        let now = now(records, eyes, &back.float).await?;
         are_back &= now.as_ref() == Some(&back.to);
         match since(&back, now) {
             None => floats.push(back),
@@ -169,7 +201,8 @@ async fn of_one(
         say(&format!("left out: {why}"));
     }
     Ok(Plan {
-        name: name.rsplit('/').next().unwrap_or(name).into(),
+        name: key.name,
+        namespace: key.namespace,
         floats,
         pull: object.spec.pull_secret.clone(),
         push: object.spec.push_secret.clone(),
@@ -177,9 +210,9 @@ async fn of_one(
 }
 
 /// What a float is on now: by the registry, or by what requests tell.
-async fn now(reach: &Reach, eyes: Option<&Eyes>, float: &str) -> Result<Option<String>, Stop> {
+async fn now(records: &Records, eyes: Option<&Eyes>, float: &str) -> Result<Option<String>, Stop> {
     let Some(eyes) = eyes else {
-        let touches = touches(reach, float, Scope::Everywhere).await?;
+        let touches = records.touches(float).await?;
         return Ok(way(&touches).last().cloned());
     };
     let float: Float = float
@@ -202,13 +235,13 @@ fn since(back: &Back, now: Option<String>) -> Option<String> {
 
 /// What takes one float back.
 async fn of_float(
-    reach: &Reach,
+    records: &Records,
     eyes: Option<&Eyes>,
     float: &Float,
     to: Option<&str>,
 ) -> Result<Plan, Stop> {
     let name = float.to_string();
-    let touches = touches(reach, &name, Scope::Everywhere).await?;
+    let touches = records.touches(&name).await?;
     let way = way(&touches);
     let Some(known) = way.last() else {
         return Err(Stop::Input(format!(
@@ -254,10 +287,11 @@ async fn of_float(
         .iter()
         .flat_map(Touch::pins)
         .find(|pin| pin.digest == target);
-    let home = |touch: &&Touch| touch.request.namespace == reach.home();
-    let own = touches.iter().find(home);
+    let mut shared = touches.iter();
+    let own = shared.find(|touch| records.shares_secrets(&touch.request));
     Ok(Plan {
         name: super::submit::plain(float.tag().as_str()),
+        namespace: own.map_or_else(String::new, |touch| touch.request.namespace.clone()),
         floats: vec![Back {
             float: name,
             pin: pin.map(|pin| pin.prune_tag.clone()),
@@ -288,7 +322,8 @@ fn named(touches: &[Touch], float: &Float, to: &str) -> Result<Digest, String> {
 /// The request that does it.
 fn request(plan: Plan) -> Result<PromotionRequest, String> {
     let Plan {
-        name,
+        name: _,
+        namespace: _,
         floats,
         pull,
         push,
@@ -322,8 +357,5 @@ fn request(plan: Plan) -> Result<PromotionRequest, String> {
         push_secret: push,
         ..spec
     };
-    let mut object = PromotionRequest::new("", spec);
-    object.metadata.name = None;
-    object.metadata.generate_name = Some(format!("{}-undo-", &name[..name.len().min(NAME_MAX)]));
-    Ok(object)
+    Ok(PromotionRequest::new("", spec))
 }

@@ -2,19 +2,20 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use futures::{StreamExt as _, stream};
-use indicatif::{HumanBytes, ProgressBar};
 use tokio::time::{Instant, interval, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::PromotionRequest;
 use crate::api::status::read;
 use crate::cli::progress::Display;
+use crate::cli::totals::Totals;
 use crate::engine::{Staged, Staging};
 use crate::image::{Digest, Float, Repository, Source};
-use crate::machine::{Fault, FaultClass, ImageSpec, Mode, Referrers, backoff};
+use crate::machine::{Bytes, Fault, FaultClass, ImageSpec, Mode, Referrers, backoff};
 use crate::policy::Policy;
 use crate::registry::Progress;
 use crate::store::Key;
@@ -49,7 +50,13 @@ struct Image {
     lasts: Duration,
     floats: Vec<(Key, Float)>,
     progress: Arc<Progress>,
+    /// Whether it ended, and how.
+    end: AtomicU8,
 }
+
+const OPEN: u8 = 0;
+const DONE: u8 = 1;
+const FAILED: u8 = 2;
 
 /// Why an image is not staged.
 enum Unstaged {
@@ -91,6 +98,7 @@ impl Images {
                 lasts: Duration::from_secs(spec.deadline_seconds.unsigned_abs()),
                 floats: vec![(key.clone(), image.float.clone())],
                 progress: Arc::default(),
+                end: AtomicU8::new(OPEN),
                 spec: image,
             };
             match self.0.iter_mut().find(|known| known.is_one_with(&image)) {
@@ -108,7 +116,6 @@ impl Images {
         stop: &CancellationToken,
         display: &Display,
     ) -> Outcome {
-        let bar = display.bar("stage", self.0.len() as u64);
         let mut digests = Digests::new();
         let mut seen = HashSet::new();
         let sources: Vec<_> = self
@@ -123,7 +130,6 @@ impl Images {
                     image,
                     stop,
                     display,
-                    bar: None,
                 };
                 let resolve = async || staging.resolve(&image.spec, &image.progress).await;
                 (image, Box::pin(run.to_its_end(resolve)).await)
@@ -151,7 +157,6 @@ impl Images {
                     image,
                     stop,
                     display,
-                    bar: bar.as_ref(),
                 };
                 let stage = async || {
                     staging
@@ -168,30 +173,40 @@ impl Images {
         while let Some((image, staged)) = found.next().await {
             match staged {
                 Ok((digest, staged)) => {
+                    image.end.store(DONE, Ordering::Relaxed);
                     already += usize::from(staged.already);
                     image.say(digest, &staged, display);
                 }
                 Err(why) => end = Some(image.unstaged(why, display, end)),
             }
-            if let Some(bar) = &bar {
-                bar.inc(1);
-            }
         }
         drop(found);
-        if let Some(bar) = bar {
-            bar.finish_and_clear();
-        }
         display.line(&format!(
             "{} images, {already} of them there already, {} copied",
             self.0.len(),
-            HumanBytes(self.bytes())
+            Bytes(self.totals().written)
         ));
         end.unwrap_or(Outcome::Staged(digests))
     }
 
-    /// What is copied so far.
-    fn bytes(&self) -> u64 {
-        self.0.iter().map(|image| image.progress.bytes()).sum()
+    /// How far all of it is.
+    fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        for image in &self.0 {
+            let (written, all) = (image.progress.bytes(), image.progress.expected());
+            let end = image.end.load(Ordering::Relaxed);
+            totals.all += 1;
+            totals.done += usize::from(end == DONE);
+            totals.failed += usize::from(end == FAILED);
+            totals.unknown += usize::from(end == OPEN && all == 0);
+            totals.written += written;
+            totals.left += if end == OPEN {
+                all.saturating_sub(written)
+            } else {
+                0
+            };
+        }
+        totals
     }
 }
 
@@ -229,7 +244,7 @@ impl Image {
             ));
         }
         for notice in &staged.notices {
-            display.line(&format!("warning: {}", notice.message));
+            display.warn(&format!("warning: {}", notice.message));
         }
     }
 
@@ -239,8 +254,9 @@ impl Image {
             (Unstaged::Stopped, Some(Outcome::Failed)) => Outcome::Failed,
             (Unstaged::Stopped, _) => Outcome::Stopped,
             (Unstaged::Failed(why), _) => {
+                self.end.store(FAILED, Ordering::Relaxed);
                 for (key, float) in &self.floats {
-                    display.line(&format!("{key}  Failed    {float}: {why}"));
+                    display.warn(&format!("{key}  Failed    {float}: {why}"));
                 }
                 Outcome::Failed
             }
@@ -254,7 +270,6 @@ struct Run<'a> {
     image: &'a Image,
     stop: &'a CancellationToken,
     display: &'a Display,
-    bar: Option<&'a ProgressBar>,
 }
 
 impl Run<'_> {
@@ -303,9 +318,8 @@ impl Run<'_> {
                 done = &mut step => return done,
                 _ = tick.tick() => {}
             }
-            if let Some(bar) = self.bar {
-                bar.set_message(format!("{} copied", HumanBytes(self.images.bytes())));
-            }
+            let totals = self.images.totals();
+            self.display.all(["images", "staged"], &totals);
             if let Some(waiting) = self.image.progress.waiting()
                 && waiting.message != told
             {

@@ -23,7 +23,7 @@ use crate::registry::{Manifest, Progress, RegistryClient};
 use crate::steps::{Flow, immovable};
 use crate::store::Access;
 
-/// What promoting an image would do now, found as `mode: Plan` finds it; or why it would fail.
+/// What promoting an image would do now, found as `mode: Plan` finds it; or why it would fail. `image` is what is recorded of it.
 ///
 /// # Errors
 /// What the step would end with.
@@ -31,6 +31,7 @@ pub async fn forecast(
     registry: &RegistryClient,
     access: &Access,
     spec: &ImageSpec,
+    image: &Image,
     progress: &Arc<Progress>,
 ) -> Result<Forecast, Fault> {
     let tools = Tools {
@@ -42,7 +43,7 @@ pub async fn forecast(
         tools,
         access: access.clone(),
         spec: spec.clone(),
-        image: Image::default(),
+        image: image.clone(),
         mode: Mode::Plan,
         referrers: Referrers::Ignore,
         step: Step::Resolve,
@@ -70,6 +71,16 @@ impl Operation {
             float: self.peek(float.tag()).await?,
             ..FloatTags::default()
         };
+        if let Some(source) = self
+            .image
+            .source
+            .clone()
+            .filter(|_| self.image.phase.is_staged())
+        {
+            Box::pin(self.peek_beside(&mut held)).await?;
+            let rest = dry_run::rest(float, source, &self.image, held);
+            return Ok(Outcome::Forecast(Box::new(rest)));
+        }
         let (recorded, named) = (&self.image.source, &self.spec.source.reference);
         let reference = match (recorded, named) {
             (Some(known), _) => Reference::Digest(known.digest),
@@ -102,9 +113,7 @@ impl Operation {
         );
         // Boxed: every operation is as large as its largest step, and plans are few.
         let copying = self.read(Box::pin(survey)).await?;
-        let (incoming, pre, post1) = (float.incoming(), float.pre(), float.post1());
-        (held.incoming, held.pre, held.post1) =
-            try_join!(self.peek(&incoming), self.peek(&pre), self.peek(&post1))?;
+        Box::pin(self.peek_beside(&mut held)).await?;
         let mut forecast = dry_run::forecast(float, digest, Some(media_type), held, copying);
         forecast.expiring = expiring;
         Ok(Outcome::Forecast(Box::new(forecast)))
@@ -142,6 +151,15 @@ impl Operation {
     ) -> Outcome {
         let forecast = dry_run::forecast(&self.spec.float, source, media_type, held, copying);
         Outcome::Forecast(Box::new(forecast))
+    }
+
+    /// Looks at the tags beside the float.
+    async fn peek_beside(&self, held: &mut FloatTags) -> Flow<()> {
+        let float = &self.spec.float;
+        let (incoming, pre, post1) = (float.incoming(), float.pre(), float.post1());
+        (held.incoming, held.pre, held.post1) =
+            try_join!(self.peek(&incoming), self.peek(&pre), self.peek(&post1))?;
+        Ok(())
     }
 
     /// Where a tag of the float's repository is, as a credential sees it that may only read.

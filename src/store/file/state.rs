@@ -163,36 +163,6 @@ impl StatePath {
         &self.path
     }
 
-    /// What it holds; nothing where it is not there, or empty.
-    pub fn read(&self) -> Result<StateFile, FileError> {
-        let path = &self.path;
-        let text = match read_text(path, "make it readable, or name another --state") {
-            Err(FileError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
-                return Ok(StateFile::default());
-            }
-            text => text?,
-        };
-        if text.is_empty() {
-            return Ok(StateFile::default());
-        }
-        let odd = |message: String| FileError::State {
-            path: path.clone(),
-            message,
-        };
-        let value = parse(&text).map_err(|e| odd(format!("is not a state file ({e})")))?;
-        let kind = value.get("kind").and_then(|kind| kind.as_str());
-        if kind != Some(KIND) {
-            let kind = kind.unwrap_or_default();
-            return Err(odd(format!(
-                "is not a state file (kind is '{kind}', not {KIND})"
-            )));
-        }
-        if !is_whole(&text) {
-            return Err(odd("state file is truncated or modified".into()));
-        }
-        serde_json::from_value(value).map_err(|e| odd(format!("is not a state file ({e})")))
-    }
-
     /// Replaces what it holds: written beside it, fsynced, renamed, and the folder fsynced too.
     pub fn replace(&self, state: &StateFile) -> Result<(), FileError> {
         let io = |source| FileError::Io {
@@ -228,6 +198,35 @@ impl Drop for StatePath {
         // The holder is erased; the lock itself ends with the file.
         let _ = self.lock.set_len(0);
     }
+}
+
+/// What the state file at `path` holds; nothing where it is not there, or empty.
+pub(super) fn read(path: &Path) -> Result<StateFile, FileError> {
+    let text = match read_text(path, "make it readable, or name another --state") {
+        Err(FileError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+            return Ok(StateFile::default());
+        }
+        text => text?,
+    };
+    if text.is_empty() {
+        return Ok(StateFile::default());
+    }
+    let odd = |message: String| FileError::State {
+        path: path.into(),
+        message,
+    };
+    let value = parse(&text).map_err(|e| odd(format!("is not a state file ({e})")))?;
+    let kind = value.get("kind").and_then(|kind| kind.as_str());
+    if kind != Some(KIND) {
+        let kind = kind.unwrap_or_default();
+        return Err(odd(format!(
+            "is not a state file (kind is '{kind}', not {KIND})"
+        )));
+    }
+    if !is_whole(&text) {
+        return Err(odd("state file is truncated or modified".into()));
+    }
+    serde_json::from_value(value).map_err(|e| odd(format!("is not a state file ({e})")))
 }
 
 fn text_of(state: &StateFile) -> Result<String, String> {
@@ -548,10 +547,7 @@ mod tests {
             .unwrap();
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         drop(place);
-        assert_eq!(
-            StatePath::take(&file).unwrap().read().unwrap().requests[0].name,
-            "a"
-        );
+        assert_eq!(read(&file).unwrap().requests[0].name, "a");
         for odd in ["/dev/null", "/", "/nowhere/at/all"] {
             let error = StatePath::take(Path::new(odd)).unwrap_err().to_string();
             assert!(
@@ -610,11 +606,11 @@ mod tests {
         let path = folder.path().join("a.state.yaml");
         let place = StatePath::take(&path).unwrap();
         fs::write(folder.path().join("a.state.yaml.next"), "kind: Promo").unwrap();
-        assert!(place.read().unwrap().requests.is_empty());
+        assert!(read(place.path()).unwrap().requests.is_empty());
         place
             .replace(&StateFile::new(None, vec![entry("a", "Posted", 0)]))
             .unwrap();
-        assert_eq!(place.read().unwrap().requests.len(), 1);
+        assert_eq!(read(place.path()).unwrap().requests.len(), 1);
         let mut names: Vec<_> = fs::read_dir(folder.path())
             .unwrap()
             .map(|f| f.unwrap().file_name())

@@ -6,6 +6,7 @@ use std::time::Instant;
 use k8s_openapi::api::authorization::v1::{SelfSubjectRulesReview, SelfSubjectRulesReviewSpec};
 use kube::Client;
 use kube::api::{Api, Patch, PatchParams, PostParams};
+use promotion_controller::api::labels::REQUESTED_BY;
 use serde_json::json;
 
 use super::ground::{Ground, NAME, PATIENCE};
@@ -410,8 +411,61 @@ async fn of_the_api_the_controller_may_use_what_it_needs_and_nothing_else() {
         tokio::time::sleep(LOOK).await;
     }
     people(&ground).await;
+    nobody_asks_in_anothers_name(&ground).await;
     nobody_else_writes_status(&ground).await;
     ground.uninstall().await;
+}
+
+/// A request may say who created it, nobody else, and says so for ever.
+async fn nobody_asks_in_anothers_name(ground: &Ground) {
+    let api = ground.named.requests();
+    let (params, merge) = (PostParams::default(), PatchParams::default());
+    let request = |name: &str, user: Option<&str>| {
+        let (_, images) = ground.request(name);
+        let mut request = crate::testbed::stage::object(name, &images);
+        let note = |user: &str| [(REQUESTED_BY.to_owned(), user.to_owned())].into();
+        request.metadata.annotations = user.map(note);
+        request
+    };
+    // The policy acts a moment after it is there.
+    let end = Instant::now() + PATIENCE;
+    let refused = loop {
+        let dry = PostParams {
+            dry_run: true,
+            ..PostParams::default()
+        };
+        match api.create(&dry, &request("n", Some("ada"))).await {
+            Err(kube::Error::Api(status)) => break status.message,
+            answer => assert!(Instant::now() < end, "{answer:?}"),
+        }
+        tokio::time::sleep(LOOK).await;
+    };
+    for word in [REQUESTED_BY, "is ada", "admin creates", "leave it out"] {
+        assert!(refused.contains(word), "{refused}");
+    }
+    api.create(&params, &request("n", Some("admin")))
+        .await
+        .unwrap();
+    api.create(&params, &request("m", None)).await.unwrap();
+    for (name, user) in [
+        ("n", json!("ada")),
+        ("n", json!(null)),
+        ("m", json!("admin")),
+    ] {
+        let patch = json!({"metadata": {"annotations": {REQUESTED_BY: user}}});
+        let refused = api.patch(name, &merge, &Patch::Merge(&patch)).await;
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains("leave it as it is"), "{refused}");
+    }
+    for name in ["n", "m"] {
+        ground
+            .named
+            .patch(
+                name,
+                &json!({"metadata": {"annotations": {"other": "x"}}, "spec": {"cancel": true}}),
+            )
+            .await;
+    }
 }
 
 /// Not even an administrator, unless the values name who restores backups. A spec is changed as ever.

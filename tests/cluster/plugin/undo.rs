@@ -1,11 +1,14 @@
 //! Floats are taken back.
 
+use std::time::Instant;
+
 use quaylike::ImageSpec as Image;
-use quaylike::Shape;
+use quaylike::{GateSpec, Shape};
 use serde_json::{Value, json};
 
 use super::{PATIENCE, Plugin};
 use crate::ground::Ground;
+use crate::testbed::floats::put;
 use crate::testbed::stage::{condition, spec};
 
 /// Promotes images of these names to floats `a` and `b` as one group, and gives their digests.
@@ -158,7 +161,19 @@ async fn an_undo_names_what_somebody_moved_since_and_takes_back_the_rest_only_if
         .says(&["undo", "held", &plain])
         .await
         .refuses(2, &["has not ended", "cancel"]);
-    assert_eq!(ground.stage.list().await.len(), before + 2);
+    // One that moved its float off nothing, and what it superseded.
+    let (_, first) = ground.request("first", "d");
+    ground.stage.create("first", &first).await;
+    ground.stage.finished("first", PATIENCE).await;
+    plugin
+        .says(&["undo", "first", &plain])
+        .await
+        .refuses(2, &["moved no float off anything"]);
+    plugin
+        .says(&["undo", "held", &plain])
+        .await
+        .refuses(2, &["nothing to go back to", "Superseded"]);
+    assert_eq!(ground.stage.list().await.len(), before + 3);
 
     let said = plugin
         .says(&["undo", "one", "--partial", "--apply", "--wait", &plain])
@@ -172,5 +187,61 @@ async fn an_undo_names_what_somebody_moved_since_and_takes_back_the_rest_only_if
         ["a", "b"].map(|tag| ground.at(tag).unwrap()),
         [old[0].clone(), foreign]
     );
+    ground.assert_sound();
+}
+
+/// How many floats the group has: as many as `UNDO_FLOATS` says, for the figure.
+fn many() -> usize {
+    let said = std::env::var("UNDO_FLOATS");
+    said.map_or(20, |number| number.parse().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_who_moves_a_float_while_its_group_is_taken_back_leaves_all_others_where_they_are()
+ {
+    let ground = Ground::new("many").await;
+    let _controller = ground.controller(&[]);
+    let plugin = Plugin::of(&ground.stage).await;
+    let plain = format!("--plain-http={}", ground.registry.host());
+    let tags: Vec<String> = (0..many()).map(|number| format!("f{number}")).collect();
+    let old: Vec<String> = tags.iter().map(|tag| ground.old(tag)).collect();
+    let sources: Vec<_> = tags.iter().map(|tag| ground.source(tag)).collect();
+    let floats: Vec<String> = tags.iter().map(|tag| ground.float(tag)).collect();
+    let pairs = sources.iter().zip(&floats);
+    let pairs: Vec<(&str, &str)> = pairs
+        .map(|((_, source), float)| (&**source, &**float))
+        .collect();
+    ground.stage.create("group", &spec(&pairs)).await;
+    let promoted = ground.stage.finished("group", PATIENCE).await;
+    assert_eq!(condition(&promoted, "Complete").0, "True");
+    let at = || -> Vec<String> { tags.iter().map(|tag| ground.at(tag).unwrap()).collect() };
+
+    // The command has looked at every float; a stranger moves one before the undo commits.
+    let gate = GateSpec::before(put(&format!("{}__pre", tags[1])));
+    let gate = ground.registry.gate(gate);
+    let arguments = ["undo", "group", "--apply", "--wait", &plain];
+    let stranger = async {
+        gate.reached().await;
+        let image = Image::new(Shape::Oci, "foreign");
+        let foreign = ground.registry.seed_spec("ci", &tags[0], &image).unwrap();
+        gate.open();
+        foreign.to_string()
+    };
+    let (said, foreign) = tokio::join!(plugin.says(&arguments), stranger);
+    let said = said.exits(1);
+    assert!(said.out.contains("PreconditionFailed"), "{said:#?}");
+    let mut wanted: Vec<String> = sources.into_iter().map(|(digest, _)| digest).collect();
+    wanted[0].clone_from(&foreign);
+    assert_eq!(at(), wanted, "no other float moved");
+
+    // And the rest of them goes back without it.
+    let start = Instant::now();
+    let arguments = ["undo", "group", "--partial", "--apply", "--wait", &plain];
+    plugin.says(&arguments).await.exits(0);
+    let floats = tags.len() - 1;
+    println!("an undo of {floats} floats: {:.1?}", start.elapsed());
+    let mut wanted = old;
+    wanted[0] = foreign;
+    assert_eq!(at(), wanted);
     ground.assert_sound();
 }

@@ -1,14 +1,17 @@
 //! Gates: a request waits, staged and backed up, until the last entry of `spec.gates` is removed.
 
+use std::path::Path;
+
 use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client};
 use promotion_controller::api::PromotionRequest;
 use serde_json::{Value, json};
+use tokio::process::Command;
 
 use super::ground::{FLOATS, Ground, SETTLE, SOURCES, first_image, image};
-use crate::testbed::shared;
 use crate::testbed::stage::{condition, object};
+use crate::testbed::{Binary, RunDir, binary, shared};
 
 async fn create(ground: &Ground, name: &str, seed: &str, gates: &Value) {
     let source = format!("{}/{SOURCES}@{}", ground.host, ground.source(seed));
@@ -218,4 +221,65 @@ async fn the_sample_policy_lets_nobody_leave_a_gate_out_or_remove_it_who_may_not
     author.patch("gated", &params, &patch).await.unwrap();
     gates(&approver, json!([approval])).await.unwrap_err();
     gates(&approver, json!([tests])).await.unwrap();
+}
+
+/// Runs a container of the sample Job with the real kubectl: its command, on this folder in place of the volume.
+async fn in_the_job(ground: &Ground, container: &Value, shared: &Path) {
+    let words = |field: &str| {
+        let words = container[field].as_array().unwrap().iter();
+        words.map(|word| word.as_str().unwrap().to_owned())
+    };
+    let mut command: Vec<String> = words("command").collect();
+    // In a pod this is its own namespace.
+    let here = format!(
+        "kubectl() {{ command kubectl -n {} \"$@\"; }}\n",
+        ground.stage.namespace
+    );
+    command.extend(words("args").map(|script| {
+        here.clone() + &script.replace("/shared/", &format!("{}/", shared.display()))
+    }));
+    let kubectl = binary(Binary::Kubectl).await.unwrap();
+    let path = format!("{}:/usr/bin:/bin", kubectl.parent().unwrap().display());
+    let output = Command::new(&command[0])
+        .args(&command[1..])
+        .env_clear()
+        .env("PATH", path)
+        .env("HOME", shared)
+        .env("KUBECONFIG", ground.stage.plane.kubeconfig())
+        .output();
+    let output = output.await.unwrap();
+    assert!(output.status.success(), "{container}: {output:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sample_job_passes_the_api_server_names_what_is_staged_and_opens_its_own_gate_alone() {
+    let ground = Ground::new("gates-job").await;
+    ground.seed("f", "old");
+    let _controller = ground.controller(SETTLE);
+    let gates = json!([{"name": "tests"}, {"name": "signature"}, {"name": "approval"}]);
+    create(&ground, "r", "new", &gates).await;
+    ground.reason("r", "AwaitingApproval").await;
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/examples/gates/verify-signature.yaml"
+    );
+    let text = std::fs::read_to_string(path).unwrap();
+    let text = text
+        .replace("REQUEST", "r")
+        .replace("NAMESPACE", &ground.stage.namespace);
+    let dry = ["create", "--dry-run=server", "--validate=strict", "-f", "-"];
+    let checked = ground.stage.plane.kubectl_with_input(&dry, &text).await;
+    let checked = checked.unwrap();
+    assert!(checked.status.success(), "{checked:?}");
+
+    let job: Value = serde_saphyr::from_str(&text).unwrap();
+    let pod = &job["spec"]["template"]["spec"];
+    let folder = RunDir::create("gates-job").unwrap();
+    in_the_job(&ground, &pod["initContainers"][0], folder.path()).await;
+    let staged = std::fs::read_to_string(folder.join("images")).unwrap();
+    let new = image("new").digest();
+    assert_eq!(staged, format!("{}/{FLOATS}@{new}\n", ground.host));
+    in_the_job(&ground, &pod["containers"][0], folder.path()).await;
+    let left = serde_json::to_value(&ground.stage.get("r").await.spec.gates).unwrap();
+    assert_eq!(left, json!([{"name": "tests"}, {"name": "approval"}]));
 }

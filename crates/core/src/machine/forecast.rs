@@ -93,10 +93,19 @@ pub enum WrittenTag {
 }
 
 impl Forecast {
-    /// Whether the float is at the source, so that nothing is done.
+    /// Whether the float is at the source and nothing is left to do.
     #[must_use]
     pub fn is_unchanged(&self) -> bool {
-        self.held.float == Some(self.source)
+        self.writes.is_empty()
+    }
+
+    /// Whether an earlier run has staged it.
+    fn goes_on(&self) -> bool {
+        let stages = |write: &Write| match &write.tag {
+            WrittenTag::Named(tag) => tag.as_str().ends_with("_incoming"),
+            WrittenTag::Prune { .. } => false,
+        };
+        !self.writes.iter().any(stages)
     }
 }
 
@@ -105,6 +114,13 @@ impl fmt::Display for Forecast {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_unchanged() {
             return f.write_str("the float is at the source already: nothing would be written");
+        }
+        if self.goes_on() {
+            let tags = self.writes.len();
+            return write!(
+                f,
+                "would go on where an earlier run ended: write {tags} tags"
+            );
         }
         write!(f, "would {}; write ", self.copying)?;
         let prunes = self
