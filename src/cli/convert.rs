@@ -3,7 +3,8 @@
 //! In come mapping files and scripts, by themselves or in the object that a job has them in; out come the documents that promote the
 //! same images to the same floats, or, where anything in them cannot be meant, every fault with its place and nothing else. What a
 //! script does beside is told. Nothing is contacted. In reading order: `object` (its scripts), `shell` (a text's commands), `script`
-//! (its invocations), `left_out` (what else it does), `options` and `mapping` (what they are given), `intent` (what that means).
+//! (its invocations), `left_out` (what else it does), `options` and `mapping` (what they are given), `intent` (what that means), `references` (image streams
+//! that follow).
 
 mod complaint;
 mod intent;
@@ -11,6 +12,7 @@ mod left_out;
 mod mapping;
 mod object;
 mod options;
+mod references;
 mod script;
 mod shell;
 
@@ -44,8 +46,8 @@ const NAME_MAX: usize = 200;
 #[derive(Debug, Args)]
 pub(super) struct ConvertArgs {
     /// Mapping files (SRC=DST, or SRC DST [DST...], a mapping a line), shell scripts that run `oc image mirror`, and the ConfigMap or Pod,
-    /// as YAML or JSON, that has such a script; - is standard input. What a script does beside, and requests do not, is named on standard
-    /// error, such as `oc tag`.
+    /// as YAML or JSON, that has such a script; - is standard input. A tag that `oc tag --reference` sets becomes imageStreamTag. What a
+    /// script does beside, and requests do not, is named on standard error.
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
     /// The requests' namespace [default: none is written].
@@ -116,6 +118,8 @@ struct Spec<'a> {
     pull_secret: Option<SecretRef<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     push_secret: Option<SecretRef<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image_stream_namespace: Option<String>,
     images: Vec<Image>,
 }
 
@@ -128,6 +132,8 @@ struct SecretRef<'a> {
 struct Image {
     source: String,
     float: String,
+    #[serde(rename = "imageStreamTag", skip_serializing_if = "Option::is_none")]
+    stream_tag: Option<String>,
 }
 
 pub(super) fn run(args: &ConvertArgs) -> ExitCode {
@@ -318,11 +324,15 @@ fn document<'a>(
             latch: (args.latch == Latch::Independently).then_some("Independently"),
             pull_secret: secret(&args.pull_secret),
             push_secret: secret(&args.push_secret),
+            image_stream_namespace: floats
+                .iter()
+                .find_map(|intended| Some(intended.stream_tag.as_ref()?.0.clone())),
             images: floats
                 .iter()
                 .map(|intended| Image {
                     source: intended.source.to_string(),
                     float: intended.float.to_string(),
+                    stream_tag: intended.stream_tag.as_ref().map(|(_, tag)| tag.to_string()),
                 })
                 .collect(),
         },

@@ -132,9 +132,26 @@ async fn set_up(args: PreviewArgs) -> Result<Preview, String> {
         settings.rewrite = stand_ins.rewrite();
     }
     let keyring = args.stand_in.credentials(args.registry_config.as_deref())?;
+    for object in &objects {
+        if let Some(streams) = stream_tags(object) {
+            say(&format!(
+                "{}: once its floats have moved, the controller sets {streams}; neither the streams nor its rules are looked at here",
+                Key::from(object)
+            ));
+        }
+    }
     let registry = RegistryClient::new(settings).map_err(|error| unusable(&error))?;
     let preview = Preview::new(objects, policy, registry, keyring, stand_ins)?;
     Ok(Preview { script, ..preview })
+}
+
+/// The tags of image streams that follow a request's floats.
+fn stream_tags(object: &PromotionRequest) -> Option<String> {
+    let namespace = object.spec.image_stream_namespace.as_deref()?;
+    let images = object.spec.images.iter();
+    let tags = images.filter_map(|image| image.image_stream_tag.as_deref());
+    let tags: Vec<_> = tags.map(|tag| format!("{namespace}/{tag}")).collect();
+    Some(tags.join(", "))
 }
 
 impl Preview {

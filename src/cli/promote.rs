@@ -156,6 +156,13 @@ async fn read_all(args: PromoteArgs, display: &Display) -> Result<Given, String>
     let policy = args.registry.listed_or_all();
     for object in &objects {
         let request = read(object).map_err(|error| error.to_string())?;
+        if object.spec.image_stream_namespace.is_some() {
+            return Err(format!(
+                "{}: {}: imageStreamTag and imageStreamNamespace need the controller of a cluster; leave them out, or create the request there",
+                args.file.display(),
+                Key::from(object)
+            ));
+        }
         policy
             .check(&request)
             .map_err(|error| format!("{}: {}: {error}", args.file.display(), Key::from(object)))?;

@@ -5,7 +5,7 @@ use std::process::Command;
 use promotion_controller::api::crd_yaml;
 use serde_json::{Value, json};
 
-use crate::testbed::script::{images, sample};
+use crate::testbed::script::{meant, sample};
 use crate::testbed::{RunDir, shared};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -55,7 +55,9 @@ async fn what_is_printed_is_taken_by_the_api_server_with_all_that_was_said() {
     assert_eq!(object["metadata"]["name"], "promote-4.21");
     assert_eq!(object["metadata"]["namespace"], namespace.as_str());
     let spec = &object["spec"];
-    assert_eq!(spec["images"], images());
+    let meant = meant("promote.sh");
+    assert_eq!(spec["images"], meant["images"]);
+    assert_eq!(spec["imageStreamNamespace"], meant["imageStreamNamespace"]);
     assert_eq!(
         (
             &spec["pushSecret"],

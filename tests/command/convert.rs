@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 
 use crate::testbed::RunDir;
-use crate::testbed::script::{images, sample};
+use crate::testbed::script::{meant, sample};
 
 /// The staged script, the one before it, and the same as a mapping file.
 pub const FORMS: [&str; 3] = ["promote.sh", "oneline.sh", "mapping.txt"];
@@ -62,20 +62,18 @@ fn every_form_of_the_script_means_the_same_images_and_floats() {
                 "apiVersion": "ci.openshift.io/v1alpha1",
                 "kind": "PromotionRequest",
                 "metadata": {"name": "promotion"},
-                "spec": {"images": images()},
+                "spec": meant(form),
             })],
             "{form}"
         );
         let streams = match form {
-            "promote.sh" => {
-                "79: 'oc tag --reference quay-proxy.ci.openshift.org/openshift/ci@… ocp/4.21:cli'"
-            }
+            "promote.sh" => "the host quay-proxy.ci.openshift.org",
             "oneline.sh" => {
-                "4: 'oc tag quay-proxy.ci.openshift.org/openshift/ci:ocp_4.21_cli ocp/4.21-quay:cli'"
+                "standard input:4: 'oc tag quay-proxy.ci.openshift.org/openshift/ci:ocp_4.21_cli ocp/4.21-quay:cli'"
             }
             _ => "",
         };
-        let told = format!("warning: standard input:{streams} is not carried over: ");
+        let told = format!("warning: {streams} is not carried over: ");
         let lines: Vec<_> = ran.stderr.lines().collect();
         assert_eq!(lines.len(), usize::from(!streams.is_empty()), "{lines:?}");
         assert!(
@@ -97,16 +95,16 @@ fn the_objects_that_a_job_has_its_script_in_mean_the_same_as_the_script() {
             "containers": [{"name": "promotion", "command": ["/bin/sh", "-c"], "args": [script]}],
         }})
     };
-    for (form, object, field) in [
+    for (form, object, said) in [
         (
             "promote.sh",
             map(&sample("promote.sh")),
-            "data.promote.sh:79",
+            "the host quay-proxy.ci.openshift.org is not carried over",
         ),
         (
             "oneline.sh",
             pod(&sample("oneline.sh")),
-            "spec.containers[0].args[0]:4",
+            "standard input spec.containers[0].args[0]:4: 'oc tag ",
         ),
     ] {
         for text in [
@@ -115,8 +113,8 @@ fn the_objects_that_a_job_has_its_script_in_mean_the_same_as_the_script() {
         ] {
             let ran = converted(&["-"], &text);
             let documents = documents(&ran.stdout);
-            assert_eq!(documents[0]["spec"], json!({"images": images()}), "{form}");
-            let told = format!("warning: standard input {field}: 'oc tag ");
+            assert_eq!(documents[0]["spec"], meant(form), "{form}");
+            let told = format!("warning: {said}");
             assert!(ran.stderr.starts_with(&told), "{}", ran.stderr);
         }
     }
@@ -262,4 +260,55 @@ fn bad_input_prints_nothing_and_names_every_fault_with_its_place() {
             );
         }
     }
+}
+
+#[test]
+fn references_follow_the_float_that_they_name_and_what_cannot_be_carried_over_is_told() {
+    let digest = |c: char| format!("sha256:{}", c.to_string().repeat(64));
+    let (a, b) = (digest('a'), digest('b'));
+    let oc = "oc tag --source=docker --reference-policy='source' --import-mode='PreserveOriginal' --reference";
+    let script = format!(
+        "#!/bin/sh\noc image mirror r.io/p@{a}=q.io/o/ci:ocp_4.21_a r.io/p@{b}=q.io/o/ci:ocp_4.21_b r.io/p:c=q.io/o/ci:c\n\
+         {oc} proxy.io/o/ci@{a} ocp/4.21:a\n\
+         {oc} proxy.io/o/ci@$(x) ocp/4.21:b\n\
+         {oc} q.io/o/ci:c ocp/4.21:c\n\
+         {oc} q.io/o/ci:c ocp/4.21:again\n\
+         {oc} q.io/o/ci@{b} ocp-priv/4.21:b\n\
+         {oc} q.io/o/ci:unknown ocp/4.21:d\n\
+         {oc} q.io/other/ci:c ocp/4.21:e\n\
+         {oc} --scheduled q.io/o/ci:c ocp/4.21:f\n\
+         oc tag q.io/o/ci:c ocp/4.21:g\n\
+         {oc} q.io/o/ci:c 4.21:h\n"
+    );
+    let ran = converted(&["-"], &script);
+    let spec = &documents(&ran.stdout)[0]["spec"];
+    assert_eq!(spec["imageStreamNamespace"], "ocp");
+    let images = spec["images"].as_array().unwrap();
+    let tags: Vec<_> = images
+        .iter()
+        .map(|image| &image["imageStreamTag"])
+        .collect();
+    assert_eq!(tags, ["4.21:a", "4.21:b", "4.21:c"]);
+    let told: Vec<_> = ran.stderr.lines().collect();
+    // Each line that is left out, and the host that pulls are served from.
+    for (line, word) in [
+        (6, "ocp/4.21:again"),
+        (7, "ocp-priv/4.21:b"),
+        (8, "q.io/o/ci:unknown"),
+        (9, "q.io/other/ci:c"),
+        (10, "ocp/4.21:f"),
+        (11, "ocp/4.21:g"),
+        (12, "4.21:h"),
+    ] {
+        let start = format!("warning: standard input:{line}: ");
+        let all = told
+            .iter()
+            .filter(|said| said.starts_with(&start) && said.contains(word));
+        assert_eq!(all.count(), 1, "{line}: {told:?}");
+    }
+    assert!(
+        told.iter()
+            .any(|said| said.contains("--pull-host q.io/o/ci=proxy.io"))
+    );
+    assert_eq!(told.len(), 8, "{told:?}");
 }

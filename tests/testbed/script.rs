@@ -26,3 +26,18 @@ pub fn images() -> Value {
         image("d", "ocp_4.21_tests"),
     ])
 }
+
+/// The spec that a form means: the staged script lets a tag of an image stream follow a float.
+pub fn meant(form: &str) -> Value {
+    let mut spec = serde_json::json!({ "images": images() });
+    if form == "promote.sh" {
+        let images = spec["images"].as_array_mut().unwrap();
+        let cli = |image: &&mut Value| {
+            let float = image["float"].as_str().unwrap();
+            float.ends_with(":ocp_4.21_cli")
+        };
+        images.iter_mut().find(cli).unwrap()["imageStreamTag"] = "4.21:cli".into();
+        spec["imageStreamNamespace"] = "ocp".into();
+    }
+    spec
+}

@@ -9,9 +9,11 @@ use std::fmt;
 use std::rc::Rc;
 
 use super::mapping::Pair;
+use super::references;
 use super::script::Found;
 use super::shell::UNKNOWN;
 use crate::image::{Float, Reference, Source};
+use crate::stream::StreamTag;
 
 /// How the stamp of a prune tag is written where it is not known yet.
 pub(in crate::cli) const STAMP: &str = "YYYYMMDDHHMMSS";
@@ -54,6 +56,8 @@ pub(in crate::cli) struct Intended {
     pub(in crate::cli) position: Position,
     /// The other tags that are written for it, stamps as [`STAMP`].
     pub(in crate::cli) pins: BTreeSet<String>,
+    /// The namespace and the tag of the image stream that follows it.
+    pub(in crate::cli) stream_tag: Option<(String, StreamTag)>,
 }
 
 /// What a destination is.
@@ -121,6 +125,8 @@ pub(super) fn intent(files: &[(Rc<str>, Found)]) -> Result<Intent, Vec<String>> 
     }
     gathered.conclude(&mut intent, &mut complaints);
     intent.warnings.extend(in_streams(&intent.floats));
+    let told = references::follow(&mut intent.floats, files);
+    intent.warnings.extend(told);
     for (file, found) in files {
         let left_out = found.left_out.iter();
         let told = left_out.map(|left_out| format!("{file}:{}: {}", left_out.line, left_out.what));
@@ -215,6 +221,7 @@ impl Gathered {
             float,
             source,
             position,
+            stream_tag: None,
         });
         intent.floats = intended.collect();
     }

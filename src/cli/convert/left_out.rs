@@ -92,8 +92,8 @@ fn tag(program: &str, words: &[Word], operands: &[Word]) -> String {
     let option = if reference { " --reference" } else { "" };
     let names: Vec<String> = operands.iter().map(|word| shown(&word.text)).collect();
     format!(
-        "'{program} tag{option} {}' is not carried over: requests write registries and no ImageStream; once the request is Complete set the tag \
-         to status.images[].promoted",
+        "'{program} tag{option} {}' is not carried over: only references by --reference follow a float that is moved here; once the request is Complete set the tag to \
+         status.images[].promoted",
         names.join(" ")
     )
 }

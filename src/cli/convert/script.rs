@@ -11,6 +11,7 @@ use super::complaint::Complaint;
 use super::left_out::{left_out, left_out_tool};
 use super::mapping::{self, Pair};
 use super::options::{Options, read_options};
+use super::references::{self, SetTag};
 use super::shell::{self, Command, UNKNOWN, Word};
 
 /// How deep functions may call each other.
@@ -40,6 +41,8 @@ pub(super) struct Found {
     pub(super) invocations: Vec<Invocation>,
     /// What else it does, where it does it.
     pub(super) left_out: Vec<Complaint>,
+    /// Tags of image streams that it sets to refer to images.
+    pub(super) tags: Vec<SetTag>,
 }
 
 impl From<Vec<Pair>> for Found {
@@ -49,6 +52,7 @@ impl From<Vec<Pair>> for Found {
         Self {
             invocations: vec![Invocation { options, pairs }],
             left_out: Vec::new(),
+            tags: Vec::new(),
         }
     }
 }
@@ -298,6 +302,15 @@ impl Run<'_> {
         if let Some(at) = mirrors.filter(|&at| words[..at].iter().any(is_oc)) {
             self.mirror(&words[at + 2..], words[at].line, here);
         } else if let Some(what) = left_out(&words).or_else(|| left_out_tool(&words)) {
+            let set = references::read(&words, &what);
+            if !set.is_empty() {
+                for one in set {
+                    if !self.found.tags.contains(&one) {
+                        self.found.tags.push(one);
+                    }
+                }
+                return;
+            }
             let left_out = Complaint::new(first.line, what);
             if !self.found.left_out.contains(&left_out) {
                 self.found.left_out.push(left_out);
@@ -535,8 +548,9 @@ mod tests {
             .iter()
             .map(|c| (c.line, c.what.split('\'').nth(1).unwrap()))
             .collect();
-        let tag = "oc tag --reference … ocp/4.21:cli";
-        assert_eq!(told, [(5, tag), (6, tag), (9, "skopeo copy")]);
+        assert_eq!(told, [(9, "skopeo copy")]);
+        let set: Vec<_> = found.tags.iter().map(|set| set.line).collect();
+        assert_eq!(set, [5, 6]);
         assert_eq!(found.invocations.len(), 1);
     }
 

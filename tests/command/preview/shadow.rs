@@ -159,6 +159,15 @@ async fn what_a_preview_of_the_script_announces_is_what_promote_writes() {
         .unwrap();
     let converted = shadow.command(&["convert", "promote.sh"]).await.exits(0);
     folder.write("requests.yaml", &converted.stdout).unwrap();
+    let refused = shadow
+        .command(&["promote", "-f", "requests.yaml"])
+        .await
+        .exits(2);
+    assert!(
+        refused.stderr.contains("imageStreamTag"),
+        "{}",
+        refused.stderr
+    );
     let before = shadow.tags();
     let run = shadow
         .command(&[
@@ -172,7 +181,8 @@ async fn what_a_preview_of_the_script_announces_is_what_promote_writes() {
         .await
         .exits(0);
     assert!(
-        run.stderr.contains("'oc tag --reference "),
+        run.stderr
+            .contains("promotion: once its floats have moved, the controller sets ocp/4.21:cli"),
         "{}",
         run.stderr
     );
@@ -208,6 +218,9 @@ async fn what_a_preview_of_the_script_announces_is_what_promote_writes() {
         ]
     );
     let expected = after(&before, &report);
+    let plain = converted.stdout.lines();
+    let plain: Vec<_> = plain.filter(|line| !line.contains("imageStream")).collect();
+    folder.write("requests.yaml", &plain.join("\n")).unwrap();
     shadow
         .command(&["promote", "-f", "requests.yaml", "--settle-seconds=3"])
         .await
