@@ -23,7 +23,6 @@ use std::process::ExitCode;
 
 use clap::{Args as _, FromArgMatches as _, Subcommand};
 
-use super::columns;
 use reach::{ClusterArgs, Stop};
 
 /// How kubectl finds its plugin: `kubectl promotion`.

@@ -6,8 +6,8 @@ use clap::Args;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::super::columns::{age, or_dash, table};
 use super::super::output::print_value;
-use super::columns::{age, or_dash, table};
 use super::held::{Content, LookArgs, Looker};
 use super::history::nobody;
 use super::past::{Scope, Touch, stamped, touches};

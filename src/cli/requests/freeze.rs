@@ -8,8 +8,8 @@ use jiff::{SpanRelativeTo, Timestamp};
 use kube::Client;
 use serde_json::{Value, json};
 
+use super::super::columns::{or_dash, table};
 use super::super::output::{print_value, say};
-use super::columns::{or_dash, table};
 use super::reach::{ClusterArgs, Reach, Stop, print};
 use crate::api::PromotionRequest;
 use crate::controller::freeze_map::{FreezeError, FreezeMap};

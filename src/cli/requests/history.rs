@@ -6,8 +6,8 @@ use clap::Args;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::super::columns::{or_dash, table};
 use super::super::output::print_value;
-use super::columns::{or_dash, table};
 use super::past::{Held, Scope, past, touches};
 use super::reach::{ClusterArgs, Reach, Stop, print};
 use crate::image::Float;

@@ -7,8 +7,8 @@ use clap::Args;
 use jiff::Timestamp;
 use serde_json::Value;
 
+use super::super::columns::table;
 use super::super::output::{print_list, print_value, say};
-use super::columns::table;
 use super::reach::{ClusterArgs, Form, Reach, Stop, print};
 use super::tree::{COLUMNS, WIDE, row, tree};
 use super::{follow, reach};

@@ -4,8 +4,8 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use kube::Resource as _;
 
+use super::super::columns::{age, duration, or_dash};
 use super::super::summary;
-use super::columns::{age, duration, or_dash};
 use crate::api::{ImageStatus, PromotionRequest};
 use crate::machine::{Bytes, Phase, Reason};
 use crate::store::requests::Listed;
