@@ -199,14 +199,17 @@ impl<S: Store> Engine<S> {
 
     fn follows_freezes(&self) -> bool {
         let (state, now) = (self.lock(), Timestamp::now());
-        state.known.values().all(|known| {
-            let contender = &known.contender;
-            let mut shares = contender.shares.iter();
-            let frozen = shares.any(|share| {
-                let open = !share.finished && !share.committed;
-                open && state.freezes.holds(&share.float, &contender.name, now)
-            });
-            !frozen || !contender.started || known.freeze_seen >= state.freeze_changes
+        let mut at_work = state
+            .known
+            .values()
+            .filter(|known| known.contender.started && known.freeze_seen < state.freeze_changes);
+        at_work.all(|Known { contender, .. }| {
+            let open = contender
+                .shares
+                .iter()
+                .filter(|s| !s.finished && !s.committed);
+            let mut floats = open.map(|share| &share.float);
+            !floats.any(|float| state.freezes.holds(float, &contender.name, now))
         })
     }
 

@@ -9,6 +9,7 @@ use kube::api::{Api, Patch, PatchParams, PostParams};
 use promotion_controller::api::labels::REQUESTED_BY;
 use serde_json::json;
 
+use super::freezes;
 use super::ground::{Ground, NAME, PATIENCE};
 use crate::testbed::helm::{cluster, kubectl};
 use crate::testbed::stage::LOOK;
@@ -413,6 +414,7 @@ async fn of_the_api_the_controller_may_use_what_it_needs_and_nothing_else() {
     people(&ground).await;
     nobody_asks_in_anothers_name(&ground).await;
     nobody_else_writes_status(&ground).await;
+    freezes::are_written_by_whom_the_role_is_bound_to(&ground).await;
     ground.uninstall().await;
 }
 

@@ -1,6 +1,8 @@
 //! Each sentence about what may run, what ends a request, and what is launched.
 #![allow(clippy::unwrap_used)]
 
+mod frozen;
+
 use super::*;
 use crate::machine::samples::{at, float, inputs, now, request, running};
 use crate::machine::{Launch, Mode, Status, Waiting};
