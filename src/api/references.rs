@@ -179,3 +179,118 @@ pub fn record(
     }
     Ok(request)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use serde_json::{Value, json};
+
+    use super::super::status::{read, write};
+    use super::*;
+
+    fn object(images: &[Option<&str>], namespace: Option<&str>) -> PromotionRequest {
+        let images = images.iter().enumerate().map(|(n, tag)| {
+            let mut image = json!({"source": "x.io/a/b:c", "float": format!("x.io/a/b:f{n}")});
+            if let Some(tag) = tag {
+                image["imageStreamTag"] = json!(tag);
+            }
+            image
+        });
+        let mut spec = json!({"images": images.collect::<Vec<Value>>()});
+        if let Some(namespace) = namespace {
+            spec["imageStreamNamespace"] = json!(namespace);
+        }
+        serde_json::from_value(json!({
+            "apiVersion": "ci.openshift.io/v1alpha1", "kind": "PromotionRequest", "metadata": {"name": "x"},
+            "spec": spec,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn stream_tags_that_cannot_be_meant_are_named_with_their_field_before_anything_is_done() {
+        let long = "n".repeat(64);
+        for (images, namespace, field, words) in [
+            (
+                &[Some("cli")][..],
+                Some("ocp"),
+                "spec.images[0].imageStreamTag",
+                "STREAM:TAG",
+            ),
+            (
+                &[None, Some("s:a"), Some("s:a")],
+                Some("ocp"),
+                "spec.images[2].imageStreamTag",
+                "spec.images[1]",
+            ),
+            (
+                &[Some("s:a")],
+                None,
+                "spec.imageStreamNamespace",
+                "is missing",
+            ),
+            (
+                &[None],
+                Some("ocp"),
+                "spec.imageStreamNamespace",
+                "no image has",
+            ),
+            (
+                &[Some("s:a")],
+                Some("../x"),
+                "spec.imageStreamNamespace",
+                "no name of a namespace",
+            ),
+            (
+                &[Some("s:a")],
+                Some(&long),
+                "spec.imageStreamNamespace",
+                "no name of a namespace",
+            ),
+        ] {
+            let error = read(&object(images, namespace)).unwrap_err().to_string();
+            assert!(error.starts_with(field) && error.contains(words), "{error}");
+        }
+        read(&object(&[Some("s:a"), None, Some("s:b")], Some("ocp"))).unwrap();
+    }
+
+    #[test]
+    fn a_request_refers_once_its_floats_are_done_and_what_became_of_it_is_read_back() {
+        let now = jiff::Timestamp::from_second(1).unwrap();
+        let mut object = object(&[Some("s:a"), Some("s:b"), None], Some("ocp"));
+        let mut request = read(&object).unwrap();
+        assert_eq!(request.status.references, References::Open);
+        for image in &mut request.status.images {
+            image.phase = Phase::Posted;
+        }
+        assert_eq!(request.phase(), Phase::Referencing);
+        write(&mut object, &request, None, now);
+        assert!(object.has_done_with_floats() && !object.is_finished());
+        assert_eq!(
+            open(&object).map(|(index, _)| index).collect::<Vec<_>>(),
+            [0, 1]
+        );
+        assert_eq!(read(&object).unwrap(), request);
+
+        let long = format!("x.io/{}@sha256:{}", "r".repeat(200), "0".repeat(64));
+        note(&mut object, 0, &Ok(Referred::Set(Some(long.clone()))));
+        assert_eq!(read(&object).unwrap().status.references, References::Open);
+        let image = |object: &PromotionRequest| object.status.as_ref().unwrap().images[0].clone();
+        let replaced = image(&object).reference.unwrap().replaced.unwrap();
+        assert!(replaced.len() == REPLACED_MAX && long.ends_with(&replaced));
+        for (became, phase) in [
+            (Ok(Referred::Superseded), Phase::Posted),
+            (Err("no".into()), Phase::Failed),
+        ] {
+            let mut object = object.clone();
+            note(&mut object, 1, &became);
+            let failed = became.as_ref().err().map(String::as_str);
+            let ended = ended(&object, failed);
+            let request = record(&object, ended, now).unwrap();
+            assert_eq!(request.phase(), phase);
+            write(&mut object, &request, None, now);
+            assert!(object.is_finished() && open(&object).next().is_none());
+            assert_eq!(read(&object).unwrap(), request);
+        }
+    }
+}

@@ -383,6 +383,56 @@ rules:
     }
 
     #[test]
+    fn stream_tags_are_granted_with_their_float_and_give_no_credential() {
+        let text = r#"rules: [{name: r, namespaces: [ci-*], floats: ["quay.io/o/ci:ocp_*"], imageStreamTags: ["ocp/4.*:*", "origin/v*:cli"]}]"#;
+        let rules = Rules::parse(text).unwrap();
+        let rule = rules.of("ci-a")[0];
+        assert!(rules.of("ci").is_empty());
+        let float: Float = "quay.io/o/ci:ocp_a".parse().unwrap();
+        let grants = |float: &Float, namespace: &str, tag: &str| {
+            rule.grants_stream(float, namespace, &tag.parse().unwrap())
+        };
+        for (namespace, tag) in [
+            ("ocp", "4.21:cli"),
+            ("ocp", "4.22:x"),
+            ("origin", "v4.0:cli"),
+        ] {
+            assert!(grants(&float, namespace, tag), "{namespace}/{tag}");
+        }
+        for (namespace, tag) in [
+            ("ocp-priv", "4.21:cli"),
+            ("ocp", "5.0:cli"),
+            ("origin", "v4.0:other"),
+            ("ocp", "v4.0:cli"),
+        ] {
+            assert!(!grants(&float, namespace, tag), "{namespace}/{tag}");
+        }
+        let other: Float = "quay.io/o/ci:okd_a".parse().unwrap();
+        assert!(!grants(&other, "ocp", "4.21:cli"));
+        let source = "quay.io/x/y:z".parse().unwrap();
+        assert_eq!(rule.grants(&source, &float), None);
+        for pattern in [
+            "4.21:cli",
+            "ocp/4.21",
+            "OCP/4.21:cli",
+            "ocp/4.21:a:b",
+            "ocp/**:a",
+            "ocp/4.21:",
+        ] {
+            let text = text.replacen("ocp/4.*:*", pattern, 1);
+            let error = refused(&text);
+            assert!(
+                error.contains("rules[0].imageStreamTags[0]")
+                    && error.contains("NAMESPACE/STREAM:TAG"),
+                "{pattern}: {error}"
+            );
+        }
+        let line = missing_stream_rule("ci", &float, "ocp", &"4.21:cli".parse().unwrap());
+        let rules = Rules::parse(&format!("rules:\n{line}\n")).unwrap();
+        assert!(rules.of("ci")[0].grants_stream(&float, "ocp", &"4.21:cli".parse().unwrap()));
+    }
+
+    #[test]
     fn no_rule_grants_nothing() {
         let rules = Rules::parse("rules: []").unwrap();
         assert!(rules.is_empty() && rules.of("ci").is_empty());

@@ -61,6 +61,49 @@ fn bad_sources() -> Vec<(&'static str, String)> {
     ]
 }
 
+/// Tags of image streams that are refused, and one without its namespace.
+fn bad_stream_tags() -> impl Iterator<Item = Bad> {
+    let image = |tag: &str| json!({"source": source(), "float": FLOAT, "imageStreamTag": tag});
+    let tags = [
+        "cli",
+        ":cli",
+        "4.21:",
+        "ocp/4.21:cli",
+        "Stream:cli",
+        "4.21:.x",
+        "4.21:a b",
+    ];
+    let tags = tags.map(move |tag| {
+        let spec = json!({"images": [image(tag)], "imageStreamNamespace": "ocp"});
+        bad(tag, &spec, "images[0].imageStreamTag", &["STREAM:TAG"])
+    });
+    let long = format!("s:{}", "t".repeat(127));
+    let long = json!({"images": [image(&long)], "imageStreamNamespace": "ocp"});
+    let alone = json!({"images": [image("4.21:cli")]});
+    let nothing =
+        json!({"images": [{"source": source(), "float": FLOAT}], "imageStreamNamespace": "ocp"});
+    tags.into_iter().chain([
+        bad(
+            "129 characters",
+            &long,
+            "images[0].imageStreamTag",
+            &["128"],
+        ),
+        bad(
+            "no namespace",
+            &alone,
+            "spec",
+            &["imageStreamNamespace need each other"],
+        ),
+        bad(
+            "no tag",
+            &nothing,
+            "spec",
+            &["imageStreamNamespace need each other"],
+        ),
+    ])
+}
+
 /// Floats that are refused, with a word of the reason.
 fn bad_floats() -> Vec<(&'static str, String, &'static str)> {
     let name = "quay.io/openshift/ci";
@@ -176,6 +219,7 @@ fn bad_names() -> Vec<Bad> {
     sources
         .chain(floats)
         .chain(replaces)
+        .chain(bad_stream_tags())
         .chain([
             bad(
                 "a source too long",
