@@ -490,6 +490,7 @@ async fn every_option_makes_the_objects_it_is_for_and_no_others() {
         let changed: &[(&str, usize)] = match case {
             "named namespaces" => &[("RoleBinding", 3)],
             "named Secrets" => &[("RoleBinding", 2)],
+            "image streams" => &[("Role", 4), ("RoleBinding", 3)],
             "all namespaces" => &[("ClusterRoleBinding", 2)],
             "policy" | "dashboard" => &[("ConfigMap", 2)],
             "no definition" => &[
@@ -505,7 +506,7 @@ async fn every_option_makes_the_objects_it_is_for_and_no_others() {
             "no disruption budget" => &[("PodDisruptionBudget", 0)],
             "most" => &[
                 ("ConfigMap", 3),
-                ("Role", 3),
+                ("Role", 4),
                 ("CustomResourceDefinition", 0),
                 ("ValidatingAdmissionPolicy", 3),
                 ("ValidatingAdmissionPolicyBinding", 3),
@@ -514,7 +515,7 @@ async fn every_option_makes_the_objects_it_is_for_and_no_others() {
                 ("ServiceMonitor", 1),
                 ("PrometheusRule", 1),
                 ("PodDisruptionBudget", 0),
-                ("RoleBinding", 4),
+                ("RoleBinding", 5),
             ],
             _ => &[],
         };

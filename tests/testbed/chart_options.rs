@@ -106,6 +106,10 @@ pub fn every() -> Vec<(&'static str, Value)> {
         json!({"allNamespaces": true, "namespaces": ["ci"]}),
     );
     single("policy", json!({"policy": {"rules": [rule()]}}));
+    single(
+        "image streams",
+        json!({"imageStreams": {"namespaces": ["ocp", "origin"]}}),
+    );
     single("own credentials", json!({"registryConfig": "own"}));
     single(
         "private CA",

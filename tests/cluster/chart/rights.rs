@@ -320,6 +320,11 @@ const EVERYWHERE: &[(&str, &str, &str, &str)] = &[
 ];
 /// Beside these, in the namespaces that the values name.
 const NAMED: &[(&str, &str, &str, &str)] = &[("get", "", "secrets", "")];
+/// Beside these, where tags of image streams may follow floats.
+const STREAMS: &[(&str, &str, &str, &str)] = &[
+    ("get", "image.openshift.io", "imagestreams", ""),
+    ("update", "image.openshift.io", "imagestreams", ""),
+];
 /// Beside these, in the Lease's namespace.
 const RELEASE: &[(&str, &str, &str, &str)] = &[
     ("create", "coordination.k8s.io", "leases", ""),
@@ -390,6 +395,19 @@ async fn of_the_api_the_controller_may_use_what_it_needs_and_nothing_else() {
         );
     }
 
+    // Image streams where the values say so, and nowhere else.
+    let mut values = ground.values();
+    values["imageStreams"] = json!({"namespaces": [ground.named.namespace]});
+    ground.helm("upgrade", &values).await;
+    let wanted = as_set(&[EVERYWHERE, NAMED, STREAMS].concat());
+    let end = Instant::now() + PATIENCE;
+    while rights(&client, &ground.named.namespace).await != wanted {
+        let rights = rights(&client, &ground.named.namespace).await;
+        assert!(Instant::now() < end, "{rights:#?}");
+        tokio::time::sleep(LOOK).await;
+    }
+    let other = rights(&client, &ground.other.namespace).await;
+    assert_eq!(other, as_set(EVERYWHERE));
     // Everywhere, if the values say so: and still one by one.
     let mut values = ground.values();
     values["allNamespaces"] = json!(true);
