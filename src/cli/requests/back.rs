@@ -15,6 +15,8 @@ pub(super) struct Back {
     pub(super) pin: Option<String>,
     /// What it was moved to, and has to be on still.
     pub(super) from: String,
+    /// The image stream tag that follows it.
+    pub(super) stream_tag: Option<String>,
 }
 
 /// What takes back a request: every image of it that was committed and had displaced something, whatever became of it; and the floats
@@ -38,8 +40,9 @@ pub(super) fn of_request(object: &PromotionRequest) -> Result<(Vec<Back>, Vec<St
     }
     let (mut back, mut first) = (Vec::new(), Vec::new());
     let images = object.status.iter().flat_map(|status| &status.images);
-    let moved = images.filter(|i| i.unchanged != Some(true) && object.has_committed(i));
-    for image in moved {
+    let images = object.spec.images.iter().zip(images);
+    let moved = images.filter(|(_, i)| i.unchanged != Some(true) && object.has_committed(i));
+    for (spec, image) in moved {
         let Some(source) = &image.source else {
             continue;
         };
@@ -49,6 +52,7 @@ pub(super) fn of_request(object: &PromotionRequest) -> Result<(Vec<Back>, Vec<St
                 to: pin.digest.clone(),
                 pin: Some(pin.prune_tag.clone()),
                 from: source.digest.clone(),
+                stream_tag: spec.image_stream_tag.clone(),
             }),
             None => first.push(image.float.clone()),
         }
@@ -184,8 +188,11 @@ mod tests {
             to: digest('b'),
             pin: Some("2".into()),
             from: digest('c'),
+            stream_tag: (tag == "f").then(|| "stream:f".into()),
         };
-        let found = of_request(&request(&status, &json!({}))).unwrap();
+        let mut object = request(&status, &json!({}));
+        object.spec.images[0].image_stream_tag = Some("stream:f".into());
+        let found = of_request(&object).unwrap();
         assert_eq!(
             found,
             (vec![back("f"), back("g")], vec!["x.io/o/ci:i".into()])

@@ -37,6 +37,8 @@ pub(super) struct Touch {
     pub(super) pull: Option<SecretRef>,
     /// What it wrote floats with.
     pub(super) push: Option<SecretRef>,
+    /// The namespace and the image stream tag that follows the float.
+    pub(super) stream: Option<[String; 2]>,
     order: Option<i64>,
 }
 
@@ -125,6 +127,7 @@ impl Touch {
                     undo: false,
                     pull: None,
                     push: None,
+                    stream: None,
                     order: unreadable.order.and_then(|n| i64::try_from(n).ok()),
                 });
             }
@@ -148,6 +151,14 @@ impl Touch {
             undo: object.spec.undo,
             pull: object.spec.pull_secret.clone(),
             push: object.spec.push_secret.clone(),
+            stream: object
+                .spec
+                .image_stream_namespace
+                .as_ref()
+                .and_then(|namespace| {
+                    let tag = object.spec.images.get(index)?.image_stream_tag.clone()?;
+                    Some([namespace.clone(), tag])
+                }),
             order: order(object),
         })
     }

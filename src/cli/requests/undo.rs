@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::super::output::{print_documents, say};
 use super::back::{Back, of_request, way};
@@ -71,6 +71,8 @@ struct Plan {
     name: String,
     namespace: String,
     floats: Vec<Back>,
+    /// Where the image streams are that follow them.
+    streams: Option<String>,
     pull: Option<SecretRef>,
     push: Option<SecretRef>,
 }
@@ -204,6 +206,7 @@ async fn of_one(
         name: key.name,
         namespace: key.namespace,
         floats,
+        streams: object.spec.image_stream_namespace.clone(),
         pull: object.spec.pull_secret.clone(),
         push: object.spec.push_secret.clone(),
     })
@@ -289,6 +292,8 @@ async fn of_float(
         .find(|pin| pin.digest == target);
     let mut shared = touches.iter();
     let own = shared.find(|touch| records.shares_secrets(&touch.request));
+    let stream = own.and_then(|touch| touch.stream.clone());
+    let [streams, stream_tag] = stream.map_or([None, None], |stream| stream.map(Some));
     Ok(Plan {
         name: super::submit::plain(float.tag().as_str()),
         namespace: own.map_or_else(String::new, |touch| touch.request.namespace.clone()),
@@ -297,7 +302,9 @@ async fn of_float(
             pin: pin.map(|pin| pin.prune_tag.clone()),
             to: target,
             from: now,
+            stream_tag,
         }],
+        streams,
         pull: own.and_then(|touch| touch.pull.clone()),
         push: own.and_then(|touch| touch.push.clone()),
     })
@@ -325,6 +332,7 @@ fn request(plan: Plan) -> Result<PromotionRequest, String> {
         name: _,
         namespace: _,
         floats,
+        streams,
         pull,
         push,
     } = plan;
@@ -334,6 +342,7 @@ fn request(plan: Plan) -> Result<PromotionRequest, String> {
         to,
         pin,
         from,
+        stream_tag,
     } in floats
     {
         let parsed: Float = float.parse().map_err(|error| format!("{error}"))?;
@@ -347,9 +356,18 @@ fn request(plan: Plan) -> Result<PromotionRequest, String> {
             Some(tag) => format!("{repository}:{tag}"),
             None => format!("{repository}@{to}"),
         };
-        images.push(json!({"source": source, "float": float, "replaces": from}));
+        let mut image = json!({"source": source, "float": float, "replaces": from});
+        if let Some(tag) = stream_tag {
+            image["imageStreamTag"] = tag.into();
+        }
+        images.push(image);
     }
-    let spec = json!({"images": images, "undo": true});
+    let mut spec = json!({"images": images, "undo": true});
+    // It says where tags are, and says nothing where there are none.
+    let has_tag = |image: &Value| image.get("imageStreamTag").is_some();
+    if let Some(namespace) = streams.filter(|_| images.iter().any(has_tag)) {
+        spec["imageStreamNamespace"] = namespace.into();
+    }
     let spec: PromotionRequestSpec =
         serde_json::from_value(spec).map_err(|error| error.to_string())?;
     let spec = PromotionRequestSpec {
@@ -358,4 +376,40 @@ fn request(plan: Plan) -> Result<PromotionRequest, String> {
         ..spec
     };
     Ok(PromotionRequest::new("", spec))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_image_stream_tag_that_follows_a_float_goes_back_with_it() {
+        let digest = |c: char| format!("sha256:{}", c.to_string().repeat(64));
+        let back = |tag: &str, stream_tag: Option<&str>| Back {
+            float: format!("x.io/o/ci:{tag}"),
+            to: digest('a'),
+            pin: None,
+            from: digest('b'),
+            stream_tag: stream_tag.map(str::to_owned),
+        };
+        let asked = |floats: Vec<Back>| {
+            let plan = Plan {
+                name: "r".into(),
+                namespace: "ci".into(),
+                floats,
+                streams: Some("ocp".into()),
+                pull: None,
+                push: None,
+            };
+            let spec = request(plan).unwrap().spec;
+            let tags = spec.images.into_iter().map(|image| image.image_stream_tag);
+            (spec.image_stream_namespace, tags.collect::<Vec<_>>())
+        };
+        assert_eq!(
+            asked(vec![back("f", Some("4.21:f")), back("g", None)]),
+            (Some("ocp".into()), vec![Some("4.21:f".into()), None])
+        );
+        assert_eq!(asked(vec![back("g", None)]), (None, vec![None]));
+    }
 }
