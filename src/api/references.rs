@@ -6,7 +6,7 @@ use promotion_core::named;
 
 use super::text::cut;
 use super::{PromotionRequest, PromotionRequestSpec, ReferenceStatus, conditions};
-use crate::machine::{self, Phase, References};
+use crate::machine::{Phase, References};
 use crate::stream::{Referred, StreamTag};
 
 /// The longest note of what a tag was, in bytes: the largest object has room for no more.
@@ -163,29 +163,12 @@ pub fn ended(object: &PromotionRequest, failed: Option<&str>) -> References {
     }
 }
 
-/// The record of a request whose tags are `references`.
-///
-/// # Errors
-/// As [`super::status::read`].
-pub fn record(
-    object: &PromotionRequest,
-    references: References,
-    now: jiff::Timestamp,
-) -> Result<machine::Request, super::status::ReadError> {
-    let mut request = super::status::read(object)?;
-    request.status.references = references;
-    if request.phase().is_finished() {
-        request.status.completed.get_or_insert(now);
-    }
-    Ok(request)
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use serde_json::{Value, json};
 
-    use super::super::status::{read, write};
+    use super::super::status::{read, record, write};
     use super::*;
 
     fn object(images: &[Option<&str>], namespace: Option<&str>) -> PromotionRequest {

@@ -63,6 +63,23 @@ pub fn read(object: &PromotionRequest) -> Result<Request, ReadError> {
     Ok(Request { spec, status })
 }
 
+/// The record of a request whose tags are `references`.
+///
+/// # Errors
+/// As [`read`].
+pub fn record(
+    object: &PromotionRequest,
+    references: machine::References,
+    now: Timestamp,
+) -> Result<Request, ReadError> {
+    let mut request = read(object)?;
+    request.status.references = references;
+    if request.phase().is_finished() {
+        request.status.completed.get_or_insert(now);
+    }
+    Ok(request)
+}
+
 fn read_spec(object: &PromotionRequest) -> Result<Spec, ReadError> {
     let spec = &object.spec;
     let invalid = |field: String, message: String| ReadError::Spec { field, message };

@@ -7,6 +7,7 @@
 //! that follow).
 
 mod complaint;
+mod intended;
 mod intent;
 mod left_out;
 mod mapping;
@@ -14,6 +15,7 @@ mod object;
 mod options;
 mod references;
 mod script;
+mod set_tag;
 mod shell;
 
 use std::io::{ErrorKind, Write as _};
@@ -31,7 +33,8 @@ use complaint::Complaint;
 use intent::intent;
 use script::Found;
 
-pub(super) use intent::{Intended, Intent, STAMP};
+pub(super) use intended::Intended;
+pub(super) use intent::{Intent, STAMP};
 
 /// The largest file that is read, in bytes.
 const FILE_MAX: usize = 4 * 1024 * 1024;

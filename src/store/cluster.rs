@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::call::{call, causes};
 use super::credentials::CredentialFiles;
 use super::kept::Kept;
-use super::streams::{StreamSettings, Streams};
+use super::streams::{StreamError, StreamSettings, Streams};
 use super::{Access, AccessError, Event, Key, Store, StoreError, Stored};
 use crate::api::{self, PromotionRequest, references};
 use crate::image::Float;
@@ -125,7 +125,11 @@ impl Cluster {
             })?;
         }
         if any {
-            self.streams.is_served().await?;
+            let served = self.streams.check_served().await;
+            served.map_err(|error| match error {
+                StreamError::Refused(why) => AccessError::NotAllowed(why),
+                StreamError::Unavailable(why) => AccessError::Unavailable(why),
+            })?;
         }
         Ok(())
     }

@@ -12,7 +12,6 @@ use kube::core::{Request, Status};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use super::AccessError;
 use super::call::{call, causes};
 use crate::image::{Digest, Float, Repository};
 use crate::metrics::{Call, Metrics};
@@ -126,14 +125,7 @@ impl Streams {
     ///
     /// # Errors
     /// It has none; or that cannot be found out now.
-    pub(super) async fn is_served(&self) -> Result<(), AccessError> {
-        self.check_served().await.map_err(|error| match error {
-            StreamError::Refused(why) => AccessError::NotAllowed(why),
-            StreamError::Unavailable(why) => AccessError::Unavailable(why),
-        })
-    }
-
-    async fn check_served(&self) -> Result<(), StreamError> {
+    pub(super) async fn check_served(&self) -> Result<(), StreamError> {
         if self
             .served
             .lock()

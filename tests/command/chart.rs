@@ -402,6 +402,9 @@ async fn the_arguments_are_what_the_values_say() {
         "--cluster-range=2001:db8::/32",
         "--policy=/etc/promotion-controller/policy/policy.yaml",
         "--registry-config=/etc/promotion-controller/registry-config/config.json",
+        "--image-stream-namespace=ci",
+        "--pull-host=quay.io/openshift/ci=quay-proxy.ci.openshift.org",
+        "--create-image-streams",
     ];
     let controller = container(&rendered);
     assert_eq!(strings(&controller["args"]), expected);
@@ -558,7 +561,7 @@ async fn every_object_carries_the_labels_and_annotations_and_is_in_the_namespace
         assert!(kind != "ConfigMap" || about["name"] != "promotion-controller");
     }
     bindings.sort_unstable();
-    assert_eq!(bindings, ["ci", "ci", "ocp"]);
+    assert_eq!(bindings, ["ci", "ci", "ci", "ocp"]);
     let pod = &only(&rendered, "Deployment")["spec"]["template"];
     assert_eq!(pod["metadata"]["labels"]["tier"], "ci");
     assert_eq!(pod["metadata"]["annotations"]["note"], "pods");

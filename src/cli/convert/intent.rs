@@ -5,15 +5,14 @@
 //! is never taken for a float, and a float that is copied from its `_incoming` has the source that was staged there.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::fmt;
 use std::rc::Rc;
 
+use super::intended::{Intended, Position};
 use super::mapping::Pair;
 use super::references;
 use super::script::Found;
 use super::shell::UNKNOWN;
 use crate::image::{Float, Reference, Source};
-use crate::stream::StreamTag;
 
 /// How the stamp of a prune tag is written where it is not known yet.
 pub(in crate::cli) const STAMP: &str = "YYYYMMDDHHMMSS";
@@ -21,19 +20,6 @@ pub(in crate::cli) const STAMP: &str = "YYYYMMDDHHMMSS";
 const STAMP_LEN: usize = 14;
 /// The most that a message shows of what was written.
 const SHOWN_MAX: usize = 200;
-
-/// A line of a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::cli) struct Position {
-    pub(super) file: Rc<str>,
-    pub(super) line: usize,
-}
-
-impl fmt::Display for Position {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.file, self.line)
-    }
-}
 
 /// What files of one kind or the other say.
 #[derive(Debug, Default)]
@@ -46,18 +32,6 @@ pub(in crate::cli) struct Intent {
     pub(in crate::cli) registry_configs: BTreeSet<String>,
     /// What means something else here, a line each.
     pub(in crate::cli) warnings: Vec<String>,
-}
-
-/// A float that is written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::cli) struct Intended {
-    pub(in crate::cli) float: Float,
-    pub(in crate::cli) source: Source,
-    pub(in crate::cli) position: Position,
-    /// The other tags that are written for it, stamps as [`STAMP`].
-    pub(in crate::cli) pins: BTreeSet<String>,
-    /// The namespace and the tag of the image stream that follows it.
-    pub(in crate::cli) stream_tag: Option<(String, StreamTag)>,
 }
 
 /// What a destination is.

@@ -7,67 +7,12 @@
 use std::collections::{BTreeSet, HashSet};
 use std::rc::Rc;
 
-use super::intent::{Intended, Position};
-use super::options::read_options;
+use super::intended::{Intended, Position};
 use super::script::Found;
-use super::shell::{UNKNOWN, Word};
+use super::set_tag::SetTag;
+use super::shell::UNKNOWN;
 use crate::image::{Reference, Source};
 use crate::stream::StreamTag;
-
-/// A tag that is set, and what is said where it is not carried over.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct SetTag {
-    pub(super) line: usize,
-    /// The image, as it is pulled.
-    image: String,
-    /// `NAMESPACE/STREAM:TAG`.
-    tag: String,
-    left_out: String,
-}
-
-/// What a command sets, as references and as requests set them; nothing where it does anything else.
-pub(super) fn read(words: &[Word], left_out: &str) -> Vec<SetTag> {
-    let program = |word: &Word| word.text == "oc" || word.text.ends_with("/oc");
-    let Some(at) = words.iter().position(program) else {
-        return Vec::new();
-    };
-    let Ok((_, operands)) = read_options(&words[at + 1..]) else {
-        return Vec::new();
-    };
-    let options = || words[at + 1..].iter().filter(|w| w.text.starts_with('-'));
-    let meant = |word: &Word| {
-        let text = word.text.to_ascii_lowercase();
-        let known = [
-            "--source=docker",
-            "--reference",
-            "--reference=true",
-            "--reference-policy=source",
-        ];
-        let free = [
-            "--import-mode",
-            "--loglevel",
-            "-v",
-            "--registry-config",
-            "-a",
-        ];
-        let name = text.split('=').next().unwrap_or_default();
-        known.contains(&text.as_str()) || free.contains(&name)
-    };
-    let refers = options().any(|w| matches!(w.text.as_str(), "--reference" | "--reference=true"));
-    let [verb, image, tags @ ..] = operands.as_slice() else {
-        return Vec::new();
-    };
-    if verb.text != "tag" || !refers || !options().all(meant) {
-        return Vec::new();
-    }
-    let set = tags.iter().map(|tag| SetTag {
-        line: words[at].line,
-        image: image.text.clone(),
-        tag: tag.text.clone(),
-        left_out: left_out.to_owned(),
-    });
-    set.collect()
-}
 
 /// Gives floats their tags; says what is not carried over. One request names streams of one namespace: the first.
 pub(super) fn follow(floats: &mut [Intended], files: &[(Rc<str>, Found)]) -> Vec<String> {

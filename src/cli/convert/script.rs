@@ -11,7 +11,7 @@ use super::complaint::Complaint;
 use super::left_out::{left_out, left_out_tool};
 use super::mapping::{self, Pair};
 use super::options::{Options, read_options};
-use super::references::{self, SetTag};
+use super::set_tag::{self, SetTag};
 use super::shell::{self, Command, UNKNOWN, Word};
 
 /// How deep functions may call each other.
@@ -302,7 +302,7 @@ impl Run<'_> {
         if let Some(at) = mirrors.filter(|&at| words[..at].iter().any(is_oc)) {
             self.mirror(&words[at + 2..], words[at].line, here);
         } else if let Some(what) = left_out(&words).or_else(|| left_out_tool(&words)) {
-            let set = references::read(&words, &what);
+            let set = set_tag::read(&words, &what);
             if !set.is_empty() {
                 for one in set {
                     if !self.found.tags.contains(&one) {

@@ -182,7 +182,7 @@ async fn what_a_preview_of_the_script_announces_is_what_promote_writes() {
         .exits(0);
     assert!(
         run.stderr
-            .contains("promotion: once its floats have moved, the controller sets ocp/4.21:cli"),
+            .contains("promote: once its floats have moved, the controller sets ocp/4.21:cli"),
         "{}",
         run.stderr
     );
