@@ -34,4 +34,4 @@ pub mod registry;
 mod shares;
 pub mod store;
 
-pub use promotion_core::{dry_run, image, log, machine, steps, stream};
+pub use promotion_core::{coordinator, dry_run, image, log, machine, steps, stream};

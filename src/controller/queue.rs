@@ -15,7 +15,7 @@ use kube::runtime::watcher;
 use crate::api::PromotionRequest;
 use crate::engine::{Engine, Next, ReconcileError};
 use crate::shares::Shares;
-use crate::store::{Key, Store};
+use crate::store::{Key, Store, key_of};
 
 /// What the queue keeps of an object: its name is enough, because a reconcile loads it freshly.
 pub type Named = PartialObjectMeta<PromotionRequest>;
@@ -72,7 +72,7 @@ async fn reconcile<S: Store>(
     object: Arc<Named>,
     engine: Arc<Engine<S>>,
 ) -> Result<Action, ReconcileError> {
-    let key = Key::from(&object.metadata);
+    let key = key_of(&object.metadata);
     Ok(match engine.reconcile(&key).await? {
         Next::Triggered => Action::await_change(),
         Next::After(after) => Action::requeue(after),

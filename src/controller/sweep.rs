@@ -19,7 +19,7 @@ use crate::metrics::{Call, Metrics};
 use crate::store::call::{call, causes};
 use crate::store::cluster::Cluster;
 use crate::store::kept::Kept;
-use crate::store::{Key, Store as _, StoreError};
+use crate::store::{Key, Store as _, StoreError, key_of};
 
 /// Objects on a page: at 1.5 MB each, the most memory that a sweep takes.
 const PAGE: u32 = 20;
@@ -123,7 +123,7 @@ impl Sweeper<'_> {
     }
 
     async fn look(&self, request: &Finished) {
-        let key = Key::from(&request.metadata);
+        let key = key_of(&request.metadata);
         match due(request, Timestamp::now()) {
             Due::Nothing => {}
             Due::Deletion => self.delete(&key, request).await,

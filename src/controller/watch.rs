@@ -28,7 +28,7 @@ use super::queue::{Named, named};
 use crate::engine::Engine;
 use crate::store::call::causes;
 use crate::store::requests::unfinished;
-use crate::store::{Key, Store, Stored};
+use crate::store::{Key, Store, Stored, key_of};
 
 /// Objects on a page. A page is in memory as a whole, as text, and an object may have 1.5 MB; less of it is kept.
 const PAGE: u32 = 16;
@@ -167,7 +167,7 @@ pub async fn follow<S: Store>(
                 // Also where this list breaks off and the next one no longer shows it.
                 known.extend(object.meta().uid.clone());
                 observe(&engine, &object);
-                listing.keys.push(Key::from(object.meta()));
+                listing.keys.push(key_of(object.meta()));
             }
             Event::InitDone => {
                 let Listing { keys, uids } = std::mem::take(&mut listing);
@@ -186,7 +186,7 @@ pub async fn follow<S: Store>(
             Event::Apply(object) => {
                 known.extend(object.meta().uid.clone());
                 if observe(&engine, &object) {
-                    engine.trigger(Key::from(object.meta()));
+                    engine.trigger(key_of(object.meta()));
                 }
             }
             Event::Delete(object) => {

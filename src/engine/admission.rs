@@ -10,14 +10,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::backlog::FLOATS_MAX;
 use super::operation::{credential, fault};
 use super::shared::{Engine, identity, left_alone};
-use super::state::{PushCheck, SECRET_AGAIN, State};
+use super::state::{PushCheck, SECRET_AGAIN};
 use crate::api::{self, PromotionRequest};
-use crate::image::{Float, Repository};
-use crate::machine::claims::{PATIENCE, Rival, Standing, Verdict};
-use crate::machine::quota::QuotaKey;
+use crate::coordinator::{Claim, FLOATS_MAX, end_rival};
+use crate::image::Repository;
+use crate::machine::claims::Rival;
 use crate::machine::{Admission, Fault, FaultClass, Mode, Phase, Reason, Request};
 use crate::registry::{self, Progress, RegistryClient};
 use crate::store::{Access, AccessError, Key, Store, StoreError};
@@ -62,18 +61,6 @@ impl AdmissionCheck {
             over_limit: false,
         }
     }
-
-    /// It is over its namespace's limit, and is woken when it may begin.
-    fn over_limit(limit: usize, quota_key: &QuotaKey) -> Self {
-        let what = if quota_key.plans { "plans" } else { "requests" };
-        let message = format!(
-            "over its namespace's limit of {limit} active {what} (--max-active-requests-per-namespace); waits for one of them to end"
-        );
-        Self {
-            over_limit: true,
-            ..Self::waits(Reason::Queued, message, None)
-        }
-    }
 }
 
 impl<S: Store> Engine<S> {
@@ -89,37 +76,17 @@ impl<S: Store> Engine<S> {
         let waited = self.lock().push_checks.withdraw(&key.namespace, uid);
         let check = self.judge(key, uid, object, request).await;
         if waited {
-            let next = self.lock().next_push_check(&key.namespace);
-            self.wake(next.into_iter().collect());
+            self.with(|state| state.call_push_check(&key.namespace));
         }
         let check = check?;
         if check.admission != Admission::Holds {
-            if !check.over_limit {
-                self.withdraw(uid);
-            }
-            if request.status.started.is_none() {
-                // A claim that could not be saved, and cannot be now.
-                self.release(uid, |_, _, _| false);
-            }
+            let (now, over_limit) = (Instant::now(), check.over_limit);
+            let again = self.with_log(|coordinator, log| {
+                coordinator.not_admitted(log, uid, request, over_limit, now)
+            });
+            self.settle_again(uid, again);
         }
         Ok(check)
-    }
-
-    /// A request that cannot begin for a reason other than its namespace's limit lets the next one try; a plan that is held up counts no
-    /// longer.
-    pub(super) fn withdraw(&self, uid: &str) {
-        let mut state = self.lock();
-        let Some(known) = state.known.get(uid) else {
-            return;
-        };
-        let quota_key = known.quota_key();
-        state.quota.withdraw(&quota_key, uid);
-        if quota_key.plans {
-            state.quota.release(&quota_key, uid);
-        }
-        let called = state.call(&quota_key);
-        drop(state);
-        self.wake(called);
     }
 
     async fn judge(
@@ -129,7 +96,7 @@ impl<S: Store> Engine<S> {
         object: &PromotionRequest,
         request: &Request,
     ) -> Result<AdmissionCheck, StoreError> {
-        if let Some(before) = self.lock().backlog.before(uid) {
+        if let Some(before) = self.lock().coordinator.shelved_behind(uid) {
             return Ok(AdmissionCheck::waits(Reason::Queued, beyond(before), None));
         }
         if let Err(message) = self.inner.policy.check(request) {
@@ -140,7 +107,7 @@ impl<S: Store> Engine<S> {
         }
         if request.spec.suspend {
             // Others still wait for its committed images; with the rest it delays nobody.
-            self.stand(uid, Standing::Ineligible);
+            self.is_ineligible(uid);
         }
         if let Some((reason, message)) = request.held_back() {
             return Ok(AdmissionCheck::waits(reason, message, None));
@@ -153,7 +120,7 @@ impl<S: Store> Engine<S> {
         let access = match self.inner.store.access(object).await {
             Ok(access) => access,
             Err(AccessError::NotFound(message)) => {
-                self.stand(uid, Standing::Ineligible);
+                self.is_ineligible(uid);
                 let after = self.lock().miss(&key.namespace, uid, secrets(object));
                 let message = format!("{message}; next try within {} s", after.as_secs());
                 // Those that came together do not come back together.
@@ -189,7 +156,11 @@ impl<S: Store> Engine<S> {
         let waiting = self.lock().found(&key.namespace, uid);
         self.wake(waiting);
         let mut check = if request.spec.mode == Mode::Plan {
-            self.admit_plan(uid)
+            if self.with(|state| state.coordinator.admit_plan(uid)) {
+                AdmissionCheck::of(Admission::Holds)
+            } else {
+                self.over_limit("plans")
+            }
         } else {
             self.claim(key, uid, request, &access).await?
         };
@@ -212,126 +183,51 @@ impl<S: Store> Engine<S> {
         request: &Request,
         access: &Access,
     ) -> Result<AdmissionCheck, StoreError> {
-        let floats = request.wanted_floats();
-        {
-            let state = self.lock();
-            if state.known.contains_key(uid) && state.claims.holds(uid, floats.iter()) {
-                return Ok(AdmissionCheck::of(Admission::Holds));
+        let claim = self.with(|state| state.coordinator.claim(uid, request, Instant::now()));
+        let soon = Some(Duration::from_secs(1));
+        Ok(match claim {
+            Claim::Holds => AdmissionCheck::of(Admission::Holds),
+            Claim::AskPermission => self.check_push(key, uid, request, access),
+            Claim::Soon(why) => AdmissionCheck::waits(Reason::Queued, why, soon),
+            Claim::Behind { name, after } => {
+                let message = format!("waits for {name}, which shares a float");
+                AdmissionCheck::waits(Reason::Queued, message, after)
             }
-        }
-        if request.spec.suspend {
-            // What is committed was claimed before; nothing new is.
-            let message = "another request holds a float";
-            let after = Some(Duration::from_secs(1));
-            return Ok(AdmissionCheck::waits(Reason::Queued, message, after));
-        }
-        if let Some(check) = self.check_push(key, uid, request, access) {
-            return Ok(check);
-        }
-        let verdict = match self.try_claim(uid, &floats) {
-            Ok(verdict) => verdict,
-            Err(check) => return Ok(check),
-        };
-        match verdict {
-            Verdict::Wait { behind, after, .. } => Ok(AdmissionCheck::waits(
-                Reason::Queued,
-                format!("waits for {behind}, which shares a float"),
-                after,
-            )),
-            Verdict::Superseded { by, floats } => {
-                let images = request.images_losing(&floats);
-                let admission = Admission::Superseded(images, superseded_by(&by));
+            Claim::OverLimit => self.over_limit("requests"),
+            Claim::Superseded { images, by } => AdmissionCheck {
                 // Its remaining images, if any, are judged again at once.
-                let requeue_at = Some(Instant::now());
-                Ok(AdmissionCheck {
-                    requeue_at,
-                    ..AdmissionCheck::of(admission)
-                })
-            }
-            Verdict::Claim(rivals) => {
+                requeue_at: Some(Instant::now()),
+                ..AdmissionCheck::of(Admission::Superseded(images, superseded_by(&by)))
+            },
+            Claim::Ends(rivals) => {
                 for rival in rivals {
                     let ended = self.supersede(key, &rival).await;
                     if !matches!(ended, Ok(Ok(()))) {
                         // A claim is valid only after its rivals were superseded: judge again.
-                        self.release(uid, |_, _, _| false);
+                        let now = Instant::now();
+                        let again = self
+                            .with_log(|coordinator, log| coordinator.withdraw_claim(log, uid, now));
+                        self.settle_again(uid, again);
                     }
                     if let Err(check) = ended? {
                         return Ok(check);
                     }
                 }
-                Ok(AdmissionCheck::of(Admission::Holds))
+                AdmissionCheck::of(Admission::Holds)
             }
-        }
+        })
     }
 
-    /// What the claims say of a request that may push; where they let it begin, it is active and owns its floats. Err: it is over
-    /// its namespace's limit. All under one lock, so that no two can both claim.
-    fn try_claim(&self, uid: &str, floats: &[Float]) -> Result<Verdict, AdmissionCheck> {
-        let soon =
-            |why: &str| AdmissionCheck::waits(Reason::Queued, why, Some(Duration::from_secs(1)));
-        let mut state = self.lock();
-        let state: &mut State = &mut state;
-        let Some(known) = state.known.get_mut(uid) else {
-            return Err(soon("not known yet"));
-        };
-        let before = std::mem::replace(&mut known.contender.standing, Standing::Eligible);
-        let (me, quota_key) = (known.contender.clone(), known.quota_key());
-        let patience = match known.push_check {
-            PushCheck::Yes(since) => PATIENCE.saturating_sub(since.elapsed()),
-            _ => PATIENCE,
-        };
-        let shelved = state.backlog.sharers(&me);
-        let sharers = state.sharers(&me).into_iter().chain(&shelved);
-        let verdict = state.claims.judge(&me, sharers, patience);
-        let Verdict::Claim(rivals) = &verdict else {
-            if matches!(verdict, Verdict::Wait { gate: true, .. }) {
-                if let Some(known) = state.known.get_mut(uid) {
-                    known.contender.standing = Standing::BehindGate;
-                }
-                if before != Standing::BehindGate {
-                    let floats = me.shares.iter().map(|share| &share.float);
-                    self.wake(state.keys_on(floats, uid));
-                }
-            }
-            return Ok(verdict);
-        };
-        let older = rivals.iter().map(|rival| &rival.uid);
-        if !state.quota.try_admit(&quota_key, uid, me.order, older) {
-            // It may not begin, so it must not block other namespaces.
-            if let Some(known) = state.known.get_mut(uid) {
-                known.contender.standing = Standing::Ineligible;
-            }
-            if before != Standing::Ineligible {
-                let floats = me.shares.iter().map(|share| &share.float);
-                self.wake(state.keys_on(floats, uid));
-            }
-            return Err(AdmissionCheck::over_limit(state.quota.limit(), &quota_key));
+    /// It is over its namespace's limit, and is woken when it may begin.
+    fn over_limit(&self, what: &str) -> AdmissionCheck {
+        let limit = self.lock().coordinator.namespace_max();
+        let message = format!(
+            "over its namespace's limit of {limit} active {what} (--max-active-requests-per-namespace); waits for one of them to end"
+        );
+        AdmissionCheck {
+            over_limit: true,
+            ..AdmissionCheck::waits(Reason::Queued, message, None)
         }
-        if !state.claims.take(uid, floats) {
-            return Err(soon("another request holds a float"));
-        }
-        // Whoever waited behind it waits for its float now.
-        self.wake(state.call(&quota_key));
-        Ok(verdict)
-    }
-
-    /// A plan needs no float, but is bounded by the limit of plans.
-    fn admit_plan(&self, uid: &str) -> AdmissionCheck {
-        let mut state = self.lock();
-        let state: &mut State = &mut state;
-        let Some(known) = state.known.get(uid) else {
-            return AdmissionCheck::of(Admission::Holds);
-        };
-        let (quota_key, order) = (known.quota_key(), known.contender.order);
-        if state
-            .quota
-            .try_admit(&quota_key, uid, order, std::iter::empty())
-        {
-            let called = state.call(&quota_key);
-            self.wake(called);
-            return AdmissionCheck::of(Admission::Holds);
-        }
-        AdmissionCheck::over_limit(state.quota.limit(), &quota_key)
     }
 
     /// Ends an older request on the floats that `winner` claims. Err: it cannot be ended, the winner waits.
@@ -340,7 +236,7 @@ impl<S: Store> Engine<S> {
         winner: &Key,
         rival: &Rival,
     ) -> Result<Result<(), AdmissionCheck>, StoreError> {
-        let Some(key) = self.lock().key_of(&rival.uid) else {
+        let Some(key) = self.lock().coordinator.key_of(&rival.uid) else {
             return Ok(Ok(()));
         };
         let waits = |message: String| {
@@ -367,20 +263,11 @@ impl<S: Store> Engine<S> {
             Err(error) => return Ok(Err(waits(format!("waits for {key}: {error}")))),
         };
         let before = object.clone();
-        let images = request.images_losing(&rival.floats);
-        if images
-            .iter()
-            .any(|&i| request.is_committed(i) && request.is_open(i))
-        {
+        let version = identity(&object.metadata).map_or(1, |(_, version)| version);
+        let message = superseded_by(&winner.to_string());
+        if !end_rival(&mut request, rival, version, &message, super::shared::now()) {
             return Ok(Err(waits(format!("waits for {key}, which is committed"))));
         }
-        let version = identity(&object.metadata).map_or(1, |(_, version)| version);
-        request.status.supersede(
-            &images,
-            version,
-            &superseded_by(&winner.to_string()),
-            super::shared::now(),
-        );
         api::status::write(&mut object, &request, None, super::shared::now());
         match self.save(&key, &rival.uid, &object).await {
             Ok(saved) => {
@@ -395,30 +282,28 @@ impl<S: Store> Engine<S> {
         }
     }
 
-    /// Whether the request's own credential may push everywhere; none: it may.
+    /// Asks whether the request's own credential may push everywhere. Until then it waits, or for good it may not.
     fn check_push(
         &self,
         key: &Key,
         uid: &str,
         request: &Request,
         access: &Access,
-    ) -> Option<AdmissionCheck> {
+    ) -> AdmissionCheck {
         let now = Instant::now();
         let mut state = self.lock();
-        let known = state.known.get_mut(uid)?;
-        let (tries, refused, why) = match &known.push_check {
-            PushCheck::Yes(_) => return None,
+        let Some(known) = state.coordinator.known(uid) else {
+            return AdmissionCheck::waits(Reason::Queued, CHECKING_PUSH, None);
+        };
+        let (tries, refused, why) = match &known.kept.push_check {
             PushCheck::No(reason, message) => {
-                return Some(AdmissionCheck::of(Admission::Refused(
-                    *reason,
-                    message.clone(),
-                )));
+                return AdmissionCheck::of(Admission::Refused(*reason, message.clone()));
             }
-            PushCheck::Running(_, progress, why) => {
+            PushCheck::Running { progress, why, .. } => {
                 let waiting = self
                     .waits_for(progress, &repositories(request))
                     .map(|w| (w.reason, next_try(&w.message)));
-                return Some(checking(waiting.as_ref().or(why.as_ref())));
+                return checking(waiting.as_ref().or(why.as_ref()));
             }
             PushCheck::NotNow {
                 reason,
@@ -426,11 +311,7 @@ impl<S: Store> Engine<S> {
                 retry_at,
                 ..
             } if *retry_at > now => {
-                return Some(AdmissionCheck::waits(
-                    *reason,
-                    message.clone(),
-                    Some(*retry_at - now),
-                ));
+                return AdmissionCheck::waits(*reason, message.clone(), Some(*retry_at - now));
             }
             PushCheck::NotNow {
                 reason,
@@ -439,7 +320,7 @@ impl<S: Store> Engine<S> {
                 refused,
                 ..
             } => (*tries, *refused, Some((*reason, message.clone()))),
-            PushCheck::Not => (0, 0, None),
+            PushCheck::Not | PushCheck::Yes => (0, 0, None),
         };
         let waits = checking(why.as_ref());
         let left = request.spec.attempts.saturating_sub(refused);
@@ -451,14 +332,17 @@ impl<S: Store> Engine<S> {
             .begin(&key.namespace, uid, order, &progress)
         {
             drop(state);
-            return Some(AdmissionCheck::waits(Reason::Queued, CHECKING_OTHERS, None));
+            return AdmissionCheck::waits(Reason::Queued, CHECKING_OTHERS, None);
         }
-        if let Some(known) = state.known.get_mut(uid) {
-            known.push_check = PushCheck::Running(cancel.clone(), Arc::clone(&progress), why);
+        if let Some(known) = state.known(uid) {
+            known.push_check = PushCheck::Running {
+                _stop: cancel.clone().drop_guard(),
+                progress: Arc::clone(&progress),
+                why,
+            };
         }
-        let next = state.next_push_check(&key.namespace);
         drop(state);
-        self.wake(next.into_iter().collect());
+        self.with(|state| state.call_push_check(&key.namespace));
         self.expect(request, access, &progress);
         let repositories = repositories(request);
         let (engine, key, uid) = (self.clone(), key.clone(), uid.to_owned());
@@ -482,7 +366,7 @@ impl<S: Store> Engine<S> {
             };
             engine.push_checked(&key, &uid, (tries, refused, left), answer);
         });
-        Some(waits)
+        waits
     }
 
     /// Lets one token be had for all that a request needs of a registry.
@@ -525,8 +409,8 @@ impl<S: Store> Engine<S> {
             if waiting != shown {
                 shown = waiting;
                 // One that waits for a registry lets another begin.
-                let next = self.lock().next_push_check(&key.namespace);
-                self.wake(next.into_iter().chain([key.clone()]).collect());
+                self.with(|state| state.call_push_check(&key.namespace));
+                self.trigger(key.clone());
             }
         }
     }
@@ -573,10 +457,7 @@ impl<S: Store> Engine<S> {
         answer: Result<(), Fault>,
     ) {
         let push_check = match answer {
-            Ok(()) => {
-                self.stand(uid, Standing::Eligible);
-                PushCheck::Yes(Instant::now())
-            }
+            Ok(()) => PushCheck::Yes,
             // Its own reconcile ends it, which wakes those who wait; before that it would be ended as superseded.
             Err(Fault {
                 reason,
@@ -604,45 +485,22 @@ impl<S: Store> Engine<S> {
                 }
             }
         };
-        let mut state = self.lock();
-        let mut waking: Vec<Key> = state
-            .end_push_check(&key.namespace, uid)
-            .into_iter()
-            .collect();
-        if let Some(known) = state.known.get_mut(uid) {
-            let yes = matches!(push_check, PushCheck::Yes(_));
-            known.push_check = push_check;
-            if yes {
-                let me = known.contender.clone();
-                waking.extend(state.recheck_push(&me));
+        self.with(|state| {
+            state.end_push_check(&key.namespace, uid);
+            let yes = matches!(push_check, PushCheck::Yes);
+            if let Some(known) = state.known(uid) {
+                known.push_check = push_check;
             }
-        }
-        drop(state);
-        self.wake(waking);
+            if yes {
+                state.permitted(uid);
+            }
+        });
         self.trigger(key.clone());
     }
 
-    /// Records whether a request may begin; one that may not delays nobody.
-    fn stand(&self, uid: &str, standing: Standing) {
-        let mut state = self.lock();
-        let Some(known) = state.known.get_mut(uid) else {
-            return;
-        };
-        if known.contender.standing == standing {
-            return;
-        }
-        known.contender.standing = standing;
-        if standing == Standing::Ineligible {
-            let floats: Vec<_> = known
-                .contender
-                .shares
-                .iter()
-                .map(|s| s.float.clone())
-                .collect();
-            let waiting = state.keys_on(floats.iter(), uid);
-            drop(state);
-            self.wake(waiting);
-        }
+    /// A request may not begin; so it delays nobody.
+    fn is_ineligible(&self, uid: &str) {
+        self.with(|state| state.coordinator.is_ineligible(uid));
     }
 }
 

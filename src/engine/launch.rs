@@ -9,12 +9,13 @@ use tokio_util::sync::CancellationToken;
 use super::operation::Operation;
 use super::operation_queue::QueueKey;
 use super::shared::Engine;
-use super::state::InFlight;
+use super::state::{OperationHandle, PendingSave};
 use super::telemetry;
+use crate::coordinator::Ended;
 use crate::image::Float;
 use crate::machine::{Fault, FaultClass, Launch, Outcome, Reason, Request, Step};
 use crate::registry::Progress;
-use crate::store::{Access, Key, Store};
+use crate::store::{Key, Store};
 
 /// Operations of one namespace that are launched and have not landed, whether they are at work or wait for their turn: what each keeps is
 /// little, and requests are many. Above this number a request launches nothing new, unless it has to end what it has committed.
@@ -62,81 +63,63 @@ impl<S: Store> Engine<S> {
         false
     }
 
-    /// Launches what was just saved. All of it is in flight before any of it runs, so that the first to end does not count as
-    /// the last.
-    pub(super) fn launch(
-        &self,
-        key: &Key,
-        uid: &str,
-        request: &Request,
-        launches: &[Launch],
-        access: &Access,
-    ) {
-        let operations: Vec<_> = launches
-            .iter()
-            .filter_map(|&launch| self.enlist(key, uid, request, launch, access))
-            .collect();
-        for (index, id, operation) in operations {
-            self.run(key, uid, index, id, operation);
+    /// Forgets, gives up and launches what was just saved. All of it is in flight before any of it runs, so that the first to end does
+    /// not count as the last.
+    pub(super) fn carry_out(&self, key: &Key, record: &PendingSave) {
+        let (uid, request, round) = (&record.uid, &record.request, &record.round);
+        let operations: Vec<_> = self.with(|state| {
+            let coordinator = &mut state.coordinator;
+            coordinator.recorded(uid, round);
+            for &image in &round.drops {
+                if let Some(operation) = coordinator.operation(uid, image) {
+                    operation.kept.cancel.cancel();
+                }
+            }
+            let Some(access) = &record.access else {
+                return Vec::new();
+            };
+            let launched = coordinator.launch(uid, request, &round.launches, |_| OperationHandle {
+                access: access.clone(),
+                cancel: CancellationToken::new(),
+                progress: Arc::new(Progress::of(&key.namespace, uid)),
+                started: Instant::now(),
+            });
+            let operations = launched.into_iter().filter_map(|launched| {
+                let operation = coordinator.operation(uid, launched.launch.image)?;
+                if !launched.entitled {
+                    // It is recorded as given up.
+                    operation.kept.cancel.cancel();
+                }
+                let operation = self.operation(request, launched.launch, &operation.kept)?;
+                Some((launched, operation))
+            });
+            operations.collect()
+        });
+        for (launched, operation) in operations {
+            telemetry::launched(key, &operation.spec.float, launched.launch);
+            self.run(key, uid, launched.launch.image, launched.id, operation);
         }
     }
 
-    /// Registers an operation; returns its image's index and its number.
-    fn enlist(
+    fn operation(
         &self,
-        key: &Key,
-        uid: &str,
         request: &Request,
         launch: Launch,
-        access: &Access,
-    ) -> Option<(usize, u64, Operation)> {
-        let Launch {
-            image: index,
-            step,
-            may_have_run,
-        } = launch;
-        let spec = request.spec.images.get(index)?;
-        let image = request.status.images.get(index)?;
-        let cancel = CancellationToken::new();
-        let progress = Arc::new(Progress::of(&key.namespace, uid));
-        let float = spec.float.clone();
-        let id = {
-            let mut state = self.lock();
-            let id = state.next_operation();
-            let operations = state.operations.entry(uid.to_owned()).or_default();
-            operations.launched.insert(index);
-            let operation = InFlight {
-                id,
-                step,
-                float: float.clone(),
-                access: access.clone(),
-                cancel: cancel.clone(),
-                progress: Arc::clone(&progress),
-                started: Instant::now(),
-                outcome: None,
-            };
-            operations.by_image.insert(index, operation);
-            if state.draining || !state.is_entitled(uid, &float) {
-                // The end, or a deletion, came between the save and its answer: it is recorded as given up.
-                cancel.cancel();
-            }
-            id
-        };
-        let operation = Operation {
+        handle: &OperationHandle,
+    ) -> Option<Operation> {
+        Some(Operation {
             tools: self.inner.tools.clone(),
-            access: access.clone(),
-            spec: spec.clone(),
-            image: image.clone(),
+            access: handle.access.clone(),
+            spec: request.spec.images.get(launch.image)?.clone(),
+            image: request.status.images.get(launch.image)?.clone(),
             mode: request.spec.mode,
             referrers: request.spec.referrers,
-            step,
-            may_have_run,
-            cancel,
-            progress,
+            step: launch.step,
+            may_have_run: launch.may_have_run,
+            cancel: handle.cancel.clone(),
+            progress: Arc::clone(&handle.progress),
             read: Mutex::default(),
-        };
-        telemetry::launched(key, &float, launch);
-        Some((index, id, operation))
+        })
     }
 
     /// Runs an operation, once it has its permit, to its outcome.
@@ -186,34 +169,20 @@ impl<S: Store> Engine<S> {
             return;
         };
         telemetry::ended(self.metrics(), key, (&float, step, started), &outcome);
-        let known = {
-            let mut state = self.lock();
-            let known = state.known.contains_key(uid);
-            let Some(operations) = state.operations.get_mut(uid) else {
-                return;
-            };
-            let Some(operation) = operations.by_image.get_mut(&index).filter(|o| o.id == id) else {
-                return;
-            };
-            if known {
-                operation.outcome = Some(outcome);
-            } else {
-                operations.by_image.remove(&index);
-            }
-            known
-        };
-        if known {
-            self.report(key, uid);
-        } else {
-            self.settle_claims(uid);
+        let ended = (self.lock().coordinator).ended(uid, index, id, outcome);
+        match ended {
+            Ended::Record => self.report(key, uid),
+            Ended::Settle => self.settle_claims(uid),
+            Ended::Unknown => {}
         }
     }
 
     /// The float and step of an operation, and its start.
     fn begun(&self, uid: &str, index: usize, id: u64) -> Option<(Float, Step, Instant)> {
         let state = self.lock();
-        let operation = state.operations.get(uid)?.by_image.get(&index)?;
-        (operation.id == id).then(|| (operation.float.clone(), operation.step, operation.started))
+        let operation = state.coordinator.operation(uid, index)?;
+        let started = operation.kept.started;
+        (operation.id == id).then(|| (operation.float.clone(), operation.step, started))
     }
 
     /// Asks for a reconcile: at once if nothing else of the request runs, else once per status interval.
@@ -221,8 +190,8 @@ impl<S: Store> Engine<S> {
         let now = Instant::now();
         let due = {
             let mut state = self.lock();
-            let idle = state.running(uid).next().is_none();
-            let Some(known) = state.known.get_mut(uid) else {
+            let idle = state.coordinator.running(uid).next().is_none();
+            let Some(known) = state.known(uid) else {
                 return;
             };
             let due = known
@@ -244,7 +213,7 @@ impl<S: Store> Engine<S> {
         let (engine, key, uid) = (self.clone(), key.clone(), uid.to_owned());
         tokio::spawn(async move {
             tokio::time::sleep_until(due).await;
-            if let Some(known) = engine.lock().known.get_mut(&uid) {
+            if let Some(known) = engine.lock().known(&uid) {
                 known.triggered = false;
             }
             // It may have been saved since: then the interval restarts.

@@ -14,7 +14,6 @@
 //! - Losing this memory loses nothing: the next reconcile relaunches what the status says.
 
 mod admission;
-mod backlog;
 pub mod freeze;
 mod launch;
 pub mod leadership;

@@ -8,14 +8,13 @@ use tokio::time::Instant;
 use super::freeze::Freezes;
 use super::pause::Pause;
 use super::shared::{Engine, contender, identity, left_alone};
-use super::state::{Known, PushCheck, State};
+use super::state::Known;
 use super::stats::RequestStats;
 use super::telemetry;
 use crate::api::PromotionRequest;
 use crate::api::status::RunningCopy;
-use crate::image::Float;
 use crate::machine::claims::Contender;
-use crate::store::{Key, Store, Unreadable};
+use crate::store::{Key, Store, Unreadable, key_of};
 
 /// How often it is asked whether the freezes are followed.
 const FOLLOWED_AGAIN: Duration = Duration::from_millis(50);
@@ -44,19 +43,16 @@ impl<S: Store> Engine<S> {
         };
         let contender = contender(&key, &uid, version, &request);
         let counts = RequestStats::of(object, &request);
-        let mut state = self.lock();
-        let own = state.known.get_mut(&uid).is_some_and(|known| {
-            if let Some(heard) = &mut known.saving {
-                // Whether it is our own shows when the save is answered.
-                *heard = version.max(*heard);
-            }
-            known.saving.is_some() || known.saved == Some(version)
-        });
-        let news = state.note(&key, version, contender, counts) && !own;
-        let woken = std::mem::take(&mut state.woken);
-        drop(state);
-        self.wake(woken);
-        news
+        self.with(|state| {
+            let own = state.known(&uid).is_some_and(|kept| {
+                if let Some(heard) = &mut kept.saving {
+                    // Whether it is our own shows when the save is answered.
+                    *heard = version.max(*heard);
+                }
+                kept.saving.is_some() || kept.saved == Some(version)
+            });
+            state.coordinator.note(&key, version, contender, counts) && !own
+        })
     }
 
     /// Takes note of an object that this version cannot read: it blocks the floats that it names. True where a reconcile is due.
@@ -72,7 +68,7 @@ impl<S: Store> Engine<S> {
             self.ended(&uid);
             return false;
         }
-        let key = Key::from(&object.metadata);
+        let key = key_of(&object.metadata);
         let order = object.order.unwrap_or(version);
         let contender = Contender::unreadable(
             &uid,
@@ -81,21 +77,19 @@ impl<S: Store> Engine<S> {
             &object.floats,
             object.started,
         );
-        let mut state = self.lock();
-        let news = state.note(&key, version, contender, RequestStats::default());
-        let woken = std::mem::take(&mut state.woken);
-        drop(state);
-        self.wake(woken);
-        news
+        let counts = RequestStats::default();
+        self.with(|state| state.coordinator.note(&key, version, contender, counts))
     }
 
     /// Takes over from an earlier leader: before anything is launched, every observed request that has begun and not ended owns its floats.
     pub fn rebuild(&self) {
         let mut state = self.lock();
-        state.rebuild();
+        for request in state.coordinator.rebuild() {
+            tracing::error!(%request, "two requests have begun on one float; this one waits");
+        }
         tracing::info!(
-            requests = state.known.len(),
-            floats = state.claims.len(),
+            requests = state.coordinator.all_known().count(),
+            floats = state.coordinator.claims().len(),
             "claims rebuilt from status"
         );
     }
@@ -106,36 +100,22 @@ impl<S: Store> Engine<S> {
             return;
         };
         // While a save of ours is on its way it may be that, come back before its answer, that ended it.
-        if known.saving.is_none() && known.unanswered.is_none() {
+        if known.kept.saving.is_none() && known.kept.unanswered.is_none() {
             telemetry::deleted(&known.key, &known.contender);
         }
     }
 
     /// Forgets a request that has ended or was deleted, and wakes those who waited for it.
     pub(super) fn ended(&self, uid: &str) -> Option<Known> {
-        let mut state = self.lock();
-        let forgotten = state.forget(uid);
-        let mut waiting = std::mem::take(&mut state.woken);
-        let Some(known) = forgotten else {
-            drop(state);
-            self.wake(waiting);
-            return None;
-        };
-        if let PushCheck::Running(cancel, ..) = &known.push_check {
-            cancel.cancel();
-        }
-        for (_, operation) in state.running(uid) {
-            operation.cancel.cancel();
-        }
-        let floats = known.contender.shares.iter().map(|share| &share.float);
-        waiting.extend(state.keys_on(floats, uid));
-        let quota_key = known.quota_key();
-        state.quota.release(&quota_key, uid);
-        state.quota.withdraw(&quota_key, uid);
-        waiting.extend(state.call(&quota_key));
-        waiting.extend(state.end_push_check(&quota_key.namespace, uid));
-        drop(state);
-        self.wake(waiting);
+        let known = self.with(|state| {
+            let mut known = state.coordinator.forget(uid, Instant::now())?;
+            state.cancel(uid);
+            let phases = std::mem::take(&mut known.kept.phase_entered_at);
+            if let Some(kept) = state.kept(uid) {
+                kept.phase_entered_at = phases;
+            }
+            Some(known)
+        })?;
         self.settle_claims(uid);
         Some(known)
     }
@@ -151,11 +131,7 @@ impl<S: Store> Engine<S> {
             }
             state.pause = pause;
             self.inner.tools.registry.restart();
-            for known in state.known.values_mut() {
-                if let PushCheck::Yes(since) = &mut known.push_check {
-                    *since = Instant::now();
-                }
-            }
+            state.coordinator.renew_patience(Instant::now());
         }
         if let Some(message) = message {
             tracing::warn!("{message}");
@@ -184,7 +160,7 @@ impl<S: Store> Engine<S> {
 
     /// A request was decided on under these freezes, and no save of an earlier decision can land any more.
     pub(super) fn freezes_seen(&self, uid: &str, change: u64) {
-        if let Some(known) = self.lock().known.get_mut(uid) {
+        if let Some(known) = self.lock().known(uid) {
             known.freeze_seen = known.freeze_seen.max(change);
         }
     }
@@ -199,10 +175,9 @@ impl<S: Store> Engine<S> {
 
     fn follows_freezes(&self) -> bool {
         let (state, now) = (self.lock(), Timestamp::now());
-        let mut at_work = state
-            .known
-            .values()
-            .filter(|known| known.contender.started && known.freeze_seen < state.freeze_changes);
+        let mut at_work = state.coordinator.all_known().filter(|known| {
+            known.contender.started && known.kept.freeze_seen < state.freeze_changes
+        });
         at_work.all(|Known { contender, .. }| {
             let open = contender
                 .shares
@@ -216,80 +191,44 @@ impl<S: Store> Engine<S> {
     /// Launches nothing more, gives up reads and copies, and lets tag writes end.
     pub fn drain(&self) {
         let mut state = self.lock();
-        state.draining = true;
-        let uids: Vec<_> = state.operations.keys().cloned().collect();
-        for uid in uids {
-            for (_, operation) in state.running(&uid) {
-                operation.cancel.cancel();
-            }
+        state.coordinator.drain();
+        for (_, operation) in state.coordinator.operations() {
+            operation.kept.cancel.cancel();
         }
     }
 
     /// How many operations have not been recorded yet, whether they run or have ended.
     #[must_use]
     pub fn unrecorded(&self) -> usize {
-        let state = self.lock();
-        let known = state
-            .operations
-            .iter()
-            .filter(|(uid, _)| state.known.contains_key(*uid));
-        let ended = known.flat_map(|(_, operations)| operations.by_image.values());
-        let ended = ended.filter(|o| o.outcome.is_some()).count();
-        ended + state.running_in_all()
+        self.lock().coordinator.unrecorded()
     }
 
     /// The copies of an object that run now, by image.
     #[must_use]
     pub fn copying(&self, uid: &str) -> Vec<RunningCopy> {
         let state = self.lock();
-        let copies = state.running(uid).map(|(image, operation)| RunningCopy {
+        let running = state.coordinator.running(uid);
+        let copies = running.map(|(image, operation)| RunningCopy {
             image,
-            bytes: operation.progress.bytes(),
-            total: operation.progress.expected(),
+            bytes: operation.kept.progress.bytes(),
+            total: operation.kept.progress.expected(),
         });
         copies.filter(|copy| copy.total > 0).collect()
     }
 
     /// Releases the floats that a request is no longer entitled to, once none of its operations runs and none of our writes can land there.
     pub(super) fn settle_claims(&self, uid: &str) {
-        self.release(uid, State::is_entitled);
+        let now = Instant::now();
+        let again = self.with_log(|coordinator, log| coordinator.settle(log, uid, now));
+        self.settle_again(uid, again);
     }
 
-    /// Gives back the floats that `keep` does not keep, once nothing of the request runs there and the float has settled.
-    pub(super) fn release(&self, uid: &str, keep: fn(&State, &str, &Float) -> bool) {
-        let now = Instant::now();
-        let mut state = self.lock();
-        let state = &mut *state;
-        let owned: Vec<_> = state
-            .claims
-            .floats(uid)
-            .filter(|float| keep(state, uid, float))
-            .cloned()
-            .collect();
-        let running: Vec<_> = state.running(uid).map(|(_, o)| o.float.clone()).collect();
-        let mut requeue_at: Option<Instant> = None;
-        let freed = state.claims.release(uid, |float| {
-            if owned.contains(float) || running.contains(float) {
-                return true;
-            }
-            let late = self
-                .inner
-                .tools
-                .memory
-                .log(|log| log.late_until(float, now));
-            requeue_at = [requeue_at, late].into_iter().flatten().min();
-            late.is_some()
-        });
-        if running.is_empty() && !state.known.contains_key(uid) {
-            state.operations.remove(uid);
-        }
-        let mut waiting = state.keys_on(freed.iter(), uid);
-        waiting.extend(state.release_quota(uid));
-        self.wake(waiting);
-        if let Some(requeue_at) = requeue_at {
+    /// The same later, where a write of ours may land until then.
+    pub(super) fn settle_again(&self, uid: &str, again: Option<Instant>) {
+        if let Some(again) = again {
             let (engine, uid) = (self.clone(), uid.to_owned());
             tokio::spawn(async move {
-                tokio::time::sleep_until(requeue_at).await;
+                tokio::time::sleep_until(again).await;
                 engine.settle_claims(&uid);
             });
         }

@@ -13,12 +13,12 @@ use super::telemetry;
 use super::telemetry::Saved;
 use crate::api::status::ReadError;
 use crate::api::{self, PromotionRequest, conditions};
-use crate::image::{Float, Stamp};
+use crate::coordinator::{Finished, Round, record};
+use crate::image::Stamp;
 use crate::machine::{
-    self, Context, Decision, Effect, ImageContext, Inputs, Notice, Outcome, Reason, Request,
-    Waiting,
+    self, Decision, ImageContext, Inputs, Notice, Outcome, Reason, Request, Waiting,
 };
-use crate::store::{Access, Event, Key, Store, StoreError, Unreadable};
+use crate::store::{Event, Key, Store, StoreError, Unreadable};
 
 /// How often one reconcile retries a conflict at once.
 const CONFLICTS: usize = 5;
@@ -46,15 +46,6 @@ pub enum ReconcileError {
     Store(#[from] StoreError),
 }
 
-/// An outcome that was read and not yet recorded.
-struct FinishedOperation {
-    index: usize,
-    id: u64,
-    /// What it acted with.
-    access: Access,
-    outcome: Outcome,
-}
-
 impl<S: Store> Engine<S> {
     /// Takes one request one step on.
     ///
@@ -67,7 +58,7 @@ impl<S: Store> Engine<S> {
         self.reconcile_ended(begun, result.is_ok());
         if let Some(record) = unanswered {
             let mut state = self.lock();
-            if let Some(known) = state.known.get_mut(&record.uid) {
+            if let Some(known) = state.known(&record.uid) {
                 known.unanswered = Some(record);
             }
         }
@@ -85,7 +76,7 @@ impl<S: Store> Engine<S> {
         let mut lost = false;
         for _ in 0..CONFLICTS {
             // Looked up before the load: a request recreated under this name meanwhile is not gone.
-            let named = self.lock().named(key);
+            let named = self.lock().coordinator.named(key);
             let loaded = match self.inner.store.load(key).await {
                 Err(StoreError::Unreadable(_, object)) => {
                     self.leave_alone(key, &object).await;
@@ -103,7 +94,7 @@ impl<S: Store> Engine<S> {
             let uid = object.metadata.uid.clone().unwrap_or_default();
             if unanswered.is_none() {
                 let mut state = self.lock();
-                let known = state.known.get_mut(&uid);
+                let known = state.known(&uid);
                 *unanswered = known.and_then(|known| known.unanswered.take());
             }
             let landed =
@@ -165,20 +156,17 @@ impl<S: Store> Engine<S> {
             },
         };
         self.observe(&object);
-        self.spare(&uid, &request);
+        self.with_log(|coordinator, log| coordinator.spare(log, &uid, &request, Instant::now()));
         let was = request.clone();
         let now = super::shared::now();
         let (mut finished, contexts) = self.collect(&uid, &request, now);
-        self.retry_rotated_credentials(&object, &request, &mut finished)
+        self.retry_rotated_credentials(&object, &request, &uid, &mut finished)
             .await;
-        let draining = self.lock().draining;
+        let draining = self.lock().coordinator.is_draining();
         if draining && finished.is_empty() {
             return Ok(Next::Triggered);
         }
-        let mut notices = Vec::new();
-        for ended in &finished {
-            notices.extend(self.advance(key, &mut request, ended, now));
-        }
+        let mut notices = self.record(key, &mut request, &finished, now);
         let AdmissionCheck {
             admission,
             access,
@@ -205,18 +193,14 @@ impl<S: Store> Engine<S> {
         let copied_at =
             (!copies.is_empty()).then(|| Instant::now() + self.inner.settings.status_interval);
         let requeue_at = [requeue_at, copied_at].into_iter().flatten().min();
+        let round = Round::of(&decision, &finished);
         let record = Box::new(PendingSave {
             uid,
             before,
             object,
             request,
             notices,
-            collected: finished
-                .iter()
-                .map(|ended| (ended.index, ended.id))
-                .collect(),
-            drops: decision.drops,
-            launches: decision.launches,
+            round,
             access,
         });
         let saved = if record.object.status == record.before.status {
@@ -241,23 +225,16 @@ impl<S: Store> Engine<S> {
         Ok(next(decision.wake, requeue_at))
     }
 
-    /// Runs once a record is saved or unchanged: only now may outcomes be forgotten and steps launched.
+    /// Runs once a record is saved or unchanged.
     async fn recorded(&self, key: &Key, record: &PendingSave, saved: Option<&PromotionRequest>) {
-        let uid = &record.uid;
-        self.forget_recorded(uid, &record.collected);
-        for &index in &record.drops {
-            self.give_up(uid, index);
-        }
-        if let Some(access) = &record.access {
-            self.launch(key, uid, &record.request, &record.launches, access);
-        }
+        self.carry_out(key, record);
         match saved {
             Some(saved) => {
                 let (before, notices) = (&record.before, &record.notices);
                 self.saved(key, before, saved, &record.request, notices)
                     .await;
             }
-            None => self.settle_claims(uid),
+            None => self.settle_claims(&record.uid),
         }
     }
 
@@ -268,30 +245,6 @@ impl<S: Store> Engine<S> {
         self.inner.tools.leadership.covers(Duration::ZERO)
     }
 
-    /// Looks at a request that owned floats when this process took over, once the process before can send nothing more. A float is
-    /// passed on only when no write can land there, so what may be on the wire is its owner's; where that has no launch open, and no
-    /// write without an answer, there is nothing to wait for.
-    fn spare(&self, uid: &str, request: &Request) {
-        let memory = &self.inner.tools.memory;
-        if !memory.log(|log| log.may_spare(Instant::now())) {
-            return;
-        }
-        let mut state = self.lock();
-        let inherited = state.inherited.extract_if(|_, owner| owner == uid);
-        let inherited: Vec<Float> = inherited.map(|(float, _)| float).collect();
-        let Some(known) = state.known.get(uid) else {
-            return;
-        };
-        let owned = known.contender.owned();
-        let images = request.spec.images.iter().zip(&request.status.images);
-        for (spec, image) in images {
-            let float = &spec.float;
-            if image.is_at_rest() && inherited.contains(float) && owned.contains(float) {
-                memory.log(|log| log.spare(float));
-            }
-        }
-    }
-
     /// What operations of a request have found, and the surroundings of its images apart from that: read under one lock, so
     /// that an operation is either finished or running.
     fn collect(
@@ -299,48 +252,25 @@ impl<S: Store> Engine<S> {
         uid: &str,
         request: &Request,
         now: Timestamp,
-    ) -> (Vec<FinishedOperation>, Vec<ImageContext>) {
+    ) -> (Vec<Finished>, Vec<ImageContext>) {
         let instant = Instant::now();
+        let shown = |then| at(now, instant, then);
         let state = self.lock();
-        let operations = state.operations.get(uid);
-        let mut finished = Vec::new();
-        let mut contexts = Vec::with_capacity(request.spec.images.len());
-        for (index, spec) in request.spec.images.iter().enumerate() {
-            let (newest_stamp, quiet, late) = self.inner.tools.memory.log(|log| {
-                let float = &spec.float;
-                (
-                    log.newest_stamp(float),
-                    log.quiet_until(float, instant),
-                    log.late_until(float, instant),
-                )
-            });
-            let mut context = ImageContext {
-                newest_stamp,
-                paused: state.pause.message_for(hosts(request, index)),
-                quiet_until: quiet.map(|until| at(now, instant, until)),
-                late_until: late.map(|until| at(now, instant, until)),
-                taken_over: operations
-                    .is_none_or(|operations| !operations.launched.contains(&index)),
-                ..ImageContext::default()
-            };
-            if let Some(operation) = operations.and_then(|f| f.by_image.get(&index)) {
-                if let Some(outcome) = &operation.outcome {
-                    finished.push(FinishedOperation {
-                        index,
-                        id: operation.id,
-                        access: operation.access.clone(),
-                        outcome: outcome.clone(),
-                    });
-                } else {
-                    context.running = Some(operation.step);
-                    context.waiting = operation.progress.waiting().map(|waiting| Waiting {
-                        reason: waiting.reason,
-                        until: at(now, instant, Instant::from_std(waiting.until)),
-                        message: waiting.message,
-                    });
-                }
+        let (finished, mut contexts) = self
+            .memory()
+            .log(|log| (state.coordinator).collect(log, uid, request, instant, shown));
+        for (index, context) in contexts.iter_mut().enumerate() {
+            context.paused = state.pause.message_for(hosts(request, index));
+        }
+        for (index, operation) in state.coordinator.running(uid) {
+            if let Some(context) = contexts.get_mut(index) {
+                let waiting = operation.kept.progress.waiting();
+                context.waiting = waiting.map(|waiting| Waiting {
+                    reason: waiting.reason,
+                    until: shown(Instant::from_std(waiting.until)),
+                    message: waiting.message,
+                });
             }
-            contexts.push(context);
         }
         (finished, contexts)
     }
@@ -350,9 +280,10 @@ impl<S: Store> Engine<S> {
         &self,
         object: &PromotionRequest,
         request: &Request,
-        finished: &mut [FinishedOperation],
+        uid: &str,
+        finished: &mut [Finished],
     ) {
-        let rejected = |h: &&mut FinishedOperation| matches!(&h.outcome, Outcome::Faulted(f) if f.reason.may_be_rotated());
+        let rejected = |h: &&mut Finished| matches!(&h.outcome, Outcome::Faulted(f) if f.reason.may_be_rotated());
         let mut rejected = finished.iter_mut().filter(rejected).peekable();
         if rejected.peek().is_none() {
             return;
@@ -362,37 +293,36 @@ impl<S: Store> Engine<S> {
             return;
         };
         for ended in rejected {
-            let Some(spec) = request.spec.images.get(ended.index) else {
+            let Some(spec) = request.spec.images.get(ended.image) else {
                 continue;
             };
             let (source, float) = (&spec.source.repository, spec.float.repository());
-            if !access.is_same_for(&ended.access, source, float) {
+            let state = self.lock();
+            let operation = state.coordinator.operation(uid, ended.image);
+            let used = operation.filter(|o| o.id == ended.id);
+            if used.is_some_and(|o| !access.is_same_for(&o.kept.access, source, float)) {
                 ended.outcome = Outcome::Dropped;
             }
         }
     }
 
-    fn advance(
+    /// Applies what operations found.
+    fn record(
         &self,
         key: &Key,
         request: &mut Request,
-        ended: &FinishedOperation,
+        finished: &[Finished],
         now: Timestamp,
     ) -> Vec<Notice> {
-        let float = request.spec.images.get(ended.index).map(|spec| &spec.float);
-        let context = Context {
-            now,
-            newest_stamp: float
-                .and_then(|float| self.inner.tools.memory.log(|log| log.newest_stamp(float))),
-            jitter: rand::random(),
-        };
-        match machine::advance(request, ended.index, ended.outcome.clone(), &context) {
-            Effect::Recorded(notices) => notices,
-            Effect::Ignored => {
-                tracing::debug!(request = %key, image = ended.index, outcome = ?ended.outcome, "outcome came too late");
-                Vec::new()
+        let mut notices = Vec::new();
+        for ended in finished {
+            let found = (self.memory()).log(|log| record(request, ended, log, now, rand::random()));
+            if found.is_none() {
+                tracing::debug!(request = %key, image = ended.image, outcome = ?ended.outcome, "outcome came too late");
             }
+            notices.extend(found.into_iter().flatten());
         }
+        notices
     }
 
     /// Prune stamps are remembered before they are saved: another request on the float must not choose them too.
@@ -413,18 +343,6 @@ impl<S: Store> Engine<S> {
         }
     }
 
-    fn forget_recorded(&self, uid: &str, collected: &[(usize, u64)]) {
-        let mut state = self.lock();
-        let Some(operations) = state.operations.get_mut(uid) else {
-            return;
-        };
-        for (index, id) in collected {
-            if operations.by_image.get(index).is_some_and(|o| o.id == *id) {
-                operations.by_image.remove(index);
-            }
-        }
-    }
-
     /// Saves an object. Our own save can come back by the watch before it is answered: what is heard meanwhile is a trigger
     /// only if it was another's.
     pub(super) async fn save(
@@ -433,7 +351,7 @@ impl<S: Store> Engine<S> {
         uid: &str,
         object: &PromotionRequest,
     ) -> Result<PromotionRequest, StoreError> {
-        if let Some(known) = self.lock().known.get_mut(uid) {
+        if let Some(known) = self.lock().known(uid) {
             known.saving = Some(0);
         }
         let saved = self.inner.store.save(object).await;
@@ -443,7 +361,7 @@ impl<S: Store> Engine<S> {
             .and_then(|saved| identity(&saved.metadata))
             .map(|(_, version)| version);
         let mut state = self.lock();
-        let Some(known) = state.known.get_mut(uid) else {
+        let Some(known) = state.known(uid) else {
             return saved;
         };
         let heard = known.saving.take().filter(|&heard| heard > 0);
@@ -459,20 +377,9 @@ impl<S: Store> Engine<S> {
         saved
     }
 
-    fn give_up(&self, uid: &str, index: usize) {
-        let state = self.lock();
-        if let Some(operation) = state
-            .operations
-            .get(uid)
-            .and_then(|f| f.by_image.get(&index))
-        {
-            operation.cancel.cancel();
-        }
-    }
-
     fn cancel_ignored(&self, key: &Key, uid: &str, decision: &Decision) -> Option<Notice> {
         let mut state = self.lock();
-        let known = state.known.get_mut(uid)?;
+        let known = state.known(uid)?;
         if !decision.cancel_ignored || known.cancel_warned {
             return None;
         }
@@ -496,15 +403,13 @@ impl<S: Store> Engine<S> {
             return;
         };
         let counts = RequestStats::of(saved, request);
-        let woken;
-        let phase_entered_at = {
-            let mut state = self.lock();
+        let phase_entered_at = self.with(|state| {
             let contender = contender(key, &uid, version, request);
-            state.note(key, version, contender, counts);
-            woken = std::mem::take(&mut state.woken);
-            state.take_phase_entered_at(&uid)
-        };
-        self.wake(woken);
+            state.coordinator.note(key, version, contender, counts);
+            let kept = state.kept(&uid);
+            kept.map(|kept| std::mem::take(&mut kept.phase_entered_at))
+                .unwrap_or_default()
+        });
         let record = Saved {
             key,
             before,
@@ -515,7 +420,7 @@ impl<S: Store> Engine<S> {
         let phase_entered_at = record.report(self.metrics());
         let events = {
             let mut state = self.lock();
-            match state.known.get_mut(&uid) {
+            match state.known(&uid) {
                 Some(known) => {
                     known.phase_entered_at = phase_entered_at;
                     let events = events(before, saved, request, notices, known.events_published);
@@ -580,10 +485,10 @@ impl<S: Store> Engine<S> {
     async fn leave_alone(&self, key: &Key, found: &Unreadable) {
         self.observe_unreadable(found);
         let uid = found.metadata.uid.as_deref().unwrap_or_default();
-        self.withdraw(uid);
+        self.with(|state| state.coordinator.withdraw(uid));
         let news = {
             let mut state = self.lock();
-            let Some(known) = state.known.get_mut(uid) else {
+            let Some(known) = state.known(uid) else {
                 return;
             };
             let before = known.left_alone.replace(found.why.clone());
@@ -607,7 +512,7 @@ impl<S: Store> Engine<S> {
     /// How far the time of day has gone ahead of the time that passed since this leader first saw the request's deadline, in seconds.
     fn stepped(&self, uid: &str, request: &Request, now: Timestamp) -> i64 {
         let (mut state, since) = (self.lock(), Instant::now());
-        let (Some(known), Some(at)) = (state.known.get_mut(uid), request.status.deadline) else {
+        let (Some(known), Some(at)) = (state.known(uid), request.status.deadline) else {
             return 0;
         };
         let new = Deadline {

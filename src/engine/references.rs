@@ -71,7 +71,7 @@ impl<S: Store> Engine<S> {
     /// Tries once; when to try again, if there is anything left.
     async fn reference_once(&self, key: &Key, uid: &str, memo: &mut Memo) -> Option<Duration> {
         let _turn = self.inner.references.enter(key.namespace.clone()).await;
-        if self.lock().draining {
+        if self.lock().coordinator.is_draining() {
             return None;
         }
         let pause = Duration::from_secs(1 << memo.tries.min(6)).min(PAUSE_MAX);

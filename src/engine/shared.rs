@@ -7,15 +7,17 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::leadership::Leadership;
 use super::memory::Memory;
 use super::operation::Tools;
 use super::operation_queue::OperationQueue;
-use super::state::State;
+use super::state::{Coordinator, State};
 use super::stats::WorkQueue;
 use crate::api::status::ReadError;
 use crate::api::{self, PromotionRequest};
+use crate::log::WriteLog;
 use crate::machine::Request;
 use crate::machine::claims::{Contender, Standing};
 use crate::policy::Policy;
@@ -134,8 +136,8 @@ impl<S: Store> Engine<S> {
     pub fn reconsider(&self) {
         let keys = {
             let state = self.lock();
-            let known = state.known.values().map(|known| &known.key);
-            let shelved = state.backlog.all().map(|shelved| &shelved.key);
+            let known = state.coordinator.all_known().map(|known| &known.key);
+            let shelved = state.coordinator.shelved().map(|shelved| &shelved.key);
             known.chain(shelved).cloned().collect()
         };
         self.wake(keys);
@@ -145,6 +147,25 @@ impl<S: Store> Engine<S> {
         for key in keys {
             self.trigger(key);
         }
+    }
+
+    /// Does something under the lock, and wakes those whom it concerns.
+    pub(super) fn with<R>(&self, act: impl FnOnce(&mut State) -> R) -> R {
+        let mut state = self.lock();
+        let result = act(&mut state);
+        let woken = state.take_woken();
+        drop(state);
+        self.wake(woken);
+        result
+    }
+
+    /// The same with the log of own tag writes.
+    pub(super) fn with_log<R>(
+        &self,
+        act: impl FnOnce(&mut Coordinator, &mut WriteLog<Instant>) -> R,
+    ) -> R {
+        let memory = &self.inner.tools.memory;
+        self.with(|state| memory.log(|log| act(&mut state.coordinator, log)))
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {

@@ -87,8 +87,8 @@ fn collect<S>(inner: &Inner<S>, scrape: &Scrape<'_>) {
         unreadable = state.freezes.unreadable().is_some();
         paused = state.pause.scope();
         reasons.insert(Reason::Referencing, state.referencing.len());
-        let known = state.known.values().map(|known| &known.counts);
-        let shelved = state.backlog.all().map(|shelved| &shelved.counts);
+        let known = state.coordinator.all_known().map(|known| &known.counts);
+        let shelved = state.coordinator.shelved().map(|shelved| &shelved.counts);
         for counts in known.chain(shelved) {
             for (sum, count) in phases.iter_mut().zip(counts.phases) {
                 *sum += usize::from(count);
@@ -101,10 +101,7 @@ fn collect<S>(inner: &Inner<S>, scrape: &Scrape<'_>) {
                 overdue = overdue.max(since(counts.deadline));
             }
         }
-        let operations = state
-            .operations
-            .values()
-            .flat_map(|operations| operations.by_image.values());
+        let operations = state.coordinator.operations().map(|(_, o)| o);
         for operation in operations.filter(|o| o.outcome.is_none()) {
             for (step, count) in &mut steps {
                 *count += usize::from(*step == operation.step);

@@ -12,47 +12,28 @@ pub mod requests;
 mod stored;
 pub mod streams;
 
-use std::fmt;
-
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::api::PromotionRequest;
+pub use crate::coordinator::Key;
 use crate::image::{Float, Repository, Source};
 use crate::machine::Reason;
 use crate::registry::Keyring;
 use crate::stream::StreamTag;
 pub use stored::{Stored, Unreadable};
 
-/// Names an object: its namespace and its name.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key {
-    /// The namespace; empty in a file that names none.
-    pub namespace: String,
-    /// The name.
-    pub name: String,
-}
-
-impl From<&ObjectMeta> for Key {
-    fn from(metadata: &ObjectMeta) -> Self {
-        Self {
-            namespace: metadata.namespace.clone().unwrap_or_default(),
-            name: metadata.name.clone().unwrap_or_default(),
-        }
-    }
-}
-
 impl From<&PromotionRequest> for Key {
     fn from(object: &PromotionRequest) -> Self {
-        Self::from(&object.metadata)
+        key_of(&object.metadata)
     }
 }
 
-impl fmt::Display for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.namespace.is_empty() {
-            return f.write_str(&self.name);
-        }
-        write!(f, "{}/{}", self.namespace, self.name)
+/// The name that metadata give.
+#[must_use]
+pub fn key_of(metadata: &ObjectMeta) -> Key {
+    Key {
+        namespace: metadata.namespace.clone().unwrap_or_default(),
+        name: metadata.name.clone().unwrap_or_default(),
     }
 }
 

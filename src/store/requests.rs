@@ -96,7 +96,7 @@ impl Listed {
     /// Its namespace and name.
     #[must_use]
     pub fn key(&self) -> Key {
-        Key::from(self.stored.meta())
+        super::key_of(self.stored.meta())
     }
 
     /// The request, as far as it could be decoded.

@@ -10,15 +10,15 @@
 //! Both outlive the request they came from. Time is an argument: the engine's is that of its runtime, the model's is its own.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Add;
+use std::ops::{Add, Sub};
 use std::time::Duration;
 
 use crate::image::{Digest, Float, Repository, Stamp, Tag};
 
 /// A clock's time.
-pub trait Time: Copy + Ord + Add<Duration, Output = Self> {}
+pub trait Time: Copy + Ord + Add<Duration, Output = Self> + Sub<Output = Duration> {}
 
-impl<T: Copy + Ord + Add<Duration, Output = T>> Time for T {}
+impl<T: Copy + Ord + Add<Duration, Output = T> + Sub<Output = Duration>> Time for T {}
 
 /// What a process knows of its own tag writes. Entries expire, so it stays proportional to the work under way.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

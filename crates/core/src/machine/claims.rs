@@ -20,7 +20,7 @@ pub const PATIENCE: Duration = Duration::from_mins(1);
 pub type Uid = String;
 
 /// Who owns which float.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Hash)]
 pub struct Claims {
     owners: BTreeMap<Float, Uid>,
     /// The same by owner, so that a release looks only at its own floats.
@@ -28,7 +28,7 @@ pub struct Claims {
 }
 
 /// What is known of an unfinished request.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[expect(
     clippy::struct_excessive_bools,
     reason = "each is a question of its own"
@@ -56,7 +56,7 @@ pub struct Contender {
 }
 
 /// One float of a contender.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[expect(
     clippy::struct_excessive_bools,
     reason = "each is a question of its own"
@@ -75,7 +75,7 @@ pub struct Share {
 }
 
 /// Whether a request that has not claimed may begin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Standing {
     /// Not known yet.
     Undecided,
@@ -358,6 +358,11 @@ impl Contender {
             gated: false,
             standing: Standing::Unreadable,
         }
+    }
+
+    /// The floats of its images.
+    pub fn floats(&self) -> impl Iterator<Item = &Float> {
+        self.shares.iter().map(|share| &share.float)
     }
 
     /// Whether it has work left on a float: its image has not ended, and is not held back before its commit.

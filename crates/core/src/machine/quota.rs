@@ -33,6 +33,10 @@ struct Usage {
     active: BTreeSet<Uid>,
     /// By order of creation.
     waiting: BTreeMap<(u64, Uid), Waiter>,
+    /// The order of each that waits.
+    orders: BTreeMap<Uid, u64>,
+    /// How many of them wait behind another.
+    behind: usize,
 }
 
 /// The state of a waiting request.
@@ -79,21 +83,21 @@ impl NamespaceQuota {
             return true;
         }
         // Before an order is recorded it may change: it must not wait for itself.
-        usage
-            .waiting
-            .retain(|(at, other), _| other != uid || *at == order);
+        let waited = usage.leave(uid);
         let own = (order, uid.to_owned());
-        let before = usage.waiting.range(..&own).count();
-        let waits = |rival: &Uid| usage.waiting.keys().any(|(_, other)| other == rival);
-        if rivals.any(waits) {
-            usage.waiting.insert(own, Waiter::Behind);
+        if rivals.any(|rival| usage.orders.contains_key(rival)) {
+            usage.wait(own, Waiter::Behind);
             return false;
         }
-        if usage.active.len() + before >= self.limit {
-            usage.waiting.insert(own, Waiter::Waiting);
+        let free = self.limit.saturating_sub(usage.active.len());
+        let before = usage.waiting.range(..&own).take(free).count();
+        if before >= free {
+            usage.wait(own, Waiter::Waiting);
             return false;
         }
-        usage.withdraw(uid);
+        if waited {
+            usage.call_behind();
+        }
         usage.active.insert(own.1);
         true
     }
@@ -146,14 +150,36 @@ impl NamespaceQuota {
 }
 
 impl Usage {
+    /// Puts one into the queue.
+    fn wait(&mut self, own: (u64, Uid), waiter: Waiter) {
+        self.behind += usize::from(waiter == Waiter::Behind);
+        self.orders.insert(own.1.clone(), own.0);
+        self.waiting.insert(own, waiter);
+    }
+
+    /// Takes one out of the queue, if it was there.
+    fn leave(&mut self, uid: &str) -> bool {
+        let Some(order) = self.orders.remove(uid) else {
+            return false;
+        };
+        let left = self.waiting.remove(&(order, uid.to_owned()));
+        self.behind -= usize::from(left == Some(Waiter::Behind));
+        true
+    }
+
     /// Takes one out of the queue; whoever waited behind another may be called now.
     fn withdraw(&mut self, uid: &str) {
-        let before = self.waiting.len();
-        self.waiting.retain(|(_, other), _| other != uid);
-        if self.waiting.len() < before {
+        if self.leave(uid) {
+            self.call_behind();
+        }
+    }
+
+    fn call_behind(&mut self) {
+        if self.behind > 0 {
             for waiter in self.waiting.values_mut().filter(|p| **p == Waiter::Behind) {
                 *waiter = Waiter::Waiting;
             }
+            self.behind = 0;
         }
     }
 }

@@ -7,55 +7,68 @@
 //! Guaranteed: of the requests of a namespace that are not suspended, the oldest are ready; as soon as one of them begins, ends, or is
 //! suspended, the oldest of the shelved ones is called.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::hash::{BuildHasher as _, RandomState};
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::stats::RequestStats;
-use crate::image::Float;
+use super::Key;
+use crate::image::{Digest, Float};
 use crate::machine::claims::{Contender, Share, Standing, Uid};
-use crate::store::Key;
 
 /// Floats of requests that wait ready to begin, of one namespace.
-pub(super) const FLOATS_MAX: usize = 5_000;
+pub const FLOATS_MAX: usize = 5_000;
 
-/// A float, hashed with secret keys, so that nobody can choose two that collide.
-type Mark = [u64; 2];
+/// A float by its digest: small, and nobody can choose two that collide.
+type Mark = Digest;
 
-/// The shelved requests, and how many are ready.
-#[derive(Default)]
-pub(super) struct Backlog {
-    keys: [RandomState; 2],
-    shelved: HashMap<Uid, Shelved>,
+/// The shelved requests, and how many are ready. `C` is what is counted of each.
+#[derive(Debug, Clone, Hash)]
+pub(super) struct Backlog<C> {
+    shelved: BTreeMap<Uid, Shelved<C>>,
     /// Who names a float.
-    floats: BTreeSet<(Mark, u32)>,
-    numbers: HashMap<u32, Uid>,
-    next: u32,
-    namespaces: HashMap<String, Rows>,
+    floats: BTreeSet<(Mark, u64)>,
+    numbers: BTreeMap<u64, Uid>,
+    namespaces: BTreeMap<String, Rows>,
 }
 
 /// Of one namespace.
-#[derive(Default)]
+#[derive(Debug, Clone, Default, Hash)]
 struct Rows {
     /// By order, and the floats of each.
     ready: BTreeMap<(u64, Uid), usize>,
+    /// The order of each.
+    orders: BTreeMap<Uid, u64>,
     floats: usize,
     /// Shelved for no other reason than that there are too many.
     beyond: BTreeSet<(u64, Uid)>,
 }
 
-/// A shelved request.
-pub(super) struct Shelved {
+/// A request that may not begin now.
+#[derive(Debug, Clone, Hash)]
+pub struct Shelved<C> {
+    /// Its name.
     pub key: Key,
+    /// The resourceVersion this was read at.
     pub version: u64,
-    pub counts: RequestStats,
+    /// What is counted of it.
+    pub counts: C,
     order: u64,
     together: bool,
     suspended: bool,
     floats: Box<[Mark]>,
-    number: u32,
+    number: u64,
 }
 
-impl Backlog {
+impl<C> Default for Backlog<C> {
+    fn default() -> Self {
+        Self {
+            shelved: BTreeMap::new(),
+            floats: BTreeSet::new(),
+            numbers: BTreeMap::new(),
+            namespaces: BTreeMap::new(),
+        }
+    }
+}
+
+impl<C> Backlog<C> {
     /// Whether to shelve a request that has not begun. The newest ready ones make room for an older one.
     pub fn takes(&self, key: &Key, contender: &Contender) -> bool {
         if contender.started {
@@ -68,10 +81,15 @@ impl Backlog {
             return false;
         };
         let own = (contender.order, contender.uid.clone());
+        if rows.beyond.first().is_some_and(|first| *first < own) {
+            return true;
+        }
+        if rows.floats + weight(contender) <= FLOATS_MAX {
+            return false;
+        }
         let older = rows.ready.range(..&own).map(|(_, floats)| floats);
         let older: usize = older.sum();
-        let passed = rows.beyond.first().is_some_and(|first| *first < own);
-        passed || (older > 0 && older + weight(contender) > FLOATS_MAX)
+        older > 0 && older + weight(contender) > FLOATS_MAX
     }
 
     /// Marks a request as ready, or begun. Returns the newest ready ones beyond the limit: they are to be shelved.
@@ -83,6 +101,7 @@ impl Backlog {
         let rows = self.namespaces.entry(key.namespace.clone()).or_default();
         let own = (contender.order, contender.uid.clone());
         rows.floats += weight(contender);
+        rows.orders.insert(contender.uid.clone(), contender.order);
         rows.ready.insert(own, weight(contender));
         let (mut over, mut newest) = (rows.floats, Vec::new());
         for ((_, uid), floats) in rows.ready.iter().rev() {
@@ -100,32 +119,24 @@ impl Backlog {
         let Some(rows) = self.namespaces.get_mut(&key.namespace) else {
             return;
         };
-        let gone = rows.ready.extract_if(.., |(_, other), _| other == uid);
-        let floats: usize = gone.map(|(_, floats)| floats).sum();
-        rows.floats -= floats;
+        if let Some(order) = rows.orders.remove(uid) {
+            let floats = rows.ready.remove(&(order, uid.to_owned()));
+            rows.floats -= floats.unwrap_or_default();
+        }
         self.tidy(&key.namespace);
     }
 
     /// Shelves a request as read at `version`. False where it was shelved at that version already.
-    pub fn shelve(
-        &mut self,
-        key: &Key,
-        version: u64,
-        contender: &Contender,
-        counts: RequestStats,
-    ) -> bool {
+    pub fn shelve(&mut self, key: &Key, version: u64, contender: &Contender, counts: C) -> bool {
         let known = self.shelved.get(&contender.uid);
         if known.is_some_and(|known| known.version >= version) {
             return false;
         }
         self.remove(&contender.uid);
-        self.next = self.next.wrapping_add(1);
-        while self.numbers.contains_key(&self.next) {
-            self.next = self.next.wrapping_add(1);
-        }
-        let number = self.next;
+        let newest = self.numbers.last_key_value();
+        let number = newest.map_or(0, |(number, _)| number + 1);
         let open = contender.shares.iter().filter(|share| !share.finished);
-        let floats: Box<[Mark]> = open.map(|share| self.mark(&share.float)).collect();
+        let floats: Box<[Mark]> = open.map(|share| mark(&share.float)).collect();
         let marks = floats.iter().map(|mark| (*mark, number));
         self.floats.extend(marks);
         self.numbers.insert(number, contender.uid.clone());
@@ -148,7 +159,7 @@ impl Backlog {
     }
 
     /// Takes a request off the shelf, if it was there.
-    pub fn remove(&mut self, uid: &str) -> Option<Shelved> {
+    pub fn remove(&mut self, uid: &str) -> Option<Shelved<C>> {
         let shelved = self.shelved.remove(uid)?;
         self.numbers.remove(&shelved.number);
         for mark in &shelved.floats {
@@ -189,10 +200,10 @@ impl Backlog {
 
     /// The shelved requests that share a float with `contender`, each with the floats that they share.
     pub fn sharers(&self, contender: &Contender) -> Vec<Contender> {
-        let mut found: BTreeMap<u32, Vec<Share>> = BTreeMap::new();
+        let mut found: BTreeMap<u64, Vec<Share>> = BTreeMap::new();
         for share in &contender.shares {
-            let mark = self.mark(&share.float);
-            for (_, number) in self.floats.range((mark, 0)..=(mark, u32::MAX)) {
+            let mark = mark(&share.float);
+            for (_, number) in self.floats.range((mark, 0)..=(mark, u64::MAX)) {
                 found.entry(*number).or_default().push(Share {
                     float: share.float.clone(),
                     finished: false,
@@ -221,16 +232,12 @@ impl Backlog {
         sharers.collect()
     }
 
-    pub fn get(&self, uid: &str) -> Option<&Shelved> {
+    pub fn get(&self, uid: &str) -> Option<&Shelved<C>> {
         self.shelved.get(uid)
     }
 
-    pub fn all(&self) -> impl Iterator<Item = &Shelved> {
+    pub fn all(&self) -> impl Iterator<Item = &Shelved<C>> {
         self.shelved.values()
-    }
-
-    fn mark(&self, float: &Float) -> Mark {
-        [&self.keys[0], &self.keys[1]].map(|key| key.hash_one(float))
     }
 
     fn tidy(&mut self, namespace: &str) {
@@ -239,6 +246,10 @@ impl Backlog {
             self.namespaces.remove(namespace);
         }
     }
+}
+
+fn mark(float: &Float) -> Mark {
+    Digest::of(float.to_string().as_bytes())
 }
 
 /// The weight of a request in floats; a plan has none and counts as one.

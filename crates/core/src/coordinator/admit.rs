@@ -1,0 +1,280 @@
+//! Whether a request has its floats to itself: entitlement, the claim, the limit of its namespace, and the release.
+//!
+//! Everything a claim ends is saved on the loser before the winner's claim is saved, and both before the first registry request under
+//! the claim: the record outlives the winner.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::state::{Coordinator, Known};
+use crate::image::Float;
+use crate::log::{Time, WriteLog};
+use crate::machine::Request;
+use crate::machine::claims::{PATIENCE, Rival, Standing, Uid, Verdict};
+use crate::machine::quota::QuotaKey;
+
+/// What the claims say of a request that may begin as far as it is concerned itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Claim {
+    /// It has its floats to itself.
+    Holds,
+    /// It has to be asked first whether it may push.
+    AskPermission,
+    /// It is not known, or another request holds a float: look again soon.
+    Soon(&'static str),
+    /// It waits behind the request of this name.
+    Behind {
+        /// That one's name.
+        name: String,
+        /// Look again after this, if nothing else happens.
+        after: Option<Duration>,
+    },
+    /// It is over its namespace's limit, and is woken when it may begin.
+    OverLimit,
+    /// A newer request has begun on floats of it.
+    Superseded {
+        /// The images that end.
+        images: Vec<usize>,
+        /// That one's name.
+        by: String,
+    },
+    /// Its floats are its own once these have ended ([`end_rival`]); [`Coordinator::withdraw_claim`] if one cannot be ended.
+    Ends(Vec<Rival>),
+}
+
+impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
+    // === entitlement ===
+
+    /// Whether a request may work on a float, asked when it is launched there and when its claim is released alike: it is known, has
+    /// the float to itself, and its image is neither at its end nor suspended before its commit. A plan needs no float.
+    #[must_use]
+    pub fn is_entitled(&self, uid: &str, float: &Float) -> bool {
+        self.known.get(uid).is_some_and(|known| {
+            known.plans()
+                || (known.contender.wants(float) && self.claims.holds(uid, [float].into_iter()))
+        })
+    }
+
+    // === the claim ===
+
+    /// Claims the floats of the unfinished images for this request alone, if it may have them now.
+    pub fn claim(&mut self, uid: &str, request: &Request, now: T) -> Claim {
+        let floats = request.wanted_floats();
+        let Some(known) = self.known.get_mut(uid) else {
+            return Claim::Soon("not known yet");
+        };
+        if self.claims.holds(uid, floats.iter()) {
+            return Claim::Holds;
+        }
+        if request.spec.suspend {
+            // What is committed was claimed before; nothing new is.
+            return Claim::Soon("another request holds a float");
+        }
+        let Some(permitted) = known.permitted else {
+            return Claim::AskPermission;
+        };
+        let before = std::mem::replace(&mut known.contender.standing, Standing::Eligible);
+        let (me, quota_key) = (known.contender.clone(), known.quota_key());
+        // By the clock that only goes on, and from its own permission: what an older one has not been told by then it was not told in
+        // time that both had.
+        let patience = PATIENCE.saturating_sub(now.max(permitted) - permitted);
+        let shelved = self.backlog.sharers(&me);
+        let sharers = self.sharers(&me).into_iter().chain(&shelved);
+        match self.claims.judge(&me, sharers, patience) {
+            Verdict::Wait {
+                behind,
+                after,
+                gate,
+            } => {
+                if gate {
+                    self.stands(uid, before, Standing::BehindGate);
+                }
+                Claim::Behind {
+                    name: behind,
+                    after,
+                }
+            }
+            Verdict::Superseded { by, floats } => Claim::Superseded {
+                images: request.images_losing(&floats),
+                by,
+            },
+            Verdict::Claim(rivals) => {
+                let older = rivals.iter().map(|rival| &rival.uid);
+                if !self.quota.try_admit(&quota_key, uid, me.order, older) {
+                    // It may not begin, so it must not block other namespaces.
+                    self.stands(uid, before, Standing::Ineligible);
+                    return Claim::OverLimit;
+                }
+                if !self.claims.take(uid, &floats) {
+                    return Claim::Soon("another request holds a float");
+                }
+                // Whoever waited behind it waits for its float now.
+                self.call(&quota_key);
+                Claim::Ends(rivals)
+            }
+        }
+    }
+
+    /// A plan needs no float, but is bounded by the limit of plans. False where it is over that.
+    pub fn admit_plan(&mut self, uid: &str) -> bool {
+        let Some(known) = self.known.get(uid) else {
+            return true;
+        };
+        let (quota_key, order) = (known.quota_key(), known.contender.order);
+        let admitted = (self.quota).try_admit(&quota_key, uid, order, std::iter::empty());
+        if admitted {
+            self.call(&quota_key);
+        }
+        admitted
+    }
+
+    /// Records that a request may push, as the registries said now. Those who share a float with it are to be asked again before its
+    /// patience with them is over; gives those.
+    pub fn permit(&mut self, uid: &str, now: T) -> Vec<Uid> {
+        let Some(known) = self.known.get_mut(uid) else {
+            return Vec::new();
+        };
+        known.permitted = Some(now);
+        known.contender.standing = Standing::Eligible;
+        let me = known.contender.clone();
+        let sharers = self.sharers(&me).into_iter();
+        sharers.map(|other| other.uid.clone()).collect()
+    }
+
+    /// A request cannot begin, for a reason that is its own: it delays nobody.
+    pub fn is_ineligible(&mut self, uid: &str) {
+        if let Some(known) = self.known.get(uid) {
+            self.stands(uid, known.contender.standing, Standing::Ineligible);
+        }
+    }
+
+    /// Records whether a request may begin, and wakes those who need not wait for it any more.
+    fn stands(&mut self, uid: &str, before: Standing, standing: Standing) {
+        let Some(known) = self.known.get_mut(uid) else {
+            return;
+        };
+        known.contender.standing = standing;
+        if before != standing {
+            let floats: Vec<Float> = known.contender.floats().cloned().collect();
+            self.wake_on(floats.iter(), uid);
+        }
+    }
+
+    /// Work was stopped: requests start their patience with older ones anew, so that resuming lets no newer request pass.
+    pub fn renew_patience(&mut self, now: T) {
+        for known in self.known.values_mut() {
+            known.permitted = known.permitted.map(|_| now);
+        }
+    }
+
+    // === the limit of a namespace ===
+
+    /// A request that cannot begin for a reason other than its namespace's limit lets the next one try; a plan that is held up counts no
+    /// longer.
+    pub fn withdraw(&mut self, uid: &str) {
+        let Some(known) = self.known.get(uid) else {
+            return;
+        };
+        let quota_key = known.quota_key();
+        self.quota.withdraw(&quota_key, uid);
+        if quota_key.plans {
+            self.quota.release(&quota_key, uid);
+        }
+        self.call(&quota_key);
+    }
+
+    /// Wakes those who may begin now, of what is counted together.
+    pub(super) fn call(&mut self, quota_key: &QuotaKey) {
+        let called = self.quota.call(quota_key);
+        let known = called.iter().filter_map(|uid| self.known.get(uid));
+        self.woken.extend(known.map(|known| known.key.clone()));
+    }
+
+    // === the release ===
+
+    /// Releases the floats that a request is no longer entitled to, once none of its operations is left to record and none of our
+    /// writes can land there. Some: release again then.
+    pub fn settle(&mut self, log: &WriteLog<T>, uid: &str, now: T) -> Option<T> {
+        let keep = |me: &Self, float: &Float| me.is_entitled(uid, float);
+        self.release(log, uid, now, keep)
+    }
+
+    /// Releases every float of a request whose claim cannot be saved. Some: [`Self::settle`] then.
+    pub fn withdraw_claim(&mut self, log: &WriteLog<T>, uid: &str, now: T) -> Option<T> {
+        self.release(log, uid, now, |_, _| false)
+    }
+
+    /// A request may not go on: it holds up nobody. Some: [`Self::settle`] then.
+    pub fn not_admitted(
+        &mut self,
+        log: &WriteLog<T>,
+        uid: &str,
+        request: &Request,
+        over_limit: bool,
+        now: T,
+    ) -> Option<T> {
+        if !over_limit {
+            self.withdraw(uid);
+        }
+        // A claim that could not be saved, and cannot be now.
+        let claimed = request.status.started.is_none();
+        claimed.then(|| self.withdraw_claim(log, uid, now))?
+    }
+
+    fn release(
+        &mut self,
+        log: &WriteLog<T>,
+        uid: &str,
+        now: T,
+        keep: impl Fn(&Self, &Float) -> bool,
+    ) -> Option<T> {
+        let known = self.known.get(uid);
+        // What has ended and is not recorded yet is work as well, as long as there is a record.
+        let operations = self.operations.get(uid).into_iter();
+        let operations = operations.flat_map(|all| all.by_image.values());
+        let open = operations.filter(|o| o.outcome.is_none() || known.is_some());
+        let open: BTreeSet<Float> = open.map(|o| o.float.clone()).collect();
+        let quota_key = known.map(Known::quota_key);
+        let kept = |float: &&Float| open.contains(float) || keep(self, float);
+        let kept: BTreeSet<Float> = self.claims.floats(uid).filter(kept).cloned().collect();
+        let mut again: Option<T> = None;
+        let freed = self.claims.release(uid, |float| {
+            if kept.contains(float) {
+                return true;
+            }
+            let late = log.late_until(float, now);
+            again = [again, late].into_iter().flatten().min();
+            late.is_some()
+        });
+        if open.is_empty() && quota_key.is_none() {
+            self.operations.remove(uid);
+        }
+        self.wake_on(freed.iter(), uid);
+        // One that has no float any more is not active. One that plans is until its end.
+        if let Some(quota_key) = quota_key.filter(|key| !key.plans && !self.claims.owns_any(uid)) {
+            self.quota.release(&quota_key, uid);
+            self.call(&quota_key);
+        }
+        again
+    }
+}
+
+/// Ends a request on the floats that a newer one claims. False where it cannot be ended, because it is committed there: the newer one
+/// waits. `version` is its place if it has none yet.
+pub fn end_rival(
+    request: &mut Request,
+    rival: &Rival,
+    version: u64,
+    message: &str,
+    now: Timestamp,
+) -> bool {
+    let images = request.images_losing(&rival.floats);
+    let begun = |&i: &usize| request.is_committed(i) && request.is_open(i);
+    if images.iter().any(begun) {
+        return false;
+    }
+    request.status.supersede(&images, version, message, now);
+    true
+}

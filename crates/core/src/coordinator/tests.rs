@@ -1,0 +1,166 @@
+//! What is known, shelved and inherited.
+#![allow(clippy::unwrap_used)]
+use std::time::Duration;
+
+use super::*;
+use crate::image::Float;
+use crate::machine::claims::{Contender, Share, Standing, Verdict};
+
+type State = Coordinator<Duration, (), (), ()>;
+
+const NOW: Duration = Duration::from_secs(1_000);
+
+#[test]
+fn a_request_with_a_tombstone_does_not_contend_again_for_who_read_it_before() {
+    let float: Float = "quay.io/openshift/ci:ocp_4.21_cli".parse().unwrap();
+    let key = Key {
+        namespace: "ci".into(),
+        name: "r".into(),
+    };
+    let contender = |uid: &str| Contender {
+        uid: uid.into(),
+        name: "ci/r".into(),
+        order: 1,
+        shares: vec![Share {
+            float: float.clone(),
+            finished: false,
+            committed: false,
+            at_gate: false,
+            frozen: false,
+        }],
+        together: true,
+        started: false,
+        suspended: false,
+        gated: false,
+        standing: Standing::Undecided,
+    };
+    let mut state = State::new(0);
+    assert!(state.note(&key, 1, contender("old"), ()));
+    assert!(state.forget("old", NOW).is_some());
+    assert!(!state.note(&key, 2, contender("old"), ()));
+    assert!(state.sharers(&contender("old")).is_empty());
+    // Created anew under its name it is another request.
+    assert!(state.note(&key, 3, contender("new"), ()));
+    assert_eq!(state.named(&key), ["new"]);
+}
+
+/// One of a namespace, of so many floats.
+fn request(namespace: &str, order: u64, floats: usize) -> (Key, Contender) {
+    let key = Key {
+        namespace: namespace.into(),
+        name: format!("r{order}"),
+    };
+    let share = |n: usize| Share {
+        float: format!("quay.io/{namespace}/ci:{order}-{n}")
+            .parse()
+            .unwrap(),
+        finished: false,
+        committed: false,
+        at_gate: false,
+        frozen: false,
+    };
+    let contender = Contender {
+        uid: format!("{namespace}-{order}"),
+        name: key.to_string(),
+        order,
+        shares: (0..floats).map(share).collect(),
+        together: true,
+        started: false,
+        suspended: false,
+        gated: false,
+        standing: Standing::Eligible,
+    };
+    (key, contender)
+}
+
+fn note(state: &mut State, (key, contender): &(Key, Contender), version: u64) -> bool {
+    state.note(key, version, contender.clone(), ())
+}
+
+#[test]
+fn of_a_namespace_the_oldest_are_ready_and_the_others_come_in_their_order() {
+    let mut state = State::new(0);
+    let requests: Vec<_> = (0..40).map(|n| request("ci", 100 + n, 250)).collect();
+    // Listed by name, or by chance.
+    for n in (0..40).map(|n| n * 7 % 40) {
+        note(&mut state, &requests[n], 1);
+    }
+    note(&mut state, &request("other", 1, 250), 1);
+    let ready = |state: &State| -> Vec<bool> {
+        let known = |one: &(Key, Contender)| state.known.contains_key(&one.1.uid);
+        requests.iter().map(known).collect()
+    };
+    let oldest = |count: usize| (0..40).map(|n| n < count).collect::<Vec<_>>();
+    assert_eq!(ready(&state), oldest(20));
+    assert_eq!(state.backlog.before(&requests[39].1.uid), Some(39));
+    // Nothing is noted twice.
+    assert!(!note(&mut state, &requests[39], 1));
+    state.woken.clear();
+    // One begins, one ends: two are called, and come.
+    let mut begun = requests[3].clone();
+    begun.1.started = true;
+    note(&mut state, &begun, 2);
+    state.forget(&requests[0].1.uid, NOW);
+    let called = std::mem::take(&mut state.woken);
+    assert!(called.contains(&requests[20].0) && called.contains(&requests[21].0));
+    for n in [20, 21, 22] {
+        note(&mut state, &requests[n], 1);
+    }
+    let ready = ready(&state);
+    assert!(ready[20] && ready[21] && !ready[22] && !ready[0]);
+    // A newer one passes none of those that wait.
+    let newest = request("ci", 999, 1);
+    note(&mut state, &newest, 1);
+    assert!(!state.known.contains_key(&newest.1.uid));
+    assert_eq!(state.named(&newest.0), std::slice::from_ref(&newest.1.uid));
+    state.forget(&newest.1.uid, NOW);
+    assert!(state.named(&newest.0).is_empty());
+}
+
+#[test]
+fn of_two_that_have_begun_on_one_float_the_older_one_owns_it_after_a_takeover() {
+    for round in 0..20 {
+        let mut state = State::new(0);
+        let mut both = [1, 2].map(|order| request("ci", order, 1));
+        both[1].1.shares = both[0].1.shares.clone();
+        for one in &mut both {
+            one.1.started = true;
+            note(&mut state, one, 1);
+        }
+        state.rebuild();
+        let float = &both[0].1.shares[0].float;
+        let owner = state.claims().owner(float).map(String::as_str);
+        assert_eq!(owner, Some("ci-1"), "{round}");
+        // What the newer one has on the wire is not known: it is waited for.
+        assert!(!state.inherited.contains_key(float), "{round}");
+    }
+}
+
+#[test]
+fn who_claims_a_float_finds_the_older_requests_that_are_shelved() {
+    let mut state = State::new(0);
+    let mut older = request("ci", 1, 3);
+    older.1.suspended = true;
+    note(&mut state, &older, 1);
+    assert!(state.known.is_empty());
+    let mut newer = request("ci", 2, 1);
+    newer.1.shares[0].float = older.1.shares[1].float.clone();
+    let found = state.backlog.sharers(&newer.1);
+    assert_eq!(found.len(), 1);
+    assert_eq!((&found[0].uid, found[0].shares.len()), (&older.1.uid, 1));
+    let verdict = state.claims.judge(&newer.1, found.iter(), Duration::ZERO);
+    assert!(matches!(verdict, Verdict::Claim(rivals) if rivals.len() == 1));
+    assert_eq!(state.key_of(&older.1.uid), Some(older.0.clone()));
+    // Resumed, it contends like all others, in its old place; suspended again, nobody waits for it.
+    older.1.suspended = false;
+    note(&mut state, &older, 2);
+    assert!(state.known.contains_key(&older.1.uid));
+    assert!(state.backlog.sharers(&newer.1).is_empty());
+    note(&mut state, &newer, 2);
+    older.1.suspended = true;
+    note(&mut state, &older, 3);
+    assert!(!state.known.contains_key(&older.1.uid));
+    assert!(state.woken.contains(&newer.0));
+    state.forget(&older.1.uid, NOW);
+    assert!(state.backlog.sharers(&newer.1).is_empty());
+}
