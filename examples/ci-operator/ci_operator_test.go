@@ -194,3 +194,28 @@ func TestAWrongCallSaysWhatToWrite(t *testing.T) {
 		}
 	}
 }
+
+func TestFloatsOfANamespaceAreFollowedAndWhatTheControllerSetIsNotSetAgain(t *testing.T) {
+	env := func(string) string { return "" }
+	args := []string{"--name", "x", "--image-streams", "ocp", "r.io/p:a=quay.io/openshift/ci:ocp_4.21_cli", "r.io/p:b=quay.io/openshift/ci:ci_x_latest"}
+	options, err := parse(args, env, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec := options.request.Spec
+	got := []string{spec.ImageStreamNamespace, spec.Images[0].ImageStreamTag, spec.Images[1].ImageStreamTag}
+	if want := []string{"ocp", "4.21:cli", ""}; !reflect.DeepEqual(got, want) {
+		t.Errorf("got %v", got)
+	}
+	args[3] = "origin"
+	if _, err := parse(args, env, io.Discard); err == nil || !strings.Contains(err.Error(), "--image-streams origin") {
+		t.Errorf("got %v", err)
+	}
+	for state, want := range map[string]int{"Set": 0, "Superseded": 0, "Failed": 1} {
+		posted := image("quay.io/openshift/ci:ocp_4.21_cli", v1alpha1.PhasePosted)
+		posted.Reference = &v1alpha1.ReferenceStatus{State: state}
+		if tags, _ := streamTags([]v1alpha1.ImageStatus{posted}, ""); len(tags) != want {
+			t.Errorf("%s: %v", state, tags)
+		}
+	}
+}

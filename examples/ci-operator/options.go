@@ -49,7 +49,7 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (*option
 	request.SetGroupVersionKind(v1alpha1.SchemeGroupVersion.WithKind("PromotionRequest"))
 	flags := flag.NewFlagSet("ci-operator", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
-	var file, name, namespace, latch, onFailure, referrers, pullSecret, pushSecret string
+	var file, name, namespace, latch, onFailure, referrers, pullSecret, pushSecret, streams string
 	var deadline time.Duration
 	flags.StringVar(&file, "f", "", "`FILE` with a PromotionRequest; flags and arguments are added to it")
 	flags.StringVar(&name, "name", "", "the request's `NAME` (default: made of $JOB_NAME and $BUILD_ID)")
@@ -67,6 +67,7 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (*option
 	flags.StringVar(&options.artifacts, "artifact-dir", getenv("ARTIFACT_DIR"), "`DIR` for junit_promotion.xml and promotionrequest.yaml")
 	flags.StringVar(&options.output, "o", "text", "text, yaml or json: format of ImageStream references")
 	flags.StringVar(&options.pullHost, "pull-host", "", "`HOST` that ImageStreams refer to instead of the float's")
+	flags.StringVar(&streams, "image-streams", "", "let the controller set ImageStream tags in this `NAMESPACE`, for floats named NAMESPACE_IMAGESTREAM_TAG")
 	flags.StringVar(&options.stager.Program, "stage", "", "stage the sources first, from here, with this `PROGRAM`: promotion-controller")
 	flags.Func("stage-arg", "`ARGUMENT` for the staging program, such as --registry-config=FILE (repeatable)", func(argument string) error {
 		options.stager.Arguments = append(options.stager.Arguments, argument)
@@ -103,6 +104,11 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (*option
 	}
 	if len(request.Spec.Images) == 0 {
 		return nil, errors.New("no image: write SOURCE=FLOAT, or name a file with -f")
+	}
+	if streams != "" {
+		if err := follow(&request.Spec, streams); err != nil {
+			return nil, fmt.Errorf("--image-streams %s: %w", streams, err)
+		}
 	}
 	override(&request.Name, name)
 	override(&request.Namespace, namespace)
@@ -158,4 +164,20 @@ func jobName(job, build string) string {
 		name = strings.TrimRight(name[:nameMax-len(digest)-1], "-") + "-" + digest
 	}
 	return name
+}
+
+// follow has a tag of an ImageStream in a namespace follow each float that is named after one.
+func follow(spec *v1alpha1.PromotionRequestSpec, namespace string) error {
+	followed := false
+	for index := range spec.Images {
+		image := &spec.Images[index]
+		if tag, ok := parseFloat(image.Float); ok && tag.namespace == namespace {
+			image.ImageStreamTag, followed = tag.stream+":"+tag.tag, true
+		}
+	}
+	if !followed {
+		return errors.New("no float is named NAMESPACE_IMAGESTREAM_TAG of it; leave the flag out")
+	}
+	spec.ImageStreamNamespace = namespace
+	return nil
 }

@@ -73,11 +73,14 @@ func writeImages(to io.Writer, images []v1alpha1.ImageStatus) {
 	}
 }
 
-// streamTags are the tags that the caller has to set for posted images, unchanged ones included, and the floats of payload
+// streamTags are the tags that the caller has to set for posted images, unchanged ones included, where the controller has not; and the floats of payload
 // namespaces whose name has no ImageStream.
 func streamTags(images []v1alpha1.ImageStatus, pullHost string) (tags []streamTag, unnamed []string) {
 	for _, image := range images {
 		if image.Phase != v1alpha1.PhasePosted || image.Promoted == "" {
+			continue
+		}
+		if image.Reference != nil && image.Reference.State != "Failed" {
 			continue
 		}
 		tag, ok := parseFloat(image.Float)
