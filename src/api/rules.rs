@@ -106,7 +106,7 @@ pub(super) fn only_removed(field: &str, key: &str) -> Rule {
 pub(super) fn conditions(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array",
-        "maxItems": 16,
+        "maxItems": 10,
         "items": {
             "description": "One aspect of the request.",
             "type": "object",

@@ -108,7 +108,7 @@ pub fn every() -> Vec<(&'static str, Value)> {
     single("policy", json!({"policy": {"rules": [rule()]}}));
     single(
         "image streams",
-        json!({"imageStreams": {"namespaces": ["ocp", "origin"]}}),
+        json!({"imageStreams": {"namespaces": ["ci", "ocp"]}}),
     );
     single("own credentials", json!({"registryConfig": "own"}));
     single(
