@@ -17,6 +17,7 @@ use crate::engine::freeze::{FreezeLine, Freezes};
 use crate::image::Float;
 use crate::machine::whole_second;
 use crate::policy::FloatPattern;
+use crate::store::requests::{Listed, RequestError, Selection};
 
 /// How long the leader may take to follow: the watch may be anew, and a request at work has to be saved.
 const FOLLOW_MAX: Duration = Duration::from_mins(1);
@@ -97,11 +98,15 @@ pub(super) async fn run(args: FreezeArgs) -> Result<ExitCode, Stop> {
     let reach = Reach::several(cluster).await?;
     let map = place.find(reach.client.clone()).await?;
     add(&map, std::slice::from_ref(&line)).await?;
-    let going = committed(&reach, &line).await?;
-    for request in going {
-        say(&format!(
-            "{request} was committed before: it runs to its end"
-        ));
+    match committed(&reach, &line).await {
+        Ok(going) => going.iter().for_each(|request| {
+            say(&format!(
+                "{request} was committed before: it runs to its end"
+            ));
+        }),
+        Err(why) => say(&format!(
+            "which requests were committed before, and run to their end, cannot be seen: {why}"
+        )),
     }
     print(&format!("frozen: {line}"))?;
     Ok(ExitCode::SUCCESS)
@@ -129,23 +134,24 @@ pub(super) async fn add(map: &FreezeMap, lines: &[FreezeLine]) -> Result<(), Sto
 }
 
 /// The requests that may still move a float of the pattern: nothing stops what is committed.
-async fn committed(reach: &Reach, line: &FreezeLine) -> Result<Vec<String>, Stop> {
+async fn committed(reach: &Reach, line: &FreezeLine) -> Result<Vec<String>, RequestError> {
     let mut found = Vec::new();
     let may_move = |object: &PromotionRequest| {
         let images = object.status.iter().flat_map(|status| &status.images);
-        let images = object.spec.images.iter().zip(images);
-        let mut open = images.filter(|(_, image)| object.has_committed(image));
-        open.any(|(spec, _)| spec.float.parse().is_ok_and(|float| line.matches(&float)))
-    };
-    let unfinished = |object: &PromotionRequest| !object.is_finished() && may_move(object);
-    reach
-        .everywhere(|page| {
-            let named = page
-                .iter()
-                .filter(|listed| listed.object().is_some_and(unfinished));
-            found.extend(named.map(|listed| listed.key().to_string()));
+        let mut images = object.spec.images.iter().zip(images);
+        images.any(|(spec, image)| {
+            let meant = spec.float.parse().is_ok_and(|float| line.matches(&float));
+            meant && object.has_committed(image)
         })
-        .await?;
+    };
+    let each = |page: Vec<Listed>| {
+        let named = page
+            .iter()
+            .filter(|listed| listed.object().is_some_and(may_move));
+        found.extend(named.map(|listed| listed.key().to_string()));
+    };
+    let unfinished = Selection::Unfinished;
+    reach.requests.pages(None, unfinished, each).await?;
     Ok(found)
 }
 

@@ -39,7 +39,7 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
         ),
         (
             "call",
-            words("load save secret event lease definition list delete"),
+            words("load save secret event lease definition list delete stream"),
         ),
         ("change", words("acquired lost released")),
         (
@@ -50,6 +50,7 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
         ("requests", words("all writes")),
         ("version", words(env!("CARGO_PKG_VERSION"))),
         ("scope", words("all hosts")),
+        ("state", words("in_force unreadable Set Superseded Failed")),
         ("zone", words("content tokens")),
         (
             "le",

@@ -231,6 +231,46 @@ async fn an_undo_freezes_its_floats_for_everybody_else_and_a_freeze_ends_by_itse
     assert_eq!(phase(&late), "Posted");
 }
 
+/// Who may freeze floats need not see anybody's requests.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_freeze_and_nothing_else_freezes() {
+    let frozen = Frozen::new("freezer").await;
+    let (plane, namespace) = (frozen.ground.stage.plane, &frozen.ground.stage.namespace);
+    let _controller = frozen.ground.controller(&["--leader-elect=true"]);
+    let token = plane
+        .service_account_token(namespace, "freezer")
+        .await
+        .unwrap();
+    let rules = json!([
+        {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "update", "create"]},
+        {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get"]},
+    ]);
+    let about = json!({"name": "freezer", "namespace": namespace});
+    let rbac = "rbac.authorization.k8s.io";
+    for object in [
+        json!({"apiVersion": format!("{rbac}/v1"), "kind": "Role", "metadata": about, "rules": rules}),
+        json!({
+            "apiVersion": format!("{rbac}/v1"), "kind": "RoleBinding", "metadata": about,
+            "roleRef": {"apiGroup": rbac, "kind": "Role", "name": "freezer"},
+            "subjects": [{"kind": "ServiceAccount", "name": "freezer", "namespace": namespace}],
+        }),
+    ] {
+        plane.apply(&object.to_string()).await.unwrap();
+    }
+    let kubeconfig = plane.kubeconfig_for(&token).unwrap();
+    let freezer = Plugin::with(&frozen.ground.stage, &kubeconfig).await;
+    let here = format!("--lease-namespace={namespace}");
+    let pattern = frozen.ground.float("*");
+    let said = freezer
+        .says(&["freeze", &pattern, "--reason", "x", &here])
+        .await
+        .exits(0);
+    assert!(said.err.contains("cannot be seen"), "{said:#?}");
+    freezer.says(&["frozen", &here]).await.exits(0);
+    freezer.says(&["unfreeze", &pattern, &here]).await.exits(0);
+    assert_eq!(frozen.text().await.as_deref(), Some(""));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_frozen_is_refused_and_nothing_is_written() {
     let frozen = Frozen::new("freeze-refused").await;
