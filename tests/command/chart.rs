@@ -509,7 +509,7 @@ async fn every_option_makes_the_objects_it_is_for_and_no_others() {
             "no disruption budget" => &[("PodDisruptionBudget", 0)],
             "most" => &[
                 ("ConfigMap", 3),
-                ("Role", 4),
+                ("Role", 3),
                 ("CustomResourceDefinition", 0),
                 ("ValidatingAdmissionPolicy", 3),
                 ("ValidatingAdmissionPolicyBinding", 3),
@@ -518,7 +518,7 @@ async fn every_option_makes_the_objects_it_is_for_and_no_others() {
                 ("ServiceMonitor", 1),
                 ("PrometheusRule", 1),
                 ("PodDisruptionBudget", 0),
-                ("RoleBinding", 5),
+                ("RoleBinding", 4),
             ],
             _ => &[],
         };
