@@ -1,12 +1,13 @@
 //! The figures this program is held to, measured on the real parts and printed beside their limits.
 //!
-//! In: the names of sections, none for all, and `--quick` for small sizes. Out, on standard output: Markdown tables, each with
-//! the machine and the method. Guaranteed: a row whose outcome is wrong (a tag, a digest, a phase) fails the run; a figure beyond
+//! In: the names of sections, none for all that take ten minutes together, and `--quick` for small sizes. Out, on standard output:
+//! docs/figures.md, and its plots as files. Guaranteed: a row whose outcome is wrong (a tag, a digest, a phase) fails the run; a figure beyond
 //! its limit is marked and listed at the end, as times depend on what else the machine does.
 //!
 //! Each section is a module: [`requests`], [`writes`], [`fairness`], [`peers`], [`rate`], [`bytes`], [`faults`], [`scale`]. What they
 //! stand on: [`measure`] (what a command took), [`served`] (the registry as a process of its own), [`promotion`] (what is promoted, and whether it was),
-//! [`plain`] (the loops this program is compared with), [`tools`] (the staged script and its command lines).
+//! [`plain`] (the loops this program is compared with), [`tools`] (the staged script and its command lines),
+//! [`tls`] (what is before a registry), [`plot`] (lines as SVG).
 
 #![allow(
     clippy::unwrap_used,
@@ -21,6 +22,7 @@ mod faults;
 mod measure;
 mod peers;
 mod plain;
+mod plot;
 mod promotion;
 mod rate;
 mod relay;
@@ -29,16 +31,19 @@ mod requests;
 mod scale;
 #[path = "../../tests/testbed/mod.rs"]
 mod testbed;
+mod tls;
 mod tools;
+mod waiting;
 mod writes;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use report::Report;
 use testbed::served;
 
 const USAGE: &str = "\
-cargo bench [-- [SECTION…] [--quick]]
+cargo bench [-- [SECTION…] [--quick] [--plots FOLDER]]
 
   requests  registry requests of one promotion
   writes    status writes and time of a request in a cluster
@@ -49,10 +54,23 @@ cargo bench [-- [SECTION…] [--quick]]
   faults    a registry that is down, answers 429 and 503, cuts bodies
   scale     a thousand requests at once, and ten thousand that have ended
 
-Without a section: all. --quick: small sizes, to see that it works.";
+Without a section: all but scale, which takes ten minutes of its own. --quick: small sizes, to see that it works. --plots: where the
+plots go [default: target/figures].";
 
-const SECTIONS: [&str; 8] = [
-    "requests", "writes", "fairness", "peers", "rate", "bytes", "faults", "scale",
+/// Each with its title, and whether it is run where none is named.
+static SECTIONS: [(&str, &str, bool); 8] = [
+    ("requests", "Requests of one promotion", true),
+    (
+        "peers",
+        "Beside a plain loop, and the script with other tools",
+        true,
+    ),
+    ("rate", "As it paces itself", true),
+    ("bytes", "Bytes", true),
+    ("writes", "In a cluster", true),
+    ("fairness", "A small request behind large ones", true),
+    ("faults", "A bad day", true),
+    ("scale", "Many requests", false),
 ];
 
 fn main() -> ExitCode {
@@ -64,18 +82,20 @@ fn main() -> ExitCode {
         _ => {}
     }
     let mut sections = Vec::new();
-    let mut quick = false;
-    for argument in &arguments {
-        let section = SECTIONS.iter().find(|section| *section == argument);
+    let (mut quick, mut plots) = (false, PathBuf::from("target/figures"));
+    let mut arguments = arguments.iter();
+    while let Some(argument) = arguments.next() {
+        let section = SECTIONS.iter().find(|(name, ..)| *name == argument);
         match (argument.as_str(), section) {
             // Cargo's own.
             ("--bench", _) => {}
             ("--quick", _) => quick = true,
+            ("--plots", _) => plots = arguments.next().unwrap().into(),
             ("--help", _) => {
                 println!("{USAGE}");
                 return ExitCode::SUCCESS;
             }
-            (_, Some(section)) => sections.push(*section),
+            (_, Some(section)) => sections.push(section),
             (_, None) => {
                 eprintln!("{USAGE}");
                 return ExitCode::from(2);
@@ -83,14 +103,14 @@ fn main() -> ExitCode {
         }
     }
     if sections.is_empty() {
-        sections.extend(SECTIONS);
+        sections.extend(SECTIONS.iter().filter(|(_, _, always)| *always));
     }
     install_tls();
-    let mut report = Report::new(quick);
+    let mut report = Report::begin(quick, plots);
     runtime().block_on(async {
-        for section in sections {
-            report.begin(section);
-            match section {
+        for (section, title, _) in sections {
+            report.section(section, title);
+            match *section {
                 "requests" => requests::run(&mut report).await,
                 "writes" => writes::run(&mut report).await,
                 "fairness" => fairness::run(&mut report).await,

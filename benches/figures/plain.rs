@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 use futures::{StreamExt as _, TryStreamExt as _};
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
-use reqwest::{Body, Client, Method, RequestBuilder, StatusCode};
+use reqwest::{Body, Certificate, Client, Method, RequestBuilder, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -40,14 +40,22 @@ pub enum Plan {
         /// Tag, new digest.
         floats: Vec<(String, String)>,
     },
-    /// One blob: GET as a stream, hashed on its way into the PUT.
+    /// Blobs side by side: each a GET as a stream, hashed on its way into the PUT.
     Copy {
-        /// URL of the blob.
-        from: String,
-        /// URL of the target's uploads.
-        to: String,
-        digest: String,
+        blobs: Vec<Blob>,
+        /// The certificate of whoever signs what the registries show, as PEM.
+        ca: Option<String>,
     },
+}
+
+/// A blob to copy.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Blob {
+    /// Its URL.
+    pub from: String,
+    /// URL of the target's uploads.
+    pub to: String,
+    pub digest: String,
 }
 
 /// The two clients, the budget, and the right to act.
@@ -98,7 +106,17 @@ pub fn main(arguments: &[String]) -> ExitCode {
                 account,
                 floats,
             } => promote(&host, account, floats).await,
-            Plan::Copy { from, to, digest } => copy(&from, &to, &digest).await,
+            Plan::Copy { blobs, ca } => {
+                let clients = clients(ca.as_deref());
+                join_all(
+                    blobs
+                        .into_iter()
+                        .map(|blob| tokio::spawn(copy(clients.clone(), blob))),
+                )
+                .await
+                .into_iter()
+                .for_each(Result::unwrap);
+            }
         }
     });
     ExitCode::SUCCESS
@@ -109,10 +127,11 @@ pub fn main(arguments: &[String]) -> ExitCode {
     clippy::disallowed_methods,
     reason = "the process has installed the provider"
 )]
-fn clients() -> (Client, Client) {
+fn clients(ca: Option<&str>) -> (Client, Client) {
     let build = |builder: reqwest::ClientBuilder| {
         builder
             .user_agent("plain-loop")
+            .tls_certs_merge(ca.map(|ca| Certificate::from_pem(ca.as_bytes()).unwrap()))
             .connect_timeout(Duration::from_secs(10))
             .referer(false)
             .retry(reqwest::retry::never())
@@ -127,7 +146,7 @@ fn clients() -> (Client, Client) {
 }
 
 async fn promote(host: &str, account: Option<(String, String)>, floats: Vec<(String, String)>) {
-    let (reads, writes) = clients();
+    let (reads, writes) = clients(None);
     let mut wire = Wire {
         reads,
         writes,
@@ -275,8 +294,8 @@ fn descriptors(manifest: &Manifest, fields: &[&str]) -> Vec<String> {
     digests
 }
 
-async fn copy(from: &str, to: &str, digest: &str) {
-    let (reads, writes) = clients();
+async fn copy((reads, writes): (Client, Client), blob: Blob) {
+    let Blob { from, to, digest } = blob;
     let source = reads.get(from).send().await.unwrap();
     assert_eq!(source.status(), StatusCode::OK);
     let length = source.content_length().unwrap();
@@ -285,7 +304,7 @@ async fn copy(from: &str, to: &str, digest: &str) {
     assert_eq!(opened.status(), StatusCode::ACCEPTED);
     let location = opened.headers()[LOCATION].to_str().unwrap();
     let mut url = opened.url().join(location).unwrap();
-    url.query_pairs_mut().append_pair("digest", digest);
+    url.query_pairs_mut().append_pair("digest", &digest);
     let hash = Arc::new(parking_lot::Mutex::new(Sha256::new()));
     let hashing = Arc::clone(&hash);
     let stream = source

@@ -3,22 +3,16 @@
 //! In: the size. Out: a row for each kind of limit, its own time for the requests sent, and how many were answered 429. Guaranteed: each
 //! row begins on a registry of its own and ends with a look at every tag.
 
-use std::net::SocketAddr;
-use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use quaylike::Shape;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::json;
-use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
 
 use crate::promotion;
 use crate::report::{Report, Table, method, seconds};
 use crate::served::Served;
 use crate::testbed::RunDir;
+use crate::tls::Authority;
 
 const PATIENCE: Duration = Duration::from_mins(4);
 /// quay's rate on HTTP/1.1; on HTTP/2 it is ten times that.
@@ -72,7 +66,8 @@ async fn row(report: &mut Report, table: &mut Table, what: (&str, Bucket), float
     let folder = RunDir::create("rate").unwrap();
     promotion::log_in(folder.path(), served.host(), None);
     let task = if bucket == Bucket::Http2 {
-        let host = secured(served.host().parse().unwrap(), folder.path()).await;
+        let authority = Authority::new(folder.path());
+        let host = authority.before(served.host().parse().unwrap()).await;
         let pairs = promotion::pairs(&host, &promotions);
         let ca = format!("--registry-ca={host}=ca.crt");
         let allowed = format!("--allow-registry={host}");
@@ -120,42 +115,4 @@ async fn row(report: &mut Report, table: &mut Table, what: (&str, Bucket), float
 #[allow(clippy::cast_precision_loss, reason = "a few thousand")]
 fn count(number: usize) -> f64 {
     number as f64
-}
-
-/// The registry at `to` behind TLS, where HTTP/2 is offered. Writes `ca.crt` to `folder`.
-async fn secured(to: SocketAddr, folder: &Path) -> String {
-    let ca_key = KeyPair::generate().unwrap();
-    let mut ca = CertificateParams::new(Vec::<String>::new()).unwrap();
-    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let certificate = ca.self_signed(&ca_key).unwrap();
-    std::fs::write(folder.join("ca.crt"), certificate.pem()).unwrap();
-    let key = KeyPair::generate().unwrap();
-    let own = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
-    let own = own.signed_by(&key, &Issuer::new(ca, ca_key)).unwrap();
-    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
-    let mut config = rustls::ServerConfig::builder()
-        .with_no_client_auth()
-        .with_single_cert(vec![own.der().clone()], key)
-        .unwrap();
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    let acceptor = TlsAcceptor::from(Arc::new(config));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let host = listener.local_addr().unwrap().to_string();
-    tokio::spawn(async move {
-        while let Ok((near, _)) = listener.accept().await {
-            let acceptor = acceptor.clone();
-            tokio::spawn(async move {
-                let _ = near.set_nodelay(true);
-                let Ok(mut near) = acceptor.accept(near).await else {
-                    return;
-                };
-                let Ok(mut far) = TcpStream::connect(to).await else {
-                    return;
-                };
-                let _ = far.set_nodelay(true);
-                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
-            });
-        }
-    });
-    host
 }

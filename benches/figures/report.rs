@@ -1,13 +1,19 @@
-//! What is printed: the machine, the method, tables, and the figures that are beyond their limits.
+//! What is printed, which is the document that people read: the machine, the method, tables, plots, and the figures that are beyond
+//! their limits.
 //!
 //! Tables are Markdown, padded so that they read well in a terminal too.
 
+use std::path::PathBuf;
 use std::time::Duration;
+
+use crate::plot::Plot;
 
 /// The report of one run.
 pub struct Report {
     /// Small sizes, to see that it works.
     pub quick: bool,
+    /// Where plots go.
+    plots: PathBuf,
     section: &'static str,
     beyond: Vec<String>,
 }
@@ -18,19 +24,38 @@ pub struct Table {
 }
 
 impl Report {
-    pub fn new(quick: bool) -> Self {
+    /// Begins the document.
+    pub fn begin(quick: bool, plots: PathBuf) -> Self {
+        let size = if quick {
+            " Small sizes, to see that it works."
+        } else {
+            ""
+        };
+        println!(
+            "# Figures\n\nPrinted by `cargo bench`.{size} {}. Counts of requests, tokens and status writes \
+             do not depend on the machine. Times do: compare them only within one run. A limit with (!) was missed.\n",
+            machine()
+        );
         Self {
             quick,
+            plots,
             section: "",
             beyond: Vec::new(),
         }
     }
 
     /// Begins a section.
-    pub fn begin(&mut self, section: &'static str) {
+    pub fn section(&mut self, section: &'static str, title: &str) {
         self.section = section;
-        let quick = if self.quick { ", quick" } else { "" };
-        println!("## {section}{quick}\n\nMachine: {}.\n", machine());
+        println!("## {title}\n\n`cargo bench -- {section}`. {}.\n", load());
+    }
+
+    /// A plot, which is drawn by `draw` to the file that it is given.
+    pub fn plot(&self, name: &str, plot: &Plot, draw: impl FnOnce(&Plot, &std::path::Path)) {
+        std::fs::create_dir_all(&self.plots).unwrap();
+        let file = format!("{name}.svg");
+        draw(plot, &self.plots.join(&file));
+        println!("![{}](figures/{file})\n", plot.title);
     }
 
     /// A figure beside its limit: the limit as a cell, marked where the figure is beyond it.
@@ -43,6 +68,7 @@ impl Report {
     }
 
     pub fn end(&self) {
+        println!("## Limits\n");
         if self.beyond.is_empty() {
             println!("All figures are within their limits.");
             return;
@@ -121,6 +147,13 @@ pub fn mebibytes(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
+/// How busy the machine was.
+fn load() -> String {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = text.split(' ').next().unwrap_or_default();
+    format!("Load average before: {load}")
+}
+
 /// `2 cores, AMD EPYC 7763`
 fn machine() -> String {
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
@@ -130,5 +163,7 @@ fn machine() -> String {
         .find(|line| line.starts_with("model name"))
         .and_then(|line| line.split_once(':'))
         .map_or("CPU unknown", |(_, model)| model.trim());
-    format!("{cores} cores, {model}; all parts and what measures them run on it together")
+    format!(
+        "Measured on {cores} cores, {model}, with registries, API server and what measures them on the same machine"
+    )
 }

@@ -19,15 +19,21 @@ use quaylike::{
 };
 use serde_json::{Value, json};
 
+use crate::plain;
+use crate::promotion;
 use crate::report::{Report, Table, mebibytes, method, seconds};
 use crate::requests::image;
+use crate::served::Served;
 use crate::testbed::stage::{self, Controller, EVERYWHERE, Stage};
-use crate::testbed::{AuditedRequest, ControlPlane};
+use crate::testbed::{AuditedRequest, ControlPlane, RunDir};
+use crate::waiting;
 
 /// Floats of a request.
-const FLOATS: usize = 10;
+pub const FLOATS: usize = 10;
+/// Of the plain loop's time.
+const FACTOR: f64 = 1.3;
 /// Of the controller's process, in bytes.
-const MEMORY: u64 = 150 << 20;
+pub const MEMORY: u64 = 150 << 20;
 /// Of a request, and one more for each status interval.
 const WRITES: u64 = 8;
 const READS: u64 = 10;
@@ -37,9 +43,9 @@ const INTERVAL: u64 = 2;
 const READY: Duration = Duration::from_secs(10);
 /// Requests of the sweep in any second.
 const SWEEP_RATE: usize = 4;
-const PATIENCE: Duration = Duration::from_mins(20);
+pub const PATIENCE: Duration = Duration::from_mins(20);
 /// Objects created at once.
-const AT_ONCE: usize = 32;
+pub const AT_ONCE: usize = 32;
 /// How long the controller is watched where it cannot come to an end.
 const WATCHED: Duration = Duration::from_mins(2);
 
@@ -58,13 +64,14 @@ pub async fn run(report: &mut Report) {
     };
     let model = many(report, &ground).await;
     ended(report, &ground, &model).await;
+    waiting::run(report, &ground).await;
 }
 
-struct Ground {
-    plane: &'static ControlPlane,
+pub struct Ground {
+    pub plane: &'static ControlPlane,
     /// Whom the controller is to the API server.
     user: String,
-    kubeconfig: PathBuf,
+    pub kubeconfig: PathBuf,
     auth: Auth,
 }
 
@@ -108,6 +115,8 @@ async fn many(report: &mut Report, ground: &Ground) -> PromotionRequest {
         "requests",
         "",
         "all Posted after",
+        "of the loop's",
+        "limit",
         "peak memory",
         "limit",
         "status writes, median",
@@ -118,6 +127,7 @@ async fn many(report: &mut Report, ground: &Ground) -> PromotionRequest {
         "limit",
     ]);
     let mut model = None;
+    let plain = plain_loop(all * FLOATS).await;
     let loads = [
         (Load::Free, all),
         (Load::Stalled, all),
@@ -138,14 +148,45 @@ async fn many(report: &mut Report, ground: &Ground) -> PromotionRequest {
         let writes = counted("status writes", &ran.writes, WRITES);
         let reads = counted("reads", &ran.reads, READS);
         let took = ran.took.map_or("-".into(), seconds);
-        let cells = [requests.to_string(), load.name().to_owned(), took];
+        let (ratio, ratio_limit) = match ran.took.filter(|_| load == Load::Free) {
+            Some(took) => {
+                let ratio = took.as_secs_f64() / plain.as_secs_f64();
+                let figure = format!("{name}: {ratio:.2} of the loop's time");
+                let limit = report.held(&figure, ratio <= FACTOR, &FACTOR.to_string());
+                (format!("{ratio:.2}"), limit)
+            }
+            None => (String::new(), String::new()),
+        };
+        let cells = [
+            requests.to_string(),
+            load.name().to_owned(),
+            took,
+            ratio,
+            ratio_limit,
+        ];
         let memory = [mebibytes(ran.memory), memory_limit];
         table.row(cells.into_iter().chain(memory).chain(writes).chain(reads));
         eprintln!("{name}: {}", ran.others);
         model = model.or(ran.model);
     }
     table.print();
+    println!(
+        "The plain loop sends the same {} requests, 16 in flight, in {}.\n",
+        all * FLOATS * 16,
+        seconds(plain)
+    );
     model.unwrap()
+}
+
+/// How long as many floats take the plain loop.
+async fn plain_loop(floats: usize) -> Duration {
+    let served = Served::start(&json!({"latency_ms": 10})).await;
+    let promotions = promotion::seed(&served, Shape::Oci, floats).await;
+    let folder = RunDir::create("loop").unwrap();
+    let plan = plain::promotion(served.host(), None, &promotions);
+    let taken = plan.task(folder.path()).run(folder.path(), PATIENCE).await;
+    assert!(taken.success, "{}", taken.stderr);
+    taken.wall
 }
 
 /// What a load came to.
@@ -166,7 +207,7 @@ struct Counts {
 }
 
 /// A request, and where each of its floats is to be in the end.
-struct Wanted {
+pub struct Wanted {
     name: String,
     spec: Value,
     floats: Vec<(String, String)>,
@@ -258,7 +299,7 @@ impl Ground {
         }
     }
 
-    async fn registry(&self) -> Registry {
+    pub async fn registry(&self) -> Registry {
         let settings = Settings {
             latency: Duration::from_millis(10),
             ..Settings::default()
@@ -278,7 +319,7 @@ impl Ground {
 }
 
 /// A request of existing floats, whose images are put in.
-fn wanted(name: &str, sources: &Registry, floats: &Registry) -> Wanted {
+pub fn wanted(name: &str, sources: &Registry, floats: &Registry) -> Wanted {
     let repository = format!("src/{name}");
     let mut images = Vec::new();
     let mut ends = Vec::new();
@@ -301,7 +342,7 @@ fn wanted(name: &str, sources: &Registry, floats: &Registry) -> Wanted {
     }
 }
 
-async fn create(stage: &Stage, wanted: &[Wanted]) {
+pub async fn create(stage: &Stage, wanted: &[Wanted]) {
     let api = stage.requests();
     let params = PostParams::default();
     let created = stream::iter(wanted).map(|wanted| {
@@ -398,7 +439,7 @@ fn summary(audited: &[AuditedRequest]) -> String {
 }
 
 /// Waits until the controller says that it is ready; gives how long that took.
-async fn ready(stage: &Stage) -> Duration {
+pub async fn ready(stage: &Stage) -> Duration {
     let begun = Instant::now();
     while !stage.log().lines().any(|line| line.ends_with(": ready")) {
         assert!(begun.elapsed() < Duration::from_mins(2), "{}", stage.log());

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The promotion as the script did it that this program replaces: one step after another, one image after another, a process for
-# each. In: a tool (oc, crane or regctl) by name and path, and a file of lines `SOURCE FLOAT` in sorted order. Left out are its
+# each. In: a tool (oc, crane, regctl or skopeo) by name and path, and a file of lines `SOURCE FLOAT` in sorted order. Left out are its
 # five attempts a step with up to two minutes of sleep between: here nothing fails, and what fails ends the script.
 set -euo pipefail
 name=$1 tool=$2 list=$3
@@ -17,6 +17,10 @@ crane)
 regctl)
     copy() { "$tool" image copy "$1" "$2"; }
     exists() { "$tool" image digest "$1"; }
+    ;;
+skopeo)
+    copy() { "$tool" copy --quiet --all --preserve-digests --src-tls-verify=false --dest-tls-verify=false "docker://$1" "docker://$2"; }
+    exists() { "$tool" inspect --raw --tls-verify=false "docker://$1"; }
     ;;
 esac
 

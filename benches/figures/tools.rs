@@ -12,7 +12,7 @@ use crate::testbed::{Binary, binary};
 const SCRIPT: &str = include_str!("staged.sh");
 
 /// A tool that was found or built.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Tool {
     pub name: &'static str,
     pub path: PathBuf,
@@ -29,10 +29,18 @@ pub async fn find() -> (Vec<Tool>, Vec<&'static str>) {
         None => missing.push("oc"),
     }
     tools.push(crane().await);
-    let regctl = binary(Binary::Regctl).await.unwrap();
-    let version = ["version", "--format", "{{.VCSTag}}"];
-    tools.push(Tool::new("regctl", regctl, &version));
+    tools.push(regctl().await);
+    // Where it is not there: it has no release that can be built like the others.
+    match on_path("skopeo") {
+        Some(path) => tools.push(Tool::new("skopeo", path, &["--version"])),
+        None => missing.push("skopeo"),
+    }
     (tools, missing)
+}
+
+pub async fn regctl() -> Tool {
+    let path = binary(Binary::Regctl).await.unwrap();
+    Tool::new("regctl", path, &["version", "--format", "{{.VCSTag}}"])
 }
 
 pub async fn crane() -> Tool {

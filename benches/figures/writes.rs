@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::report::{Report, Table, method, seconds};
 use crate::requests::image;
+use crate::testbed::Signal;
 use crate::testbed::stage::{self, Stage};
 
 /// From creation to Posted, of a hundred images.
@@ -105,6 +106,66 @@ pub async fn run(report: &mut Report) {
         ]);
         controller.kill();
     }
+    table.print();
+    start().await;
+}
+
+/// How long the first promotion takes where a leader begins.
+async fn start() {
+    method(
+        "From there to the end of a request of one existing float, created at that moment; with the default times, S 10 s and L 30 s, and \
+         an election. A restarted leader had just promoted something, and the next one starts when it has ended, or waits for it.",
+    );
+    let mut table = Table::new(&["a leader begins", "first promotion after"]);
+    let stage = Stage::elected("start").await;
+    let registry = Registry::start(Options::default()).await.unwrap();
+    let plain = format!("--plain-http={}", registry.host());
+    let flags = [
+        "--leader-elect=true",
+        "--settle-seconds=10",
+        "--late-seconds=30",
+        &plain,
+    ];
+    let promote = async |name: &str, begun: Instant| {
+        let host = registry.host();
+        let images = ["new", "old"].map(|age| image(Shape::Oci, &format!("{age} {name}"), 3));
+        let new = registry.seed_image("src/app", name, &images[0]).unwrap();
+        registry.seed_image("ci", name, &images[1]).unwrap();
+        let source = format!("{host}/src/app@{new}");
+        let spec = stage::spec(&[(&source, &format!("{host}/ci:{name}"))]);
+        stage.create(name, &spec).await;
+        let done = stage.finished(name, Duration::from_mins(2)).await;
+        assert_eq!(stage::phase(&done), "Posted");
+        seconds(begun.elapsed())
+    };
+    let mut row = |name: &str, took: String| table.row([name.to_owned(), took]);
+    let begun = Instant::now();
+    let mut leader = stage.controller(&flags);
+    let took = promote("install", begun).await;
+    row("after an install: from the start of the process", took);
+    let begun = Instant::now();
+    leader.signal(Signal::Terminate);
+    leader.ended().await;
+    let mut leader = stage.controller(&flags);
+    row(
+        "after a restart: from the signal",
+        promote("restart", begun).await,
+    );
+    let begun = Instant::now();
+    leader.signal(Signal::Terminate);
+    let standby = stage.controller(&flags);
+    row(
+        "a standby takes over: from the signal",
+        promote("standby", begun).await,
+    );
+    leader.ended().await;
+    let begun = Instant::now();
+    standby.kill();
+    let _last = stage.controller(&flags);
+    row(
+        "the leader is killed: from then",
+        promote("killed", begun).await,
+    );
     table.print();
 }
 

@@ -1,4 +1,4 @@
-//! One leader: a Lease that is renewed, trusted for a while, and released only when all writes have settled.
+//! One leader: a Lease that is renewed, trusted for a while, and released only when no write can land any more.
 //!
 //! The lease lasts 15 s. The leader renews it every 2 s, by a replace under its resourceVersion: one that wakes up late cannot extend
 //! somebody else's lease. It trusts the lease for 10 s after it *sent* the last renewal that succeeded, by clocks that go on while the
@@ -6,7 +6,7 @@
 //! clocks need not agree.
 //!
 //! A new leader has to know when the last one can have sent its last tag write. There is none to wait for where the last leader marked
-//! the lease as released, or where the lease came with the installation and nobody ever held it. A lease whose holder somebody erased
+//! the lease as released, together with what it wrote a moment before, or where the lease came with the installation and nobody ever held it. A lease whose holder somebody erased
 //! says neither.
 
 use std::time::Duration;
@@ -20,6 +20,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::freeze_map::FOLLOWED;
+pub use super::handover::RELEASED;
+use super::handover::{self, HANDED_OVER, Inherited, Written, transitions};
 use super::health::Health;
 pub use super::installation::LEASE_NAME as NAME;
 use super::installation::{Barred, Installation};
@@ -28,9 +30,6 @@ use crate::engine::moment::Moment;
 use crate::metrics::{Call, Metrics};
 use crate::store::call::{call, causes};
 
-/// The annotation that a leader leaves when it releases the lease with all its writes settled. Its value is the lease's number of
-/// transitions by then.
-pub const RELEASED: &str = "promotion-controller.ci.openshift.io/released";
 /// The annotation of a Lease that was made with the installation, before anybody held it.
 pub const MADE: &str = "promotion-controller.ci.openshift.io/made";
 /// How long a lease lasts without renewal, in seconds.
@@ -57,7 +56,7 @@ pub enum Acquired {
     Erased,
     /// It was made with the installation, and nobody has ever held it.
     Unheld,
-    /// Its holder released it, with all its writes settled.
+    /// Its holder released it, with nothing on the wire.
     Released,
     /// Its holder let it run out.
     Expired,
@@ -87,6 +86,8 @@ pub struct Elector {
     last_sent: Option<Instant>,
     /// Which version of the freezes is followed: every renewal says it, and a change is a reason to renew.
     followed: watch::Receiver<Option<String>>,
+    /// What the holder before this one handed over.
+    inherited: Inherited,
     health: Health,
     metrics: Metrics,
 }
@@ -104,6 +105,7 @@ impl Elector {
             installation: None,
             last_sent: None,
             followed: watch::channel(None).1,
+            inherited: Inherited::default(),
             health: Health::default(),
             metrics: Metrics::default(),
         }
@@ -156,6 +158,7 @@ impl Elector {
                     let since = seen.as_ref().map_or_else(Instant::now, |(_, since)| *since);
                     let expired = since.elapsed() >= lasts(&lease);
                     if let Some(how) = free(&lease, expired) {
+                        self.inherited = handover::inherited(&lease);
                         match self.write(Some(lease)).await {
                             Ok(()) => return self.acquired(how, since),
                             Err(refused) => self.not_taken(&refused),
@@ -191,6 +194,12 @@ impl Elector {
     #[must_use]
     pub fn last_sent(&self) -> Option<Instant> {
         self.last_sent
+    }
+
+    /// What the process before wrote a moment ago. Nothing, unless it handed over.
+    #[must_use]
+    pub fn inherited(&self) -> &Inherited {
+        &self.inherited
     }
 
     /// For a process without election: takes a lease that came with the installation and that nobody ever held. False where there is
@@ -243,16 +252,16 @@ impl Elector {
         }
     }
 
-    /// Releases the lease and marks it so. To be called only when no tag write of this process, or of an earlier one, can still land:
-    /// whoever finds the mark does not wait.
-    pub async fn release(mut self) {
+    /// Releases the lease and marks it so, with what was written a moment ago. To be called only when no tag write of this process, or
+    /// of an earlier one, can still land: whoever finds the mark does not wait.
+    pub async fn release(mut self, written: &Written) {
         self.leadership.lose();
         let mut record = self.record.take();
         for _ in 0..RELEASES {
             let Some(lease) = record.take() else {
                 return;
             };
-            match self.give_back(lease).await {
+            match self.give_back(lease, written).await {
                 Ok(()) => {
                     self.metrics.leadership("released");
                     tracing::info!("released the lease");
@@ -266,10 +275,8 @@ impl Elector {
         }
     }
 
-    async fn give_back(&self, mut lease: Lease) -> Result<(), String> {
-        let mark = transitions(&lease).to_string();
-        let marks = lease.metadata.annotations.get_or_insert_default();
-        marks.insert(RELEASED.into(), mark);
+    async fn give_back(&self, mut lease: Lease, written: &Written) -> Result<(), String> {
+        handover::mark(&mut lease, written);
         if let Some(spec) = &mut lease.spec {
             spec.holder_identity = None;
             spec.renew_time = Some(MicroTime(Timestamp::now()));
@@ -333,6 +340,7 @@ impl Elector {
             lease.spec = Some(spec);
             let marks = lease.metadata.annotations.get_or_insert_default();
             marks.remove(RELEASED);
+            marks.remove(HANDED_OVER);
             match &*self.followed.borrow() {
                 Some(version) => marks.insert(FOLLOWED.into(), version.clone()),
                 None => marks.remove(FOLLOWED),
@@ -388,7 +396,8 @@ fn free(lease: &Lease, expired: bool) -> Option<Acquired> {
         return expired.then_some(Acquired::Expired);
     }
     // An older number of transitions is of an earlier release.
-    if mark(RELEASED).is_some_and(|mark| *mark == transitions(lease).to_string()) {
+    let released = mark(RELEASED).is_some_and(|mark| *mark == transitions(lease).to_string());
+    if released || handover::is_handed_over(lease) {
         return Some(Acquired::Released);
     }
     let held = lease.spec.as_ref().is_some_and(|spec| {
@@ -398,13 +407,6 @@ fn free(lease: &Lease, expired: bool) -> Option<Acquired> {
         return Some(Acquired::Unheld);
     }
     Some(Acquired::Erased)
-}
-
-/// How often it has changed hands.
-fn transitions(lease: &Lease) -> i32 {
-    let spec = lease.spec.as_ref();
-    spec.and_then(|spec| spec.lease_transitions)
-        .unwrap_or_default()
 }
 
 fn lasts(lease: &Lease) -> Duration {

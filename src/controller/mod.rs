@@ -7,12 +7,13 @@
 //!   └────▶ freezes: which floats stay where they are
 //! ```
 //!
-//! It leads only while the CRD names its Lease ([`installation`]). It ends when asked to (drain, settle, release), or at once when the
+//! It leads only while the CRD names its Lease ([`installation`]). It ends when asked to (drain, release), or at once when the
 //! lease is lost: the next leader goes on from status.
 
 mod admin;
 pub mod freeze_map;
 mod freezes;
+pub mod handover;
 mod health;
 pub mod installation;
 pub mod lease;
@@ -41,6 +42,7 @@ use crate::store::Key;
 use crate::store::cluster::Cluster;
 use crate::store::credentials::CredentialFiles;
 use crate::store::streams::StreamSettings;
+use handover::{Inherited, Written};
 use health::Health;
 use installation::{Installation, Refused};
 use lease::{Acquired, Elector, Lost};
@@ -182,11 +184,10 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), E
         Either::Right((begun, stop)) => (begun?, stop),
     };
     let Begun { elector, last_sent } = begun;
+    let inherited = elector.as_ref().map(Elector::inherited);
     health.leads();
     metrics.leadership("acquired");
-    if let Some(last_sent) = last_sent {
-        engine.memory().log(|log| log.follow(last_sent));
-    }
+    follow_the_last(&engine, last_sent, inherited);
     let scope = Scope {
         installation,
         credentials,
@@ -337,32 +338,67 @@ async fn lead(
         stop.await;
         health.ends();
         drain(engine).await;
+        handed_over(engine).await
     };
-    tokio::select! {
+    let written = tokio::select! {
         ended = keep => return Err(ended),
-        () = follow => tracing::error!("the watch has ended"),
-        () = work => tracing::error!("the queue has ended"),
-        () = sweep => tracing::error!("the sweep has ended"),
-        () = pause => tracing::error!("changes of the key paused are no longer followed"),
-        () = freeze => tracing::error!("the freezes are no longer followed"),
-        () = reconsider => {}
-        () = end => {}
-    }
-    if let Some(elector) = elector {
-        let landing = engine
-            .memory()
-            .log(|log| log.inherited_until(Instant::now()));
-        if landing.is_some() {
-            // Whoever finds a released lease waits for nothing.
+        written = end => Some(written),
+        () = follow => failed("the watch has ended"),
+        () = work => failed("the queue has ended"),
+        () = sweep => failed("the sweep has ended"),
+        () = pause => failed("changes of the key paused are no longer followed"),
+        () = freeze => failed("the freezes are no longer followed"),
+        () = reconsider => None,
+    };
+    let landing = engine
+        .memory()
+        .log(|log| log.inherited_until(Instant::now()));
+    match (elector, written) {
+        (Some(elector), Some(written)) if landing.is_none() => elector.release(&written).await,
+        // Whoever finds a released lease waits for nothing.
+        (Some(_), _) => {
             tracing::info!("keeping the lease until it runs out: earlier writes may still land");
-        } else {
-            elector.release().await;
         }
+        (None, _) => {}
     }
     Ok(())
 }
 
-/// Lets tag writes end, records what they found, and waits until each has shown or can no longer land.
+/// What must not end has ended.
+fn failed<T>(what: &str) -> Option<T> {
+    tracing::error!("{what}");
+    None
+}
+
+/// Enters what the last leader may have sent, and what it handed over; says how long nothing is launched for that.
+fn follow_the_last(
+    engine: &Engine<Cluster>,
+    last_sent: Option<Instant>,
+    inherited: Option<&Inherited>,
+) {
+    let now = Instant::now();
+    engine.memory().log(|log| {
+        if let Some(last_sent) = last_sent {
+            log.follow(last_sent);
+        }
+        if let Some(inherited) = inherited {
+            inherited.enter(log, now);
+        }
+    });
+    let (others, all) = engine
+        .memory()
+        .log(|log| (log.inherited_until(now), log.nothing_until(now)));
+    if let Some(others) = others {
+        let left = |until: Option<Instant>| until.map_or(0, |until| (until - now).as_secs());
+        tracing::info!(
+            all_seconds = left(all),
+            most_seconds = left(Some(others)),
+            "a tag write of an earlier process may still land: floats whose owner has none on its way wait for the first, others for the second"
+        );
+    }
+}
+
+/// Lets tag writes end, records what they found, and waits until none can land any more.
 async fn drain(engine: &Engine<Cluster>) {
     tracing::info!(
         operations = engine.unrecorded(),
@@ -373,9 +409,19 @@ async fn drain(engine: &Engine<Cluster>) {
     while engine.unrecorded() > 0 && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    let landed = || engine.memory().log(|log| log.landed_at(Instant::now()));
+    while let Some(landed) = landed() {
+        tokio::time::sleep_until(landed).await;
+    }
+}
+
+/// What the next leader has to know, once that is little enough to be told: what was written longer ago shows everywhere.
+async fn handed_over(engine: &Engine<Cluster>) -> Written {
     loop {
-        let settled = engine.memory().log(|log| log.settled_at(Instant::now()));
-        let Some(settled) = settled else { break };
-        tokio::time::sleep_until(settled).await;
+        let written = engine.memory().log(|log| Written::of(log, Instant::now()));
+        match written {
+            Some(written) => return written,
+            None => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
     }
 }

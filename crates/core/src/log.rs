@@ -163,10 +163,22 @@ impl<T: Time> WriteLog<T> {
         });
     }
 
+    /// The process before wrote this less than the settle time ago, and handed over with nothing on the wire.
+    pub fn inherit(&mut self, repository: Repository, tag: Tag, digest: Digest, now: T) {
+        self.answered.insert((repository, tag), (digest, now));
+    }
+
     /// Until when writes of an earlier process may still land, where that is not over.
     #[must_use]
     pub fn inherited_until(&self, now: T) -> Option<T> {
         let until = self.before.as_ref().map(|b| b.others.max(b.all));
+        until.filter(|&until| until > now)
+    }
+
+    /// Until when an earlier process keeps every float quiet, where that is not over.
+    #[must_use]
+    pub fn nothing_until(&self, now: T) -> Option<T> {
+        let until = self.before.as_ref().map(|before| before.all);
         until.filter(|&until| until > now)
     }
 
@@ -248,13 +260,22 @@ impl<T: Time> WriteLog<T> {
         until.filter(|until| *until > now)
     }
 
-    /// When every tag write of this process has shown, or can land no more; none where that is so now.
+    /// When no tag write of this process can land any more; none where that is so now.
     #[must_use]
-    pub fn settled_at(&self, now: T) -> Option<T> {
+    pub fn landed_at(&self, now: T) -> Option<T> {
         let sent = self.open.values().flatten();
         let sent = sent.map(|sent| sent.at + lateness(self.settle, self.late, &sent.tag));
-        let answered = self.answered.values().map(|(_, at)| *at + self.settle);
-        sent.chain(answered).max().filter(|until| *until > now)
+        sent.max().filter(|until| *until > now)
+    }
+
+    /// What was answered less than the settle time ago. Given to the next process once nothing can land any more, it is all that this
+    /// one knew: reads are as old for the next as for this one.
+    pub fn fresh(&self, now: T) -> impl Iterator<Item = (&Repository, &Tag, Digest)> {
+        let fresh = self
+            .answered
+            .iter()
+            .filter(move |(_, (_, at))| *at + self.settle > now);
+        fresh.map(|((repository, tag), (digest, _))| (repository, tag, *digest))
     }
 
     /// What was sent to a tag and not answered: few, because an answer comes or the float rests.

@@ -13,9 +13,11 @@ use std::time::Duration;
 use hyper_util::client::proxy::matcher::Matcher;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::redirect::Policy;
-use reqwest::{Certificate, Client, ClientBuilder, NoProxy, Proxy, Url};
+use reqwest::{Client, ClientBuilder, NoProxy, Proxy, Url};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
+use rustls_platform_verifier::Verifier;
 
 use super::cause::describe;
 use super::network::{Networks, Reach};
@@ -85,6 +87,8 @@ struct Recipe {
     put_timeout: Duration,
     proxies: Proxies,
     networks: Arc<Networks>,
+    /// For whatever has no CA of its own. The system's bundle is read once, not by each client.
+    tls: rustls::ClientConfig,
 }
 
 /// Resolves names to the addresses that may be connected to.
@@ -127,6 +131,7 @@ impl Clients {
             put_timeout: settings.put_timeout,
             proxies: settings.proxies.clone(),
             networks: Arc::clone(networks),
+            tls: trusting(&[])?,
         };
         let matcher = match &settings.proxies {
             Proxies::Environment => Matcher::from_system(),
@@ -199,13 +204,13 @@ impl Recipe {
     fn direct(
         &self,
         scope: AddressScope,
-        roots: &[CertificateDer<'_>],
+        roots: &[CertificateDer<'static>],
     ) -> Result<Pair, BuildError> {
         self.pair(scope, roots, ClientBuilder::no_proxy)
     }
 
     /// Connects to proxies: it is asked for nothing that does not go through one.
-    fn proxied(&self, roots: &[CertificateDer<'_>]) -> Result<Pair, BuildError> {
+    fn proxied(&self, roots: &[CertificateDer<'static>]) -> Result<Pair, BuildError> {
         let proxy = match &self.proxies {
             Proxies::Environment => None,
             Proxies::Given { proxy, except } => {
@@ -227,22 +232,26 @@ impl Recipe {
     fn pair(
         &self,
         scope: AddressScope,
-        roots: &[CertificateDer<'_>],
+        roots: &[CertificateDer<'static>],
         way: impl Fn(ClientBuilder) -> ClientBuilder,
     ) -> Result<Pair, BuildError> {
         let fails = |error: reqwest::Error| BuildError::Client(describe(&error.without_url()));
-        let mut certificates = Vec::new();
-        for root in roots {
-            certificates.push(Certificate::from_der(root).map_err(fails)?);
-        }
-        let build = |builder: ClientBuilder| {
+        // Sessions are resumed within a pair, and by no other.
+        let mut tls = match roots {
+            [] => self.tls.clone(),
+            roots => trusting(roots)?,
+        };
+        tls.resumption = rustls::client::Resumption::default();
+        let build = |builder: ClientBuilder, protocols: &[&str]| {
+            let mut tls = tls.clone();
+            tls.alpn_protocols = protocols.iter().map(|&name| name.into()).collect();
             way(builder)
+                .tls_backend_preconfigured(tls)
                 .user_agent(concat!("promotion-controller/", env!("CARGO_PKG_VERSION")))
                 .dns_resolver(Guard {
                     scope,
                     networks: Arc::clone(&self.networks),
                 })
-                .tls_certs_merge(certificates.clone())
                 .pool_idle_timeout(IDLE)
                 .tcp_keepalive(KEEPALIVE)
                 .http2_initial_stream_window_size(STREAM_WINDOW)
@@ -266,11 +275,30 @@ impl Recipe {
             .http1_only()
             .tcp_user_timeout(self.put_timeout);
         Ok(Pair {
-            reads: build(patient().read_timeout(self.read_timeout))?,
-            writes: build(patient())?,
-            tags: build(tags)?,
+            reads: build(
+                patient().read_timeout(self.read_timeout),
+                &["h2", "http/1.1"],
+            )?,
+            writes: build(patient(), &["h2", "http/1.1"])?,
+            tags: build(tags, &["http/1.1"])?,
         })
     }
+}
+
+/// TLS that trusts what the system trusts, and these.
+fn trusting(roots: &[CertificateDer<'static>]) -> Result<rustls::ClientConfig, BuildError> {
+    let fails = |error: rustls::Error| BuildError::Client(error.to_string());
+    let provider = CryptoProvider::get_default().cloned();
+    let provider =
+        provider.ok_or_else(|| BuildError::Client("no TLS provider is installed".into()))?;
+    let verifier = Verifier::new_with_extra_roots(roots.iter().cloned(), Arc::clone(&provider));
+    let verifier = Arc::new(verifier.map_err(fails)?);
+    Ok(rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(fails)?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth())
 }
 
 fn made(

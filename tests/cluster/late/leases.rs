@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use kube::api::{Api, ObjectMeta, PostParams};
+use promotion_controller::controller::handover::Written;
 use promotion_controller::controller::lease::{Acquired, Elector, MADE, NAME, RELEASED};
 use promotion_controller::engine::leadership::Leadership;
 use tokio::time::Instant;
@@ -46,7 +47,7 @@ async fn a_lease_that_was_released_says_so_and_one_whose_holder_was_erased_does_
     let mut first = elector(&stage, "first");
     assert_eq!(first.acquire().await, Acquired::New);
     assert!(first.last_sent().unwrap() > Instant::now());
-    first.release().await;
+    first.release(&Written::default()).await;
     let mut second = elector(&stage, "second");
     assert_eq!(second.acquire().await, Acquired::Released);
     assert_eq!(second.last_sent(), None);

@@ -82,7 +82,7 @@ fn a_prune_tag_that_may_land_late_keeps_nothing_longer_than_the_settle_time() {
     let prune = float.prune(Stamp::at(jiff::Timestamp::UNIX_EPOCH));
     assert!(log.enter(&float, &prune, digests().0, None, now));
     assert_eq!(log.late_until(&float, now), Some(now + SETTLE));
-    assert_eq!(log.settled_at(now), Some(now + SETTLE));
+    assert_eq!(log.landed_at(now), Some(now + SETTLE));
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn a_write_that_was_refused_or_never_sent_is_none() {
     // The one before it may land all the same.
     assert_eq!(log.late_until(&float, later), Some(now + LATE));
     assert!(!log.enter(&float, float.tag(), other, None, later));
-    assert_eq!(log.settled_at(later), Some(now + LATE));
+    assert_eq!(log.landed_at(later), Some(now + LATE));
 }
 
 #[test]
@@ -120,13 +120,32 @@ fn after_an_earlier_process_a_float_is_quiet_until_its_last_write_cannot_land_un
 }
 
 #[test]
-fn all_is_settled_when_the_newest_answer_has_shown_and_no_sending_can_land() {
+fn whoever_goes_on_from_a_log_that_is_handed_over_disbelieves_the_same_reads() {
     let mut log = log();
     let (float, now) = (float(), START);
-    assert_eq!(log.settled_at(now), None);
-    write(&mut log, &float, float.tag(), digests().0, now);
-    assert_eq!(log.settled_at(now), Some(now + SETTLE));
-    assert!(log.enter(&float, &float.pre(), digests().0, None, now));
-    assert_eq!(log.settled_at(now), Some(now + LATE));
-    assert_eq!(log.settled_at(now + LATE), None);
+    let (ours, other) = digests();
+    let handed_over = |log: &WriteLog<_>, at| {
+        let fresh = log.fresh(at).map(|(r, t, d)| (r.clone(), t.clone(), d));
+        fresh.collect::<Vec<_>>()
+    };
+    assert_eq!((log.landed_at(now), handed_over(&log, now)), (None, vec![]));
+    write(&mut log, &float, float.tag(), ours, now);
+    assert_eq!(log.landed_at(now), None);
+    let fresh = handed_over(&log, now);
+    assert_eq!(fresh.len(), 1);
+    assert_eq!(handed_over(&log, now + SETTLE), []);
+    assert!(log.enter(&float, &float.pre(), other, None, now));
+    assert_eq!(log.landed_at(now), Some(now + LATE));
+    assert_eq!(log.landed_at(now + LATE), None);
+    let mut next = WriteLog::new(SETTLE, LATE);
+    for (repository, tag, digest) in fresh {
+        next.inherit(repository, tag, digest, now);
+    }
+    let repository = float.repository();
+    for seen in [None, Some(other)] {
+        assert!(next.contradicts(repository, float.tag(), seen, now));
+    }
+    assert!(!next.contradicts(repository, float.tag(), Some(ours), now));
+    assert!(!next.contradicts(repository, float.tag(), None, now + SETTLE));
+    assert_eq!(next.quiet_until(&float, now), None);
 }

@@ -18,6 +18,9 @@ const LATE_MAX_SECONDS: i64 = 160;
 /// Times in status are whole seconds, so two that differ by one may be the same.
 const SAME_TIME: SignedDuration = SignedDuration::from_secs(1);
 
+/// What is said of a request that nothing is launched for.
+const QUIET: &str = "waits until an earlier tag write that was not answered, of this process or of one before, can land no more";
+
 /// Records what is due and says what may run.
 pub fn decide(request: &mut Request, inputs: &Inputs) -> Decision {
     let mut decision = Decision::default();
@@ -472,13 +475,28 @@ fn waiting_reason(request: &Request, inputs: &Inputs) -> Option<(Reason, String)
         let waiting = waiting.filter(|r| r.is_paused() || i.next_attempt.is_some());
         !i.phase.is_finished() && waiting.is_some()
     };
-    let image = request.status.images.iter().find(waits)?;
+    let Some(image) = request.status.images.iter().find(waits) else {
+        return is_quiet(request, inputs).then(|| (Reason::Queued, QUIET.into()));
+    };
     let reason = image.reason?;
     let message = match image.next_attempt.filter(|_| !reason.is_paused()) {
         Some(next) => format!("{}; next try {}", image.message, whole_second(next)),
         None => image.message.clone(),
     };
     Some((reason, message))
+}
+
+/// Whether all that is left waits until an earlier tag write cannot land any more.
+fn is_quiet(request: &Request, inputs: &Inputs) -> bool {
+    let images = request.status.images.iter().zip(&inputs.contexts);
+    let mut left = images
+        .filter(|(image, _)| !image.phase.is_finished())
+        .map(|(_, context)| {
+            let quiet = context.quiet_until.is_some_and(|until| until > inputs.now);
+            quiet && context.running.is_none()
+        })
+        .peekable();
+    left.peek().is_some() && left.all(|quiet| quiet)
 }
 
 fn running(inputs: &Inputs, index: usize) -> Option<Step> {

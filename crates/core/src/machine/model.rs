@@ -733,7 +733,7 @@ const GUARDS: [(Mutation, Scenario, &str, Promise); 42] = {
         (M::RescueSkipped, FIRST, "moved", P::NothingLost),
         (M::NoMemory, FIRST, "stale+stale", P::RecordedBeforeDone),
         (
-            M::HandoverAtOnce,
+            M::HandoverForgets,
             FIRST,
             "handover+stale+stale",
             P::RecordedBeforeDone,
@@ -810,6 +810,7 @@ fn each_promise_breaks_when_its_guard_is_taken_away_and_holds_with_it() {
     hold(&[
         (ONE, &["replace+moved+unknown"]),
         (FIRST, &["handover+stale+stale"]),
+        (NEXT, &["handover+stale", "handover+unknown"]),
         (NEXT, &["moved+back"]),
     ]);
     assert!(wrong.is_empty(), "{wrong:#?}");

@@ -101,6 +101,24 @@ fn nothing_is_launched_on_what_runs_or_is_not_due_or_has_not_settled_or_while_dr
 }
 
 #[test]
+fn a_request_that_waits_for_earlier_writes_to_land_says_so_until_it_goes_on() {
+    let mut each = request(Latch::Independently, &[Pending, Incoming, Posted]);
+    let mut surroundings = inputs(3);
+    for context in &mut surroundings.contexts[..2] {
+        context.quiet_until = Some(at(4));
+    }
+    let waits = decide(&mut each, &surroundings);
+    assert_eq!((steps(&waits), waits.wake), (vec![], Some(at(4))));
+    assert_eq!(waits.waiting, Some((Reason::Queued, QUIET.into())));
+    surroundings.contexts[1].quiet_until = None;
+    assert_eq!(decide(&mut each.clone(), &surroundings).waiting, None);
+    surroundings.contexts[1].quiet_until = Some(at(4));
+    surroundings.now = at(4);
+    let goes_on = decide(&mut each, &surroundings);
+    assert_eq!((steps(&goes_on).len(), goes_on.waiting), (2, None));
+}
+
+#[test]
 fn what_is_paused_is_given_up_says_so_and_goes_on_as_if_nothing_had_been() {
     let mut each = request(Latch::Independently, &[Pending, Incoming, Pending]);
     each.status.images[2].attempts = 1;

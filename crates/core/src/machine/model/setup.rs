@@ -140,8 +140,8 @@ pub enum Mutation {
     NoQuietStart,
     /// A new process takes every float that is owned for one with nothing on the wire.
     AllSpared,
-    /// The lease is released while the newest write has not settled.
-    HandoverAtOnce,
+    /// The lease is released without the newest writes in it.
+    HandoverForgets,
     /// A read that contradicts our own write is believed.
     NoMemory,
     /// A launch from an old reading of the object, without a save.

@@ -333,11 +333,7 @@ impl World {
             }
             Action::Handover => {
                 self.left.handover -= 1;
-                let settled = self.leader.log.settled_at(moment(self.now));
-                if let Some(settled) = settled.filter(|_| !self.lacks(Mutation::HandoverAtOnce)) {
-                    self.pass(second(settled));
-                }
-                self.begin(None);
+                self.hand_over();
             }
             Action::Move(number) => {
                 let name = if self.left.moved == self.setup.faults.moved {
@@ -520,6 +516,26 @@ impl World {
         let mut leader = std::mem::replace(&mut self.leader, nobody);
         act(self, &mut leader);
         self.leader = leader;
+    }
+
+    /// The leader releases its lease once nothing of it can land any more, and the next one is told what it wrote a moment ago.
+    fn hand_over(&mut self) {
+        if let Some(landed) = self.leader.log.landed_at(moment(self.now)) {
+            self.pass(second(landed));
+        }
+        let now = moment(self.now);
+        let fresh = self.leader.log.fresh(now);
+        let fresh = fresh.map(|(name, tag, digest)| (name.clone(), tag.clone(), digest));
+        let fresh: Vec<_> = fresh.collect();
+        self.begin(None);
+        if self.lacks(Mutation::HandoverForgets) {
+            return;
+        }
+        self.leader.log.change(|log| {
+            for (name, tag, digest) in fresh {
+                log.inherit(name, tag, digest, now);
+            }
+        });
     }
 
     /// Another process begins with what is recorded; the one before may have sent a write at `last_sent`.
