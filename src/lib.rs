@@ -25,6 +25,8 @@
 pub mod api;
 pub mod cli;
 pub mod controller;
+#[cfg(test)]
+mod cost;
 pub mod engine;
 mod fair_queue;
 mod files;

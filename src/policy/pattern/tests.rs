@@ -1,7 +1,5 @@
 #![allow(clippy::unwrap_used)]
 
-use std::time::{Duration, Instant};
-
 use proptest::prelude::*;
 
 use super::*;
@@ -81,17 +79,16 @@ proptest! {
 fn a_pattern_of_many_stars_is_no_more_costly_than_it_is_long() {
     let pattern: HostPattern = format!("{}b", "**a*a".repeat(400)).parse().unwrap();
     let host = "a".repeat(4000);
-    let begun = Instant::now();
-    assert!(!pattern.matches(&host));
-    assert!(pattern.matches(&format!("{host}b")));
-    let path = format!("quay.io/{}b:*", "**a*a".repeat(80));
-    let path: FloatPattern = path.parse().unwrap();
-    for _ in 0..10 {
-        let name = format!("quay.io/{}:f", "a".repeat(240));
-        assert!(!path.matches(&name.parse().unwrap()));
-    }
-    let took = begun.elapsed();
-    assert!(took < Duration::from_secs(5), "{took:?}");
+    crate::cost::is_cheap(|| {
+        assert!(!pattern.matches(&host));
+        assert!(pattern.matches(&format!("{host}b")));
+        let path = format!("quay.io/{}b:*", "**a*a".repeat(80));
+        let path: FloatPattern = path.parse().unwrap();
+        for _ in 0..10 {
+            let name = format!("quay.io/{}:f", "a".repeat(240));
+            assert!(!path.matches(&name.parse().unwrap()));
+        }
+    });
 }
 
 #[test]

@@ -129,19 +129,18 @@ mod tests {
 
     #[test]
     fn a_challenge_as_long_as_headers_can_be_is_read_at_once() {
-        let begun = std::time::Instant::now();
-        for part in [
-            "a=b,",
-            "Bearer ",
-            "Bearer realm=\"x\", ",
-            "\"",
-            "\\\"",
-            ",",
-            " ",
-        ] {
-            let _ = Challenge::parse(&part.repeat(400_000 / part.len()));
-        }
-        let took = begun.elapsed();
-        assert!(took < std::time::Duration::from_secs(5), "{took:?}");
+        crate::cost::is_cheap(|| {
+            for part in [
+                "a=b,",
+                "Bearer ",
+                "Bearer realm=\"x\", ",
+                "\"",
+                "\\\"",
+                ",",
+                " ",
+            ] {
+                let _ = Challenge::parse(&part.repeat(400_000 / part.len()));
+            }
+        });
     }
 }

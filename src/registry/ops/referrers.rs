@@ -288,9 +288,8 @@ mod tests {
 
     #[test]
     fn a_link_as_long_as_headers_can_be_is_read_at_once() {
-        let begun = std::time::Instant::now();
-        assert!(next_link(&"<a>; rel=x, ".repeat(40_000)).is_none());
-        let took = begun.elapsed();
-        assert!(took < std::time::Duration::from_secs(5), "{took:?}");
+        crate::cost::is_cheap(|| {
+            assert!(next_link(&"<a>; rel=x, ".repeat(40_000)).is_none());
+        });
     }
 }

@@ -308,17 +308,16 @@ fn a_glob_serves_the_hosts_that_the_kubelet_means_by_it() {
 
 #[test]
 fn a_glob_as_long_as_a_secret_takes_no_longer_than_its_length() {
-    let begun = std::time::Instant::now();
-    for glob in [
-        "*a".repeat(40_000),
-        "[a-".repeat(30_000),
-        "*?".repeat(40_000),
-    ] {
-        let ring = ring(&[(&format!("{glob}.io"), "u")]);
-        assert_eq!(user(&ring, "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab.io/x"), None);
-    }
-    let took = begun.elapsed();
-    assert!(took < std::time::Duration::from_secs(5), "{took:?}");
+    crate::cost::is_cheap(|| {
+        for glob in [
+            "*a".repeat(40_000),
+            "[a-".repeat(30_000),
+            "*?".repeat(40_000),
+        ] {
+            let ring = ring(&[(&format!("{glob}.io"), "u")]);
+            assert_eq!(user(&ring, "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab.io/x"), None);
+        }
+    });
 }
 
 #[test]
