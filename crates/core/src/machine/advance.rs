@@ -39,7 +39,7 @@ pub fn advance(request: &mut Request, index: usize, outcome: Outcome, context: &
         committed,
         notices: Vec::new(),
     };
-    if update.image.phase.is_finished() || !update.apply(outcome, plan_only, group) {
+    if update.image.phase.has_done_with_floats() || !update.apply(outcome, plan_only, group) {
         return Effect::Ignored;
     }
     Effect::Recorded(update.notices)
