@@ -293,9 +293,9 @@ impl Stage {
     /// Waits until the controller stands at a gate.
     ///
     /// # Panics
-    /// With the controller's log, if it does not come within a minute.
+    /// With the controller's log, if it does not come.
     pub async fn reached(&self, gate: &Gate) {
-        let reached = tokio::time::timeout(Duration::from_mins(1), gate.reached()).await;
+        let reached = tokio::time::timeout(PATIENCE, gate.reached()).await;
         assert!(reached.is_ok(), "nobody came to the gate:\n{}", self.log());
     }
 
@@ -322,7 +322,7 @@ impl Controller {
     /// Waits until its log has these words.
     ///
     /// # Panics
-    /// With the log, if that takes longer than 90 s.
+    /// With the log, if that takes too long.
     pub async fn says(&self, words: &str) {
         let end = Instant::now() + PATIENCE;
         while !self.log().contains(words) {
@@ -334,7 +334,7 @@ impl Controller {
     /// The exit code, as soon as it has ended.
     ///
     /// # Panics
-    /// With the log, if that takes longer than 90 s.
+    /// With the log, if that takes too long.
     pub async fn ended(&mut self) -> i32 {
         let end = Instant::now() + PATIENCE;
         loop {

@@ -207,7 +207,9 @@ async fn the_definition_goes_forward_with_the_chart_and_back_with_nothing() {
         "-o",
         "name",
     ];
-    assert_eq!(kubectl(plane, &left, "").await, "");
+    // What is frozen stays so.
+    let freezes = "configmap/promotion-controller-freezes\n";
+    assert_eq!(kubectl(plane, &left, "").await, freezes);
     let left = [
         "get",
         "clusterrole,clusterrolebinding,validatingadmissionpolicy",

@@ -3,7 +3,7 @@
 use crate::testbed::PATIENCE;
 use std::time::{Duration, Instant};
 
-use quaylike::{ImageSpec, Options, Registry, Shape};
+use quaylike::{GateSpec, ImageSpec, Matcher, Options, Registry, Shape};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -63,22 +63,25 @@ async fn a_leader_and_who_waits_for_the_lease_are_ready_and_one_that_ends_is_not
     assert!(waiting.sum(r#"api_requests_total{call="lease",result="ok"}"#) >= 1);
     assert_eq!(answers(first, "/other").await.0, 404);
 
-    // The leader has written tags just now: it ends only when they have settled.
+    // The leader ends only when its tag PUT has been answered.
     let float = format!("{host}/ci:a");
+    let gate = registry.gate(GateSpec::before(Matcher::put_manifest()));
     stage
         .create("line", &spec(&[(&format!("{host}/src/x:a"), &float)]))
         .await;
-    assert_eq!(phase(&stage.finished("line", PATIENCE).await), "Posted");
+    stage.reached(&gate).await;
     leader.signal(Signal::Terminate);
     until_answers(first, "/readyz", (503, "ending")).await;
     assert_eq!(answers(first, "/livez").await, ok());
+    gate.open();
     let next = Scraped::until(second, PATIENCE, leads).await;
     assert_eq!(
         next.sum(r#"leadership_changes_total{change="acquired"}"#),
         1
     );
     until_answers(second, "/readyz", (200, "ok")).await;
-    assert_eq!(leader.exit_code(), Some(0));
+    assert_eq!(leader.ended().await, 0, "{}", leader.log());
+    assert_eq!(phase(&stage.finished("line", PATIENCE).await), "Posted");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,7 +6,7 @@ use tokio::net::TcpStream;
 
 use crate::metrics::scraped::get;
 use crate::testbed::free_port;
-use crate::testbed::stage::{LOOK, Stage};
+use crate::testbed::stage::Stage;
 
 const IDLE: usize = 300;
 
@@ -15,18 +15,11 @@ async fn idle_connections_hold_up_no_probe_and_no_scrape() {
     let _turn = super::ATTACKS.acquire().await.unwrap();
     let stage = Stage::new("idle").await;
     let (metrics, probes) = (free_port().unwrap(), free_port().unwrap());
-    let _controller = stage.controller(&[
+    let controller = stage.controller(&[
         &format!("--listen=127.0.0.1:{metrics}"),
         &format!("--listen-probes=127.0.0.1:{probes}"),
     ]);
-    let begun = Instant::now();
-    while get(probes, "/readyz")
-        .await
-        .is_none_or(|(code, _)| code != 200)
-    {
-        assert!(begun.elapsed() < Duration::from_mins(1), "{}", stage.log());
-        tokio::time::sleep(LOOK).await;
-    }
+    controller.says(" ready").await;
     // What is served there, and nothing else.
     assert_eq!(get(probes, "/metrics").await.unwrap().0, 404);
     let mut idle = Vec::new();
