@@ -10,7 +10,7 @@
 //! 5. [`dry_run`]: the same steps over a copy of a float's tags: what `mode: Plan` and `preview` announce.
 //! 6. [`image`]: names of images, parsed once.
 //! 7. [`stream`]: tags of image streams that follow floats.
-//! 8. `machine/model.rs`: the model checker, which runs 1 to 3 through every state with every fault. Begin with its list of guards.
+//! 8. `machine/model.rs`: the model checker, which runs 1 to 4 through every state with every fault. Begin with its list of guards.
 //!
 //! The engine runs the same code: it loads and saves requests, keeps the time, and asks the registries what the steps ask.
 

@@ -268,3 +268,31 @@ impl<T, C, R, O> Coordinator<T, C, R, O> {
         self.draining
     }
 }
+
+#[cfg(test)]
+impl<T: crate::log::Time, C, R, O> Coordinator<T, C, R, O> {
+    /// Makes states alike that behave alike, for the model. `past` stands for any time whose patience is over; `quiet`: no save is under
+    /// way, so that no old version and no old number comes back.
+    pub fn simplify(&mut self, now: T, past: T, quiet: bool) {
+        self.woken.clear();
+        self.dropped.clear();
+        for known in self.known.values_mut() {
+            let over = |at: T| at + crate::machine::claims::PATIENCE <= now;
+            let simple = |at: T| if over(at) { past } else { at };
+            known.permitted = known.permitted.map(simple);
+        }
+        if !quiet {
+            return;
+        }
+        self.known.values_mut().for_each(|known| known.version = 0);
+        self.backlog.forget_versions();
+        self.tombstones.clear();
+        self.tombstone_order.clear();
+        self.next_operation = 0;
+        let operations = self.operations.values_mut();
+        for operation in operations.flat_map(|all| all.by_image.values_mut()) {
+            self.next_operation += 1;
+            operation.id = self.next_operation;
+        }
+    }
+}

@@ -1,10 +1,10 @@
 //! The machine in every state that it can reach: a model checker over the shipped [`decide`](super::decide()),
-//! [`advance`](super::advance()), [`claims`](super::claims), [`steps`](crate::steps) and [`log`](crate::log).
+//! [`advance`](super::advance()), [`coordinator`](crate::coordinator), [`steps`](crate::steps) and [`log`](crate::log).
 //!
 //! ```text
 //! setup      scenarios, how often each fault may come, which guard is taken away
 //! world      the registry that collects at once, time, strangers, users; one action is one indivisible step
-//! process    a leader: the reconcile loop of engine::reconcile, the log of its writes, the steps request by request
+//! process    a leader: the coordinator, which is shipped code, and the store and the registry that answer it
 //! promises   what must hold at every write, at every save, in every state, at every end
 //! random     ways at random, with more faults than can be searched
 //! search     every state that can be reached, each once; the shortest trace to a violation
@@ -388,7 +388,7 @@ fn setup(scenario: Scenario, faults: Faults, mutation: Option<Mutation>) -> Setu
         .wishes
         .iter()
         .any(|wish| wish.suspended || wish.gate);
-    let luck = luck || scenario.quota > 0;
+    let luck = luck || scenario.quota > 0 || (setup.splits() && scenario.wishes.len() > 1);
     // So is how far the others of a group got before one failed.
     let group = |wish: &Wish| wish.images.len() > 1;
     let fails = scenario.refused.is_some() || scenario.wishes.iter().any(|w| w.replaces.is_some());
@@ -634,6 +634,46 @@ fn a_group_that_fails_is_taken_back_or_says_what_was_not_under_every_fault() {
     }
 }
 
+/// A save, its answer, and whether a request may push are known one after the other here, and anything may come between: a deletion, a
+/// takeover, the save of a leader that is one no more.
+#[test]
+fn what_comes_between_a_save_and_its_answer_breaks_no_promise() {
+    hold(&[
+        (ONE, &SPLIT),
+        (ONE, &["split+replace+delete"]),
+        (NEXT, &["split", "split+delete", "split+silent", "older"]),
+    ]);
+    if deep() {
+        let rest = "split".len();
+        let pairs = SPLIT.map(|one| SPLIT.map(|two| format!("{one}{}", &two[rest..])));
+        let pairs: Vec<String> = pairs.into_iter().flatten().collect();
+        let pairs: Vec<&str> = pairs.iter().map(String::as_str).collect();
+        hold(&[
+            (ONE, &pairs),
+            (NEXT, &pairs),
+            (GROUP, &SPLIT),
+            (OVERLAP, &["split"]),
+        ]);
+    }
+}
+
+/// With a save, its answer and the permission as actions of their own, each of these.
+const SPLIT: [&str; 13] = [
+    "split",
+    "split+crash",
+    "split+replace",
+    "split+handover",
+    "split+silent",
+    "split+older",
+    "split+slow",
+    "split+delete",
+    "split+suspend",
+    "split+cancel",
+    "split+lost",
+    "split+late",
+    "split+moved",
+];
+
 #[test]
 fn a_request_that_waits_for_a_seat_keeps_every_promise_and_ends_like_every_other() {
     hold(&[
@@ -722,7 +762,7 @@ fn a_frozen_float_is_let_move_by_nobody_and_what_waits_for_it_delays_nobody() {
 }
 
 /// For each guard: where it is missed, and the promise that breaks first.
-const GUARDS: [(Mutation, Scenario, &str, Promise); 42] = {
+const GUARDS: [(Mutation, Scenario, &str, Promise); 46] = {
     use Mutation as M;
     use Promise as P;
     [
@@ -782,6 +822,10 @@ const GUARDS: [(Mutation, Scenario, &str, Promise); 42] = {
         (M::FreezeOfOne, GROUP, "freeze", P::FailsClosed),
         (M::FreezeKeepsClaim, EXEMPT, "freeze", P::Ends),
         (M::UndoShown, UNDO, "", P::NothingLost),
+        (M::Unentitled, NEXT, "split+delete", P::ForwardsOnly),
+        (M::UnreadUnheard, NEXT, "older", P::ForwardsOnly),
+        (M::PatienceSpent, NEXT, "split", P::ForwardsOnly),
+        (M::SaveUnchecked, NEXT, "split+crash", P::RecordedBeforeDone),
         (M::ReleasedEarly, FAILS_THEN_NEXT, "unknown", P::NothingLost),
     ]
 };

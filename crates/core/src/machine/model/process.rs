@@ -1,55 +1,68 @@
-//! A process: the reconcile loop of `engine::reconcile` with the real `decide`, `advance` and claims, and the steps that it runs.
+//! A process: the shipped [`Coordinator`] with its [log](WriteLog), and the steps that it runs. Here stand only the store and the
+//! registry that answer it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::coordinator::{self, Claim, Ended, Finished, Key, Launched, Round, end_rival, record};
 use crate::image::{Digest, Float, Reference, Stamp, Tag};
 use crate::log::WriteLog;
-use crate::machine::claims::{self, Claims, Contender, Standing, Uid, Verdict};
-use crate::machine::quota::{NamespaceQuota, QuotaKey};
+use crate::machine::claims::{Contender, PATIENCE, Rival, Standing};
 use crate::machine::{
-    Admission, Context, Decision, ImageContext, Launch, Outcome, Phase, Reason, Request, Step,
-    advance, decide,
+    Admission, Decision, ImageContext, Launch, Outcome, Reason, Request, Step, decide,
 };
 use crate::steps::is_old;
 use crate::steps::replay::{Answer, Ask, Halt, Running, Seen};
 
+use super::promises::Promise;
 use super::setup::Mutation;
 use super::world::{LATE, SETTLE, Shared, Who, World, Write};
+
+/// Who works on what, as the engine has it.
+pub type Coordinator = coordinator::Coordinator<Duration, (), (), ()>;
 
 /// What a process knows, and forgets when it dies.
 #[derive(Debug, Clone, Hash)]
 pub struct Process {
     /// Its own tag writes, and what an earlier process may have sent.
     pub log: Shared<WriteLog<Duration>>,
-    /// Who owns which float.
-    pub owners: BTreeMap<usize, usize>,
-    /// How many of a namespace may have begun at once.
-    pub quota: NamespaceQuota,
+    /// The requests it has heard of, who owns which float, what runs.
+    pub coordinator: Shared<Coordinator>,
     /// The steps that run, and those that ended and are not recorded yet.
     pub running: BTreeMap<Who, Shared<Op>>,
-    /// Those of which it has launched anything.
-    launched: BTreeSet<Who>,
-    /// The unfinished requests it has heard of, and since when or whether they may begin.
-    pub known: Vec<Option<Known>>,
-    /// Those that have ended or are gone.
-    pub left: BTreeSet<usize>,
+    /// Its saves whose answer is not known, where a save and its answer are actions of their own.
+    pub sent: BTreeMap<usize, Shared<Sent>>,
+    /// It is of an older version, and cannot read the first request.
+    pub older: bool,
     /// An object as it was when a float of it was latched first; for [`Mutation::StaleLaunch`] only.
     pub stale: BTreeMap<usize, Shared<Request>>,
     /// For [`Mutation::LaunchBeforeSave`] only.
     unsaved: BTreeMap<usize, Request>,
 }
 
-/// Whether a request may begin.
+/// A save, and what follows once it is answered.
+#[derive(Debug, Clone, Hash)]
+pub struct Sent {
+    /// As it is saved.
+    pub request: Request,
+    /// The version it was loaded at; once it has landed, its own.
+    pub version: u64,
+    /// How far it is.
+    pub at: SentAt,
+    round: Round,
+}
+
+/// How far a save is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Known {
-    Undecided,
-    /// Until then it waits for older ones of which it is not known.
-    Eligible(i64),
-    Ineligible,
-    BehindGate,
+pub enum SentAt {
+    /// It may land.
+    Way,
+    /// It has landed, and is not answered.
+    Landed,
+    /// It was refused, or is not answered any more: the next load shows whether it has landed.
+    Unknown,
 }
 
 /// A step under way.
@@ -67,10 +80,10 @@ pub struct Op {
     blind: bool,
 }
 
-/// Why a request waits that is over its namespace's limit.
-const OVER_LIMIT: &str = "over its namespace's limit";
-
-const PATIENCE: i64 = claims::PATIENCE.as_secs().cast_signed();
+/// The UID of a request.
+pub fn uid(index: usize) -> String {
+    index.to_string()
+}
 
 /// A time as the log of writes has it.
 pub fn moment(second: i64) -> Duration {
@@ -89,39 +102,52 @@ fn time(second: i64) -> Timestamp {
 // === impl Process ===
 
 impl Process {
-    /// A process that has listed all requests; `late`: for how long a write without an answer is taken to be able to land.
-    pub fn new(requests: usize, quota: usize, late: i64) -> Self {
+    /// A process that has heard of nothing yet; `late`: for how long a write without an answer is taken to be able to land.
+    pub fn new(quota: usize, late: i64) -> Self {
         Self {
             log: Shared::new(WriteLog::new(moment(SETTLE), moment(late))),
-            owners: BTreeMap::new(),
-            quota: NamespaceQuota::new(quota),
+            coordinator: Shared::new(Coordinator::new(quota)),
             running: BTreeMap::new(),
-            launched: BTreeSet::new(),
-            known: vec![Some(Known::Undecided); requests],
-            left: BTreeSet::new(),
+            sent: BTreeMap::new(),
+            older: false,
             stale: BTreeMap::new(),
             unsaved: BTreeMap::new(),
         }
     }
 
-    /// Hears of a request.
-    pub fn notice(&mut self, index: usize) {
-        self.known[index] = Some(Known::Undecided);
-    }
-
-    /// Lets go of what is of no use any more.
-    pub fn forget(&mut self, now: i64) {
+    /// Lets go of what is of no use any more. `quiet`: no save is under way, of whatever process.
+    pub fn forget(&mut self, now: i64, quiet: bool) {
         self.log.change(|log| {
             log.prune(moment(now));
             log.forget_stamps(Stamp::at(time(now)));
         });
-        for known in self.known.iter_mut().flatten() {
-            if let Known::Eligible(until) = known
-                && *until <= now
-            {
-                *until = 0;
-            }
-        }
+        self.simplify(now, quiet);
+    }
+
+    /// Makes states alike that behave alike.
+    pub fn simplify(&mut self, now: i64, quiet: bool) {
+        (self.coordinator).change(|c| c.simplify(moment(now), Duration::ZERO, quiet));
+    }
+
+    /// Whether it has heard of a request.
+    pub fn hears(&self, index: usize) -> bool {
+        self.coordinator.key_of(&uid(index)).is_some()
+    }
+
+    /// Whether there is anything to do for a request.
+    pub fn reconciles(&self, index: usize) -> bool {
+        let unread = self.older && index == 0;
+        let waits = self
+            .sent
+            .get(&index)
+            .is_some_and(|s| s.at != SentAt::Unknown);
+        let owns = self.coordinator.claims().owns_any(&uid(index));
+        (self.hears(index) || owns) && !unread && !waits
+    }
+
+    fn id(&self, who: Who) -> u64 {
+        let operation = self.coordinator.operation(&uid(who.0), who.1);
+        operation.map_or(0, |operation| operation.id)
     }
 
     /// Gives a step up: reads and copies at once; a tag write is one indivisible action here.
@@ -134,15 +160,17 @@ impl Process {
                 op.run.outcome = Some(Outcome::Dropped);
                 op.next = None;
             });
+            self.ended(who, Outcome::Dropped);
         }
     }
 
-    /// A request has ended or is gone: nobody asks for its outcomes any more.
-    fn give_up(&mut self, index: usize) {
-        self.known[index] = None;
-        self.left.insert(index);
-        self.running.retain(|who, _| who.0 != index);
-        self.launched.retain(|who| who.0 != index);
+    fn ended(&mut self, who: Who, outcome: Outcome) -> Ended {
+        let id = self.id(who);
+        let ended = (self.coordinator).change(|c| c.ended(&uid(who.0), who.1, id, outcome));
+        if ended != Ended::Record {
+            self.running.remove(&who);
+        }
+        ended
     }
 }
 
@@ -180,19 +208,83 @@ impl Op {
 // === impl World ===
 
 impl World {
+    // === what is heard ===
+
+    /// A process hears of a request as it is now.
+    pub fn hear(&self, process: &mut Process, index: usize) {
+        self.hear_as(
+            process,
+            index,
+            self.contender(index),
+            self.objects[index].version,
+        );
+    }
+
+    fn hear_as(&self, process: &mut Process, index: usize, contender: Contender, version: u64) {
+        let key = Key {
+            namespace: self.setup.scenario.wishes[index].namespace.into(),
+            name: format!("r{index}"),
+        };
+        (process.coordinator).change(|c| c.note(&key, version, contender, ()));
+    }
+
+    /// A process hears of a request that it cannot read.
+    pub fn hear_unread(&self, process: &mut Process, index: usize) {
+        let request = &self.objects[index].request;
+        let floats = request.spec.images.iter().map(|image| image.float.clone());
+        let floats: Vec<Float> = floats.collect();
+        let (order, started) = (index as u64 + 1, request.status.started.is_some());
+        let contender = Contender::unreadable(&uid(index), "", order, &floats, started);
+        self.hear_as(process, index, contender, self.objects[index].version);
+    }
+
+    /// A request has ended or is gone: nobody asks for its outcomes any more.
+    pub fn gone(&self, process: &mut Process, index: usize) {
+        let now = moment(self.now);
+        (process.coordinator).change(|c| c.forget(&uid(index), now));
+        let whose: Vec<Who> = process.running.keys().copied().collect();
+        for who in whose.into_iter().filter(|who| who.0 == index) {
+            process.drop_step(who);
+            process.running.remove(&who);
+        }
+        self.settle_claims(process, index);
+    }
+
+    /// It is known that a request may push.
+    pub fn permit(&mut self, process: &mut Process, index: usize) {
+        if self.setup.splits() {
+            self.past.permitted.insert(index, self.now);
+        }
+        let spent = self.lacks(Mutation::PatienceSpent);
+        let now = if spent {
+            Duration::ZERO
+        } else {
+            moment(self.now)
+        };
+        (process.coordinator).change(|c| c.permit(&uid(index), now));
+    }
+
     // === the reconcile loop ===
 
-    /// Takes one request one step on: load, collect, advance, admit, decide, save, launch.
+    /// Takes one request one step on: load, collect, record, admit, decide, save, launch. The save is sent, where its landing and its
+    /// answer are actions of their own.
     pub fn reconcile(&mut self, process: &mut Process, index: usize) {
         if self.over(index) {
-            process.give_up(index);
-            self.settle_claims(process, index);
+            process.sent.remove(&index);
+            return self.gone(process, index);
+        }
+        if !process.hears(index) {
             return;
         }
-        if process.known[index].is_none() {
-            return;
+        let object = self.objects[index].request.clone();
+        if let Some(sent) = process.sent.remove(&index)
+            && sent.request.status == object.status
+        {
+            // A save whose answer was lost has landed.
+            self.hear(process, index);
+            return self.answered(process, index, &sent);
         }
-        let mut request = (*self.objects[index].request).clone();
+        let mut request = (*object).clone();
         request.spec.undo &= !self.lacks(Mutation::UndoShown);
         if self.lacks(Mutation::GateIgnored) {
             request.spec.gates.clear();
@@ -214,42 +306,40 @@ impl World {
             request.status = unsaved.status;
             self.save(process, index, &request);
         }
+        self.hear(process, index);
+        let now = moment(self.now);
+        let (coordinator, log) = (&mut process.coordinator, &mut process.log);
+        coordinator.change(|c| log.change(|log| c.spare(log, &uid(index), &request, now)));
         let finished = self.collect(process, index, &mut request);
-        let admission = self.admit(process, index, &request);
-        let over_limit = admission == Some(Admission::Waits(Reason::Queued, OVER_LIMIT.into()));
-        if !over_limit && admission != Some(Admission::Holds) {
-            process
-                .quota
-                .withdraw(&self.quota_key(index), &index.to_string());
-        }
-        let Some(admission) = admission else {
+        let Some(admission) = self.admit(process, index, &request) else {
             // Those that it supersedes are ended first; its own save is another action, and a crash may come between.
             return;
         };
         let repeated = self.setup.repeats.then(|| admission.clone());
-        let decision = self.decide(process, index, &mut request, admission, &finished);
-        let launched = self.lacks(Mutation::LaunchBeforeSave) && !decision.launches.is_empty();
-        if launched {
-            process.unsaved.insert(index, request.clone());
+        let decision = self.decide(process, index, &mut request, admission, &[]);
+        let sent = Sent {
+            round: Round::of(&decision, &finished),
+            version: self.objects[index].version,
+            at: SentAt::Way,
+            request,
+        };
+        if sent.request.status == self.objects[index].request.status {
+            self.carry_out(process, index, &sent);
+            self.settle_claims(process, index);
+            self.check_repeated(process, index, &sent.request, repeated);
+        } else if self.lacks(Mutation::LaunchBeforeSave) && !decision.launches.is_empty() {
+            process.unsaved.insert(index, sent.request.clone());
+            self.carry_out(process, index, &sent);
+            self.settle_claims(process, index);
+        } else if self.setup.splits() {
+            self.note_stamps(process, index, &sent.request);
+            process.sent.insert(index, Shared::new(sent));
         } else {
-            self.save(process, index, &request);
+            self.save(process, index, &sent.request);
+            self.carry_out(process, index, &sent);
+            self.check_repeated(process, index, &sent.request, repeated);
+            self.heard_saved(process, index, &sent.request, sent.version);
         }
-        for &image in &finished {
-            process.running.remove(&(index, image));
-        }
-        for &image in &decision.drops {
-            process.drop_step((index, image));
-        }
-        for &launch in &decision.launches {
-            self.launch(process, index, &request, launch);
-        }
-        if let Some(admission) = repeated {
-            self.check_repeated(process, index, &request, admission);
-        }
-        if request.is_finished() && !launched {
-            process.give_up(index);
-        }
-        self.settle_claims(process, index);
     }
 
     /// A second decision on the same world changes nothing and launches nothing, and no wake is in the past.
@@ -258,40 +348,47 @@ impl World {
         process: &Process,
         index: usize,
         request: &Request,
-        admission: Admission,
+        admission: Option<Admission>,
     ) {
+        let Some(admission) = admission else {
+            return;
+        };
         let mut again = request.clone();
-        let decision = self.decide(process, index, &mut again, admission, &[]);
+        let (given_up, _) = self.look_around(process, index, request);
+        let decision = self.decide(process, index, &mut again, admission, &given_up);
         assert_eq!(again, *request);
         assert_eq!(decision.launches, []);
         assert!(decision.wake.is_none_or(|at| at > time(self.now)));
     }
 
-    /// Records what has ended; gives whose it was.
-    fn collect(&self, process: &Process, index: usize, request: &mut Request) -> Vec<usize> {
-        let mut finished = Vec::new();
-        for image in 0..request.spec.images.len() {
+    fn look_around(
+        &self,
+        process: &Process,
+        index: usize,
+        request: &Request,
+    ) -> (Vec<Finished>, Vec<ImageContext>) {
+        let (log, now) = (&process.log, moment(self.now));
+        let shown = |at| time(second(at));
+        (process.coordinator).collect(log, &uid(index), request, now, shown)
+    }
+
+    /// Records what has ended.
+    fn collect(&self, process: &Process, index: usize, request: &mut Request) -> Vec<Finished> {
+        let (mut finished, _) = self.look_around(process, index, request);
+        let forgetful = WriteLog::new(Duration::ZERO, Duration::ZERO);
+        let log = if self.lacks(Mutation::StampReused) {
+            &forgetful
+        } else {
+            &*process.log
+        };
+        for ended in &mut finished {
+            let image = ended.image;
             let op = process.running.get(&(index, image));
-            let ended =
-                op.and_then(|op| Some((op.run.outcome.clone()?, op.run.launch.may_have_run)));
-            let Some((outcome, may_have_run)) = ended else {
-                continue;
-            };
-            let newest_stamp = process.log.newest_stamp(&request.spec.images[image].float);
-            let context = Context {
-                now: time(self.now),
-                newest_stamp: newest_stamp.filter(|_| !self.lacks(Mutation::StampReused)),
-                jitter: 0.5,
-            };
+            let may_have_run = op.is_some_and(|op| op.run.launch.may_have_run);
             let before = request.clone();
-            advance(
-                request,
-                image,
-                self.tampered(outcome, &before, image, may_have_run),
-                &context,
-            );
+            ended.outcome = self.tampered(ended.outcome.clone(), &before, image, may_have_run);
+            record(request, ended, log, time(self.now), 0.5);
             self.tamper_record(&before, request, image);
-            finished.push(image);
         }
         finished
     }
@@ -303,96 +400,79 @@ impl World {
         index: usize,
         request: &Request,
     ) -> Option<Admission> {
-        let waits = |reason, why: &str| Some(Admission::Waits(reason, why.into()));
+        let waits = |reason, why: &str| Admission::Waits(reason, why.into());
+        let (uid, now) = (uid(index), moment(self.now));
         if request.spec.suspend {
-            process.known[index] = Some(Known::Ineligible);
-        }
-        if let Some((reason, message)) = request.held_back() {
-            return waits(reason, &message);
+            (process.coordinator).change(|c| c.is_ineligible(&uid));
         }
         let released = self.lacks(Mutation::ReleasedEarly) && request.is_rolling_back();
-        if self.lacks(Mutation::NoClaims) || released {
+        let held_back = request.held_back();
+        if held_back.is_none() && (self.lacks(Mutation::NoClaims) || released) {
             return Some(Admission::Holds);
         }
-        let floats = request.wanted_floats();
-        let numbers: Vec<usize> = floats.iter().map(|f| self.setup.number(f)).collect();
-        if numbers
-            .iter()
-            .all(|n| process.owners.get(n) == Some(&index))
-        {
-            return Some(Admission::Holds);
-        }
-        if request.spec.suspend {
-            return waits(Reason::Queued, "another request holds a float");
-        }
-        let until = match process.known[index] {
-            Some(Known::Eligible(until)) => until,
-            _ => self.now + PATIENCE,
+        let mut over_limit = false;
+        let admission = if let Some((reason, message)) = held_back {
+            waits(reason, &message)
+        } else {
+            let mut claim = (process.coordinator).change(|c| c.claim(&uid, request, now));
+            if claim == Claim::AskPermission && !self.setup.splits() {
+                self.permit(process, index);
+                claim = (process.coordinator).change(|c| c.claim(&uid, request, now));
+            }
+            match claim {
+                Claim::Holds => Admission::Holds,
+                Claim::AskPermission => waits(Reason::Queued, "it is asked whether it may push"),
+                Claim::Soon(why) => waits(Reason::Queued, why),
+                Claim::Behind { name, .. } => waits(Reason::Queued, &name),
+                Claim::OverLimit => {
+                    over_limit = true;
+                    waits(Reason::Queued, "over its namespace's limit")
+                }
+                Claim::Superseded { images, by } => Admission::Superseded(images, by),
+                Claim::Ends(rivals) => match self.supersede(process, index, &rivals) {
+                    Ok(true) => return None,
+                    Ok(false) => Admission::Holds,
+                    Err(()) => waits(Reason::Queued, "one cannot be ended"),
+                },
+            }
         };
-        process.known[index] = Some(Known::Eligible(until));
-        let patience = Duration::from_secs(u64::try_from(until - self.now).unwrap_or_default());
-        let contenders = (0..self.objects.len()).filter_map(|i| self.contender(process, i));
-        let contenders: Vec<Contender> = contenders.collect();
-        let me = self.contender(process, index).expect("it is known");
-        let mut claims = Claims::default();
-        for (number, owner) in &process.owners {
-            claims.take(&owner.to_string(), &[self.setup.floats[*number].clone()]);
+        if admission != Admission::Holds {
+            let log = &process.log;
+            (process.coordinator).change(|c| c.not_admitted(log, &uid, request, over_limit, now));
         }
-        match claims.judge(&me, contenders.iter(), patience) {
-            Verdict::Wait { behind, gate, .. } => {
-                if gate {
-                    process.known[index] = Some(Known::BehindGate);
-                }
-                waits(Reason::Queued, &behind)
-            }
-            Verdict::Superseded { by, floats } => {
-                Some(Admission::Superseded(request.images_losing(&floats), by))
-            }
-            Verdict::Claim(rivals) => {
-                let others: Vec<Uid> = rivals.iter().map(|rival| rival.uid.clone()).collect();
-                let (quota_key, uid) = (self.quota_key(index), index.to_string());
-                if !process
-                    .quota
-                    .try_admit(&quota_key, &uid, me.order, others.iter())
-                {
-                    process.known[index] = Some(Known::Ineligible);
-                    return waits(Reason::Queued, OVER_LIMIT);
-                }
-                process
-                    .owners
-                    .extend(numbers.into_iter().map(|n| (n, index)));
-                let unrecorded = self.lacks(Mutation::SupersededUnrecorded);
-                let mut ended = false;
-                for rival in rivals.into_iter().filter(|_| !unrecorded) {
-                    ended |= self.supersede(
-                        process,
-                        rival.uid.parse().expect("an index"),
-                        &rival.floats,
-                    );
-                }
-                (!ended).then_some(Admission::Holds)
-            }
-        }
+        Some(admission)
     }
 
-    /// Ends an older request on these floats; whether there was anything to end.
-    fn supersede(&mut self, process: &mut Process, index: usize, floats: &[Float]) -> bool {
-        if self.over(index) {
-            return false;
-        }
-        let mut request = (*self.objects[index].request).clone();
-        for image in request.images_losing(floats) {
-            let image = &mut request.status.images[image];
-            if !image.phase.is_finished() {
-                image.end(Phase::Failed, Reason::Superseded, "");
+    /// Ends those that a request supersedes; whether there was anything to end. Err: one cannot be ended.
+    fn supersede(
+        &mut self,
+        process: &mut Process,
+        winner: usize,
+        rivals: &[Rival],
+    ) -> Result<bool, ()> {
+        let mut any = false;
+        for rival in rivals {
+            let index: usize = rival.uid.parse().expect("an index");
+            if self.over(index) || self.lacks(Mutation::SupersededUnrecorded) {
+                continue;
             }
+            let known = process.coordinator.known(&rival.uid);
+            let undecided = known.is_some_and(|k| k.contender.standing == Standing::Undecided);
+            let since = self.past.permitted.get(&winner);
+            let waited = since.is_some_and(|at| self.now - at >= PATIENCE.as_secs().cast_signed());
+            if undecided && !waited && self.setup.splits() {
+                let what = format!("r{index} ends, and was not given its time to be permitted");
+                self.breaks(Promise::ForwardsOnly, what);
+            }
+            let mut request = (*self.objects[index].request).clone();
+            if !end_rival(&mut request, rival, index as u64 + 1, "", time(self.now)) {
+                return Err(());
+            }
+            any = true;
+            self.save(process, index, &request);
+            self.heard_saved(process, index, &request, self.objects[index].version);
         }
-        self.save(process, index, &request);
-        if request.is_finished() {
-            process.give_up(index);
-            self.settle_claims(process, index);
-        }
-        true
+        Ok(any)
     }
 
     fn decide(
@@ -401,34 +481,28 @@ impl World {
         index: usize,
         request: &mut Request,
         admission: Admission,
-        finished: &[usize],
+        given_up: &[Finished],
     ) -> Decision {
-        let unsettled = self.lacks(Mutation::IntentUnsettled);
-        let images = request.spec.images.iter().enumerate();
-        let contexts = images.map(|(image, spec)| {
-            let op = process.running.get(&(index, image));
-            let (log, now) = (&process.log, moment(self.now));
-            let at = |until| time(second(until));
-            ImageContext {
-                running: op
-                    .filter(|_| !finished.contains(&image))
-                    .map(|op| op.run.launch.step),
-                waiting: None,
-                quiet_until: (log.quiet_until(&spec.float, now).map(at)).filter(|_| !unsettled),
-                late_until: (log.late_until(&spec.float, now).map(at)).filter(|_| !unsettled),
-                newest_stamp: log.newest_stamp(&spec.float),
-                paused: (self.paused.contains(&self.setup.number(&spec.float)))
-                    .then(|| "stopped".into()),
-                taken_over: !process.launched.contains(&(index, image)),
+        let (_, mut contexts) = self.look_around(process, index, request);
+        for ended in given_up {
+            // It has not been collected yet.
+            let op = process.running.get(&(index, ended.image));
+            contexts[ended.image].running = op.map(|op| op.run.launch.step);
+        }
+        for (spec, context) in request.spec.images.iter().zip(&mut contexts) {
+            if self.lacks(Mutation::IntentUnsettled) {
+                (context.quiet_until, context.late_until) = (None, None);
             }
-        });
+            let stopped = self.paused.contains(&self.setup.number(&spec.float));
+            context.paused = stopped.then(|| "stopped".into());
+        }
         let inputs = crate::machine::Inputs {
             now: time(self.now),
             stepped: 0,
             resource_version: index as u64 + 1,
             admission,
             launching: true,
-            contexts: contexts.collect(),
+            contexts,
         };
         let committed = request.status.committed;
         if self.lacks(Mutation::CommitIgnored) && request.spec.cancel {
@@ -456,12 +530,10 @@ impl World {
         decision
     }
 
-    fn save(&mut self, process: &mut Process, index: usize, request: &Request) {
-        if request.status == self.objects[index].request.status {
-            return;
-        }
-        self.check_saved(index, request);
-        let before = self.objects[index].request.clone();
+    // === saves ===
+
+    fn note_stamps(&self, process: &mut Process, index: usize, request: &Request) {
+        let before = &self.objects[index].request;
         let images = request.status.images.iter().zip(&before.status.images);
         for (spec, (new, old)) in request.spec.images.iter().zip(images) {
             if let Some(stamp) = new.newest_stamp().filter(|_| new != old) {
@@ -471,19 +543,88 @@ impl World {
                     .change(|log| log.note_stamp(&spec.float, stamp, now));
             }
         }
-        let status = request.status.clone();
-        self.objects[index]
-            .request
-            .change(|request| request.status = status);
     }
 
-    fn launch(&mut self, process: &mut Process, index: usize, request: &Request, launch: Launch) {
+    fn save(&mut self, process: &mut Process, index: usize, request: &Request) {
+        if request.status == self.objects[index].request.status {
+            return;
+        }
+        self.note_stamps(process, index, request);
+        self.land_save(index, request);
+    }
+
+    fn land_save(&mut self, index: usize, request: &Request) {
+        self.check_saved(index, request);
+        let status = request.status.clone();
+        self.edit(index, |request| request.status = status);
+    }
+
+    /// A save reaches the store: it lands, or is refused because the object has changed. Gives whether it lands.
+    pub fn commit(&mut self, index: usize, sent: &Sent) -> bool {
+        let object = &self.objects[index];
+        let same = object.version == sent.version || self.lacks(Mutation::SaveUnchecked);
+        let lands = same && !object.deleted;
+        if lands {
+            self.land_save(index, &sent.request);
+        }
+        lands
+    }
+
+    /// The save of a process is answered: what it says is forgotten, given up and launched.
+    pub fn answered(&mut self, process: &mut Process, index: usize, sent: &Sent) {
+        self.carry_out(process, index, sent);
+        self.heard_saved(process, index, &sent.request, sent.version);
+    }
+
+    fn heard_saved(&self, process: &mut Process, index: usize, request: &Request, version: u64) {
+        let contender = self.contender_of(index, request);
+        self.hear_as(process, index, contender, version);
+        if request.is_finished() {
+            self.gone(process, index);
+        } else {
+            self.settle_claims(process, index);
+        }
+    }
+
+    fn carry_out(&mut self, process: &mut Process, index: usize, sent: &Sent) {
+        let (uid, round, request) = (uid(index), &sent.round, &sent.request);
+        for (image, _) in &round.collected {
+            process.running.remove(&(index, *image));
+        }
+        (process.coordinator).change(|c| c.recorded(&uid, round));
+        for &image in &round.drops {
+            process.drop_step((index, image));
+        }
+        self.launch(process, index, request, &round.launches);
+    }
+
+    fn launch(
+        &mut self,
+        process: &mut Process,
+        index: usize,
+        request: &Request,
+        launches: &[Launch],
+    ) {
+        let begun =
+            (process.coordinator).change(|c| c.launch(&uid(index), request, launches, |_| ()));
+        for step in begun {
+            self.begin_step(process, index, request, step);
+        }
+    }
+
+    fn begin_step(
+        &mut self,
+        process: &mut Process,
+        index: usize,
+        request: &Request,
+        launched: Launched,
+    ) {
+        let launch = launched.launch;
         let who = (index, launch.image);
         if self.lacks(Mutation::StaleLaunch) && launch.step == Step::Latch {
             let object = Shared::new(request.clone());
             process.stale.entry(index).or_insert(object);
         }
-        process.launched.insert(who);
         let run = Running {
             launch,
             image: request.status.images[launch.image].clone(),
@@ -498,7 +639,15 @@ impl World {
             blind: false,
         };
         process.running.insert(who, Shared::new(op));
-        if self.lacks(Mutation::BackUpSkipped) && launch.step == Step::BackUp {
+        let unasked = [
+            Mutation::NoClaims,
+            Mutation::ReleasedEarly,
+            Mutation::StaleLaunch,
+            Mutation::Unentitled,
+        ];
+        if !launched.entitled && !unasked.iter().any(|&guard| self.lacks(guard)) {
+            process.drop_step(who);
+        } else if self.lacks(Mutation::BackUpSkipped) && launch.step == Step::BackUp {
             let notices = Vec::new();
             self.end_step(process, who, &Outcome::BackedUp { notices });
         } else {
@@ -519,7 +668,7 @@ impl World {
                 step,
                 may_have_run,
             };
-            self.launch(process, index, &object, launch);
+            self.launch(process, index, &object, &[launch]);
         }
         process.stale.clear();
     }
@@ -529,67 +678,30 @@ impl World {
         if self.lacks(Mutation::ClaimKept) {
             return;
         }
-        let owned = self.contender(process, index).map(|c| c.owned());
-        let owned = owned.unwrap_or_default();
-        let now = self.now;
-        let mut owners = std::mem::take(&mut process.owners);
-        owners.retain(|&number, owner| {
-            let float = &self.setup.floats[number];
-            let runs = process
-                .running
-                .keys()
-                .any(|&who| who.0 == index && self.float(who) == float);
-            let late = process.log.late_until(float, moment(now));
-            *owner != index || owned.contains(float) || runs || late.is_some()
-        });
-        process.owners = owners;
-        if !process.owners.values().any(|owner| *owner == index) {
-            process
-                .quota
-                .release(&self.quota_key(index), &index.to_string());
-        }
-        if process.known[index].is_none() {
-            process
-                .quota
-                .withdraw(&self.quota_key(index), &index.to_string());
-        }
+        let (log, now) = (&process.log, moment(self.now));
+        (process.coordinator).change(|c| c.settle(log, &uid(index), now));
     }
 
-    /// With whom a request is counted.
-    pub fn quota_key(&self, index: usize) -> QuotaKey {
-        QuotaKey {
-            namespace: self.setup.scenario.wishes[index].namespace.into(),
-            plans: false,
-        }
+    /// What is known of a request.
+    fn contender(&self, index: usize) -> Contender {
+        self.contender_of(index, &self.objects[index].request)
     }
 
-    /// What is known of an unfinished request.
-    fn contender(&self, process: &Process, index: usize) -> Option<Contender> {
-        let standing = match process.known[index]? {
-            Known::Undecided => Standing::Undecided,
-            Known::Eligible(_) => Standing::Eligible,
-            Known::Ineligible => Standing::Ineligible,
-            Known::BehindGate => Standing::BehindGate,
-        };
-        let request = &self.objects[index].request;
+    fn contender_of(&self, index: usize, request: &Request) -> Contender {
+        let (name, order) = (format!("r{index}"), index as u64 + 1);
+        let mut contender = Contender::of(&uid(index), &name, order, request, Standing::Undecided);
+        contender.gated &= !self.lacks(Mutation::GatedPasses);
         let released = self.lacks(Mutation::ReleasedEarly) && request.is_rolling_back();
-        let there = !self.over(index) && !released;
-        let uid = index.to_string();
-        there.then(|| {
-            let (name, order) = (format!("r{index}"), index as u64 + 1);
-            let mut contender = Contender::of(&uid, &name, order, request, standing);
-            contender.gated &= !self.lacks(Mutation::GatedPasses);
-            if self.lacks(Mutation::GateKeepsClaim) {
-                let shares = contender.shares.iter_mut();
-                shares.for_each(|share| share.at_gate = false);
-            }
-            if self.lacks(Mutation::FreezeKeepsClaim) {
-                contender.suspended = request.spec.suspend;
-                let shares = contender.shares.iter_mut();
-                shares.for_each(|share| share.frozen = false);
-            }
-            contender
-        })
+        let kept = self.lacks(Mutation::FreezeKeepsClaim)
+            || self.lacks(Mutation::FreezeIgnored)
+            || self.lacks(Mutation::FreezeOfOne);
+        contender.suspended = (contender.suspended && !kept) || request.spec.suspend;
+        for share in &mut contender.shares {
+            share.frozen &= !kept;
+            share.at_gate &= !self.lacks(Mutation::GateKeepsClaim);
+            share.finished |= released;
+        }
+        contender
     }
 
     /// The floats that a request owns by its record, as a new leader rebuilds the claims.
@@ -778,8 +890,7 @@ impl World {
     fn end_step(&self, process: &mut Process, who: Who, outcome: &Outcome) {
         let op = process.running.get_mut(&who).expect("it runs");
         op.change(|op| op.run.outcome = Some(outcome.clone()));
-        if process.known[who.0].is_none() {
-            process.running.remove(&who);
+        if process.ended(who, outcome.clone()) == Ended::Settle {
             self.settle_claims(process, who.0);
         }
     }

@@ -7,6 +7,7 @@ use crate::machine::{DISPLACED_MAX, Latch, OnFailure, Phase, Pin, RESCUED_MAX, R
 
 use crate::steps::replay::Seen;
 
+use super::process::{SentAt, uid};
 use super::setup::{Broken, Mutation};
 use super::world::{Who, World, Write};
 
@@ -52,6 +53,8 @@ pub struct Past {
     pub resolved: [bool; 2],
     /// What a write of an image took its float from, where a failed group is to take it back there.
     pub from: BTreeMap<Who, Digest>,
+    /// Since when the leader knows of a request that it may push, where that is an action of its own.
+    pub permitted: BTreeMap<usize, i64>,
     /// Foreign digests that a write of ours took off a float unseen: the exceptions of promise 2.
     pub unseen: u8,
 }
@@ -97,11 +100,14 @@ impl World {
         }
         let taken_back = request.status.rollback && image.rollback.is_some();
         let newest = image.displaced.last().map(|pin| pin.digest);
+        // A save that has landed stops steps only once it is answered. Where they moved the float, it is taken back all the same.
+        let sent = self.leader.sent.get(&write.who.0);
+        let unheard = sent.is_some_and(|sent| sent.at != SentAt::Way) && source;
         let may_move = request.is_committed(index)
-            && if request.status.rollback {
+            && if request.status.rollback && !unheard {
                 taken_back && newest == Some(write.digest)
             } else {
-                request.failed_float().is_none()
+                request.failed_float().is_none() || unheard
             };
         if tag == float.tag() && !may_move {
             let promise = match request.spec.latch {
@@ -504,8 +510,10 @@ impl World {
             return None;
         }
         for who in self.leader.running.keys() {
-            let number = self.setup.number(self.float(*who));
-            if self.leader.owners.get(&number) != Some(&who.0) {
+            let (float, uid) = (self.float(*who), uid(who.0));
+            let number = self.setup.number(float);
+            let owner = self.leader.coordinator.claims().owner(float);
+            if owner != Some(&uid) {
                 return Some(format!("r{} works on f{number} without its claim", who.0));
             }
         }

@@ -55,7 +55,7 @@ const SCENARIOS: [Scenario; 18] = [
 /// What must not show in the tags at the end.
 const HEALED: [&str; 5] = ["crash", "lost", "late", "expire", "pause"];
 /// What else may come, but somebody else's writes.
-const WILD: [&str; 21] = [
+const WILD: [&str; 24] = [
     "replace",
     "handover",
     "unknown",
@@ -74,6 +74,9 @@ const WILD: [&str; 21] = [
     "sources",
     "slow",
     "freeze",
+    "split",
+    "silent",
+    "older",
     "lost",
     "late",
     "crash",

@@ -113,6 +113,12 @@ pub struct Faults {
     pub expire: u8,
     /// The sources are gone.
     pub sources: u8,
+    /// A save and its answer, and the answer to whether a request may push, are actions of their own. No fault.
+    pub split: u8,
+    /// The answer to a save is lost; it lands, or has, or never does.
+    pub silent: u8,
+    /// A process of an older version takes over, which cannot read the first request (its end is free).
+    pub older: u8,
     /// Asking whether a request may push takes longer than others wait for the answer.
     pub slow: u8,
 }
@@ -206,6 +212,14 @@ pub enum Mutation {
     FreezeKeepsClaim,
     /// A gated request does not queue behind another that waits at its gate: it supersedes it.
     GatedPasses,
+    /// A launch does not ask whether its request still has its claim.
+    Unentitled,
+    /// A leader of an older version has not heard of what it cannot read.
+    UnreadUnheard,
+    /// The time that an older request has to be permitted is counted from before the newer one was.
+    PatienceSpent,
+    /// A save lands whatever its object has become since it was loaded.
+    SaveUnchecked,
     /// The same on every look, and a move uses no attempt: it goes on for ever.
     MovesUncounted,
 }
@@ -239,6 +253,9 @@ impl Faults {
         pruned: 0,
         expire: 0,
         sources: 0,
+        split: 0,
+        silent: 0,
+        older: 0,
         slow: 0,
     };
 
@@ -261,6 +278,9 @@ impl Faults {
             "expire" => &mut self.expire,
             "sources" => &mut self.sources,
             "slow" => &mut self.slow,
+            "split" => &mut self.split,
+            "silent" => &mut self.silent,
+            "older" => &mut self.older,
             "deadline" => &mut self.deadline,
             "overrun" => &mut self.overrun,
             "refused" => &mut self.refused,
@@ -372,6 +392,11 @@ impl Setup {
             undisturbed: None,
             names,
         }
+    }
+
+    /// Whether a save and its answer are actions of their own.
+    pub fn splits(&self) -> bool {
+        self.faults.split > 0
     }
 
     /// For how long a process takes a write without an answer to be able to land.

@@ -1,6 +1,7 @@
 //! The world: a registry, the recorded requests, the processes that work on them, and everything that can go wrong.
 //!
-//! One [`Action`] is one indivisible step. Each registry request of a step is an action of its own, in the order of
+//! One [`Action`] is one indivisible step. Where a scenario is searched with `split`, a save's way to the store, its answer and the answer
+//! to whether a request may push are actions of their own, and a save outlives its process. Each registry request of a step is an action of its own, in the order of
 //! [`steps`](crate::steps), which the engine runs as well. The clock stands still but where
 //! something has to wait: then it goes to the next time that is due, so that there are finitely many states.
 
@@ -14,7 +15,7 @@ use crate::image::{Digest, Float, Reference, Tag};
 use crate::machine::{Freeze, Outcome, Request};
 use crate::steps::replay::{Answer, Ask, Seen};
 
-use super::process::{Op, Process, moment, second};
+use super::process::{Op, Process, Sent, SentAt, moment, second, uid};
 use super::promises::Past;
 use super::search::{Model, fingerprint};
 use super::setup::{Broken, Faults, Mutation, Setup, digest, freeze};
@@ -38,6 +39,8 @@ pub struct Object {
     pub request: Shared<Request>,
     /// It was deleted; what was recorded last.
     pub deleted: bool,
+    /// Counts its changes while a save is under way.
+    pub version: u64,
 }
 
 /// A tag write, and what its step knew.
@@ -74,6 +77,8 @@ pub struct World {
     pub objects: Vec<Object>,
     /// Tag writes on the wire: each lands before then, or never.
     pub wire: Vec<(i64, Write)>,
+    /// Saves of processes that are gone, or do not wait for them any more: each lands, unless the object changes before.
+    pub late_saves: Vec<(usize, Shared<Sent>)>,
     /// Floats on which the operator has stopped all work.
     pub paused: BTreeSet<usize>,
     /// The process that leads.
@@ -93,8 +98,23 @@ pub struct World {
 pub enum Action {
     /// The leader hears of a request.
     Notice(usize),
-    /// The leader reconciles a request: load, collect, advance, admit, decide, save, launch.
+    /// The leader reconciles a request: load, collect, advance, admit, decide, save, launch. Where saves are actions of their own, the
+    /// save is sent, and nothing is launched yet.
     Reconcile(usize),
+    /// The registries say that a request may push.
+    Permit(usize),
+    /// A save lands, or is refused because the object has changed since.
+    Commit(usize),
+    /// A save that landed is answered: what it says is launched.
+    Answer(usize),
+    /// The watch tells that a request has ended or is gone.
+    Gone(usize),
+    /// A save whose process is gone, or waits no longer, reaches the store.
+    LateSave(usize),
+    /// It never does.
+    NoSave(usize),
+    /// A process that can read everything takes over from one of an older version.
+    Newer,
     /// The next request of a step is answered truthfully.
     Serve(Who),
     /// A write on the wire lands.
@@ -136,6 +156,10 @@ pub enum Action {
     LoseSources,
     Slow,
     StaleLaunch(usize),
+    /// The answer to a save is lost.
+    Silence(usize),
+    /// A process of an older version takes over, which cannot read the first request.
+    Older,
 }
 
 // === impl World ===
@@ -161,21 +185,21 @@ impl World {
         let objects = setup.requests().map(|request| Object {
             request: Shared::new(request),
             deleted: false,
+            version: 0,
         });
         let objects: Vec<Object> = objects.collect();
         let now = 1_770_000_000;
-        let mut leader = Process::new(objects.len(), setup.scenario.quota, setup.late());
-        if setup.mutation == Some(Mutation::HeardOutOfOrder) {
-            leader.known[0] = None;
-        }
+        let leader = Process::new(setup.scenario.quota, setup.late());
+        let first = usize::from(setup.mutation == Some(Mutation::HeardOutOfOrder));
         let resolved = [setup.scenario.exists; 2];
-        Self {
+        let mut world = Self {
             now,
             left: setup.faults,
             registry: Shared::new(registry),
             replicas: BTreeMap::new(),
             objects,
             wire: Vec::new(),
+            late_saves: Vec::new(),
             paused: BTreeSet::new(),
             leader,
             former: None,
@@ -186,7 +210,12 @@ impl World {
             },
             broken: None,
             setup: Arc::new(setup),
+        };
+        for index in first..world.objects.len() {
+            world.lead(|world, leader| world.hear(leader, index));
         }
+        world.leader.simplify(now, true);
+        world
     }
 
     /// The float of an image.
@@ -208,7 +237,8 @@ impl World {
     pub fn rests(&self, index: usize) -> bool {
         let request = &self.objects[index].request;
         let held_back = request.held_back().is_some() || self.waits_for_a_gate(index);
-        let runs = self.leader.running.keys().any(|who| who.0 == index);
+        let leader = &self.leader;
+        let runs = leader.running.keys().any(|who| who.0 == index) || leader.older;
         (self.over(index) || held_back) && !runs
     }
 
@@ -240,7 +270,12 @@ impl World {
         self.now = to.max(self.now);
         let now = self.now;
         self.replicas.retain(|_, (_, until)| *until > now);
-        self.leader.forget(now);
+        self.leader.forget(now, self.is_quiet());
+    }
+
+    /// Whether no save is under way.
+    fn is_quiet(&self) -> bool {
+        self.leader.sent.is_empty() && self.late_saves.is_empty()
     }
 
     /// The next time at which something that waits can go on.
@@ -279,6 +314,15 @@ impl World {
     pub fn after(&self, action: Action) -> Self {
         let mut world = self.clone();
         world.act(action);
+        world.drop_refused_saves();
+        let quiet = world.is_quiet();
+        let were = self.is_quiet();
+        if quiet && !were {
+            world.objects.iter_mut().for_each(|o| o.version = 0);
+        }
+        if quiet != were || !world.leader.coordinator.is(&self.leader.coordinator) {
+            world.leader.simplify(world.now, quiet);
+        }
         for (number, float) in self.setup.floats.iter().enumerate() {
             world.past.resolved[number] |= world.registry.look(float.tag()).is_some();
         }
@@ -287,7 +331,19 @@ impl World {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Notice(index) => self.leader.notice(index),
+            Action::Notice(index) => self.lead(|world, leader| world.hear(leader, index)),
+            Action::Permit(index) => self.lead(|world, leader| world.permit(leader, index)),
+            Action::Gone(index) => self.lead(|world, leader| world.gone(leader, index)),
+            Action::Commit(_)
+            | Action::Answer(_)
+            | Action::Silence(_)
+            | Action::LateSave(_)
+            | Action::NoSave(_) => self.act_on_a_save(action),
+            Action::Newer => self.begin(Some(self.now), false),
+            Action::Older => {
+                self.left.older -= 1;
+                self.begin(Some(self.now), true);
+            }
             Action::Reconcile(index) => self.lead(|world, leader| world.reconcile(leader, index)),
             Action::Serve(who) => self.lead(|world, leader| world.serve(leader, who)),
             Action::Land(index) => {
@@ -317,14 +373,14 @@ impl World {
                     self.left.late -= 1;
                     self.lead(|world, leader| world.lose(leader, who, false));
                 }
-                self.begin(Some(self.now));
+                self.begin(Some(self.now), self.leader.older);
             }
             Action::Replace => {
                 self.left.replace -= 1;
                 let sent = self.now;
                 self.pass(self.now + 15);
                 let former = self.leader.clone();
-                self.begin(Some(sent));
+                self.begin(Some(sent), self.leader.older);
                 self.former = Some(former).filter(|_| self.lacks(Mutation::FormerSaves));
             }
             Action::FormerReconcile(index) => {
@@ -335,23 +391,7 @@ impl World {
                 self.left.handover -= 1;
                 self.hand_over();
             }
-            Action::Move(number) => {
-                let name = if self.left.moved == self.setup.faults.moved {
-                    "F"
-                } else {
-                    "G"
-                };
-                self.left.moved -= 1;
-                self.foreign(number, Some(digest(&format!("{name}{number}"))));
-            }
-            Action::Back(number) => {
-                self.left.back -= 1;
-                self.foreign(number, Some(digest(&format!("D{number}"))));
-            }
-            Action::Remove(number) => {
-                self.left.removed -= 1;
-                self.foreign(number, None);
-            }
+            Action::Move(_) | Action::Back(_) | Action::Remove(_) => self.act_as_stranger(action),
             Action::Deadline => {
                 self.left.deadline -= 1;
                 self.pass(self.now + 7300);
@@ -375,7 +415,79 @@ impl World {
             Action::StaleLaunch(index) => {
                 self.lead(|world, leader| world.launch_stale(leader, index));
             }
-            action => self.act_as_user(action),
+            action => {
+                self.act_as_user(action);
+                self.tell_leader();
+            }
+        }
+    }
+
+    fn act_as_stranger(&mut self, action: Action) {
+        match action {
+            Action::Move(number) => {
+                let name = if self.left.moved == self.setup.faults.moved {
+                    "F"
+                } else {
+                    "G"
+                };
+                self.left.moved -= 1;
+                self.foreign(number, Some(digest(&format!("{name}{number}"))));
+            }
+            Action::Back(number) => {
+                self.left.back -= 1;
+                self.foreign(number, Some(digest(&format!("D{number}"))));
+            }
+            Action::Remove(number) => {
+                self.left.removed -= 1;
+                self.foreign(number, None);
+            }
+            _ => unreachable!("{action:?} is nobody else's"),
+        }
+    }
+
+    fn act_on_a_save(&mut self, action: Action) {
+        match action {
+            Action::Commit(index) => {
+                let mut sent = self.leader.sent[&index].clone();
+                let lands = self.commit(index, &sent);
+                let version = self.objects[index].version;
+                sent.change(|sent| {
+                    sent.at = SentAt::Unknown;
+                    if lands {
+                        (sent.at, sent.version) = (SentAt::Landed, version);
+                    }
+                });
+                self.leader.sent.insert(index, sent);
+            }
+            Action::Answer(index) => self.lead(|world, leader| {
+                let sent = leader.sent.remove(&index).expect("a save");
+                world.answered(leader, index, &sent);
+            }),
+            Action::Silence(index) => {
+                self.left.silent -= 1;
+                let sent = self.leader.sent.get_mut(&index).expect("a save");
+                if sent.at == SentAt::Way {
+                    self.late_saves.push((index, sent.clone()));
+                }
+                sent.change(|sent| sent.at = SentAt::Unknown);
+            }
+            Action::LateSave(at) => {
+                let (index, sent) = self.late_saves.remove(at);
+                self.commit(index, &sent);
+            }
+            Action::NoSave(at) => _ = self.late_saves.remove(at),
+            _ => unreachable!("no save"),
+        }
+    }
+
+    /// Saves that are refused whenever they come.
+    fn drop_refused_saves(&mut self) {
+        if !self.lacks(Mutation::SaveUnchecked) {
+            let objects = &self.objects;
+            let lands = |index: usize, sent: &Sent| {
+                objects[index].version == sent.version && !objects[index].deleted
+            };
+            (self.late_saves).retain(|(index, sent)| lands(*index, sent));
         }
     }
 
@@ -410,6 +522,7 @@ impl World {
             Action::Delete(index) => {
                 self.left.delete -= 1;
                 self.objects[index].deleted = true;
+                self.objects[index].version += 1;
             }
             Action::Pause(number) => {
                 self.left.pause -= 1;
@@ -424,6 +537,17 @@ impl World {
             Action::Thaw(number) => self.freeze(number, None),
             Action::Unpause => self.paused.clear(),
             _ => unreachable!("not a user's"),
+        }
+    }
+
+    /// What users and operators change is heard at once where a reconcile is one action; elsewhere the next load tells.
+    fn tell_leader(&mut self) {
+        let told: Vec<usize> = (0..self.objects.len())
+            .filter(|&index| !self.setup.splits() && !self.over(index))
+            .filter(|&index| self.leader.hears(index) && !(self.leader.older && index == 0))
+            .collect();
+        for index in told {
+            self.lead(|world, leader| world.hear(leader, index));
         }
     }
 
@@ -507,12 +631,13 @@ impl World {
         images.any(|image| image.float == self.setup.floats[number] && image.freeze.is_some())
     }
 
-    fn edit(&mut self, index: usize, edit: impl FnOnce(&mut Request)) {
+    pub fn edit(&mut self, index: usize, edit: impl FnOnce(&mut Request)) {
         self.objects[index].request.change(edit);
+        self.objects[index].version += u64::from(self.setup.splits());
     }
 
     fn lead(&mut self, act: impl FnOnce(&mut Self, &mut Process)) {
-        let nobody = Process::new(0, 0, LATE);
+        let nobody = Process::new(0, LATE);
         let mut leader = std::mem::replace(&mut self.leader, nobody);
         act(self, &mut leader);
         self.leader = leader;
@@ -527,7 +652,7 @@ impl World {
         let fresh = self.leader.log.fresh(now);
         let fresh = fresh.map(|(name, tag, digest)| (name.clone(), tag.clone(), digest));
         let fresh: Vec<_> = fresh.collect();
-        self.begin(None);
+        self.begin(None, self.leader.older);
         if self.lacks(Mutation::HandoverForgets) {
             return;
         }
@@ -539,31 +664,32 @@ impl World {
     }
 
     /// Another process begins with what is recorded; the one before may have sent a write at `last_sent`.
-    fn begin(&mut self, last_sent: Option<i64>) {
-        let count = self.objects.len();
+    fn begin(&mut self, last_sent: Option<i64>, older: bool) {
         let quota = self.setup.scenario.quota;
-        let mut leader = Process::new(count, quota, self.setup.late());
+        let mut leader = Process::new(quota, self.setup.late());
+        leader.older = older;
         if let Some(sent) = last_sent.filter(|_| !self.lacks(Mutation::NoQuietStart)) {
             leader.log.change(|log| log.follow(moment(sent)));
         }
-        for index in 0..count {
-            if !self.owned_by_record(index).is_empty() {
-                leader
-                    .quota
-                    .occupy(&self.quota_key(index), &index.to_string());
-            }
-            for float in self.owned_by_record(index) {
-                let number = self.setup.number(&float);
-                leader.owners.entry(number).or_insert(index);
-                let request = &self.objects[index].request;
-                let images = request.spec.images.iter().zip(&request.status.images);
-                let mut rest = images.filter(|(_, image)| image.is_at_rest());
-                if self.lacks(Mutation::AllSpared) || rest.any(|(spec, _)| spec.float == float) {
-                    leader.log.change(|log| log.spare(&float));
-                }
+        let saves = std::mem::take(&mut self.leader.sent).into_iter();
+        self.late_saves
+            .extend(saves.filter(|(_, s)| s.at == SentAt::Way));
+        self.past.permitted.clear();
+        for index in (0..self.objects.len()).filter(|&index| !self.over(index)) {
+            if !older || index > 0 {
+                self.hear(&mut leader, index);
+            } else if !self.lacks(Mutation::UnreadUnheard) {
+                self.hear_unread(&mut leader, index);
             }
         }
-        leader.forget(self.now);
+        leader.coordinator.change(|c| _ = c.rebuild());
+        for index in (0..self.objects.len()).filter(|_| self.lacks(Mutation::AllSpared)) {
+            let owned = self.owned_by_record(index);
+            leader
+                .log
+                .change(|log| owned.iter().for_each(|float| log.spare(float)));
+        }
+        leader.forget(self.now, self.late_saves.is_empty());
         self.leader = leader;
     }
 
@@ -585,6 +711,12 @@ impl World {
         for index in 0..self.wire.len() {
             actions.extend([Action::Land(index), Action::Die(index)]);
         }
+        for index in 0..self.late_saves.len() {
+            actions.extend([Action::LateSave(index), Action::NoSave(index)]);
+        }
+        if self.leader.older {
+            actions.push(Action::Newer);
+        }
         // What is due before the last moment of a write on the wire comes before it.
         let first = self.wire.iter().map(|(until, _)| *until).min();
         let due = self
@@ -600,16 +732,41 @@ impl World {
 
     fn actions_of(&self, index: usize, actions: &mut Vec<Action>) {
         let (leader, object) = (&self.leader, &self.objects[index]);
-        if leader.known[index].is_none() && !leader.left.contains(&index) && !self.over(index) {
+        let over = self.over(index);
+        let unread = leader.older && index == 0;
+        if !(leader.hears(index) || over || unread) {
             actions.push(Action::Notice(index));
         }
-        if leader.known[index].is_some() || leader.owners.values().any(|owner| *owner == index) {
+        if leader.reconciles(index) {
             actions.push(Action::Reconcile(index));
+        }
+        if self.setup.splits() {
+            let known = leader.coordinator.known(&uid(index));
+            let sent = leader.sent.get(&index).map(|sent| sent.at);
+            let waits = known.is_some_and(|known| known.permitted.is_none());
+            let heard_of = known.is_some() && over;
+            let may = [
+                (
+                    waits && !over && leader.reconciles(index),
+                    Action::Permit(index),
+                ),
+                (
+                    heard_of && (sent.is_some() || leader.older),
+                    Action::Gone(index),
+                ),
+                (sent == Some(SentAt::Way), Action::Commit(index)),
+                (sent == Some(SentAt::Landed), Action::Answer(index)),
+                (
+                    self.left.silent > 0 && sent.is_some_and(|at| at != SentAt::Unknown),
+                    Action::Silence(index),
+                ),
+            ];
+            actions.extend(may.into_iter().filter(|(may, _)| *may).map(|(_, f)| f));
         }
         if leader.stale.contains_key(&index) {
             actions.push(Action::StaleLaunch(index));
         }
-        if self.over(index) {
+        if over {
             return;
         }
         let spec = &object.request.spec;
@@ -676,7 +833,7 @@ impl World {
         let left = &self.left;
         // What outlives a whole lease, or the deadline, is on the wire no more.
         let settled = self.wire.is_empty();
-        let idle = self.leader.running.is_empty();
+        let idle = self.leader.running.is_empty() && self.leader.sent.is_empty();
         // While an earlier process's writes may land, the lease is not handed over: it runs out.
         let inherited = self.leader.log.inherited_until(moment(self.now));
         let alone = inherited.is_none();
@@ -692,6 +849,10 @@ impl World {
             (left.expire > 0, Action::Expire),
             (left.sources > 0, Action::LoseSources),
             (left.slow > 0 && settled, Action::Slow),
+            (
+                left.older > 0 && settled && !self.leader.older,
+                Action::Older,
+            ),
         ];
         actions.extend(faults.into_iter().filter(|(may, _)| *may).map(|(_, f)| f));
         let wished = self.objects.iter().flat_map(|o| &o.request.spec.images);
@@ -832,6 +993,7 @@ impl Hash for World {
             replicas,
             objects,
             wire,
+            late_saves,
             paused,
             leader,
             former,
@@ -840,7 +1002,7 @@ impl Hash for World {
             broken,
         } = self;
         (now, left, registry, replicas, objects, wire, paused).hash(state);
-        (leader, former, sources_gone, past, broken).hash(state);
+        (late_saves, leader, former, sources_gone, past, broken).hash(state);
     }
 }
 
@@ -860,6 +1022,13 @@ impl Model for World {
             action,
             Action::Notice(_)
                 | Action::Reconcile(_)
+                | Action::Permit(_)
+                | Action::Commit(_)
+                | Action::Answer(_)
+                | Action::Gone(_)
+                | Action::LateSave(_)
+                | Action::NoSave(_)
+                | Action::Newer
                 | Action::Serve(_)
                 | Action::Land(_)
                 | Action::Die(_)
@@ -885,6 +1054,10 @@ impl Model for World {
                 let what = self.say_reconcile(&self.leader, &after.leader, &after);
                 format!("reconcile r{index}: {what}")
             }
+            Action::Commit(index) | Action::Answer(index) => {
+                let what = self.say_reconcile(&self.leader, &after.leader, &after);
+                format!("{action:?} r{index}: {what}")
+            }
             Action::Serve(who) => format!("{} {}", step(who), answer(who)),
             Action::Fail(who, _) => format!("{} FAILS: {}", step(who), answer(who)),
             Action::Stale(who) => format!("{} STALE: {}", step(who), answer(who)),
@@ -898,7 +1071,7 @@ impl Model for World {
                 format!("LATE: {} = {name} lands", write.tag)
             }
             Action::FormerReconcile(index) => {
-                let gone = Process::new(0, 0, LATE);
+                let gone = Process::new(0, LATE);
                 let what = self.say_reconcile(&gone, &gone, &after);
                 format!("the FORMER leader reconciles r{index}: {what}")
             }
@@ -915,6 +1088,11 @@ impl<T: Clone + Hash> Shared<T> {
     pub fn new(value: T) -> Self {
         let hash = fingerprint(&value);
         Self(Arc::new(value), hash)
+    }
+
+    /// Whether this is the very value of another state, unchanged.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// Changes this state's value.
