@@ -316,8 +316,8 @@ async fn lead(
         // Nothing is reconciled before the claims are rebuilt, and before it is known what is stopped.
         let known = async { is_pause_known.await.is_ok() && are_freezes_known.await.is_ok() };
         if is_ready.await.is_ok() && known.await {
-            tracing::info!("ready");
             health.rebuilt();
+            tracing::info!("ready");
             let keys = futures::stream::poll_fn(move |context| keys.poll_recv(context));
             queue::drive(engine.clone(), names, keys.boxed()).await;
         }
