@@ -21,7 +21,7 @@ async fn with_the_rights_of_the_chart_the_controller_does_its_whole_job() {
     let ground = Ground::new(plane).await;
     ground.install().await;
     let leader = ground.pod("pod-0").await;
-    leader.until_said(" ready").await;
+    leader.until_said(r#""ready""#).await;
     for path in ["/livez", "/readyz", "/metrics"] {
         assert_eq!(leader.probe(path).await, Some(200), "{path}");
     }
