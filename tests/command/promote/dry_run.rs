@@ -3,17 +3,8 @@
 use quaylike::{GateSpec, Matcher};
 use serde_json::{Value, json};
 
+use super::resume::ground;
 use crate::testbed::command::{Ground, Run, put};
-
-async fn ground() -> Ground {
-    let ground = Ground::new().await;
-    ground.seed("ci", "a", "old");
-    ground.seed("src/x", "a", "new-a");
-    ground.seed("src/x", "first", "new-first");
-    let images = [(":a", "a"), (":first", "first")];
-    ground.documents(&[ground.request("one", &images, &json!({"attempts": 20}))]);
-    ground
-}
 
 /// Each image's verdict and the tags that would be written.
 fn announced(run: &Run) -> Vec<(String, Vec<String>)> {

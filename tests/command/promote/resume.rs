@@ -30,7 +30,8 @@ const TAGS: [&str; 7] = [
     "first",
 ];
 
-async fn ground() -> Ground {
+/// A float that exists, and one that is promoted for the first time.
+pub async fn ground() -> Ground {
     let ground = Ground::new().await;
     ground.seed("ci", "a", "old");
     ground.seed("src/x", "a", "new-a");
