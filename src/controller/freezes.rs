@@ -8,13 +8,11 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::ConfigMap;
-use kube::runtime::watcher::Event;
-use kube::{Api, Client};
+use kube::Client;
 use tokio::sync::watch;
 
 use super::freeze_map::{KEY, NAME};
-use super::watch::lasting;
+use super::watch::config_map;
 use crate::engine::Engine;
 use crate::engine::freeze::Freezes;
 use crate::store::Store;
@@ -35,17 +33,15 @@ pub(super) async fn follow<S: Store>(
     known: impl FnOnce(),
 ) {
     let place = format!("ConfigMap {namespace}/{NAME}");
-    let api: Api<ConfigMap> = Api::namespaced(client, namespace);
     let mut known = Some(known);
-    let mut listed = None;
     let mut freezes = Freezes::default();
     // Which version is read and not yet followed.
     let mut read_last = None;
-    let mut events = pin!(lasting(api, &format!("metadata.name={NAME}")));
+    let mut maps = pin!(config_map(client, namespace, NAME));
     loop {
         let ends = ended(freezes.next_end(Timestamp::now()));
-        let event = tokio::select! {
-            event = events.next() => event,
+        let map = tokio::select! {
+            map = maps.next() => map,
             () = ends => {
                 engine.reconsider();
                 continue;
@@ -55,19 +51,9 @@ pub(super) async fn follow<S: Store>(
                 continue;
             }
         };
-        let map = match event {
+        let map = match map {
             None => return,
-            Some(Ok(Event::Init)) => {
-                listed = None;
-                continue;
-            }
-            Some(Ok(Event::InitApply(map))) => {
-                listed = Some(map);
-                continue;
-            }
-            Some(Ok(Event::InitDone)) => listed.take(),
-            Some(Ok(Event::Apply(map))) => Some(map),
-            Some(Ok(Event::Delete(map))) => Some(ConfigMap { data: None, ..map }),
+            Some(Ok(map)) => map.unwrap_or_default(),
             Some(Err(error)) => {
                 tracing::warn!("{place} cannot be read now: {}", causes(&error));
                 if let Some(known) = known.take() {
@@ -79,7 +65,6 @@ pub(super) async fn follow<S: Store>(
                 continue;
             }
         };
-        let map = map.unwrap_or_default();
         let text = map.data.and_then(|mut data| data.remove(KEY));
         freezes = Freezes::parse(&text.unwrap_or_default(), &place);
         engine.freeze(freezes.clone());

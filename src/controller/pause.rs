@@ -7,10 +7,9 @@ use std::pin::pin;
 
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::runtime::watcher::Event;
-use kube::{Api, Client};
+use kube::Client;
 
-use super::watch::lasting;
+use super::watch::config_map;
 use crate::engine::{Engine, Pause};
 use crate::store::Store;
 use crate::store::call::causes;
@@ -28,23 +27,11 @@ pub(super) async fn follow<S: Store>(
     known: impl FnOnce(),
 ) {
     let place = format!("ConfigMap {namespace}/{NAME}");
-    let api: Api<ConfigMap> = Api::namespaced(client, namespace);
     let mut known = Some(known);
-    let mut listed = None;
-    let mut events = pin!(lasting(api, &format!("metadata.name={NAME}")));
-    while let Some(event) = events.next().await {
-        match event {
-            Ok(Event::Init) => {
-                listed = None;
-                continue;
-            }
-            Ok(Event::InitApply(map)) => {
-                listed = Some(map);
-                continue;
-            }
-            Ok(Event::InitDone) => engine.pause(read(listed.take(), &place)),
-            Ok(Event::Apply(map)) => engine.pause(read(Some(map), &place)),
-            Ok(Event::Delete(_)) => engine.pause(Pause::default()),
+    let mut maps = pin!(config_map(client, namespace, NAME));
+    while let Some(map) = maps.next().await {
+        match map {
+            Ok(map) => engine.pause(read(map, &place)),
             Err(error) => {
                 tracing::warn!("{place} cannot be read now: {}", causes(&error));
                 if known.is_some() {

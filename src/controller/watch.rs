@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt as _};
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::ListParams;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::utils::Backoff;
@@ -87,6 +88,36 @@ where
         .page_size(PAGE)
         .timeout(WATCH);
     listing_anew(move || watch(api.clone(), config.clone()).boxed()).backoff(Pause)
+}
+
+/// A ConfigMap as it is, whenever it changes: none where there was none from the start. A deleted one has no data.
+pub(super) fn config_map(
+    client: Client,
+    namespace: &str,
+    name: &str,
+) -> impl Stream<Item = watcher::Result<Option<ConfigMap>>> + use<> {
+    let events = lasting(
+        Api::namespaced(client, namespace),
+        &format!("metadata.name={name}"),
+    );
+    let mut listed = None;
+    events.filter_map(move |event| {
+        let seen = match event {
+            Ok(Event::Init) => {
+                listed = None;
+                None
+            }
+            Ok(Event::InitApply(map)) => {
+                listed = Some(map);
+                None
+            }
+            Ok(Event::InitDone) => Some(Ok(listed.take())),
+            Ok(Event::Apply(map)) => Some(Ok(Some(map))),
+            Ok(Event::Delete(map)) => Some(Ok(Some(ConfigMap { data: None, ..map }))),
+            Err(error) => Some(Err(error)),
+        };
+        std::future::ready(seen)
+    })
 }
 
 /// Starts again with a list where a watch is refused because its resourceVersion is too old or its kind is not served. kube does so only
