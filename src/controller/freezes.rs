@@ -41,6 +41,7 @@ pub(super) async fn follow<S: Store>(
     loop {
         let ends = ended(freezes.next_end(Timestamp::now()));
         let map = tokio::select! {
+            biased;
             map = maps.next() => map,
             () = ends => {
                 engine.reconsider();

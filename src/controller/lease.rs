@@ -218,6 +218,7 @@ impl Elector {
         let mut renewed = Instant::now();
         loop {
             tokio::select! {
+                biased;
                 () = sleep(RENEW_EVERY) => {}
                 Ok(()) = self.followed.changed() => {}
             }

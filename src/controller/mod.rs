@@ -341,6 +341,7 @@ async fn lead(
         handed_over(engine).await
     };
     let written = tokio::select! {
+        biased;
         ended = keep => return Err(ended),
         written = end => Some(written),
         () = follow => failed("the watch has ended"),

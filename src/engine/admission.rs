@@ -351,6 +351,7 @@ impl<S: Store> Engine<S> {
             let answer = loop {
                 let check = engine.run_push_check(&key, &access, &repositories, &progress);
                 let answer = tokio::select! {
+                    biased;
                     answer = check => answer,
                     () = cancel.cancelled() => return,
                 };
@@ -401,6 +402,7 @@ impl<S: Store> Engine<S> {
         let mut shown = None;
         loop {
             tokio::select! {
+                biased;
                 answer = &mut check => return answer,
                 () = progress.changed() => {}
                 () = tokio::time::sleep(LOOK) => {}

@@ -148,6 +148,7 @@ impl<S: Store> Engine<S> {
             let mut work = tokio::spawn(operation.run());
             let outcome = loop {
                 tokio::select! {
+                    biased;
                     ended = &mut work => break ended,
                     () = progress.changed() => engine.report(&key, &uid),
                 }

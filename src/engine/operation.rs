@@ -267,6 +267,7 @@ impl StepIo for Operation {
 
     async fn pause(&self, duration: Duration) -> Flow<()> {
         tokio::select! {
+            biased;
             () = self.cancel.cancelled() => Err(Outcome::Dropped),
             () = sleep(duration) => Ok(()),
         }

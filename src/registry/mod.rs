@@ -8,7 +8,7 @@
 //! credential that may push there. A tag that may have been written is never written again from here. What one credential was granted or
 //! shown never serves another. Memory does not grow with the size of images.
 //!
-//! In reading order: `error`; `auth` (credentials, challenges, tokens), `host` (the limits of one host, and whose request goes next), `wire`
+//! In reading order: `error`; `transport` (what a simulation puts in the place of the network); `auth` (credentials, challenges, tokens), `host` (the limits of one host, and whose request goes next), `wire`
 //! (one request: `send` is its whole path, `classify` and `dialect` say what answers mean, `egress` who may be connected to), `ops` (what
 //! the engine asks for). Each knows only those before it.
 
@@ -19,6 +19,7 @@ mod host;
 mod ops;
 mod settings;
 mod single_flight;
+mod transport;
 mod wire;
 
 pub use auth::credential::{Credential, Remote};
@@ -33,6 +34,7 @@ pub use ops::referrer_list::{Referrer, list_with};
 pub use ops::referrers::Listing;
 pub use settings::{Proxies, Settings};
 pub(crate) use single_flight::SingleFlight;
+pub use transport::{Sent, Wire, WireError};
 
 #[cfg(test)]
 mod tests;

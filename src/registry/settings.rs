@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use crate::metrics::Metrics;
 use crate::policy::HostPattern;
+use crate::registry::transport::Wire;
 
 /// How registries are spoken to.
 #[derive(Debug, Clone)]
@@ -38,6 +39,8 @@ pub struct Settings {
     pub proxies: Proxies,
     /// Host in a spec -> address to speak to instead, over plain HTTP.
     pub rewrite: HashMap<String, String>,
+    /// What stands in the place of the network; none: nothing does.
+    pub wire: Option<Wire>,
     /// Where requests are counted.
     pub metrics: Metrics,
 }
@@ -73,6 +76,7 @@ impl Default for Settings {
             registry_ca: Vec::new(),
             proxies: Proxies::default(),
             rewrite: HashMap::new(),
+            wire: None,
             metrics: Metrics::default(),
         }
     }

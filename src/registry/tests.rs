@@ -4,8 +4,9 @@ use std::fs;
 use std::path::Path;
 
 /// The parts, each of which knows only itself and those before it.
-const PARTS: [&str; 8] = [
+const PARTS: [&str; 9] = [
     "error",
+    "transport",
     "settings",
     "single_flight",
     "endpoint",

@@ -186,6 +186,7 @@ async fn inject_faults(mut call: Call) -> Option<Response> {
     let late = tokio::spawn(async move {
         let registry = call.registry.clone();
         tokio::select! {
+            biased;
             () = registry.held.wait(limit) => Some(dispatch(call).await),
             () = registry.stop.cancelled() => None,
         }

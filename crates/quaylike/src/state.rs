@@ -72,6 +72,7 @@ impl RegistryState {
     /// Parks a request where a gate stops it. False: its connection is to be cut.
     pub(super) async fn passes(&self, moment: Moment, entry: &LoggedRequest) -> bool {
         tokio::select! {
+            biased;
             through = self.gates.pass(moment, entry) => through,
             () = self.stop.cancelled() => false,
         }

@@ -205,6 +205,7 @@ impl Breaker {
                 shown = Some((waiting, guard));
             }
             tokio::select! {
+                biased;
                 () = sleep_until(wake.unwrap_or(now)), if wake.is_some() => {}
                 () = changed => {}
             }

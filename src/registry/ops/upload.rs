@@ -117,6 +117,7 @@ impl RegistryClient {
         let source = job.source();
         let open = self.open(&source, blob, 0, job.progress);
         let opened = tokio::select! {
+            biased;
             opened = open => opened,
             () = places.preempted() => Err(gives_way(&what)),
         };
@@ -229,6 +230,7 @@ impl RegistryClient {
             )));
         }
         let result = tokio::select! {
+            biased;
             result = self.transport().send(&mut request) => result,
             () = meter.stands_still(blob.size, self.transport().settings.read_timeout) => {
                 let message = format!("{what}: the upload stands still");

@@ -4,6 +4,17 @@
 
 use std::error::Error as StdError;
 
+use crate::registry::transport::WireError;
+
+/// Why a request that was sent has no answer.
+#[derive(Debug)]
+pub(crate) enum NoReply {
+    /// As the network had it; without its URL.
+    Network(reqwest::Error),
+    /// As what stands in its place had it.
+    Wire(WireError),
+}
+
 /// What kind of failure it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Broken {
@@ -19,8 +30,26 @@ pub(crate) enum Broken {
     Otherwise,
 }
 
+impl NoReply {
+    pub(crate) fn kind(&self) -> Broken {
+        match self {
+            Self::Network(error) => broken(error),
+            Self::Wire(WireError::NotConnected) => Broken::NotConnected,
+            Self::Wire(WireError::Closed | WireError::TimedOut) => Broken::Otherwise,
+        }
+    }
+
+    /// The cause that helps.
+    pub(crate) fn describe(&self) -> String {
+        match self {
+            Self::Network(error) => describe(error),
+            Self::Wire(error) => error.to_string(),
+        }
+    }
+}
+
 /// The kind of a failure, wherever in the chain of causes it says so.
-pub(crate) fn broken(error: &reqwest::Error) -> Broken {
+fn broken(error: &reqwest::Error) -> Broken {
     match cause(error) {
         Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented) => {
             Broken::Untrusted

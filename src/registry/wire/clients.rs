@@ -13,18 +13,19 @@ use std::time::Duration;
 use hyper_util::client::proxy::matcher::Matcher;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::redirect::Policy;
-use reqwest::{Client, ClientBuilder, NoProxy, Proxy, Url};
+use reqwest::{Client, ClientBuilder, Method, NoProxy, Proxy, Request, Response, Url};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls_platform_verifier::Verifier;
 
-use super::cause::describe;
+use super::cause::{NoReply, describe};
 use super::network::{Networks, Reach};
 use crate::files;
 use crate::registry::endpoint::address;
 use crate::registry::error::BuildError;
 use crate::registry::settings::{Proxies, Settings};
+use crate::registry::transport::Wire;
 
 /// How long a connection is kept unused: less than load balancers do (60 s and more), so that no write meets a closed one.
 const IDLE: Duration = Duration::from_secs(30);
@@ -53,17 +54,24 @@ pub(crate) enum AddressScope {
 #[error("it is at an internal address")]
 pub(crate) struct AddressForbidden;
 
+/// What requests are sent with.
+#[derive(Debug)]
+pub(crate) enum Pair {
+    Network(Box<NetworkPair>),
+    Wire(Wire),
+}
+
 /// Clients that differ in patience, and in what becomes of a request that is given up.
 #[derive(Debug)]
-pub(crate) struct Pair {
+pub(crate) struct NetworkPair {
     /// GET and HEAD: ends a read that stands still.
-    pub(crate) reads: Client,
+    reads: Client,
     /// Everything else but tag PUTs: an answer may be long in coming once a body was sent.
-    pub(crate) writes: Client,
+    writes: Client,
     /// PUTs of tags, which must not land long after they were given up. HTTP/1.1: one request in flight per connection, which is
     /// closed with a request that is given up; over HTTP/2 its bytes would stay in a connection that others go on using. And the
     /// kernel drops what nobody has acknowledged when the PUT's time is over, instead of sending it again for many minutes.
-    pub(crate) tags: Client,
+    tags: Client,
 }
 
 /// All pairs, made when they are first needed.
@@ -87,8 +95,15 @@ struct Recipe {
     put_timeout: Duration,
     proxies: Proxies,
     networks: Arc<Networks>,
-    /// For whatever has no CA of its own. The system's bundle is read once, not by each client.
-    tls: rustls::ClientConfig,
+    way: Way,
+}
+
+/// What is beyond a client.
+#[derive(Debug)]
+enum Way {
+    /// TLS for whatever has no CA of its own. The system's bundle is read once, not by each client.
+    Network(Box<rustls::ClientConfig>),
+    Wire(Wire),
 }
 
 /// Resolves names to the addresses that may be connected to.
@@ -131,7 +146,10 @@ impl Clients {
             put_timeout: settings.put_timeout,
             proxies: settings.proxies.clone(),
             networks: Arc::clone(networks),
-            tls: trusting(&[])?,
+            way: match &settings.wire {
+                Some(wire) => Way::Wire(wire.clone()),
+                None => Way::Network(Box::new(trusting(&[])?)),
+            },
         };
         let matcher = match &settings.proxies {
             Proxies::Environment => Matcher::from_system(),
@@ -199,6 +217,23 @@ impl Clients {
     }
 }
 
+impl Pair {
+    /// Sends a request; `prompt`: whether it is a tag PUT.
+    pub(crate) async fn send(&self, http: Request, prompt: bool) -> Result<Response, NoReply> {
+        let pair = match self {
+            Self::Network(pair) => pair,
+            Self::Wire(wire) => return wire.send(http).await.map_err(NoReply::Wire),
+        };
+        let client = match *http.method() {
+            Method::GET | Method::HEAD => &pair.reads,
+            _ if prompt => &pair.tags,
+            _ => &pair.writes,
+        };
+        let sent = client.execute(http).await;
+        sent.map_err(|error| NoReply::Network(error.without_url()))
+    }
+}
+
 impl Recipe {
     /// Connects to hosts themselves, whatever the environment says of proxies.
     fn direct(
@@ -235,10 +270,14 @@ impl Recipe {
         roots: &[CertificateDer<'static>],
         way: impl Fn(ClientBuilder) -> ClientBuilder,
     ) -> Result<Pair, BuildError> {
+        let own = match &self.way {
+            Way::Wire(wire) => return Ok(Pair::Wire(wire.clone())),
+            Way::Network(tls) => tls,
+        };
         let fails = |error: reqwest::Error| BuildError::Client(describe(&error.without_url()));
         // Sessions are resumed within a pair, and by no other.
         let mut tls = match roots {
-            [] => self.tls.clone(),
+            [] => (**own).clone(),
             roots => trusting(roots)?,
         };
         tls.resumption = rustls::client::Resumption::default();
@@ -274,14 +313,14 @@ impl Recipe {
             .connect_timeout(connect_timeout)
             .http1_only()
             .tcp_user_timeout(self.put_timeout);
-        Ok(Pair {
+        Ok(Pair::Network(Box::new(NetworkPair {
             reads: build(
                 patient().read_timeout(self.read_timeout),
                 &["h2", "http/1.1"],
             )?,
             writes: build(patient(), &["h2", "http/1.1"])?,
             tags: build(tags, &["http/1.1"])?,
-        })
+        })))
     }
 }
 

@@ -20,7 +20,7 @@ use reqwest::{Method, Request, Response, Url};
 use tokio::time::Instant;
 use url::Host;
 
-use super::cause::cause;
+use super::cause::{NoReply, cause};
 use super::clients::{AddressForbidden, AddressScope, Clients, Pair};
 use super::location::{is_like_a_manifest, is_like_a_registry, is_own_upload};
 use super::network::{Networks, Reach};
@@ -75,8 +75,8 @@ pub(crate) enum SendError {
     AddressForbidden { error: Error, sent: bool },
     /// A redirect that is not followed.
     Astray(&'static str),
-    /// The connection to `at` failed; the error is without its URL.
-    Broken { error: reqwest::Error, at: String },
+    /// The connection to `at` failed.
+    Broken { error: NoReply, at: String },
 }
 
 impl LedBy {
@@ -246,13 +246,8 @@ impl EgressPolicy {
         http: Request,
     ) -> Result<Response, SendError> {
         let registry = request.access.endpoint;
-        let client = match *http.method() {
-            Method::GET | Method::HEAD => &approved.pair.reads,
-            _ if request.prompt => &approved.pair.tags,
-            _ => &approved.pair.writes,
-        };
         let url = http.url().clone();
-        match client.execute(http).await {
+        match approved.pair.send(http, request.prompt).await {
             Ok(answer) => {
                 if registry.is_at(&url) {
                     let inner = !approved.proxied && self.is_from_inside(&answer);
@@ -260,14 +255,14 @@ impl EgressPolicy {
                 }
                 Ok(answer)
             }
-            Err(error) if cause::<AddressForbidden>(&error).is_some() => {
+            Err(NoReply::Network(error)) if cause::<AddressForbidden>(&error).is_some() => {
                 Err(SendError::AddressForbidden {
                     error: self.refusal(registry, led_by, &url, Problem::Internal),
                     sent: led_by == LedBy::Redirect,
                 })
             }
             Err(error) => Err(SendError::Broken {
-                error: error.without_url(),
+                error,
                 at: address(&url),
             }),
         }

@@ -14,7 +14,7 @@ use reqwest::{Response, Url, Version};
 use tokio::time::Instant;
 
 use super::answer::{Answer, secrets};
-use super::cause::{Broken, broken, describe};
+use super::cause::{Broken, NoReply};
 use super::classify::{
     Fate, Health, NoAnswer, Origin, Verdict, classify, classify_no_answer, needs_words, retry_after,
 };
@@ -360,12 +360,12 @@ fn unanswered(
 fn unreachable(
     request: &RegistryRequest<'_>,
     host: &Host,
-    error: &reqwest::Error,
+    error: &NoReply,
     at: &str,
 ) -> (NoAnswer, Error, String) {
-    let (what, cause) = (request.what, describe(error));
+    let (what, cause) = (request.what, error.describe());
     let useless = |error| (NoAnswer::Useless, error, String::new());
-    let why = match broken(error) {
+    let why = match error.kind() {
         Broken::Untrusted => {
             let name = at.trim_end_matches(":443");
             // What was given is trusted to sign others, and the server shows that very one.
