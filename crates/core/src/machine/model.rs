@@ -642,6 +642,7 @@ fn what_comes_between_a_save_and_its_answer_breaks_no_promise() {
         (ONE, &SPLIT),
         (ONE, &["split+replace+delete"]),
         (NEXT, &["split", "split+delete", "split+silent", "older"]),
+        (GROUP, &["split+immutable"]),
     ]);
     if deep() {
         let rest = "split".len();

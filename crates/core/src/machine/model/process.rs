@@ -740,7 +740,7 @@ impl World {
                     return self.answer(process, who, Answer::Landing(left));
                 }
                 self.enter(process, &write);
-                self.check_sent(&write);
+                self.check_sent(process, &write);
                 let put = self.land(&write);
                 let (float, now) = (self.float(who), moment(self.now));
                 process.log.change(|log| {
@@ -764,7 +764,7 @@ impl World {
             unreachable!("only writes are refused");
         };
         if answer != Answer::NotSent {
-            self.check_sent(&op.write(who, &tag, digest));
+            self.check_sent(process, &op.write(who, &tag, digest));
         }
         self.answer(process, who, answer);
     }
@@ -806,7 +806,7 @@ impl World {
         if !self.lacks(Mutation::NoFence) {
             self.enter(process, &write);
         }
-        self.check_sent(&write);
+        self.check_sent(process, &write);
         if landed {
             self.land(&write);
         } else {

@@ -7,7 +7,7 @@ use crate::machine::{DISPLACED_MAX, Latch, OnFailure, Phase, Pin, RESCUED_MAX, R
 
 use crate::steps::replay::Seen;
 
-use super::process::{SentAt, uid};
+use super::process::{Process, SentAt, uid};
 use super::setup::{Broken, Mutation};
 use super::world::{Who, World, Write};
 
@@ -86,7 +86,7 @@ impl World {
     }
 
     /// A tag write is sent: by the record as it is now.
-    pub fn check_sent(&mut self, write: &Write) {
+    pub fn check_sent(&mut self, process: &Process, write: &Write) {
         let request = self.objects[write.who.0].request.clone();
         let (index, tag) = (write.who.1, &write.tag);
         let float = &request.spec.images[index].float;
@@ -101,7 +101,7 @@ impl World {
         let taken_back = request.status.rollback && image.rollback.is_some();
         let newest = image.displaced.last().map(|pin| pin.digest);
         // A save that has landed stops steps only once it is answered. Where they moved the float, it is taken back all the same.
-        let sent = self.leader.sent.get(&write.who.0);
+        let sent = process.sent.get(&write.who.0);
         let unheard = sent.is_some_and(|sent| sent.at != SentAt::Way) && source;
         let may_move = request.is_committed(index)
             && if request.status.rollback && !unheard {
