@@ -9,7 +9,7 @@ use quaylike::{
 };
 use serde_json::{Value, json};
 
-use crate::testbed::ControlPlane;
+use crate::ground::alone;
 use crate::testbed::stage::{EVERYWHERE, Stage, condition, dockerconfig, phase, spec};
 
 const DOCKER: &str = "kubernetes.io/dockerconfigjson";
@@ -43,9 +43,7 @@ fn by(user: &str) -> Matcher {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn namespaces_never_act_with_each_others_rights_and_delay_nobody() {
-    let plane: &'static ControlPlane = Box::leak(Box::new(ControlPlane::start().await.unwrap()));
-    let crd = promotion_controller::api::crd_yaml();
-    plane.apply_crds(&crd).await.unwrap();
+    let (_turn, plane) = alone().await;
     let [with, without, apart] = [
         Stage::on(plane, "with").await,
         Stage::on(plane, "without").await,

@@ -9,8 +9,8 @@ use quaylike::{ImageSpec, Registry, Shape};
 use serde_json::Value;
 
 use crate::testbed::floats::{audited, put};
-use crate::testbed::stage::{Controller, LOOK, Stage, name_lease, phase, spec};
-use crate::testbed::{ControlPlane, Turn, Turns};
+use crate::testbed::stage::{Controller, LOOK, Stage, phase, spec};
+use crate::testbed::{ControlPlane, Turn, own_plane};
 
 /// A namespace, and a registry with both sources and floats.
 pub struct Ground {
@@ -20,19 +20,8 @@ pub struct Ground {
 
 /// A control plane that this test has to itself: it may be killed, and lose its definitions.
 pub async fn alone() -> (Turn, &'static ControlPlane) {
-    static PLANES: Turns = Turns::of(3);
-    let (turn, plane) = PLANES.take().await;
-    // As a test before this one that failed may have left it.
-    let serves = async {
-        let client = plane.client().unwrap();
-        client.apiserver_version().await.is_ok()
-    };
-    let serves = tokio::time::timeout(Duration::from_secs(5), serves).await;
-    if serves != Ok(true) {
-        plane.restart_apiserver().await.unwrap();
-    }
+    let (turn, plane) = own_plane().await;
     plane.apply_crds(&crd_yaml()).await.unwrap();
-    name_lease(plane, Value::Null).await;
     (turn, plane)
 }
 

@@ -11,6 +11,7 @@
 mod testbed;
 
 mod apply;
+mod chaos;
 mod chart;
 mod claims;
 mod clocks;

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use promotion_controller::api::crd_yaml;
 use promotion_controller::policy::Rules;
 use quaylike::{
     Action, Auth, AuthMode, Gate, GateSpec, ImageSpec, Matcher, Options, Registry, RequestKind,
@@ -14,10 +13,10 @@ use quaylike::{
 };
 use serde_json::{Value, json};
 
+use crate::ground::alone;
 use crate::testbed::stage::{EVERYWHERE, LOOK, Stage, condition, dockerconfig, phase, spec};
 use crate::testbed::{
-    ControlPlane, Distribution, DistributionOptions, Grant, Image, ImageKind, RegistryAuth,
-    TokenServer,
+    Distribution, DistributionOptions, Grant, Image, ImageKind, RegistryAuth, TokenServer,
 };
 
 const PASSWORD: &str = "controller-s3cret";
@@ -75,12 +74,6 @@ impl Files<'_> {
 
 fn rule(name: &str, namespace: &str, source: &str, float: &str) -> Value {
     json!({"name": name, "namespaces": [namespace], "sources": [source], "floats": [float]})
-}
-
-async fn own_plane() -> &'static ControlPlane {
-    let plane: &'static ControlPlane = Box::leak(Box::new(ControlPlane::start().await.unwrap()));
-    plane.apply_crds(&crd_yaml()).await.unwrap();
-    plane
 }
 
 /// A registry of which the controller has a credential, `reader` may pull all sources, and everybody may see nothing.
@@ -235,7 +228,7 @@ async fn own_pins_are_promoted_and_no_other_digest_of_the_repository_is() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_rule_names_is_promoted_for_its_namespaces_alone_and_no_other_repository_is_touched()
 {
-    let plane = own_plane().await;
+    let (_turn, plane) = alone().await;
     let (a, b) = (Stage::on(plane, "a").await, Stage::on(plane, "b").await);
     // The registry would let the controller do anything: only the rules are in the way.
     let tokens = Arc::new(TokenServer::start().unwrap());
@@ -645,7 +638,7 @@ fn before_read(registry: &Registry, repository: &str) -> Gate {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_beyond_the_limit_of_a_namespace_come_in_their_order_and_delay_no_other() {
-    let plane = own_plane().await;
+    let (_turn, plane) = alone().await;
     let (a, b) = (
         Stage::on(plane, "limit").await,
         Stage::on(plane, "other").await,

@@ -1,7 +1,7 @@
 //! What one namespace can take from another: nothing that it creates takes the controller past its memory limit, or more than
 //! doubles twice the time that another namespace's request takes.
 //!
-//! Each test has a control plane of its own, so that its controller may look at all namespaces.
+//! Each test has a control plane to itself, so that its controller may look at all namespaces.
 
 mod connections;
 mod manifests;
@@ -11,12 +11,12 @@ mod registries;
 use crate::testbed::PATIENCE;
 use std::time::{Duration, Instant};
 
-use promotion_controller::api::crd_yaml;
 use quaylike::{ImageSpec, Options, Registry, Shape};
 use serde_json::Value;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::testbed::ControlPlane;
+use crate::ground::alone;
+use crate::testbed::Turn;
 use crate::testbed::stage::{Controller, EVERYWHERE, Stage, phase, spec};
 
 const MIB: u64 = 1024 * 1024;
@@ -27,12 +27,9 @@ const IMAGES: usize = 6;
 /// So often a time is taken at most: a busy machine only adds to it, so that the best counts.
 const TRIES: usize = 16;
 
-/// Attacks at once: each takes all of a core that it can get.
-static ATTACKS: Semaphore = Semaphore::const_new(2);
-
 /// Two namespaces, and a registry that both use.
 struct Tenants {
-    _turn: SemaphorePermit<'static>,
+    _turn: (SemaphorePermit<'static>, Turn),
     evil: Stage,
     good: Stage,
     registry: Registry,
@@ -40,13 +37,15 @@ struct Tenants {
     sources: Registry,
 }
 
+/// Attacks at once: each takes all of a core that it can get.
+static ATTACKS: Semaphore = Semaphore::const_new(2);
+
 impl Tenants {
     async fn new() -> Self {
-        let turn = ATTACKS.acquire().await.unwrap();
-        let plane = Box::leak(Box::new(ControlPlane::start().await.unwrap()));
-        plane.apply_crds(&crd_yaml()).await.unwrap();
+        let attack = ATTACKS.acquire().await.unwrap();
+        let (turn, plane) = alone().await;
         Self {
-            _turn: turn,
+            _turn: (attack, turn),
             evil: Stage::on(plane, "evil").await,
             good: Stage::on(plane, "good").await,
             registry: Registry::start(Options::default()).await.unwrap(),

@@ -192,6 +192,20 @@ impl ControlPlane {
         Ok(())
     }
 
+    /// Ends the controllers of [`Self::start_controllers`].
+    pub fn stop_controllers(&self) {
+        *locked(&self.controllers) = None;
+    }
+
+    /// Whether the API server answers.
+    pub async fn serves(&self) -> bool {
+        let Ok(client) = self.client() else {
+            return false;
+        };
+        let asked = tokio::time::timeout(Duration::from_secs(5), client.apiserver_version());
+        matches!(asked.await, Ok(Ok(_)))
+    }
+
     /// Ends the processes and removes the data.
     pub async fn stop(self) -> Result<(), Error> {
         tokio::task::spawn_blocking(move || drop(self)).await?;

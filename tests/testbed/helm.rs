@@ -1,12 +1,11 @@
-//! Helm, as a person runs it, and a control plane that one test of charts at a time has to itself: what charts hold for the
-//! whole cluster exists once.
+//! Helm, as a person runs it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 
 use serde_json::Value;
 
-use super::{Binary, ControlPlane, RunDir, Turn, Turns, binary};
+use super::{Binary, ControlPlane, RunDir, binary};
 
 /// The chart's folder.
 pub fn chart() -> PathBuf {
@@ -15,12 +14,6 @@ pub fn chart() -> PathBuf {
 
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// A control plane without a definition and without a release, and the turn at it.
-pub async fn cluster() -> (Turn, &'static ControlPlane) {
-    static PLANES: Turns = Turns::of(2);
-    PLANES.take().await
 }
 
 /// Helm with a home of its own, at a cluster or at none.
@@ -148,19 +141,4 @@ pub async fn kubectl(plane: &ControlPlane, arguments: &[&str], input: &str) -> S
         words(&output)
     );
     String::from_utf8(output.stdout).unwrap()
-}
-
-/// Takes away what a release leaves, or a test that failed.
-pub async fn clear(plane: &ControlPlane) {
-    let kinds =
-        "validatingadmissionpolicybinding,validatingadmissionpolicy,clusterrolebinding,clusterrole";
-    let label = "app.kubernetes.io/name=promotion-controller";
-    kubectl(plane, &["delete", kinds, "-l", label], "").await;
-    let definition = [
-        "delete",
-        "--ignore-not-found",
-        "crd",
-        "promotionrequests.ci.openshift.io",
-    ];
-    kubectl(plane, &definition, "").await;
 }

@@ -62,4 +62,4 @@ pub use registry_client::{PulledManifest, RegistryClient};
 pub use run_dir::RunDir;
 pub use supervised::{Signal, Supervised};
 pub use tokens::{Grant, IssuedToken, Right, TokenServer};
-pub use turns::{Turn, Turns};
+pub use turns::{Turn, own_plane};

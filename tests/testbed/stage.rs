@@ -18,7 +18,7 @@ use quaylike::Gate;
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
-use super::{ControlPlane, RunDir, Signal, Supervised, Turn, Turns, shared};
+use super::{ControlPlane, RunDir, Signal, Supervised, Turn, own_plane, shared};
 
 /// How often a test looks.
 pub const LOOK: Duration = Duration::from_millis(20);
@@ -97,8 +97,7 @@ impl Stage {
 
     /// A namespace for controllers that elect a leader: the definition names its Lease. No other test has this control plane meanwhile.
     pub async fn elected(prefix: &str) -> Self {
-        static PLANES: Turns = Turns::of(3);
-        let (turn, plane) = PLANES.take().await;
+        let (turn, plane) = own_plane().await;
         plane.apply_crds(&crd_yaml()).await.unwrap();
         let stage = Self::on(plane, prefix).await;
         stage.rules().await;

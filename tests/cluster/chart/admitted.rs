@@ -2,9 +2,9 @@
 
 use serde_json::json;
 
-use crate::testbed::ControlPlane;
 use crate::testbed::chart_options::{every, least, most};
-use crate::testbed::helm::{Helm, clear, cluster, kubectl, objects, only, root};
+use crate::testbed::helm::{Helm, kubectl, objects, only, root};
+use crate::testbed::{ControlPlane, own_plane};
 
 /// Asks the API server whether it would take objects, unknown fields refused; nothing is kept.
 async fn taken(plane: &ControlPlane, manifests: &str) -> usize {
@@ -30,8 +30,7 @@ async fn namespaces(plane: &ControlPlane, names: &[&str]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_api_server_takes_every_object_of_every_option() {
-    let (_turn, plane) = cluster().await;
-    clear(plane).await;
+    let (_turn, plane) = own_plane().await;
     namespaces(plane, &["pc", "ci", "ocp"]).await;
     let helm = Helm::alone().await;
     let mut all = Vec::new();
@@ -48,7 +47,7 @@ async fn the_api_server_takes_every_object_of_every_option() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_pods_keep_to_the_restricted_standard() {
-    let (_turn, plane) = cluster().await;
+    let (_turn, plane) = own_plane().await;
     let namespace = plane.namespace("restricted").await.unwrap();
     let label = "pod-security.kubernetes.io/enforce=restricted";
     kubectl(plane, &["label", "namespace", &namespace, label], "").await;
@@ -74,8 +73,7 @@ async fn the_pods_keep_to_the_restricted_standard() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_api_server_takes_what_kustomize_makes_of_deploy() {
-    let (_turn, plane) = cluster().await;
-    clear(plane).await;
+    let (_turn, plane) = own_plane().await;
     namespaces(plane, &["promotion-controller", "ci"]).await;
     let folder = root().join("deploy");
     let built = kubectl(plane, &["kustomize", folder.to_str().unwrap()], "").await;

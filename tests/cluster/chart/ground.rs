@@ -14,7 +14,7 @@ use kube::api::{Api, PostParams};
 use quaylike::{Auth, AuthMode, ImageSpec, Registry, Shape, User};
 use serde_json::{Value, json};
 
-use crate::testbed::helm::{Helm, chart, clear, kubectl};
+use crate::testbed::helm::{Helm, chart, kubectl};
 use crate::testbed::stage::{LOOK, Stage, spec};
 use crate::testbed::{ControlPlane, RunDir, Supervised, free_port};
 
@@ -33,7 +33,6 @@ pub struct Ground {
 
 impl Ground {
     pub async fn new(plane: &'static ControlPlane) -> Self {
-        clear(plane).await;
         let users = ["robot", "own"].into_iter();
         let auth = users.fold(Auth::new(AuthMode::Bearer), |auth, name| {
             auth.user(
@@ -116,7 +115,6 @@ impl Ground {
         let namespace = &self.release.namespace;
         let arguments = ["uninstall", NAME, "-n", namespace];
         self.helm.ok(&arguments, &Value::Null).await;
-        clear(self.plane).await;
     }
 
     pub fn released<K>(&self) -> Api<K>

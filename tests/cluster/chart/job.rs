@@ -12,12 +12,13 @@ use serde_json::json;
 
 use super::ground::{Ground, NAME, PATIENCE, Pod};
 use crate::testbed::Signal;
-use crate::testbed::helm::{cluster, kubectl};
+use crate::testbed::helm::kubectl;
+use crate::testbed::own_plane;
 use crate::testbed::stage::{LOOK, condition, phase};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_the_rights_of_the_chart_the_controller_does_its_whole_job() {
-    let (_turn, plane) = cluster().await;
+    let (_turn, plane) = own_plane().await;
     let ground = Ground::new(plane).await;
     ground.install().await;
     let leader = ground.pod("pod-0").await;

@@ -9,9 +9,9 @@ use promotion_controller::api::{PromotionRequest, crd_yaml};
 use serde_json::{Value, json};
 
 use crate::testbed::chart_options::least;
-use crate::testbed::helm::{Helm, chart, clear, cluster, kubectl};
+use crate::testbed::helm::{Helm, chart, kubectl};
 use crate::testbed::stage::{LOOK, object, spec};
-use crate::testbed::{ControlPlane, RunDir};
+use crate::testbed::{ControlPlane, RunDir, own_plane};
 
 const DEFINITION: &str = "promotionrequests.ci.openshift.io";
 /// The next version of the chart, whose definition has one field more.
@@ -134,8 +134,7 @@ async fn nothing_takes_it_back(plane: &ControlPlane, helm: &Helm, namespace: &st
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_definition_goes_forward_with_the_chart_and_back_with_nothing() {
-    let (_turn, plane) = cluster().await;
-    clear(plane).await;
+    let (_turn, plane) = own_plane().await;
     let namespace = plane.namespace("release").await.unwrap();
     let helm = Helm::at(plane.kubeconfig()).await;
     let folder = RunDir::create("charts").unwrap();
@@ -224,13 +223,11 @@ async fn the_definition_goes_forward_with_the_chart_and_back_with_nothing() {
     helm.ok(&["uninstall", "pc", "-n", &namespace], &Value::Null)
         .await;
     assert_eq!(version(plane).await, NEXT);
-    clear(plane).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_definition_that_was_applied_by_hand_is_taken_over_when_helm_is_told_to() {
-    let (_turn, plane) = cluster().await;
-    clear(plane).await;
+    let (_turn, plane) = own_plane().await;
     plane.apply_crds(&crd_yaml()).await.unwrap();
     let namespace = plane.namespace("release").await.unwrap();
     let helm = Helm::at(plane.kubeconfig()).await;
@@ -255,7 +252,6 @@ async fn a_definition_that_was_applied_by_hand_is_taken_over_when_helm_is_told_t
     helm.ok(&["uninstall", "pc", "-n", &namespace], &Value::Null)
         .await;
     assert_eq!(version(plane).await, env!("CARGO_PKG_VERSION"));
-    clear(plane).await;
 }
 
 /// The Lease that the definition names.
@@ -266,8 +262,7 @@ async fn lease(plane: &ControlPlane) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_definition_is_given_to_another_installation_by_adopting_alone() {
-    let (_turn, plane) = cluster().await;
-    clear(plane).await;
+    let (_turn, plane) = own_plane().await;
     let namespace = plane.namespace("first").await.unwrap();
     let next = plane.namespace("next").await.unwrap();
     let helm = Helm::at(plane.kubeconfig()).await;
@@ -335,5 +330,4 @@ async fn the_definition_is_given_to_another_installation_by_adopting_alone() {
     assert_eq!(lease(plane).await, full(&next));
     helm.ok(&["uninstall", "pc", "-n", &next], &Value::Null)
         .await;
-    clear(plane).await;
 }

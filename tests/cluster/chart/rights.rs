@@ -11,7 +11,8 @@ use serde_json::json;
 
 use super::freezes;
 use super::ground::{Ground, NAME, PATIENCE};
-use crate::testbed::helm::{cluster, kubectl};
+use crate::testbed::helm::kubectl;
+use crate::testbed::own_plane;
 use crate::testbed::stage::LOOK;
 
 /// A right: verb, group, resource, and the name it is narrowed to.
@@ -347,7 +348,7 @@ fn as_set(rights: &[(&str, &str, &str, &str)]) -> BTreeSet<Right> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_the_api_the_controller_may_use_what_it_needs_and_nothing_else() {
-    let (_turn, plane) = cluster().await;
+    let (_turn, plane) = own_plane().await;
     let ground = Ground::new(plane).await;
     ground.install().await;
     let (_, images) = ground.request("f");

@@ -10,7 +10,7 @@ use promotion_controller::api::{
 use serde_json::{Value, json};
 
 use super::{DIGEST, FLOAT, object, refusal, served, spec, typed, untyped};
-use crate::testbed::ControlPlane;
+use crate::testbed::own_plane;
 
 fn time(second: i64) -> Time {
     Time(jiff::Timestamp::from_second(1_700_000_000 + second).unwrap())
@@ -454,9 +454,9 @@ fn newer_crd() -> String {
 
 #[tokio::test]
 async fn what_a_newer_version_noted_in_status_outlives_our_save() {
-    let plane = ControlPlane::start().await.unwrap();
+    let (_turn, plane) = own_plane().await;
     plane.apply_crds(&newer_crd()).await.unwrap();
-    let (api, raw) = (typed(&plane, "default"), untyped(&plane, "default"));
+    let (api, raw) = (typed(plane, "default"), untyped(plane, "default"));
     create(&api, "r").await;
 
     let newer = |text: &str| json!({"text": text, "list": [3, 1, 2]});
@@ -492,7 +492,6 @@ async fn what_a_newer_version_noted_in_status_outlives_our_save() {
     let displaced = image["displaced"].as_array_mut().unwrap();
     displaced.push(serde_json::to_value(pin(20_240_101_000_003)).unwrap());
     assert_eq!(raw.get("r").await.unwrap().data["status"], status);
-    plane.stop().await.unwrap();
 }
 
 #[tokio::test]

@@ -5,16 +5,6 @@
 //!
 //! A run lasts `CHAOS_SECONDS` (30), then until every request has ended; `CHAOS_SEED` repeats the choices of a run.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::too_many_lines,
-    reason = "a test that meets an error has failed, and tables are long"
-)]
-
-#[path = "../testbed/mod.rs"]
-mod testbed;
-
 mod adversary;
 mod collected;
 mod crash;
