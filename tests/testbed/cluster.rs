@@ -1,6 +1,7 @@
 //! What tests do with a control plane: clients, namespaces, definitions, service accounts, kubectl.
 //!
-//! A client belongs to the runtime it was made under, so each test makes its own; that costs no request.
+//! A client belongs to the runtime it was made under, so each test has its own, for all it asks: a connection costs more than most
+//! requests.
 
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
@@ -12,6 +13,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::runtime::{conditions, wait::await_condition};
 use tokio::io::AsyncWriteExt as _;
+use tokio::runtime::Handle;
 
 use super::net::install_tls;
 use super::{Binary, ControlPlane, Error, binary};
@@ -50,10 +52,17 @@ impl ControlPlane {
         self.client_for(self.admin_token())
     }
 
-    /// A client of whoever holds `token`, bound to the current runtime.
+    /// The client of whoever holds `token`, bound to the current runtime.
     pub fn client_for(&self, token: &str) -> Result<kube::Client, Error> {
+        let key = (Handle::current().id(), token.to_owned());
+        let mut clients = self.clients.lock();
+        if let Some(client) = clients.get(&key) {
+            return Ok(client.clone());
+        }
         install_tls();
-        Ok(kube::Client::try_from(self.config_for(token)?)?)
+        let client = kube::Client::try_from(self.config_for(token)?)?;
+        clients.insert(key, client.clone());
+        Ok(client)
     }
 
     /// The administrator's kubeconfig file.
