@@ -4,4 +4,6 @@
 //! killed, and the request deleted, while the PUT is on the wire.
 
 mod leases;
+mod path;
+mod proxy;
 mod takeover;

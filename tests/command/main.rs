@@ -17,7 +17,6 @@ mod convert;
 mod dialect;
 mod distribution;
 mod files;
-mod late;
 mod memory;
 mod packages;
 mod preview;

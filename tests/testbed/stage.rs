@@ -21,7 +21,7 @@ use tokio::sync::OnceCell;
 use super::{ControlPlane, RunDir, Signal, Supervised, Turn, own_plane, shared};
 
 /// How often a test looks.
-pub const LOOK: Duration = Duration::from_millis(20);
+pub const LOOK: Duration = Duration::from_millis(50);
 
 /// An argument for [`Stage::controller`]: all namespaces, which wants a control plane of the test's own.
 pub const EVERYWHERE: &str = "everywhere";

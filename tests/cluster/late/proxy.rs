@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-use super::Two;
+use super::path::Two;
 use crate::testbed::stage::LOOK;
 
 /// The registry's name; the proxy knows where it is.
