@@ -105,7 +105,7 @@ pub async fn run(report: &mut Report) {
         if quick { 1 } else { RUNS }
     ));
     method(&format!(
-        "`promote` saves its state eight times, each time synced to the disk before it goes on; the plain loop saves nothing. Such a save of \
+        "`promote` syncs its state to the disk five times, each time before it goes on; the plain loop saves nothing. Such a save of \
          20 kB took {:.1} ms just now, the median of 21.",
         save().as_secs_f64() * 1000.0
     ));

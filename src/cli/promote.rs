@@ -99,13 +99,14 @@ pub(super) async fn run(args: PromoteArgs) -> ExitCode {
         Err(message) => return bad_input(&message),
     };
     let Run {
+        // Outlives the engine, which writes there at the end.
+        temporary,
         engine,
         registry,
         keyring,
         keys,
         updates,
         stand_ins,
-        temporary,
     } = run;
     let mut stop = Box::pin(signalled());
     let before = engine.store().objects();

@@ -1,7 +1,8 @@
 //! Requests in a file, with their status in another one next to it.
 //!
-//! The requests are the documents of a YAML file, in their order. The state file is replaced atomically and fsynced at every
-//! save, and locked by whoever uses it. An object is matched to its state by name and by a hash of its spec (without the
+//! The requests are the documents of a YAML file, in their order. The state file is locked by whoever uses it, and replaced atomically and
+//! fsynced at every save that a tag write may rely on, with all saves before it; others wait for the next one, or for the end. A crash
+//! before then is one before those saves: nobody but this process saw them, and none of its tag writes came after them. An object is matched to its state by name and by a hash of its spec (without the
 //! fields that may change), so that a state never speaks of another promotion. Whatever is saved or published is also sent to whoever
 //! shows it.
 
@@ -60,6 +61,8 @@ struct Inner {
     version: u64,
     saved_at: Option<Timestamp>,
     quiet: Duration,
+    /// There is more than the file has.
+    ahead: bool,
 }
 
 /// A place in the order of requests.
@@ -73,7 +76,7 @@ enum Slot {
 impl FileStore {
     /// The requests of `objects` with the state at `state`, if there is one; `settle` is how long a tag write may take to show, `late` how
     /// long one that was not answered may take to land.
-    /// Beside the store comes everything that will be saved or published. The state was written once when this returns: it can be.
+    /// Beside the store comes everything that will be saved or published.
     ///
     /// # Errors
     /// Where the state is in use, cannot be read or written, or belongs to other requests, or a float cannot be promoted any more.
@@ -90,7 +93,9 @@ impl FileStore {
         let mut inner = Inner::of(objects, old, place.path())?;
         inner.quiet = quiet;
         inner.renew(place.path())?;
-        place.replace(&inner.state())?;
+        if inner.objects.values().any(is_relied_on) {
+            inner.write(&place)?;
+        }
         let (updates, receiver) = mpsc::unbounded_channel();
         let store = Self {
             place,
@@ -165,6 +170,7 @@ impl Inner {
             version: 0,
             saved_at: old.saved_at,
             quiet: Duration::ZERO,
+            ahead: true,
         };
         inner
             .adopt(objects, old)
@@ -251,6 +257,13 @@ impl Inner {
         Ok(())
     }
 
+    /// Writes down all that there is.
+    fn write(&mut self, place: &StatePath) -> Result<(), FileError> {
+        place.replace(&self.state())?;
+        self.ahead = false;
+        Ok(())
+    }
+
     fn state(&self) -> StateFile {
         let entry = |slot: &Slot| match slot {
             Slot::Document(key) => self.objects.get(key).map(SavedRequest::of),
@@ -258,6 +271,12 @@ impl Inner {
         };
         StateFile::new(self.saved_at, self.slots.iter().filter_map(entry).collect())
     }
+}
+
+/// Whether a tag write may rely on what is recorded: a source is, before the first step that writes. What has ended stays so, too.
+fn is_relied_on(object: &PromotionRequest) -> bool {
+    let images = object.status.iter().flat_map(|status| &status.images);
+    object.is_finished() || images.into_iter().any(|image| image.source.is_some())
 }
 
 /// A state that does not go with the requests.
@@ -285,6 +304,18 @@ fn note_begun(
     }
 }
 
+impl Drop for FileStore {
+    /// What was recorded last is to be seen there, also where nothing relied on it.
+    fn drop(&mut self) {
+        let inner = self.inner.get_mut();
+        if inner.ahead
+            && let Err(error) = inner.write(&self.place)
+        {
+            tracing::warn!("{error}");
+        }
+    }
+}
+
 impl Store for FileStore {
     async fn load(&self, key: &Key) -> Result<Option<PromotionRequest>, StoreError> {
         Ok(self.lock().objects.get(key).cloned())
@@ -305,8 +336,14 @@ impl Store for FileStore {
         saved.metadata.resource_version = Some(inner.version.to_string());
         let before = inner.objects.insert(key.clone(), saved.clone());
         inner.saved_at = Some(Timestamp::now());
+        inner.ahead = true;
         // Under the lock: a few hundred kilobytes, and the order of the files on disk must be that of the saves.
-        if let Err(error) = self.place.replace(&inner.state()) {
+        let written = if is_relied_on(&saved) {
+            inner.write(&self.place)
+        } else {
+            Ok(())
+        };
+        if let Err(error) = written {
             if let Some(before) = before {
                 inner.objects.insert(key.clone(), before);
             }

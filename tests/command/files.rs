@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use promotion_controller::api::PromotionRequest;
 use promotion_controller::registry::Keyring;
 use promotion_controller::store::Store as _;
 use promotion_controller::store::file::{FileStore, read_requests};
@@ -173,6 +174,51 @@ fn depth_aliases_and_length_of_a_file_cost_no_more_than_its_size() {
     }
     let took = began.elapsed();
     assert!(took < Duration::from_mins(1), "{took:?}");
+}
+
+#[tokio::test]
+async fn what_no_tag_write_relies_on_is_written_with_what_one_does_or_at_the_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.state.yaml");
+    let written = || std::fs::read_to_string(&path).unwrap_or_default();
+    let objects = || {
+        ["one", "two"].map(|name| {
+            let float = format!("docker.io/x:{name}");
+            object(name, &spec(&[("docker.io/src:t", &float)]))
+        })
+    };
+    let open = || {
+        let (settle, late) = (Duration::ZERO, Duration::ZERO);
+        FileStore::open(objects().into(), &path, Keyring::anonymous(), settle, late).unwrap()
+    };
+    let claimed = |object: &PromotionRequest| {
+        let mut object = object.clone();
+        let status = object.status.get_or_insert_default();
+        status.start_time = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+        object
+    };
+    let (store, _updates) = open();
+    let [one, two] = [0, 1].map(|n| claimed(&store.objects()[n]));
+    let mut one = store.save(&one).await.unwrap();
+    assert_eq!(written(), "", "before a source is recorded");
+    let image = json!([{
+        "float": one.spec.images[0].float, "phase": "Pending", "attempts": 1,
+        "source": {"digest": crate::testbed::scripted::digest(b"source")},
+    }]);
+    one.status.as_mut().unwrap().images = serde_json::from_value(image).unwrap();
+    store.save(&one).await.unwrap();
+    let first = written();
+    assert!(
+        first.contains("startTime") && first.contains("attempts: 1"),
+        "{first}"
+    );
+    store.save(&two).await.unwrap();
+    assert_eq!(written(), first);
+    drop(store);
+    assert_eq!(written().matches("startTime").count(), 2, "{}", written());
+    // What is relied on is there before a run begins on it.
+    let (_store, _updates) = open();
+    assert!(written().contains("attempts: 1"));
 }
 
 /// Written when `docker.io/x` was another repository than `docker.io/library/x`: its requests are the same, their floats one.
