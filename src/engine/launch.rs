@@ -119,6 +119,7 @@ impl<S: Store> Engine<S> {
             cancel: handle.cancel.clone(),
             progress: Arc::clone(&handle.progress),
             read: Mutex::default(),
+            ahead: Mutex::default(),
         })
     }
 

@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::leadership::{Leadership, WRITE_MAX};
 use super::memory::Memory;
@@ -63,6 +64,8 @@ pub(super) struct Operation {
     pub progress: Arc<Progress>,
     /// When what was read last was asked for, and when it was answered.
     pub read: Mutex<Option<(Moment, Moment)>>,
+    /// Labels that are read beside the pins.
+    pub ahead: Mutex<Option<AbortOnDropHandle<()>>>,
 }
 
 /// How referrers are listed in the float's repository.
@@ -179,7 +182,13 @@ impl StepIo for Operation {
     async fn held(&self, digest: Digest) -> Flow<Option<Manifest>> {
         let (registry, push) = (&self.tools.registry, self.push()?);
         let held = registry.get_cached(self.repository(), digest, &push, &self.progress);
-        self.read(held).await
+        let held = self.read(held).await?;
+        if self.step.pins_displaced()
+            && let Some(manifest) = &held
+        {
+            self.read_labels_ahead(manifest, push);
+        }
+        Ok(held)
     }
 
     async fn labels(&self, manifest: &Manifest) -> Flow<TagLabels> {
@@ -194,7 +203,8 @@ impl StepIo for Operation {
         let kept = (!manifest.is_large()).then(|| manifest.clone());
         let from = pull.at(&self.spec.source.repository);
         let to = push.at(self.repository());
-        let copy = self.tools.registry.copy(from, manifest, to, &self.progress);
+        let registry = &self.tools.registry;
+        let copy = registry.copy_labelled(from, manifest, to, &self.progress);
         self.read(copy).await?;
         Ok(kept)
     }

@@ -51,6 +51,7 @@ pub async fn forecast(
         cancel: CancellationToken::new(),
         progress: Arc::clone(progress),
         read: Mutex::default(),
+        ahead: Mutex::default(),
     };
     match Box::pin(operation.run()).await {
         Outcome::Forecast(forecast) => Ok(*forecast),

@@ -124,6 +124,7 @@ impl Staging {
             cancel: self.cancel.clone(),
             progress: Arc::clone(progress),
             read: Mutex::default(),
+            ahead: Mutex::default(),
         }
     }
 }

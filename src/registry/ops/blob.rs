@@ -85,7 +85,6 @@ impl RegistryClient {
     }
 
     async fn mount(&self, job: &Job<'_>, blob: Blob) -> Result<Mount, Error> {
-        let what = named(job.to.repository, blob.digest);
         let access = Access {
             also: Some(job.from.repository),
             ..job.target()
@@ -100,12 +99,24 @@ impl RegistryClient {
             Ok(_) | Err(Failure::Refused(_)) => return Ok(Mount::Declined),
             Err(failure) => return Err(failure.into()),
         }
+        let mount = self.send_mount(job, &access, blob);
+        let (mounted, ()) = futures::join!(mount, self.read_labels_ahead(job, blob));
+        mounted
+    }
+
+    async fn send_mount(
+        &self,
+        job: &Job<'_>,
+        access: &Access<'_>,
+        blob: Blob,
+    ) -> Result<Mount, Error> {
+        let what = named(job.to.repository, blob.digest);
         for _ in 0..=RESTARTS_MAX {
-            let mut url = uploads_url(&access);
+            let mut url = uploads_url(access);
             url.query_pairs_mut()
                 .append_pair("mount", &blob.digest.to_string())
                 .append_pair("from", job.from.repository.path());
-            let mut request = self.blob_request(Method::POST, url, &what, &access, job.progress);
+            let mut request = self.blob_request(Method::POST, url, &what, access, job.progress);
             let reply = match self.transport().send(&mut request).await {
                 Ok(reply) => reply,
                 Err(Failure::OutcomeUnknown(_)) if self.has_blob(job, blob).await? => {
@@ -121,7 +132,7 @@ impl RegistryClient {
             return Ok(match reply.status() {
                 StatusCode::CREATED => Mount::Mounted,
                 StatusCode::ACCEPTED => self
-                    .location(&reply, &access, &what)
+                    .location(&reply, access, &what)
                     .map_or(Mount::Declined, Mount::Session),
                 _ => Mount::Declined,
             });

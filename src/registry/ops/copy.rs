@@ -54,6 +54,8 @@ struct Walk<'a> {
     registry: &'a RegistryClient,
     job: &'a Job<'a>,
     top: Digest,
+    /// The manifest whose labels are read first, as far as is known.
+    first: Digest,
     plan: Plan,
     blobs: HashSet<Digest>,
     children: HashSet<Digest>,
@@ -70,9 +72,9 @@ impl Walk<'_> {
         );
         let read = |manifest: &Manifest, what: &str| {
             let config = manifest.config().map(|config| config.digest);
-            Ok((manifest.parts(what)?, config))
+            Ok((manifest.parts(what)?, config, manifest.annotated()))
         };
-        let (parts, config) = if manifest.is_large() {
+        let (parts, config, annotated) = if manifest.is_large() {
             let manifest = manifest.clone();
             let reserve = &self.registry.0.reserve;
             reserve.compute(move || read(&manifest, &what)).await?
@@ -86,6 +88,13 @@ impl Walk<'_> {
         let mut configs = self.job.configs.lock();
         configs.extend(config);
         drop(configs);
+        if self.job.labelled && manifest.digest == self.first {
+            match parts.children.first() {
+                Some(child) => self.first = *child,
+                None if annotated.is_complete() => {}
+                None => *self.job.first_config.lock() = config,
+            }
+        }
         let blobs = parts.blobs.into_iter();
         let new = blobs.filter(|blob| self.blobs.insert(blob.digest));
         self.plan.blobs.extend(new);
@@ -127,7 +136,32 @@ impl RegistryClient {
         to: Remote<'_>,
         progress: &Progress,
     ) -> Result<(), Error> {
-        let job = self.job(from, to, progress)?;
+        self.carry_out(self.job(from, to, progress)?, manifest)
+            .await
+    }
+
+    /// The same of an image whose labels will be asked for in its new repository: they are read while its config is mounted.
+    ///
+    /// # Errors
+    /// As [`RegistryClient::copy`].
+    pub async fn copy_labelled(
+        &self,
+        from: Remote<'_>,
+        manifest: impl Borrow<Manifest> + Send,
+        to: Remote<'_>,
+        progress: &Progress,
+    ) -> Result<(), Error> {
+        let mut job = self.job(from, to, progress)?;
+        job.labelled = true;
+        self.carry_out(job, manifest).await
+    }
+
+    async fn carry_out(
+        &self,
+        job: Job<'_>,
+        manifest: impl Borrow<Manifest> + Send,
+    ) -> Result<(), Error> {
+        let (from, to, progress) = (job.from, job.to, job.progress);
         let top = manifest.borrow();
         if from.repository == to.repository
             && !self.takes_sparse(&job.target(), top, progress).await?
@@ -180,6 +214,8 @@ impl RegistryClient {
             mounts: AtomicBool::new(from.repository.host() == to.repository.host()),
             writes: true,
             configs: Mutex::default(),
+            labelled: false,
+            first_config: Mutex::default(),
         })
     }
 
@@ -189,6 +225,7 @@ impl RegistryClient {
             registry: self,
             job,
             top: top.digest,
+            first: top.digest,
             plan: Plan::default(),
             blobs: HashSet::new(),
             children: HashSet::new(),

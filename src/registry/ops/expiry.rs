@@ -153,7 +153,7 @@ impl RegistryClient {
             return Ok(LabelValues::default());
         };
         let annotated = manifest.annotated();
-        if annotated.expires_after.is_some() && annotated.immutable.is_some() {
+        if annotated.is_complete() {
             return Ok(annotated);
         }
         let access = Access::new(
@@ -171,6 +171,19 @@ impl RegistryClient {
         let written = written_in(&bytes);
         self.0.labels.insert(key, written.clone());
         Ok(annotated.or(written))
+    }
+
+    /// Reads the config whose labels will be asked for first, while it is being mounted from there.
+    pub(crate) async fn read_labels_ahead(&self, job: &Job<'_>, blob: Blob) {
+        let key = job.blob_key(blob.digest);
+        let wanted = *job.first_config.lock() == Some(blob.digest);
+        if wanted
+            && self.is_quay(&job.target())
+            && !self.0.labels.contains_key(&key)
+            && let Ok(bytes) = self.read_config(&job.source(), blob, job.progress).await
+        {
+            self.0.labels.insert(key, written_in(&bytes));
+        }
     }
 
     async fn read_config(

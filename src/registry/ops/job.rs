@@ -26,6 +26,10 @@ pub(crate) struct Job<'a> {
     pub(crate) mounts: AtomicBool,
     /// The configs whose labels count for the tags of this image.
     pub(crate) configs: Mutex<HashSet<Digest>>,
+    /// Whether its labels will be asked for.
+    pub(crate) labelled: bool,
+    /// Of the configs, the one that is read first for them.
+    pub(crate) first_config: Mutex<Option<Digest>>,
 }
 
 impl Job<'_> {

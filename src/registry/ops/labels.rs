@@ -79,6 +79,11 @@ impl LabelValues {
         }
     }
 
+    /// Whether nothing else can add to them.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.expires_after.is_some() && self.immutable.is_some()
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         *self == Self::default()
     }

@@ -41,6 +41,31 @@ impl Step {
         }
     }
 
+    /// How many tag writes may follow a look of it at once.
+    #[must_use]
+    pub const fn writes_after_look(self) -> u32 {
+        match self {
+            Self::Resolve | Self::Confirm | Self::Verify => 0,
+            Self::Stage | Self::Latch | Self::Post | Self::RollBack => 1,
+            Self::BackUp => 2,
+        }
+    }
+
+    /// Whether it pins what the float is on, whose labels it then asks for.
+    #[must_use]
+    pub const fn pins_displaced(self) -> bool {
+        match self {
+            Self::BackUp => true,
+            Self::Resolve
+            | Self::Stage
+            | Self::Confirm
+            | Self::Latch
+            | Self::Post
+            | Self::Verify
+            | Self::RollBack => false,
+        }
+    }
+
     /// Whether what it finds is the last word on a float, so that no write may land there any more when it begins.
     #[must_use]
     pub const fn is_final(self) -> bool {
