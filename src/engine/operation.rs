@@ -85,7 +85,11 @@ impl Operation {
                 let forecast = Box::pin(self.forecast()).await;
                 forecast.unwrap_or_else(|outcome| outcome)
             }
-            Mode::Promote => self.work().run(self.step).await,
+            Mode::Promote => {
+                let outcome = self.work().run(self.step).await;
+                self.progress.end_puts();
+                outcome
+            }
         }
     }
 
@@ -164,7 +168,8 @@ impl StepIo for Operation {
 
     async fn look(&self, tag: &Tag) -> Flow<Option<Manifest>> {
         let (registry, push) = (&self.tools.registry, self.push()?);
-        let look = registry.get_authoritative(self.repository(), tag, &push, &self.progress);
+        let (repository, puts) = (self.repository(), self.step.writes_after_look());
+        let look = registry.get_before_puts(repository, tag, puts, &push, &self.progress);
         self.read(look).await
     }
 

@@ -38,9 +38,13 @@ async fn look(client: &RegistryClient, host: &Registry, times: usize) -> Duratio
         Credential::anonymous(),
         tag("x"),
     );
-    let progress = Progress::default();
     let start = Instant::now();
-    let looks = (0..times).map(|_| client.get_authoritative(&target, &name, &none, &progress));
+    // Each could be followed by a tag PUT, which then does not come.
+    let looks = (0..times).map(async |_| {
+        let progress = Progress::default();
+        let look = client.get_before_puts(&target, &name, 1, &none, &progress);
+        look.await
+    });
     for found in join_all(looks).await {
         assert!(found.unwrap().is_some());
     }

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use super::breaker::{BadAnswer, Breaker, BreakerPermit};
 use super::limits::{Lane, Limit, Limits, Zone};
+use super::paid::PaidPuts;
 use super::progress::Progress;
 use super::queue::{HostQueue, Permit, Want};
 use crate::machine::Reason;
@@ -80,12 +81,15 @@ impl<'a> Caller<'a> {
         }
     }
 
-    pub(crate) fn want(&self, places: usize, paced: Option<Zone>, prompt: bool) -> Want {
+    /// Places and pacing for it.
+    pub(crate) fn want(&self, places: usize, paced: Option<Zone>) -> Want {
         Want {
             flow: self.progress.flow(),
             places,
             paced,
-            prompt,
+            prompt: false,
+            puts: 0,
+            paid: false,
         }
     }
 }
@@ -99,6 +103,8 @@ pub(crate) struct Needs {
     pub(crate) placed: bool,
     /// Whether it is a tag PUT: it goes first and is paced afterwards.
     pub(crate) prompt: bool,
+    /// How many tag PUTs may follow its answer at once.
+    pub(crate) puts: u32,
 }
 
 /// A request's place and pacing; the place is given back when dropped.
@@ -116,6 +122,11 @@ impl HostPermit {
     pub(crate) fn refund(self) {
         self.own.refund();
         self.host.refund();
+    }
+
+    /// It was answered: the tokens of the tag PUTs that may follow.
+    pub(crate) fn answered(&mut self) -> Option<PaidPuts> {
+        Permit::answered(&mut self.own, &mut self.host)
     }
 }
 
@@ -186,20 +197,35 @@ impl Host {
     /// Waits for a place and the pacing for one request.
     pub(crate) async fn acquire(&self, needs: Needs, caller: Caller<'_>) -> HostPermit {
         let token = if needs.lane == Lane::Tokens {
-            let want = caller.want(1, Some(needs.lane.zone()), needs.prompt);
+            let want = caller.want(1, Some(needs.lane.zone()));
             Some(self.tokens.acquire(want).await)
         } else {
             None
         };
         let placed = needs.placed || token.is_some();
         let zone = Some(needs.lane.zone());
-        let want = caller.want(usize::from(!placed), zone, needs.prompt);
-        let own = self.share_of(caller.credential).queue.acquire(want).await;
-        HostPermit {
-            own,
+        let own = Arc::clone(&self.share_of(caller.credential).queue);
+        let paid = if needs.prompt {
+            caller.progress.take_paid([&*own, &*self.queue])
+        } else {
+            None
+        };
+        let want = Want {
+            prompt: needs.prompt,
+            puts: needs.puts,
+            paid: paid.is_some(),
+            ..caller.want(usize::from(!placed), zone)
+        };
+        let mut permit = HostPermit {
+            own: own.acquire(want).await,
             host: self.queue.acquire(want).await,
             _token: token,
+        };
+        if let Some([own, host]) = paid {
+            permit.own.paid_at(own);
+            permit.host.paid_at(host);
         }
+        permit
     }
 
     /// The host gave a useful answer.
@@ -213,8 +239,9 @@ impl Host {
         if back.host {
             self.restart();
         }
-        share.queue.served(limit);
-        self.queue.served(limit);
+        // What holds up a credential alone would hold it up at the host next.
+        let wanted = share.queue.served(limit, false);
+        self.queue.served(limit, wanted);
     }
 
     /// The host limits the rate of a credential, which slows down; so does everybody if credentials of other namespaces hit a limit too.

@@ -138,7 +138,7 @@ impl Hosts {
         'anew: loop {
             let mut places = StreamPlaces(Vec::with_capacity(queues.len()));
             for (queue, ends, name) in &queues {
-                let want = pusher.want(*ends, None, false);
+                let want = pusher.want(*ends, None);
                 let permit = queue.acquire_stream(want, name, pusher.progress);
                 let permit = if places.0.is_empty() {
                     permit.await

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Each answer raises the rate by this part of it: from 40 to 1000 within sixty answers.
-const GROWTH: f64 = 0.06;
+/// Each answer raises the rate by this part of it: from 40 to 1000 within seventy answers.
+const GROWTH: f64 = 0.05;
 /// How long the rate is halved. What a bucket took beyond its rate has run out of it by then; longer would waste what a fast one gives.
 const SLOW_FOR: Duration = Duration::from_millis(300);
 /// So many 429s of requests sent at the halved rate halve it again: one may be due to a bucket that is still full.
@@ -153,7 +153,7 @@ impl LearntRate {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -173,7 +173,7 @@ mod tests {
     fn it_grows_only_while_requests_wait_for_it_and_up_to_the_most() {
         let (mut rate, now) = (LearntRate::new(40, 1000), Instant::now());
         near(served(&mut rate, now, 1000, false), 40.0);
-        near(served(&mut rate, now, 1, true), 42.4);
+        near(served(&mut rate, now, 1, true), 42.0);
         near(served(&mut rate, now, 100, true), 1000.0);
         let mut fixed = LearntRate::new(40, 40);
         near(served(&mut fixed, now, 100, true), 40.0);
@@ -258,7 +258,7 @@ mod tests {
     }
 
     /// A leaky bucket as nginx has it.
-    struct Bucket {
+    pub(in crate::registry::host) struct Bucket {
         rate: f64,
         burst: f64,
         level: f64,
@@ -266,7 +266,16 @@ mod tests {
     }
 
     impl Bucket {
-        fn admits(&mut self, at: Duration) -> bool {
+        pub(in crate::registry::host) fn new(rate: f64, burst: f64) -> Self {
+            Self {
+                rate,
+                burst,
+                level: -1.0,
+                at: Duration::ZERO,
+            }
+        }
+
+        pub(in crate::registry::host) fn admits(&mut self, at: Duration) -> bool {
             let level = self.level - at.saturating_sub(self.at).as_secs_f64() * self.rate;
             let level = level.max(-1.0) + 1.0;
             if level <= self.burst {
@@ -279,12 +288,7 @@ mod tests {
     /// How long so many requests take, one after another at the rate that is learnt and answered at once, and how many are refused.
     fn learn(limit: f64, burst: f64, requests: usize) -> (Duration, usize) {
         let (mut rate, start) = (LearntRate::new(40, 1000), Instant::now());
-        let mut bucket = Bucket {
-            rate: limit,
-            burst,
-            level: -1.0,
-            at: Duration::ZERO,
-        };
+        let mut bucket = Bucket::new(limit, burst);
         let (mut at, mut served, mut refused) = (Duration::ZERO, 0, 0);
         while served < requests {
             at += Duration::from_secs_f64(1.0 / rate.at(start + at));

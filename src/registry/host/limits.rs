@@ -37,6 +37,9 @@ pub(crate) struct Limit {
     pub(crate) prompt: bool,
 }
 
+/// How often each bucket was slowed: by zone, and in each by protocol.
+pub(crate) type Slowings = [[u64; 2]; 2];
+
 /// How many requests a second there may be in each zone.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rates {

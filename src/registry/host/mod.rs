@@ -5,10 +5,13 @@ pub(crate) mod breaker;
 pub(crate) mod hosts;
 mod learnt_rate;
 pub(crate) mod limits;
+pub(crate) mod paid;
 pub(crate) mod progress;
 pub(crate) mod queue;
 pub(crate) mod reserve;
 pub(crate) mod token_bucket;
 
+#[cfg(test)]
+mod simulated;
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
-use super::limits::FlowKey;
+use super::limits::{FlowKey, Slowings};
+use super::paid::{Giver, PaidPuts};
 use super::reserve::{Hold, Reservation, Reserve};
 use crate::machine::Reason;
 use crate::registry::error::Error;
@@ -34,6 +35,8 @@ struct State {
     reservation: Mutex<Weak<Reservation>>,
     /// It waits for one.
     reserving: tokio::sync::Mutex<()>,
+    /// The tokens of the tag PUTs that may follow its last look.
+    paid: Mutex<Option<PaidPuts>>,
 }
 
 /// What an operation waits for, and until when.
@@ -101,6 +104,25 @@ impl Progress {
     /// Whether it holds large manifests, for which others wait.
     pub(crate) fn is_reserved(&self) -> bool {
         self.reservation().is_some()
+    }
+
+    /// The tag PUTs that may follow what was answered have their tokens, if any may; those of the look before are others'.
+    pub(crate) fn pay(&self, paid: Option<PaidPuts>) {
+        if paid.is_some() {
+            let before = std::mem::replace(&mut *self.0.paid.lock(), paid);
+            drop(before);
+        }
+    }
+
+    /// No tag PUT follows the last look any more.
+    pub fn end_puts(&self) {
+        let before = self.0.paid.lock().take();
+        drop(before);
+    }
+
+    /// Takes the tokens of a tag PUT that are of these two, if the look before it left it some.
+    pub(crate) fn take_paid(&self, from: [&dyn Giver; 2]) -> Option<[Slowings; 2]> {
+        self.0.paid.lock().as_mut()?.take(from)
     }
 
     /// Bytes of blobs written to the target so far, not counting what has to be sent again.

@@ -6,7 +6,8 @@
 //! Guaranteed: no more places are granted than the window has. The namespace that was served least goes first, within it the flow
 //! (promotion request) that was served least. A new flow is ahead of the others by [`state::NEW_FLOW_CREDIT`] grants at most, so a small
 //! request passes hundreds of images without delaying them for long. A tag PUT goes before all others, because the look it rests on must
-//! not grow old. Whoever stopped waiting takes nothing. Whoever waits for two places is not overtaken for ever by those who wait for one.
+//! not grow old; its token is taken when that look goes. Whoever stopped waiting takes nothing. Whoever waits for two places is not
+//! overtaken for ever by those who wait for one.
 //!
 //! A stream lasts as long as its source and target take. So no namespace gets all places for streams: alone it leaves a quarter free, and
 //! of `n` namespaces each has at most one of `n + 1` equal parts. If a waiting stream has less than its part, the slowest of those that
@@ -22,11 +23,12 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::limits::{Limit, Limits, Rates, Zone};
+use super::limits::{Limit, Limits, Rates, Slowings, Zone};
+use super::paid::{Given, Giver, PaidPuts};
 use super::progress::{Progress, SHOWN_AFTER, Waiting};
 use crate::machine::Reason;
 pub(crate) use state::Want;
-use state::{Slowings, State, StreamHolder, WINDOW_MIN};
+use state::{State, StreamHolder, WINDOW_MIN};
 
 /// Places and pacing of one host.
 #[derive(Debug)]
@@ -123,9 +125,11 @@ impl HostQueue {
         state.limited(limit, &permit.slowings, kept, Instant::now())
     }
 
-    /// The host serves: the window and the zone's rate grow, up to what is configured.
-    pub(crate) fn served(self: &Arc<Self>, limit: Limit) {
-        self.with(|state| state.served(limit, Instant::now()));
+    /// The host serves: the window grows, and the zone's rate while it holds up requests, here or elsewhere (`wanted`), up to what is
+    /// configured. Whether it holds up any.
+    pub(crate) fn served(self: &Arc<Self>, limit: Limit, mut wanted: bool) -> bool {
+        self.with(|state| wanted = state.served(limit, wanted, Instant::now()));
+        wanted
     }
 
     /// After a pause, of the host or of everything: those who wait do not all go at once.
@@ -165,6 +169,7 @@ impl HostQueue {
                 // Its owner left in this instant. The state is locked: what it took is given back by hand.
                 permit.queue = None;
                 state.release(&waiter.want, waiter.number);
+                state.refund_puts(waiter.want.puts);
                 state.refund(&waiter.want);
             }
         }
@@ -198,6 +203,12 @@ impl HostQueue {
     }
 }
 
+impl Giver for HostQueue {
+    fn take_back(self: Arc<Self>, puts: u32) {
+        self.with(|state| state.refund_puts(puts));
+    }
+}
+
 // === impl Permit ===
 
 impl Permit {
@@ -216,6 +227,23 @@ impl Permit {
         self.preempted.cancelled().await;
     }
 
+    /// Its token was taken when the buckets had been slowed so often.
+    pub(crate) fn paid_at(&mut self, slowings: Slowings) {
+        self.slowings = slowings;
+    }
+
+    /// What the look that held these permits leaves to the tag PUTs that may follow it, if any may: it was answered.
+    pub(crate) fn answered(own: &mut Self, host: &mut Self) -> Option<PaidPuts> {
+        let puts = own.want.puts;
+        let given = [own.give()?, host.give()?];
+        (puts > 0).then(|| PaidPuts::new(puts, given))
+    }
+
+    fn give(&mut self) -> Option<Given> {
+        self.want.puts = 0;
+        Some((self.queue.clone()?, self.slowings))
+    }
+
     /// Nothing was sent: the token of the pacing is another's.
     pub(crate) fn refund(self) {
         if let Some(queue) = &self.queue {
@@ -226,10 +254,14 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if let Some(queue) = self.queue.take()
-            && self.want.places > 0
-        {
-            queue.with(|state| state.release(&self.want, self.number));
+        let Some(queue) = self.queue.take() else {
+            return;
+        };
+        if self.want.places > 0 || self.want.puts > 0 {
+            queue.with(|state| {
+                state.release(&self.want, self.number);
+                state.refund_puts(self.want.puts);
+            });
         }
     }
 }

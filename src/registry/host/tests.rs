@@ -179,6 +179,7 @@ async fn streams_leave_room_for_a_request() {
         lane: Lane::Manifests,
         placed: false,
         prompt: false,
+        puts: 0,
     };
     assert!(
         tokio::time::timeout(Duration::from_secs(1), b.acquire(needs, caller(&progress)))
@@ -196,6 +197,7 @@ async fn a_limit_that_one_credential_meets_rests_that_credential_alone() {
         lane: Lane::Manifests,
         placed: false,
         prompt: false,
+        puts: 0,
     };
     let met = async |caller: Caller<'_>| {
         let admission = host
@@ -239,6 +241,7 @@ async fn a_limit_of_the_token_endpoint_slows_tokens_alone() {
         lane: Lane::Tokens,
         placed: false,
         prompt: false,
+        puts: 0,
     };
     let place = host.acquire(needs, caller).await;
     let after = Some(Duration::from_mins(10));
@@ -264,6 +267,7 @@ async fn grow(host: &Arc<Host>) {
             lane: Lane::Manifests,
             placed: false,
             prompt: false,
+            puts: 0,
         };
         let admission = host
             .admit(Zone::Content, false, None, caller)

@@ -25,6 +25,16 @@ const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, \
     application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.v2+json";
 
+/// With what rights a manifest is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rights {
+    Pull,
+    /// The answer may decide a write: so many tag PUTs may follow it at once.
+    Push {
+        puts: u32,
+    },
+}
+
 /// What one GET of a manifest came to.
 enum Got {
     Manifest(Manifest),
@@ -46,8 +56,26 @@ impl RegistryClient {
         credential: &Credential,
         progress: &Progress,
     ) -> Result<Option<Manifest>, Error> {
+        self.get_before_puts(repository, tag, 0, credential, progress)
+            .await
+    }
+
+    /// The same, where so many tag PUTs may follow the answer at once: it waits until they may go as well, and their tokens are kept in
+    /// `progress` for them.
+    ///
+    /// # Errors
+    /// As [`RegistryClient::get_authoritative`].
+    pub async fn get_before_puts(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        puts: u32,
+        credential: &Credential,
+        progress: &Progress,
+    ) -> Result<Option<Manifest>, Error> {
         let reference = Reference::Tag(tag.clone());
-        self.read(repository, &reference, credential, true, progress)
+        let rights = Rights::Push { puts };
+        self.read(repository, &reference, credential, rights, progress)
             .await
     }
 
@@ -66,7 +94,7 @@ impl RegistryClient {
         if let Some(manifest) = self.cached(repository, reference, credential) {
             return Ok(Some(manifest));
         }
-        self.read(repository, reference, credential, false, progress)
+        self.read(repository, reference, credential, Rights::Pull, progress)
             .await
     }
 
@@ -83,12 +111,12 @@ impl RegistryClient {
         progress: &Progress,
     ) -> Result<Option<Manifest>, Error> {
         let reference = Reference::Digest(digest);
-        let found = match self.cached(repository, &reference, credential) {
-            Some(manifest) => Some(manifest),
-            None => {
-                self.read(repository, &reference, credential, true, progress)
-                    .await?
-            }
+        let found = if let Some(manifest) = self.cached(repository, &reference, credential) {
+            Some(manifest)
+        } else {
+            let rights = Rights::Push { puts: 0 };
+            self.read(repository, &reference, credential, rights, progress)
+                .await?
         };
         let Some(manifest) = found else {
             return Ok(None);
@@ -144,13 +172,17 @@ impl RegistryClient {
         repository: &Repository,
         reference: &Reference,
         credential: &Credential,
-        push: bool,
+        rights: Rights,
         progress: &Progress,
     ) -> Result<Option<Manifest>, Error> {
         let what = named(repository, reference);
         let endpoint = self.endpoint(repository)?;
+        let push = rights != Rights::Pull;
         let access = Access::new(&endpoint, credential, repository, push);
         let mut request = self.manifest_request(Method::GET, &what, reference, &access, progress);
+        if let Rights::Push { puts } = rights {
+            request.puts = puts;
+        }
         let (mut cuts, mut hold) = (1, None);
         loop {
             let got = match self

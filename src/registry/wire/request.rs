@@ -45,6 +45,8 @@ pub(crate) struct RegistryRequest<'a> {
     /// Whether it is a tag PUT: it goes before others and is paced afterwards, because it rests on a look that must
     /// not grow old, and has a connection of its own.
     pub(crate) prompt: bool,
+    /// How many tag PUTs may follow its answer at once: it goes when they may.
+    pub(crate) puts: u32,
     /// Whether the caller holds a place on that host already.
     pub(crate) placed: bool,
     pub(crate) progress: &'a Progress,
@@ -102,6 +104,7 @@ impl<'a> RegistryRequest<'a> {
             timeout: None,
             patience: None,
             prompt: false,
+            puts: 0,
             placed: false,
             progress,
         }
@@ -113,6 +116,7 @@ impl<'a> RegistryRequest<'a> {
             lane: self.lane,
             placed: self.placed,
             prompt: self.prompt,
+            puts: self.puts,
         }
     }
 

@@ -152,7 +152,7 @@ impl Transport {
                 .admit(request.lane.zone(), write, deadline, caller)
                 .await
                 .map_err(Failure::Restart)?;
-            let permit = Box::pin(host.acquire(request.needs(), caller)).await;
+            let mut permit = Box::pin(host.acquire(request.needs(), caller)).await;
             if admission.is_stale() {
                 permit.refund();
                 continue;
@@ -195,6 +195,7 @@ impl Transport {
                         request.url = next?;
                         continue;
                     }
+                    request.progress.pay(permit.answered());
                     let elsewhere = address(response.url()) != host.name;
                     return Ok(Reply {
                         response,

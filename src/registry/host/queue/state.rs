@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::fair_queue::FairQueue;
-use crate::registry::host::limits::{FlowKey, Limit, Protocol, Rates, Zone};
+use crate::registry::host::limits::{FlowKey, Limit, Protocol, Rates, Slowings, Zone};
 use crate::registry::host::progress::Progress;
 use crate::registry::host::token_bucket::TokenBucket;
 
@@ -32,6 +32,10 @@ pub(crate) struct Want {
     pub(crate) paced: Option<Zone>,
     /// Whether it goes before all others, paced afterwards: it rests on a look that must not grow old.
     pub(crate) prompt: bool,
+    /// Tag PUTs that may follow its answer at once, whose tokens are taken with its own.
+    pub(crate) puts: u32,
+    /// A tag PUT whose token was taken with that of the look it rests on.
+    pub(crate) paid: bool,
 }
 
 /// Places and pacing, and who waits for them: for a `P`.
@@ -57,9 +61,6 @@ pub(super) struct State<P> {
     /// When the queue is looked at again by itself.
     pub(super) alarm: Option<Instant>,
 }
-
-/// By zone and protocol, how often it was slowed.
-pub(super) type Slowings = [[u64; 2]; 2];
 
 /// A stream that has its places.
 #[derive(Debug)]
@@ -92,18 +93,21 @@ enum WaitClass {
     Prompt,
     /// A place and a token.
     Request,
+    /// A place, a token, and that the tag PUTs which may follow are not paced afterwards.
+    Look,
     /// Places for a stream.
     Stream,
     /// A token alone.
     Token(Zone),
 }
 
-const CLASSES: usize = 5;
+const CLASSES: usize = 6;
 
 impl WaitClass {
     const ALL: [Self; CLASSES] = [
         Self::Prompt,
         Self::Request,
+        Self::Look,
         Self::Stream,
         Self::Token(Zone::Content),
         Self::Token(Zone::Tokens),
@@ -114,6 +118,7 @@ impl WaitClass {
             _ if want.prompt => Self::Prompt,
             None => Self::Stream,
             Some(zone) if want.places == 0 => Self::Token(zone),
+            Some(_) if want.puts > 0 => Self::Look,
             Some(_) => Self::Request,
         }
     }
@@ -122,16 +127,17 @@ impl WaitClass {
         match self {
             Self::Prompt => 0,
             Self::Request => 1,
-            Self::Stream => 2,
-            Self::Token(Zone::Content) => 3,
-            Self::Token(Zone::Tokens) => 4,
+            Self::Look => 2,
+            Self::Stream => 3,
+            Self::Token(Zone::Content) => 4,
+            Self::Token(Zone::Tokens) => 5,
         }
     }
 
     /// The zone whose pacing holds it up.
     fn zone(self) -> Option<Zone> {
         match self {
-            Self::Request => Some(Zone::Content),
+            Self::Request | Self::Look => Some(Zone::Content),
             Self::Token(zone) => Some(zone),
             Self::Prompt | Self::Stream => None,
         }
@@ -212,19 +218,29 @@ impl<P> State<P> {
         true
     }
 
-    pub(super) fn served(&mut self, limit: Limit, now: Instant) {
+    /// A request was served. `wanted`: the rate holds up somebody elsewhere. Whether it does so, here or there.
+    pub(super) fn served(&mut self, limit: Limit, wanted: bool, now: Instant) -> bool {
         #[allow(clippy::cast_precision_loss, reason = "a few hundred at the most")]
         let nominal = self.nominal as f64;
         let (zone, protocol) = (limit.zone, self.hear(limit));
         if zone == Zone::Content {
             self.window = (self.window + 1.0 / self.window).min(nominal);
         }
-        let mut classes = WaitClass::ALL.into_iter();
-        let waits =
-            classes.any(|class| class.zone() == Some(zone) && self.waiting[class.index()] > 0);
+        let wanted = self.is_wanted(zone, protocol, now) || wanted;
+        self.buckets[zone as usize][protocol as usize].served(now, wanted);
+        wanted
+    }
+
+    /// Whether a bucket holds up anybody who waits.
+    fn is_wanted(&mut self, zone: Zone, protocol: Protocol, now: Instant) -> bool {
+        let spoken = self.spoken[zone as usize] == protocol;
+        let waiting = |class: &WaitClass| self.waiting[class.index()] > 0;
+        let mut classes = WaitClass::ALL.into_iter().filter(waiting);
+        let any = classes.any(|class| class.zone() == Some(zone));
+        let looks = zone == Zone::Content && waiting(&WaitClass::Look);
         let bucket = &mut self.buckets[zone as usize][protocol as usize];
-        let wanted = waits && !bucket.due(now).is_zero();
-        bucket.served(now, wanted);
+        let due = any && spoken && !bucket.due(now).is_zero();
+        due || (looks && protocol == Protocol::Http1 && !bucket.owed(now).is_zero())
     }
 
     /// The host comes back after a pause.
@@ -299,7 +315,12 @@ impl<P> State<P> {
                 self.streams += want.places;
             }
             if let Some(zone) = want.paced {
-                self.bucket(zone, want.prompt).take(now);
+                if !want.paid {
+                    self.bucket(zone, want.prompt).take(now);
+                }
+                for _ in 0..want.puts {
+                    self.bucket(zone, true).take(now);
+                }
             }
             if self.waiting == [0; CLASSES] {
                 self.flows.clear();
@@ -315,9 +336,7 @@ impl<P> State<P> {
         }
         match class {
             WaitClass::Stream => self.streams < self.streams_max(),
-            class => class
-                .zone()
-                .is_none_or(|zone| self.due_in(zone, now).is_zero()),
+            class => self.due_in(class, now).is_zero(),
         }
     }
 
@@ -375,11 +394,10 @@ impl<P> State<P> {
         let full = !self.has_room(1);
         let mut due = None;
         for class in WaitClass::ALL {
-            let Some(zone) = class.zone() else { continue };
             if self.waiting[class.index()] == 0 || (full && class.needs_places()) {
                 continue;
             }
-            let wait = self.due_in(zone, now);
+            let wait = self.due_in(class, now);
             // What is due already waits for something else.
             if !wait.is_zero() {
                 due = [due, Some(now + wait)].into_iter().flatten().min();
@@ -473,6 +491,13 @@ impl<P> State<P> {
         }
     }
 
+    /// So many tag PUTs that were taken into account did not follow.
+    pub(super) fn refund_puts(&mut self, puts: u32) {
+        for _ in 0..puts {
+            self.bucket(Zone::Content, true).refund();
+        }
+    }
+
     pub(super) fn refund(&mut self, want: &Want) {
         if let Some(zone) = want.paced {
             self.bucket(zone, want.prompt).refund();
@@ -482,11 +507,17 @@ impl<P> State<P> {
         }
     }
 
-    /// How long it is until the pacing of a zone lets a request go. Tag PUTs that were let go at once hold up all others, also where
-    /// their protocol has a bucket of its own.
-    fn due_in(&mut self, zone: Zone, now: Instant) -> Duration {
+    /// How long it is until the pacing lets one of a class go. Tag PUTs are not held up, because the looks that they rest on are: these
+    /// wait until none is owed, also where their own protocol has another bucket.
+    fn due_in(&mut self, class: WaitClass, now: Instant) -> Duration {
+        let Some(zone) = class.zone() else {
+            return Duration::ZERO;
+        };
         let own = self.bucket(zone, false).due(now);
-        own.max(self.bucket(zone, true).owed(now))
+        match class {
+            WaitClass::Look => own.max(self.bucket(zone, true).owed(now)),
+            _ => own,
+        }
     }
 
     fn bucket(&mut self, zone: Zone, prompt: bool) -> &mut TokenBucket {

@@ -35,6 +35,8 @@ fn request(flow: u64) -> Want {
         places: 1,
         paced: Some(Zone::Content),
         prompt: false,
+        puts: 0,
+        paid: false,
     }
 }
 
@@ -47,6 +49,8 @@ fn stream(flow: u64, places: usize) -> Want {
         places,
         paced: None,
         prompt: false,
+        puts: 0,
+        paid: false,
     }
 }
 
@@ -166,7 +170,7 @@ async fn the_window_halves_when_the_rate_is_limited_and_grows_by_one_for_each_wi
     }
     assert_eq!(free().await, 8);
     for _ in 0..9 {
-        queue.served(CONTENT);
+        queue.served(CONTENT, false);
     }
     assert_eq!(free().await, 9);
     for _ in 0..20 {
@@ -174,7 +178,7 @@ async fn the_window_halves_when_the_rate_is_limited_and_grows_by_one_for_each_wi
     }
     assert_eq!(free().await, WINDOW_MIN);
     for _ in 0..400 {
-        queue.served(CONTENT);
+        queue.served(CONTENT, false);
     }
     assert_eq!(free().await, 16);
 }
@@ -324,8 +328,31 @@ async fn slow_streams_give_way_to_a_namespace_that_has_none_and_keep_their_part(
     }
 }
 
+/// A look that so many tag PUTs may follow.
+fn leading(puts: u32) -> Want {
+    Want { puts, ..request(1) }
+}
+
+const TAG_PUT: Want = Want {
+    flow: FlowKey {
+        namespace: 1,
+        request: 1,
+    },
+    places: 1,
+    paced: Some(Zone::Content),
+    prompt: true,
+    puts: 0,
+    paid: false,
+};
+
+async fn waited(queue: &Arc<HostQueue>, want: Want) -> u128 {
+    let start = Instant::now();
+    drop(queue.acquire(want).await);
+    start.elapsed().as_millis()
+}
+
 #[tokio::test(start_paused = true)]
-async fn each_protocol_has_a_rate_of_its_own_and_tag_puts_that_are_owed_hold_up_all() {
+async fn each_protocol_has_a_rate_of_its_own_and_tag_puts_that_are_owed_hold_up_looks() {
     let queue = queue(40, 16);
     let spoken = |protocol, prompt| Limit {
         protocol: Some(protocol),
@@ -336,21 +363,62 @@ async fn each_protocol_has_a_rate_of_its_own_and_tag_puts_that_are_owed_hold_up_
     assert!(queue.limited(spoken(Protocol::Http1, false), &permit, f64::INFINITY));
     assert!(queue.rate(Zone::Content, false) < 40.0);
     // An answer of HTTP/2, and the tag PUTs beside it.
-    queue.served(spoken(Protocol::Http2, false));
-    queue.served(spoken(Protocol::Http1, true));
+    queue.served(spoken(Protocol::Http2, false), false);
+    queue.served(spoken(Protocol::Http1, true), false);
     assert!(queue.rate(Zone::Content, false) >= 40.0);
     assert!(queue.rate(Zone::Content, true) < 40.0);
     sleep(Duration::from_secs(10)).await;
     for _ in 0..20 {
-        let put = Want {
-            prompt: true,
-            ..request(1)
-        };
-        drop(queue.acquire(put).await);
+        drop(queue.acquire(TAG_PUT).await);
     }
-    // Ten were there; the others are owed, at the rate that was lowered.
-    let start = Instant::now();
-    drop(queue.acquire(request(1)).await);
-    let waited = start.elapsed().as_millis();
-    assert!((200..=400).contains(&waited), "{waited}");
+    // Nine were there; the others are owed, at the rate that was lowered. What leads to no tag PUT has another bucket.
+    assert_eq!(waited(&queue, request(1)).await, 0);
+    let looked = waited(&queue, leading(1)).await;
+    assert!((200..=400).contains(&looked), "{looked}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_tag_puts_that_follow_a_look_are_paid_for_with_it() {
+    let queue = queue(4, 3);
+    let other = HostQueue::unpaced(3);
+    let mut look = queue.acquire(leading(2)).await;
+    let mut beside = other.acquire(leading(2)).await;
+    let mut paid = Permit::answered(&mut look, &mut beside).unwrap();
+    drop((look, beside));
+    assert!(paid.take([&*other, &*queue]).is_none());
+    assert!(paid.take([&*queue, &*other]).is_some());
+    let put = Want {
+        paid: true,
+        ..TAG_PUT
+    };
+    assert_eq!(waited(&queue, put).await, 0);
+    // One of two tokens was given back: of the first second's, that of the look and of a tag PUT are gone.
+    drop(paid);
+    assert_eq!(waited(&queue, request(1)).await, 500);
+    // An unanswered look gives back what it took for others.
+    sleep(Duration::from_secs(1)).await;
+    drop(queue.acquire(leading(2)).await);
+    assert_eq!(waited(&queue, request(1)).await, 250);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_rate_grows_with_looks_that_nothing_follows() {
+    let queue = HostQueue::new(Limits {
+        rates: Rates {
+            qps: 40,
+            qps_max: 1000,
+        },
+        concurrency: 16,
+        backoff_first: Duration::from_secs(1),
+        backoff_max: Duration::from_mins(1),
+    });
+    let looks = (0..150).map(|_| async {
+        let look = queue.acquire(leading(1)).await;
+        sleep(Duration::from_millis(1)).await;
+        drop(look);
+        queue.served(CONTENT, false);
+    });
+    futures::future::join_all(looks).await;
+    let rate = queue.rate(Zone::Content, false);
+    assert!(rate >= 80.0, "{rate}");
 }
