@@ -1,8 +1,8 @@
 //! What an image's labels do to its tags on quay: `quay.expires-after` makes a tag expire, `quay.immutable` keeps it from being moved.
 //!
 //! An annotation of the manifest overrides the label of the config; an index has the values that all its children share. Guaranteed:
-//! registries other than quay are not asked; a config is fetched at most once, and not at all if it was streamed; no more children are
-//! read than needed; what cannot be read is not an error.
+//! registries other than quay are not asked; a config is fetched once, and once more where that failed, and not at all if it was streamed;
+//! no more children are read than needed; what cannot be read is not an error.
 
 use std::time::Duration;
 

@@ -335,7 +335,8 @@ async fn labels_that_cannot_be_read_hinder_nothing() {
         ground.registry.add_rule(Rule::new(blob, action.clone()));
         let run = promote(&ground, &ground.registry, &image, &["b"]).await;
         assert_eq!(expiring(&run), None, "{action:?}");
-        assert!(blob_gets(&ground.registry) <= 1, "{action:?}");
+        // Beside the mount, and once more where that failed.
+        assert!(blob_gets(&ground.registry) <= 2, "{action:?}");
         for tag in ["b", "b_incoming"] {
             ground.registry.delete_tag("ci", tag).unwrap();
         }
