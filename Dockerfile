@@ -15,8 +15,9 @@ ENV RUSTFLAGS="--remap-path-prefix=${CARGO_HOME}=/cargo"
 COPY Cargo.toml Cargo.lock ./
 COPY crates/core/Cargo.toml crates/core/
 COPY crates/quaylike/Cargo.toml crates/quaylike/
-RUN mkdir -p src benches crates/core/src crates/quaylike/src \
-    && touch src/lib.rs benches/figures.rs crates/core/src/lib.rs crates/quaylike/src/lib.rs \
+COPY crates/sim/Cargo.toml crates/sim/
+RUN mkdir -p src benches crates/core/src crates/quaylike/src crates/sim/src \
+    && touch src/lib.rs benches/figures.rs crates/core/src/lib.rs crates/quaylike/src/lib.rs crates/sim/src/lib.rs \
     && echo 'fn main() {}' > src/main.rs \
     && cargo auditable build --locked --release --package promotion-controller --no-default-features
 # The licence texts of everything that is linked in, as its authors ship them.

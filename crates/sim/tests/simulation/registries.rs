@@ -1,0 +1,97 @@
+//! The registries of a world: one with sources, one with floats that collects at once. They answer when the world asks them, and at once.
+
+use std::collections::BTreeMap;
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use bytes::Bytes;
+use futures::FutureExt as _;
+use http::{Request, Response};
+use quaylike::{
+    Auth, AuthMode, ConnectionCut, Dangling, Digest, ImageSpec, Options, RegistryHandle, Settings,
+    Shape, User, detached,
+};
+use tower::ServiceExt as _;
+
+/// The registry of the floats.
+pub const FLOATS: &str = "quay.sim";
+/// Their repository.
+pub const REPOSITORY: &str = "ci";
+/// The registry of the sources.
+pub const SOURCES: &str = "registry.sim";
+/// Whoever promotes, at both.
+pub const USER: (&str, &str) = ("robot", "secret");
+
+/// Both registries.
+pub struct Registries {
+    by_host: BTreeMap<&'static str, (RegistryHandle, Router)>,
+}
+
+impl Registries {
+    pub fn new() -> Self {
+        let robot = User::new(USER.0, USER.1).pull("").push("");
+        let settings = Settings {
+            audit: true,
+            ..Settings::default()
+        };
+        let auth = Auth::new(AuthMode::Bearer).user(robot);
+        let options = Options::default().auth(auth).settings(settings);
+        let by_host = [FLOATS, SOURCES].map(|host| (host, detached(options.clone())));
+        Self {
+            by_host: by_host.into(),
+        }
+    }
+
+    pub fn floats(&self) -> &RegistryHandle {
+        &self.by_host[FLOATS].0
+    }
+
+    /// A source of this name, and how a request names it.
+    pub fn source(&self, name: &str) -> (Digest, String) {
+        let spec = ImageSpec::new(Shape::Oci, name);
+        let repository = format!("src/{name}");
+        let digest = self.by_host[SOURCES].0.seed_spec(&repository, "x", &spec);
+        let digest = digest.unwrap();
+        (digest, format!("{SOURCES}/{repository}@{digest}"))
+    }
+
+    /// Puts a float on an image of its own.
+    pub fn begin_at(&self, float: &str) -> Digest {
+        let spec = ImageSpec::new(Shape::Oci, &format!("old {float}"));
+        self.floats().seed_spec(REPOSITORY, float, &spec).unwrap()
+    }
+
+    pub fn tag(&self, tag: &str) -> Option<Digest> {
+        self.floats().tag(REPOSITORY, tag)
+    }
+
+    /// What dangled at any instant.
+    pub fn dangled(&self) -> Vec<Dangling> {
+        self.floats().audit_trail()
+    }
+
+    /// Answers a request; none: the connection is cut.
+    pub fn answer(&self, request: Request<Bytes>) -> Option<Response<Bytes>> {
+        let host = request.uri().host().unwrap_or_default().to_owned();
+        let (_, router) = self.by_host.get(host.as_str())?;
+        let (mut head, body) = request.into_parts();
+        let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
+        head.uri = path.parse().unwrap();
+        head.headers
+            .insert(http::header::HOST, host.parse().unwrap());
+        if !body.is_empty() {
+            head.headers
+                .insert(http::header::CONTENT_LENGTH, body.len().into());
+        }
+        let request = Request::from_parts(head, Body::from(body));
+        let answer = router.clone().oneshot(request).now_or_never();
+        let answer = answer.expect("nothing here waits").unwrap();
+        if answer.extensions().get::<ConnectionCut>().is_some() {
+            return None;
+        }
+        let (head, body) = answer.into_parts();
+        let body = to_bytes(body, usize::MAX).now_or_never();
+        let body = body.expect("it is in memory").unwrap();
+        Some(Response::from_parts(head, body))
+    }
+}
