@@ -81,6 +81,8 @@ type PromotionRequestSpec struct {
 	Gates []Gate `json:"gates,omitempty"`
 	// Undo says that floats are taken back: what they are moved off is pinned by tags that end in __broken.
 	Undo bool `json:"undo,omitempty"`
+	// Incoming says whether the tag that an image was staged on stays once its float is promoted.
+	Incoming Incoming `json:"incoming,omitempty"`
 	// ImageStreamNamespace is the namespace of the image streams that ImageStreamTag names.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=63
@@ -161,6 +163,17 @@ const (
 	ReferrersIgnore     Referrers = "Ignore"
 	ReferrersBestEffort Referrers = "BestEffort"
 	ReferrersRequire    Referrers = "Require"
+)
+
+// Incoming says what becomes of the tag that an image was staged on.
+//
+// +kubebuilder:validation:Enum=Keep;Remove
+type Incoming string
+
+// What may become of it.
+const (
+	IncomingKeep   Incoming = "Keep"
+	IncomingRemove Incoming = "Remove"
 )
 
 // Mode says whether anything is written.

@@ -88,6 +88,7 @@ pub type Unknown = BTreeMap<String, serde_json::Value>;
     validation = rules::unchanged("self.pullSecret").field_path(".pullSecret"),
     validation = rules::unchanged("self.pushSecret").field_path(".pushSecret"),
     validation = rules::unchanged("self.undo").field_path(".undo"),
+    validation = rules::unchanged("self.incoming").field_path(".incoming"),
     validation = rules::only_removed("self.gates", "name").field_path(".gates"),
     validation = (
         rules::STREAM_NAMESPACE, rules::STREAM_NAMESPACE_MESSAGE
@@ -160,6 +161,10 @@ pub struct PromotionRequestSpec {
     /// prune tags comes upon it again. Cannot change.
     #[serde(default, skip_serializing_if = "is_default")]
     pub undo: bool,
+    /// Keep, or Remove: the tag that an image was staged on is deleted once its float was seen to hold the image. For floats that are
+    /// written once, each of which would leave one behind. Where the registry cannot delete a tag alone, it stays and that is told.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub incoming: Incoming,
     /// The namespace of the image streams that imageStreamTag names. Cannot change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
@@ -249,6 +254,16 @@ pub enum OnFailure {
     Hold,
     /// Each that is still at its source goes back to what it was on, if it was on anything; what could not be taken back is named.
     Rollback,
+}
+
+/// What becomes of the tag that an image was staged on.
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Incoming {
+    /// It stays; the next promotion of its float overwrites it.
+    #[default]
+    Keep,
+    /// It is deleted once the float was seen to hold the image.
+    Remove,
 }
 
 /// What is done about referrers.

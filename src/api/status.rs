@@ -8,8 +8,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::text::cut;
 use super::{
-    Gate, ImageStatus, Latch, Mode, OnFailure, PinStatus, PromotionRequest, PromotionRequestStatus,
-    Referrers, SourceStatus, conditions, references,
+    Gate, ImageStatus, Incoming, Latch, Mode, OnFailure, PinStatus, PromotionRequest,
+    PromotionRequestStatus, Referrers, SourceStatus, conditions, references,
 };
 use crate::image::{Float, Tag};
 use crate::machine::{
@@ -108,6 +108,7 @@ fn read_spec(object: &PromotionRequest) -> Result<Spec, ReadError> {
             replaces: read_replaces(image.replaces.as_deref())
                 .map_err(|message| invalid(at("replaces"), message))?,
             freeze: None,
+            remove_incoming: spec.incoming == Incoming::Remove,
         };
         if let Some(same) = images.iter().position(|i| i.float == parsed.float) {
             let message = format!("is the same float as spec.images[{same}]; name each float once");

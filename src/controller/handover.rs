@@ -26,7 +26,7 @@ const BYTES_MAX: usize = 128 * 1024;
 /// waited for.
 const AGE_MAX: Duration = Duration::from_mins(1);
 
-/// Tags and what was put to them, by repository.
+/// Tags and what was put to them, by repository; nothing: they were deleted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Written(BTreeMap<String, BTreeMap<String, String>>);
 
@@ -37,7 +37,7 @@ pub enum Inherited {
     #[default]
     Nothing,
     /// These.
-    Tags(Vec<(Repository, Tag, Digest)>),
+    Tags(Vec<(Repository, Tag, Option<Digest>)>),
     /// There may be some: reads may be older than they.
     Unknown,
 }
@@ -56,7 +56,8 @@ impl Written {
         let mut written = Self::default();
         let mut bytes = 0;
         for (repository, tag, digest) in log.fresh(now) {
-            let (tag, digest) = (tag.to_string(), digest.to_string());
+            let digest = digest.map(|digest| digest.to_string()).unwrap_or_default();
+            let tag = tag.to_string();
             bytes += tag.len() + digest.len() + 8;
             let tags = written.0.entry(repository.to_string()).or_default();
             tags.insert(tag, digest);
@@ -136,10 +137,14 @@ fn read(lease: &Lease) -> Option<Mark> {
     (mark.transitions == transitions(lease)).then_some(mark)
 }
 
-fn tags(mark: &Mark) -> Option<Vec<(Repository, Tag, Digest)>> {
+fn tags(mark: &Mark) -> Option<Vec<(Repository, Tag, Option<Digest>)>> {
     let all = mark.written.iter().flat_map(|(name, tags)| {
         tags.iter().map(move |(tag, digest)| {
-            Some((name.parse().ok()?, tag.parse().ok()?, digest.parse().ok()?))
+            let digest = match digest.as_str() {
+                "" => None,
+                digest => Some(digest.parse().ok()?),
+            };
+            Some((name.parse().ok()?, tag.parse().ok()?, digest))
         })
     });
     all.collect()
@@ -169,8 +174,8 @@ mod tests {
     fn log(floats: usize, now: Instant) -> WriteLog<Instant> {
         let mut log = WriteLog::new(SETTLE, SETTLE * 3);
         for float in (0..floats).map(float) {
-            assert!(log.enter(&float, float.tag(), digest(), None, now));
-            log.answered(&float, float.tag(), digest(), now, now);
+            assert!(log.enter(&float, float.tag(), Some(digest()), None, now));
+            log.answered(&float, float.tag(), Some(digest()), now, now);
         }
         log
     }
@@ -191,7 +196,11 @@ mod tests {
     #[test]
     fn the_next_leader_knows_what_was_written_a_moment_ago_and_waits_for_nothing() {
         let now = Instant::now();
-        let written = Written::of(&log(3, now), now).unwrap();
+        let mut log = log(3, now);
+        let (deleted, ours) = (float(1).incoming(), digest());
+        assert!(log.enter(&float(1), &deleted, None, None, now));
+        log.answered(&float(1), &deleted, None, now, now);
+        let written = Written::of(&log, now).unwrap();
         let lease = released(Duration::ZERO, &written);
         assert!(is_handed_over(&lease));
         let mut next = WriteLog::new(SETTLE, SETTLE * 3);
@@ -199,6 +208,8 @@ mod tests {
         let float = float(1);
         assert_eq!(next.quiet_until(&float, now), None);
         assert!(next.contradicts(float.repository(), float.tag(), None, now));
+        assert!(next.contradicts(float.repository(), &deleted, Some(ours), now));
+        assert!(!next.contradicts(float.repository(), &deleted, None, now));
         assert_eq!(Written::of(&next, now), Some(written));
     }
 

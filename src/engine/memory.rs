@@ -23,7 +23,7 @@ pub(super) struct Write<'a> {
     memory: &'a Memory,
     float: &'a Float,
     tag: &'a Tag,
-    digest: Digest,
+    digest: Option<Digest>,
     sent: Mutex<Option<Instant>>,
 }
 
@@ -46,8 +46,13 @@ impl Memory {
         ask(&mut self.log.lock())
     }
 
-    /// A write of `tag`, in the float's repository, that is about to be sent.
-    pub(super) fn write<'a>(&'a self, float: &'a Float, tag: &'a Tag, digest: Digest) -> Write<'a> {
+    /// A write of `tag`, in the float's repository, that is about to be sent; without a digest it is deleted.
+    pub(super) fn write<'a>(
+        &'a self,
+        float: &'a Float,
+        tag: &'a Tag,
+        digest: Option<Digest>,
+    ) -> Write<'a> {
         Write {
             memory: self,
             float,
@@ -61,7 +66,12 @@ impl Memory {
 // === impl Write ===
 
 impl Write<'_> {
-    /// Enters it as sent now. False where another digest may still land on the tag. To be called directly before each sending.
+    /// What it puts there; none: it deletes the tag.
+    pub(super) fn digest(&self) -> Option<Digest> {
+        self.digest
+    }
+
+    /// Enters it as sent now. False where another write may still land on the tag. To be called directly before each sending.
     pub(super) fn enter(&self, now: Instant) -> bool {
         let mut sent = self.sent.lock();
         let entered =
@@ -77,7 +87,7 @@ impl Write<'_> {
         self.sent.lock().is_some()
     }
 
-    /// It was answered: the tag holds the digest.
+    /// It was answered: the tag holds the digest, or is gone.
     pub(super) fn answered(&self, now: Instant) {
         if let Some(sent) = *self.sent.lock() {
             self.memory

@@ -10,6 +10,7 @@ mod labels;
 mod referrers;
 pub mod staging;
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,14 +21,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::leadership::{Leadership, WRITE_MAX};
-use super::memory::Memory;
+use super::memory::{Memory, Write};
 use super::moment::Moment;
 use crate::image::{Digest, Reference, Repository, Tag};
 use crate::machine::{
     Fault, FaultClass, Image, ImageSpec, Mode, Notice, Outcome, Reason, Referrers, Step,
 };
 use crate::registry::{self, Credential, Manifest, Progress, RegistryClient};
-use crate::steps::{self, Flow, Put, StepIo, TagLabels, Work, is_old};
+use crate::steps::{self, Flow, Put, StepIo, TagLabels, Unsettled, Work, is_old};
 use crate::store::Access;
 
 /// The oldest look that a tag write may rely on.
@@ -103,18 +104,67 @@ impl Operation {
     }
 
     /// The gate was closed: what for.
-    fn not_sent(&self, tag: &Tag, digest: Digest) -> Put {
+    fn not_sent(&self, tag: &Tag, digest: Option<Digest>) -> Unsettled {
         let (repository, now) = (self.repository(), Instant::now());
         let memory = &self.tools.memory;
-        match memory.log(|log| log.landing_until(repository, tag, Some(digest), now)) {
-            Some(until) => Put::Landing(
+        match memory.log(|log| log.landing_until(repository, tag, digest, now)) {
+            Some(until) => Unsettled::Landing(
                 format!(
-                    "{repository}:{tag}: an earlier write of another image was not answered and may land late; waits until it cannot"
+                    "{repository}:{tag}: another write of before was not answered and may land late; waits until it cannot"
                 ),
                 until.saturating_duration_since(now),
             ),
-            None => Put::NotSent,
+            None => Unsettled::NotSent,
         }
+    }
+
+    /// Asked directly before a tag write is sent.
+    fn may_send(&self, write: &Write<'_>) -> bool {
+        !self.cancel.is_cancelled()
+            && self.tools.may_write()
+            && self.is_fresh()
+            && write.enter(Instant::now())
+    }
+
+    /// Sends a tag write. What was sent is waited for; what was not answered keeps the float quiet until it shows or can land no more.
+    async fn settle(
+        &self,
+        tag: &Tag,
+        write: &Write<'_>,
+        mut sending: Pin<Box<impl Future<Output = registry::Put>>>,
+    ) -> Flow<Put> {
+        let (repository, memory) = (self.repository(), &self.tools.memory);
+        let started = Instant::now();
+        let answer = tokio::select! {
+            biased;
+            answer = &mut sending => answer,
+            () = self.cancel.cancelled() => {
+                if !write.is_sent() {
+                    return Err(Outcome::Dropped);
+                }
+                sending.as_mut().await
+            }
+        };
+        // What the answer means to the step stands in the steps; here, what it means to the record of our writes.
+        let refused = match answer {
+            registry::Put::Written => {
+                write.answered(Instant::now());
+                let digest = write.digest().map(tracing::field::display);
+                tracing::debug!(%repository, %tag, digest, took = ?started.elapsed(), "wrote tag");
+                return Ok(Put::Written);
+            }
+            // It stays in the record as it was entered.
+            registry::Put::Unknown(error) => {
+                let quiet = memory.log(|log| log.settle());
+                return Ok(Put::Unsettled(Unsettled::Unknown(error.message, quiet)));
+            }
+            registry::Put::ContentMissing(error) => Put::ContentMissing(fault(&error)),
+            registry::Put::Refused(error) => Put::Refused(fault(&error)),
+            registry::Put::Immutable(error) => Put::Immutable(fault(&error)),
+            registry::Put::NotSent => Put::Unsettled(self.not_sent(tag, write.digest())),
+        };
+        write.refused();
+        Ok(refused)
     }
 
     /// Waits for a read or a copy, unless the operation is dropped.
@@ -214,57 +264,44 @@ impl StepIo for Operation {
         Ok(kept)
     }
 
-    /// Writes a tag that was looked at just before. Whatever was sent is waited for; what was not answered keeps the float quiet
-    /// until it shows or can land no more. Where the registry has to be waited for (rate limit, read-only, unavailable), the
-    /// look would grow old: the step ends, waiting, and its next launch looks again.
     async fn put(&self, tag: &Tag, manifest: &Manifest) -> Flow<Put> {
-        let (repository, memory) = (self.repository(), &self.tools.memory);
-        let credential = self.push()?;
-        let write = memory.write(&self.spec.float, tag, manifest.digest);
-        let gate = || {
-            !self.cancel.is_cancelled()
-                && self.tools.may_write()
-                && self.is_fresh()
-                && write.enter(Instant::now())
-        };
-        // Boxed: every step would be as large as what it has to send.
-        let mut put = Box::pin(self.tools.registry.put_tag(
-            repository,
+        let (registry, push) = (&self.tools.registry, self.push()?);
+        let write = self
+            .tools
+            .memory
+            .write(&self.spec.float, tag, Some(manifest.digest));
+        let gate = || self.may_send(&write);
+        let put = registry.put_tag(
+            self.repository(),
             tag,
             manifest,
-            &credential,
+            &push,
             gate,
             &self.progress,
-        ));
-        let started = Instant::now();
-        let answer = tokio::select! {
-            biased;
-            answer = &mut put => answer,
-            () = self.cancel.cancelled() => {
-                if !write.is_sent() {
-                    return Err(Outcome::Dropped);
-                }
-                put.as_mut().await
+        );
+        // Boxed: every step would be as large as what it has to send.
+        self.settle(tag, &write, Box::pin(put)).await
+    }
+
+    async fn undeletable(&self) -> Flow<Option<String>> {
+        let (registry, push) = (&self.tools.registry, self.push()?);
+        let gate = || !self.cancel.is_cancelled() && self.tools.may_write();
+        let tried = registry.undeletable(self.repository(), &push, gate, &self.progress);
+        match self.read(Box::pin(tried)).await {
+            // Nothing depends on a tag that stays.
+            Err(Outcome::Faulted(fault)) if !matches!(fault.class, FaultClass::Wait { .. }) => {
+                Ok(Some(fault.message))
             }
-        };
-        // What the answer means to the step stands in the steps; here, what it means to the record of our writes.
-        let refused = match answer {
-            registry::Put::Written => {
-                write.answered(Instant::now());
-                tracing::debug!(%repository, %tag, digest = %manifest.digest, took = ?started.elapsed(), "wrote tag");
-                return Ok(Put::Written);
-            }
-            // It stays in the record as it was entered.
-            registry::Put::Unknown(error) => {
-                return Ok(Put::Unknown(error.message, memory.log(|log| log.settle())));
-            }
-            registry::Put::ContentMissing(error) => Put::ContentMissing(fault(&error)),
-            registry::Put::Refused(error) => Put::Refused(fault(&error)),
-            registry::Put::Immutable(error) => Put::Immutable(fault(&error)),
-            registry::Put::NotSent => self.not_sent(tag, manifest.digest),
-        };
-        write.refused();
-        Ok(refused)
+            known => known,
+        }
+    }
+
+    async fn delete(&self, tag: &Tag) -> Flow<Put> {
+        let (registry, push) = (&self.tools.registry, self.push()?);
+        let write = self.tools.memory.write(&self.spec.float, tag, None);
+        let gate = || self.may_send(&write);
+        let deletion = registry.delete_tag(self.repository(), tag, &push, gate, &self.progress);
+        self.settle(tag, &write, Box::pin(deletion)).await
     }
 
     async fn bring_referrers(&self, source: Digest) -> Flow<Option<Notice>> {

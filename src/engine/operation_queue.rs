@@ -459,6 +459,7 @@ mod tests {
                 float,
                 replaces: None,
                 freeze: None,
+                remove_incoming: false,
             },
             step,
         )

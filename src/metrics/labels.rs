@@ -68,7 +68,7 @@ named! {
         Token = "token",
         /// A manifest read, or a child manifest put by its digest.
         Manifest = "manifest",
-        /// A tag put.
+        /// A tag put or deleted.
         Tag = "tag",
         /// A list of referrers.
         Referrers = "referrers",

@@ -109,6 +109,7 @@ mod tests {
             float: float.parse().unwrap(),
             replaces: None,
             freeze: None,
+            remove_incoming: false,
         };
         let spec = Spec {
             images: images.iter().map(image).collect(),

@@ -22,7 +22,7 @@ impl Ground {
     }
 
     /// As an operator does: `kubectl create configmap promotion-controller --from-literal=paused=…`, or a patch of it.
-    async fn pause(&self, what: &str) {
+    pub async fn pause(&self, what: &str) {
         let map = json!({
             "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "promotion-controller"},
             "data": {"paused": what},
@@ -35,7 +35,7 @@ impl Ground {
             .unwrap();
     }
 
-    async fn go_on(&self) {
+    pub async fn go_on(&self) {
         let params = DeleteParams::default();
         self.maps()
             .delete("promotion-controller", &params)
@@ -50,7 +50,7 @@ impl Ground {
         self.controller(&all)
     }
 
-    async fn paused(&self, name: &str) -> String {
+    pub async fn paused(&self, name: &str) -> String {
         let paused = |status: &promotion_controller::api::PromotionRequestStatus| {
             let progressing = status.conditions.iter().find(|c| c.type_ == "Progressing");
             progressing.is_some_and(|c| c.status == "True" && c.reason == "Paused")

@@ -10,7 +10,8 @@ use futures::StreamExt as _;
 use promotion_controller::api::PromotionRequest;
 use promotion_controller::engine::leadership::Leadership;
 use quaylike::{
-    Action, GateSpec, Image, ImageBuilder, ImageSpec, Layer, Matcher, Registry, Rule, Shape, When,
+    Action, GateSpec, Image, ImageBuilder, ImageSpec, Layer, Matcher, Registry, RequestKind, Rule,
+    Shape, When,
 };
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -225,7 +226,10 @@ impl World {
             let trail = registry.audit_trail();
             assert!(trail.is_empty(), "{point:?}: {trail:?}");
         }
-        let tags = world.floats.tags("ci").into_iter().map(|(tag, digest)| {
+        // What a crash leaves of a trial is a pruner's.
+        let tags = world.floats.tags("ci").into_iter();
+        let tags = tags.filter(|(tag, _)| !tag.contains("_prune_deletion_probe_"));
+        let tags = tags.map(|(tag, digest)| {
             let tag = match tag.split_once("_prune_") {
                 Some((_, float)) => format!("STAMP_prune_{float}"),
                 None => tag,
@@ -259,7 +263,10 @@ fn after() -> GateSpec {
 }
 
 fn writes() -> Matcher {
-    Matcher::put_manifest().tag(true)
+    Matcher {
+        write: Some(true),
+        ..Matcher::kind(RequestKind::Manifest).tag(true)
+    }
 }
 
 /// Runs a case once undisturbed, and once for every point; gives the tags of the undisturbed run.
@@ -295,6 +302,46 @@ pub async fn hold_at_every_point(case: Case) -> Vec<(String, String)> {
         undisturbed.writes
     );
     undisturbed.tags
+}
+
+/// A float that is written once and one that exists, whose `_incoming` tags are removed.
+fn removing(floats: &Registry, _: &Registry) -> Value {
+    let image = |seed: &str| ImageSpec::new(Shape::Oci, seed).build().unwrap();
+    floats.seed_image("ci", "existing", &image("old")).unwrap();
+    let images = ["existing", "once"].map(|float| {
+        let digest = floats.seed_image("src/x", float, &image(float)).unwrap();
+        json!({
+            "source": format!("{}/src/x@{digest}", floats.host()),
+            "float": format!("{}/ci:{float}", floats.host()),
+        })
+    });
+    json!({"images": images, "attempts": 20, "incoming": "Remove"})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_or_a_lost_answer_anywhere_leaves_no_incoming_tag_that_was_to_be_removed() {
+    let tags = hold_at_every_point(Case {
+        spec: removing,
+        phase: "Posted",
+        same: true,
+        check: |_, request| {
+            let images = &request.status.as_ref().unwrap().images;
+            assert!(
+                images.iter().all(|image| image.message.is_none()),
+                "{images:?}"
+            );
+        },
+    })
+    .await;
+    let tags: Vec<&str> = tags.iter().map(|(tag, _)| tag.as_str()).collect();
+    let left = [
+        "STAMP_prune_existing",
+        "existing",
+        "existing__post1",
+        "existing__pre",
+        "once",
+    ];
+    assert_eq!(tags, left);
 }
 
 #[tokio::test(flavor = "multi_thread")]

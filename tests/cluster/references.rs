@@ -397,6 +397,105 @@ async fn an_outage_and_a_crash_between_float_and_reference_delay_it_and_lose_not
     ground.assert_sound();
 }
 
+/// Whether a request waits for its streams.
+fn is_referencing(status: &promotion_controller::api::PromotionRequestStatus) -> bool {
+    status.phase.as_deref() == Some("Referencing")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_of_a_day_ends_the_request_and_leaves_its_floats_where_they_are() {
+    let streams = Streams::new("day").await;
+    let ground = &streams.ground;
+    streams.create("4.21", json!([])).await;
+    let relay = Relay::start(ground.stage.plane, &ground.stage.folder).await;
+    relay.add(Call::ReadStream, Fault::Refuse(503, None), 1, usize::MAX);
+    let _controller = streams.controller_through(&relay.kubeconfig, &[]);
+    let (new, spec) = streams.request("r", "a", "4.21:a");
+    ground.stage.create("r", &spec).await;
+    let waiting = ground.stage.until("r", PATIENCE, is_referencing).await;
+    // As if it had begun more than a day ago.
+    let mut conditions = serde_json::to_value(waiting.status.unwrap().conditions).unwrap();
+    for condition in conditions.as_array_mut().unwrap() {
+        if condition["type"] == "Referenced" {
+            let ago = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(25);
+            let ago = ago.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+            condition["lastTransitionTime"] = json!(ago);
+        }
+    }
+    let patch = Patch::Merge(json!({"status": {"conditions": conditions}}));
+    let requests = ground.stage.requests();
+    requests
+        .patch_status("r", &PatchParams::default(), &patch)
+        .await
+        .unwrap();
+    let done = ground.stage.finished("r", PATIENCE).await;
+    assert_eq!((phase(&done), state(&done).as_str()), ("Failed", "Failed"));
+    let (_, reason, message) = condition(&done, "Failed");
+    assert_eq!(reason, "ReferenceFailed");
+    assert!(
+        message.contains("4.21:a: not set within 24 h; last: "),
+        "{message}"
+    );
+    assert_eq!(done.status.as_ref().unwrap().images[0].phase, "Posted");
+    assert_eq!(ground.at("a"), Some(new));
+    assert_eq!(streams.refers("4.21", "a").await, None);
+    ground.assert_sound();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_holds_back_what_is_left_to_refer_to_and_ends_nothing() {
+    let streams = Streams::new("paused").await;
+    let ground = &streams.ground;
+    streams.create("4.21", json!([])).await;
+    let relay = Relay::start(ground.stage.plane, &ground.stage.folder).await;
+    relay.add(Call::ReadStream, Fault::Refuse(503, None), 1, usize::MAX);
+    let here = format!("--lease-namespace={}", ground.stage.namespace);
+    let _controller = streams.controller_through(&relay.kubeconfig, &[&here]);
+    let (new, spec) = streams.request("r", "a", "4.21:a");
+    ground.stage.create("r", &spec).await;
+    ground.stage.until("r", PATIENCE, is_referencing).await;
+    ground.pause(&ground.registry.host()).await;
+    let why = ground.paused("r").await;
+    assert!(why.contains("ConfigMap"), "{why}");
+    let asked = relay.seen(Call::ReadStream).len();
+    relay.clear();
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    assert_eq!(relay.seen(Call::ReadStream).len(), asked);
+    let held = ground.stage.get("r").await;
+    assert_eq!((phase(&held), state(&held).as_str()), ("Referencing", ""));
+    ground.go_on().await;
+    let done = ground.stage.finished("r", PATIENCE).await;
+    assert_eq!((phase(&done), state(&done).as_str()), ("Posted", "Set"));
+    let refers = streams.refers("4.21", "a").await;
+    assert_eq!(refers, Some(Streams::pulled(&new)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_403_for_one_stream_of_a_request_is_its_end_and_the_other_streams_tag_is_set() {
+    let streams = Streams::new("denied").await;
+    let ground = &streams.ground;
+    streams.create("4.21", json!([])).await;
+    streams.create("4.22", json!([])).await;
+    let relay = Relay::start(ground.stage.plane, &ground.stage.folder).await;
+    relay.add(Call::WriteStream, Fault::Refuse(403, None), 1, 1);
+    let _controller = streams.controller_through(&relay.kubeconfig, &[]);
+    let (_, mut both) = streams.request("a", "a", "4.21:a");
+    let (b, other) = streams.request("b", "b", "4.22:b");
+    let images = both["images"].as_array_mut().unwrap();
+    images.push(other["images"][0].clone());
+    ground.stage.create("r", &both).await;
+    let done = ground.stage.finished("r", PATIENCE).await;
+    let states = references(&done).into_iter().map(|r| r.unwrap().state);
+    assert_eq!(states.collect::<Vec<_>>(), ["Failed", "Set"]);
+    let (_, reason, message) = condition(&done, "Failed");
+    assert_eq!((phase(&done), reason), ("Failed", "ReferenceFailed"));
+    assert!(message.contains("4.21:a: image stream "), "{message}");
+    assert_eq!(streams.refers("4.21", "a").await, None);
+    let refers = streams.refers("4.22", "b").await;
+    assert_eq!(refers, Some(Streams::pulled(&b)));
+    ground.assert_sound();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn many_requests_and_somebody_else_write_one_stream_at_once_and_nobody_loses_anything() {
     let streams = Streams::new("crowd").await;

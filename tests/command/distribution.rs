@@ -112,3 +112,36 @@ async fn distribution_says_that_content_is_missing() {
         .await
         .unwrap();
 }
+
+#[tokio::test]
+async fn distribution_deletes_a_tag_alone_and_keeps_what_other_tags_hold() {
+    let (from, to) = (open().await, distribution().await);
+    let client = client_beside(&to, &[&from]);
+    let (none, progress) = (Credential::anonymous(), Progress::default());
+    let manifest = seeded(&from, &client, "src/a", Shape::Index, &none).await;
+    let (source, team) = (repository(&from, "src/a"), place(&to, "team/a"));
+    client
+        .copy(none.at(&source), &manifest, none.at(&team), &progress)
+        .await
+        .unwrap();
+    for name in ["x", "x_incoming"] {
+        let tag = tag(name);
+        let put = client.put_tag(&team, &tag, &manifest, &none, || true, &progress);
+        assert!(matches!(put.await, Put::Written));
+    }
+    let undeletable = client.undeletable(&team, &none, || true, &progress);
+    assert_eq!(undeletable.await.unwrap(), None);
+    // A tag that is gone already is none the less gone.
+    for _ in 0..2 {
+        let incoming = tag("x_incoming");
+        let deletion = client.delete_tag(&team, &incoming, &none, || true, &progress);
+        assert!(matches!(deletion.await, Put::Written));
+    }
+    let look = async |name: &str| {
+        let tag = tag(name);
+        let look = client.get_authoritative(&team, &tag, &none, &progress);
+        look.await.unwrap()
+    };
+    assert_eq!(look("x_incoming").await, None);
+    assert_eq!(look("x").await, Some(manifest));
+}

@@ -3,6 +3,7 @@
 mod access;
 mod again;
 mod dry_run;
+mod incoming;
 mod input;
 mod labels;
 mod referrers;

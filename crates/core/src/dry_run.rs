@@ -34,10 +34,10 @@ struct Tags {
     writes: Vec<Write>,
 }
 
-/// What promoting `source` to `float` would do.
+/// What promoting `source` to the float of `spec` would do.
 #[must_use]
 pub fn forecast(
-    float: &Float,
+    spec: &ImageSpec,
     source: Digest,
     media_type: Option<String>,
     held: FloatTags,
@@ -48,14 +48,14 @@ pub fn forecast(
         media_type,
         held,
         copying,
-        writes: writes(float, Image::default(), source, held),
+        writes: writes(spec, Image::default(), source, held),
         expiring: Vec::new(),
     }
 }
 
 /// What is left to do of an image that an earlier run has staged, as it is recorded.
 #[must_use]
-pub fn rest(float: &Float, source: SourceFacts, image: &Image, held: FloatTags) -> Forecast {
+pub fn rest(spec: &ImageSpec, source: SourceFacts, image: &Image, held: FloatTags) -> Forecast {
     let image = Image {
         // Here nothing is waited for, and no launch was cut off.
         attempts: 0,
@@ -68,19 +68,19 @@ pub fn rest(float: &Float, source: SourceFacts, image: &Image, held: FloatTags) 
         media_type: source.media_type,
         held,
         copying: Copying::default(),
-        writes: writes(float, image, source.digest, held),
+        writes: writes(spec, image, source.digest, held),
         expiring: Vec::new(),
     }
 }
 
-fn writes(float: &Float, image: Image, source: Digest, held: FloatTags) -> Vec<Write> {
-    let overlay = Overlay::of(float, held);
+fn writes(spec: &ImageSpec, image: Image, source: Digest, held: FloatTags) -> Vec<Write> {
+    let overlay = Overlay::of(&spec.float, held);
     if image.phase.is_backed_up() {
         let pins = image.displaced.iter().chain(&image.rescued);
         let pins = pins.map(|pin| (pin.tag.clone(), pin.digest));
         overlay.lock().held.extend(pins);
     }
-    let mut request = request(float, source);
+    let mut request = request(spec, source);
     request.status.images = vec![image];
     for _ in 0..LAUNCHES_MAX {
         let inputs = inputs();
@@ -113,16 +113,17 @@ fn writes(float: &Float, image: Image, source: Digest, held: FloatTags) -> Vec<W
 }
 
 /// The promotion as a request of its own.
-fn request(float: &Float, source: Digest) -> Request {
+fn request(spec: &ImageSpec, source: Digest) -> Request {
     let source = Source {
-        repository: float.repository().clone(),
+        repository: spec.float.repository().clone(),
         reference: Reference::Digest(source),
     };
     let image = ImageSpec {
         source,
-        float: float.clone(),
+        float: spec.float.clone(),
         replaces: None,
         freeze: None,
+        remove_incoming: spec.remove_incoming,
     };
     Request {
         spec: Spec {
@@ -223,7 +224,23 @@ impl StepIo for Overlay<'_> {
         let holds = tags.held.insert(tag.clone(), *manifest);
         tags.writes.push(Write {
             tag: written,
-            digest: *manifest,
+            digest: Some(*manifest),
+            holds,
+        });
+        Ok(Put::Written)
+    }
+
+    /// Whether it can be done shows when it is tried.
+    async fn undeletable(&self) -> Flow<Option<String>> {
+        Ok(None)
+    }
+
+    async fn delete(&self, tag: &Tag) -> Flow<Put> {
+        let mut tags = self.lock();
+        let holds = tags.held.remove(tag);
+        tags.writes.push(Write {
+            tag: WrittenTag::Named(tag.clone()),
+            digest: None,
             holds,
         });
         Ok(Put::Written)
@@ -266,14 +283,21 @@ impl StepIo for Overlay<'_> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::machine::samples::{digest, float, held};
+    use crate::machine::samples::{digest, float, held, image_spec};
     use crate::machine::{Phase, Pin};
 
     /// `TAG=DIGEST` for each write, in order.
     fn written(held: FloatTags) -> Vec<String> {
+        written_of(&image_spec(0), held)
+    }
+
+    fn written_of(spec: &ImageSpec, held: FloatTags) -> Vec<String> {
         let names = ["new", "old", "lost", "gone"].map(|name| (digest(name), name));
-        let name = |digest| names.iter().find(|(known, _)| *known == digest).unwrap().1;
-        let writes = writes(&float(0), Image::default(), digest("new"), held).into_iter();
+        let name = |digest: Option<Digest>| match digest {
+            Some(digest) => names.iter().find(|(known, _)| *known == digest).unwrap().1,
+            None => "",
+        };
+        let writes = writes(spec, Image::default(), digest("new"), held).into_iter();
         writes
             .map(|write| {
                 let tag = match write.tag {
@@ -344,6 +368,18 @@ mod tests {
     }
 
     #[test]
+    fn where_incoming_is_to_be_removed_that_is_the_last_write() {
+        let spec = ImageSpec {
+            remove_incoming: true,
+            ..image_spec(0)
+        };
+        let last = |held| written_of(&spec, held).pop();
+        assert_eq!(last(held("", "", "")).unwrap(), "f0_incoming=");
+        assert_eq!(last(held("old", "lost", "gone")).unwrap(), "f0_incoming=");
+        assert_eq!(last(held("new", "new", "new")), None);
+    }
+
+    #[test]
     fn of_an_image_that_is_staged_only_what_is_left_is_announced() {
         let source = SourceFacts {
             digest: digest("new"),
@@ -364,7 +400,7 @@ mod tests {
                 late_until: Some(Timestamp::MAX),
                 ..Image::default()
             };
-            let writes = rest(&float(0), source.clone(), &image, held).writes;
+            let writes = rest(&image_spec(0), source.clone(), &image, held).writes;
             let tags = writes.into_iter().map(|write| match write.tag {
                 WrittenTag::Named(tag) => tag.to_string(),
                 WrittenTag::Prune { .. } => "prune".into(),
@@ -385,7 +421,7 @@ mod tests {
     #[test]
     fn what_a_tag_holds_now_stands_beside_what_it_would_hold() {
         let held = held("old", "new", "");
-        let writes = writes(&float(0), Image::default(), digest("new"), held);
+        let writes = writes(&image_spec(0), Image::default(), digest("new"), held);
         let holds: Vec<_> = writes.iter().map(|write| write.holds).collect();
         let some = |name| Some(digest(name));
         assert_eq!(holds, [some("new"), None, some("older"), some("old"), None]);

@@ -1,6 +1,7 @@
 //! The log of own tag writes: what this process sent, what was answered, and what may still land.
 //!
-//! One entry for each write, made before it is sent. It is the only place that knows two times:
+//! One entry for each write, made before it is sent: a tag is put to a digest, or (no digest) deleted. It is the only place that
+//! knows two times:
 //!
 //! - *Settle*, S: registries answer reads from replicas, so a read may be older than our last write. Within S of its answer a read
 //!   that contradicts it is not believed, and within S of the sending of an unanswered write nothing at all is launched on its float.
@@ -28,7 +29,7 @@ pub struct WriteLog<T> {
     /// Sent and not answered, by float.
     open: BTreeMap<Float, Vec<Sent<T>>>,
     /// The last one answered, by tag.
-    answered: BTreeMap<(Repository, Tag), (Digest, T)>,
+    answered: BTreeMap<(Repository, Tag), (Option<Digest>, T)>,
     stamps: BTreeMap<Float, Stamp>,
     before: Option<Before<T>>,
 }
@@ -38,7 +39,7 @@ pub struct WriteLog<T> {
 struct Sent<T> {
     at: T,
     tag: Tag,
-    digest: Digest,
+    digest: Option<Digest>,
 }
 
 /// What a process before this one may have sent.
@@ -75,17 +76,17 @@ impl<T: Time> WriteLog<T> {
     // === writes ===
 
     /// Enters a write as sent now: whatever becomes of who sends it, it counts as unanswered from here on. False, and nothing is
-    /// entered, where another digest may still land on the tag. To be called directly before each sending; `again`: when the same
+    /// entered, where another write may still land on the tag. To be called directly before each sending; `again`: when the same
     /// write was sent before, and surely did not land.
     pub fn enter(
         &mut self,
         float: &Float,
         tag: &Tag,
-        digest: Digest,
+        digest: Option<Digest>,
         again: Option<T>,
         now: T,
     ) -> bool {
-        let other = self.landing_until(float.repository(), tag, Some(digest), now);
+        let other = self.landing_until(float.repository(), tag, digest, now);
         if other.is_some() {
             return false;
         }
@@ -104,8 +105,8 @@ impl<T: Time> WriteLog<T> {
         true
     }
 
-    /// A write that was sent then was answered: the tag holds the digest.
-    pub fn answered(&mut self, float: &Float, tag: &Tag, digest: Digest, sent: T, now: T) {
+    /// A write that was sent then was answered: the tag holds the digest, or is gone.
+    pub fn answered(&mut self, float: &Float, tag: &Tag, digest: Option<Digest>, sent: T, now: T) {
         self.take(float, tag, digest, sent);
         self.prune(now);
         let key = (float.repository().clone(), tag.clone());
@@ -113,12 +114,12 @@ impl<T: Time> WriteLog<T> {
     }
 
     /// A write that was entered then was refused, or no byte of it was sent: nothing was written.
-    pub fn refused(&mut self, float: &Float, tag: &Tag, digest: Digest, sent: T) {
+    pub fn refused(&mut self, float: &Float, tag: &Tag, digest: Option<Digest>, sent: T) {
         self.take(float, tag, digest, sent);
     }
 
     /// Two that are the same in all this are the same to everybody.
-    fn take(&mut self, float: &Float, tag: &Tag, digest: Digest, sent: T) {
+    fn take(&mut self, float: &Float, tag: &Tag, digest: Option<Digest>, sent: T) {
         let Some(open) = self.open.get_mut(float) else {
             return;
         };
@@ -164,7 +165,7 @@ impl<T: Time> WriteLog<T> {
     }
 
     /// The process before wrote this less than the settle time ago, and handed over with nothing on the wire.
-    pub fn inherit(&mut self, repository: Repository, tag: Tag, digest: Digest, now: T) {
+    pub fn inherit(&mut self, repository: Repository, tag: Tag, digest: Option<Digest>, now: T) {
         self.answered.insert((repository, tag), (digest, now));
     }
 
@@ -212,7 +213,7 @@ impl<T: Time> WriteLog<T> {
         };
         let sent = self.open_on(repository, tag).map(|sent| sent.digest);
         let mut known = sent.chain([written]);
-        seen.is_none_or(|seen| known.all(|digest| digest != seen))
+        known.all(|digest| digest != seen)
     }
 
     /// Whether this process put a tag to `digest` less than the settle time ago, and sent nothing else there since.
@@ -220,13 +221,18 @@ impl<T: Time> WriteLog<T> {
     pub fn wrote(&self, repository: &Repository, tag: &Tag, digest: Digest, now: T) -> bool {
         let written = self.written(repository, tag, now);
         let mut sent = self.open_on(repository, tag);
-        written.is_some_and(|(written, _)| written == digest)
-            && sent.all(|sent| sent.digest == digest)
+        written.is_some_and(|(written, _)| written == Some(digest))
+            && sent.all(|sent| sent.digest == Some(digest))
     }
 
     /// What was written to a tag less than the settle time ago, and until when that counts.
     #[must_use]
-    pub fn written(&self, repository: &Repository, tag: &Tag, now: T) -> Option<(Digest, T)> {
+    pub fn written(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        now: T,
+    ) -> Option<(Option<Digest>, T)> {
         let (digest, at) = *self.answered.get(&(repository.clone(), tag.clone()))?;
         let until = at + self.settle;
         (until > now).then_some((digest, until))
@@ -244,7 +250,8 @@ impl<T: Time> WriteLog<T> {
         self.until(float, now, |tag| lateness(self.settle, self.late, tag))
     }
 
-    /// Until when a write of a tag may still land; none where nothing can. `but`: the digest that would be no harm.
+    /// Until when a write of a tag may still land; none where nothing can. `but`: the write that would be no harm, by its digest, or
+    /// the tag's deletion.
     #[must_use]
     pub fn landing_until(
         &self,
@@ -254,7 +261,7 @@ impl<T: Time> WriteLog<T> {
         now: T,
     ) -> Option<T> {
         let sent = self.open_on(repository, tag);
-        let sent = sent.filter(|sent| Some(sent.digest) != but);
+        let sent = sent.filter(|sent| sent.digest != but);
         let late = lateness(self.settle, self.late, tag);
         let until = sent.map(|sent| sent.at + late).max();
         until.filter(|until| *until > now)
@@ -270,7 +277,7 @@ impl<T: Time> WriteLog<T> {
 
     /// What was answered less than the settle time ago. Given to the next process once nothing can land any more, it is all that this
     /// one knew: reads are as old for the next as for this one.
-    pub fn fresh(&self, now: T) -> impl Iterator<Item = (&Repository, &Tag, Digest)> {
+    pub fn fresh(&self, now: T) -> impl Iterator<Item = (&Repository, &Tag, Option<Digest>)> {
         let fresh = self
             .answered
             .iter()

@@ -113,7 +113,7 @@ pub use manifest::{
 };
 pub use names::{RequestKind, is_repository, is_tag};
 pub use seed::{Image, ImageBuilder, ImageSpec, Layer, Shape, built_in};
-pub use settings::{Dialect, Options, Settings};
+pub use settings::{Deletion, Dialect, Options, Settings};
 pub use store::{Dangling, StoreError, TagChange};
 
 /// A registry that serves until it is dropped.

@@ -17,7 +17,7 @@ use super::content::Digest;
 use super::faults::Action;
 use super::manifest::{MAX_MANIFEST, Manifest, OCI_INDEX};
 use super::names::is_tag;
-use super::settings::Dialect;
+use super::settings::{Deletion, Dialect};
 use super::store::{Stale, Store, StoreError};
 
 /// What quay answers with when it converts.
@@ -271,7 +271,7 @@ fn rejected(error: StoreError, dialect: Dialect) -> Refusal {
     }
 }
 
-/// DELETE: by tag that tag, by digest all tags of it.
+/// DELETE: by tag what the settings say, by digest all tags of it.
 pub(super) fn delete(call: &Call) -> Result<Response, Refusal> {
     let repository = &call.entry.repository;
     let now = Instant::now();
@@ -279,7 +279,21 @@ pub(super) fn delete(call: &Call) -> Result<Response, Refusal> {
     match reference(call)? {
         Reference::Tag(tag) => {
             refuse_immutable(call, Some(&tag), &mut store)?;
-            store.delete_tag(repository, &tag, now)?;
+            match call.settings.deletion {
+                Deletion::OfTheTag => store.delete_tag(repository, &tag, now)?,
+                Deletion::OfTheImage => {
+                    let digest = store.tagged(repository, &tag, now)?.digest;
+                    store.delete_manifest(repository, digest, now)?;
+                }
+                Deletion::Refused => {
+                    let message = "the operation is unsupported";
+                    return Err(Refusal::new(
+                        StatusCode::METHOD_NOT_ALLOWED,
+                        "UNSUPPORTED",
+                        message,
+                    ));
+                }
+            }
         }
         Reference::Digest(digest) => {
             store.delete_manifest(repository, digest, now)?;

@@ -36,6 +36,19 @@ pub enum Dialect {
     Ecr,
 }
 
+/// What a DELETE of a tag does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Deletion {
+    /// It deletes that tag, as on quay and distribution.
+    #[default]
+    OfTheTag,
+    /// It deletes what the tag holds, and so all tags of it.
+    OfTheImage,
+    /// It is refused.
+    Refused,
+}
+
 /// What may be switched at run time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -43,6 +56,8 @@ pub enum Dialect {
 pub struct Settings {
     /// The registry that it behaves like.
     pub dialect: Dialect,
+    /// What a DELETE of a tag does.
+    pub deletion: Deletion,
     /// Delete content the moment nothing holds it.
     pub collect: bool,
     /// How long content pushed without a tag is held.
@@ -120,6 +135,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             dialect: Dialect::Quay,
+            deletion: Deletion::OfTheTag,
             collect: true,
             hold: Duration::from_hours(1),
             check: true,

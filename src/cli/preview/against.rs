@@ -126,11 +126,19 @@ fn differences(intended: &Intended, forecast: &Forecast) -> (Vec<Difference>, Ve
             name(float, &write.tag) != tag || write.tag == WrittenTag::Prune { rescue: true }
         })
     };
-    let promotion: BTreeSet<String> = writes().map(|write| name(float, &write.tag)).collect();
+    let of = |deleted: bool| {
+        let tags = writes().filter(move |write| write.digest.is_none() == deleted);
+        let tags = tags.map(|write| name(float, &write.tag));
+        tags.collect::<BTreeSet<String>>()
+    };
+    let removed = of(true);
+    let promotion = &of(false) - &removed;
     let only_script = script.difference(&promotion).map(|tag| Difference {
         tag: tag.clone(),
         why: if forecast.is_unchanged() {
             "the float is at the source already, so nothing is written"
+        } else if removed.contains(tag) {
+            "removed once the float holds the image, as spec.incoming says"
         } else if tag.starts_with(STAMP) {
             "prune tags are named after the whole tag of their float"
         } else {

@@ -152,7 +152,7 @@ fn tags(float: &Float, forecast: &Forecast) -> Vec<Value> {
     let tag = |write: &Write| {
         json!({
             "tag": name(float, &write.tag),
-            "digest": write.digest.to_string(),
+            "digest": write.digest.map(|digest| digest.to_string()),
             "holds": write.holds.map(|digest| digest.to_string()),
         })
     };
@@ -306,17 +306,19 @@ impl Found {
         let named = |write: &Write| name(&self.float, &write.tag);
         let width = forecast.writes.iter().map(|write| named(write).len()).max();
         for write in &forecast.writes {
+            let (tag, width) = (named(write), width.unwrap_or_default());
+            let Some(digest) = write.digest else {
+                lines.push(format!(
+                    "remove {tag}, where the registry deletes a tag alone"
+                ));
+                continue;
+            };
             let held = match write.holds {
-                Some(digest) if digest == write.digest => "as now".into(),
-                Some(digest) => format!("now {digest}"),
+                Some(held) if held == digest => "as now".into(),
+                Some(held) => format!("now {held}"),
                 None => "new".into(),
             };
-            lines.push(format!(
-                "write {:<width$}  {}  {held}",
-                named(write),
-                write.digest,
-                width = width.unwrap_or_default()
-            ));
+            lines.push(format!("write {tag:<width$}  {digest}  {held}"));
         }
         lines.push(format!(
             "push  {}",

@@ -13,7 +13,8 @@ use super::status::show;
 use crate::api::labels::{REQUESTED_BY, float_label};
 use crate::api::status::read;
 use crate::api::{
-    ImageSpec, Latch, Mode, OnFailure, PromotionRequest, PromotionRequestSpec, Referrers, SecretRef,
+    ImageSpec, Incoming, Latch, Mode, OnFailure, PromotionRequest, PromotionRequestSpec, Referrers,
+    SecretRef,
 };
 
 /// What a name that the API server ends may have before, so that it fits a label.
@@ -46,6 +47,9 @@ pub(in crate::cli) struct SubmitArgs {
     /// What is done about signatures and other referrers: Ignore, `BestEffort` or Require.
     #[arg(long, value_name = "WHAT", default_value = "Ignore", value_parser = named::<Referrers>)]
     referrers: Referrers,
+    /// What becomes of the tags that images were staged on, once their floats hold them: Keep or Remove.
+    #[arg(long, value_name = "WHAT", default_value = "Keep", value_parser = named::<Incoming>)]
+    incoming: Incoming,
     /// Only look: the request ends as Planned, and nothing is written to registries.
     #[arg(long)]
     plan: bool,
@@ -66,6 +70,7 @@ pub(super) async fn run(args: SubmitArgs) -> Result<ExitCode, Stop> {
         latch,
         on_failure,
         referrers,
+        incoming,
         plan,
         wait,
         cluster,
@@ -78,6 +83,7 @@ pub(super) async fn run(args: SubmitArgs) -> Result<ExitCode, Stop> {
         latch,
         on_failure,
         referrers,
+        incoming,
         mode: if plan { Mode::Plan } else { Mode::Promote },
         pull_secret: secret(pull_secret),
         push_secret: secret(push_secret),

@@ -79,7 +79,7 @@ impl Operation {
             .filter(|_| self.image.phase.is_staged())
         {
             Box::pin(self.peek_beside(&mut held)).await?;
-            let rest = dry_run::rest(float, source, &self.image, held);
+            let rest = dry_run::rest(&self.spec, source, &self.image, held);
             return Ok(Outcome::Forecast(Box::new(rest)));
         }
         let (recorded, named) = (&self.image.source, &self.spec.source.reference);
@@ -115,7 +115,7 @@ impl Operation {
         // Boxed: every operation is as large as its largest step, and plans are few.
         let copying = self.read(Box::pin(survey)).await?;
         Box::pin(self.peek_beside(&mut held)).await?;
-        let mut forecast = dry_run::forecast(float, digest, Some(media_type), held, copying);
+        let mut forecast = dry_run::forecast(&self.spec, digest, Some(media_type), held, copying);
         forecast.expiring = expiring;
         Ok(Outcome::Forecast(Box::new(forecast)))
     }
@@ -150,7 +150,7 @@ impl Operation {
         held: FloatTags,
         copying: Copying,
     ) -> Outcome {
-        let forecast = dry_run::forecast(&self.spec.float, source, media_type, held, copying);
+        let forecast = dry_run::forecast(&self.spec, source, media_type, held, copying);
         Outcome::Forecast(Box::new(forecast))
     }
 

@@ -46,6 +46,11 @@ const SPARSE_FOR: Duration = Duration::from_mins(10);
 /// Of how many registries.
 const SPARSE_MAX: u64 = 1000;
 
+/// How long it is remembered whether a repository's registry deletes tags alone.
+const UNDELETABLE_FOR: Duration = Duration::from_hours(24);
+/// Of how many repositories.
+const UNDELETABLE_MAX: u64 = 1000;
+
 /// Speaks to all registries of this process, within one set of limits and with one cache. Clones share both.
 #[derive(Debug, Clone)]
 pub struct RegistryClient(pub(super) Arc<Remembered>);
@@ -62,6 +67,10 @@ pub(super) struct Remembered {
     pub(super) unlisted: moka::sync::Cache<(CredentialKey, Repository), ()>,
     /// Whether a registry takes an index without its children, by address.
     pub(super) sparse: moka::sync::Cache<String, bool>,
+    /// Why no tag of a repository is deleted; none: they are, alone.
+    pub(super) undeletable: moka::sync::Cache<(CredentialKey, Repository), Option<String>>,
+    /// Where that is being tried.
+    pub(super) trying: SingleFlight<(CredentialKey, Repository)>,
     pub(super) single_flight: SingleFlight<BlobKey>,
     /// Memory for large manifests.
     pub(super) reserve: Arc<Reserve>,
@@ -110,6 +119,8 @@ impl RegistryClient {
             labels: moka::sync::Cache::new(LABELS_MAX),
             unlisted: remembered(UNLISTED_MAX, UNLISTED_FOR),
             sparse: remembered(SPARSE_MAX, SPARSE_FOR),
+            undeletable: remembered(UNDELETABLE_MAX, UNDELETABLE_FOR),
+            trying: SingleFlight::new(),
             single_flight: SingleFlight::new(),
             reserve: Arc::default(),
         });

@@ -4,6 +4,7 @@ pub(crate) mod below;
 pub(crate) mod blob;
 pub(crate) mod client;
 pub(crate) mod copy;
+pub(crate) mod delete;
 pub(crate) mod download;
 pub(crate) mod estimate;
 pub(crate) mod expiry;

@@ -20,7 +20,7 @@ use crate::registry::wire::reply::Reply;
 use crate::registry::wire::request::{Content, Failure};
 
 /// How long something may be waited out between a look at a tag and its PUT.
-const TAG_PUT_MAX_DELAY: Duration = Duration::from_secs(1);
+pub(super) const TAG_PUT_MAX_DELAY: Duration = Duration::from_secs(1);
 
 /// How long a PUT may take.
 #[derive(Debug, Clone, Copy)]
@@ -31,7 +31,7 @@ pub(crate) struct Bounds {
     pub(crate) patience: Option<Duration>,
 }
 
-/// The outcome of a PUT of a manifest.
+/// The outcome of a PUT of a manifest, or of a tag's deletion.
 #[derive(Debug)]
 pub enum Put {
     /// 201, and our digest back.
@@ -148,7 +148,7 @@ async fn outcome(what: &str, manifest: &Manifest, reply: Reply) -> Put {
 }
 
 /// A definite no, told apart by what it means.
-fn refused(error: Error) -> Put {
+pub(super) fn refused(error: Error) -> Put {
     match error.meaning() {
         Some(Meaning::Immutable) => Put::Immutable(error),
         Some(Meaning::ContentMissing) => Put::ContentMissing(error),

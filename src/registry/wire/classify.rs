@@ -159,7 +159,9 @@ mod tests {
     use Fate::{Answered, OutcomeUnknown, Refused, TryAgain};
     use Health::{Limits, NotAsked, ReadOnly, Serves, Unavailable};
     use Origin::{Led, Page, Redirect, Registry};
-    use RequestKind::{Blob, Child, Manifest, Mount, Ping, Referrers, Tag, Token, Upload};
+    use RequestKind::{
+        Blob, Child, Deletion, Manifest, Mount, Ping, Referrers, Tag, Token, Upload,
+    };
 
     /// These requests, from these places, with one of these statuses, this code and these words.
     type Row<'a> = (
@@ -171,10 +173,10 @@ mod tests {
         (Fate, Health),
     );
 
-    const EVERY: [RequestKind; 9] = [
-        Ping, Token, Manifest, Referrers, Blob, Child, Tag, Upload, Mount,
+    const EVERY: [RequestKind; 10] = [
+        Ping, Token, Manifest, Referrers, Blob, Child, Tag, Deletion, Upload, Mount,
     ];
-    const WRITES: [RequestKind; 4] = [Child, Tag, Upload, Mount];
+    const WRITES: [RequestKind; 5] = [Child, Tag, Deletion, Upload, Mount];
 
     fn verdict(
         kind: RequestKind,
@@ -209,7 +211,7 @@ mod tests {
             (&EVERY,  &[Registry, Led, Redirect], &[200, 201, 202, 307, 401, 403, 413, 501, 505], "",  "",                   (Answered, Serves)),
             (&EVERY,  &[Registry, Led, Redirect], &[400, 404],             "MANIFEST_UNKNOWN",         known,                (Answered, Serves)),
             // Maintenance, as the registry itself says it of a write.
-            (&[Child, Tag, Upload], &[Registry],  &[405],                               "DENIED",      "read-only",          (TryAgain, ReadOnly)),
+            (&[Child, Tag, Deletion, Upload], &[Registry], &[405],                      "DENIED",      "read-only",          (TryAgain, ReadOnly)),
             (&[Mount], &[Registry],               &[405],                               "DENIED",      "read-only",          (Refused, Serves)),
             (&WRITES, &[Registry],                &[405],                               "UNSUPPORTED", "",                   (Refused, Serves)),
             (&WRITES, &[Registry],                &[405],                               "",            "",                   (Refused, Serves)),

@@ -5,7 +5,7 @@
 
 use crate::metrics::Sent;
 use crate::registry::error::Meaning;
-use RequestKind::{Blob, Child, Manifest, Mount, Referrers, Tag, Token, Upload};
+use RequestKind::{Blob, Child, Deletion, Manifest, Mount, Referrers, Tag, Token, Upload};
 
 /// What was asked of a registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub(crate) enum RequestKind {
     Child,
     /// That it sets a tag.
     Tag,
+    /// That it deletes a tag.
+    Deletion,
     /// That it takes a blob.
     Upload,
     /// That it takes a blob of another repository.
@@ -46,7 +48,8 @@ struct Rule {
 const ANY: &[&str] = &[];
 const READS: &[RequestKind] = &[Manifest, Referrers, Blob];
 const PUTS: &[RequestKind] = &[Child, Tag];
-const WRITES: &[RequestKind] = &[Child, Tag, Upload, Mount];
+const TAGS: &[RequestKind] = &[Tag, Deletion];
+const WRITES: &[RequestKind] = &[Child, Tag, Deletion, Upload, Mount];
 
 /// How quay, distribution and others say that a manifest's content is not there, digests and quotes left out.
 const CONTENT: &[&str] = &[
@@ -129,14 +132,17 @@ const RULES: &[Rule] = &[
     rule(&[Mount],  &[4],                       ANY,                                                      ANY,                        Meaning::NotMounted),
     rule(&[],       &[401],                     ANY,                                                      ANY,                        Meaning::Unauthorized),
     // Tags that must not move: quay and others by code; ECR 400 TAG_INVALID, Harbor 412 PRECONDITION, Nexus 400, by their words.
-    rule(&[Tag],    &[400, 403, 405, 409, 412], &["TAG_IMMUTABLE", "TAG_ALREADY_EXISTS", "IMAGETAGALREADYEXISTSEXCEPTION"], ANY,        Meaning::Immutable),
-    rule(&[Tag],    &[400, 403, 405, 409, 412], ANY,                                                      FIXED,                      Meaning::Immutable),
+    rule(TAGS,      &[400, 403, 405, 409, 412], &["TAG_IMMUTABLE", "TAG_ALREADY_EXISTS", "IMAGETAGALREADYEXISTSEXCEPTION"], ANY,        Meaning::Immutable),
+    rule(TAGS,      &[400, 403, 405, 409, 412], ANY,                                                      FIXED,                      Meaning::Immutable),
     rule(WRITES,    &[403, 412],                ANY,                                                      &["quota", "upper limit"],  Meaning::QuotaExceeded),
     rule(&[],       &[403],                     ANY,                                                      ANY,                        Meaning::Denied),
     // Maintenance, which quay tells from a method that is none only by code and words; a disabled namespace is none.
     rule(&[Token],  &[405],                     ANY,                                                      &["namespace … disabled"],  Meaning::Unauthorized),
     rule(WRITES,    &[405],                     &["UNSUPPORTED"],                                         ANY,                        Meaning::Other),
     rule(WRITES,    &[405],                     ANY,                                                      &["namespace … disabled"],  Meaning::Denied),
+    // A registry that deletes no tags says so by the same answers; none of them is a time that passes.
+    rule(&[Deletion], &[405],                   ANY,                                                      &["readonly", "read-only", "currently disabled"], Meaning::ReadOnly),
+    rule(&[Deletion], &[405],                   ANY,                                                      ANY,                        Meaning::Other),
     rule(WRITES,    &[405],                     &["DENIED", "METHOD NOT ALLOWED", "METHOD_NOT_ALLOWED"],  ANY,                        Meaning::ReadOnly),
     rule(WRITES,    &[405],                     ANY,                                                      &["method not allowed", "readonly", "read-only", "currently disabled"], Meaning::ReadOnly),
     // Sizes.
@@ -156,6 +162,7 @@ const RULES: &[Rule] = &[
     rule(READS,     &[404],                     &["NAME_UNKNOWN"],                                        ANY,                        Meaning::Absent),
     rule(&[Manifest, Referrers], &[404],        &["MANIFEST_UNKNOWN", "TAG_EXPIRED"],                     ANY,                        Meaning::Absent),
     rule(&[Manifest, Referrers], &[404],        &["NOT_FOUND"],                                           NAMED,                      Meaning::Absent),
+    rule(&[Deletion], &[404],                   &["MANIFEST_UNKNOWN", "TAG_EXPIRED"],                     ANY,                        Meaning::Absent),
     rule(&[Blob],   &[404],                     &["BLOB_UNKNOWN"],                                        ANY,                        Meaning::Absent),
     rule(&[Blob],   &[404],                     &["NOT_FOUND"],                                           &["blob … not found", "repository … not found"], Meaning::Absent),
     rule(WRITES,    &[404],                     &["NAME_UNKNOWN"],                                        ANY,                        Meaning::NoRepository),
@@ -234,7 +241,7 @@ impl RequestKind {
             Self::Ping => Sent::Ping,
             Self::Token => Sent::Token,
             Self::Manifest | Self::Child => Sent::Manifest,
-            Self::Tag => Sent::Tag,
+            Self::Tag | Self::Deletion => Sent::Tag,
             Self::Referrers => Sent::Referrers,
             Self::Blob => Sent::Blob,
             Self::Upload | Self::Mount => Sent::Upload,
@@ -247,8 +254,8 @@ mod tests {
     use super::RequestKind::{Ping, Token};
     use super::*;
 
-    const EVERY: [RequestKind; 9] = [
-        Ping, Token, Manifest, Referrers, Blob, Child, Tag, Upload, Mount,
+    const EVERY: [RequestKind; 10] = [
+        Ping, Token, Manifest, Referrers, Blob, Child, Tag, Deletion, Upload, Mount,
     ];
 
     /// An answer and what it means to those who asked this; to all others it means what the last column says.
@@ -266,11 +273,11 @@ mod tests {
         // Writes that belong elsewhere.
         (301, "", "moved", WRITES, Meaning::Redirected, Meaning::Other),
         // Absence: the registry's own word.
-        (404, "MANIFEST_UNKNOWN", "manifest unknown", &[Manifest, Referrers], Meaning::Absent, Meaning::Other),
+        (404, "MANIFEST_UNKNOWN", "manifest unknown", &[Manifest, Referrers, Deletion], Meaning::Absent, Meaning::Other),
         (404, "MANIFEST_UNKNOWN", "manifest unknown", &[Child, Tag], Meaning::ContentMissing, Meaning::Other),
         (404, "BLOB_UNKNOWN", "", &[Child, Tag], Meaning::ContentMissing, Meaning::Other),
-        (404, "NOT_FOUND", "repository team/a not found", &[Child, Tag, Upload], Meaning::NoRepository, Meaning::Other),
-        (404, "TAG_EXPIRED", "the tag has expired", &[Manifest, Referrers], Meaning::Absent, Meaning::Other),
+        (404, "NOT_FOUND", "repository team/a not found", WRITE, Meaning::NoRepository, Meaning::Other),
+        (404, "TAG_EXPIRED", "the tag has expired", &[Manifest, Referrers, Deletion], Meaning::Absent, Meaning::Other),
         (404, "NAME_UNKNOWN", "", &[Manifest, Referrers, Blob], Meaning::Absent, Meaning::Other),
         (404, "NOT_FOUND", "artifact team/a:x not found", &[Manifest, Referrers], Meaning::Absent, Meaning::Other),
         (404, "NOT_FOUND", "artifact team/a@sha256:00 not found", &[Manifest, Referrers], Meaning::Absent, Meaning::Other),
@@ -288,23 +295,23 @@ mod tests {
         // Maintenance.
         (405, "DENIED", "System is currently read-only. Pulls will succeed", WRITE, Meaning::ReadOnly, Meaning::Other),
         (405, "METHOD NOT ALLOWED", "Pushes to the registry are currently disabled. Please contact", WRITE, Meaning::ReadOnly, Meaning::Other),
-        (405, "", "<title>405 Method Not Allowed</title>", WRITE, Meaning::ReadOnly, Meaning::Other),
+        (405, "", "<title>405 Method Not Allowed</title>", &[Child, Tag, Upload], Meaning::ReadOnly, Meaning::Other),
         (405, "", "<h1>405 Not Allowed</h1> nginx", &[], Meaning::Other, Meaning::Other),
         (405, "DENIED", "namespace 'x' has been disabled", WRITE, Meaning::Denied, Meaning::Other),
         (405, "DENIED", "namespace 'x' has been disabled", &[Token], Meaning::Unauthorized, Meaning::Other),
         (405, "UNSUPPORTED", "method not allowed", &[], Meaning::Other, Meaning::Other),
         (403, "DENIED", "read-only", &[], Meaning::Denied, Meaning::Denied),
         // Tags that must not move.
-        (409, "TAG_IMMUTABLE", "", &[Tag], Meaning::Immutable, Meaning::Other),
-        (400, "TAG_IMMUTABLE", "", &[Tag], Meaning::Immutable, Meaning::Other),
-        (409, "TAG_ALREADY_EXISTS", "", &[Tag], Meaning::Immutable, Meaning::Other),
-        (400, "ImageTagAlreadyExistsException", "", &[Tag], Meaning::Immutable, Meaning::Other),
+        (409, "TAG_IMMUTABLE", "", TAGS, Meaning::Immutable, Meaning::Other),
+        (400, "TAG_IMMUTABLE", "", TAGS, Meaning::Immutable, Meaning::Other),
+        (409, "TAG_ALREADY_EXISTS", "", TAGS, Meaning::Immutable, Meaning::Other),
+        (400, "ImageTagAlreadyExistsException", "", TAGS, Meaning::Immutable, Meaning::Other),
         (400, "TAG_INVALID", "The image tag 'x' already exists in the 'a' repository and cannot be overwritten because the repository is immutable.",
-            &[Tag], Meaning::Immutable, Meaning::BadName),
+            TAGS, Meaning::Immutable, Meaning::BadName),
         (400, "TAG_INVALID", "the tag is invalid", &[], Meaning::BadName, Meaning::BadName),
-        (412, "PRECONDITION", "Failed to process request due to 'a:x' configured as immutable.", &[Tag], Meaning::Immutable, Meaning::Other),
-        (400, "UNKNOWN", "Repository does not allow updating assets: docker", &[Tag], Meaning::Immutable, Meaning::Other),
-        (403, "DENIED", "Update tag x: the repository has immutable tags enabled", &[Tag], Meaning::Immutable, Meaning::Denied),
+        (412, "PRECONDITION", "Failed to process request due to 'a:x' configured as immutable.", TAGS, Meaning::Immutable, Meaning::Other),
+        (400, "UNKNOWN", "Repository does not allow updating assets: docker", TAGS, Meaning::Immutable, Meaning::Other),
+        (403, "DENIED", "Update tag x: the repository has immutable tags enabled", TAGS, Meaning::Immutable, Meaning::Denied),
         (403, "DENIED", "requested access to immutable/team is denied", &[], Meaning::Denied, Meaning::Denied),
         (412, "PROJECTPOLICYVIOLATION", "current image with vulnerabilities", &[], Meaning::Other, Meaning::Other),
         // Content that is missing, and manifests that are not taken.
@@ -333,20 +340,20 @@ mod tests {
         (404, "BLOB_UPLOAD_UNKNOWN", "", &[Upload], Meaning::SessionLost, Meaning::Other),
         (400, "BLOB_UPLOAD_INVALID", "", &[Upload], Meaning::SessionLost, Meaning::Other),
         (416, "", "", &[Upload], Meaning::SessionLost, Meaning::Other),
-        (404, "NAME_UNKNOWN", "", &[Child, Tag, Upload], Meaning::NoRepository, Meaning::Other),
-        (404, "NOT_FOUND", "project team not found", &[Child, Tag, Upload], Meaning::NoRepository, Meaning::Other),
+        (404, "NAME_UNKNOWN", "", WRITE, Meaning::NoRepository, Meaning::Other),
+        (404, "NOT_FOUND", "project team not found", WRITE, Meaning::NoRepository, Meaning::Other),
         // Everything else.
         (401, "UNAUTHORIZED", "", &[], Meaning::Unauthorized, Meaning::Unauthorized),
         (403, "DENIED", "", &[], Meaning::Denied, Meaning::Denied),
-        (403, "DENIED", "Quota has been exceeded", &[Child, Tag, Upload], Meaning::QuotaExceeded, Meaning::Denied),
-        (412, "PRECONDITION", "adding 1 GiB will exceed the configured upper limit of 1 GiB", &[Child, Tag, Upload], Meaning::QuotaExceeded, Meaning::Other),
+        (403, "DENIED", "Quota has been exceeded", WRITE, Meaning::QuotaExceeded, Meaning::Denied),
+        (412, "PRECONDITION", "adding 1 GiB will exceed the configured upper limit of 1 GiB", WRITE, Meaning::QuotaExceeded, Meaning::Other),
         (400, "NAME_INVALID", "", &[], Meaning::BadName, Meaning::BadName),
         (415, "", "", &[], Meaning::Unsupported, Meaning::Unsupported),
         (418, "", "", &[], Meaning::Other, Meaning::Other),
         (302, "", "", WRITES, Meaning::Redirected, Meaning::Other),
     ];
     /// All writes but the mount, which falls back.
-    const WRITE: &[RequestKind] = &[Child, Tag, Upload];
+    const WRITE: &[RequestKind] = &[Child, Tag, Deletion, Upload];
 
     #[test]
     fn every_answer_means_what_the_registries_mean() {
@@ -394,7 +401,8 @@ mod tests {
     fn only_a_404_of_the_registry_itself_is_an_absence() {
         for row in RULES.iter().filter(|row| row.meaning == Meaning::Absent) {
             assert_eq!(row.status, [404]);
-            assert!(!row.code.is_empty() && row.asked.iter().all(|asked| READS.contains(asked)));
+            let looks = |asked| READS.contains(asked) || *asked == Deletion;
+            assert!(!row.code.is_empty() && row.asked.iter().all(looks));
         }
     }
 

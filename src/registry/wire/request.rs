@@ -42,7 +42,7 @@ pub(crate) struct RegistryRequest<'a> {
     pub(crate) timeout: Option<Duration>,
     /// How long a try may wait for the host in all; none: as long as it takes.
     pub(crate) patience: Option<Duration>,
-    /// Whether it is a tag PUT: it goes before others and is paced afterwards, because it rests on a look that must
+    /// Whether it writes a tag: it goes before others and is paced afterwards, because it rests on a look that must
     /// not grow old, and has a connection of its own.
     pub(crate) prompt: bool,
     /// How many tag PUTs may follow its answer at once: it goes when they may.
@@ -134,6 +134,7 @@ impl<'a> RegistryRequest<'a> {
             Lane::Blobs => RequestKind::Upload,
             Lane::Manifests if above == Some("referrers") => RequestKind::Referrers,
             Lane::Manifests if reads => RequestKind::Manifest,
+            Lane::Manifests if self.method == Method::DELETE => RequestKind::Deletion,
             Lane::Manifests if last.contains(':') => RequestKind::Child,
             Lane::Manifests => RequestKind::Tag,
         }

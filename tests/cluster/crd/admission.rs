@@ -307,6 +307,7 @@ fn bad_choices() -> Vec<Bad> {
         ("latch", "together", r#""Together", "Independently""#),
         ("onFailure", "Retry", r#""Hold", "Rollback""#),
         ("referrers", "Copy", r#""Ignore", "BestEffort", "Require""#),
+        ("incoming", "remove", r#""Keep", "Remove""#),
         ("mode", "DryRun", r#""Promote", "Plan""#),
     ];
     let choices = choices.iter().map(|&(field, wrong, right)| {
@@ -489,7 +490,7 @@ async fn every_good_name_and_bound_is_admitted_and_parsed() {
         json!({"attempts": 20, "deadlineSeconds": 86_400, "ttlSecondsAfterFinished": 7_776_000}),
     );
     cases.push(json!({"latch": "Together", "onFailure": "Rollback", "referrers": "BestEffort", "mode": "Plan"}));
-    cases.push(json!({"latch": "Independently", "onFailure": "Hold", "referrers": "Require", "mode": "Promote"}));
+    cases.push(json!({"latch": "Independently", "onFailure": "Hold", "referrers": "Require", "mode": "Promote", "incoming": "Remove"}));
     cases.push(json!({"pullSecret": {"name": "a"}, "pushSecret": {"name": "s".repeat(253)}, "suspend": true, "cancel": true}));
     for (number, changed) in cases.iter().enumerate() {
         let wanted = spec(changed);

@@ -34,6 +34,7 @@ async fn only_suspend_cancel_and_the_time_to_live_can_change() {
         (json!({"referrers": "Require"}), "spec.referrers"),
         (json!({"mode": "Plan"}), "spec.mode"),
         (json!({"undo": true}), "spec.undo"),
+        (json!({"incoming": "Remove"}), "spec.incoming"),
         (
             json!({"gates": [{"name": "a"}, {"name": "c"}]}),
             "spec.gates",

@@ -1,9 +1,11 @@
 //! Traces of writes whose answer is lost: the process crashes, the connection breaks, or the write lands late.
 
-use quaylike::{Action, Digest, GateSpec, Matcher, Phase, Rule};
+use quaylike::{Action, Digest, GateSpec, Matcher, Phase, RequestKind, Rule};
+use serde_json::json;
 
 use super::ground::{
-    FLOATS, Ground, LONG_SETTLE, SETTLE, displaced, first_image, put, put_prune, rescued, texts,
+    FLOATS, Ground, LONG_SETTLE, SETTLE, SOURCES, displaced, first_image, put, put_prune, rescued,
+    texts,
 };
 
 /// The writes of one of a float's tags.
@@ -208,4 +210,53 @@ async fn a_late_incoming_of_a_deleted_request_does_not_take_the_place_of_the_nex
     assert_eq!(rescued(&two), texts(&[a]));
     assert_eq!(history(&ground, "f_incoming"), [Some(a), Some(b)]);
     ground.assert_promoted("f", b, d, &[d, a]);
+}
+
+/// A float that is written once, and whose `_incoming` tag is deleted then.
+async fn promote_once(ground: &Ground, name: &str, seed: &str) {
+    let source = format!("{}/{SOURCES}@{}", ground.host, ground.source(seed));
+    let more = json!({"incoming": "Remove"});
+    ground.request(name, &source, "f", &more).await;
+}
+
+fn deletion(tag: &str) -> Matcher {
+    let matcher = Matcher::kind(RequestKind::Manifest).method("DELETE");
+    matcher.repository(FLOATS).reference(tag)
+}
+
+/// The tag that a request staged its image on is deleted late, when its request is gone and the next one waits: that one stages after it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_deletion_of_a_deleted_request_does_not_take_what_the_next_one_staged() {
+    let ground = Ground::new("late-delete").await;
+    let (a, b) = (ground.source("a"), ground.source("b"));
+    ground.registry.add_rule(held(deletion("f_incoming")));
+    let _controller = ground.controller(LONG_SETTLE);
+    promote_once(&ground, "one", "a").await;
+    given_up(&ground, &deletion("f_incoming")).await;
+    ground.stage.delete("one").await;
+    ground.promote("two", "b", "f").await;
+    ground.reason("two", "Queued").await;
+    ground.registry.release_held();
+    let two = ground.posted("two").await;
+    assert_eq!(displaced(&two), texts(&[a]));
+    assert_eq!(history(&ground, "f_incoming"), [Some(a), None, Some(b)]);
+    ground.assert_promoted("f", b, a, &[a]);
+}
+
+/// A deletion whose answer is lost, or whose process crashes after it, is seen to be done.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_whose_answer_is_lost_is_not_taken_for_a_foreign_one() {
+    let ground = Ground::new("lost-delete").await;
+    let a = ground.source("a");
+    let lost = Rule::new(deletion("f_incoming"), Action::LoseAnswer).times(1);
+    ground.registry.add_rule(lost);
+    let controller = ground.controller(SETTLE);
+    promote_once(&ground, "one", "a").await;
+    ground.until_injected(1).await;
+    controller.crash();
+    let _next = ground.controller(SETTLE);
+    let one = ground.posted("one").await;
+    assert_eq!(first_image(&one).message, None);
+    assert_eq!(history(&ground, "f_incoming"), [Some(a), None]);
+    ground.assert_tags(&[("f", a)], &[]);
 }

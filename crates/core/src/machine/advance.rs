@@ -126,9 +126,18 @@ impl ImageUpdate<'_> {
                 self.unmet(float);
             }
             (Phase::BackedUp, Outcome::StagedGone(why)) => self.staged_gone(why),
-            (Phase::Latched, Outcome::Posted { foreign }) => {
+            (Phase::Latched, Outcome::Posted { foreign, kept }) => {
                 self.succeed();
-                self.image.end(Phase::Posted, Reason::Promoted, "");
+                let kept = kept.map(|why| {
+                    let incoming = self.spec.float.incoming();
+                    format!("{incoming} was not removed: {why}")
+                });
+                let message = kept.clone().unwrap_or_default();
+                self.image.end(Phase::Posted, Reason::Promoted, message);
+                self.notices.extend(kept.map(|message| Notice {
+                    reason: Reason::IncomingKept,
+                    message,
+                }));
                 if let Some(foreign) = foreign {
                     self.tell_foreign(&foreign);
                 }

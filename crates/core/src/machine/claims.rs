@@ -743,6 +743,7 @@ mod tests {
             float: float(name),
             replaces: None,
             freeze: None,
+            remove_incoming: false,
         };
         let images = vec![image("a"), image("b")];
         let spec = Spec {

@@ -69,13 +69,13 @@ pub struct Children {
     pub missing: u64,
 }
 
-/// A tag that would be written.
+/// A tag that would be written, or deleted.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Write {
     /// Which.
     pub tag: WrittenTag,
-    /// What it would hold.
-    pub digest: Digest,
+    /// What it would hold; none: it would be deleted.
+    pub digest: Option<Digest>,
     /// What it holds now.
     pub holds: Option<Digest>,
 }
@@ -102,10 +102,18 @@ impl Forecast {
     /// Whether an earlier run has staged it.
     fn goes_on(&self) -> bool {
         let stages = |write: &Write| match &write.tag {
-            WrittenTag::Named(tag) => tag.as_str().ends_with("_incoming"),
+            WrittenTag::Named(tag) => write.digest.is_some() && tag.as_str().ends_with("_incoming"),
             WrittenTag::Prune { .. } => false,
         };
         !self.writes.iter().any(stages)
+    }
+
+    /// What follows the writes, where a tag is deleted.
+    fn fmt_removal(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.writes.iter().any(|write| write.digest.is_none()) {
+            f.write_str("; then remove _incoming")?;
+        }
+        Ok(())
     }
 }
 
@@ -116,11 +124,12 @@ impl fmt::Display for Forecast {
             return f.write_str("the float is at the source already: nothing would be written");
         }
         if self.goes_on() {
-            let tags = self.writes.len();
-            return write!(
+            let tags = self.writes.iter().filter(|w| w.digest.is_some()).count();
+            write!(
                 f,
                 "would go on where an earlier run ended: write {tags} tags"
-            );
+            )?;
+            return self.fmt_removal(f);
         }
         write!(f, "would {}; write ", self.copying)?;
         let prunes = self
@@ -137,6 +146,7 @@ impl fmt::Display for Forecast {
             Some(old) => write!(f, "__pre, float, __post1; float is at {}", old.short())?,
             None => f.write_str("float; float does not exist")?,
         }
+        self.fmt_removal(f)?;
         for expiry in &self.expiring {
             let (what, after) = match expiry {
                 Expiry::Tags { after } => ("its tags expire", after),
@@ -200,7 +210,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::dry_run::forecast;
-    use crate::machine::samples::{digest, float, held};
+    use crate::machine::ImageSpec;
+    use crate::machine::samples::{digest, held, image_spec};
 
     #[test]
     fn one_line_says_it_and_fits_a_message() {
@@ -214,8 +225,9 @@ mod tests {
                 missing: 4,
             },
         };
-        let say =
-            |held, copying| forecast(&float(0), digest("new"), None, held, copying).to_string();
+        let say = |held, copying| {
+            forecast(&image_spec(0), digest("new"), None, held, copying).to_string()
+        };
         assert_eq!(
             say(held("old", "lost", ""), copying),
             format!(
@@ -238,7 +250,11 @@ mod tests {
             say(held("new", "", ""), Copying::default()),
             "the float is at the source already: nothing would be written"
         );
-        let mut expiring = forecast(&float(0), digest("new"), None, held("old", "", ""), copying);
+        let removing = ImageSpec {
+            remove_incoming: true,
+            ..image_spec(0)
+        };
+        let mut expiring = forecast(&removing, digest("new"), None, held("old", "", ""), copying);
         let after = "2d".to_owned();
         expiring.expiring.push(Expiry::Tags {
             after: after.clone(),
@@ -246,7 +262,7 @@ mod tests {
         expiring.expiring.push(Expiry::Pins { after });
         let line = expiring.to_string();
         assert!(
-            line.ends_with("; its tags expire after 2d; the pins of what it is on after 2d"),
+            line.ends_with("; then remove _incoming; its tags expire after 2d; the pins of what it is on after 2d"),
             "{line}"
         );
         assert!(line.len() <= 256, "{line}");

@@ -29,7 +29,7 @@ mod world;
 
 use promises::Promise;
 use search::{Found, search};
-use setup::{Faults, Mutation, Scenario, Setup, Wish};
+use setup::{Deletion, Faults, Mutation, Scenario, Setup, Wish};
 use world::World;
 
 use super::{Latch, OnFailure};
@@ -48,6 +48,7 @@ const fn wish(images: &'static [(usize, &'static str)], latch: Latch) -> Wish {
         undo: false,
         gate: false,
         exempt: false,
+        remove: false,
     }
 }
 
@@ -88,6 +89,7 @@ const fn scenario(name: &'static str, wishes: &'static [Wish]) -> Scenario {
         post1: false,
         attempts: 5,
         quota: 0,
+        deletion: Deletion::OfTheTag,
         wishes,
     }
 }
@@ -353,6 +355,53 @@ const VERSION_FAILS: Scenario = Scenario {
             ..replacing(&[(0, "A0"), (1, "A1")], "none", T)
         }],
     )
+};
+
+/// A request whose `_incoming` tags are to be removed.
+const fn removing(images: &'static [(usize, &'static str)], latch: Latch) -> Wish {
+    Wish {
+        remove: true,
+        ..wish(images, latch)
+    }
+}
+
+/// A float that is written once: when `_incoming` is gone, nothing else holds its image.
+const ONCE: Scenario = Scenario {
+    exists: false,
+    ..scenario("A once, without _incoming", &[removing(&[(0, "A0")], T)])
+};
+const ONCE_OF_THE_IMAGE: Scenario = Scenario {
+    deletion: Deletion::OfTheImage,
+    ..ONCE
+};
+const REMOVES: Scenario = scenario("A without _incoming", &[removing(&[(0, "A0")], T)]);
+const ONCE_THEN_NEXT: Scenario = Scenario {
+    exists: false,
+    ..scenario(
+        "A, then B, both without _incoming",
+        &[removing(&[(0, "A0")], T), removing(&[(0, "B0")], T)],
+    )
+};
+const EACH_REMOVES: Scenario = Scenario {
+    exists: false,
+    ..scenario(
+        "two each on its own without _incoming, then one of them",
+        &[removing(&[(0, "A0"), (1, "A1")], I), wish(&[(0, "B0")], T)],
+    )
+};
+const GROUP_REMOVES: Scenario = Scenario {
+    refused: Some("f1"),
+    ..scenario(
+        "a group without _incoming, one of which fails",
+        &[Wish {
+            remove: true,
+            ..back(&[(0, "A0"), (1, "A1")])
+        }],
+    )
+};
+const GROUP_REMOVES_LATE: Scenario = Scenario {
+    refused: Some("f1__post1"),
+    ..GROUP_REMOVES
 };
 
 /// The undisturbed run's end: every order of its steps leads to the same.
@@ -762,8 +811,38 @@ fn a_frozen_float_is_let_move_by_nobody_and_what_waits_for_it_delays_nobody() {
     }
 }
 
+#[test]
+fn an_incoming_tag_goes_only_where_the_float_holds_its_image_and_never_after_another_was_staged() {
+    let kinds: Vec<&str> = KINDS.into_iter().chain(["refused", "denied"]).collect();
+    let pairs = pairs();
+    let pairs: Vec<&str> = pairs.iter().map(String::as_str).collect();
+    hold(&[
+        (ONCE, &pairs),
+        (REMOVES, &kinds),
+        (REMOVES, &["late+moved", "crash+late", "late+late"]),
+        (ONCE_OF_THE_IMAGE, &kinds),
+        (ONCE_THEN_NEXT, &kinds),
+        (ONCE_THEN_NEXT, &["late+delete", "late+moved"]),
+        (EACH_REMOVES, &[""]),
+        (GROUP_REMOVES, &["", "crash", "moved"]),
+        (GROUP_REMOVES_LATE, &["", "crash"]),
+    ]);
+    if deep() {
+        hold(&[
+            (REMOVES, &pairs),
+            (ONCE_OF_THE_IMAGE, &pairs),
+            (ONCE_THEN_NEXT, &pairs),
+            (ONCE_THEN_NEXT, &SPLIT),
+            (ONCE_THEN_NEXT, &["late+late+delete"]),
+            (EACH_REMOVES, &["late"]),
+            (GROUP_REMOVES, &["late"]),
+            (GROUP_REMOVES_LATE, &kinds),
+        ]);
+    }
+}
+
 /// For each guard: where it is missed, and the promise that breaks first.
-const GUARDS: [(Mutation, Scenario, &str, Promise); 46] = {
+const GUARDS: [(Mutation, Scenario, &str, Promise); 50] = {
     use Mutation as M;
     use Promise as P;
     [
@@ -828,6 +907,10 @@ const GUARDS: [(Mutation, Scenario, &str, Promise); 46] = {
         (M::PatienceSpent, NEXT, "split", P::ForwardsOnly),
         (M::SaveUnchecked, NEXT, "split+crash", P::RecordedBeforeDone),
         (M::ReleasedEarly, FAILS_THEN_NEXT, "unknown", P::NothingLost),
+        (M::DeletionUntried, ONCE_OF_THE_IMAGE, "", P::NothingLost),
+        (M::RemovedUnseen, ONCE, "moved", P::NothingLost),
+        (M::RemovedEarly, ONCE, "late", P::RecordedBeforeDone),
+        (M::RemovalUnentered, ONCE_THEN_NEXT, "late", P::NothingLost),
     ]
 };
 

@@ -72,10 +72,12 @@ pub enum Outcome {
     },
     /// The staged content is not there any more, or the registry refuses it because of that.
     StagedGone(Option<Fault>),
-    /// `<float>__post1` holds the source digest; what else the float showed in the end.
+    /// `<float>__post1` holds the source digest, and `<float>_incoming` is gone where that was asked for; what else was found.
     Posted {
         /// Somebody moved the float (to this digest, or away) after the latch.
         foreign: Option<Foreign>,
+        /// Why `<float>_incoming` was not removed, though that was asked for.
+        kept: Option<String>,
     },
     /// The float is back on the newest displaced digest.
     RolledBack,

@@ -138,6 +138,8 @@ reasons! {
     Expiring: Warning,
     /// `spec.cancel` came after the request was committed.
     CancelIgnored: Warning,
+    /// The float is promoted, and its `_incoming` tag could not be removed.
+    IncomingKept: Warning,
     /// The request has something of a newer version, and is left alone.
     Unreadable: Warning,
 }

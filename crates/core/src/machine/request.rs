@@ -52,6 +52,8 @@ pub struct ImageSpec {
     pub replaces: Option<Replaces>,
     /// What keeps the float where it is. The request does not say it: it is looked up whenever a request is read.
     pub freeze: Option<Freeze>,
+    /// `<float>_incoming` is removed once the float holds the image.
+    pub remove_incoming: bool,
 }
 
 /// The operator of the installation keeps a float where it is.

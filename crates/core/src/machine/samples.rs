@@ -86,16 +86,21 @@ pub fn spec(images: Vec<ImageSpec>, latch: Latch) -> Spec {
     }
 }
 
-/// A request whose images are in these phases, with its deadline 7200 s after [`now`].
-pub fn request(latch: Latch, phases: &[Phase]) -> Request {
-    let image_spec = |index: usize| ImageSpec {
+/// The spec of image `index`.
+pub fn image_spec(index: usize) -> ImageSpec {
+    ImageSpec {
         source: format!("registry.ci/ci/src@{}", digest("new"))
             .parse()
             .unwrap(),
         float: float(index),
         replaces: None,
         freeze: None,
-    };
+        remove_incoming: false,
+    }
+}
+
+/// A request whose images are in these phases, with its deadline 7200 s after [`now`].
+pub fn request(latch: Latch, phases: &[Phase]) -> Request {
     let status = Status {
         order: Some(7),
         started: Some(now()),

@@ -7,6 +7,7 @@
 use jiff::Timestamp;
 
 use super::decide::{Standing, next_step};
+use super::samples::image_spec;
 use super::{
     Context, Effect, Fault, FaultClass, Foreign, Image, ImageSpec, Latch, Outcome, Phase, Pin,
     Reason, Request, SourceFacts, Status, Step, advance,
@@ -56,7 +57,7 @@ fn kinds() -> Vec<(&'static str, Outcome)> {
             float: Some(digest("old")),
         },
         Outcome::Forecast(Box::new(crate::dry_run::forecast(
-            &float(),
+            &image_spec(0),
             digest("new"),
             None,
             FloatTags::default(),
@@ -91,7 +92,10 @@ fn kinds() -> Vec<(&'static str, Outcome)> {
             pinned: true,
         },
         Outcome::StagedGone(None),
-        Outcome::Posted { foreign: None },
+        Outcome::Posted {
+            foreign: None,
+            kept: None,
+        },
         Outcome::RolledBack,
         Outcome::NothingToRollBack,
         fault(FaultClass::Attempt),
@@ -133,6 +137,7 @@ fn kind(outcome: &Outcome) -> &'static str {
         Outcome::StagedGone(_) => "StagedGone",
         Outcome::Posted {
             foreign: None | Some(Foreign::To(_) | Foreign::Gone),
+            kept: _,
         } => "Posted",
         Outcome::RolledBack => "RolledBack",
         Outcome::NothingToRollBack => "NothingToRollBack",
@@ -231,6 +236,7 @@ fn request(phase: Phase) -> Request {
         float: float(),
         replaces: None,
         freeze: None,
+        remove_incoming: false,
     };
     let pin = Pin {
         digest: digest("old"),

@@ -34,10 +34,10 @@ pub struct TagLabels {
     pub immutable: bool,
 }
 
-/// What became of a tag write.
+/// What became of a tag write, a deletion included.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Put {
-    /// The tag holds the digest.
+    /// The tag holds the digest; or is gone, as it was to be.
     Written,
     /// Nothing was written: the registry says that it does not have what the manifest refers to.
     ContentMissing(Fault),
@@ -45,9 +45,16 @@ pub enum Put {
     Refused(Fault),
     /// Nothing was written: the registry says that the tag cannot be moved.
     Immutable(Fault),
+    /// Nobody knows yet what the tag will hold.
+    Unsettled(Unsettled),
+}
+
+/// Why it is not known what came of a tag write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unsettled {
     /// There was no answer: it may have landed, or may land still. Its float is quiet for so long.
     Unknown(String, Duration),
-    /// It was not sent: an earlier write of another digest may land on the tag for so long.
+    /// It was not sent: another write of before may land on the tag for so long.
     Landing(String, Duration),
     /// It was not sent: the look before it is too old, or the right to write is no longer certain.
     NotSent,
@@ -84,6 +91,12 @@ pub trait StepIo {
 
     /// Puts a tag of the float's repository. To be called directly after the look that it rests on.
     async fn put(&self, tag: &Tag, manifest: &Self::Manifest) -> Flow<Put>;
+
+    /// Why no tag of the float's repository is deleted: its registry cannot, or takes the image with it. None: it deletes tags alone.
+    async fn undeletable(&self) -> Flow<Option<String>>;
+
+    /// Deletes a tag of the float's repository, and nothing else. To be called directly after the look that it rests on.
+    async fn delete(&self, tag: &Tag) -> Flow<Put>;
 
     /// Brings what refers to the image after it; a notice where some of it could not be, and need not. Its requests, tag writes among
     /// them, are its own: they touch none of the float's tags.

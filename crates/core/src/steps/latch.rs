@@ -86,8 +86,33 @@ impl<I: StepIo> Work<'_, I> {
                 return self.promoted_gone(source, Some(&fault)).await;
             }
         }
+        if self.spec.remove_incoming {
+            return self.remove_incoming(source).await;
+        }
         let foreign = self.foreign(source).await?;
-        Ok(Outcome::Posted { foreign })
+        let kept = None;
+        Ok(Outcome::Posted { foreign, kept })
+    }
+
+    /// `_incoming` goes once the float itself was seen to hold the image. Where somebody else moved the float it may be the last tag of
+    /// the image, and stays.
+    async fn remove_incoming(&self, source: Digest) -> Flow<Outcome> {
+        let incoming = self.spec.float.incoming();
+        let there = self.look(&incoming).await?.map(|m| m.digest());
+        let undeletable = match there {
+            Some(digest) if digest == source => self.io.undeletable().await?,
+            Some(_) => Some("somebody else put another image there".into()),
+            None => None,
+        };
+        // This look and the DELETE follow each other directly.
+        let foreign = self.foreign(source).await?;
+        let kept = match (&foreign, undeletable) {
+            (_, _) if there.is_none() => None,
+            (Some(_), _) => Some("somebody else moved the float".into()),
+            (None, None) => self.delete(&incoming).await?,
+            (None, why) => why,
+        };
+        Ok(Outcome::Posted { foreign, kept })
     }
 
     /// The promoted image cannot be pinned, because it is gone: somebody else moved the float, or nothing is gone.
@@ -95,7 +120,10 @@ impl<I: StepIo> Work<'_, I> {
         self.io.forget(self.repository());
         match self.foreign(source).await? {
             None => Err(Outcome::Faulted(unpinnable("the promoted image", why))),
-            foreign => Ok(Outcome::Posted { foreign }),
+            foreign => Ok(Outcome::Posted {
+                foreign,
+                kept: None,
+            }),
         }
     }
 

@@ -7,9 +7,9 @@
 //! ```text
 //! stage     resolve, stage        find the image, bring it, hold it on _incoming
 //! back_up   back_up               pin what the float is on
-//! latch     confirm, latch, verify, post    move the float, pin what it was moved to
+//! latch     confirm, latch, verify, post    move the float, pin what it was moved to, remove _incoming
 //! roll_back roll_back             move it back
-//! tag       what they are made of: look, pin, clear, write
+//! tag       what they are made of: look, pin, clear, write, delete
 //! ```
 
 mod back_up;
@@ -22,7 +22,7 @@ mod tag;
 #[cfg(test)]
 pub(crate) mod replay;
 
-pub use io::{Manifest, Put, StepIo, TagLabels};
+pub use io::{Manifest, Put, StepIo, TagLabels, Unsettled};
 pub use stage::{SOURCE_LOOKS, immovable};
 pub use tag::Written;
 

@@ -10,7 +10,7 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use super::{Flow, Put, StepIo, TagLabels, Work};
+use super::{Flow, Put, StepIo, TagLabels, Unsettled, Work};
 use crate::image::{Digest, Reference, Repository, Tag};
 use crate::machine::{Fault, FaultClass, Image, ImageSpec, Launch, Notice, Outcome, Reason};
 
@@ -27,6 +27,10 @@ pub enum Ask {
     Copy(Digest),
     /// Put this tag to this digest.
     Put(Tag, Digest),
+    /// Does the registry delete tags alone?
+    Deletes,
+    /// Delete this tag.
+    Delete(Tag),
     /// Of the memory: did we put this tag to this digest a moment ago?
     Wrote(Tag, Digest),
     /// Of the clock: does this tag's stamp say a time long past?
@@ -38,7 +42,7 @@ pub enum Ask {
 pub enum Answer {
     /// To a look or a fetch.
     At(Option<Digest>),
-    /// It is there, it was copied, it was put.
+    /// It is there, it was copied, it was put, it was deleted.
     Yes,
     /// It is gone; its content is missing.
     No,
@@ -95,11 +99,26 @@ impl Ask {
         }
     }
 
+    /// The tag that it writes, and what is put there; none: it is deleted.
+    pub fn write(&self) -> Option<(&Tag, Option<Digest>)> {
+        match self {
+            Self::Put(tag, digest) => Some((tag, Some(*digest))),
+            Self::Delete(tag) => Some((tag, None)),
+            _ => None,
+        }
+    }
+
     /// Whether this process answers it itself.
     pub fn is_local(&self) -> bool {
         match self {
             Self::Wrote(..) | Self::Old(_) => true,
-            Self::Look(_) | Self::Fetch(_) | Self::Held(_) | Self::Copy(_) | Self::Put(..) => false,
+            Self::Look(_)
+            | Self::Fetch(_)
+            | Self::Held(_)
+            | Self::Copy(_)
+            | Self::Put(..)
+            | Self::Deletes
+            | Self::Delete(_) => false,
         }
     }
 }
@@ -201,22 +220,17 @@ impl StepIo for Replay<'_> {
     }
 
     async fn put(&self, tag: &Tag, manifest: &Digest) -> Flow<Put> {
-        let seconds =
-            |seconds| Duration::from_secs(u64::try_from(seconds).expect("a time to come"));
-        let said = "as it was answered";
         let answer = self.ask(Ask::Put(tag.clone(), *manifest)).await?;
-        Ok(match answer {
-            Answer::Yes => Put::Written,
-            Answer::No => Put::ContentMissing(fault(Reason::ManifestRejected, FaultClass::Attempt)),
-            Answer::Refused => Put::Refused(fault(Reason::QuotaExceeded, FaultClass::Terminal)),
-            Answer::Immutable => Put::Immutable(fault(Reason::TagImmutable, FaultClass::Terminal)),
-            Answer::Lost(quiet) => Put::Unknown(said.into(), seconds(quiet)),
-            Answer::Landing(late) => Put::Landing(said.into(), seconds(late)),
-            Answer::NotSent => Put::NotSent,
-            Answer::At(_) | Answer::Unknown | Answer::Untyped | Answer::Denied => {
-                panic!("{answer:?} to a write")
-            }
-        })
+        Ok(written(answer))
+    }
+
+    async fn undeletable(&self) -> Flow<Option<String>> {
+        let deletes = self.yes(Ask::Deletes).await?;
+        Ok((!deletes).then(|| "as it was answered".into()))
+    }
+
+    async fn delete(&self, tag: &Tag) -> Flow<Put> {
+        Ok(written(self.ask(Ask::Delete(tag.clone())).await?))
     }
 
     async fn bring_referrers(&self, _: Digest) -> Flow<Option<Notice>> {
@@ -250,6 +264,24 @@ impl StepIo for Replay<'_> {
 
     fn bytes(&self) -> u64 {
         1
+    }
+}
+
+/// What an answer says of a tag write.
+fn written(answer: Answer) -> Put {
+    let seconds = |seconds| Duration::from_secs(u64::try_from(seconds).expect("a time to come"));
+    let said = "as it was answered";
+    match answer {
+        Answer::Yes => Put::Written,
+        Answer::No => Put::ContentMissing(fault(Reason::ManifestRejected, FaultClass::Attempt)),
+        Answer::Refused => Put::Refused(fault(Reason::QuotaExceeded, FaultClass::Terminal)),
+        Answer::Immutable => Put::Immutable(fault(Reason::TagImmutable, FaultClass::Terminal)),
+        Answer::Lost(quiet) => Put::Unsettled(Unsettled::Unknown(said.into(), seconds(quiet))),
+        Answer::Landing(late) => Put::Unsettled(Unsettled::Landing(said.into(), seconds(late))),
+        Answer::NotSent => Put::Unsettled(Unsettled::NotSent),
+        Answer::At(_) | Answer::Unknown | Answer::Untyped | Answer::Denied => {
+            panic!("{answer:?} to a write")
+        }
     }
 }
 

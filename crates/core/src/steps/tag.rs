@@ -1,10 +1,10 @@
-//! What the steps are made of: a tag is looked at, pinned, cleared, written.
+//! What the steps are made of: a tag is looked at, pinned, cleared, written, deleted.
 
 use std::time::Duration;
 
-use super::{Flow, Manifest, Put, READ_AGAIN, StepIo, Work, unpinnable, waits};
+use super::{Flow, Manifest, Put, READ_AGAIN, StepIo, Unsettled, Work, unpinnable, waits};
 use crate::image::{Digest, Tag};
-use crate::machine::{Fault, Outcome};
+use crate::machine::{Fault, FaultClass, Outcome};
 
 /// How often it is checked whether the right to write is certain again.
 const RIGHT_AGAIN: Duration = Duration::from_millis(50);
@@ -119,14 +119,35 @@ impl<I: StepIo> Work<'_, I> {
                 }
                 Err(Outcome::Faulted(fault))
             }
-            Put::Unknown(message, quiet) => Err(waits(message, quiet)),
-            Put::Landing(message, late) => Err(waits(message, late)),
+            Put::Unsettled(why) => Err(self.unsettled(why).await?),
+        }
+    }
+
+    /// Deletes a tag that was looked at just before; why it stays, where the registry keeps it.
+    pub(super) async fn delete(&self, tag: &Tag) -> Flow<Option<String>> {
+        match self.io.delete(tag).await? {
+            Put::Written => Ok(None),
+            Put::Refused(fault) | Put::Immutable(fault) | Put::ContentMissing(fault) => {
+                match fault.class {
+                    FaultClass::Wait { .. } => Err(Outcome::Faulted(fault)),
+                    FaultClass::Attempt | FaultClass::Terminal => Ok(Some(fault.message)),
+                }
+            }
+            Put::Unsettled(why) => Err(self.unsettled(why).await?),
+        }
+    }
+
+    /// How a step ends that has a write in the air, or could not send it.
+    async fn unsettled(&self, why: Unsettled) -> Flow<Outcome> {
+        match why {
+            Unsettled::Unknown(message, quiet) => Ok(waits(message, quiet)),
+            Unsettled::Landing(message, late) => Ok(waits(message, late)),
             // What was looked at before is looked at again by the next launch.
-            Put::NotSent => {
+            Unsettled::NotSent => {
                 while !self.io.may_write() {
                     self.io.pause(RIGHT_AGAIN).await?;
                 }
-                Err(Outcome::Dropped)
+                Ok(Outcome::Dropped)
             }
         }
     }

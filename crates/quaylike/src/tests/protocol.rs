@@ -193,6 +193,21 @@ async fn a_put_moves_the_tag_and_collects_what_it_left() {
 }
 
 #[tokio::test]
+async fn deleting_a_tag_may_delete_its_image_or_be_refused() {
+    for (deletion, status, left) in [(Deletion::OfTheImage, 202, 0), (Deletion::Refused, 405, 2)] {
+        let bench = Bench::new().await;
+        let image = bench.seed("r", "x", Shape::Oci, "x");
+        bench.registry.set_tag("r", "y", image.digest()).unwrap();
+        bench
+            .registry
+            .update(|settings| settings.deletion = deletion);
+        let answer = bench.send("DELETE", "/v2/r/manifests/x").await;
+        assert_eq!(answer.status(), status);
+        assert_eq!(bench.registry.tags("r").len(), left);
+    }
+}
+
+#[tokio::test]
 async fn deleting_a_tag_removes_one_and_deleting_a_digest_all_its_tags() {
     let bench = Bench::new().await;
     let image = bench.seed("r", "x", Shape::Oci, "x");

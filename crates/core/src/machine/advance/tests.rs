@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::machine::samples::{
-    at, broken, digest, fault, float, now, pin, prune, request, rescued,
+    at, broken, digest, fault, float, image_spec, now, pin, prune, request, rescued,
 };
 use crate::machine::{Copying, FloatTags, Latch, Replaces};
 use Phase::{BackedUp, Failed, Incoming, Latched, Pending, Planned, Posted};
@@ -99,7 +99,7 @@ fn what_a_plan_foresees_is_its_message_and_none_of_what_promotes() {
     let forecast_of = |found| {
         let copying = Copying::default();
         let forecast = crate::dry_run::forecast(
-            &float(0),
+            &image_spec(0),
             digest("new"),
             Some("type".into()),
             held(found),
@@ -555,6 +555,7 @@ fn a_float_that_somebody_moved_after_the_latch_is_posted_and_told() {
             &mut request,
             Outcome::Posted {
                 foreign: Some(foreign),
+                kept: None,
             },
         );
         assert_eq!(
@@ -567,6 +568,32 @@ fn a_float_that_somebody_moved_after_the_latch_is_posted_and_told() {
             (Posted, Some(Reason::Promoted))
         );
     }
+}
+
+#[test]
+fn an_incoming_tag_that_could_not_be_removed_is_told_in_status_and_event() {
+    let mut request = launched(Latched);
+    let notices = record(
+        &mut request,
+        Outcome::Posted {
+            foreign: None,
+            kept: Some("the registry cannot".into()),
+        },
+    );
+    let image = &request.status.images[0];
+    assert_eq!(
+        (image.phase, image.reason),
+        (Posted, Some(Reason::Promoted))
+    );
+    let message = "f0_incoming was not removed: the registry cannot";
+    assert_eq!(image.message, message);
+    assert_eq!(
+        notices,
+        [Notice {
+            reason: Reason::IncomingKept,
+            message: message.into()
+        }]
+    );
 }
 
 #[test]

@@ -17,7 +17,7 @@ use crate::steps::is_old;
 use crate::steps::replay::{Answer, Ask, Halt, Running, Seen};
 
 use super::promises::Promise;
-use super::setup::Mutation;
+use super::setup::{Deletion, Mutation};
 use super::world::{LATE, SETTLE, Shared, Who, World, Write};
 
 /// Who works on what, as the engine has it.
@@ -177,16 +177,8 @@ impl Process {
 // === impl Op ===
 
 impl Op {
-    /// The tag it writes next, if it does.
-    pub fn next_put(&self) -> Option<&Tag> {
-        match &self.next {
-            Some(Ask::Put(tag, _)) => Some(tag),
-            _ => None,
-        }
-    }
-
     /// A tag write with what the request directly before it showed.
-    fn write(&self, who: Who, tag: &Tag, digest: Digest) -> Write {
+    fn write(&self, who: Who, tag: &Tag, digest: Option<Digest>) -> Write {
         let mut said = self.run.said.iter().rev();
         let saw = match said.find(|(ask, _)| !ask.is_local()) {
             Some((Ask::Look(looked), Answer::At(seen))) if looked == tag && !self.blind => {
@@ -719,8 +711,12 @@ impl World {
     /// The next request of a step is answered truthfully.
     pub fn serve(&mut self, process: &mut Process, who: Who) {
         let op = &process.running[&who];
+        let ask = op.next.clone().expect("it asks");
+        if let Some((tag, digest)) = ask.write() {
+            return self.serve_write(process, who, tag, digest);
+        }
         let yes = |yes: bool| if yes { Answer::Yes } else { Answer::No };
-        let answer = match op.next.clone().expect("it asks") {
+        let answer = match ask {
             Ask::Look(tag) => Answer::At(self.registry.look(&tag)),
             Ask::Held(digest) => yes(self.registry.has(digest)),
             Ask::Fetch(reference) => Answer::At(self.fetch(who, &reference)),
@@ -731,40 +727,45 @@ impl World {
                 }
                 yes(there)
             }
-            Ask::Put(tag, _) if self.is_refused(who, &tag) => {
-                return self.refuse(process, who, Answer::Refused);
-            }
-            Ask::Put(tag, digest) => {
-                let write = op.write(who, &tag, digest);
-                if let Some(left) = self.closed_for(process, who, &tag, digest) {
-                    return self.answer(process, who, Answer::Landing(left));
-                }
-                self.enter(process, &write);
-                self.check_sent(process, &write);
-                let put = self.land(&write);
-                let (float, now) = (self.float(who), moment(self.now));
-                process.log.change(|log| {
-                    if put {
-                        log.answered(float, &tag, digest, now, now);
-                    } else {
-                        log.refused(float, &tag, digest, now);
-                    }
-                });
-                yes(put)
-            }
+            Ask::Deletes => yes(self.setup.scenario.deletion == Deletion::OfTheTag),
+            Ask::Put(..) | Ask::Delete(_) => unreachable!("it writes"),
             Ask::Wrote(..) | Ask::Old(_) => unreachable!("answered by the process"),
         };
+        self.answer(process, who, answer);
+    }
+
+    fn serve_write(&mut self, process: &mut Process, who: Who, tag: &Tag, digest: Option<Digest>) {
+        if self.is_refused(who, tag) {
+            return self.refuse(process, who, Answer::Refused);
+        }
+        let write = process.running[&who].write(who, tag, digest);
+        if let Some(left) = self.closed_for(process, who, tag, digest) {
+            return self.answer(process, who, Answer::Landing(left));
+        }
+        self.enter(process, &write);
+        self.check_sent(process, &write);
+        let done = self.land(&write);
+        let (float, now) = (self.float(who), moment(self.now));
+        process.log.change(|log| {
+            if done {
+                log.answered(float, tag, digest, now, now);
+            } else {
+                log.refused(float, tag, digest, now);
+            }
+        });
+        let answer = if done { Answer::Yes } else { Answer::No };
         self.answer(process, who, answer);
     }
 
     /// A tag write is refused, and the registry says why; or it is not sent.
     pub fn refuse(&mut self, process: &mut Process, who: Who, answer: Answer) {
         let op = &process.running[&who];
-        let Some(Ask::Put(tag, digest)) = op.next.clone() else {
+        let ask = op.next.clone();
+        let Some((tag, digest)) = ask.as_ref().and_then(Ask::write) else {
             unreachable!("only writes are refused");
         };
         if answer != Answer::NotSent {
-            self.check_sent(process, &op.write(who, &tag, digest));
+            self.check_sent(process, &op.write(who, tag, digest));
         }
         self.answer(process, who, answer);
     }
@@ -799,10 +800,11 @@ impl World {
     /// The answer to a tag write is lost; it has landed, or is on the wire.
     pub fn lose(&mut self, process: &mut Process, who: Who, landed: bool) {
         let op = &process.running[&who];
-        let Some(Ask::Put(tag, digest)) = op.next.clone() else {
+        let ask = op.next.clone();
+        let Some((tag, digest)) = ask.as_ref().and_then(Ask::write) else {
             unreachable!("only writes are lost");
         };
-        let write = op.write(who, &tag, digest);
+        let write = op.write(who, tag, digest);
         if !self.lacks(Mutation::NoFence) {
             self.enter(process, &write);
         }
@@ -815,26 +817,28 @@ impl World {
         self.answer(process, who, Answer::Lost(SETTLE));
     }
 
-    /// For how long the gate is closed, because another digest than this one may land on the tag.
+    /// For how long the gate is closed, because another write than this one may land on the tag.
     pub fn closed_for(
         &self,
         process: &Process,
         who: Who,
         tag: &Tag,
-        digest: Digest,
+        digest: Option<Digest>,
     ) -> Option<i64> {
-        if self.lacks(Mutation::OtherDigestSent) {
+        let early = digest.is_none() && self.lacks(Mutation::RemovedEarly);
+        if self.lacks(Mutation::OtherDigestSent) || early {
             return None;
         }
         let (repository, now) = (self.float(who).repository(), moment(self.now));
-        let until = process
-            .log
-            .landing_until(repository, tag, Some(digest), now)?;
+        let until = process.log.landing_until(repository, tag, digest, now)?;
         Some(second(until.saturating_sub(now)))
     }
 
     /// A tag write is entered in the log, and sent.
     fn enter(&self, process: &mut Process, write: &Write) {
+        if write.digest.is_none() && self.lacks(Mutation::RemovalUnentered) {
+            return;
+        }
         let (float, now) = (self.float(write.who), moment(self.now));
         process
             .log
@@ -915,6 +919,10 @@ impl World {
             (Mutation::TakenBackWithoutLook, Ask::Look(tag))
                 if step == Step::RollBack && float(tag) =>
             {
+                Some(Answer::At(image.source.as_ref().map(|s| s.digest)))
+            }
+            (Mutation::DeletionUntried, Ask::Deletes) => Some(Answer::Yes),
+            (Mutation::RemovedUnseen, Ask::Look(tag)) if step == Step::Post && float(tag) => {
                 Some(Answer::At(image.source.as_ref().map(|s| s.digest)))
             }
             (Mutation::RefusalBelieved, Ask::Look(_))

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use crate::image::{Digest, Float, Stamp, Tag};
 use crate::machine::{DISPLACED_MAX, Latch, OnFailure, Phase, Pin, RESCUED_MAX, Reason, Request};
 
-use crate::steps::replay::Seen;
+use crate::steps::replay::{Ask, Seen};
 
 use super::process::{Process, SentAt, uid};
-use super::setup::{Broken, Mutation};
+use super::setup::{Broken, Deletion, Mutation};
 use super::world::{Who, World, Write};
 
 /// What is promised, by the rows of the table in docs/verification.md. Not here: that copies are byte-exact (7; a digest is all there is of an
@@ -89,15 +89,26 @@ impl World {
     pub fn check_sent(&mut self, process: &Process, write: &Write) {
         let request = self.objects[write.who.0].request.clone();
         let (index, tag) = (write.who.1, &write.tag);
-        let float = &request.spec.images[index].float;
+        let spec = &request.spec.images[index];
+        let float = &spec.float;
         let image = &request.status.images[index];
-        let source = image.source.as_ref().map(|source| source.digest) == Some(write.digest);
         if write.unknown {
             self.breaks(
                 Promise::FailsClosed,
                 format!("{tag} is written after a read that failed"),
             );
         }
+        let Some(digest) = write.digest else {
+            let last = image.phase.is_latched() && !request.status.rollback;
+            if !(spec.remove_incoming && last && *tag == float.incoming()) {
+                self.breaks(
+                    Promise::RecordedBeforeDone,
+                    format!("{tag} is deleted, and is not recorded as one that may be"),
+                );
+            }
+            return;
+        };
+        let source = image.source.as_ref().map(|source| source.digest) == Some(digest);
         let taken_back = request.status.rollback && image.rollback.is_some();
         let newest = image.displaced.last().map(|pin| pin.digest);
         // A save that has landed stops steps only once it is answered. Where they moved the float, it is taken back all the same.
@@ -105,7 +116,7 @@ impl World {
         let unheard = sent.is_some_and(|sent| sent.at != SentAt::Way) && source;
         let may_move = request.is_committed(index)
             && if request.status.rollback && !unheard {
-                taken_back && newest == Some(write.digest)
+                taken_back && newest == Some(digest)
             } else {
                 request.failed_float().is_none() || unheard
             };
@@ -121,10 +132,10 @@ impl World {
         }
         let recorded = if Stamp::of(tag).is_some() {
             let mut pins = image.displaced.iter().chain(&image.rescued);
-            pins.any(|pin| pin.tag == *tag && pin.digest == write.digest)
+            pins.any(|pin| pin.tag == *tag && pin.digest == digest)
                 || (image.rollback.as_ref() == Some(tag) && source)
         } else if *tag == float.pre() {
-            let displaced = image.displaced.iter().any(|pin| pin.digest == write.digest);
+            let displaced = image.displaced.iter().any(|pin| pin.digest == digest);
             displaced || (taken_back && source)
         } else {
             source || (taken_back && tag == float.tag())
@@ -140,10 +151,14 @@ impl World {
     /// A tag write lands; gives whether the registry takes it.
     pub fn land(&mut self, write: &Write) -> bool {
         let (who, tag) = (write.who, &write.tag);
+        let Some(digest) = write.digest else {
+            self.land_deletion(write);
+            return true;
+        };
         let float = self.float(who).clone();
         let number = self.setup.number(&float);
         let before = self.registry.look(tag);
-        let moves = tag == float.tag() && before != Some(write.digest);
+        let moves = tag == float.tag() && before != Some(digest);
         let excused = moves && write.excused && self.strangers();
         if let Some(old) = before.filter(|_| moves) {
             let name = self.setup.name(old).to_owned();
@@ -151,7 +166,7 @@ impl World {
                 let image = &self.objects[who.0].request.status.images[who.1];
                 let source = image.source.as_ref().map(|source| source.digest);
                 let undo = self.objects[who.0].request.spec.undo;
-                let taken_back = undo || source != Some(write.digest);
+                let taken_back = undo || source != Some(digest);
                 if !self.is_pruned(&float, old, taken_back) {
                     self.breaks(
                         Promise::NothingLost,
@@ -175,7 +190,7 @@ impl World {
         }
         let spec = &self.objects[who.0].request.spec.images[who.1];
         let image = &self.objects[who.0].request.status.images[who.1];
-        let forth = image.source.as_ref().map(|source| source.digest) == Some(write.digest);
+        let forth = image.source.as_ref().map(|source| source.digest) == Some(digest);
         if moves && forth && !excused && !spec.may_replace(before) {
             let what = format!("{tag} is moved off what replaces does not say");
             self.breaks(Promise::FailsClosed, what);
@@ -184,16 +199,14 @@ impl World {
             self.note_move(write, before, excused);
         }
         let held = self.registry.tags.get(tag).copied();
-        if Stamp::of(tag).is_some() && held.is_some_and(|held| held != write.digest) {
+        if Stamp::of(tag).is_some() && held.is_some_and(|held| held != digest) {
             self.breaks(
                 Promise::NothingLost,
                 format!("{tag} is overwritten with another digest"),
             );
         }
         self.remember_for_stale_reads(tag);
-        let (put, lost) = self
-            .registry
-            .change(|registry| registry.put(tag, write.digest));
+        let (put, lost) = self.registry.change(|registry| registry.put(tag, digest));
         if let Some(lost) = lost.filter(|_| !excused) {
             let name = self.setup.name(lost).to_owned();
             self.breaks(
@@ -211,6 +224,26 @@ impl World {
         put
     }
 
+    /// A tag is deleted.
+    fn land_deletion(&mut self, write: &Write) {
+        let tag = &write.tag;
+        self.remember_for_stale_reads(tag);
+        let lost = match self.setup.scenario.deletion {
+            Deletion::OfTheTag => self.registry.change(|registry| registry.delete(tag)),
+            Deletion::OfTheImage => self.registry.change(|registry| registry.delete_image(tag)),
+        };
+        let Some(lost) = lost else { return };
+        if write.excused && self.strangers() {
+            self.past.unseen += 1;
+            return;
+        }
+        let name = self.setup.name(lost).to_owned();
+        self.breaks(
+            Promise::NothingLost,
+            format!("{tag} was the last tag of {name}, and is deleted"),
+        );
+    }
+
     /// A float moves: forth to an image, or back to where that image took it from.
     fn note_move(&mut self, write: &Write, before: Option<Digest>, excused: bool) {
         let request = &self.objects[write.who.0].request;
@@ -219,7 +252,7 @@ impl World {
         }
         let source = request.status.images[write.who.1].source.as_ref();
         let source = source.map(|source| source.digest);
-        if source == Some(write.digest) {
+        if source == write.digest {
             let known = before.filter(|_| !excused);
             match known {
                 Some(old) => self.past.from.insert(write.who, old),
@@ -229,7 +262,7 @@ impl World {
         }
         let from = self.past.from.get(&write.who).copied();
         let name = |digest: Option<Digest>| digest.map_or("?", |d| self.setup.name(d)).to_owned();
-        let (to, from, was) = (name(Some(write.digest)), name(from), name(before));
+        let (to, from, was) = (name(write.digest), name(from), name(before));
         if from != "?" && to != from {
             let what = format!("a float is taken back to {to}, but it was taken from {from}");
             self.breaks(Promise::ForwardsOnly, what);
@@ -412,6 +445,9 @@ impl World {
             let what = format!("r{index} does not end, and nothing more happens");
             return broken(Promise::Ends, what);
         }
+        if let Some(what) = self.not_removed() {
+            return broken(Promise::RecordedBeforeDone, what);
+        }
         if let Some(undisturbed) = &self.setup.undisturbed
             && self.setup.faults.heal()
             && *undisturbed != self.end()
@@ -446,6 +482,25 @@ impl World {
             let held = images.iter().any(|i| i.reason.is_some_and(Reason::is_held));
             if request.is_finished() && held && request.failed_float().is_none() {
                 return Some(format!("r{index} holds floats back, and none has failed"));
+            }
+        }
+        None
+    }
+
+    /// A tag that is recorded as removed, and is there.
+    fn not_removed(&self) -> Option<String> {
+        for (index, object) in self.objects.iter().enumerate() {
+            let request = &object.request;
+            for (spec, image) in request.spec.images.iter().zip(&request.status.images) {
+                let incoming = spec.float.incoming();
+                let source = image.source.as_ref().map(|source| source.digest);
+                let removed = spec.remove_incoming
+                    && image.phase.is_posted()
+                    && !image.unchanged
+                    && image.message.is_empty();
+                if removed && self.registry.look(&incoming) == source {
+                    return Some(format!("r{index} has removed {incoming}, which is there"));
+                }
             }
         }
         None
@@ -583,23 +638,29 @@ impl World {
     /// Somebody else writes or removes a float: whoever looked before did not see it.
     pub fn foreign(&mut self, number: usize, digest: Option<Digest>) {
         let tag: Tag = self.setup.floats[number].tag().clone();
+        let incoming = self.setup.floats[number].incoming();
         self.remember_for_stale_reads(&tag);
         self.registry.change(|registry| match digest {
             Some(digest) => {
                 registry.push(digest);
                 registry.put(&tag, digest);
             }
-            None => registry.delete(&tag),
+            None => _ = registry.delete(&tag),
         });
         self.past.winners[number] = None;
         self.past.resolved[number] = digest.is_some();
+        // A deletion rests on a look at the float.
+        let rests_on_it = |written: &Tag, digest: Option<Digest>| {
+            *written == tag || (digest.is_none() && *written == incoming)
+        };
         for op in self.leader.running.values_mut() {
-            if op.next_put() == Some(&tag) {
+            let write = op.next.as_ref().and_then(Ask::write);
+            if write.is_some_and(|(written, digest)| rests_on_it(written, digest)) {
                 op.change(|op| op.excused = true);
             }
         }
         for (_, write) in &mut self.wire {
-            write.excused |= write.tag == tag;
+            write.excused |= rests_on_it(&write.tag, write.digest);
         }
     }
 }

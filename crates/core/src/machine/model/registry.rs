@@ -56,11 +56,17 @@ impl Registry {
         (true, old.and_then(|old| self.collect(old)))
     }
 
-    /// Removes a tag.
-    pub fn delete(&mut self, tag: &Tag) {
-        if let Some(old) = self.tags.remove(tag) {
-            self.collect(old);
-        }
+    /// Removes a tag; gives the digest that lost its last one.
+    pub fn delete(&mut self, tag: &Tag) -> Option<Digest> {
+        let old = self.tags.remove(tag)?;
+        self.collect(old)
+    }
+
+    /// Removes what a tag holds, with all its tags, as some registries do when a tag is deleted.
+    pub fn delete_image(&mut self, tag: &Tag) -> Option<Digest> {
+        let old = self.tags.remove(tag)?;
+        self.tags.retain(|_, held| *held != old);
+        self.collect(old)
     }
 
     /// What was pushed and never tagged is given up.

@@ -26,8 +26,19 @@ pub struct Scenario {
     pub attempts: u32,
     /// So many requests of a namespace may have begun at once; 0: any number.
     pub quota: usize,
+    /// What the registry does when it is told to delete a tag.
+    pub deletion: Deletion,
     /// In the order they are created.
     pub wishes: &'static [Wish],
+}
+
+/// What a registry does when it is told to delete a tag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deletion {
+    /// It deletes that tag.
+    OfTheTag,
+    /// It deletes what the tag holds, with all its tags.
+    OfTheImage,
 }
 
 /// A request.
@@ -55,6 +66,8 @@ pub struct Wish {
     pub gate: bool,
     /// A freeze leaves it out.
     pub exempt: bool,
+    /// Its `_incoming` tags are to be removed.
+    pub remove: bool,
 }
 
 /// How often each kind of fault may come.
@@ -218,6 +231,14 @@ pub enum Mutation {
     UnreadUnheard,
     /// The time that an older request has to be permitted is counted from before the newer one was.
     PatienceSpent,
+    /// Whether the registry deletes tags alone is not tried before one is deleted.
+    DeletionUntried,
+    /// `<float>_incoming` is deleted without a look at the float.
+    RemovedUnseen,
+    /// `<float>_incoming` is deleted while a write of ours may still land there.
+    RemovedEarly,
+    /// A deletion is not entered in the log of own writes.
+    RemovalUnentered,
     /// A save lands whatever its object has become since it was loaded.
     SaveUnchecked,
     /// The same on every look, and a move uses no attempt: it goes on for ever.
@@ -454,6 +475,7 @@ impl Setup {
                 float,
                 replaces,
                 freeze: None,
+                remove_incoming: wish.remove,
             }
         };
         let images: Vec<ImageSpec> = wish.images.iter().map(image).collect();

@@ -50,8 +50,8 @@ pub struct Write {
     pub who: Who,
     /// Which tag.
     pub tag: Tag,
-    /// To what.
-    pub digest: Digest,
+    /// To what; none: it is deleted.
+    pub digest: Option<Digest>,
     /// What the request directly before this one showed of the tag, if it was a look at it.
     pub saw: Option<Seen>,
     /// Somebody else wrote the tag after that look, or the look was answered by an old replica.
@@ -608,7 +608,7 @@ impl World {
             .filter(|tag| float.is_stamped(tag));
         let tags: Vec<Tag> = tags.cloned().collect();
         self.registry
-            .change(|registry| tags.iter().for_each(|tag| registry.delete(tag)));
+            .change(|registry| tags.iter().for_each(|tag| _ = registry.delete(tag)));
     }
 
     /// What whoever leads knows of a float from now on, for each request that names it: the next leader asks before it begins.
@@ -785,9 +785,9 @@ impl World {
 
     fn actions_of_step(&self, who: Who, op: &Op, actions: &mut Vec<Action>) {
         let Some(ask) = &op.next else { return };
-        if let Ask::Put(tag, digest) = ask {
+        if let Some((tag, digest)) = ask.write() {
             actions.push(Action::Serve(who));
-            let closed = self.closed_for(&self.leader, who, tag, *digest).is_some();
+            let closed = self.closed_for(&self.leader, who, tag, digest).is_some();
             if closed || self.is_refused(who, tag) {
                 return;
             }
@@ -805,6 +805,13 @@ impl World {
                 (free && self.left.crash > 0, Action::Crash(Some(who))),
             ];
             actions.extend(faults.into_iter().filter(|(may, _)| *may).map(|(_, f)| f));
+            return;
+        }
+        if *ask == Ask::Deletes {
+            // Whatever else goes wrong there says that they are not, as far as is known.
+            actions.push(Action::Serve(who));
+            let unknown = self.left.unknown > 0;
+            actions.extend(unknown.then_some(Action::Fail(who, Answer::Unknown)));
             return;
         }
         let faults = [
@@ -896,6 +903,8 @@ impl World {
             Ask::Held(digest) => format!("is {} there?", name(digest)),
             Ask::Copy(digest) => format!("copy {}", name(digest)),
             Ask::Put(tag, digest) => format!("put {tag} = {}", name(digest)),
+            Ask::Deletes => "are tags deleted alone?".into(),
+            Ask::Delete(tag) => format!("delete {tag}"),
             Ask::Wrote(tag, digest) => format!("wrote {tag} = {}?", name(digest)),
             Ask::Old(tag) => format!("is {tag} old?"),
         }
@@ -1067,7 +1076,9 @@ impl Model for World {
             Action::Crash(Some(who)) => format!("CRASH with on the wire {}", step(who)),
             Action::Land(index) => {
                 let (_, write) = &self.wire[index];
-                let name = self.setup.name(write.digest);
+                let name = write
+                    .digest
+                    .map_or("deletion", |digest| self.setup.name(digest));
                 format!("LATE: {} = {name} lands", write.tag)
             }
             Action::FormerReconcile(index) => {
