@@ -2,7 +2,7 @@
 //!
 //! Guaranteed: places are held only while both hosts are available. If the outcome of an upload is unknown, the blob is looked for before
 //! the upload starts again, three times at most. A session that is not used is cancelled if it is one of ours at the registry's own
-//! address; nothing else is ever deleted.
+//! address; nothing else is ever deleted here.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -22,7 +22,7 @@ use url::Host;
 
 use super::cause::{NoReply, cause};
 use super::clients::{AddressForbidden, AddressScope, Clients, Pair};
-use super::location::{is_like_a_manifest, is_like_a_registry, is_own_upload};
+use super::location::{is_like_a_manifest, is_like_a_registry, is_own_tag, is_own_upload};
 use super::network::{Networks, Reach};
 use super::request::RegistryRequest;
 use crate::machine::Reason;
@@ -113,6 +113,9 @@ impl EgressPolicy {
         let led_by = LedBy::of(request);
         let problem = match request.method {
             Method::GET | Method::HEAD => None,
+            Method::DELETE if request.lane == Lane::Manifests => {
+                (!is_own_tag(request.access, &request.url)).then_some(Problem::Foreign)
+            }
             Method::DELETE => {
                 (!is_own_upload(request.access, &request.url)).then_some(Problem::Foreign)
             }

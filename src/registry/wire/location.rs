@@ -1,10 +1,11 @@
-//! Where an upload may be sent, by the look of its `Location`.
+//! Where an upload may be sent, by the look of its `Location`, and what may be deleted.
 //!
 //! Pure. Guaranteed: a path that any server might read as a manifest's counts as one, however it is spelt.
 
 use percent_encoding::percent_decode_str;
 use reqwest::Url;
 
+use crate::image::Tag;
 use crate::registry::auth::access::Access;
 
 /// How often a URL is decoded: each server on the way may do it once more.
@@ -22,6 +23,16 @@ pub(crate) fn is_own_upload(access: &Access<'_>, url: &Url) -> bool {
                 !part.is_empty() && part.bytes().all(plain)
             })
         })
+}
+
+/// Whether `url` is a tag of the repository that is written to, at its registry's own address, and nothing else: what may be deleted. No
+/// digest is a tag.
+pub(crate) fn is_own_tag(access: &Access<'_>, url: &Url) -> bool {
+    let manifests = format!("/v2/{}/manifests/", access.repository.path());
+    let tag = url.path().strip_prefix(&manifests);
+    access.endpoint.is_at(url)
+        && url.query().is_none()
+        && tag.is_some_and(|tag| tag.parse::<Tag>().is_ok())
 }
 
 /// Whether `url` could be read as a manifest's: `v2` and, later, `manifests` among its words.
@@ -73,6 +84,30 @@ mod tests {
     fn at(path: &str) -> Url {
         let base = Url::parse("https://quay.io/v2/team/a/blobs/uploads/").unwrap();
         base.join(path).unwrap()
+    }
+
+    #[test]
+    fn what_may_be_deleted_is_a_tag_of_the_same_repository_and_never_a_digest() {
+        let repository = "quay.io/team/a".parse().unwrap();
+        let endpoints = Endpoints::new(&Settings::default()).unwrap();
+        let endpoint = endpoints.of(&repository).unwrap();
+        let credential = Credential::anonymous();
+        let access = Access::new(&endpoint, &credential, &repository, true);
+        let may = |path: &str| is_own_tag(&access, &at(path));
+        assert!(may("/v2/team/a/manifests/x_incoming"));
+        let digest = format!("/v2/team/a/manifests/sha256:{}", "0".repeat(64));
+        for other in [
+            digest.as_str(),
+            "/v2/team/a/manifests/sha256%3A00",
+            "/v2/team/b/manifests/x",
+            "/v2/team/a/manifests/x/y",
+            "/v2/team/a/manifests/",
+            "/v2/team/a/manifests/x?y=z",
+            "/v2/team/a/blobs/x",
+            "https://other.io/v2/team/a/manifests/x",
+        ] {
+            assert!(!may(other), "{other}");
+        }
     }
 
     #[test]
