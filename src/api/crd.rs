@@ -205,7 +205,7 @@ mod tests {
             .into_iter()
             .flat_map(|(_, schema)| schema.x_kubernetes_validations.unwrap_or_default())
             .collect();
-        assert_eq!(rules.len(), 22);
+        assert_eq!(rules.len(), 23);
         for rule in rules {
             let message = rule.message.unwrap();
             let remedy = ["create another", "choose another", "must be", "set "];
