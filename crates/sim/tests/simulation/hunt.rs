@@ -28,13 +28,13 @@ enum Class {
 
 /// Events, and about how many there are of each in a run.
 const EVENTS: [(&str, u64); 14] = [
-    ("save", 40),
-    ("load", 60),
-    ("renew", 60),
-    ("definition", 40),
+    ("save", 30),
+    ("load", 40),
+    ("renew", 20),
+    ("definition", 20),
     ("watch", 10),
     ("list", 4),
-    ("look", 50),
+    ("look", 40),
     ("token", 10),
     ("source", 20),
     ("put float", 6),
@@ -111,7 +111,7 @@ fn drawn(seed: u64, classes: &[Class]) -> Scene {
         asked
     });
     let asked = asked.collect();
-    let faults = (0..draws.within("faults", 0, (1, 7))).map(|number| {
+    let faults = (0..draws.within("faults", 0, (3, 13))).map(|number| {
         let class = draws.one_of("class", number, classes);
         fault(draws, class, number)
     });

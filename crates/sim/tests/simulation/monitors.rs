@@ -92,6 +92,14 @@ impl Monitors {
             );
             self.says(now, &what);
         }
+        let at_work = Self::at_work(api, Role::of(&write.tag).1);
+        if let (Some(owner), Some(other)) = (&write.owner, at_work)
+            && *owner != other
+        {
+            let tag = &write.tag;
+            let what = format!("one writer: {tag} is put for {owner} while {other} is at work");
+            self.says(now, &what);
+        }
         if Role::of(&write.tag).0 == Role::Float
             && let Some((name, index)) = self.owners.get(&write.digest).cloned()
             && let Some(asked) = self.asked.get(&name)

@@ -19,8 +19,10 @@ pub const FLOATS: &str = "quay.sim";
 pub const REPOSITORY: &str = "ci";
 /// The registry of the sources.
 pub const SOURCES: &str = "registry.sim";
-/// Whoever promotes, at both.
-pub const USER: (&str, &str) = ("robot", "secret");
+/// Whoever promotes, at both; each has its Secret.
+pub const USERS: [&str; 2] = ["robot", "other"];
+/// Their password.
+pub const PASSWORD: &str = "secret";
 
 /// Both registries.
 pub struct Registries {
@@ -29,12 +31,14 @@ pub struct Registries {
 
 impl Registries {
     pub fn new() -> Self {
-        let robot = User::new(USER.0, USER.1).pull("").push("");
         let settings = Settings {
             audit: true,
             ..Settings::default()
         };
-        let auth = Auth::new(AuthMode::Bearer).user(robot);
+        let users = USERS.map(|user| User::new(user, PASSWORD).pull("").push(""));
+        let auth = users
+            .into_iter()
+            .fold(Auth::new(AuthMode::Bearer), Auth::user);
         let options = Options::default().auth(auth).settings(settings);
         let by_host = [FLOATS, SOURCES].map(|host| (host, detached(options.clone())));
         Self {

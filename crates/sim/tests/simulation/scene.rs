@@ -14,7 +14,7 @@ use super::clock;
 use super::draws::Draws;
 use super::faults::Fault;
 use super::process::Options;
-use super::registries::{FLOATS, REPOSITORY, USER};
+use super::registries::{FLOATS, PASSWORD, REPOSITORY, USERS};
 use super::world::{Counts, Edit, World};
 
 /// Where users ask.
@@ -30,6 +30,8 @@ pub struct Asked {
     /// Numbers of floats.
     pub floats: Vec<u64>,
     pub together: bool,
+    /// Whose Secret it names.
+    pub user: &'static str,
     pub edits: Vec<(Duration, Edit)>,
 }
 
@@ -69,6 +71,7 @@ impl Asked {
             name: name.into(),
             floats: floats.into(),
             together: true,
+            user: USERS[0],
             edits: Vec::new(),
         }
     }
@@ -156,12 +159,14 @@ impl Scene {
                     "annotations": {"promotion-controller.ci.openshift.io/made": "1"}}, "spec": {}});
             world.api.create("leases", lease, now);
         }
-        let account = json!({"username": USER.0, "password": USER.1});
-        let accounts = json!({"auths": {"quay.sim": account, "registry.sim": account}});
-        let accounts = STANDARD.encode(accounts.to_string());
-        let secret = json!({"kind": "Secret", "apiVersion": "v1", "type": "kubernetes.io/dockerconfigjson",
-            "metadata": {"name": "robot", "namespace": NAMESPACE}, "data": {".dockerconfigjson": accounts}});
-        world.api.create("secrets", secret, now);
+        for user in USERS {
+            let account = json!({"username": user, "password": PASSWORD});
+            let accounts = json!({"auths": {"quay.sim": account, "registry.sim": account}});
+            let accounts = STANDARD.encode(accounts.to_string());
+            let secret = json!({"kind": "Secret", "apiVersion": "v1", "type": "kubernetes.io/dockerconfigjson",
+                "metadata": {"name": user, "namespace": NAMESPACE}, "data": {".dockerconfigjson": accounts}});
+            world.api.create("secrets", secret, now);
+        }
         let floats: std::collections::BTreeSet<u64> = self
             .asked
             .iter()
@@ -207,7 +212,7 @@ impl Scene {
             "metadata": {"name": asked.name, "namespace": NAMESPACE},
             "spec": {"images": images, "latch": latch, "onFailure": "Hold", "mode": "Promote", "attempts": 10,
                 "deadlineSeconds": 7200, "ttlSecondsAfterFinished": 604_800, "suspend": false, "cancel": false,
-                "pushSecret": {"name": "robot"}, "pullSecret": {"name": "robot"}},
+                "pushSecret": {"name": asked.user}, "pullSecret": {"name": asked.user}},
         });
         world.ask(asked.at, object);
         for (after, edit) in &asked.edits {

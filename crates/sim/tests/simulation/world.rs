@@ -297,8 +297,12 @@ impl World {
     fn tag_write(&self, process: &str, request: &Request<Bytes>) -> Option<TagWrite> {
         let tag = tag(request)?.to_owned();
         let digest = Digest::of(request.body());
-        let own = self.monitors.owner(digest).map(str::to_owned);
-        let owner = own.or_else(|| Monitors::at_work(&self.api, Role::of(&tag).1));
+        let (role, float) = Role::of(&tag);
+        // Prune tags and `__pre` hold the image of an earlier one.
+        let owner = match role {
+            Role::Prune | Role::Pre => Monitors::at_work(&self.api, float),
+            _ => self.monitors.owner(digest).map(str::to_owned),
+        };
         Some(TagWrite {
             process: process.into(),
             tag,
