@@ -4,7 +4,7 @@
 //! docs/figures.md, and its plots as files. Guaranteed: a row whose outcome is wrong (a tag, a digest, a phase) fails the run; a figure beyond
 //! its limit is marked and listed at the end, as times depend on what else the machine does.
 //!
-//! Each section is a module: [`requests`], [`writes`], [`fairness`], [`peers`], [`rate`], [`bytes`], [`faults`], [`scale`]. What they
+//! Each section is a module: [`requests`], [`writes`], [`fairness`], [`peers`], [`rate`], [`bytes`], [`faults`], [`events`], [`scale`]. What they
 //! stand on: [`measure`] (what a command took), [`served`] (the registry as a process of its own), [`promotion`] (what is promoted, and whether it was),
 //! [`plain`] (the loops this program is compared with), [`tools`] (the staged script and its command lines),
 //! [`tls`] (what is before a registry), [`plot`] (lines as SVG).
@@ -17,6 +17,9 @@
 )]
 
 mod bytes;
+#[path = "../../crates/core/tests/crowd/crowd.rs"]
+mod crowd;
+mod events;
 mod fairness;
 mod faults;
 mod measure;
@@ -52,13 +55,14 @@ cargo bench [-- [SECTION…] [--quick] [--plots FOLDER]]
   rate      promote as it paces itself, without a limit and behind quay's
   bytes     large layers from registry to registry
   faults    a registry that is down, answers 429 and 503, cuts bodies
+  events    what one event costs among up to 100,000 unfinished requests
   scale     a thousand requests at once, and ten thousand that have ended
 
 Without a section: all but scale, which takes ten minutes of its own. --quick: small sizes, to see that it works. --plots: where the
 plots go [default: target/figures].";
 
 /// Each with its title, and whether it is run where none is named.
-static SECTIONS: [(&str, &str, bool); 8] = [
+static SECTIONS: [(&str, &str, bool); 9] = [
     ("requests", "Requests of one promotion", true),
     (
         "peers",
@@ -70,6 +74,7 @@ static SECTIONS: [(&str, &str, bool); 8] = [
     ("writes", "In a cluster", true),
     ("fairness", "A small request behind large ones", true),
     ("faults", "A bad day", true),
+    ("events", "Cost of an event", true),
     ("scale", "Many requests", false),
 ];
 
@@ -118,6 +123,7 @@ fn main() -> ExitCode {
                 "rate" => rate::run(&mut report).await,
                 "bytes" => bytes::run(&mut report).await,
                 "faults" => faults::run(&mut report).await,
+                "events" => events::run(&mut report),
                 _ => scale::run(&mut report).await,
             }
         }

@@ -56,10 +56,7 @@ impl<S: Store> Engine<S> {
         if request.has_open_commit() || launched.is_none_or(|count| *count < LAUNCHED_MAX) {
             return true;
         }
-        let held_back = state.held_back.entry(key.namespace.clone()).or_default();
-        if !held_back.contains(key) {
-            held_back.push_back(key.clone());
-        }
+        state.hold_back(key);
         false
     }
 

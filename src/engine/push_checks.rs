@@ -20,6 +20,8 @@ pub(super) struct PushChecks {
 struct Namespace {
     running: HashMap<Uid, Arc<Progress>>,
     queue: BTreeSet<(u64, Uid)>,
+    /// The order of each that waits.
+    orders: HashMap<Uid, u64>,
 }
 
 impl PushChecks {
@@ -38,14 +40,17 @@ impl PushChecks {
         order: u64,
         progress: &Arc<Progress>,
     ) -> bool {
-        let all = self.namespaces.entry(namespace.to_owned()).or_default();
         // Before an order is recorded it may change.
-        all.queue.retain(|(_, other)| other != uid);
+        self.withdraw(namespace, uid);
+        let all = self.namespaces.entry(namespace.to_owned()).or_default();
         let own = (order, uid.to_owned());
-        let before = all.queue.range(..&own).count();
-        if self.most > 0 && all.busy() + before >= self.most {
-            all.queue.insert(own);
-            return false;
+        if self.most > 0 {
+            let before = all.queue.range(..&own).take(self.most).count();
+            if all.busy() + before >= self.most {
+                all.orders.insert(uid.to_owned(), order);
+                all.queue.insert(own);
+                return false;
+            }
         }
         all.running.insert(own.1, Arc::clone(progress));
         true
@@ -56,9 +61,8 @@ impl PushChecks {
         let Some(all) = self.namespaces.get_mut(namespace) else {
             return false;
         };
-        let before = all.queue.len();
-        all.queue.retain(|(_, other)| other != uid);
-        all.queue.len() < before
+        let order = all.orders.remove(uid);
+        order.is_some_and(|order| all.queue.remove(&(order, uid.to_owned())))
     }
 
     /// A request was checked, or is gone.

@@ -44,11 +44,11 @@ pub(super) struct State {
     /// Which requests are checked for push permission, up to the limit of each namespace.
     pub push_checks: PushChecks,
     /// The requests whose Secret is missing, and how often it was by now, by namespace.
-    missing: HashMap<String, HashMap<Uid, Missing>>,
+    missing: HashMap<String, Missing>,
     /// How many operations of each namespace were launched and have not landed.
     pub launched: HashMap<String, usize>,
     /// Requests that launch nothing until fewer operations of their namespace are left, in order of arrival.
-    pub held_back: HashMap<String, VecDeque<Key>>,
+    held_back: HashMap<String, (VecDeque<Key>, HashSet<Key>)>,
     /// Requests whose image stream tags are being set: they are known here no more.
     pub referencing: HashSet<Uid>,
     /// What the operator has stopped.
@@ -114,9 +114,13 @@ pub(super) struct Deadline {
 /// The Secrets a request names, one of them missing.
 type Named = (Option<String>, Option<String>);
 
+/// The requests of a namespace whose Secret is missing.
+#[derive(Default)]
 struct Missing {
-    secrets: Named,
-    tries: u32,
+    /// What each names, and how often it was looked for.
+    requests: HashMap<Uid, (Named, u32)>,
+    /// The same by what they name, as far as they are to be woken.
+    by_secrets: HashMap<Named, HashSet<Uid>>,
 }
 
 /// Whether a request may push, by the registries' answers.
@@ -158,6 +162,19 @@ pub(super) struct OperationHandle {
     pub started: Instant,
 }
 
+impl Missing {
+    fn remove(&mut self, uid: &str) -> Option<(Named, u32)> {
+        let (named, tries) = self.requests.remove(uid)?;
+        if let Some(same) = self.by_secrets.get_mut(&named) {
+            same.remove(uid);
+            if same.is_empty() {
+                self.by_secrets.remove(&named);
+            }
+        }
+        Some((named, tries))
+    }
+}
+
 impl State {
     pub fn new(namespace_max: usize) -> Self {
         Self {
@@ -176,7 +193,7 @@ impl State {
     /// The requests to reconcile because of what was heard or done.
     pub fn take_woken(&mut self) -> Vec<Key> {
         for (key, uid) in self.coordinator.take_dropped() {
-            self.found(&key.namespace, &uid);
+            self.misses_no_more(&key.namespace, &uid);
             self.end_push_check(&key.namespace, &uid);
         }
         self.coordinator.take_woken()
@@ -212,16 +229,14 @@ impl State {
     /// and is less urgent.
     pub fn miss(&mut self, namespace: &str, uid: &str, secrets: Named) -> Duration {
         let all = self.missing.entry(namespace.to_owned()).or_default();
-        let missing = all.entry(uid.to_owned()).or_insert(Missing {
-            secrets: secrets.clone(),
-            tries: 0,
-        });
-        missing.secrets = secrets;
+        let tries = all.remove(uid).map_or(0, |(_, tries)| tries);
+        let same = all.by_secrets.entry(secrets.clone()).or_default();
+        same.insert(uid.to_owned());
+        all.requests.insert(uid.to_owned(), (secrets, tries + 1));
         let pause = SECRET_AGAIN
-            .saturating_mul(1 << missing.tries.min(3))
+            .saturating_mul(1 << tries.min(3))
             .min(SECRET_AGAIN_MAX);
-        missing.tries += 1;
-        let crowd = u32::try_from(all.len()).unwrap_or(u32::MAX);
+        let crowd = u32::try_from(all.requests.len()).unwrap_or(u32::MAX);
         pause
             .max(SECRET_EACH.saturating_mul(crowd))
             .min(SECRET_CROWD_MAX)
@@ -229,23 +244,24 @@ impl State {
 
     /// The Secrets of a request exist now: returns the requests that waited for the same ones.
     pub fn found(&mut self, namespace: &str, uid: &str) -> Vec<Key> {
-        let Some(all) = self.missing.get_mut(namespace) else {
-            return Vec::new();
-        };
-        let Some(found) = all.remove(uid) else {
-            return Vec::new();
-        };
-        let same = all
-            .iter()
-            .filter(|(_, missing)| missing.secrets == found.secrets);
-        let keys = same
-            .filter_map(|(uid, _)| self.coordinator.known(uid))
-            .map(|known| known.key.clone());
-        let keys = keys.collect();
-        if all.is_empty() {
+        let named = self.misses_no_more(namespace, uid);
+        let same = named.and_then(|named| {
+            let all = self.missing.get_mut(namespace)?;
+            all.by_secrets.remove(&named)
+        });
+        let same = same.into_iter().flatten();
+        let known = same.filter_map(|uid| self.coordinator.known(&uid));
+        known.map(|known| known.key.clone()).collect()
+    }
+
+    /// A request waits for no Secret any more: what it waited for.
+    fn misses_no_more(&mut self, namespace: &str, uid: &str) -> Option<Named> {
+        let all = self.missing.get_mut(namespace)?;
+        let (named, _) = all.remove(uid)?;
+        if all.requests.is_empty() {
             self.missing.remove(namespace);
         }
-        keys
+        Some(named)
     }
 
     /// A request was checked, or is gone: who is next is woken.
@@ -273,12 +289,21 @@ impl State {
         if left >= most {
             return None;
         }
-        let held_back = self.held_back.get_mut(namespace)?;
-        let next = held_back.pop_front();
-        if held_back.is_empty() {
+        let (queue, all) = self.held_back.get_mut(namespace)?;
+        let next = queue.pop_front()?;
+        all.remove(&next);
+        if queue.is_empty() {
             self.held_back.remove(namespace);
         }
-        next
+        Some(next)
+    }
+
+    /// A request launches nothing before fewer operations of its namespace are left.
+    pub fn hold_back(&mut self, key: &Key) {
+        let (queue, all) = self.held_back.entry(key.namespace.clone()).or_default();
+        if all.insert(key.clone()) {
+            queue.push_back(key.clone());
+        }
     }
 
     /// Cancels what runs of a request.

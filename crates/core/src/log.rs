@@ -10,9 +10,13 @@
 //!
 //! Both outlive the request they came from. Time is an argument: the engine's is that of its runtime, the model's is its own.
 
+mod expiring;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Add, Sub};
 use std::time::Duration;
+
+use expiring::Expiring;
 
 use crate::image::{Digest, Float, Repository, Stamp, Tag};
 
@@ -26,11 +30,14 @@ impl<T: Copy + Ord + Add<Duration, Output = T> + Sub<Output = Duration>> Time fo
 pub struct WriteLog<T> {
     settle: Duration,
     late: Duration,
-    /// Sent and not answered, by float.
-    open: BTreeMap<Float, Vec<Sent<T>>>,
-    /// The last one answered, by tag.
-    answered: BTreeMap<(Repository, Tag), (Option<Digest>, T)>,
-    stamps: BTreeMap<Float, Stamp>,
+    /// Sent and not answered, by float, each until the first of them says nothing any more.
+    open: Expiring<Float, Vec<Sent<T>>, T>,
+    /// The floats for which a tag was sent that is not answered: one, most often.
+    open_on: BTreeMap<(Repository, Tag), Vec<Float>>,
+    /// The last one answered, by tag, until it has settled.
+    answered: Expiring<(Repository, Tag), Option<Digest>, T>,
+    /// The newest of each float, until it lies in the past.
+    stamps: Expiring<Float, (), Stamp>,
     before: Option<Before<T>>,
 }
 
@@ -60,9 +67,10 @@ impl<T: Time> WriteLog<T> {
         Self {
             settle,
             late: late.max(settle),
-            open: BTreeMap::new(),
-            answered: BTreeMap::new(),
-            stamps: BTreeMap::new(),
+            open: Expiring::default(),
+            open_on: BTreeMap::new(),
+            answered: Expiring::default(),
+            stamps: Expiring::default(),
             before: None,
         }
     }
@@ -99,9 +107,12 @@ impl<T: Time> WriteLog<T> {
             tag: tag.clone(),
             digest,
         };
-        let open = self.open.entry(float.clone()).or_default();
+        let on = (float.repository().clone(), tag.clone());
+        self.open_on.entry(on).or_default().push(float.clone());
+        let mut open = self.open.remove(float).unwrap_or_default();
         let place = open.partition_point(|known| *known < sent);
         open.insert(place, sent);
+        self.keep_open(float.clone(), open);
         true
     }
 
@@ -109,8 +120,7 @@ impl<T: Time> WriteLog<T> {
     pub fn answered(&mut self, float: &Float, tag: &Tag, digest: Option<Digest>, sent: T, now: T) {
         self.take(float, tag, digest, sent);
         self.prune(now);
-        let key = (float.repository().clone(), tag.clone());
-        self.answered.insert(key, (digest, now));
+        self.inherit(float.repository().clone(), tag.clone(), digest, now);
     }
 
     /// A write that was entered then was refused, or no byte of it was sent: nothing was written.
@@ -120,27 +130,53 @@ impl<T: Time> WriteLog<T> {
 
     /// Two that are the same in all this are the same to everybody.
     fn take(&mut self, float: &Float, tag: &Tag, digest: Option<Digest>, sent: T) {
-        let Some(open) = self.open.get_mut(float) else {
+        let Some(mut open) = self.open.remove(float) else {
             return;
         };
         let same =
             |known: &Sent<T>| known.at == sent && known.tag == *tag && known.digest == digest;
         if let Some(place) = open.iter().position(same) {
-            open.remove(place);
+            let sent = open.remove(place);
+            self.forget_open(float, sent);
         }
-        if open.is_empty() {
-            self.open.remove(float);
+        self.keep_open(float.clone(), open);
+    }
+
+    fn keep_open(&mut self, float: Float, open: Vec<Sent<T>>) {
+        let until = open.iter().map(|sent| self.over_at(sent)).min();
+        if let Some(until) = until {
+            self.open.insert(float, open, until);
         }
+    }
+
+    fn forget_open(&mut self, float: &Float, sent: Sent<T>) {
+        let on = (float.repository().clone(), sent.tag);
+        if let Some(floats) = self.open_on.get_mut(&on) {
+            if let Some(place) = floats.iter().position(|other| other == float) {
+                floats.swap_remove(place);
+            }
+            if floats.is_empty() {
+                self.open_on.remove(&on);
+            }
+        }
+    }
+
+    /// When a write without an answer can land no more.
+    fn over_at(&self, sent: &Sent<T>) -> T {
+        sent.at + lateness(self.settle, self.late, &sent.tag)
     }
 
     /// Lets go of what says nothing any more.
     pub fn prune(&mut self, now: T) {
-        let (settle, late) = (self.settle, self.late);
-        self.open.retain(|_, sent| {
-            sent.retain(|sent| sent.at + lateness(settle, late, &sent.tag) > now);
-            !sent.is_empty()
-        });
-        self.answered.retain(|_, (_, at)| *at + settle > now);
+        while let Some((float, open)) = self.open.pop(|until| until <= now) {
+            let (over, open): (Vec<_>, Vec<_>) =
+                (open.into_iter()).partition(|sent| self.over_at(sent) <= now);
+            for sent in over {
+                self.forget_open(&float, sent);
+            }
+            self.keep_open(float, open);
+        }
+        while self.answered.pop(|until| until <= now).is_some() {}
         let over = |before: &Before<T>| before.others.max(before.all) <= now;
         if self.before.as_ref().is_some_and(over) {
             self.before = None;
@@ -166,7 +202,8 @@ impl<T: Time> WriteLog<T> {
 
     /// The process before wrote this less than the settle time ago, and handed over with nothing on the wire.
     pub fn inherit(&mut self, repository: Repository, tag: Tag, digest: Option<Digest>, now: T) {
-        self.answered.insert((repository, tag), (digest, now));
+        self.answered
+            .insert((repository, tag), digest, now + self.settle);
     }
 
     /// Until when writes of an earlier process may still land, where that is not over.
@@ -233,8 +270,7 @@ impl<T: Time> WriteLog<T> {
         tag: &Tag,
         now: T,
     ) -> Option<(Option<Digest>, T)> {
-        let (digest, at) = *self.answered.get(&(repository.clone(), tag.clone()))?;
-        let until = at + self.settle;
+        let (digest, until) = *self.answered.get(&(repository.clone(), tag.clone()))?;
         (until > now).then_some((digest, until))
     }
 
@@ -270,9 +306,9 @@ impl<T: Time> WriteLog<T> {
     /// When no tag write of this process can land any more; none where that is so now.
     #[must_use]
     pub fn landed_at(&self, now: T) -> Option<T> {
-        let sent = self.open.values().flatten();
-        let sent = sent.map(|sent| sent.at + lateness(self.settle, self.late, &sent.tag));
-        sent.max().filter(|until| *until > now)
+        let sent = self.open.iter().flat_map(|(_, (sent, _))| sent);
+        let until = sent.map(|sent| self.over_at(sent));
+        until.max().filter(|until| *until > now)
     }
 
     /// What was answered less than the settle time ago. Given to the next process once nothing can land any more, it is all that this
@@ -281,7 +317,7 @@ impl<T: Time> WriteLog<T> {
         let fresh = self
             .answered
             .iter()
-            .filter(move |(_, (_, at))| *at + self.settle > now);
+            .filter(move |(_, (_, until))| *until > now);
         fresh.map(|((repository, tag), (digest, _))| (repository, tag, *digest))
     }
 
@@ -291,15 +327,18 @@ impl<T: Time> WriteLog<T> {
         repository: &'a Repository,
         tag: &'a Tag,
     ) -> impl Iterator<Item = &'a Sent<T>> {
-        let there = self.open.iter();
-        let there = there.filter(move |(float, _)| float.repository() == repository);
-        let sent = there.flat_map(|(_, sent)| sent);
+        let floats = self.open_on.get(&(repository.clone(), tag.clone()));
+        let mut floats: Vec<_> = floats.into_iter().flatten().collect();
+        floats.sort_unstable();
+        floats.dedup();
+        let open = floats.into_iter().filter_map(|float| self.open.get(float));
+        let sent = open.flat_map(|(sent, _)| sent);
         sent.filter(move |sent| sent.tag == *tag)
     }
 
     /// The latest of: sent writes plus what `lasts` says of their tag, and writes that an earlier process may have sent.
     fn until(&self, float: &Float, now: T, lasts: impl Fn(&Tag) -> Duration) -> Option<T> {
-        let sent = self.open.get(float).into_iter().flatten();
+        let sent = self.open.get(float).into_iter().flat_map(|(sent, _)| sent);
         let sent = sent.map(|sent| sent.at + lasts(&sent.tag)).max();
         let before = self.before.as_ref().map(|before| {
             if before.spared.contains(float) {
@@ -314,7 +353,8 @@ impl<T: Time> WriteLog<T> {
     /// When what it says of a float changes, without a further write.
     #[cfg(test)]
     pub(crate) fn changes(&self) -> impl Iterator<Item = T> {
-        let sent = self.open.values().flatten().map(|sent| sent.at);
+        let sent = self.open.iter().flat_map(|(_, (sent, _))| sent);
+        let sent = sent.map(|sent| sent.at);
         let sent = sent.flat_map(|at| [at + self.settle, at + self.late]);
         let before = self.before.iter();
         sent.chain(before.flat_map(|before| [before.all, before.others]))
@@ -325,19 +365,19 @@ impl<T: Time> WriteLog<T> {
     /// The newest prune stamp this process recorded for a float.
     #[must_use]
     pub fn newest_stamp(&self, float: &Float) -> Option<Stamp> {
-        self.stamps.get(float).copied()
+        self.stamps.get(float).map(|((), stamp)| *stamp)
     }
 
     /// Remembers a float's prune stamp. Stamps that lie in the past need no memory: the clock is above them.
     pub fn note_stamp(&mut self, float: &Float, stamp: Stamp, now: Stamp) {
         self.forget_stamps(now);
-        let known = self.stamps.entry(float.clone()).or_insert(stamp);
-        *known = stamp.max(*known);
+        let newest = stamp.max(self.newest_stamp(float).unwrap_or(stamp));
+        self.stamps.insert(float.clone(), (), newest);
     }
 
     /// Lets go of the stamps that lie in the past.
     pub fn forget_stamps(&mut self, now: Stamp) {
-        self.stamps.retain(|_, known| *known >= now);
+        while self.stamps.pop(|known| known < now).is_some() {}
     }
 }
 

@@ -39,6 +39,8 @@ struct Rows {
     floats: usize,
     /// Shelved for no other reason than that there are too many.
     beyond: BTreeSet<(u64, Uid)>,
+    /// How many of these begin with the same digits of their order.
+    ranks: Ranks,
 }
 
 /// A request that may not begin now.
@@ -55,6 +57,45 @@ pub struct Shelved<C> {
     suspended: bool,
     floats: Box<[Mark]>,
     number: u64,
+}
+
+/// Counts numbers, so that how many are smaller than one is known without looking at each: by the digits that they begin with.
+#[derive(Debug, Clone, Default, Hash)]
+struct Ranks(BTreeMap<(u32, u64), usize>);
+
+impl Ranks {
+    /// How many bits each digit has.
+    const DIGIT: u32 = 4;
+
+    fn digits(number: u64) -> impl Iterator<Item = (u32, u64)> {
+        let shifts = (0..u64::BITS).step_by(Self::DIGIT as usize);
+        shifts.map(move |shift| (shift, number >> shift))
+    }
+
+    fn add(&mut self, number: u64) {
+        for digits in Self::digits(number) {
+            *self.0.entry(digits).or_default() += 1;
+        }
+    }
+
+    fn remove(&mut self, number: u64) {
+        for digits in Self::digits(number) {
+            if let Some(count) = self.0.get_mut(&digits) {
+                *count -= 1;
+                if *count == 0 {
+                    self.0.remove(&digits);
+                }
+            }
+        }
+    }
+
+    fn before(&self, number: u64) -> usize {
+        let smaller = Self::digits(number).flat_map(|(shift, digits)| {
+            let first = digits >> Self::DIGIT << Self::DIGIT;
+            self.0.range((shift, first)..(shift, digits))
+        });
+        smaller.map(|(_, count)| count).sum()
+    }
 }
 
 impl<C> Default for Backlog<C> {
@@ -84,12 +125,18 @@ impl<C> Backlog<C> {
         if rows.beyond.first().is_some_and(|first| *first < own) {
             return true;
         }
-        if rows.floats + weight(contender) <= FLOATS_MAX {
-            return false;
+        // The newest give way, as many as there have to be.
+        let (mut floats, most) = (rows.floats, FLOATS_MAX.saturating_sub(weight(contender)));
+        for (ready, weight) in rows.ready.iter().rev() {
+            if floats <= most {
+                return false;
+            }
+            if *ready <= own {
+                return true;
+            }
+            floats -= weight;
         }
-        let older = rows.ready.range(..&own).map(|(_, floats)| floats);
-        let older: usize = older.sum();
-        older > 0 && older + weight(contender) > FLOATS_MAX
+        false
     }
 
     /// Marks a request as ready, or begun. Returns the newest ready ones beyond the limit: they are to be shelved.
@@ -143,6 +190,7 @@ impl<C> Backlog<C> {
         if !contender.suspended {
             let rows = self.namespaces.entry(key.namespace.clone()).or_default();
             rows.beyond.insert((contender.order, contender.uid.clone()));
+            rows.ranks.add(contender.order);
         }
         let shelved = Shelved {
             key: key.clone(),
@@ -165,8 +213,10 @@ impl<C> Backlog<C> {
         for mark in &shelved.floats {
             self.floats.remove(&(*mark, shelved.number));
         }
-        if let Some(rows) = self.namespaces.get_mut(&shelved.key.namespace) {
-            rows.beyond.remove(&(shelved.order, uid.to_owned()));
+        if let Some(rows) = self.namespaces.get_mut(&shelved.key.namespace)
+            && rows.beyond.remove(&(shelved.order, uid.to_owned()))
+        {
+            rows.ranks.remove(shelved.order);
         }
         self.tidy(&shelved.key.namespace);
         Some(shelved)
@@ -194,8 +244,7 @@ impl<C> Backlog<C> {
     pub fn before(&self, uid: &str) -> Option<usize> {
         let shelved = self.shelved.get(uid).filter(|shelved| !shelved.suspended)?;
         let rows = self.namespaces.get(&shelved.key.namespace)?;
-        let own = (shelved.order, uid.to_owned());
-        Some(rows.ready.len() + rows.beyond.range(..&own).count())
+        Some(rows.ready.len() + rows.ranks.before(shelved.order))
     }
 
     /// The shelved requests that share a float with `contender`, each with the floats that they share.

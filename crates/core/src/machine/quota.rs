@@ -35,8 +35,8 @@ struct Usage {
     waiting: BTreeMap<(u64, Uid), Waiter>,
     /// The order of each that waits.
     orders: BTreeMap<Uid, u64>,
-    /// How many of them wait behind another.
-    behind: usize,
+    /// Which of them wait behind another.
+    behind: BTreeSet<(u64, Uid)>,
 }
 
 /// The state of a waiting request.
@@ -152,7 +152,9 @@ impl NamespaceQuota {
 impl Usage {
     /// Puts one into the queue.
     fn wait(&mut self, own: (u64, Uid), waiter: Waiter) {
-        self.behind += usize::from(waiter == Waiter::Behind);
+        if waiter == Waiter::Behind {
+            self.behind.insert(own.clone());
+        }
         self.orders.insert(own.1.clone(), own.0);
         self.waiting.insert(own, waiter);
     }
@@ -162,8 +164,9 @@ impl Usage {
         let Some(order) = self.orders.remove(uid) else {
             return false;
         };
-        let left = self.waiting.remove(&(order, uid.to_owned()));
-        self.behind -= usize::from(left == Some(Waiter::Behind));
+        let own = (order, uid.to_owned());
+        self.waiting.remove(&own);
+        self.behind.remove(&own);
         true
     }
 
@@ -175,11 +178,8 @@ impl Usage {
     }
 
     fn call_behind(&mut self) {
-        if self.behind > 0 {
-            for waiter in self.waiting.values_mut().filter(|p| **p == Waiter::Behind) {
-                *waiter = Waiter::Waiting;
-            }
-            self.behind = 0;
+        for own in std::mem::take(&mut self.behind) {
+            self.waiting.insert(own, Waiter::Waiting);
         }
     }
 }
