@@ -212,6 +212,7 @@ impl<S: Store> Engine<S> {
                     if let Err(check) = ended? {
                         return Ok(check);
                     }
+                    self.lock().coordinator.rival_ended(uid, &rival.uid);
                 }
                 AdmissionCheck::of(Admission::Holds)
             }

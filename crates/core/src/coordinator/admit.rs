@@ -40,7 +40,8 @@ pub enum Claim {
         /// That one's name.
         by: String,
     },
-    /// Its floats are its own once these have ended ([`end_rival`]); [`Coordinator::withdraw_claim`] if one cannot be ended.
+    /// Its floats are its own once these have ended ([`end_rival`], [`Coordinator::rival_ended`]); [`Coordinator::withdraw_claim`] if one
+    /// cannot be ended.
     Ends(Vec<Rival>),
 }
 
@@ -48,12 +49,19 @@ impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
     // === entitlement ===
 
     /// Whether a request may work on a float, asked when it is launched there and when its claim is released alike: it is known, has
-    /// the float to itself, and its image is neither at its end nor suspended before its commit. A plan needs no float.
+    /// the float to itself with nobody left to end there, and its image is neither at its end nor suspended before its commit. A plan needs
+    /// no float.
     #[must_use]
     pub fn is_entitled(&self, uid: &str, float: &Float) -> bool {
         self.known.get(uid).is_some_and(|known| {
-            known.plans()
-                || (known.contender.wants(float) && self.claims.holds(uid, [float].into_iter()))
+            let contested = || {
+                known
+                    .rivals
+                    .iter()
+                    .any(|rival| rival.floats.contains(float))
+            };
+            let holds = || self.claims.holds(uid, [float].into_iter());
+            known.plans() || (known.contender.wants(float) && holds() && !contested())
         })
     }
 
@@ -66,7 +74,10 @@ impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
             return Claim::Soon("not known yet");
         };
         if self.claims.holds(uid, floats.iter()) {
-            return Claim::Holds;
+            return match known.rivals.as_slice() {
+                [] => Claim::Holds,
+                rivals => Claim::Ends(rivals.to_vec()),
+            };
         }
         if request.spec.suspend {
             // What is committed was claimed before; nothing new is.
@@ -112,8 +123,18 @@ impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
                 }
                 // Whoever waited behind it waits for its float now.
                 self.call(&quota_key);
+                if let Some(known) = self.known.get_mut(uid) {
+                    known.rivals.clone_from(&rivals);
+                }
                 Claim::Ends(rivals)
             }
+        }
+    }
+
+    /// One of those that a claim ends has ended on the floats, or is not there any more.
+    pub fn rival_ended(&mut self, uid: &str, rival: &str) {
+        if let Some(known) = self.known.get_mut(uid) {
+            known.rivals.retain(|other| other.uid != rival);
         }
     }
 

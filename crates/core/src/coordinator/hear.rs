@@ -91,6 +91,7 @@ impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
             version,
             contender,
             permitted: None,
+            rivals: Vec::new(),
             counts,
             kept: R::default(),
         };

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::Key;
 use super::backlog::{Backlog, Shelved};
 use crate::image::Float;
-use crate::machine::claims::{Claims, Contender, Uid};
+use crate::machine::claims::{Claims, Contender, Rival, Uid};
 use crate::machine::quota::{NamespaceQuota, QuotaKey};
 use crate::machine::{Outcome, Step};
 
@@ -53,6 +53,8 @@ pub struct Known<T, C, R> {
     pub contender: Contender,
     /// Since when it is known that it may push; time for which work was stopped does not count.
     pub permitted: Option<T>,
+    /// Those that its claim has still to end: until then their floats are not its own.
+    pub(super) rivals: Vec<Rival>,
     /// What is counted of it.
     pub counts: C,
     /// What its driver keeps of it.

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use super::*;
 use crate::image::Float;
+use crate::log::WriteLog;
 use crate::machine::claims::{Contender, Share, Standing, Verdict};
+use crate::machine::{Latch, Phase, samples};
 
 type State = Coordinator<Duration, (), (), ()>;
 
@@ -163,4 +165,34 @@ fn who_claims_a_float_finds_the_older_requests_that_are_shelved() {
     assert!(state.woken.contains(&newer.0));
     state.forget(&older.1.uid, NOW);
     assert!(state.backlog.sharers(&newer.1).is_empty());
+}
+
+#[test]
+fn a_claim_that_a_late_write_keeps_is_none_before_its_rivals_have_ended() {
+    let (mut state, mut log) = (State::new(0), WriteLog::new(Duration::ZERO, NOW));
+    // Of the process before.
+    log.follow(NOW);
+    let mut request = samples::request(Latch::Together, &[Phase::Pending]);
+    request.status.started = None;
+    for (uid, order) in [("old", 1), ("new", 2)] {
+        let key = Key {
+            namespace: "ci".into(),
+            name: uid.into(),
+        };
+        let contender = Contender::of(uid, uid, order, &request, Standing::Undecided);
+        assert!(state.note(&key, 1, contender, ()));
+    }
+    state.is_ineligible("old");
+    state.permit("new", NOW);
+    let ends_old = |claim: Claim| matches!(claim, Claim::Ends(rivals) if rivals[0].uid == "old");
+    assert!(ends_old(state.claim("new", &request, NOW)));
+    // The older one was being changed, so that it could not be ended.
+    let again = state.withdraw_claim(&log, "new", NOW);
+    assert_eq!(again, Some(NOW + NOW));
+    assert!(ends_old(state.claim("new", &request, NOW)));
+    let float = &request.spec.images[0].float;
+    assert!(!state.is_entitled("new", float));
+    state.rival_ended("new", "old");
+    assert_eq!(state.claim("new", &request, NOW), Claim::Holds);
+    assert!(state.is_entitled("new", float));
 }

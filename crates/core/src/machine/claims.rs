@@ -113,7 +113,7 @@ pub enum Verdict {
 }
 
 /// An older request that a claim ends.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Rival {
     /// Which object.
     pub uid: Uid,

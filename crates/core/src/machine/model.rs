@@ -138,6 +138,20 @@ const HELD: Scenario = scenario(
         wish(&[(0, "B0")], T),
     ],
 );
+const HELD_TWO: Scenario = scenario(
+    "A and B suspended, C",
+    &[
+        Wish {
+            suspended: true,
+            ..wish(&[(0, "A0")], T)
+        },
+        Wish {
+            suspended: true,
+            ..wish(&[(0, "B0")], T)
+        },
+        wish(&[(0, "C0")], T),
+    ],
+);
 const GROUP: Scenario = scenario("a group of two", &[wish(&[(0, "A0"), (1, "A1")], T)]);
 const GROUPS: Scenario = scenario(
     "two crossed groups",
@@ -576,6 +590,7 @@ fn two_requests_on_one_float_keep_every_promise_under_every_fault() {
         (BACK, &KINDS),
         (PRE, &KINDS),
         (HELD, &KINDS),
+        (HELD_TWO, &["", "crash", "split"]),
         (
             NEXT,
             &[
@@ -842,7 +857,7 @@ fn an_incoming_tag_goes_only_where_the_float_holds_its_image_and_never_after_ano
 }
 
 /// For each guard: where it is missed, and the promise that breaks first.
-const GUARDS: [(Mutation, Scenario, &str, Promise); 50] = {
+const GUARDS: [(Mutation, Scenario, &str, Promise); 51] = {
     use Mutation as M;
     use Promise as P;
     [
@@ -878,6 +893,7 @@ const GUARDS: [(Mutation, Scenario, &str, Promise); 50] = {
         (M::ListedAgain, NEXT, "moved+back", P::Idempotent),
         (M::UnknownIsAbsent, NEXT, "unknown", P::FailsClosed),
         (M::SupersededUnrecorded, HELD, "", P::ForwardsOnly),
+        (M::RivalsForgotten, HELD_TWO, "", P::ForwardsOnly),
         (M::NoClaims, BACK, "", P::ForwardsOnly),
         (M::CommitEarly, GROUP, "", P::Together),
         (M::LatchOnItsOwn, GROUP, "", P::Together),

@@ -435,36 +435,53 @@ impl World {
         Some(admission)
     }
 
-    /// Ends those that a request supersedes; whether there was anything to end. Err: one cannot be ended.
+    /// Ends the first of those that a request supersedes; false where nothing was left to end. Err: it cannot be ended.
     fn supersede(
         &mut self,
         process: &mut Process,
         winner: usize,
         rivals: &[Rival],
     ) -> Result<bool, ()> {
-        let mut any = false;
         for rival in rivals {
             let index: usize = rival.uid.parse().expect("an index");
-            if self.over(index) || self.lacks(Mutation::SupersededUnrecorded) {
-                continue;
+            let ended = self.over(index) || self.lacks(Mutation::SupersededUnrecorded);
+            if !ended {
+                self.end_rival(process, winner, index, rival)?;
             }
-            let known = process.coordinator.known(&rival.uid);
-            let undecided = known.is_some_and(|k| k.contender.standing == Standing::Undecided);
-            let since = self.past.permitted.get(&winner);
-            let waited = since.is_some_and(|at| self.now - at >= PATIENCE.as_secs().cast_signed());
-            if undecided && !waited && self.setup.splits() {
-                let what = format!("r{index} ends, and was not given its time to be permitted");
-                self.breaks(Promise::ForwardsOnly, what);
+            let forgotten = self.lacks(Mutation::RivalsForgotten);
+            let forgotten = rivals.iter().filter(|other| forgotten || *other == rival);
+            process.coordinator.change(|c| {
+                forgotten.for_each(|forgotten| c.rival_ended(&uid(winner), &forgotten.uid));
+            });
+            if !ended {
+                return Ok(true);
             }
-            let mut request = (*self.objects[index].request).clone();
-            if !end_rival(&mut request, rival, index as u64 + 1, "", time(self.now)) {
-                return Err(());
-            }
-            any = true;
-            self.save(process, index, &request);
-            self.heard_saved(process, index, &request, self.objects[index].version);
         }
-        Ok(any)
+        Ok(false)
+    }
+
+    fn end_rival(
+        &mut self,
+        process: &mut Process,
+        winner: usize,
+        index: usize,
+        rival: &Rival,
+    ) -> Result<(), ()> {
+        let known = process.coordinator.known(&rival.uid);
+        let undecided = known.is_some_and(|k| k.contender.standing == Standing::Undecided);
+        let since = self.past.permitted.get(&winner);
+        let waited = since.is_some_and(|at| self.now - at >= PATIENCE.as_secs().cast_signed());
+        if undecided && !waited && self.setup.splits() {
+            let what = format!("r{index} ends, and was not given its time to be permitted");
+            self.breaks(Promise::ForwardsOnly, what);
+        }
+        let mut request = (*self.objects[index].request).clone();
+        if !end_rival(&mut request, rival, index as u64 + 1, "", time(self.now)) {
+            return Err(());
+        }
+        self.save(process, index, &request);
+        self.heard_saved(process, index, &request, self.objects[index].version);
+        Ok(())
     }
 
     fn decide(

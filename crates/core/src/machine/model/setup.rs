@@ -177,6 +177,8 @@ pub enum Mutation {
     IncomingSkipped,
     /// Those that a claim supersedes are not ended.
     SupersededUnrecorded,
+    /// Only the first of them is.
+    RivalsForgotten,
     /// Every request is admitted at once.
     NoClaims,
     /// A cancel acts on what is committed.

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::registry::Registry;
 use crate::image::{Digest, Float, Reference, Tag};
@@ -28,9 +28,15 @@ pub const LATE: i64 = 30;
 /// Which image of which request.
 pub type Who = (usize, usize);
 
-/// A value that is shared between states and hashed once.
+/// A value that is shared between states, and hashed at most once.
 #[derive(Debug)]
-pub struct Shared<T>(Arc<T>, u64);
+pub struct Shared<T>(Arc<Hashed<T>>);
+
+#[derive(Debug, Clone)]
+struct Hashed<T> {
+    value: T,
+    hash: OnceLock<u64>,
+}
 
 /// A request's object.
 #[derive(Debug, Clone, Hash)]
@@ -1097,8 +1103,8 @@ impl Model for World {
 impl<T: Clone + Hash> Shared<T> {
     /// Shares a value.
     pub fn new(value: T) -> Self {
-        let hash = fingerprint(&value);
-        Self(Arc::new(value), hash)
+        let hash = OnceLock::new();
+        Self(Arc::new(Hashed { value, hash }))
     }
 
     /// Whether this is the very value of another state, unchanged.
@@ -1108,27 +1114,28 @@ impl<T: Clone + Hash> Shared<T> {
 
     /// Changes this state's value.
     pub fn change<R>(&mut self, change: impl FnOnce(&mut T) -> R) -> R {
-        let result = change(Arc::make_mut(&mut self.0));
-        self.1 = fingerprint(&*self.0);
-        result
+        let shared = Arc::make_mut(&mut self.0);
+        shared.hash.take();
+        change(&mut shared.value)
     }
 }
 
 impl<T> Clone for Shared<T> {
     fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0), self.1)
+        Self(Arc::clone(&self.0))
     }
 }
 
-impl<T> Hash for Shared<T> {
+impl<T: Hash> Hash for Shared<T> {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.1);
+        let hash = (self.0.hash).get_or_init(|| fingerprint(&self.0.value));
+        state.write_u64(*hash);
     }
 }
 
 impl<T> Deref for Shared<T> {
     type Target = T;
     fn deref(&self) -> &T {
-        &self.0
+        &self.0.value
     }
 }
