@@ -10,6 +10,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -97,20 +98,20 @@ impl Digest {
     /// The tag that lists what refers to this digest where the registry has no API for that (the specification's fallback).
     #[must_use]
     pub fn referrers_tag(&self) -> Tag {
-        Tag(format!("sha256-{}", self.hex()))
+        Tag(format!("sha256-{}", self.hex()).into())
     }
 
     /// The tags at which cosign keeps what it attaches to this digest: signatures, attestations, SBOMs.
     #[must_use]
     pub fn cosign_tags(&self) -> [Tag; 3] {
-        ["sig", "att", "sbom"].map(|kind| Tag(format!("sha256-{}.{kind}", self.hex())))
+        ["sig", "att", "sbom"].map(|kind| Tag(format!("sha256-{}.{kind}", self.hex()).into()))
     }
 
     /// Pins this digest where a job has staged it: `<YYYYMMDD>000000_prune_<64 hex>__staged`. The name decides the content, so
     /// whoever writes it, however late, writes the same; and a pruner removes it by its age like any prune tag.
     #[must_use]
     pub fn staged(&self, time: Timestamp) -> Tag {
-        Tag(format!("{}{PRUNE}{}{STAGED}", Stamp::day(time), self.hex()))
+        Tag(format!("{}{PRUNE}{}{STAGED}", Stamp::day(time), self.hex()).into())
     }
 
     /// `sha256:` and the first twelve digits, for logs and messages.
@@ -154,9 +155,9 @@ impl FromStr for Digest {
     }
 }
 
-/// A tag of the OCI grammar, at most [`TAG_MAX`] bytes.
+/// A tag of the OCI grammar, shared by its copies, at most [`TAG_MAX`] bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Tag(String);
+pub struct Tag(Arc<str>);
 
 impl Tag {
     /// The tag as written.
@@ -192,8 +193,8 @@ impl FromStr for Tag {
 /// A repository on a registry: `HOST[:PORT]/PATH`, normalised.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Repository {
-    host: String,
-    path: String,
+    host: Arc<str>,
+    path: Arc<str>,
 }
 
 impl Repository {
@@ -227,6 +228,7 @@ impl FromStr for Repository {
             return Err(err());
         }
         let path = repository_path(&host, path).into();
+        let host = host.into();
         Ok(Self { host, path })
     }
 }
@@ -397,19 +399,19 @@ impl Float {
     /// Pins the staged image: `<float>_incoming`.
     #[must_use]
     pub fn incoming(&self) -> Tag {
-        Tag(format!("{}_incoming", self.tag))
+        Tag(format!("{}_incoming", self.tag).into())
     }
 
     /// Pins the newest displaced image: `<float>__pre`.
     #[must_use]
     pub fn pre(&self) -> Tag {
-        Tag(format!("{}__pre", self.tag))
+        Tag(format!("{}__pre", self.tag).into())
     }
 
     /// Pins the promoted image a second time, against foreign overwrites of the float: `<float>__post1`.
     #[must_use]
     pub fn post1(&self) -> Tag {
-        Tag(format!("{}__post1", self.tag))
+        Tag(format!("{}__post1", self.tag).into())
     }
 
     /// Pins one displaced image for good: `<YYYYMMDDHHMMSS>_prune_<float>`, in UTC. Whoever reverts a float takes the newest of
@@ -435,7 +437,7 @@ impl Float {
         // A longer tag was admitted by an earlier version: its pins keep the one name they had.
         let fits = self.tag.as_str().len() <= FLOAT_TAG_MAX;
         let suffix = if fits { suffix } else { "" };
-        Tag(format!("{stamp}{PRUNE}{}{suffix}", self.tag))
+        Tag(format!("{stamp}{PRUNE}{}{suffix}", self.tag).into())
     }
 
     /// Whether a tag is a stamped pin of this float, of whatever kind and time.

@@ -406,10 +406,17 @@ impl World {
         let admission = if let Some((reason, message)) = held_back {
             waits(reason, &message)
         } else {
+            let wanted = request.wanted_floats();
+            let claimed = process.coordinator.claims().holds(&uid, wanted.iter());
             let mut claim = (process.coordinator).change(|c| c.claim(&uid, request, now));
             if claim == Claim::AskPermission && !self.setup.splits() {
                 self.permit(process, index);
                 claim = (process.coordinator).change(|c| c.claim(&uid, request, now));
+            }
+            if let Claim::Ends(rivals) = &claim
+                && !claimed
+            {
+                self.check_patience(process, index, rivals);
             }
             match claim {
                 Claim::Holds => Admission::Holds,
@@ -446,7 +453,7 @@ impl World {
             let index: usize = rival.uid.parse().expect("an index");
             let ended = self.over(index) || self.lacks(Mutation::SupersededUnrecorded);
             if !ended {
-                self.end_rival(process, winner, index, rival)?;
+                self.end_rival(process, index, rival)?;
             }
             let forgotten = self.lacks(Mutation::RivalsForgotten);
             let forgotten = rivals.iter().filter(|other| forgotten || *other == rival);
@@ -460,21 +467,23 @@ impl World {
         Ok(false)
     }
 
-    fn end_rival(
-        &mut self,
-        process: &mut Process,
-        winner: usize,
-        index: usize,
-        rival: &Rival,
-    ) -> Result<(), ()> {
-        let known = process.coordinator.known(&rival.uid);
-        let undecided = known.is_some_and(|k| k.contender.standing == Standing::Undecided);
+    /// Whoever a claim is to end had its time to be permitted.
+    fn check_patience(&mut self, process: &Process, winner: usize, rivals: &[Rival]) {
         let since = self.past.permitted.get(&winner);
-        let waited = since.is_some_and(|at| self.now - at >= PATIENCE.as_secs().cast_signed());
-        if undecided && !waited && self.setup.splits() {
-            let what = format!("r{index} ends, and was not given its time to be permitted");
-            self.breaks(Promise::ForwardsOnly, what);
+        let patience = PATIENCE.as_secs().cast_signed();
+        if !self.setup.splits() || since.is_some_and(|at| self.now - at >= patience) {
+            return;
         }
+        for rival in rivals {
+            let known = process.coordinator.known(&rival.uid);
+            if known.is_some_and(|k| k.contender.standing == Standing::Undecided) {
+                let what = format!("r{} ends, and had no time to be permitted", rival.uid);
+                self.breaks(Promise::ForwardsOnly, what);
+            }
+        }
+    }
+
+    fn end_rival(&mut self, process: &mut Process, index: usize, rival: &Rival) -> Result<(), ()> {
         let mut request = (*self.objects[index].request).clone();
         if !end_rival(&mut request, rival, index as u64 + 1, "", time(self.now)) {
             return Err(());
