@@ -35,9 +35,7 @@ pub fn run(report: &mut Report) {
         let events = 80.min(count / 8);
         let costs = [
             cost(&crowd, count, events, Crowd::hear_of),
-            cost(&crowd, count, events, |crowd, number| {
-                crowd.work(number / 8 * 8 + 7)
-            }),
+            cost(&crowd, count, events, Crowd::work),
             cost(&crowd, count, events, Crowd::end),
         ];
         let first = *first.get_or_insert(costs);

@@ -24,7 +24,7 @@ fn an_event_costs_no_more_among_many_requests() {
         println!("{what}: {few:?} among {FEW}, {many:?} among {MANY}");
         assert!(many < few * GROWTH, "{what}: {few:?}, then {many:?}");
     };
-    holds("at work", &|crowd, number| crowd.work(number / 8 * 8 + 7));
+    holds("at work", &Crowd::work);
     holds("heard of", &Crowd::hear_of);
     holds("ended", &Crowd::end);
 }
