@@ -140,6 +140,7 @@ impl One {
             float,
             replaces: None,
             freeze: None,
+            remove_incoming: false,
         };
         let spec = Spec {
             images: vec![image],
