@@ -18,6 +18,8 @@ use crate::machine::{
 
 /// The longest message of an image, in bytes.
 const MESSAGE_MAX: usize = 256;
+/// That of an image that is posted.
+const POSTED_MESSAGE_MAX: usize = 160;
 /// The most gates of a request.
 const GATES_MAX: usize = 8;
 
@@ -402,9 +404,14 @@ fn write_image(to: &mut ImageStatus, image: &Image) {
         .reason
         .map(|reason| reason.as_str().into())
         .or(unknown_reason);
-    // What is posted says so by `promoted`; both would not fit the largest object.
-    let told = !image.message.is_empty() && !image.phase.is_posted();
-    to.message = told.then(|| cut(&image.message, MESSAGE_MAX));
+    // What is posted says so by `promoted`; a whole message beside it would not fit the largest object.
+    let most = if image.phase.is_posted() {
+        POSTED_MESSAGE_MAX
+    } else {
+        MESSAGE_MAX
+    };
+    let told = !image.message.is_empty();
+    to.message = told.then(|| cut(&image.message, most));
     to.source = image.source.as_ref().map(|source| SourceStatus {
         digest: source.digest.to_string(),
         media_type: source.media_type.clone(),
