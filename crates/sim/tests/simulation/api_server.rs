@@ -173,6 +173,13 @@ impl ApiServer {
         all.map(|(_, object)| object)
     }
 
+    /// The namespace of the object of a kind that has this name.
+    pub fn namespace_of(&self, kind: &str, name: &str) -> String {
+        let mut keys = self.objects.keys();
+        let found = keys.find(|key| key.0 == kind && key.2 == name);
+        found.map(|key| key.1.clone()).unwrap_or_default()
+    }
+
     /// Who holds the Lease.
     pub fn holders(&self) -> impl Iterator<Item = &str> {
         self.all("leases")

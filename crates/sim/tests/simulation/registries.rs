@@ -19,8 +19,8 @@ pub const FLOATS: &str = "quay.sim";
 pub const REPOSITORY: &str = "ci";
 /// The registry of the sources.
 pub const SOURCES: &str = "registry.sim";
-/// Whoever promotes, at both; each has its Secret.
-pub const USERS: [&str; 2] = ["robot", "other"];
+/// Whoever promotes, at both; each has a namespace of its name with its Secret.
+pub const USERS: [&str; 2] = ["ci", "other"];
 /// Their password.
 pub const PASSWORD: &str = "secret";
 

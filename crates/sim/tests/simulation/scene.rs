@@ -17,8 +17,6 @@ use super::process::Options;
 use super::registries::{FLOATS, PASSWORD, REPOSITORY, USERS};
 use super::world::{Counts, Edit, World};
 
-/// Where users ask.
-pub const NAMESPACE: &str = "ci";
 /// So long after the last fault everything has ended at the latest.
 const PATIENCE: Duration = Duration::from_mins(40);
 
@@ -30,7 +28,7 @@ pub struct Asked {
     /// Numbers of floats.
     pub floats: Vec<u64>,
     pub together: bool,
-    /// Whose Secret it names.
+    /// Who asks, in a namespace of that name.
     pub user: &'static str,
     pub edits: Vec<(Duration, Edit)>,
 }
@@ -164,7 +162,7 @@ impl Scene {
             let accounts = json!({"auths": {"quay.sim": account, "registry.sim": account}});
             let accounts = STANDARD.encode(accounts.to_string());
             let secret = json!({"kind": "Secret", "apiVersion": "v1", "type": "kubernetes.io/dockerconfigjson",
-                "metadata": {"name": user, "namespace": NAMESPACE}, "data": {".dockerconfigjson": accounts}});
+                "metadata": {"name": "registries", "namespace": user}, "data": {".dockerconfigjson": accounts}});
             world.api.create("secrets", secret, now);
         }
         let floats: std::collections::BTreeSet<u64> = self
@@ -209,10 +207,10 @@ impl Scene {
         };
         let object = json!({
             "kind": "PromotionRequest", "apiVersion": "ci.openshift.io/v1alpha1",
-            "metadata": {"name": asked.name, "namespace": NAMESPACE},
+            "metadata": {"name": asked.name, "namespace": asked.user},
             "spec": {"images": images, "latch": latch, "onFailure": "Hold", "mode": "Promote", "attempts": 10,
                 "deadlineSeconds": 7200, "ttlSecondsAfterFinished": 604_800, "suspend": false, "cancel": false,
-                "pushSecret": {"name": asked.user}, "pullSecret": {"name": asked.user}},
+                "pushSecret": {"name": "registries"}, "pullSecret": {"name": "registries"}},
         });
         world.ask(asked.at, object);
         for (after, edit) in &asked.edits {

@@ -400,7 +400,7 @@ impl World {
 
     fn change(&mut self, name: &str, edit: Edit) {
         self.note(&format!("a user: {edit:?} {name}"));
-        let namespace = super::scene::NAMESPACE;
+        let namespace = &self.api.namespace_of(REQUESTS, name);
         match edit {
             Edit::Delete => self.api.delete(REQUESTS, namespace, name),
             Edit::Suspend(on) => self.api.edit(REQUESTS, namespace, name, |object| {
