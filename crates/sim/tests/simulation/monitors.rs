@@ -123,7 +123,8 @@ impl Monitors {
         now: Duration,
     ) {
         let (role, float) = Role::of(&write.tag);
-        if let Some(owner) = &write.owner {
+        // A prune tag binds one digest: whatever lands there is the same.
+        if let Some(owner) = write.owner.as_ref().filter(|_| role != Role::Prune) {
             let other = self.asked.iter().find(|(name, asked)| {
                 *name != owner
                     && asked.floats.iter().any(|of| of == float)

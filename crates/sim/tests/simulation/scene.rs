@@ -243,6 +243,11 @@ impl Scene {
             let followed = world.monitors.is_followed(tag, order);
             let cancelled = object["spec"]["cancel"] == true;
             if status["phase"] != "Posted" {
+                // A group is superseded as a whole.
+                let images = object["spec"]["images"].as_array().into_iter().flatten();
+                let floats = images.filter_map(|image| image["float"].as_str()?.rsplit_once(':'));
+                let mut tags = floats.map(|(_, tag)| tag);
+                let followed = tags.any(|tag| world.monitors.is_followed(tag, order));
                 if !followed && !cancelled {
                     let end = end(object);
                     wrong.push(format!(
