@@ -476,7 +476,13 @@ impl World {
         }
         for rival in rivals {
             let known = process.coordinator.known(&rival.uid);
-            if known.is_some_and(|k| k.contender.standing == Standing::Undecided) {
+            // One that is held back there, as by a freeze, delays nobody.
+            let undecided = known.is_some_and(|known| {
+                let images = &self.objects[winner].request.spec.images;
+                known.contender.standing == Standing::Undecided
+                    && (images.iter()).any(|image| known.contender.wants(&image.float))
+            });
+            if undecided {
                 let what = format!("r{} ends, and had no time to be permitted", rival.uid);
                 self.breaks(Promise::ForwardsOnly, what);
             }
