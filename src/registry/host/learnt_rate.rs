@@ -46,6 +46,8 @@ pub(super) struct LearntRate {
 struct Slow {
     until: Instant,
     refusals: u32,
+    /// The rate had been borne for long: what is refused meanwhile is of requests that came at once, too, and tells nothing of it.
+    borne: bool,
 }
 
 /// The last 429 that lowered the rate.
@@ -108,6 +110,7 @@ impl LearntRate {
             if slow.refusals < SLOW_REFUSALS {
                 return false;
             }
+            borne = slow.borne;
         } else if let Some(last) = &self.limited {
             let since = now - last.at;
             borne = now - last.kept_since >= BORNE && drew >= self.ceiling;
@@ -124,6 +127,7 @@ impl LearntRate {
         self.slow = Some(Slow {
             until: now + SLOW_FOR,
             refusals: 0,
+            borne,
         });
         self.limited = Some(Limited {
             at: now,
@@ -234,6 +238,10 @@ pub(super) mod tests {
             near(rate.at(at), 95.0);
             assert!(rate.limited(at, f64::INFINITY));
             near(rate.at(at), 47.5);
+            // Others that came at once were refused as well.
+            assert!(!rate.limited(at, 47.5));
+            assert!(rate.limited(at, 47.5));
+            near(rate.at(at + SLOW_FOR), 95.0);
         }
         // A bucket that has become slower draws them sooner.
         at += BORNE / 2;
