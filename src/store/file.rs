@@ -2,9 +2,9 @@
 //!
 //! The requests are the documents of a YAML file, in their order. The state file is locked by whoever uses it, and replaced atomically and
 //! fsynced at every save that a tag write may rely on, with all saves before it; others wait for the next one, or for the end. A crash
-//! before then is one before those saves: nobody but this process saw them, and none of its tag writes came after them. An object is matched to its state by name and by a hash of its spec (without the
-//! fields that may change), so that a state never speaks of another promotion. Whatever is saved or published is also sent to whoever
-//! shows it.
+//! before then is one before those saves: nobody but this process saw them, and none of its tag writes came after them. An object is
+//! matched to its state by name and by a hash of its spec (without the fields that may change), so that a state never speaks of another
+//! promotion. Whatever is saved or published is also sent to whoever shows it.
 
 mod documents;
 mod error;
