@@ -170,6 +170,29 @@ fn seconds_of(milliseconds: i64) -> f64 {
     milliseconds as f64 / 1000.0
 }
 
+/// That nothing went wrong: in the outcome, with the replicas, or as `more` says.
+///
+/// # Panics
+/// With what did, and with the logs of what it is about.
+fn assert_no_complaints(
+    seed: u64,
+    outcome: Vec<(String, String)>,
+    more: impl IntoIterator<Item = String>,
+    replicas: &Replicas,
+) {
+    let (mut about, mut complaints): (Vec<String>, Vec<String>) = outcome.into_iter().unzip();
+    about.push("lease".to_owned());
+    complaints.extend(more);
+    complaints.extend(replicas.complaints.iter().cloned());
+    complaints.extend(replicas.panics());
+    assert!(
+        complaints.is_empty(),
+        "CHAOS_SEED={seed}\n{}\n{}",
+        complaints.join("\n"),
+        replicas.log_of(&about)
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_frozen_and_ended_controllers_lose_nothing_and_move_no_float_back() {
     let (seed, seconds) = (seed(), seconds());
@@ -240,27 +263,11 @@ async fn killed_frozen_and_ended_controllers_lose_nothing_and_move_no_float_back
         floats.len(),
         takeovers(&adversary, &writes),
     );
-    let mut words: Vec<String> = outcome
-        .complaints
-        .iter()
-        .map(|(about, _)| about.clone())
-        .collect();
-    words.push("lease".to_owned());
-    let mut complaints: Vec<String> = outcome
-        .complaints
+    let trail = registry.audit_trail().await;
+    let more = missing
         .into_iter()
-        .map(|(_, what)| what)
-        .collect();
-    complaints.extend(missing);
-    complaints.extend(registry.audit_trail().await.iter().map(ToString::to_string));
-    complaints.append(&mut replicas.complaints.clone());
-    complaints.extend(replicas.panics());
-    assert!(
-        complaints.is_empty(),
-        "CHAOS_SEED={seed}\n{}\n{}",
-        complaints.join("\n"),
-        replicas.log_of(&words)
-    );
+        .chain(trail.iter().map(ToString::to_string));
+    assert_no_complaints(seed, outcome.complaints, more, &replicas);
     assert!(rate >= PULLS, "{rate:.1} pulls a second");
     // At the latest in the quiet after all strikes.
     let followed = adversary.falls.iter().any(|fall| fall.followed.is_some());

@@ -9,7 +9,7 @@ use rand::{RngExt as _, SeedableRng as _};
 
 use super::replicas::Replicas;
 use super::requests::{Outcome, Requests, Sources};
-use super::{FLOATS, SOURCES, has_ended, seed, unfinished};
+use super::{FLOATS, SOURCES, assert_no_complaints, has_ended, seed, unfinished};
 use crate::testbed::stage::Stage;
 use crate::testbed::{Distribution, DistributionOptions, Image, ImageKind, RegistryClient, Signal};
 
@@ -127,22 +127,5 @@ async fn what_distribution_collects_amid_requests_is_never_what_a_tag_or_a_displ
     shown.extend(outcome.tags.values().cloned());
     outcome.compare_tags(&pull_all(&registry, &shown).await);
     println!("most attempts of an image: {}", outcome.attempts);
-    let words: Vec<String> = outcome
-        .complaints
-        .iter()
-        .map(|(about, _)| about.clone())
-        .collect();
-    let mut complaints: Vec<String> = outcome
-        .complaints
-        .into_iter()
-        .map(|(_, what)| what)
-        .collect();
-    complaints.append(&mut replicas.complaints.clone());
-    complaints.extend(replicas.panics());
-    assert!(
-        complaints.is_empty(),
-        "CHAOS_SEED={seed}\n{}\n{}",
-        complaints.join("\n"),
-        replicas.log_of(&words)
-    );
+    assert_no_complaints(seed, outcome.complaints, [], &replicas);
 }
