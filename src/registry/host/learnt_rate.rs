@@ -2,7 +2,8 @@
 //!
 //! In come answers and the time they come at; out comes a rate. It grows with every answer while requests wait for it. A 429 halves it
 //! for [`SLOW_FOR`]; then it is a little below what drew the 429, and stays there until [`PROBE_AFTER`] has passed without another: then
-//! it may rise by half again. A bucket is full whenever it draws a 429, so what was served between two of them tells its rate.
+//! it may rise by half again. A bucket is full whenever it draws a 429, so what was served between two of them tells its rate. Where the
+//! rate had been borne for long, requests that came at once filled the bucket: that 429 and the next leave the rate as it was.
 //!
 //! Guaranteed: never above what was configured as the most, never below one a second. A rate that may not grow stays where it began but
 //! for what 429s take from it.
@@ -57,6 +58,9 @@ struct Limited {
     /// Since when the ceiling stands.
     kept_since: Instant,
     served: f64,
+    /// The rate had been borne for long. A bucket that takes more blobs at once than manifests can be so full that it refuses
+    /// manifests for a second and longer: the next 429 tells nothing of the rate either.
+    forgives_next: bool,
 }
 
 impl LearntRate {
@@ -104,16 +108,19 @@ impl LearntRate {
     /// A request was answered 429 while this rate, or a lower one of somebody else, was kept to; whether it becomes lower by that.
     pub(super) fn limited(&mut self, now: Instant, kept: f64) -> bool {
         let mut drew = self.at(now).min(kept);
-        let mut borne = false;
+        let (mut borne, mut forgives_next) = (false, false);
         if let Some(slow) = &mut self.slow {
             slow.refusals += 1;
             if slow.refusals < SLOW_REFUSALS {
                 return false;
             }
             borne = slow.borne;
+            let last = self.limited.as_ref();
+            forgives_next = last.is_some_and(|last| last.forgives_next);
         } else if let Some(last) = &self.limited {
             let since = now - last.at;
-            borne = now - last.kept_since >= BORNE && drew >= self.ceiling;
+            forgives_next = now - last.kept_since >= BORNE && drew >= self.ceiling;
+            borne = forgives_next || last.forgives_next;
             if !borne && since < PROBE_AFTER / 6 {
                 // The bucket may have been empty for a while, so that more could have been served.
                 let served = (last.served / since.as_secs_f64()).max(drew / 2.0);
@@ -133,6 +140,7 @@ impl LearntRate {
             at: now,
             kept_since: now,
             served: 0.0,
+            forgives_next,
         });
         true
     }
@@ -243,9 +251,15 @@ pub(super) mod tests {
             assert!(rate.limited(at, 47.5));
             near(rate.at(at + SLOW_FOR), 95.0);
         }
-        // A bucket that has become slower draws them sooner.
-        at += BORNE / 2;
-        near(rate.at(at), 95.0);
+        // It was full beyond what it takes of these, and still is.
+        at += BORNE / 3;
+        served(&mut rate, at, 38, true);
+        assert!(rate.limited(at, f64::INFINITY));
+        assert!(!rate.limited(at, f64::INFINITY));
+        assert!(rate.limited(at, f64::INFINITY));
+        near(rate.at(at + SLOW_FOR), 95.0);
+        // One that has become slower goes on drawing them.
+        at += BORNE / 3;
         assert!(rate.limited(at, f64::INFINITY));
         assert!(rate.at(at + SLOW_FOR) < 95.0 * BELOW + 0.01);
     }
@@ -268,39 +282,37 @@ pub(super) mod tests {
     /// A leaky bucket as nginx has it.
     pub(in crate::registry::host) struct Bucket {
         rate: f64,
-        burst: f64,
         level: f64,
         at: Duration,
     }
 
     impl Bucket {
-        pub(in crate::registry::host) fn new(rate: f64, burst: f64) -> Self {
+        pub(in crate::registry::host) fn new(rate: f64) -> Self {
             Self {
                 rate,
-                burst,
                 level: -1.0,
                 at: Duration::ZERO,
             }
         }
 
-        pub(in crate::registry::host) fn admits(&mut self, at: Duration) -> bool {
+        pub(in crate::registry::host) fn admits(&mut self, at: Duration, burst: f64) -> bool {
             let level = self.level - at.saturating_sub(self.at).as_secs_f64() * self.rate;
             let level = level.max(-1.0) + 1.0;
-            if level <= self.burst {
+            if level <= burst {
                 (self.level, self.at) = (level, at);
             }
-            level <= self.burst
+            level <= burst
         }
     }
 
     /// How long so many requests take, one after another at the rate that is learnt and answered at once, and how many are refused.
     fn learn(limit: f64, burst: f64, requests: usize) -> (Duration, usize) {
         let (mut rate, start) = (LearntRate::new(40, 1000), Instant::now());
-        let mut bucket = Bucket::new(limit, burst);
+        let mut bucket = Bucket::new(limit);
         let (mut at, mut served, mut refused) = (Duration::ZERO, 0, 0);
         while served < requests {
             at += Duration::from_secs_f64(1.0 / rate.at(start + at));
-            if bucket.admits(at) {
+            if bucket.admits(at, burst) {
                 served += 1;
                 rate.served(start + at, true);
             } else {

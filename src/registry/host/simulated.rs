@@ -1,17 +1,18 @@
 //! A hundred floats promoted at a registry with the buckets of quay's proxy, on virtual time, over the code that paces them.
 //!
-//! The order of requests is that of the steps, and what follows a 429 that of `wire::send`. Guaranteed: the same run each time, but for
-//! the pauses after a 429. Not here: tokens, other credentials, a registry that is slower the more it is asked.
+//! The order of requests is that of the steps, which are launched with saves as the engine launches them, and what follows a 429 that of
+//! `wire::send`. Guaranteed: the same run each time, but for the pauses after a 429. Not here: tokens, other credentials, a registry that
+//! is slower the more it is asked.
 
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use futures::future::join_all;
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
-use tokio::sync::Barrier;
-use tokio::time::{Instant, sleep};
+use tokio::sync::{Barrier, watch};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::admission::{Caller, Host, Needs};
 use super::learnt_rate::tests::Bucket;
@@ -23,8 +24,8 @@ const FLOATS: usize = 100;
 /// Blobs of each, which are mounted.
 const BLOBS: usize = 4;
 const LATENCY: Duration = Duration::from_millis(10);
-/// quay's rate and burst on HTTP/1.1, and on a connection of HTTP/2.
-const QUAY: [(f64, f64); 2] = [(50.0, 10.0), (500.0, 50.0)];
+/// quay's rate on HTTP/1.1, and on a connection of HTTP/2; and what may come at once beyond it, of manifests and of blobs.
+const QUAY: [(f64, [f64; 2]); 2] = [(50.0, [10.0, 50.0]), (500.0, [50.0, 100.0])];
 /// As in `ops::put`.
 const PUT_PATIENCE: Duration = Duration::from_secs(1);
 const BACKOFF: Duration = Duration::from_secs(1);
@@ -41,8 +42,8 @@ enum Kind {
 /// The registry, and how it is asked.
 struct World {
     host: Host,
-    /// By protocol; none: no limit.
-    buckets: Option<[Mutex<Bucket>; 2]>,
+    /// Of the address, and of its connections of HTTP/2: one for reads, one for writes but tag PUTs. None: no limit.
+    buckets: Option<[Mutex<Bucket>; 3]>,
     spoken: Protocol,
     jitter: Mutex<StdRng>,
     start: Instant,
@@ -61,6 +62,49 @@ struct Figures {
     refused: f64,
 }
 
+/// When the next steps are launched: with a save, of which there is one every two seconds while other floats are at work.
+struct Saves {
+    at_work: AtomicUsize,
+    saved: watch::Sender<Instant>,
+}
+
+impl Saves {
+    const INTERVAL: Duration = Duration::from_secs(2);
+
+    fn new() -> Self {
+        Self {
+            at_work: AtomicUsize::new(FLOATS),
+            saved: watch::Sender::new(Instant::now()),
+        }
+    }
+
+    /// A step has ended.
+    fn land(&self) {
+        if self.at_work.fetch_sub(1, Relaxed) == 1 {
+            self.saved.send_replace(Instant::now());
+        }
+    }
+
+    /// Another one begins.
+    fn launch(&self) {
+        self.at_work.fetch_add(1, Relaxed);
+    }
+
+    /// A step has ended; the next begins after a save.
+    async fn next(&self) {
+        let mut saved = self.saved.subscribe();
+        let due = *saved.borrow_and_update() + Self::INTERVAL;
+        self.land();
+        tokio::select! {
+            _ = saved.changed() => {}
+            () = sleep_until(due) => {
+                self.saved.send_replace(Instant::now());
+            }
+        }
+        self.launch();
+    }
+}
+
 impl World {
     fn new(limited: bool, spoken: Protocol, seed: u64) -> Self {
         let limits = Limits {
@@ -72,7 +116,8 @@ impl World {
             backoff_first: BACKOFF,
             backoff_max: Duration::from_mins(1),
         };
-        let buckets = QUAY.map(|(rate, burst)| Mutex::new(Bucket::new(rate, burst)));
+        let [address, connection] = QUAY.map(|(rate, _)| rate);
+        let buckets = [address, connection, connection].map(|rate| Mutex::new(Bucket::new(rate)));
         Self {
             host: Host::new("h", "h".into(), limits),
             buckets: limited.then_some(buckets),
@@ -88,6 +133,19 @@ impl World {
     async fn travel(&self) {
         let part = self.jitter.lock().random_range(0.25..0.75);
         sleep(LATENCY.mul_f64(part)).await;
+    }
+
+    fn admits(&self, kind: Kind, protocol: Protocol) -> bool {
+        let Some(buckets) = &self.buckets else {
+            return true;
+        };
+        let mount = usize::from(kind == Kind::Mount);
+        let bucket = match protocol {
+            Protocol::Http1 => &buckets[0],
+            Protocol::Http2 => &buckets[1 + mount],
+        };
+        let burst = QUAY[protocol as usize].1[mount];
+        bucket.lock().admits(self.start.elapsed(), burst)
     }
 
     /// Sends until it is served; false for a tag PUT before which the tag is to be looked at again.
@@ -121,8 +179,7 @@ impl World {
             }
             self.sent[protocol as usize].fetch_add(1, Relaxed);
             self.travel().await;
-            let bucket = self.buckets.as_ref().map(|all| &all[protocol as usize]);
-            let within = bucket.is_none_or(|bucket| bucket.lock().admits(self.start.elapsed()));
+            let within = self.admits(kind, protocol);
             self.travel().await;
             if within {
                 self.host.serves(limit, caller, admission);
@@ -137,7 +194,7 @@ impl World {
             let pause = if self.host.is_backing_off_from(zone, write, caller) && served == before {
                 Duration::ZERO
             } else {
-                (BACKOFF * failures).mul_f64(self.jitter.lock().random_range(0.5..1.0))
+                (BACKOFF * failures / 2).mul_f64(self.jitter.lock().random_range(0.5..1.0))
             };
             if deadline.is_some_and(|deadline| Instant::now() + pause > deadline) {
                 return false;
@@ -161,23 +218,30 @@ impl World {
     }
 
     /// An existing float, which moves once all are backed up.
-    async fn float(&self, together: &Barrier) {
+    async fn float(&self, together: &Barrier, saves: &Saves) {
         let (progress, none) = (Progress::of("team", "request"), Credential::anonymous());
         let caller = Caller::new(&progress, &none);
         self.send(Kind::Read, caller).await;
         self.send(Kind::Read, caller).await;
+        saves.next().await;
         join_all((0..BLOBS).map(|_| self.send(Kind::Mount, caller))).await;
         self.put(1, caller).await;
+        saves.next().await;
         self.put(2, caller).await;
+        saves.land();
         together.wait().await;
+        saves.launch();
         self.put(1, caller).await;
+        saves.next().await;
         self.put(1, caller).await;
         self.send(Kind::Read, caller).await;
+        saves.land();
     }
 
     async fn play(limited: bool, spoken: Protocol, seed: u64) -> Figures {
         let (world, together) = (Self::new(limited, spoken, seed), Barrier::new(FLOATS));
-        join_all((0..FLOATS).map(|_| world.float(&together))).await;
+        let saves = Saves::new();
+        join_all((0..FLOATS).map(|_| world.float(&together, &saves))).await;
         let sent = [0, 1].map(|protocol: usize| f64::from(world.sent[protocol].load(Relaxed)));
         let own = f64::max(sent[0] / QUAY[0].0, sent[1] / QUAY[1].0);
         let seconds = world.start.elapsed().as_secs_f64();

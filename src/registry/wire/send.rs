@@ -258,7 +258,10 @@ impl Transport {
         if host.is_backing_off_from(zone, write, caller) && host.served() == before {
             Duration::ZERO
         } else {
-            self.backoff(failures).max(error.after().min(ELSEWHERE_MAX))
+            // What was beyond the rate is paced at the lower one when it goes again; nothing else has to become well meanwhile.
+            let limited = error.reason == Reason::RateLimited;
+            let pause = self.backoff(failures) / (1 + u32::from(limited));
+            pause.max(error.after().min(ELSEWHERE_MAX))
         }
     }
 
