@@ -136,7 +136,7 @@ pub enum Act {
 pub struct Fault {
     pub on: &'static str,
     pub moment: Moment,
-    /// Which of them, counted from 1.
+    /// Which of them, counted from 1; what is lost is sent and never lands.
     pub nth: u64,
     pub act: Act,
 }

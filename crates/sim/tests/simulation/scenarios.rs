@@ -1,7 +1,7 @@
 //! Directed scenarios: how each fault that the protocol once had at its edges shows, and that what was done about it holds.
 //!
 //! Where the repair can be taken out from outside (a time of zero, clocks that lie, a definition that names whoever asks), the same
-//! scenario without it fails: that shows that it would. The others reach the instant at which it matters, and say so.
+//! scenario without it fails: that shows that it would. Each of the others failed with its repair taken out by hand.
 
 use std::time::Duration;
 
@@ -112,16 +112,15 @@ fn a_leader_whose_machine_slept_writes_no_tag_on_a_lease_that_ran_out() {
     assert!(found > 0);
 }
 
-/// P4: a request is deleted, and another one has its float, when the answer to a save comes that was to launch a step.
+/// P4: a request is deleted, and another one is at work on its float, when the answer to a save comes that was to launch a step.
 #[test]
 fn what_a_save_launches_is_not_launched_for_a_request_that_is_gone_meanwhile() {
     for nth in 1..=8 {
         let faults = vec![
-            Fault::landed("save", nth, Act::Slow(seconds(5))),
+            Fault::landed("save", nth, Act::Slow(seconds(1))),
             Fault::landed("save", nth, Act::Delete),
         ];
-        let ran = Scene::new(3, two(), faults).run();
-        holds(&ran, &[]);
+        holds(&Scene::new(3, two(), faults).run(), &[]);
     }
 }
 
@@ -141,20 +140,19 @@ fn a_committed_request_that_cannot_be_read_keeps_its_float_through_a_takeover() 
     holds(&ran, &BOTH_POSTED);
 }
 
-/// P6: after an outage a newer request's answer comes first.
+/// P6: a registry is silent until 60 s after both asked whether they may push, and answers the newer one first.
 #[test]
 fn an_outage_lets_no_newer_request_end_an_older_group() {
-    for nth in 1..=16 {
+    for lost in 2..=5 {
         let mut asked = vec![Asked::new(3, "r1", &[0, 1]), Asked::new(4, "r2", &[0])];
         asked[1].user = USERS[1];
-        let faults = vec![
-            Fault::sent("token", 1, Act::Down(seconds(80))),
-            Fault::landed("token", nth, Act::Slow(seconds(20))),
+        let mut faults = vec![Fault::landed("token", 1, Act::Slow(seconds(20)))];
+        faults.extend((1..=lost).map(|nth| Fault::sent("token", nth, Act::LoseRequest)));
+        let ends = [
+            ("r1", "Posted Promoted Promoted"),
+            ("r2", "Posted Promoted"),
         ];
-        let ran = Scene::new(3, asked, faults).run();
-        assert!(ran.wrong.is_empty(), "{}", told(&ran));
-        assert_eq!(ran.ends["r1"], "Posted Promoted Promoted", "{}", told(&ran));
-        assert_eq!(ran.ends["r2"], "Posted Promoted", "{}", told(&ran));
+        holds(&Scene::new(3, asked, faults).run(), &ends);
     }
 }
 

@@ -161,8 +161,8 @@ impl World {
         let soon = self.now + Duration::from_secs(1);
         let script = |(at, due): (Duration, &Due)| match due {
             Due::Wake(_) | Due::Ask(_) | Due::Edit(..) => true,
-            Due::Arrive(_) => at > soon,
-            Due::Answer(..) | Due::Start(_) => false,
+            Due::Arrive(_) | Due::Answer(..) => at > soon,
+            Due::Start(_) => false,
         };
         let mut queue = self.queue.iter().map(|((at, _), due)| (*at, due));
         queue.any(script) || !self.still.is_empty()
@@ -562,7 +562,8 @@ impl World {
             .within(&format!("{process} {label} back"), own, WAY);
         let mut at = self.now + Duration::from_millis(back);
         let mut lost = unanswered;
-        let acts = self.due(label, Moment::Landed, nth);
+        let landed = self.ordinal(format!("{label} has landed"));
+        let acts = self.due(label, Moment::Landed, landed);
         for act in &acts {
             if let Act::Slow(slow) = act {
                 at += *slow;
