@@ -117,6 +117,11 @@ impl Operation {
         Box::pin(self.peek_beside(&mut held)).await?;
         let mut forecast = dry_run::forecast(&self.spec, digest, Some(media_type), held, copying);
         forecast.expiring = expiring;
+        for digest in forecast.rescued() {
+            let after = Box::pin(self.pins_expire_after(digest)).await?;
+            let expiry = after.map(|after| Expiry::Rescued { after });
+            forecast.expiring.extend(expiry);
+        }
         Ok(Outcome::Forecast(Box::new(forecast)))
     }
 
@@ -127,20 +132,25 @@ impl Operation {
         if own.immutable {
             return Err(immovable(&self.spec.float));
         }
-        let mut expiring = Vec::new();
-        expiring.extend(own.expires_after.map(|after| Expiry::Tags { after }));
-        let (registry, push) = (&self.tools.registry, self.push()?);
-        let Some(on) = on else {
-            return Ok(expiring);
+        let own = own.expires_after.map(|after| Expiry::Tags { after });
+        let pins = match on {
+            Some(on) => self.pins_expire_after(on).await?,
+            None => None,
         };
-        let reference = Reference::Digest(on);
+        let pins = pins.map(|after| Expiry::Pins { after });
+        Ok(own.into_iter().chain(pins).collect())
+    }
+
+    /// The life of the pins of an image that the float's repository has.
+    async fn pins_expire_after(&self, digest: Digest) -> Flow<Option<String>> {
+        let (reference, push) = (Reference::Digest(digest), self.push()?);
+        let registry = &self.tools.registry;
         let fetch = registry.get(self.repository(), &reference, &push, &self.progress);
-        if let Some(displaced) = self.read(fetch).await? {
-            let labels = self.labels_of(self.repository(), &displaced, &push, false);
-            let after = labels.await?.expires_after;
-            expiring.extend(after.map(|after| Expiry::Pins { after }));
-        }
-        Ok(expiring)
+        let Some(manifest) = self.read(fetch).await? else {
+            return Ok(None);
+        };
+        let labels = self.labels_of(self.repository(), &manifest, &push, false);
+        Ok(labels.await?.expires_after)
     }
 
     fn forecast_of(

@@ -152,7 +152,7 @@ async fn pins_of_a_displaced_image_that_expire_are_told_and_so_is_a_plan() {
     let (phase, _, message) = image_of(&run);
     assert_eq!(phase, "Planned");
     assert!(
-        message.ends_with("; the pins of what it is on after 3w"),
+        message.ends_with("; expiring: old pins after 3w"),
         "{message}"
     );
     let writes = Matcher {
@@ -173,6 +173,39 @@ async fn pins_of_a_displaced_image_that_expire_are_told_and_so_is_a_plan() {
         message.contains("quay.expires-after=3w") && message.contains("__pre"),
         "{message}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pin_of_a_rescued_image_that_expires_is_told_and_so_is_a_plan() {
+    let ground = ground(true).await;
+    let plain = ImageBuilder::oci("plain").build().unwrap();
+    ground.registry.seed_image("src/x", "a", &plain).unwrap();
+    let source = format!("{}@{}", ground.at("src/x"), plain.digest());
+    let arguments = ["-o", "json", "--registry-config=auth.json"];
+    for (tag, float) in [("b_incoming", "b"), ("c__post1", "c")] {
+        let rescued = labelled("3w").build().unwrap();
+        ground.registry.seed_image("ci", tag, &rescued).unwrap();
+        let images = json!([{"source": source, "float": ground.at(&format!("ci:{float}"))}]);
+        for mode in ["Plan", "Promote"] {
+            ground.seed("ci", float, "old");
+            let spec = json!({"images": images, "mode": mode});
+            ground.documents_anew(&[document("one", &spec)]);
+            let run = ground.promote(&arguments).await.exits(0);
+            if mode == "Plan" {
+                let (_, _, message) = image_of(&run);
+                assert!(
+                    message.ends_with("; expiring: rescued pins after 3w"),
+                    "{message}"
+                );
+                continue;
+            }
+            let (_, message) = expiring(&run).unwrap();
+            let float = ground.at(&format!("ci:{float}"));
+            let said = format!("{float}: an image that was on another of its tags");
+            assert!(message.starts_with(&said), "{message}");
+            assert!(message.contains("quay.expires-after=3w"), "{message}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -90,8 +90,9 @@ impl ImageUpdate<'_> {
                 self.note(notices);
                 self.stage(media_type, bytes);
             }
-            (Phase::Pending | Phase::Latched, Outcome::Unpinned { digest }) => {
+            (Phase::Pending | Phase::Latched, Outcome::Unpinned { digest, notices }) => {
                 self.succeed();
+                self.note(notices);
                 self.rescue(digest);
             }
             (Phase::Pending | Phase::Incoming | Phase::Latched, Outcome::StampTaken { tag }) => {

@@ -25,6 +25,11 @@ pub enum Expiry {
         /// The life that its label gives.
         after: String,
     },
+    /// The pin of an image that another tag of the float held alone.
+    Rescued {
+        /// The life that its label gives.
+        after: String,
+    },
 }
 
 impl Expiry {
@@ -48,6 +53,10 @@ impl fmt::Display for Expiry {
             Self::Pins { after } => write!(
                 f,
                 "the image that it was on has the label quay.expires-after={after}, by which its prune tag and __pre expire"
+            ),
+            Self::Rescued { after } => write!(
+                f,
+                "an image that was on another of its tags has the label quay.expires-after={after}, by which its prune tag expires"
             ),
         }
     }

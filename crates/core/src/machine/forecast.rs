@@ -99,6 +99,14 @@ impl Forecast {
         self.writes.is_empty()
     }
 
+    /// What only another tag of the float holds, and what would be pinned for that.
+    #[must_use]
+    pub fn rescued(&self) -> Vec<Digest> {
+        let rescues = |write: &&Write| write.tag == WrittenTag::Prune { rescue: true };
+        let rescues = self.writes.iter().filter(rescues);
+        rescues.filter_map(|write| write.digest).collect()
+    }
+
     /// Whether an earlier run has staged it.
     fn goes_on(&self) -> bool {
         let stages = |write: &Write| match &write.tag {
@@ -147,12 +155,14 @@ impl fmt::Display for Forecast {
             None => f.write_str("float; float does not exist")?,
         }
         self.fmt_removal(f)?;
-        for expiry in &self.expiring {
+        for (number, expiry) in self.expiring.iter().enumerate() {
+            let before = if number == 0 { "; expiring:" } else { "," };
             let (what, after) = match expiry {
-                Expiry::Tags { after } => ("its tags expire", after),
-                Expiry::Pins { after } => ("the pins of what it is on", after),
+                Expiry::Tags { after } => ("its tags", after),
+                Expiry::Pins { after } => ("old pins", after),
+                Expiry::Rescued { after } => ("rescued pins", after),
             };
-            write!(f, "; {what} after {after:.12}")?;
+            write!(f, "{before} {what} after {after:.12}")?;
         }
         Ok(())
     }
@@ -259,10 +269,13 @@ mod tests {
         expiring.expiring.push(Expiry::Tags {
             after: after.clone(),
         });
-        expiring.expiring.push(Expiry::Pins { after });
+        expiring.expiring.push(Expiry::Pins {
+            after: after.clone(),
+        });
+        expiring.expiring.push(Expiry::Rescued { after });
         let line = expiring.to_string();
         assert!(
-            line.ends_with("; then remove _incoming; its tags expire after 2d; the pins of what it is on after 2d"),
+            line.ends_with("; then remove _incoming; expiring: its tags after 2d, old pins after 2d, rescued pins after 2d"),
             "{line}"
         );
         assert!(line.len() <= 256, "{line}");

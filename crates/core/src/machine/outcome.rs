@@ -31,6 +31,8 @@ pub enum Outcome {
     Unpinned {
         /// The digest found.
         digest: Digest,
+        /// What a person should know of the pin that it gets.
+        notices: Vec<Notice>,
     },
     /// A prune tag is taken by another digest, or was not written and says a time long past: record another first.
     StampTaken {

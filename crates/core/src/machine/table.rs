@@ -70,6 +70,7 @@ fn kinds() -> Vec<(&'static str, Outcome)> {
         },
         Outcome::Unpinned {
             digest: digest("unpinned"),
+            notices: Vec::new(),
         },
         Outcome::StampTaken {
             tag: float().prune(crate::image::Stamp::at(Timestamp::UNIX_EPOCH)),
@@ -121,7 +122,10 @@ fn kind(outcome: &Outcome) -> &'static str {
             bytes: _,
             notices: _,
         } => "Staged",
-        Outcome::Unpinned { digest: _ } => "Unpinned",
+        Outcome::Unpinned {
+            digest: _,
+            notices: _,
+        } => "Unpinned",
         Outcome::StampTaken { tag: _ } => "StampTaken",
         Outcome::BackedUp { notices: _ } => "BackedUp",
         Outcome::DisplacedGone { float: _ } => "DisplacedGone",

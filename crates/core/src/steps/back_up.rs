@@ -26,14 +26,11 @@ impl<I: StepIo> Work<'_, I> {
         }
     }
 
-    /// Both pins hold what the float was on; whether they expire. They are written: that is recorded also where the step is given up
-    /// meanwhile.
+    /// Both pins hold what the float was on.
     async fn backed_up(&self, displaced: &I::Manifest) -> Flow<Outcome> {
-        let labels = self.io.labels(displaced).await.unwrap_or_default();
-        let expiring = labels.expires_after.map(|after| Expiry::Pins { after });
-        let notices = expiring.map(|expiry| expiry.notice(&self.spec.float));
+        let expiring = |after| Expiry::Pins { after };
         Ok(Outcome::BackedUp {
-            notices: notices.into_iter().collect(),
+            notices: self.expiring_pins(displaced, expiring).await,
         })
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Flow, Manifest, Put, READ_AGAIN, StepIo, Unsettled, Work, unpinnable, waits};
 use crate::image::{Digest, Tag};
-use crate::machine::{Fault, FaultClass, Outcome};
+use crate::machine::{Expiry, Fault, FaultClass, Notice, Outcome};
 
 /// How often it is checked whether the right to write is certain again.
 const RIGHT_AGAIN: Duration = Duration::from_millis(50);
@@ -38,7 +38,11 @@ impl<I: StepIo> Work<'_, I> {
             return Ok(false);
         }
         let Some(pin) = self.image.pin(found) else {
-            return Err(Outcome::Unpinned { digest: found });
+            let expiring = |after| Expiry::Rescued { after };
+            return Err(Outcome::Unpinned {
+                digest: found,
+                notices: self.expiring_pins(&manifest, expiring).await,
+            });
         };
         let Written::ContentMissing(fault) = self.pin(&pin.tag, &manifest).await? else {
             return Ok(false);
@@ -68,6 +72,19 @@ impl<I: StepIo> Work<'_, I> {
             None if !self.io.is_old(prune).await? => self.write(prune, manifest).await,
             _ => Err(Outcome::StampTaken { tag: prune.clone() }),
         }
+    }
+
+    /// That pins of an image expire, as far as its labels can be read: they are told of as they are recorded, also where the step is
+    /// given up meanwhile.
+    pub(super) async fn expiring_pins(
+        &self,
+        manifest: &I::Manifest,
+        which: impl FnOnce(String) -> Expiry,
+    ) -> Vec<Notice> {
+        let labels = self.io.labels(manifest).await.unwrap_or_default();
+        let expiring = labels.expires_after.map(which);
+        let notice = expiring.map(|expiry| expiry.notice(&self.spec.float));
+        notice.into_iter().collect()
     }
 
     pub(super) async fn shows(&self, tag: &Tag, digest: Digest) -> Flow<bool> {

@@ -340,6 +340,7 @@ fn a_rescued_digest_gets_a_prune_tag_and_the_fourth_is_backup_failed() {
             &mut request,
             Outcome::Unpinned {
                 digest: digest(name),
+                notices: Vec::new(),
             },
         );
     }
@@ -347,12 +348,14 @@ fn a_rescued_digest_gets_a_prune_tag_and_the_fourth_is_backup_failed() {
         &mut request,
         Outcome::Unpinned {
             digest: digest("two"),
+            notices: Vec::new(),
         },
     );
     record(
         &mut request,
         Outcome::Unpinned {
             digest: digest("old"),
+            notices: Vec::new(),
         },
     );
     let image = &request.status.images[0];
@@ -365,6 +368,7 @@ fn a_rescued_digest_gets_a_prune_tag_and_the_fourth_is_backup_failed() {
         &mut request,
         Outcome::Unpinned {
             digest: digest("four"),
+            notices: Vec::new(),
         },
     );
     let image = &request.status.images[0];
