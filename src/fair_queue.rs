@@ -5,36 +5,55 @@
 //! This is start-time fair queuing, with a virtual time that rises a little with every grant.
 //!
 //! Guaranteed: a new flow is ahead of those in service by its credit at most; the virtual time rises also while new flows are ahead,
-//! so that none waits for ever.
+//! so that none waits for ever. Of `n` flows, who goes first is found, and kept up, in O(log n).
 
 use std::borrow::Borrow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 
 /// One grant, in the unit of service.
 const GRANT: i64 = 1 << 20;
 
-/// The flows of one level. What waits in each is the caller's: its permits, or the flows of the next level.
+/// The flows of one level. What waits in each is the caller's: its permits, or the flows of the next level. The caller also says on which
+/// of `L` lists a flow is, of those that may go under a condition of its own.
 #[derive(Debug)]
-pub(crate) struct FairQueue<K, F> {
-    flows: HashMap<K, Flow<F>>,
+pub(crate) struct FairQueue<K, F, const L: usize> {
+    flows: HashMap<K, Flow<F, L>>,
+    /// By how much they were served, then by the number that each is listed with.
+    lists: [BTreeMap<(i64, u64), K>; L],
     /// What the flow that is served now has been granted; at least what each would have been, had all been granted alike.
     virtual_time: i64,
     credit: i64,
 }
 
 #[derive(Debug)]
-struct Flow<F> {
+struct Flow<F, const L: usize> {
     /// Grants, counted from the virtual time at which the flow came.
     service: i64,
+    /// Its number on each list that it is on.
+    listed: [Option<u64>; L],
     inner: F,
 }
 
-impl<K: Hash + Eq, F> FairQueue<K, F> {
+impl<F, const L: usize> Flow<F, L> {
+    fn serve<K>(&mut self, service: i64, lists: &mut [BTreeMap<(i64, u64), K>; L]) {
+        for (list, listed) in lists.iter_mut().zip(self.listed) {
+            let listed =
+                listed.and_then(|number| Some((number, list.remove(&(self.service, number))?)));
+            if let Some((number, key)) = listed {
+                list.insert((service, number), key);
+            }
+        }
+        self.service = service;
+    }
+}
+
+impl<K: Hash + Eq, F, const L: usize> FairQueue<K, F, L> {
     /// A new flow is ahead of the others by `credit` grants.
     pub(crate) fn new(credit: i64) -> Self {
         Self {
             flows: HashMap::new(),
+            lists: std::array::from_fn(|_| BTreeMap::new()),
             virtual_time: 0,
             credit: credit * GRANT,
         }
@@ -51,10 +70,13 @@ impl<K: Hash + Eq, F> FairQueue<K, F> {
         let start = self.virtual_time - credit;
         let flow = self.flows.entry(key).or_insert_with(|| Flow {
             service: start,
+            listed: [None; L],
             inner: new(),
         });
         // Whoever waited for nothing has saved up no more than a new one has.
-        flow.service = flow.service.max(start);
+        if flow.service < start {
+            flow.serve(start, &mut self.lists);
+        }
         &mut flow.inner
     }
 
@@ -66,15 +88,45 @@ impl<K: Hash + Eq, F> FairQueue<K, F> {
         let flows = i64::try_from(self.flows.len()).unwrap_or(i64::MAX);
         let flow = self.flows.get_mut(key)?;
         self.virtual_time = (self.virtual_time + GRANT / flows).max(flow.service);
-        flow.service += GRANT;
+        flow.serve(flow.service + GRANT, &mut self.lists);
         Some(&mut flow.inner)
     }
 
     /// A grant was not used.
     pub(crate) fn refund(&mut self, key: &K) {
         if let Some(flow) = self.flows.get_mut(key) {
-            flow.service -= GRANT;
+            flow.serve(flow.service - GRANT, &mut self.lists);
         }
+    }
+
+    /// Puts a flow on the lists for which it is given a number, which no other flow has there, and takes it off the others.
+    pub(crate) fn list<Q>(&mut self, key: &Q, numbers: [Option<u64>; L])
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        let Some(flow) = self.flows.get_mut(key) else {
+            return;
+        };
+        let lists = self.lists.iter_mut().zip(&mut flow.listed);
+        for ((list, listed), number) in lists.zip(numbers) {
+            if *listed == number {
+                continue;
+            }
+            if let Some(number) = *listed {
+                list.remove(&(flow.service, number));
+            }
+            if let Some(number) = number {
+                list.insert((flow.service, number), key.to_owned());
+            }
+            *listed = number;
+        }
+    }
+
+    /// The flow of a list that goes first, and its number there: it was served least, and of those served alike it has the least number.
+    pub(crate) fn first(&self, list: usize) -> Option<(u64, &K)> {
+        let (&(_, number), key) = self.lists[list].first_key_value()?;
+        Some((number, key))
     }
 
     /// Each flow, and how much it was served.
@@ -104,13 +156,17 @@ impl<K: Hash + Eq, F> FairQueue<K, F> {
         self.flows.is_empty()
     }
 
-    /// Forgets the flows that ended; gives their keys.
-    pub(crate) fn remove(&mut self, ended: impl Fn(&F) -> bool) -> Vec<K> {
-        let removed = self.flows.extract_if(|_, flow| ended(&flow.inner));
-        removed.map(|(key, _)| key).collect()
+    /// Forgets a flow that ended.
+    pub(crate) fn remove<Q>(&mut self, key: &Q)
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        self.list(key, [None; L]);
+        self.flows.remove(key);
     }
 
-    /// Forgets idle flows that would be served no later had they never been here.
+    /// Forgets idle flows, which are on no list, that would be served no later had they never been here.
     pub(crate) fn forget_idle(&mut self, idle: impl Fn(&F) -> bool) {
         let start = self.virtual_time - self.credit;
         self.flows
@@ -120,6 +176,7 @@ impl<K: Hash + Eq, F> FairQueue<K, F> {
     /// Forgets all flows: nobody waits.
     pub(crate) fn clear(&mut self) {
         self.flows.clear();
+        self.lists = std::array::from_fn(|_| BTreeMap::new());
     }
 }
 
@@ -128,17 +185,26 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
+    type Queue<K> = FairQueue<K, (), 1>;
+
+    /// A flow that always waits for something.
+    fn join<K: Hash + Eq + Clone>(queue: &mut Queue<K>, key: &K, number: u64) {
+        queue.join(key.clone(), || ());
+        queue.list(key, [Some(number)]);
+    }
+
+    /// Who was granted something.
+    fn serve<K: Hash + Eq + Clone>(queue: &mut Queue<K>) -> K {
+        let key = queue.first(0).unwrap().1.clone();
+        queue.grant(&key);
+        key
+    }
+
     /// How many of `grants` go to each flow, in the order of their names; all wait.
-    fn served(
-        queue: &mut FairQueue<&'static str, ()>,
-        grants: usize,
-    ) -> Vec<(&'static str, usize)> {
-        let mut served = std::collections::BTreeMap::new();
+    fn served(queue: &mut Queue<&'static str>, grants: usize) -> Vec<(&'static str, usize)> {
+        let mut served = BTreeMap::new();
         for _ in 0..grants {
-            let first = queue.iter().map(|(key, service, ())| (service, *key)).min();
-            let (_, key) = first.unwrap();
-            queue.grant(key);
-            *served.entry(key).or_default() += 1;
+            *served.entry(serve(queue)).or_default() += 1;
         }
         served.into_iter().collect()
     }
@@ -146,9 +212,9 @@ mod tests {
     #[test]
     fn a_new_flow_is_ahead_by_its_credit_and_then_all_are_served_alike() {
         let mut queue = FairQueue::new(8);
-        queue.join("old", || ());
+        join(&mut queue, &"old", 1);
         served(&mut queue, 1000);
-        queue.join("new", || ());
+        join(&mut queue, &"new", 2);
         assert_eq!(served(&mut queue, 8), [("new", 8)]);
         let both = served(&mut queue, 100);
         assert!(
@@ -160,32 +226,27 @@ mod tests {
     #[test]
     fn who_comes_first_or_comes_back_has_saved_up_nothing() {
         let mut queue = FairQueue::new(8);
-        queue.join("idle", || ());
-        queue.join("busy", || ());
+        join(&mut queue, &"idle", 2);
+        join(&mut queue, &"busy", 1);
         for _ in 0..1000 {
             queue.grant("busy");
         }
-        queue.join("idle", || ());
+        join(&mut queue, &"idle", 2);
         assert_eq!(served(&mut queue, 10), [("busy", 1), ("idle", 9)]);
     }
 
     #[test]
     fn no_flow_waits_for_ever_while_new_ones_come() {
         let mut queue = FairQueue::new(8);
-        queue.join(0, || ());
+        join(&mut queue, &0, 0);
         for _ in 0..10 {
             queue.grant(&0);
         }
         // Each new one leaves before it has used up what it is ahead by.
         let old = (1..1000).find(|new| {
-            queue.join(*new, || ());
-            (0..4).any(|_| {
-                let first = queue.iter().map(|(key, service, ())| (service, *key)).min();
-                let (_, key) = first.unwrap();
-                queue.grant(&key);
-                key == 0
-            }) || {
-                queue.flows.remove(new);
+            join(&mut queue, new, *new);
+            (0..4).any(|_| serve(&mut queue) == 0) || {
+                queue.remove(new);
                 false
             }
         });
@@ -193,8 +254,38 @@ mod tests {
     }
 
     #[test]
+    fn of_those_served_alike_the_least_number_goes_first_and_who_is_off_a_list_is_not_on_it() {
+        let mut queue: FairQueue<&str, (), 2> = FairQueue::new(0);
+        for (key, numbers) in [
+            ("a", [Some(3), None]),
+            ("b", [Some(2), Some(2)]),
+            ("c", [Some(1), Some(1)]),
+        ] {
+            queue.join(key, || ());
+            queue.list(&key, numbers);
+        }
+        assert_eq!(
+            (queue.first(0), queue.first(1)),
+            (Some((1, &"c")), Some((1, &"c")))
+        );
+        queue.grant("c");
+        queue.list(&"c", [Some(4), None]);
+        assert_eq!(
+            (queue.first(0), queue.first(1)),
+            (Some((2, &"b")), Some((2, &"b")))
+        );
+        queue.remove(&"b");
+        assert_eq!((queue.first(0), queue.first(1)), (Some((3, &"a")), None));
+        queue.refund(&"c");
+        queue.remove(&"a");
+        assert_eq!(queue.first(0), Some((4, &"c")));
+        queue.clear();
+        assert_eq!(queue.first(0), None);
+    }
+
+    #[test]
     fn an_idle_flow_is_forgotten_once_that_changes_nothing() {
-        let mut queue = FairQueue::new(2);
+        let mut queue: Queue<&str> = FairQueue::new(2);
         queue.join("a", || ());
         queue.join("b", || ());
         for _ in 0..3 {

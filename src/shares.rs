@@ -1,9 +1,9 @@
 //! A semaphore that is fair by key: nobody has all permits, and whoever has least goes first.
 //!
 //! Guaranteed: at most so many permits at once, at most so many of one holder (a namespace). Of those who wait, the holder that has least
-//! goes first, then whoever came first. Whoever stopped waiting takes nothing.
+//! goes first, then whoever came first. Whoever stopped waiting takes nothing. Who goes first is found in O(log n).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::Hash;
 use std::sync::Arc;
 
@@ -26,12 +26,23 @@ struct State<K: Eq + Hash + Clone> {
     taken: usize,
     waiters: u64,
     holders: HashMap<K, Holder<K>>,
+    /// The holders that may have one more and wait for it, by how many they have and the number of their first waiter.
+    first: BTreeMap<(usize, u64), K>,
 }
 
 #[derive(Debug)]
 struct Holder<K: Eq + Hash + Clone> {
     held: usize,
     waiting: VecDeque<(u64, oneshot::Sender<Share<K>>)>,
+    /// Where it is among the first.
+    rank: Option<(usize, u64)>,
+}
+
+/// While it lives, somebody waits, or has their permit.
+struct Waiting<'a, K: Eq + Hash + Clone> {
+    of: &'a Arc<Inner<K>>,
+    holder: K,
+    number: u64,
 }
 
 /// One permit, given back when dropped.
@@ -56,6 +67,7 @@ impl<K: Eq + Hash + Clone> Shares<K> {
                 taken: 0,
                 waiters: 0,
                 holders: HashMap::new(),
+                first: BTreeMap::new(),
             }),
         }))
     }
@@ -63,7 +75,12 @@ impl<K: Eq + Hash + Clone> Shares<K> {
     /// Waits for a permit.
     pub(crate) async fn enter(&self, holder: K) -> Share<K> {
         let (waiter, granted) = oneshot::channel();
-        self.0.with(|state| state.join(holder, waiter));
+        let number = self.0.with(|state, each| state.join(&holder, waiter, each));
+        let _waiting = Waiting {
+            of: &self.0,
+            holder,
+            number,
+        };
         // Nobody drops a waiter whose owner waits.
         granted.await.unwrap_or(Share { of: None })
     }
@@ -74,70 +91,98 @@ impl<K: Eq + Hash + Clone> Inner<K> {
         self.state.lock()
     }
 
-    /// Changes the state, then gives what can be given.
-    fn with(self: &Arc<Self>, change: impl FnOnce(&mut State<K>)) {
+    /// Changes the state, given how many permits one holder may have, then gives what can be given.
+    fn with<T>(self: &Arc<Self>, change: impl FnOnce(&mut State<K>, usize) -> T) -> T {
+        let (all, each) = self.most;
         let mut state = self.lock();
-        change(&mut state);
-        while let Some((holder, waiter)) = state.next(self.most) {
+        let changed = change(&mut state, each);
+        while state.taken < all
+            && let Some((holder, waiter)) = state.next(each)
+        {
             let share = Share {
                 of: Some((Arc::clone(self), holder.clone())),
             };
             if let Err(mut share) = waiter.send(share) {
                 // Its owner left in this instant. The state is locked: it is given back by hand.
                 share.of = None;
-                state.leave(&holder);
+                state.release(&holder, each);
             }
         }
+        changed
     }
 }
 
 impl<K: Eq + Hash + Clone> State<K> {
-    fn join(&mut self, holder: K, waiter: oneshot::Sender<Share<K>>) {
+    /// The number of the waiter.
+    fn join(&mut self, holder: &K, waiter: oneshot::Sender<Share<K>>, each: usize) -> u64 {
         self.waiters += 1;
-        let holder = self.holders.entry(holder).or_insert_with(|| Holder {
+        let number = self.waiters;
+        self.change(holder, each, |holder| {
+            holder.waiting.push_back((number, waiter));
+        });
+        number
+    }
+
+    /// The waiter of this number waits no longer, if it still did.
+    fn leave(&mut self, holder: &K, number: u64, each: usize) {
+        self.change(holder, each, |holder| {
+            let place = holder.waiting.binary_search_by_key(&number, |(n, _)| *n);
+            if let Ok(place) = place {
+                holder.waiting.remove(place);
+            }
+        });
+    }
+
+    fn next(&mut self, each: usize) -> Option<(K, oneshot::Sender<Share<K>>)> {
+        let name = self.first.first_key_value()?.1.clone();
+        let (_, waiter) = self.change(&name, each, |holder| {
+            holder.held += 1;
+            holder.waiting.pop_front()
+        })?;
+        self.taken += 1;
+        Some((name, waiter))
+    }
+
+    fn release(&mut self, holder: &K, each: usize) {
+        self.taken -= 1;
+        self.change(holder, each, |holder| holder.held -= 1);
+    }
+
+    /// Changes a holder, and puts it where it belongs among the first; who has nothing and waits for nothing is forgotten.
+    fn change<T>(&mut self, name: &K, each: usize, change: impl FnOnce(&mut Holder<K>) -> T) -> T {
+        let holder = self.holders.entry(name.clone()).or_insert_with(|| Holder {
             held: 0,
             waiting: VecDeque::new(),
+            rank: None,
         });
-        holder.waiting.push_back((self.waiters, waiter));
-    }
-
-    fn next(&mut self, (all, each): (usize, usize)) -> Option<(K, oneshot::Sender<Share<K>>)> {
-        if self.taken >= all {
-            return None;
+        let changed = change(holder);
+        let number = holder.waiting.front().map(|(number, _)| *number);
+        let rank = number.map(|number| (holder.held, number));
+        let rank = rank.filter(|(held, _)| *held < each);
+        if let Some(before) = std::mem::replace(&mut holder.rank, rank) {
+            self.first.remove(&before);
         }
-        self.holders.retain(|_, holder| {
-            while holder.waiting.front().is_some_and(|(_, t)| t.is_closed()) {
-                holder.waiting.pop_front();
-            }
-            holder.held > 0 || !holder.waiting.is_empty()
-        });
-        let waiting = self
-            .holders
-            .iter_mut()
-            .filter(|(_, holder)| holder.held < each);
-        let waiting = waiting.filter_map(|(name, holder)| {
-            let (number, _) = holder.waiting.front()?;
-            Some(((holder.held, *number), name, holder))
-        });
-        let (_, name, holder) = waiting.min_by_key(|(rank, ..)| *rank)?;
-        let (_, waiter) = holder.waiting.pop_front()?;
-        holder.held += 1;
-        self.taken += 1;
-        Some((name.clone(), waiter))
-    }
-
-    fn leave(&mut self, holder: &K) {
-        self.taken -= 1;
-        if let Some(holder) = self.holders.get_mut(holder) {
-            holder.held -= 1;
+        if holder.held == 0 && number.is_none() {
+            self.holders.remove(name);
+        } else if let Some(rank) = rank {
+            self.first.insert(rank, name.clone());
         }
+        changed
+    }
+}
+
+impl<K: Eq + Hash + Clone> Drop for Waiting<'_, K> {
+    fn drop(&mut self) {
+        let (holder, number) = (&self.holder, self.number);
+        self.of
+            .with(|state, each| state.leave(holder, number, each));
     }
 }
 
 impl<K: Eq + Hash + Clone> Drop for Share<K> {
     fn drop(&mut self) {
         if let Some((inner, holder)) = self.of.take() {
-            inner.with(|state| state.leave(&holder));
+            inner.with(|state, each| state.release(&holder, each));
         }
     }
 }
@@ -145,7 +190,8 @@ impl<K: Eq + Hash + Clone> Drop for Share<K> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use futures::FutureExt as _;
+    use futures::stream::FuturesUnordered;
+    use futures::{FutureExt as _, StreamExt as _};
 
     use super::*;
 
@@ -171,6 +217,20 @@ mod tests {
         drop((greedy, begun, other));
         let last = shares.enter(3).now_or_never();
         drop(last.unwrap());
-        assert_eq!(shares.0.lock().taken, 0);
+        let state = shares.0.lock();
+        assert!(state.holders.is_empty() && state.first.is_empty());
+        assert_eq!(state.taken, 0);
+    }
+
+    #[test]
+    fn a_grant_costs_no_more_among_many_holders() {
+        let shares = Shares::new(1, 1);
+        let crowd = |count| -> FuturesUnordered<_> {
+            (0..count).map(|holder| shares.enter(holder)).collect()
+        };
+        // What is dropped in the end is granted on.
+        crate::cost::does_not_grow(crowd, |crowd| {
+            assert!(crowd.next().now_or_never().is_some());
+        });
     }
 }

@@ -13,8 +13,11 @@
 //! Queues are as many as there are names of registries, and names are free. So there is a bound on all queues together, [`QUEUES`] times
 //! what one namespace may have in one queue. Of it, as of a queue, a namespace never takes the last part: each of `n` namespaces that
 //! are there has at most one of `n + 1` equal parts, so that the next to come finds room.
+//!
+//! To wait, to be granted, to give back and to leave look at the operations of that request and, in O(log n), at who goes first: never at
+//! all who wait.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -53,22 +56,32 @@ pub(super) struct QueueKey {
 pub(super) struct Permit {
     queues: OperationQueue,
     /// None: it is given back already.
-    of: Option<Running>,
+    of: Option<At>,
 }
 
-/// Where an operation runs.
+/// Where an operation waits, or runs.
 #[derive(Clone)]
-struct Running {
+struct At {
     key: QueueKey,
     namespace: String,
     uid: Uid,
 }
 
+/// While it lives, an operation waits, or has its permit.
+struct Waiting<'a> {
+    queues: &'a OperationQueue,
+    at: At,
+    number: u64,
+}
+
 struct All {
     share: usize,
     queues: HashMap<QueueKey, Queue>,
+    waiters: u64,
     running: usize,
     namespaces: HashMap<String, Load>,
+    /// Those that the bound on all queues holds up, by how many run.
+    held_up: BTreeSet<(usize, String)>,
 }
 
 /// What a namespace has in all queues.
@@ -82,15 +95,22 @@ struct Load {
 }
 
 struct Queue {
+    /// How many of one request may run beside each other.
+    share: usize,
+    /// How many may run.
+    most: usize,
     running: usize,
-    waiters: u64,
-    namespaces: FairQueue<String, Namespace>,
+    /// Those that may be served are on the list.
+    namespaces: FairQueue<String, Namespace, 1>,
+    /// All of them, by how many run.
+    by_running: BTreeSet<(usize, String)>,
 }
 
 /// The requests of one namespace in a queue.
 struct Namespace {
     running: usize,
-    requests: FairQueue<Uid, Request>,
+    /// Those that wait are on the first list, and on the second if nothing of them runs.
+    requests: FairQueue<Uid, Request, 2>,
     held_up: bool,
 }
 
@@ -123,8 +143,10 @@ impl OperationQueue {
             all: Arc::new(Mutex::new(All {
                 share: concurrency * SHARE,
                 queues: HashMap::new(),
+                waiters: 0,
                 running: 0,
                 namespaces: HashMap::new(),
+                held_up: BTreeSet::new(),
             })),
         }
     }
@@ -132,11 +154,22 @@ impl OperationQueue {
     /// Waits until an operation of this request may begin.
     pub(super) async fn acquire(&self, key: QueueKey, namespace: &str, uid: &str) -> Permit {
         let (waiter, permit) = oneshot::channel();
-        {
+        let at = At {
+            key,
+            namespace: namespace.to_owned(),
+            uid: uid.to_owned(),
+        };
+        let number = {
             let mut queues = self.lock();
-            queues.join(&key, namespace, uid, waiter);
-            queues.grant(&key, self);
-        }
+            let number = queues.join(&at, waiter);
+            queues.grant(&at.key, self);
+            number
+        };
+        let _waiting = Waiting {
+            queues: self,
+            at,
+            number,
+        };
         // Nobody drops a waiter whose owner waits.
         permit.await.unwrap_or_else(|_| Permit {
             queues: self.clone(),
@@ -149,12 +182,22 @@ impl OperationQueue {
     }
 }
 
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut queues = self.queues.lock();
+        if queues.leave(&self.at, self.number) {
+            queues.grant(&self.at.key, self.queues);
+            queues.grant_held_up(self.queues);
+        }
+    }
+}
+
 impl Drop for Permit {
     fn drop(&mut self) {
-        if let Some(running) = self.of.take() {
+        if let Some(at) = self.of.take() {
             let mut queues = self.queues.lock();
-            queues.release(&running);
-            queues.grant(&running.key, &self.queues);
+            queues.release(&at);
+            queues.grant(&at.key, &self.queues);
             queues.grant_held_up(&self.queues);
         }
     }
@@ -168,28 +211,35 @@ impl All {
         self.share * SHARES
     }
 
-    fn join(
-        &mut self,
-        key: &QueueKey,
-        namespace: &str,
-        uid: &str,
-        waiter: oneshot::Sender<Permit>,
-    ) {
-        let queue = self.queues.entry(key.clone()).or_insert_with(Queue::new);
-        if queue.join(namespace, uid, waiter) {
-            let load = self.namespaces.entry(namespace.to_owned()).or_default();
-            load.queues += 1;
+    /// The number of the waiter.
+    fn join(&mut self, at: &At, waiter: oneshot::Sender<Permit>) -> u64 {
+        self.waiters += 1;
+        let (share, most) = (self.share, self.most());
+        let queue = self.queues.entry(at.key.clone());
+        let queue = queue.or_insert_with(|| Queue::new(share, 2 * most));
+        if queue.join(&at.namespace, &at.uid, self.waiters, waiter) {
+            self.change(&at.namespace, |load| load.queues += 1);
         }
+        self.waiters
     }
 
-    fn release(&mut self, running: &Running) {
+    /// Whether the waiter of this number still waited.
+    fn leave(&mut self, at: &At, number: u64) -> bool {
+        let queue = self.queues.get_mut(&at.key);
+        let left = queue.is_some_and(|queue| queue.leave(&at.namespace, &at.uid, number));
+        if left {
+            self.forget(&at.key, &at.namespace);
+        }
+        left
+    }
+
+    fn release(&mut self, at: &At) {
         self.running -= 1;
-        if let Some(load) = self.namespaces.get_mut(&running.namespace) {
-            load.running -= 1;
+        self.change(&at.namespace, |load| load.running -= 1);
+        if let Some(queue) = self.queues.get_mut(&at.key) {
+            queue.release(&at.namespace, &at.uid);
         }
-        if let Some(queue) = self.queues.get_mut(&running.key) {
-            queue.release(&running.namespace, &running.uid);
-        }
+        self.forget(&at.key, &at.namespace);
     }
 
     /// Whether one more of a namespace may run in all.
@@ -202,88 +252,85 @@ impl All {
 
     /// Grants what can be granted in a queue.
     fn grant(&mut self, key: &QueueKey, queues: &OperationQueue) {
-        let (share, most) = (self.share, self.most());
-        while let Some(queue) = self.queues.get_mut(key) {
-            for namespace in queue.tidy() {
-                self.forget(&namespace);
-            }
-            let Some(queue) = self.queues.get(key) else {
-                return;
-            };
-            if queue.namespaces.is_empty() {
-                self.queues.remove(key);
-                return;
-            }
-            let Some(namespace) = queue.first(share, most).cloned() else {
-                return;
-            };
+        while let Some(namespace) = self.queues.get(key).and_then(Queue::first).cloned() {
             let room = self.has_room(&namespace);
             let Some(queue) = self.queues.get_mut(key) else {
                 return;
             };
             if !room {
                 // The others of this queue go on.
-                let load = self.namespaces.entry(namespace.clone()).or_default();
-                load.held_up.push_back(key.clone());
                 queue.hold_up(&namespace, true);
+                self.change(&namespace, |load| load.held_up.push_back(key.clone()));
                 continue;
             }
-            let Some((uid, waiter)) = queue.take(&namespace, share) else {
+            let Some((uid, waiter)) = queue.take(&namespace) else {
                 return;
             };
-            let running = Running {
+            let at = At {
                 key: key.clone(),
                 namespace,
                 uid,
             };
             self.running += 1;
-            let load = self
-                .namespaces
-                .entry(running.namespace.clone())
-                .or_default();
-            load.running += 1;
+            self.change(&at.namespace, |load| load.running += 1);
             let permit = Permit {
                 queues: queues.clone(),
-                of: Some(running.clone()),
+                of: Some(at.clone()),
             };
             if let Err(mut permit) = waiter.send(permit) {
                 // Its owner left in this instant. The queues are locked: the permit is given back by hand.
                 permit.of = None;
-                self.release(&running);
+                self.release(&at);
             }
         }
     }
 
     /// Grants what can be granted where the bound on all queues held namespaces up: to who has least.
     fn grant_held_up(&mut self, queues: &OperationQueue) {
-        loop {
-            let held_up = self.namespaces.iter();
-            let held_up = held_up.filter(|(_, load)| !load.held_up.is_empty());
-            let Some((namespace, _)) = held_up.min_by_key(|(_, load)| load.running) else {
-                return;
-            };
-            if !self.has_room(namespace) {
+        while let Some((_, namespace)) = self.held_up.first().cloned() {
+            if !self.has_room(&namespace) {
                 return;
             }
-            let namespace = namespace.clone();
-            let load = self.namespaces.get_mut(&namespace);
-            let Some(key) = load.and_then(|load| load.held_up.pop_front()) else {
+            let mut key = None;
+            self.change(&namespace, |load| key = load.held_up.pop_front());
+            let Some(key) = key else {
                 return;
             };
             if let Some(queue) = self.queues.get_mut(&key) {
                 queue.hold_up(&namespace, false);
             }
+            self.forget(&key, &namespace);
             self.grant(&key, queues);
         }
     }
 
-    /// A namespace has left a queue.
-    fn forget(&mut self, namespace: &str) {
-        if let Some(load) = self.namespaces.get_mut(namespace) {
-            load.queues -= 1;
-            if load.queues == 0 {
-                self.namespaces.remove(namespace);
+    /// Changes what a namespace has in all queues; without a queue it has nothing.
+    fn change(&mut self, namespace: &str, change: impl FnOnce(&mut Load)) {
+        let load = self.namespaces.entry(namespace.to_owned()).or_default();
+        let before = (load.running, !load.held_up.is_empty());
+        change(load);
+        let after = (load.running, !load.held_up.is_empty());
+        if load.queues == 0 {
+            self.namespaces.remove(namespace);
+        }
+        if before != after {
+            self.held_up.remove(&(before.0, namespace.to_owned()));
+            if after.1 {
+                self.held_up.insert((after.0, namespace.to_owned()));
             }
+        }
+    }
+
+    /// Forgets a namespace of which nothing is in a queue any more, and a queue in which nothing is.
+    fn forget(&mut self, key: &QueueKey, namespace: &str) {
+        let Some(queue) = self.queues.get_mut(key) else {
+            return;
+        };
+        if queue.forget(namespace) {
+            if queue.namespaces.is_empty() {
+                self.queues.remove(key);
+            }
+            self.change(namespace, |load| load.queues -= 1);
         }
     }
 }
@@ -291,18 +338,30 @@ impl All {
 // === impl Queue ===
 
 impl Queue {
-    fn new() -> Self {
+    fn new(share: usize, most: usize) -> Self {
         Self {
+            share,
+            most,
             running: 0,
-            waiters: 0,
             // A namespace is ahead of no other: it could be anybody's.
             namespaces: FairQueue::new(0),
+            by_running: BTreeSet::new(),
         }
     }
 
+    /// How many of one namespace may run, of so many.
+    fn part(&self, namespaces: usize) -> usize {
+        (self.most / (namespaces + 1)).max(1)
+    }
+
     /// Whether the namespace is new here.
-    fn join(&mut self, namespace: &str, uid: &str, waiter: oneshot::Sender<Permit>) -> bool {
-        self.waiters += 1;
+    fn join(
+        &mut self,
+        namespace: &str,
+        uid: &str,
+        number: u64,
+        waiter: oneshot::Sender<Permit>,
+    ) -> bool {
         let before = self.namespaces.len();
         let of = self.namespaces.join(namespace.to_owned(), || Namespace {
             running: 0,
@@ -310,55 +369,113 @@ impl Queue {
             held_up: false,
         });
         let request = of.requests.join(uid.to_owned(), Request::default);
-        request.waiters.push_back((self.waiters, waiter));
-        self.namespaces.len() > before
+        request.waiters.push_back((number, waiter));
+        let is_new = self.namespaces.len() > before;
+        if is_new {
+            self.by_running.insert((0, namespace.to_owned()));
+            self.list_anew(before);
+        }
+        self.changed(namespace, uid);
+        is_new
     }
 
-    /// Forgets who has left; gives the namespaces of which nothing is here any more.
-    fn tidy(&mut self) -> Vec<String> {
-        for (_, _, namespace) in self.namespaces.iter_mut() {
-            namespace.tidy();
-        }
-        self.namespaces
-            .remove(|namespace| namespace.requests.is_empty() && !namespace.held_up)
+    /// Whether this waiter was there.
+    fn leave(&mut self, namespace: &str, uid: &str, number: u64) -> bool {
+        let of = self.namespaces.get_mut(namespace);
+        let request = of.and_then(|of| of.requests.get_mut(uid));
+        let place = request.and_then(|request| {
+            let waiters = &mut request.waiters;
+            let place = waiters.binary_search_by_key(&number, |(number, _)| *number);
+            waiters.remove(place.ok()?)
+        });
+        self.changed(namespace, uid);
+        place.is_some()
     }
 
     /// The namespace that is served next.
-    fn first(&self, share: usize, most: usize) -> Option<&String> {
-        if self.running >= 2 * most {
-            return None;
-        }
-        let part = (2 * most / (self.namespaces.len() + 1)).max(1);
-        let open = self.namespaces.iter();
-        let open = open.filter(|(_, _, of)| !of.held_up && of.running < part);
-        let ranked = open.filter_map(|(name, service, of)| {
-            let (rank, _) = of.first(share)?;
-            Some(((service, rank), name))
-        });
-        ranked.min_by_key(|(rank, _)| *rank).map(|(_, name)| name)
+    fn first(&self) -> Option<&String> {
+        let first = self.namespaces.first(0).map(|(_, namespace)| namespace);
+        first.filter(|_| self.running < self.most)
     }
 
     /// The next waiter of a namespace, whose operation runs from now on.
-    fn take(&mut self, namespace: &str, share: usize) -> Option<(Uid, oneshot::Sender<Permit>)> {
-        let taken = self.namespaces.get_mut(namespace)?.take(share)?;
-        self.namespaces.grant(namespace)?;
+    fn take(&mut self, namespace: &str) -> Option<(Uid, oneshot::Sender<Permit>)> {
+        let of = self.namespaces.grant(namespace)?;
+        let uid = of.first(self.share)?.1.clone();
+        let request = of.requests.grant(&uid)?;
+        let (_, waiter) = request.waiters.pop_front()?;
+        request.running += 1;
         self.running += 1;
-        Some(taken)
-    }
-
-    fn hold_up(&mut self, namespace: &str, held_up: bool) {
-        if let Some(namespace) = self.namespaces.get_mut(namespace) {
-            namespace.held_up = held_up;
-        }
+        self.count(namespace, |running| running + 1);
+        self.changed(namespace, &uid);
+        Some((uid, waiter))
     }
 
     fn release(&mut self, namespace: &str, uid: &str) {
         self.running -= 1;
-        if let Some(namespace) = self.namespaces.get_mut(namespace) {
-            namespace.running -= 1;
-            if let Some(request) = namespace.requests.get_mut(uid) {
-                request.running -= 1;
-            }
+        let of = self.namespaces.get_mut(namespace);
+        if let Some(request) = of.and_then(|of| of.requests.get_mut(uid)) {
+            request.running -= 1;
+        }
+        self.count(namespace, |running| running - 1);
+        self.changed(namespace, uid);
+    }
+
+    fn hold_up(&mut self, namespace: &str, held_up: bool) {
+        if let Some(of) = self.namespaces.get_mut(namespace) {
+            of.held_up = held_up;
+        }
+        self.list(namespace);
+    }
+
+    /// Whether a namespace was forgotten, because nothing of it is here.
+    fn forget(&mut self, namespace: &str) -> bool {
+        let of = self.namespaces.get_mut(namespace);
+        if of.is_none_or(|of| of.held_up || !of.requests.is_empty()) {
+            return false;
+        }
+        let before = self.namespaces.len();
+        self.namespaces.remove(namespace);
+        self.by_running.remove(&(0, namespace.to_owned()));
+        self.list_anew(before);
+        true
+    }
+
+    /// Changes how many of a namespace run.
+    fn count(&mut self, namespace: &str, change: impl FnOnce(usize) -> usize) {
+        if let Some(of) = self.namespaces.get_mut(namespace) {
+            self.by_running.remove(&(of.running, namespace.to_owned()));
+            of.running = change(of.running);
+            self.by_running.insert((of.running, namespace.to_owned()));
+        }
+    }
+
+    /// A request of a namespace has more or less that waits or runs.
+    fn changed(&mut self, namespace: &str, uid: &str) {
+        if let Some(of) = self.namespaces.get_mut(namespace) {
+            of.list(uid);
+            self.list(namespace);
+        }
+    }
+
+    /// Puts a namespace on the list, or takes it off.
+    fn list(&mut self, namespace: &str) {
+        let part = self.part(self.namespaces.len());
+        if let Some(of) = self.namespaces.get_mut(namespace) {
+            let number = of.first(self.share).map(|(number, _)| number);
+            let number = number.filter(|_| !of.held_up && of.running < part);
+            self.namespaces.list(namespace, [number]);
+        }
+    }
+
+    /// There were so many namespaces before: those of which more may run than before, or no longer, are put where they belong.
+    fn list_anew(&mut self, before: usize) {
+        let parts = [before, self.namespaces.len()].map(|namespaces| self.part(namespaces));
+        let [from, to] = [parts[0].min(parts[1]), parts[0].max(parts[1])];
+        let range = (from, String::new())..(to, String::new());
+        let concerned = self.by_running.range(range).map(|(_, name)| name.clone());
+        for namespace in concerned.collect::<Vec<_>>() {
+            self.list(&namespace);
         }
     }
 }
@@ -366,33 +483,23 @@ impl Queue {
 // === impl Namespace ===
 
 impl Namespace {
-    fn tidy(&mut self) {
-        for (_, _, request) in self.requests.iter_mut() {
-            while request.waiters.front().is_some_and(|(_, w)| w.is_closed()) {
-                request.waiters.pop_front();
-            }
+    /// Puts a request on the lists on which it belongs, or forgets it, if nothing of it is here.
+    fn list(&mut self, uid: &str) {
+        let Some(request) = self.requests.get_mut(uid) else {
+            return;
+        };
+        let number = request.waiters.front().map(|(number, _)| *number);
+        let (idle, over) = (request.running == 0, number.is_none());
+        if idle && over {
+            self.requests.remove(uid);
+        } else {
+            self.requests.list(uid, [number, number.filter(|_| idle)]);
         }
-        self.requests
-            .remove(|request| request.running == 0 && request.waiters.is_empty());
     }
 
-    /// The request that is served next, and its rank.
-    fn first(&self, share: usize) -> Option<((i64, u64), &Uid)> {
-        let ranked = self.requests.iter().filter_map(|(uid, service, request)| {
-            let (number, _) = request.waiters.front()?;
-            let open = self.running < share || request.running == 0;
-            open.then_some(((service, *number), uid))
-        });
-        ranked.min_by_key(|(rank, _)| *rank)
-    }
-
-    fn take(&mut self, share: usize) -> Option<(Uid, oneshot::Sender<Permit>)> {
-        let uid = self.first(share)?.1.clone();
-        let request = self.requests.grant(&uid)?;
-        let (_, waiter) = request.waiters.pop_front()?;
-        request.running += 1;
-        self.running += 1;
-        Some((uid, waiter))
+    /// The request that is served next, and the number of its first waiter.
+    fn first(&self, share: usize) -> Option<(u64, &Uid)> {
+        self.requests.first(usize::from(self.running >= share))
     }
 }
 
@@ -401,7 +508,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::pin::Pin;
 
-    use futures::FutureExt as _;
+    use futures::stream::FuturesUnordered;
+    use futures::{FutureExt as _, StreamExt as _};
 
     use super::*;
 
@@ -446,7 +554,10 @@ mod tests {
 
     impl All {
         fn is_empty(&self) -> bool {
-            self.queues.is_empty() && self.namespaces.is_empty() && self.running == 0
+            self.queues.is_empty()
+                && self.namespaces.is_empty()
+                && self.held_up.is_empty()
+                && self.running == 0
         }
     }
 
@@ -630,5 +741,29 @@ mod tests {
         assert_eq!((first.running(), last.running()), (2, 1));
         drop((first, last));
         assert!(queues.lock().is_empty());
+    }
+    #[test]
+    fn a_grant_costs_no_more_among_many_who_wait() {
+        let queues = OperationQueue::new(1);
+        let latch = key("build", Step::Latch);
+        // Half are of one namespace, two of each request; of the others each has a namespace.
+        let uid = |number: usize| match number % 2 {
+            0 => format!("many/{}", number / 4),
+            _ => format!("few-{number}/1"),
+        };
+        let acquire = async |number: usize| {
+            let uid = uid(number);
+            queues.acquire(latch.clone(), namespace(&uid), &uid).await
+        };
+        let crowd = |count| {
+            let waiting: FuturesUnordered<_> = (0..count).map(acquire).collect();
+            (waiting, VecDeque::new())
+        };
+        crate::cost::does_not_grow(crowd, |(waiting, running)| {
+            while let Some(Some(permit)) = waiting.next().now_or_never() {
+                running.push_back(permit);
+            }
+            assert!(running.pop_front().is_some());
+        });
     }
 }

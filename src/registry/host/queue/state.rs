@@ -54,7 +54,7 @@ pub(super) struct State<P> {
     /// What is spoken in each zone, tag PUTs apart.
     spoken: [Protocol; 2],
     /// By namespace, and in each by promotion request.
-    flows: FairQueue<u64, FairQueue<u64, Waiters<P>>>,
+    flows: FairQueue<u64, FairQueue<u64, Waiters<P>, 0>, 0>,
     /// How many wait in each class, those whose owners have left among them.
     waiting: [usize; CLASSES],
     waiters: u64,
