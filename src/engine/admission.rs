@@ -12,12 +12,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::operation::{credential, fault};
 use super::shared::{Engine, identity, left_alone};
-use super::state::{PushCheck, SECRET_AGAIN};
+use super::state::{PendingSave, PushCheck, SECRET_AGAIN};
 use crate::api::{self, PromotionRequest};
-use crate::coordinator::{Claim, FLOATS_MAX, end_rival};
+use crate::coordinator::{Answer, Ask, Recorded, end_rival, superseded_by};
 use crate::image::Repository;
 use crate::machine::claims::Rival;
-use crate::machine::{Admission, Fault, FaultClass, Mode, Phase, Reason, Request};
+use crate::machine::{Admission, Fault, FaultClass, Phase, Reason, Request};
 use crate::registry::{self, Progress, RegistryClient};
 use crate::store::{Access, AccessError, Key, Store, StoreError};
 
@@ -26,279 +26,148 @@ const LOOK: Duration = Duration::from_secs(2);
 /// The longest pause before push permission is checked again.
 const CHECK_PAUSE_MAX: Duration = Duration::from_mins(1);
 
+/// What another's save, or the API server, may change in a moment is asked again after this.
+const SOON: Duration = Duration::from_secs(1);
+
 /// Why a request waits that is being checked for the first time.
 pub const CHECKING_PUSH: &str = "checking push permission";
 /// Why a request waits that is not checked yet.
 const CHECKING_OTHERS: &str =
     "older requests of this namespace are checked first (--max-active-requests-per-namespace)";
 
-/// What the engine found out about a request's admission.
-pub(super) struct AdmissionCheck {
-    pub admission: Admission,
-    pub access: Option<Access>,
-    /// Look again then.
-    pub requeue_at: Option<Instant>,
-    /// It is over its namespace's limit, and waits for nothing else.
-    pub over_limit: bool,
-}
-
-impl AdmissionCheck {
-    fn of(admission: Admission) -> Self {
-        Self {
-            admission,
-            access: None,
-            requeue_at: None,
-            over_limit: false,
-        }
-    }
-
-    fn waits(reason: Reason, message: impl Into<String>, after: Option<Duration>) -> Self {
-        let requeue_at = after.map(|after| Instant::now() + after);
-        Self {
-            admission: Admission::Waits(reason, message.into()),
-            access: None,
-            requeue_at,
-            over_limit: false,
-        }
-    }
-}
-
 impl<S: Store> Engine<S> {
-    /// Finds out whether a request may run, and claims its floats if it may begin.
+    /// Finds out whether a request may run, and claims its floats if it may begin. Gives what it acts with, if it may act.
     pub(super) async fn admit(
         &self,
         key: &Key,
-        uid: &str,
         object: &PromotionRequest,
-        request: &Request,
-    ) -> Result<AdmissionCheck, StoreError> {
+        me: &mut Recorded,
+    ) -> Option<Access> {
         // If it is checked next it waits again; if not, it holds up nobody.
-        let waited = self.lock().push_checks.withdraw(&key.namespace, uid);
-        let check = self.judge(key, uid, object, request).await;
+        let waited = self.lock().push_checks.withdraw(&key.namespace, &me.uid);
+        let (mut answer, mut access) = (Answer::Yes, None);
+        loop {
+            let now = Instant::now();
+            let (ask, settle_at) =
+                self.with_log(|coordinator, log| coordinator.admit(log, me, answer, now));
+            self.settle_again(&me.uid, settle_at);
+            answer = match ask {
+                None => break,
+                Some(Ask::Policy) => match self.inner.policy.check(&me.request) {
+                    Ok(()) => Answer::Yes,
+                    Err(message) => refused(Reason::NotAllowed, message, None),
+                },
+                Some(Ask::Access) => match self.access(key, object, me).await {
+                    Ok(found) => {
+                        access = Some(found);
+                        Answer::Yes
+                    }
+                    Err(answer) => answer,
+                },
+                Some(Ask::Push) => self.check_push(key, me, access.as_ref()),
+                Some(Ask::End(rival)) => self.supersede(key, &rival).await,
+            };
+        }
         if waited {
             self.with(|state| state.call_push_check(&key.namespace));
         }
-        let check = check?;
-        if check.admission != Admission::Holds {
-            let (now, over_limit) = (Instant::now(), check.over_limit);
-            let again = self.with_log(|coordinator, log| {
-                coordinator.not_admitted(log, uid, request, over_limit, now)
-            });
-            self.settle_again(uid, again);
-        }
-        Ok(check)
+        access
     }
 
-    async fn judge(
+    /// What a request may act with.
+    async fn access(
         &self,
         key: &Key,
-        uid: &str,
         object: &PromotionRequest,
-        request: &Request,
-    ) -> Result<AdmissionCheck, StoreError> {
-        if let Some(before) = self.lock().coordinator.shelved_behind(uid) {
-            return Ok(AdmissionCheck::waits(Reason::Queued, beyond(before), None));
-        }
-        if let Err(message) = self.inner.policy.check(request) {
-            return Ok(AdmissionCheck::of(Admission::Refused(
-                Reason::NotAllowed,
-                message,
-            )));
-        }
-        if request.spec.suspend {
-            // Others still wait for its committed images; with the rest it delays nobody.
-            self.is_ineligible(uid);
-        }
-        if let Some((reason, message)) = request.held_back() {
-            return Ok(AdmissionCheck::waits(reason, message, None));
-        }
-        if request.status.started.is_none()
-            && let Some(message) = self.paused(request)
-        {
-            return Ok(AdmissionCheck::waits(Reason::Paused, message, None));
-        }
-        let access = match self.inner.store.access(object).await {
-            Ok(access) => access,
-            Err(AccessError::NotFound(message)) => {
+        me: &Recorded,
+    ) -> Result<Access, Answer> {
+        let (uid, error) = (
+            &me.uid,
+            match self.inner.store.access(object).await {
+                Ok(access) => {
+                    let waiting = self.lock().found(&key.namespace, &me.uid);
+                    self.wake(waiting);
+                    return Ok(access);
+                }
+                Err(error) => error,
+            },
+        );
+        Err(match error {
+            AccessError::NotFound(message) => {
                 self.is_ineligible(uid);
                 let after = self.lock().miss(&key.namespace, uid, secrets(object));
                 let message = format!("{message}; next try within {} s", after.as_secs());
                 // Those that came together do not come back together.
                 let after = after.mul_f64(rand::random_range(0.8..1.0));
-                return Ok(AdmissionCheck::waits(
-                    Reason::SecretNotFound,
-                    message,
-                    Some(after),
-                ));
+                waits(Reason::SecretNotFound, message, Some(after))
             }
-            Err(AccessError::Invalid(message)) => {
-                let mut check =
-                    AdmissionCheck::of(Admission::Refused(Reason::SecretInvalid, message));
-                // This does not end committed images: they continue once the Secret can be read.
-                check.requeue_at = Some(Instant::now() + SECRET_AGAIN);
-                return Ok(check);
+            // This does not end committed images: they continue once the Secret can be read.
+            AccessError::Invalid(message) => {
+                refused(Reason::SecretInvalid, message, Some(SECRET_AGAIN))
             }
-            Err(AccessError::NotAllowed(message)) => {
-                let mut check = AdmissionCheck::of(Admission::Refused(Reason::NotAllowed, message));
+            AccessError::NotAllowed(message) => {
                 // Committed images keep their grant and continue once the rest has ended.
-                let goes_on = request.has_open_commit();
-                check.requeue_at = goes_on.then(|| Instant::now() + Duration::from_secs(1));
-                return Ok(check);
+                let goes_on = me.request.has_open_commit();
+                refused(Reason::NotAllowed, message, goes_on.then_some(SOON))
             }
-            Err(AccessError::Unavailable(message)) => {
-                return Ok(AdmissionCheck::waits(
-                    Reason::Queued,
-                    message,
-                    Some(Duration::from_secs(1)),
-                ));
-            }
-        };
-        let waiting = self.lock().found(&key.namespace, uid);
-        self.wake(waiting);
-        let mut check = if request.spec.mode == Mode::Plan {
-            if self.with(|state| state.coordinator.admit_plan(uid)) {
-                AdmissionCheck::of(Admission::Holds)
-            } else {
-                self.over_limit("plans")
-            }
-        } else {
-            self.claim(key, uid, request, &access).await?
-        };
-        check.access = Some(access);
-        Ok(check)
-    }
-
-    /// Why none of it begins, where the operator paused any of its registries.
-    fn paused(&self, request: &Request) -> Option<String> {
-        let state = self.lock();
-        let hosts = (0..request.spec.images.len()).flat_map(|index| hosts(request, index));
-        state.pause.message_for(hosts)
-    }
-
-    /// The floats of the unfinished images, for this request alone.
-    async fn claim(
-        &self,
-        key: &Key,
-        uid: &str,
-        request: &Request,
-        access: &Access,
-    ) -> Result<AdmissionCheck, StoreError> {
-        let claim = self.with(|state| state.coordinator.claim(uid, request, Instant::now()));
-        let soon = Some(Duration::from_secs(1));
-        Ok(match claim {
-            Claim::Holds => AdmissionCheck::of(Admission::Holds),
-            Claim::AskPermission => self.check_push(key, uid, request, access),
-            Claim::Soon(why) => AdmissionCheck::waits(Reason::Queued, why, soon),
-            Claim::Behind { name, after } => {
-                let message = format!("waits for {name}, which shares a float");
-                AdmissionCheck::waits(Reason::Queued, message, after)
-            }
-            Claim::OverLimit => self.over_limit("requests"),
-            Claim::Superseded { images, by } => AdmissionCheck {
-                // Its remaining images, if any, are judged again at once.
-                requeue_at: Some(Instant::now()),
-                ..AdmissionCheck::of(Admission::Superseded(images, superseded_by(&by)))
-            },
-            Claim::Ends(rivals) => {
-                for rival in rivals {
-                    let ended = self.supersede(key, &rival).await;
-                    if !matches!(ended, Ok(Ok(()))) {
-                        // A claim is valid only after its rivals were superseded: judge again.
-                        let now = Instant::now();
-                        let again = self
-                            .with_log(|coordinator, log| coordinator.withdraw_claim(log, uid, now));
-                        self.settle_again(uid, again);
-                    }
-                    if let Err(check) = ended? {
-                        return Ok(check);
-                    }
-                    self.lock().coordinator.rival_ended(uid, &rival.uid);
-                }
-                AdmissionCheck::of(Admission::Holds)
-            }
+            AccessError::Unavailable(message) => waits(Reason::Queued, message, Some(SOON)),
         })
     }
 
-    /// It is over its namespace's limit, and is woken when it may begin.
-    fn over_limit(&self, what: &str) -> AdmissionCheck {
-        let limit = self.lock().coordinator.namespace_max();
-        let message = format!(
-            "over its namespace's limit of {limit} active {what} (--max-active-requests-per-namespace); waits for one of them to end"
-        );
-        AdmissionCheck {
-            over_limit: true,
-            ..AdmissionCheck::waits(Reason::Queued, message, None)
-        }
-    }
-
-    /// Ends an older request on the floats that `winner` claims. Err: it cannot be ended, the winner waits.
-    async fn supersede(
-        &self,
-        winner: &Key,
-        rival: &Rival,
-    ) -> Result<Result<(), AdmissionCheck>, StoreError> {
+    /// Ends an older request on the floats that `winner` claims. Where it cannot be ended, the winner waits.
+    async fn supersede(&self, winner: &Key, rival: &Rival) -> Answer {
         let Some(key) = self.lock().coordinator.key_of(&rival.uid) else {
-            return Ok(Ok(()));
+            return Answer::Yes;
         };
-        let waits = |message: String| {
-            AdmissionCheck::waits(Reason::Queued, message, Some(Duration::from_secs(1)))
-        };
-        let loaded = match self.inner.store.load(&key).await {
-            Err(error @ StoreError::Unreadable(..)) => {
-                return Ok(Err(waits(format!("waits for {error}"))));
-            }
-            loaded => loaded?,
-        };
-        let Some(mut object) = loaded else {
-            return Ok(Ok(()));
+        let waits = |message: String| waits(Reason::Queued, message, Some(SOON));
+        let mut object = match self.inner.store.load(&key).await {
+            Ok(Some(object)) => object,
+            Ok(None) => return Answer::Yes,
+            Err(error) => return waits(format!("waits for {key}: {error}")),
         };
         if object.metadata.uid.as_deref() != Some(&rival.uid) || object.has_done_with_floats() {
-            return Ok(Ok(()));
+            return Answer::Yes;
         }
         if !self.is_trusted() {
-            return Ok(Err(waits("waits for the lease".into())));
+            return waits("waits for the lease".into());
         }
         let mut request = match self.read(&key, &object) {
             Ok((request, _)) => request,
-            Err(error) if left_alone(&object, &error).is_none() => return Ok(Ok(())),
-            Err(error) => return Ok(Err(waits(format!("waits for {key}: {error}")))),
+            Err(error) if left_alone(&object, &error).is_none() => return Answer::Yes,
+            Err(error) => return waits(format!("waits for {key}: {error}")),
         };
         let before = object.clone();
         let version = identity(&object.metadata).map_or(1, |(_, version)| version);
         let message = superseded_by(&winner.to_string());
         if !end_rival(&mut request, rival, version, &message, super::shared::now()) {
-            return Ok(Err(waits(format!("waits for {key}, which is committed"))));
+            return waits(format!("waits for {key}, which is committed"));
         }
         api::status::write(&mut object, &request, None, super::shared::now());
         match self.save(&key, &rival.uid, &object).await {
             Ok(saved) => {
-                self.saved(&key, &before, &saved, &request, &[]).await;
-                Ok(Ok(()))
+                let record = PendingSave::alone(&rival.uid, before, object, request);
+                self.recorded(&key, &record, Some(&saved)).await;
+                Answer::Yes
             }
-            Err(StoreError::Gone(_)) => Ok(Ok(())),
-            Err(StoreError::Conflict(_)) => Ok(Err(waits(format!(
-                "waits for {key}, which is being changed"
-            )))),
-            Err(error) => Err(error),
+            Err(StoreError::Gone(_)) => Answer::Yes,
+            Err(StoreError::Conflict(_)) => {
+                waits(format!("waits for {key}, which is being changed"))
+            }
+            Err(error) => waits(format!("waits for {key}: {error}")),
         }
     }
 
     /// Asks whether the request's own credential may push everywhere. Until then it waits, or for good it may not.
-    fn check_push(
-        &self,
-        key: &Key,
-        uid: &str,
-        request: &Request,
-        access: &Access,
-    ) -> AdmissionCheck {
-        let now = Instant::now();
+    fn check_push(&self, key: &Key, me: &Recorded, access: Option<&Access>) -> Answer {
+        let (uid, request, now) = (&me.uid, &me.request, Instant::now());
         let mut state = self.lock();
-        let Some(known) = state.coordinator.known(uid) else {
-            return AdmissionCheck::waits(Reason::Queued, CHECKING_PUSH, None);
+        let known = state.coordinator.known(uid);
+        let Some((known, access)) = known.zip(access) else {
+            return waits(Reason::Queued, CHECKING_PUSH, None);
         };
         let (tries, refused, why) = match &known.kept.push_check {
             PushCheck::No(reason, message) => {
-                return AdmissionCheck::of(Admission::Refused(*reason, message.clone()));
+                return refused(*reason, message.clone(), None);
             }
             PushCheck::Running { progress, why, .. } => {
                 let waiting = self
@@ -312,7 +181,7 @@ impl<S: Store> Engine<S> {
                 retry_at,
                 ..
             } if *retry_at > now => {
-                return AdmissionCheck::waits(*reason, message.clone(), Some(*retry_at - now));
+                return waits(*reason, message.clone(), Some(*retry_at - now));
             }
             PushCheck::NotNow {
                 reason,
@@ -323,7 +192,7 @@ impl<S: Store> Engine<S> {
             } => (*tries, *refused, Some((*reason, message.clone()))),
             PushCheck::Not | PushCheck::Yes => (0, 0, None),
         };
-        let waits = checking(why.as_ref());
+        let checking = checking(why.as_ref());
         let left = request.spec.attempts.saturating_sub(refused);
         let cancel = CancellationToken::new();
         let progress = Arc::new(Progress::of(&key.namespace, uid));
@@ -333,7 +202,7 @@ impl<S: Store> Engine<S> {
             .begin(&key.namespace, uid, order, &progress)
         {
             drop(state);
-            return AdmissionCheck::waits(Reason::Queued, CHECKING_OTHERS, None);
+            return waits(Reason::Queued, CHECKING_OTHERS, None);
         }
         if let Some(known) = state.known(uid) {
             known.push_check = PushCheck::Running {
@@ -346,7 +215,7 @@ impl<S: Store> Engine<S> {
         self.with(|state| state.call_push_check(&key.namespace));
         self.expect(request, access, &progress);
         let repositories = repositories(request);
-        let (engine, key, uid) = (self.clone(), key.clone(), uid.to_owned());
+        let (engine, key, uid) = (self.clone(), key.clone(), uid.clone());
         let mut access = access.clone();
         tokio::spawn(async move {
             let answer = loop {
@@ -368,7 +237,7 @@ impl<S: Store> Engine<S> {
             };
             engine.push_checked(&key, &uid, (tries, refused, left), answer);
         });
-        waits
+        checking
     }
 
     /// Lets one token be had for all that a request needs of a registry.
@@ -507,11 +376,19 @@ impl<S: Store> Engine<S> {
     }
 }
 
+fn waits(reason: Reason, message: impl Into<String>, again: Option<Duration>) -> Answer {
+    Answer::Settled(Admission::Waits(reason, message.into()), again)
+}
+
+fn refused(reason: Reason, message: String, again: Option<Duration>) -> Answer {
+    Answer::Settled(Admission::Refused(reason, message), again)
+}
+
 /// Push permission is being checked; `why` says what it waits for, if that is known.
-fn checking(why: Option<&(Reason, String)>) -> AdmissionCheck {
+fn checking(why: Option<&(Reason, String)>) -> Answer {
     match why {
-        Some((reason, message)) => AdmissionCheck::waits(*reason, message.clone(), None),
-        None => AdmissionCheck::waits(Reason::Queued, CHECKING_PUSH, None),
+        Some((reason, message)) => waits(*reason, message.clone(), None),
+        None => waits(Reason::Queued, CHECKING_PUSH, None),
     }
 }
 
@@ -560,15 +437,4 @@ pub(super) fn hosts(request: &Request, index: usize) -> impl Iterator<Item = &st
     let source = source.map(|spec| spec.source.repository.host());
     let float = spec.map(|spec| spec.float.repository().host());
     source.into_iter().chain(float)
-}
-
-fn beyond(before: usize) -> String {
-    format!(
-        "{before} requests of this namespace wait before it, with as many floats as are kept ready ({FLOATS_MAX}); \
-         it comes as they begin or end, the oldest first"
-    )
-}
-
-fn superseded_by(name: &str) -> String {
-    format!("superseded by {name}, which was created later and has begun on this float")
 }

@@ -8,10 +8,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::operation::Operation;
 use super::operation_queue::QueueKey;
-use super::shared::Engine;
+use super::shared::{Engine, contender, identity};
 use super::state::{OperationHandle, PendingSave};
+use super::stats::RequestStats;
 use super::telemetry;
-use crate::coordinator::Ended;
+use crate::api::PromotionRequest;
+use crate::coordinator::{Ended, Object};
 use crate::image::Float;
 use crate::machine::{Fault, FaultClass, Launch, Outcome, Reason, Request, Step};
 use crate::registry::Progress;
@@ -62,26 +64,41 @@ impl<S: Store> Engine<S> {
 
     /// Forgets, gives up and launches what was just saved. All of it is in flight before any of it runs, so that the first to end does
     /// not count as the last.
-    pub(super) fn carry_out(&self, key: &Key, record: &PendingSave) {
+    pub(super) fn carry_out(
+        &self,
+        key: &Key,
+        record: &PendingSave,
+        saved: Option<&PromotionRequest>,
+    ) {
         let (uid, request, round) = (&record.uid, &record.request, &record.round);
-        let operations: Vec<_> = self.with(|state| {
-            let coordinator = &mut state.coordinator;
-            coordinator.recorded(uid, round);
+        let (now, version) = (
+            Instant::now(),
+            saved.and_then(|o| identity(&o.metadata)).map(|id| id.1),
+        );
+        let saved = saved.zip(version).map(|(object, version)| Object {
+            key,
+            version,
+            contender: contender(key, uid, version, request),
+            counts: RequestStats::of(object, request),
+        });
+        let access = record.access.as_ref();
+        let kept = |_| {
+            Some(OperationHandle {
+                access: access?.clone(),
+                cancel: CancellationToken::new(),
+                progress: Arc::new(Progress::of(&key.namespace, uid)),
+                started: now,
+            })
+        };
+        let (operations, settle_at) = self.with_log(|coordinator, log| {
             for &image in &round.drops {
                 if let Some(operation) = coordinator.operation(uid, image) {
                     operation.kept.cancel.cancel();
                 }
             }
-            let Some(access) = &record.access else {
-                return Vec::new();
-            };
-            let launched = coordinator.launch(uid, request, &round.launches, |_| OperationHandle {
-                access: access.clone(),
-                cancel: CancellationToken::new(),
-                progress: Arc::new(Progress::of(&key.namespace, uid)),
-                started: Instant::now(),
-            });
-            let operations = launched.into_iter().filter_map(|launched| {
+            let answered = coordinator.answered(log, (uid, request, round), saved, now, kept);
+            let launched = answered.launched.into_iter();
+            let operations = launched.filter_map(|launched| {
                 let operation = coordinator.operation(uid, launched.launch.image)?;
                 if !launched.entitled {
                     // It is recorded as given up.
@@ -90,8 +107,9 @@ impl<S: Store> Engine<S> {
                 let operation = self.operation(request, launched.launch, &operation.kept)?;
                 Some((launched, operation))
             });
-            operations.collect()
+            (operations.collect::<Vec<_>>(), answered.settle_at)
         });
+        self.settle_again(uid, settle_at);
         for (launched, operation) in operations {
             telemetry::launched(key, &operation.spec.float, launched.launch);
             self.run(key, uid, launched.launch.image, launched.id, operation);

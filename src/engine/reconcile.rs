@@ -5,19 +5,15 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::admission::{AdmissionCheck, CHECKING_PUSH, hosts};
+use super::admission::{CHECKING_PUSH, hosts};
 use super::shared::{Engine, contender, identity, left_alone};
 use super::state::{Deadline, PendingSave};
 use super::stats::RequestStats;
 use super::telemetry;
-use super::telemetry::Saved;
 use crate::api::status::ReadError;
 use crate::api::{self, PromotionRequest, conditions};
-use crate::coordinator::{Finished, Round, record};
-use crate::image::Stamp;
-use crate::machine::{
-    self, Decision, ImageContext, Inputs, Notice, Outcome, Reason, Request, Waiting,
-};
+use crate::coordinator::{Collected, Decided, Finished, Load, Loaded, Object};
+use crate::machine::{self, Notice, Outcome, Reason, Request, Waiting};
 use crate::store::{Event, Key, Store, StoreError, Unreadable};
 
 /// How often one reconcile retries a conflict at once.
@@ -77,40 +73,63 @@ impl<S: Store> Engine<S> {
         for _ in 0..CONFLICTS {
             // Looked up before the load: a request recreated under this name meanwhile is not gone.
             let named = self.lock().coordinator.named(key);
-            let loaded = match self.inner.store.load(key).await {
+            let object = match self.inner.store.load(key).await {
                 Err(StoreError::Unreadable(_, object)) => {
                     self.leave_alone(key, &object).await;
                     return Ok(Next::Triggered);
                 }
                 loaded => loaded?,
             };
-            let Some(object) = loaded else {
-                *unanswered = None;
-                for uid in named {
-                    self.forget(&uid);
-                }
+            let id = object.as_ref().map(|object| identity(&object.metadata));
+            if id == Some(None) {
                 return Ok(Next::Triggered);
-            };
-            let uid = object.metadata.uid.clone().unwrap_or_default();
+            }
+            let (uid, version) = id.flatten().unwrap_or_default();
             if unanswered.is_none() {
                 let mut state = self.lock();
                 let known = state.known(&uid);
                 *unanswered = known.and_then(|known| known.unanswered.take());
             }
-            let landed =
-                unanswered.take_if(|sent| sent.uid == uid && sent.object.status == object.status);
-            if let Some(record) = landed {
-                if !self.is_trusted() {
-                    *unanswered = Some(record);
-                    return Ok(Next::After(TRUST_AGAIN));
+            let loaded = object.as_ref().map(|object| Loaded {
+                landed: unanswered
+                    .as_ref()
+                    .is_some_and(|sent| sent.uid == uid && sent.object.status == object.status),
+                over: object.has_done_with_floats(),
+            });
+            let load = Loaded::leads_to(loaded, self.is_trusted());
+            let result = match (load, object) {
+                (Load::Gone, _) | (_, None) => {
+                    *unanswered = None;
+                    for uid in named {
+                        self.forget(&uid);
+                    }
+                    return Ok(Next::Triggered);
                 }
-                tracing::debug!(request = %key, "a save whose answer was lost has landed");
-                self.observe(&object);
-                self.recorded(key, &record, Some(&object)).await;
-                // The object may have been changed since.
-                return Ok(Next::After(Duration::ZERO));
-            }
-            match self.reconcile_once(key, object, unanswered).await {
+                (Load::Over, Some(object)) => {
+                    self.ended(&uid);
+                    if !object.is_finished() {
+                        self.reference(key, &uid);
+                    }
+                    return Ok(Next::Triggered);
+                }
+                (Load::Landed, Some(object)) => {
+                    if let Some(mut record) = unanswered.take() {
+                        tracing::debug!(request = %key, "a save whose answer was lost has landed");
+                        // The object may have been changed since.
+                        if let Ok((request, _)) = self.read(key, &object) {
+                            record.request = request;
+                        }
+                        self.recorded(key, &record, Some(&object)).await;
+                    }
+                    return Ok(Next::After(Duration::ZERO));
+                }
+                (Load::Later, Some(_)) => return Ok(Next::After(TRUST_AGAIN)),
+                (Load::Open, Some(object)) => {
+                    self.reconcile_once(key, (&uid, version), object, unanswered)
+                        .await
+                }
+            };
+            match result {
                 Err(ReconcileError::Store(StoreError::Conflict(_))) => {}
                 Err(ReconcileError::Store(StoreError::Gone(_))) => {
                     *unanswered = None;
@@ -128,24 +147,12 @@ impl<S: Store> Engine<S> {
     async fn reconcile_once(
         &self,
         key: &Key,
+        (uid, version): (&str, u64),
         mut object: PromotionRequest,
         unanswered: &mut Option<Box<PendingSave>>,
     ) -> Result<Next, ReconcileError> {
-        let Some((uid, version)) = identity(&object.metadata) else {
-            return Ok(Next::Triggered);
-        };
-        if object.has_done_with_floats() {
-            self.ended(&uid);
-            if !object.is_finished() {
-                self.reference(key, &uid);
-            }
-            return Ok(Next::Triggered);
-        }
-        if !self.is_trusted() {
-            return Ok(Next::After(TRUST_AGAIN));
-        }
         let before = object.clone();
-        let (mut request, freezes) = match self.read(key, &object) {
+        let (request, freezes) = match self.read(key, &object) {
             Ok(read) => read,
             Err(error) => match left_alone(&object, &error) {
                 Some(unreadable) => {
@@ -155,58 +162,41 @@ impl<S: Store> Engine<S> {
                 None => return self.refuse(key, object, &error).await,
             },
         };
-        self.observe(&object);
-        self.with_log(|coordinator, log| coordinator.spare(log, &uid, &request, Instant::now()));
-        let was = request.clone();
         let now = super::shared::now();
-        let (mut finished, contexts) = self.collect(&uid, &request, now);
-        self.retry_rotated_credentials(&object, &request, &uid, &mut finished)
-            .await;
-        let draining = self.lock().coordinator.is_draining();
-        if draining && finished.is_empty() {
+        let Some(mut taken) = self.take_up(key, (uid, version), &object, request, now) else {
             return Ok(Next::Triggered);
-        }
-        let mut notices = self.record(key, &mut request, &finished, now);
-        let AdmissionCheck {
-            admission,
-            access,
-            requeue_at,
-            ..
-        } = self.admit(key, &uid, &object, &request).await?;
-        let launching = access.is_some() && !draining && self.may_launch(key, &request);
-        let inputs = Inputs {
-            now,
-            stepped: self.stepped(&uid, &request, now),
-            resource_version: version,
-            admission,
-            launching,
-            contexts,
         };
-        let decision = machine::decide(&mut request, &inputs);
-        if let Some(notice) = self.cancel_ignored(key, &uid, &decision) {
-            notices.push(notice);
-        }
-        api::status::write(&mut object, &request, decision.waiting.as_ref(), now);
-        let copies = self.copying(&uid);
+        self.retry_rotated_credentials(&object, uid, &mut taken)
+            .await;
+        let mut me = (self.memory()).log(|log| taken.record(log, now, rand::random));
+        let access = self.admit(key, &object, &mut me).await;
+        let launching = access.is_some() && self.may_launch(key, &me.request);
+        let stepped = self.stepped(uid, &me.request, now);
+        let decided = self.with_log(|coordinator, log| {
+            coordinator.decide(log, me, now, (version, launching, stepped))
+        });
+        let ignored = self.cancel_ignored(key, &decided);
+        let (request, mut notices) = (decided.request, decided.notices);
+        notices.extend(ignored);
+        api::status::write(&mut object, &request, decided.waiting.as_ref(), now);
+        let copies = self.copying(uid);
         api::status::show_copies(&mut object, &copies);
         // How far they are is saved again after the interval.
-        let copied_at =
-            (!copies.is_empty()).then(|| Instant::now() + self.inner.settings.status_interval);
-        let requeue_at = [requeue_at, copied_at].into_iter().flatten().min();
-        let round = Round::of(&decision, &finished);
+        let shown = (!copies.is_empty()).then_some(self.inner.settings.status_interval);
+        let again = [decided.again, shown].into_iter().flatten().min();
+        let requeue_at = again.map(|after| Instant::now() + after);
         let record = Box::new(PendingSave {
-            uid,
+            uid: decided.uid,
             before,
             object,
             request,
             notices,
-            round,
+            round: decided.round,
             access,
         });
         let saved = if record.object.status == record.before.status {
             None
         } else {
-            self.note_stamps(&record.request, &was, now);
             match self.save(key, &record.uid, &record.object).await {
                 Ok(saved) => {
                     *unanswered = None;
@@ -222,19 +212,19 @@ impl<S: Store> Engine<S> {
         if unanswered.is_none() {
             self.freezes_seen(&record.uid, freezes);
         }
-        Ok(next(decision.wake, requeue_at))
+        Ok(next(decided.wake, requeue_at))
     }
 
     /// Runs once a record is saved or unchanged.
-    async fn recorded(&self, key: &Key, record: &PendingSave, saved: Option<&PromotionRequest>) {
-        self.carry_out(key, record);
-        match saved {
-            Some(saved) => {
-                let (before, notices) = (&record.before, &record.notices);
-                self.saved(key, before, saved, &record.request, notices)
-                    .await;
-            }
-            None => self.settle_claims(&record.uid),
+    pub(super) async fn recorded(
+        &self,
+        key: &Key,
+        record: &PendingSave,
+        saved: Option<&PromotionRequest>,
+    ) {
+        self.carry_out(key, record, saved);
+        if let Some(saved) = saved {
+            self.tell(key, record, saved).await;
         }
     }
 
@@ -245,25 +235,33 @@ impl<S: Store> Engine<S> {
         self.inner.tools.leadership.covers(Duration::ZERO)
     }
 
-    /// What operations of a request have found, and the surroundings of its images apart from that: read under one lock, so
-    /// that an operation is either finished or running.
-    fn collect(
+    /// Takes a request up, with what its operations have found and what its images wait for.
+    fn take_up(
         &self,
-        uid: &str,
-        request: &Request,
+        key: &Key,
+        (uid, version): (&str, u64),
+        object: &PromotionRequest,
+        request: Request,
         now: Timestamp,
-    ) -> (Vec<Finished>, Vec<ImageContext>) {
+    ) -> Option<Collected> {
+        let loaded = Object {
+            key,
+            version,
+            contender: contender(key, uid, version, &request),
+            counts: RequestStats::of(object, &request),
+        };
         let instant = Instant::now();
         let shown = |then| at(now, instant, then);
+        let mut collected = self.with_log(|coordinator, log| {
+            coordinator.take_up(log, request, loaded, instant, shown)
+        })?;
         let state = self.lock();
-        let (finished, mut contexts) = self
-            .memory()
-            .log(|log| (state.coordinator).collect(log, uid, request, instant, shown));
-        for (index, context) in contexts.iter_mut().enumerate() {
-            context.paused = state.pause.message_for(hosts(request, index));
+        for index in 0..collected.contexts.len() {
+            let hosts = hosts(collected.request(), index);
+            collected.contexts[index].paused = state.pause.message_for(hosts);
         }
         for (index, operation) in state.coordinator.running(uid) {
-            if let Some(context) = contexts.get_mut(index) {
+            if let Some(context) = collected.contexts.get_mut(index) {
                 let waiting = operation.kept.progress.waiting();
                 context.waiting = waiting.map(|waiting| Waiting {
                     reason: waiting.reason,
@@ -272,27 +270,28 @@ impl<S: Store> Engine<S> {
                 });
             }
         }
-        (finished, contexts)
+        drop(state);
+        Some(collected)
     }
 
     /// A credential that was rejected because it was rotated is no failure: the step is relaunched.
     async fn retry_rotated_credentials(
         &self,
         object: &PromotionRequest,
-        request: &Request,
         uid: &str,
-        finished: &mut [Finished],
+        collected: &mut Collected,
     ) {
-        let rejected = |h: &&mut Finished| matches!(&h.outcome, Outcome::Faulted(f) if f.reason.may_be_rotated());
-        let mut rejected = finished.iter_mut().filter(rejected).peekable();
-        if rejected.peek().is_none() {
+        let rejected =
+            |h: &Finished| matches!(&h.outcome, Outcome::Faulted(f) if f.reason.may_be_rotated());
+        if !collected.finished.iter().any(rejected) {
             return;
         }
         // What cannot be read now is admitted, or not, further on.
         let Ok(access) = self.inner.store.access_anew(object).await else {
             return;
         };
-        for ended in rejected {
+        let request = collected.request().clone();
+        for ended in collected.finished.iter_mut().filter(|h| rejected(h)) {
             let Some(spec) = request.spec.images.get(ended.image) else {
                 continue;
             };
@@ -302,43 +301,6 @@ impl<S: Store> Engine<S> {
             let used = operation.filter(|o| o.id == ended.id);
             if used.is_some_and(|o| !access.is_same_for(&o.kept.access, source, float)) {
                 ended.outcome = Outcome::Dropped;
-            }
-        }
-    }
-
-    /// Applies what operations found.
-    fn record(
-        &self,
-        key: &Key,
-        request: &mut Request,
-        finished: &[Finished],
-        now: Timestamp,
-    ) -> Vec<Notice> {
-        let mut notices = Vec::new();
-        for ended in finished {
-            let found = (self.memory()).log(|log| record(request, ended, log, now, rand::random()));
-            if found.is_none() {
-                tracing::debug!(request = %key, image = ended.image, outcome = ?ended.outcome, "outcome came too late");
-            }
-            notices.extend(found.into_iter().flatten());
-        }
-        notices
-    }
-
-    /// Prune stamps are remembered before they are saved: another request on the float must not choose them too.
-    fn note_stamps(&self, request: &Request, was: &Request, now: Timestamp) {
-        for ((image, old), spec) in request
-            .status
-            .images
-            .iter()
-            .zip(&was.status.images)
-            .zip(&request.spec.images)
-        {
-            if let Some(stamp) = image.newest_stamp().filter(|_| image != old) {
-                self.inner
-                    .tools
-                    .memory
-                    .log(|log| log.note_stamp(&spec.float, stamp, Stamp::at(now)));
             }
         }
     }
@@ -377,10 +339,10 @@ impl<S: Store> Engine<S> {
         saved
     }
 
-    fn cancel_ignored(&self, key: &Key, uid: &str, decision: &Decision) -> Option<Notice> {
+    fn cancel_ignored(&self, key: &Key, decided: &Decided) -> Option<Notice> {
         let mut state = self.lock();
-        let known = state.known(uid)?;
-        if !decision.cancel_ignored || known.cancel_warned {
+        let known = state.known(&decided.uid)?;
+        if !decided.cancel_ignored || known.cancel_warned {
             return None;
         }
         known.cancel_warned = true;
@@ -390,27 +352,19 @@ impl<S: Store> Engine<S> {
         })
     }
 
-    /// Records what was saved: for the order of others, for our own save coming back, for events.
-    pub(super) async fn saved(
-        &self,
-        key: &Key,
-        before: &PromotionRequest,
-        saved: &PromotionRequest,
-        request: &Request,
-        notices: &[Notice],
-    ) {
-        let Some((uid, version)) = identity(&saved.metadata) else {
-            return;
-        };
-        let counts = RequestStats::of(saved, request);
-        let phase_entered_at = self.with(|state| {
-            let contender = contender(key, &uid, version, request);
-            state.coordinator.note(key, version, contender, counts);
-            let kept = state.kept(&uid);
-            kept.map(|kept| std::mem::take(&mut kept.phase_entered_at))
-                .unwrap_or_default()
-        });
-        let record = Saved {
+    /// Tells what was saved: in metrics, log and events.
+    async fn tell(&self, key: &Key, record: &PendingSave, saved: &PromotionRequest) {
+        let PendingSave {
+            uid,
+            before,
+            request,
+            notices,
+            ..
+        } = record;
+        let phase_entered_at = (self.lock().kept(uid))
+            .map(|kept| std::mem::take(&mut kept.phase_entered_at))
+            .unwrap_or_default();
+        let record = telemetry::Saved {
             key,
             before,
             request,
@@ -420,7 +374,7 @@ impl<S: Store> Engine<S> {
         let phase_entered_at = record.report(self.metrics());
         let events = {
             let mut state = self.lock();
-            match state.known(&uid) {
+            match state.known(uid) {
                 Some(known) => {
                     known.phase_entered_at = phase_entered_at;
                     let events = events(before, saved, request, notices, known.events_published);
@@ -432,12 +386,10 @@ impl<S: Store> Engine<S> {
             }
         };
         if request.is_finished() {
-            self.ended(&uid);
+            self.ended(uid);
             if !saved.is_finished() {
-                self.reference(key, &uid);
+                self.reference(key, uid);
             }
-        } else {
-            self.settle_claims(&uid);
         }
         for event in events {
             let (reason, why) = (event.reason.as_str(), event.note.as_str());

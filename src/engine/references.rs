@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep};
 use super::admission::hosts;
 use super::operation::{credential, fault};
 use super::shared::{Engine, now};
+use super::state::PendingSave;
 use crate::api::references::{ReferenceState, ended, note, open};
 use crate::api::status::record;
 use crate::api::{self, PromotionRequest, conditions};
@@ -134,7 +135,8 @@ impl<S: Store> Engine<S> {
                 if !saved.is_finished() {
                     return again;
                 }
-                self.saved(key, &loaded, &saved, &request, &[]).await;
+                let record = PendingSave::alone(uid, loaded, object, request);
+                self.recorded(key, &record, Some(&saved)).await;
                 None
             }
             Err(error) => {

@@ -162,6 +162,26 @@ pub(super) struct OperationHandle {
     pub started: Instant,
 }
 
+impl PendingSave {
+    /// A save from which nothing follows but that it is told.
+    pub fn alone(
+        uid: &str,
+        before: PromotionRequest,
+        object: PromotionRequest,
+        request: Request,
+    ) -> Self {
+        Self {
+            uid: uid.to_owned(),
+            before,
+            object,
+            request,
+            notices: Vec::new(),
+            round: Round::default(),
+            access: None,
+        }
+    }
+}
+
 impl Missing {
     fn remove(&mut self, uid: &str) -> Option<(Named, u32)> {
         let (named, tries) = self.requests.remove(uid)?;

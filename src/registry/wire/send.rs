@@ -26,7 +26,7 @@ use super::tokens::Tokens;
 use crate::machine::Reason;
 use crate::metrics::Scrape;
 use crate::registry::endpoint::{Endpoints, address};
-use crate::registry::error::{BuildError, Error};
+use crate::registry::error::{BuildError, Error, Meaning};
 use crate::registry::host::admission::{Admission, Caller, Host, HostPermit};
 use crate::registry::host::hosts::{Hosts, StreamPlaces};
 use crate::registry::host::limits::{Limit, Limits, Protocol, Rates};
@@ -259,7 +259,7 @@ impl Transport {
             Duration::ZERO
         } else {
             // What was beyond the rate is paced at the lower one when it goes again; nothing else has to become well meanwhile.
-            let limited = error.reason == Reason::RateLimited;
+            let limited = error.meaning() == Some(Meaning::Limited);
             let pause = self.backoff(failures) / (1 + u32::from(limited));
             pause.max(error.after().min(ELSEWHERE_MAX))
         }

@@ -4,46 +4,21 @@
 //! the claim: the record outlives the winner.
 
 use std::collections::BTreeSet;
+use std::ops::ControlFlow::{self, Break, Continue};
 use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::backlog::FLOATS_MAX;
+use super::reconcile::{Answer, Ask, Recorded};
 use super::state::{Coordinator, Known};
 use crate::image::Float;
 use crate::log::{Time, WriteLog};
-use crate::machine::Request;
 use crate::machine::claims::{PATIENCE, Rival, Standing, Uid, Verdict};
 use crate::machine::quota::QuotaKey;
+use crate::machine::{Admission, Mode, Reason, Request};
 
-/// What the claims say of a request that may begin as far as it is concerned itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Claim {
-    /// It has its floats to itself.
-    Holds,
-    /// It has to be asked first whether it may push.
-    AskPermission,
-    /// It is not known, or another request holds a float: look again soon.
-    Soon(&'static str),
-    /// It waits behind the request of this name.
-    Behind {
-        /// That one's name.
-        name: String,
-        /// Look again after this, if nothing else happens.
-        after: Option<Duration>,
-    },
-    /// It is over its namespace's limit, and is woken when it may begin.
-    OverLimit,
-    /// A newer request has begun on floats of it.
-    Superseded {
-        /// The images that end.
-        images: Vec<usize>,
-        /// That one's name.
-        by: String,
-    },
-    /// Its floats are its own once these have ended ([`end_rival`], [`Coordinator::rival_ended`]); [`Coordinator::withdraw_claim`] if one
-    /// cannot be ended.
-    Ends(Vec<Rival>),
-}
+const ANOTHER_HOLDS: &str = "another request holds a float";
 
 impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
     // === entitlement ===
@@ -65,70 +40,165 @@ impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
         })
     }
 
+    // === whether it may run ===
+
+    /// Finds out whether a request may run, and claims its floats if it may begin: what is to be found out next, given what came of the
+    /// last ([`Answer::Yes`] at first). And when its floats are released, where a write may land there until then.
+    pub fn admit(
+        &mut self,
+        log: &WriteLog<T>,
+        me: &mut Recorded,
+        answer: Answer,
+        now: T,
+    ) -> (Option<Ask>, Option<T>) {
+        let mut over_limit = false;
+        let next = match answer {
+            Answer::Yes => self.judge(me, now, &mut over_limit),
+            Answer::Settled(admission, again) => {
+                me.again = again;
+                Break(admission)
+            }
+        };
+        match next {
+            Continue(ask) => {
+                me.asked = Some(ask.clone());
+                (Some(ask), None)
+            }
+            Break(admission) => {
+                let holds = admission == Admission::Holds;
+                me.admission = admission;
+                let settle_at = (!holds).then(|| self.not_admitted(log, me, over_limit, now));
+                (None, settle_at.flatten())
+            }
+        }
+    }
+
+    /// What comes after what was asked last.
+    fn judge(
+        &mut self,
+        me: &mut Recorded,
+        now: T,
+        over_limit: &mut bool,
+    ) -> ControlFlow<Admission, Ask> {
+        match me.asked.take() {
+            None => match self.shelved_behind(&me.uid) {
+                Some(before) => me.waits(Reason::Queued, beyond(before), None),
+                None => Continue(Ask::Policy),
+            },
+            Some(Ask::Policy) => {
+                if me.request.spec.suspend {
+                    // Others still wait for its committed images; with the rest it delays nobody.
+                    self.is_ineligible(&me.uid);
+                }
+                if let Some((reason, message)) = me.request.held_back() {
+                    return me.waits(reason, message, None);
+                }
+                let paused = me
+                    .contexts
+                    .iter()
+                    .find_map(|context| context.paused.clone());
+                match paused.filter(|_| me.request.status.started.is_none()) {
+                    Some(message) => me.waits(Reason::Paused, message, None),
+                    None => Continue(Ask::Access),
+                }
+            }
+            Some(Ask::End(rival)) => {
+                self.rival_ended(&me.uid, &rival.uid);
+                self.claim(me, now, over_limit)
+            }
+            Some(Ask::Access | Ask::Push) => self.claim(me, now, over_limit),
+        }
+    }
+
     // === the claim ===
 
-    /// Claims the floats of the unfinished images for this request alone, if it may have them now.
-    pub fn claim(&mut self, uid: &str, request: &Request, now: T) -> Claim {
-        let floats = request.wanted_floats();
-        let Some(known) = self.known.get_mut(uid) else {
-            return Claim::Soon("not known yet");
-        };
-        if self.claims.holds(uid, floats.iter()) {
-            return match known.rivals.as_slice() {
-                [] => Claim::Holds,
-                rivals => Claim::Ends(rivals.to_vec()),
+    /// Claims the floats of the unfinished images for this request alone, if it may have them now. A plan needs none.
+    fn claim(
+        &mut self,
+        me: &mut Recorded,
+        now: T,
+        over_limit: &mut bool,
+    ) -> ControlFlow<Admission, Ask> {
+        let holds = Break(Admission::Holds);
+        let (uid, request) = (me.uid.clone(), &me.request);
+        if request.spec.mode == Mode::Plan {
+            *over_limit = !self.admit_plan(&uid);
+            return if *over_limit {
+                self.over_limit(me, "plans")
+            } else {
+                holds
             };
+        }
+        let floats = request.wanted_floats();
+        let soon = Some(Duration::from_secs(1));
+        let Some(known) = self.known.get_mut(&uid) else {
+            return me.waits(Reason::Queued, "not known yet", soon);
+        };
+        if self.claims.holds(&uid, floats.iter()) {
+            let rival = known.rivals.first().cloned();
+            return rival.map_or(holds, |rival| Continue(Ask::End(rival)));
         }
         if request.spec.suspend {
             // What is committed was claimed before; nothing new is.
-            return Claim::Soon("another request holds a float");
+            return me.waits(Reason::Queued, ANOTHER_HOLDS, soon);
         }
         let Some(permitted) = known.permitted else {
-            return Claim::AskPermission;
+            return Continue(Ask::Push);
         };
         let before = std::mem::replace(&mut known.contender.standing, Standing::Eligible);
-        let (me, quota_key) = (known.contender.clone(), known.quota_key());
+        let (mine, quota_key) = (known.contender.clone(), known.quota_key());
         // By the clock that only goes on, and from its own permission: what an older one has not been told by then it was not told in
         // time that both had.
         let patience = PATIENCE.saturating_sub(now.max(permitted) - permitted);
-        let shelved = self.backlog.sharers(&me);
-        let sharers = self.sharers(&me).into_iter().chain(&shelved);
-        match self.claims.judge(&me, sharers, patience) {
+        let shelved = self.backlog.sharers(&mine);
+        let sharers = self.sharers(&mine).into_iter().chain(&shelved);
+        match self.claims.judge(&mine, sharers, patience) {
             Verdict::Wait {
                 behind,
                 after,
                 gate,
             } => {
                 if gate {
-                    self.stands(uid, before, Standing::BehindGate);
+                    self.stands(&uid, before, Standing::BehindGate);
                 }
-                Claim::Behind {
-                    name: behind,
-                    after,
-                }
+                let message = format!("waits for {behind}, which shares a float");
+                me.waits(Reason::Queued, message, after)
             }
-            Verdict::Superseded { by, floats } => Claim::Superseded {
-                images: request.images_losing(&floats),
-                by,
-            },
+            Verdict::Superseded { by, floats } => {
+                let images = request.images_losing(&floats);
+                // Its remaining images are judged again at once.
+                me.again = Some(Duration::ZERO);
+                Break(Admission::Superseded(images, superseded_by(&by)))
+            }
             Verdict::Claim(rivals) => {
                 let older = rivals.iter().map(|rival| &rival.uid);
-                if !self.quota.try_admit(&quota_key, uid, me.order, older) {
+                if !self.quota.try_admit(&quota_key, &uid, mine.order, older) {
                     // It may not begin, so it must not block other namespaces.
-                    self.stands(uid, before, Standing::Ineligible);
-                    return Claim::OverLimit;
+                    self.stands(&uid, before, Standing::Ineligible);
+                    *over_limit = true;
+                    return self.over_limit(me, "requests");
                 }
-                if !self.claims.take(uid, &floats) {
-                    return Claim::Soon("another request holds a float");
+                if !self.claims.take(&uid, &floats) {
+                    return me.waits(Reason::Queued, ANOTHER_HOLDS, soon);
                 }
                 // Whoever waited behind it waits for its float now.
                 self.call(&quota_key);
-                if let Some(known) = self.known.get_mut(uid) {
-                    known.rivals.clone_from(&rivals);
+                let first = rivals.first().cloned();
+                if let Some(known) = self.known.get_mut(&uid) {
+                    known.rivals = rivals;
                 }
-                Claim::Ends(rivals)
+                first.map_or(holds, |rival| Continue(Ask::End(rival)))
             }
         }
+    }
+
+    /// It is over its namespace's limit, and is woken when it may begin.
+    fn over_limit(&self, me: &mut Recorded, what: &str) -> ControlFlow<Admission, Ask> {
+        let limit = self.quota.limit();
+        let message = format!(
+            "over its namespace's limit of {limit} active {what} (--max-active-requests-per-namespace); waits for one of them to end"
+        );
+        me.waits(Reason::Queued, message, None)
     }
 
     /// One of those that a claim ends has ended on the floats, or is not there any more.
@@ -139,7 +209,7 @@ impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
     }
 
     /// A plan needs no float, but is bounded by the limit of plans. False where it is over that.
-    pub fn admit_plan(&mut self, uid: &str) -> bool {
+    fn admit_plan(&mut self, uid: &str) -> bool {
         let Some(known) = self.known.get(uid) else {
             return true;
         };
@@ -222,26 +292,19 @@ impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
         self.release(log, uid, now, keep)
     }
 
-    /// Releases every float of a request whose claim cannot be saved. Some: [`Self::settle`] then.
-    pub fn withdraw_claim(&mut self, log: &WriteLog<T>, uid: &str, now: T) -> Option<T> {
-        self.release(log, uid, now, |_, _| false)
-    }
-
-    /// A request may not go on: it holds up nobody. Some: [`Self::settle`] then.
-    pub fn not_admitted(
+    /// A request may not go on: it holds up nobody, and gives back a claim that is not saved. Some: [`Self::settle`] then.
+    fn not_admitted(
         &mut self,
         log: &WriteLog<T>,
-        uid: &str,
-        request: &Request,
+        me: &Recorded,
         over_limit: bool,
         now: T,
     ) -> Option<T> {
         if !over_limit {
-            self.withdraw(uid);
+            self.withdraw(&me.uid);
         }
-        // A claim that could not be saved, and cannot be now.
-        let claimed = request.status.started.is_none();
-        claimed.then(|| self.withdraw_claim(log, uid, now))?
+        let claimed = me.request.status.started.is_none();
+        claimed.then(|| self.release(log, &me.uid, now, |_, _| false))?
     }
 
     fn release(
@@ -298,4 +361,18 @@ pub fn end_rival(
     }
     request.status.supersede(&images, version, message, now);
     true
+}
+
+/// Why a request that is kept small waits.
+fn beyond(before: usize) -> String {
+    format!(
+        "{before} requests of this namespace wait before it, with as many floats as are kept ready ({FLOATS_MAX}); \
+         it comes as they begin or end, the oldest first"
+    )
+}
+
+/// Why a request, or a part of it, has ended.
+#[must_use]
+pub fn superseded_by(name: &str) -> String {
+    format!("superseded by {name}, which was created later and has begun on this float")
 }

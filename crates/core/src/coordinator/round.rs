@@ -4,9 +4,7 @@ use jiff::Timestamp;
 
 use super::state::{Coordinator, InFlight};
 use crate::log::{Time, WriteLog};
-use crate::machine::{
-    self, Context, Decision, Effect, ImageContext, Launch, Notice, Outcome, Request,
-};
+use crate::machine::{self, Context, Effect, ImageContext, Launch, Notice, Outcome, Request};
 
 /// An outcome that was read and is not recorded yet.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -55,7 +53,7 @@ pub enum Ended {
 impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
     /// What operations of a request have found, and the surroundings of its images apart from that, as far as they are known here. Read
     /// at once, so that an operation is either finished or running. `shown` is a time of the log's clock as statuses have it.
-    pub fn collect(
+    pub(crate) fn collect(
         &self,
         log: &WriteLog<T>,
         uid: &str,
@@ -92,7 +90,7 @@ impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
     }
 
     /// A record is saved, or unchanged: only now may what was collected be forgotten, and what it says be given up and launched.
-    pub fn recorded(&mut self, uid: &str, round: &Round) {
+    pub(super) fn recorded(&mut self, uid: &str, round: &Round) {
         let Some(operations) = self.operations.get_mut(uid) else {
             return;
         };
@@ -105,16 +103,17 @@ impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
     }
 
     /// Launches what a record says that is saved, or unchanged; `kept` makes what the driver keeps of each.
-    pub fn launch(
+    pub(crate) fn launch(
         &mut self,
         uid: &str,
         request: &Request,
         launches: &[Launch],
-        mut kept: impl FnMut(Launch) -> O,
+        mut kept: impl FnMut(Launch) -> Option<O>,
     ) -> Vec<Launched> {
         let mut begun = Vec::new();
         for &launch in launches {
-            let Some(spec) = request.spec.images.get(launch.image) else {
+            let spec = request.spec.images.get(launch.image);
+            let Some((spec, kept)) = spec.zip(kept(launch)) else {
                 continue;
             };
             self.next_operation += 1;
@@ -124,7 +123,7 @@ impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
                 step: launch.step,
                 float: spec.float.clone(),
                 outcome: None,
-                kept: kept(launch),
+                kept,
             };
             let operations = self.operations.entry(uid.to_owned()).or_default();
             operations.launched.insert(launch.image);
@@ -166,7 +165,7 @@ impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
 }
 
 /// Applies what an operation found; none where that came too late.
-pub fn record<T: Time>(
+pub(super) fn record<T: Time>(
     request: &mut Request,
     finished: &Finished,
     log: &WriteLog<T>,
@@ -186,20 +185,5 @@ pub fn record<T: Time>(
     match machine::advance(request, finished.image, finished.outcome.clone(), &context) {
         Effect::Recorded(notices) => Some(notices),
         Effect::Ignored => None,
-    }
-}
-
-// === impl Round ===
-
-impl Round {
-    /// What follows a decision, made with what was found.
-    #[must_use]
-    pub fn of(decision: &Decision, finished: &[Finished]) -> Self {
-        let collected = finished.iter().map(|ended| (ended.image, ended.id));
-        Self {
-            collected: collected.collect(),
-            drops: decision.drops.clone(),
-            launches: decision.launches.clone(),
-        }
     }
 }

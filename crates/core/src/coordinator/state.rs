@@ -54,7 +54,7 @@ pub struct Known<T, C, R> {
     /// Since when it is known that it may push; time for which work was stopped does not count.
     pub permitted: Option<T>,
     /// Those that its claim has still to end: until then their floats are not its own.
-    pub(super) rivals: Vec<Rival>,
+    pub rivals: Vec<Rival>,
     /// What is counted of it.
     pub counts: C,
     /// What its driver keeps of it.
@@ -296,5 +296,10 @@ impl<T: crate::log::Time, C, R, O> Coordinator<T, C, R, O> {
             self.next_operation += 1;
             operation.id = self.next_operation;
         }
+    }
+
+    /// Puts back what was released, for the model.
+    pub fn keep(&mut self, claims: Claims) {
+        self.claims = claims;
     }
 }

@@ -2,11 +2,13 @@
 #![allow(clippy::unwrap_used)]
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use super::*;
 use crate::image::Float;
 use crate::log::WriteLog;
 use crate::machine::claims::{Contender, Share, Standing, Verdict};
-use crate::machine::{Latch, Phase, samples};
+use crate::machine::{Admission, Latch, Phase, Reason, Request, samples};
 
 type State = Coordinator<Duration, (), (), ()>;
 
@@ -184,15 +186,46 @@ fn a_claim_that_a_late_write_keeps_is_none_before_its_rivals_have_ended() {
     }
     state.is_ineligible("old");
     state.permit("new", NOW);
-    let ends_old = |claim: Claim| matches!(claim, Claim::Ends(rivals) if rivals[0].uid == "old");
-    assert!(ends_old(state.claim("new", &request, NOW)));
-    // The older one was being changed, so that it could not be ended.
-    let again = state.withdraw_claim(&log, "new", NOW);
-    assert_eq!(again, Some(NOW + NOW));
-    assert!(ends_old(state.claim("new", &request, NOW)));
     let float = &request.spec.images[0].float;
+    let (mut me, asked) = asked_last(&mut state, &mut log, &request);
+    assert!(matches!(asked, Ask::End(rival) if rival.uid == "old"));
+    // The older one is being changed, so that it cannot be ended.
+    let waits = Admission::Waits(Reason::Queued, String::new());
+    let (_, again) = state.admit(&log, &mut me, Answer::Settled(waits, None), NOW);
+    assert_eq!(again, Some(NOW + NOW));
+    let (mut me, asked) = asked_last(&mut state, &mut log, &request);
+    assert!(matches!(asked, Ask::End(rival) if rival.uid == "old"));
     assert!(!state.is_entitled("new", float));
-    state.rival_ended("new", "old");
-    assert_eq!(state.claim("new", &request, NOW), Claim::Holds);
+    assert_eq!(state.admit(&log, &mut me, Answer::Yes, NOW), (None, None));
+    assert_eq!(*me.admission(), Admission::Holds);
     assert!(state.is_entitled("new", float));
+}
+
+/// What is asked of the newer request once it may act.
+fn asked_last(
+    state: &mut State,
+    log: &mut WriteLog<Duration>,
+    request: &Request,
+) -> (Recorded, Ask) {
+    let key = Key {
+        namespace: "ci".into(),
+        name: "new".into(),
+    };
+    let loaded = Object {
+        key: &key,
+        version: 1,
+        contender: Contender::of("new", "new", 2, request, Standing::Undecided),
+        counts: (),
+    };
+    let wall = |_| Timestamp::UNIX_EPOCH;
+    let taken = state.take_up(log, request.clone(), loaded, NOW, wall);
+    let mut me = taken.unwrap().record(log, wall(NOW), || 0.5);
+    let mut asked = [Ask::Policy, Ask::Access].map(Some).into_iter();
+    loop {
+        let (ask, _) = state.admit(log, &mut me, Answer::Yes, NOW);
+        match asked.next() {
+            Some(expected) => assert_eq!(ask, expected),
+            None => return (me, ask.unwrap()),
+        }
+    }
 }

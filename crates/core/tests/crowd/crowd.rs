@@ -6,12 +6,12 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use promotion_core::coordinator::{Claim, Coordinator, Key, Round};
+use promotion_core::coordinator::{Answer, Coordinator, Decided, Key, Launched, Object, Round};
 use promotion_core::image::{Digest, Float, Stamp};
 use promotion_core::log::WriteLog;
 use promotion_core::machine::claims::{Contender, Standing};
 use promotion_core::machine::{
-    ImageSpec, Latch, Launch, Mode, OnFailure, Outcome, Referrers, Request, Spec, Status, Step,
+    Admission, ImageSpec, Latch, Mode, OnFailure, Outcome, Referrers, Request, Spec, Status,
 };
 use rustix::time::{ClockId, clock_gettime};
 
@@ -52,37 +52,42 @@ impl Crowd {
     }
 
     fn hear(&mut self, one: &One) {
-        let (uid, key) = (&one.uid, &one.key);
+        let read = self.read(one);
+        self.coordinator
+            .note(read.key, read.version, read.contender, ());
+    }
+
+    fn read<'a>(&mut self, one: &'a One) -> Object<'a, ()> {
+        let (key, standing) = (&one.key, Standing::Undecided);
         self.version += 1;
-        let standing = Standing::Undecided;
-        let contender = Contender::of(uid, &key.to_string(), one.order, &one.request, standing);
-        self.coordinator.note(key, self.version, contender, ());
+        Object {
+            key,
+            version: self.version,
+            contender: Contender::of(
+                &one.uid,
+                &key.to_string(),
+                one.order,
+                &one.request,
+                standing,
+            ),
+            counts: (),
+        }
     }
 
     /// What a request at work, of this number or so, does between two saves: it is reconciled, saved, launches a step and writes two tags. Nothing of it runs
     /// afterwards.
     pub fn work(&mut self, number: u64) {
         let one = One::of(number / 8 * 8 + 7);
-        let (uid, request) = (&one.uid, &one.request);
+        let (uid, wall) = (&one.uid, Timestamp::UNIX_EPOCH);
         self.hear(&one);
-        let shown = |_| Timestamp::UNIX_EPOCH;
-        self.coordinator.spare(&mut self.log, uid, request, NOW);
-        let found = (self.coordinator).collect(&self.log, uid, request, NOW, shown);
-        assert!(found.0.is_empty());
         self.coordinator.permit(uid, NOW);
-        let claim = self.coordinator.claim(uid, request, NOW);
-        assert!(matches!(claim, Claim::Holds | Claim::Ends(_)), "{claim:?}");
-        let (float, wall) = (&request.spec.images[0].float, Timestamp::UNIX_EPOCH);
+        let (decided, launched) = self.reconcile(&one);
+        let (float, digest) = (
+            &one.request.spec.images[0].float,
+            Digest::of(uid.as_bytes()),
+        );
         let stamp = Stamp::at(wall).next();
         self.log.note_stamp(float, stamp, Stamp::at(wall));
-        let launch = Launch {
-            image: 0,
-            step: Step::Latch,
-            may_have_run: false,
-        };
-        self.hear(&one);
-        let launched = self.coordinator.launch(uid, request, &[launch], |_| ());
-        let digest = Digest::of(uid.as_bytes());
         for tag in [float.tag().clone(), float.prune(stamp)] {
             assert!(self.log.enter(float, &tag, Some(digest), None, NOW));
             assert!(
@@ -100,9 +105,32 @@ impl Crowd {
             collected: vec![(0, id)],
             ..Round::default()
         };
-        self.coordinator.recorded(uid, &round);
-        self.coordinator.settle(&self.log, uid, NOW);
+        let whose = (uid.as_str(), &decided.request, &round);
+        (self.coordinator).answered(&self.log, whose, None, NOW, |_| None);
         self.coordinator.take_woken();
+    }
+
+    /// One reconcile, from its load to its save.
+    fn reconcile(&mut self, one: &One) -> (Decided, Vec<Launched>) {
+        let wall = |_| Timestamp::UNIX_EPOCH;
+        let (request, loaded) = (one.request.clone(), self.read(one));
+        let (coordinator, log) = (&mut self.coordinator, &mut self.log);
+        let taken = coordinator.take_up(log, request, loaded, NOW, wall);
+        let mut me = taken
+            .expect("it is taken up")
+            .record(log, wall(NOW), || 0.5);
+        while coordinator
+            .admit(log, &mut me, Answer::Yes, NOW)
+            .0
+            .is_some()
+        {}
+        assert_eq!(*me.admission(), Admission::Holds);
+        let decided = coordinator.decide(log, me, wall(NOW), (one.order, true, 0));
+        let saved = self.read(one);
+        let whose = (one.uid.as_str(), &decided.request, &decided.round);
+        let answered =
+            (self.coordinator).answered(&self.log, whose, Some(saved), NOW, |_| Some(()));
+        (decided, answered.launched)
     }
 
     /// A request is heard of again, and asked for how many are before it.

@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::coordinator::{self, Claim, Ended, Finished, Key, Launched, Round, end_rival, record};
+use crate::coordinator::{
+    self, Answer as Admitted, Ask as Asked, Decided, Ended, Finished, Key, Launched, Load, Loaded,
+    Object, Recorded, Round, end_rival,
+};
 use crate::image::{Digest, Float, Reference, Stamp, Tag};
 use crate::log::WriteLog;
 use crate::machine::claims::{Contender, PATIENCE, Rival, Standing};
 use crate::machine::{
-    Admission, Decision, ImageContext, Launch, Outcome, Reason, Request, Step, decide,
+    Admission, ImageContext, Inputs, Launch, Outcome, Reason, Request, Step, decide,
 };
 use crate::steps::is_old;
 use crate::steps::replay::{Answer, Ask, Halt, Running, Seen};
@@ -93,6 +96,19 @@ pub fn moment(second: i64) -> Duration {
 /// The same in seconds.
 pub fn second(moment: Duration) -> i64 {
     moment.as_secs().cast_signed()
+}
+
+fn shown(moment: Duration) -> Timestamp {
+    time(second(moment))
+}
+
+fn saved(key: &Key, version: u64, contender: Contender) -> Object<'_, ()> {
+    Object {
+        key,
+        version,
+        contender,
+        counts: (),
+    }
 }
 
 fn time(second: i64) -> Timestamp {
@@ -212,11 +228,15 @@ impl World {
         );
     }
 
-    fn hear_as(&self, process: &mut Process, index: usize, contender: Contender, version: u64) {
-        let key = Key {
+    fn key(&self, index: usize) -> Key {
+        Key {
             namespace: self.setup.scenario.wishes[index].namespace.into(),
             name: format!("r{index}"),
-        };
+        }
+    }
+
+    fn hear_as(&self, process: &mut Process, index: usize, contender: Contender, version: u64) {
+        let key = self.key(index);
         (process.coordinator).change(|c| c.note(&key, version, contender, ()));
     }
 
@@ -258,80 +278,88 @@ impl World {
 
     // === the reconcile loop ===
 
-    /// Takes one request one step on: load, collect, record, admit, decide, save, launch. The save is sent, where its landing and its
-    /// answer are actions of their own.
+    /// Takes one request one step on, in the order that [`coordinator`] gives. The save is sent, where its landing and its answer are
+    /// actions of their own.
     pub fn reconcile(&mut self, process: &mut Process, index: usize) {
-        if self.over(index) {
-            process.sent.remove(&index);
-            return self.gone(process, index);
+        let object = self.objects[index].request.clone();
+        let sent = process.sent.remove(&index);
+        let landed = sent.filter(|sent| sent.request.status == object.status);
+        let loaded = Loaded {
+            landed: landed.is_some(),
+            over: object.is_finished(),
+        };
+        let there = !self.objects[index].deleted;
+        match Loaded::leads_to(there.then_some(loaded), true) {
+            Load::Gone | Load::Over => return self.gone(process, index),
+            Load::Landed => {
+                let sent = Sent {
+                    // It may have been changed since.
+                    request: (*object).clone(),
+                    ..(*landed.expect("it has landed")).clone()
+                };
+                let version = self.objects[index].version;
+                return self.answered(process, index, &sent, Some(version));
+            }
+            Load::Later => return,
+            Load::Open => {}
         }
         if !process.hears(index) {
             return;
         }
-        let object = self.objects[index].request.clone();
-        if let Some(sent) = process.sent.remove(&index)
-            && sent.request.status == object.status
-        {
-            // A save whose answer was lost has landed.
-            self.hear(process, index);
-            return self.answered(process, index, &sent);
+        let mut request = self.without_what_is_ignored(&object);
+        if let Some(unsaved) = process.unsaved.remove(&index) {
+            request.status = unsaved.status;
+            self.save(index, &request);
         }
-        let mut request = (*object).clone();
+        let Some(mut me) = self.record(process, index, request) else {
+            return;
+        };
+        if self.admit(process, index, &mut me) {
+            // Those that it supersedes are ended first; its own save is another action, and a crash may come between.
+            return;
+        }
+        let admission = me.admission().clone();
+        let decided = self.decide(process, index, me);
+        let sent = Sent {
+            round: decided.round,
+            version: self.objects[index].version,
+            at: SentAt::Way,
+            request: decided.request,
+        };
+        if sent.request.status == self.objects[index].request.status {
+            self.answered(process, index, &sent, None);
+            self.check_repeated(process, index, &sent.request, admission);
+        } else if self.lacks(Mutation::LaunchBeforeSave) && !sent.round.launches.is_empty() {
+            process.unsaved.insert(index, sent.request.clone());
+            self.answered(process, index, &sent, None);
+        } else if self.setup.splits() {
+            process.sent.insert(index, Shared::new(sent));
+        } else {
+            self.save(index, &sent.request);
+            self.answered(process, index, &sent, Some(sent.version));
+            self.check_repeated(process, index, &sent.request, admission);
+        }
+    }
+
+    fn without_what_is_ignored(&self, object: &Request) -> Request {
+        let mut request = object.clone();
         request.spec.undo &= !self.lacks(Mutation::UndoShown);
         if self.lacks(Mutation::GateIgnored) {
             request.spec.gates.clear();
         }
-        if self.lacks(Mutation::FreezeIgnored) {
-            let images = request.spec.images.iter_mut();
-            images.for_each(|image| image.freeze = None);
-        }
-        if self.lacks(Mutation::FreezeOfOne) {
-            // Whoever asks for the first one alone.
-            let others = request.spec.images.iter_mut().skip(1);
-            others.for_each(|image| image.freeze = None);
-        }
+        // Whoever asks for the first one alone ignores the others.
+        let thawed = match self.setup.mutation {
+            Some(Mutation::FreezeIgnored) => 0,
+            Some(Mutation::FreezeOfOne) => 1,
+            _ => request.spec.images.len(),
+        };
+        let images = request.spec.images.iter_mut().skip(thawed);
+        images.for_each(|image| image.freeze = None);
         if self.lacks(Mutation::ReplacesIgnored) {
             let images = request.spec.images.iter_mut();
             images.for_each(|image| image.replaces = None);
         }
-        if let Some(unsaved) = process.unsaved.remove(&index) {
-            request.status = unsaved.status;
-            self.save(process, index, &request);
-        }
-        self.hear(process, index);
-        let now = moment(self.now);
-        let (coordinator, log) = (&mut process.coordinator, &mut process.log);
-        coordinator.change(|c| log.change(|log| c.spare(log, &uid(index), &request, now)));
-        let finished = self.collect(process, index, &mut request);
-        let Some(admission) = self.admit(process, index, &request) else {
-            // Those that it supersedes are ended first; its own save is another action, and a crash may come between.
-            return;
-        };
-        let repeated = self.setup.repeats.then(|| admission.clone());
-        let decision = self.decide(process, index, &mut request, admission, &[]);
-        let sent = Sent {
-            round: Round::of(&decision, &finished),
-            version: self.objects[index].version,
-            at: SentAt::Way,
-            request,
-        };
-        if sent.request.status == self.objects[index].request.status {
-            self.carry_out(process, index, &sent);
-            self.settle_claims(process, index);
-            self.check_repeated(process, index, &sent.request, repeated);
-        } else if self.lacks(Mutation::LaunchBeforeSave) && !decision.launches.is_empty() {
-            process.unsaved.insert(index, sent.request.clone());
-            self.carry_out(process, index, &sent);
-            self.settle_claims(process, index);
-        } else if self.setup.splits() {
-            self.note_stamps(process, index, &sent.request);
-            process.sent.insert(index, Shared::new(sent));
-        } else {
-            self.save(process, index, &sent.request);
-            self.carry_out(process, index, &sent);
-            self.check_repeated(process, index, &sent.request, repeated);
-            self.heard_saved(process, index, &sent.request, sent.version);
-        }
+        request
     }
 
     /// A second decision on the same world changes nothing and launches nothing, and no wake is in the past.
@@ -340,14 +368,27 @@ impl World {
         process: &Process,
         index: usize,
         request: &Request,
-        admission: Option<Admission>,
+        admission: Admission,
     ) {
-        let Some(admission) = admission else {
+        if !self.setup.repeats {
             return;
-        };
+        }
         let mut again = request.clone();
-        let (given_up, _) = self.look_around(process, index, request);
-        let decision = self.decide(process, index, &mut again, admission, &given_up);
+        let (given_up, mut contexts) = self.look_around(process, index, request);
+        for ended in given_up {
+            // It has not been collected yet.
+            let op = process.running.get(&(index, ended.image));
+            contexts[ended.image].running = op.map(|op| op.run.launch.step);
+        }
+        let inputs = Inputs {
+            now: time(self.now),
+            stepped: 0,
+            resource_version: index as u64 + 1,
+            admission,
+            launching: true,
+            contexts,
+        };
+        let decision = decide(&mut again, &inputs);
         assert_eq!(again, *request);
         assert_eq!(decision.launches, []);
         assert!(decision.wake.is_none_or(|at| at > time(self.now)));
@@ -360,121 +401,144 @@ impl World {
         request: &Request,
     ) -> (Vec<Finished>, Vec<ImageContext>) {
         let (log, now) = (&process.log, moment(self.now));
-        let shown = |at| time(second(at));
-        (process.coordinator).collect(log, &uid(index), request, now, shown)
+        let found = process
+            .coordinator
+            .collect(log, &uid(index), request, now, shown);
+        let (finished, mut contexts) = found;
+        self.surround(request, &mut contexts);
+        (finished, contexts)
     }
 
-    /// Records what has ended.
-    fn collect(&self, process: &Process, index: usize, request: &mut Request) -> Vec<Finished> {
-        let (mut finished, _) = self.look_around(process, index, request);
+    /// What operators have stopped.
+    fn surround(&self, request: &Request, contexts: &mut [ImageContext]) {
+        for (spec, context) in request.spec.images.iter().zip(contexts) {
+            if self.lacks(Mutation::IntentUnsettled) {
+                (context.quiet_until, context.late_until) = (None, None);
+            }
+            let stopped = self.paused.contains(&self.setup.number(&spec.float));
+            context.paused = stopped.then(|| "stopped".into());
+        }
+    }
+
+    /// Takes a request up, and records what has ended.
+    fn record(&self, process: &mut Process, index: usize, request: Request) -> Option<Recorded> {
+        let before = request.clone();
+        let contender = self.contender(index);
+        let version = self.objects[index].version;
+        let key = self.key(index);
+        let (coordinator, log) = (&mut process.coordinator, &mut process.log);
+        let mut taken = coordinator.change(|c| {
+            let loaded = saved(&key, version, contender);
+            log.change(|log| c.take_up(log, request, loaded, moment(self.now), shown))
+        })?;
+        self.surround(&before, &mut taken.contexts);
+        for ended in &mut taken.finished {
+            let image = ended.image;
+            let op = process.running.get(&(index, image));
+            let may_have_run = op.is_some_and(|op| op.run.launch.may_have_run);
+            ended.outcome = self.tampered(ended.outcome.clone(), &before, image, may_have_run);
+        }
+        let found: Vec<usize> = taken.finished.iter().map(|ended| ended.image).collect();
         let forgetful = WriteLog::new(Duration::ZERO, Duration::ZERO);
         let log = if self.lacks(Mutation::StampReused) {
             &forgetful
         } else {
             &*process.log
         };
-        for ended in &mut finished {
-            let image = ended.image;
-            let op = process.running.get(&(index, image));
-            let may_have_run = op.is_some_and(|op| op.run.launch.may_have_run);
-            let before = request.clone();
-            ended.outcome = self.tampered(ended.outcome.clone(), &before, image, may_have_run);
-            record(request, ended, log, time(self.now), 0.5);
-            self.tamper_record(&before, request, image);
+        let mut me = taken.record(log, time(self.now), || 0.5);
+        for image in found {
+            self.tamper_record(&before, &mut me.request, image);
         }
-        finished
+        Some(me)
     }
 
-    /// What the claims say; none where those that it supersedes were ended, and nothing else was done yet.
-    fn admit(
-        &mut self,
-        process: &mut Process,
-        index: usize,
-        request: &Request,
-    ) -> Option<Admission> {
-        let waits = |reason, why: &str| Admission::Waits(reason, why.into());
-        let (uid, now) = (uid(index), moment(self.now));
-        if request.spec.suspend {
-            (process.coordinator).change(|c| c.is_ineligible(&uid));
-        }
-        let released = self.lacks(Mutation::ReleasedEarly) && request.is_rolling_back();
-        let held_back = request.held_back();
-        if held_back.is_none() && (self.lacks(Mutation::NoClaims) || released) {
-            return Some(Admission::Holds);
-        }
-        let mut over_limit = false;
-        let admission = if let Some((reason, message)) = held_back {
-            waits(reason, &message)
-        } else {
-            let wanted = request.wanted_floats();
-            let claimed = process.coordinator.claims().holds(&uid, wanted.iter());
-            let mut claim = (process.coordinator).change(|c| c.claim(&uid, request, now));
-            if claim == Claim::AskPermission && !self.setup.splits() {
-                self.permit(process, index);
-                claim = (process.coordinator).change(|c| c.claim(&uid, request, now));
-            }
-            if let Claim::Ends(rivals) = &claim
-                && !claimed
-            {
-                self.check_patience(process, index, rivals);
-            }
-            match claim {
-                Claim::Holds => Admission::Holds,
-                Claim::AskPermission => waits(Reason::Queued, "it is asked whether it may push"),
-                Claim::Soon(why) => waits(Reason::Queued, why),
-                Claim::Behind { name, .. } => waits(Reason::Queued, &name),
-                Claim::OverLimit => {
-                    over_limit = true;
-                    waits(Reason::Queued, "over its namespace's limit")
-                }
-                Claim::Superseded { images, by } => Admission::Superseded(images, by),
-                Claim::Ends(rivals) => match self.supersede(process, index, &rivals) {
-                    Ok(true) => return None,
-                    Ok(false) => Admission::Holds,
-                    Err(()) => waits(Reason::Queued, "one cannot be ended"),
-                },
-            }
+    /// What the claims say; true where one that it supersedes was ended.
+    fn admit(&mut self, process: &mut Process, index: usize, me: &mut Recorded) -> bool {
+        let waits = |why: &str| {
+            let admission = Admission::Waits(Reason::Queued, why.into());
+            Admitted::Settled(admission, None)
         };
-        if admission != Admission::Holds {
-            let log = &process.log;
-            (process.coordinator).change(|c| c.not_admitted(log, &uid, request, over_limit, now));
+        let released = self.lacks(Mutation::ReleasedEarly) && me.request.is_rolling_back();
+        let unasked = self.lacks(Mutation::NoClaims) || released;
+        let wanted = me.request.wanted_floats();
+        let claimed = process.coordinator.claims().holds(&me.uid, wanted.iter());
+        let (mut answer, mut ended) = (Admitted::Yes, false);
+        loop {
+            let (coordinator, log) = (&mut process.coordinator, &process.log);
+            let now = moment(self.now);
+            let (ask, _) = coordinator.change(|c| c.admit(log, me, answer, now));
+            answer = match ask {
+                None => return ended,
+                Some(Asked::Access) if unasked => Admitted::Settled(Admission::Holds, None),
+                Some(Asked::Policy | Asked::Access) => Admitted::Yes,
+                Some(Asked::Push) if self.setup.splits() => {
+                    waits("it is asked whether it may push")
+                }
+                Some(Asked::Push) => {
+                    self.permit(process, index);
+                    Admitted::Yes
+                }
+                Some(Asked::End(_)) if ended => return true,
+                Some(Asked::End(rival)) => {
+                    if !claimed {
+                        self.check_patience(process, index);
+                    }
+                    match self.supersede(process, index, &rival) {
+                        Ok(saved) => {
+                            ended |= saved;
+                            Admitted::Yes
+                        }
+                        Err(()) => waits("one cannot be ended"),
+                    }
+                }
+            };
         }
-        Some(admission)
     }
 
-    /// Ends the first of those that a request supersedes; false where nothing was left to end. Err: it cannot be ended.
+    /// Ends one that a request supersedes; false where that was done. Err: it cannot be ended.
     fn supersede(
         &mut self,
         process: &mut Process,
         winner: usize,
-        rivals: &[Rival],
+        rival: &Rival,
     ) -> Result<bool, ()> {
-        for rival in rivals {
-            let index: usize = rival.uid.parse().expect("an index");
-            let ended = self.over(index) || self.lacks(Mutation::SupersededUnrecorded);
-            if !ended {
-                self.end_rival(process, index, rival)?;
-            }
-            let forgotten = self.lacks(Mutation::RivalsForgotten);
-            let forgotten = rivals.iter().filter(|other| forgotten || *other == rival);
-            process.coordinator.change(|c| {
-                forgotten.for_each(|forgotten| c.rival_ended(&uid(winner), &forgotten.uid));
-            });
-            if !ended {
-                return Ok(true);
-            }
+        let index: usize = rival.uid.parse().expect("an index");
+        if self.lacks(Mutation::RivalsForgotten) {
+            let winner = uid(winner);
+            let known = process.coordinator.known(&winner);
+            let rivals = known.map(|known| known.rivals.clone()).unwrap_or_default();
+            (process.coordinator)
+                .change(|c| (rivals.iter()).for_each(|other| c.rival_ended(&winner, &other.uid)));
         }
-        Ok(false)
+        if self.over(index) || self.lacks(Mutation::SupersededUnrecorded) {
+            return Ok(false);
+        }
+        let mut request = (*self.objects[index].request).clone();
+        if !end_rival(&mut request, rival, index as u64 + 1, "", time(self.now)) {
+            return Err(());
+        }
+        self.save(index, &request);
+        let (version, round) = (self.objects[index].version, Round::default());
+        let at = SentAt::Landed;
+        let sent = Sent {
+            request,
+            version,
+            at,
+            round,
+        };
+        self.answered(process, index, &sent, Some(version));
+        Ok(true)
     }
 
     /// Whoever a claim is to end had its time to be permitted.
-    fn check_patience(&mut self, process: &Process, winner: usize, rivals: &[Rival]) {
+    fn check_patience(&mut self, process: &Process, winner: usize) {
         let since = self.past.permitted.get(&winner);
         let patience = PATIENCE.as_secs().cast_signed();
         if !self.setup.splits() || since.is_some_and(|at| self.now - at >= patience) {
             return;
         }
-        for rival in rivals {
+        let me = process.coordinator.known(&uid(winner));
+        for rival in me.map(|me| me.rivals.clone()).unwrap_or_default() {
             let known = process.coordinator.known(&rival.uid);
             // One that is held back there, as by a freeze, delays nobody.
             let undecided = known.is_some_and(|known| {
@@ -489,57 +553,25 @@ impl World {
         }
     }
 
-    fn end_rival(&mut self, process: &mut Process, index: usize, rival: &Rival) -> Result<(), ()> {
-        let mut request = (*self.objects[index].request).clone();
-        if !end_rival(&mut request, rival, index as u64 + 1, "", time(self.now)) {
-            return Err(());
-        }
-        self.save(process, index, &request);
-        self.heard_saved(process, index, &request, self.objects[index].version);
-        Ok(())
-    }
-
-    fn decide(
-        &self,
-        process: &Process,
-        index: usize,
-        request: &mut Request,
-        admission: Admission,
-        given_up: &[Finished],
-    ) -> Decision {
-        let (_, mut contexts) = self.look_around(process, index, request);
-        for ended in given_up {
-            // It has not been collected yet.
-            let op = process.running.get(&(index, ended.image));
-            contexts[ended.image].running = op.map(|op| op.run.launch.step);
-        }
-        for (spec, context) in request.spec.images.iter().zip(&mut contexts) {
-            if self.lacks(Mutation::IntentUnsettled) {
-                (context.quiet_until, context.late_until) = (None, None);
-            }
-            let stopped = self.paused.contains(&self.setup.number(&spec.float));
-            context.paused = stopped.then(|| "stopped".into());
-        }
-        let inputs = crate::machine::Inputs {
-            now: time(self.now),
-            stepped: 0,
-            resource_version: index as u64 + 1,
-            admission,
-            launching: true,
-            contexts,
-        };
-        let committed = request.status.committed;
-        if self.lacks(Mutation::CommitIgnored) && request.spec.cancel {
-            request.status.committed = false;
+    fn decide(&self, process: &mut Process, index: usize, mut me: Recorded) -> Decided {
+        let committed = me.request.status.committed;
+        if self.lacks(Mutation::CommitIgnored) && me.request.spec.cancel {
+            me.request.status.committed = false;
         }
         if self.lacks(Mutation::Unconfirmed) {
-            for image in &mut request.status.images {
+            for image in &mut me.request.status.images {
                 image.pinned = Some(time(self.now));
             }
         }
-        let latched: Vec<_> = request.status.images.iter().map(|i| i.phase).collect();
-        let intent = request.status.rollback;
-        let mut decision = decide(request, &inputs);
+        let latched: Vec<_> = me.request.status.images.iter().map(|i| i.phase).collect();
+        let intent = me.request.status.rollback;
+        let idle: Vec<bool> = me.contexts.iter().map(|c| c.running.is_none()).collect();
+        let holds = *me.admission() == Admission::Holds;
+        let (coordinator, log) = (&process.coordinator, &mut process.log);
+        let order = index as u64 + 1;
+        let mut decided =
+            log.change(|log| coordinator.decide(log, me, time(self.now), (order, true, 0)));
+        let request = &mut decided.request;
         if self.lacks(Mutation::OnlyLatchedExamined) && request.status.rollback && !intent {
             for (image, phase) in request.status.images.iter_mut().zip(latched) {
                 if !phase.is_latched() {
@@ -547,34 +579,21 @@ impl World {
                 }
             }
             let kept = |l: &Launch| request.status.images[l.image].rollback.is_some();
-            decision.launches.retain(kept);
+            decided.round.launches.retain(kept);
         }
         request.status.committed |= committed;
-        self.tamper_decision(request, &inputs, &mut decision);
-        decision
+        if holds {
+            self.tamper_decision(&mut decided, &idle);
+        }
+        decided
     }
 
     // === saves ===
 
-    fn note_stamps(&self, process: &mut Process, index: usize, request: &Request) {
-        let before = &self.objects[index].request;
-        let images = request.status.images.iter().zip(&before.status.images);
-        for (spec, (new, old)) in request.spec.images.iter().zip(images) {
-            if let Some(stamp) = new.newest_stamp().filter(|_| new != old) {
-                let now = Stamp::at(time(self.now));
-                process
-                    .log
-                    .change(|log| log.note_stamp(&spec.float, stamp, now));
-            }
+    fn save(&mut self, index: usize, request: &Request) {
+        if request.status != self.objects[index].request.status {
+            self.land_save(index, request);
         }
-    }
-
-    fn save(&mut self, process: &mut Process, index: usize, request: &Request) {
-        if request.status == self.objects[index].request.status {
-            return;
-        }
-        self.note_stamps(process, index, request);
-        self.land_save(index, request);
     }
 
     fn land_save(&mut self, index: usize, request: &Request) {
@@ -594,45 +613,38 @@ impl World {
         lands
     }
 
-    /// The save of a process is answered: what it says is forgotten, given up and launched.
-    pub fn answered(&mut self, process: &mut Process, index: usize, sent: &Sent) {
-        self.carry_out(process, index, sent);
-        self.heard_saved(process, index, &sent.request, sent.version);
-    }
-
-    fn heard_saved(&self, process: &mut Process, index: usize, request: &Request, version: u64) {
-        let contender = self.contender_of(index, request);
-        self.hear_as(process, index, contender, version);
-        if request.is_finished() {
-            self.gone(process, index);
-        } else {
-            self.settle_claims(process, index);
-        }
-    }
-
-    fn carry_out(&mut self, process: &mut Process, index: usize, sent: &Sent) {
+    /// The save of a process is answered, or there was nothing to save: what it says is forgotten, given up and launched.
+    pub fn answered(
+        &mut self,
+        process: &mut Process,
+        index: usize,
+        sent: &Sent,
+        version: Option<u64>,
+    ) {
         let (uid, round, request) = (uid(index), &sent.round, &sent.request);
         for (image, _) in &round.collected {
             process.running.remove(&(index, *image));
         }
-        (process.coordinator).change(|c| c.recorded(&uid, round));
         for &image in &round.drops {
             process.drop_step((index, image));
         }
-        self.launch(process, index, request, &round.launches);
-    }
-
-    fn launch(
-        &mut self,
-        process: &mut Process,
-        index: usize,
-        request: &Request,
-        launches: &[Launch],
-    ) {
-        let begun =
-            (process.coordinator).change(|c| c.launch(&uid(index), request, launches, |_| ()));
-        for step in begun {
+        let (key, now) = (self.key(index), moment(self.now));
+        let contender = self.contender_of(index, request);
+        let (coordinator, log) = (&mut process.coordinator, &process.log);
+        let answered = coordinator.change(|c| {
+            let claims = c.claims().clone();
+            let saved = version.map(|version| saved(&key, version, contender));
+            let answered = c.answered(log, (&uid, request, round), saved, now, |_| Some(()));
+            if self.lacks(Mutation::ClaimKept) {
+                c.keep(claims);
+            }
+            answered
+        });
+        for step in answered.launched {
             self.begin_step(process, index, request, step);
+        }
+        if version.is_some() && request.is_finished() {
+            self.gone(process, index);
         }
     }
 
@@ -692,7 +704,11 @@ impl World {
                 step,
                 may_have_run,
             };
-            self.launch(process, index, &object, &[launch]);
+            let launched = (process.coordinator)
+                .change(|c| c.launch(&uid(index), &object, &[launch], |_| Some(())));
+            for step in launched {
+                self.begin_step(process, index, &object, step);
+            }
         }
         process.stale.clear();
     }
@@ -1025,31 +1041,22 @@ impl World {
         }
     }
 
-    fn tamper_decision(
-        &self,
-        request: &mut Request,
-        inputs: &crate::machine::Inputs,
-        decision: &mut Decision,
-    ) {
-        let holds = inputs.admission == Admission::Holds;
-        let backed_up =
-            |request: &Request, image: usize| request.status.images[image].phase.awaits_latch();
-        let ready = (0..request.spec.images.len()).filter(|&i| holds && backed_up(request, i));
-        let ready: Vec<usize> = ready.collect();
+    /// Takes a guard of the commit away, of a request that has its floats to itself; `idle`: the images of which nothing ran.
+    fn tamper_decision(&self, decided: &mut Decided, idle: &[bool]) {
+        let request = &mut decided.request;
+        let images = request.status.images.iter().enumerate();
+        let ready = images.filter(|(_, image)| image.phase.awaits_latch());
+        let ready: Vec<usize> = ready.map(|(index, _)| index).collect();
         if self.lacks(Mutation::CommitEarly) && !ready.is_empty() {
             request.status.committed = true;
         }
         if self.lacks(Mutation::LatchOnItsOwn) && !request.status.committed {
-            for image in ready {
-                if inputs.contexts[image].running.is_none() {
-                    let (step, may_have_run) = (Step::Latch, false);
-                    decision.launches.push(Launch {
-                        image,
-                        step,
-                        may_have_run,
-                    });
-                }
-            }
+            let idle = ready.into_iter().filter(|&image| idle[image]);
+            decided.round.launches.extend(idle.map(|image| Launch {
+                image,
+                step: Step::Latch,
+                may_have_run: false,
+            }));
         }
     }
 }

@@ -467,7 +467,7 @@ impl World {
             }
             Action::Answer(index) => self.lead(|world, leader| {
                 let sent = leader.sent.remove(&index).expect("a save");
-                world.answered(leader, index, &sent);
+                world.answered(leader, index, &sent, Some(sent.version));
             }),
             Action::Silence(index) => {
                 self.left.silent -= 1;
