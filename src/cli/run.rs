@@ -3,7 +3,6 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use futures::StreamExt as _;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, Interval, interval};
 
@@ -110,7 +109,7 @@ pub(super) async fn carry_out(
     }
     let names = queue::names_of(&objects);
     let keys = futures::stream::poll_fn(move |context| keys.poll_recv(context));
-    let mut work = Box::pin(queue::drive(engine.clone(), names, keys.boxed()));
+    let mut work = Box::pin(queue::drive(engine.clone(), names, keys));
     let mut tick: Interval = interval(TICK);
     let mut draining: Option<Instant> = None;
     while !awaited.over() {

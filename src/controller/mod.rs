@@ -24,8 +24,8 @@ mod watch;
 
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use futures::future::{Either, select};
-use futures::{FutureExt as _, StreamExt as _};
 use kube::Client;
 use kube::runtime::events::Reporter;
 use kube::runtime::reflector;
@@ -319,7 +319,7 @@ async fn lead(
             health.rebuilt();
             tracing::info!("ready");
             let keys = futures::stream::poll_fn(move |context| keys.poll_recv(context));
-            queue::drive(engine.clone(), names, keys.boxed()).await;
+            queue::drive(engine.clone(), names, keys).await;
         }
     };
     let keep = async {

@@ -6,7 +6,6 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::time::Duration;
 
-use futures::StreamExt as _;
 use parking_lot::Mutex;
 use promotion_controller::api::PromotionRequest;
 use promotion_controller::controller::queue;
@@ -280,7 +279,7 @@ pub fn start_as(
     }
     let keys = futures::stream::poll_fn(move |context| keys.poll_recv(context));
     let names = queue::names_of(&objects);
-    tokio::spawn(queue::drive(engine.clone(), names, keys.boxed()));
+    tokio::spawn(queue::drive(engine.clone(), names, keys));
     engine
 }
 
