@@ -1,13 +1,13 @@
-//! What promotions cost: requests, tokens, saves and loads, as `counts.json` has them. Costs that rise fail here; for those that fall,
-//! that file and docs/figures.md follow.
+//! What promotions cost: requests, tokens, rounds, saves and loads, as `counts.json` has them. Costs that rise fail here; for those that
+//! fall, that file and docs/figures.md follow.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use promotion_controller::engine::leadership::Leadership;
 use promotion_controller::registry::Keyring;
 use quaylike::{
-    Auth, AuthMode, Dialect, Image, ImageSpec, Options, Registry, RequestKind, Settings, Shape,
-    User,
+    Auth, AuthMode, Dialect, Image, ImageSpec, LoggedRequest, Matcher, Options, Registry,
+    RequestKind, Settings, Shape, User,
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -21,16 +21,23 @@ use crate::testbed::{PATIENCE, RunDir};
 struct Case {
     name: String,
     index: bool,
+    #[serde(default)]
+    quay: bool,
     floats: usize,
     existing: bool,
     /// All, the first of the registry among them, but for tokens.
     requests: u64,
     tokens: u64,
+    /// Requests that come one after another, each after the answer to the one before: as often a registry's latency is waited for.
+    rounds: usize,
     /// Status writes at the most, and one more for each interval between two of them.
     saves: usize,
     /// Reads of the object, in the same way.
     loads: usize,
 }
+
+/// Long enough that what is sent at once arrives before the first answer.
+const LATENCY: Duration = Duration::from_millis(40);
 
 fn image(shape: Shape, seed: &str) -> Image {
     let mut spec = ImageSpec::new(shape, seed);
@@ -41,7 +48,12 @@ fn image(shape: Shape, seed: &str) -> Image {
 async fn count(case: &Case) {
     let bot = User::new("bot", "secret").push("ci").pull("src");
     let settings = Settings {
-        dialect: Dialect::Distribution,
+        dialect: if case.quay {
+            Dialect::Quay
+        } else {
+            Dialect::Distribution
+        },
+        latency: LATENCY,
         ..Settings::default()
     };
     let options = Options::default().settings(settings);
@@ -71,7 +83,7 @@ async fn count(case: &Case) {
         vec![object("one", &spec(&pairs))],
         &folder.join("state.yaml"),
         vec![host],
-        std::time::Duration::from_secs(3),
+        Duration::from_secs(3),
         Leadership::alone(),
         OnSave::Nothing,
     );
@@ -98,11 +110,29 @@ async fn count(case: &Case) {
         (case.requests, case.tokens),
         "{name}: {counts:?}"
     );
+    let rounds = rounds(&registry.requests(&Matcher::default()));
+    assert!(rounds <= case.rounds, "{name}: {rounds} rounds");
     let intervals = usize::try_from(began.elapsed().as_millis() / STATUS_INTERVAL.as_millis());
     let (saves, loads) = (engine.store().saves(), engine.store().loads());
     let more = intervals.unwrap();
     assert!(saves <= case.saves + more, "{name}: {saves} saves");
     assert!(loads <= case.loads + more, "{name}: {loads} loads");
+}
+
+/// The longest chain of requests of which each arrived after the answer to the one before.
+fn rounds(requests: &[LoggedRequest]) -> usize {
+    let mut chains: Vec<(i64, usize)> = Vec::new();
+    for request in requests {
+        let before = chains.iter().filter(|(end, _)| *end <= request.time);
+        let longest = before.map(|(_, length)| *length).max().unwrap_or_default();
+        let took = i64::try_from(request.micros / 1000).unwrap();
+        chains.push((request.time + took, longest + 1));
+    }
+    chains
+        .iter()
+        .map(|(_, length)| *length)
+        .max()
+        .unwrap_or_default()
 }
 
 #[tokio::test(flavor = "multi_thread")]
