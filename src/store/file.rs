@@ -1,8 +1,9 @@
 //! Requests in a file, with their status in another one next to it.
 //!
 //! The requests are the documents of a YAML file, in their order. The state file is locked by whoever uses it, and replaced atomically and
-//! fsynced at every save that a tag write may rely on, with all saves before it; others wait for the next one, or for the end. A crash
-//! before then is one before those saves: nobody but this process saw them, and none of its tag writes came after them. An object is
+//! fsynced at every save that a tag write may rely on, with all saves before it. Those before there is a source wait for the next one, or
+//! for the end: after a crash nothing has happened. Those that record how far a step has come, and nothing that the next one relies on, are
+//! written while that runs: after a crash the step runs again, as after one directly before its save, and finds its work done. An object is
 //! matched to its state by name and by a hash of its spec (without the fields that may change), so that a state never speaks of another
 //! promotion. Whatever is saved or published is also sent to whoever shows it.
 
@@ -12,6 +13,7 @@ mod state;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -48,9 +50,13 @@ pub enum Update {
 
 /// Requests in a file.
 pub struct FileStore {
-    place: StatePath,
     keyring: Keyring,
     updates: mpsc::UnboundedSender<Update>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    place: StatePath,
     inner: Mutex<Inner>,
 }
 
@@ -97,11 +103,11 @@ impl FileStore {
             inner.write(&place)?;
         }
         let (updates, receiver) = mpsc::unbounded_channel();
+        let inner = Mutex::new(inner);
         let store = Self {
-            place,
             keyring,
             updates,
-            inner: Mutex::new(inner),
+            shared: Arc::new(Shared { place, inner }),
         };
         Ok((store, receiver))
     }
@@ -148,12 +154,33 @@ impl FileStore {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock()
+        self.shared.inner.lock()
+    }
+
+    /// Writes down what was saved, while what relies on none of it goes on. Where that fails, the next save says so, or the end.
+    fn write_meanwhile(&self) {
+        let shared = Arc::downgrade(&self.shared);
+        tokio::task::spawn_blocking(move || {
+            if let Some(Err(error)) = shared.upgrade().map(|shared| shared.catch_up()) {
+                tracing::warn!("{error}");
+            }
+        });
     }
 
     fn publish(&self, update: Update) {
         // Nobody looks any more when the process ends.
         let _ = self.updates.send(update);
+    }
+}
+
+impl Shared {
+    /// Writes down what the file does not have, if there is any.
+    fn catch_up(&self) -> Result<(), FileError> {
+        let mut inner = self.inner.lock();
+        if inner.ahead {
+            inner.write(&self.place)?;
+        }
+        Ok(())
     }
 }
 
@@ -279,6 +306,25 @@ fn is_relied_on(object: &PromotionRequest) -> bool {
     object.is_finished() || images.into_iter().any(|image| image.source.is_some())
 }
 
+/// What of a record nothing finds again: all but how far the steps have come, which can be run again, and what is told of that.
+fn lasting(object: &PromotionRequest) -> PromotionRequestStatus {
+    let mut status = object.status.clone().unwrap_or_default();
+    status.conditions.clear();
+    (status.phase, status.progress) = (None, None);
+    for image in &mut status.images {
+        if !Phase::parse(&image.phase).is_some_and(Phase::is_finished) {
+            image.phase.clear();
+        }
+        (image.reason, image.message) = (None, None);
+        (image.pinned_time, image.next_attempt_time) = (None, None);
+        (image.bytes_copied, image.copied_now, image.copy_total) = (None, None, None);
+        if let Some(source) = &mut image.source {
+            source.media_type = None;
+        }
+    }
+    status
+}
+
 /// A state that does not go with the requests.
 fn odd(path: &Path, message: String) -> FileError {
     FileError::State {
@@ -307,10 +353,7 @@ fn note_begun(
 impl Drop for FileStore {
     /// What was recorded last is to be seen there, also where nothing relied on it.
     fn drop(&mut self) {
-        let inner = self.inner.get_mut();
-        if inner.ahead
-            && let Err(error) = inner.write(&self.place)
-        {
+        if let Err(error) = self.shared.catch_up() {
             tracing::warn!("{error}");
         }
     }
@@ -338,10 +381,14 @@ impl Store for FileStore {
         inner.saved_at = Some(Timestamp::now());
         inner.ahead = true;
         // Under the lock: a few hundred kilobytes, and the order of the files on disk must be that of the saves.
-        let written = if is_relied_on(&saved) {
-            inner.write(&self.place)
-        } else {
+        let relied_on = is_relied_on(&saved);
+        let written = if !relied_on {
             Ok(())
+        } else if before.as_ref().map(lasting) == Some(lasting(&saved)) {
+            self.write_meanwhile();
+            Ok(())
+        } else {
+            inner.write(&self.shared.place)
         };
         if let Err(error) = written {
             if let Some(before) = before {
@@ -381,5 +428,70 @@ impl Store for FileStore {
             event,
             last,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn request() -> PromotionRequest {
+        let digest = crate::image::Digest::of(b"x");
+        let image = json!({"source": format!("a.io/b/c@{digest}"), "float": "a.io/b/d:e"});
+        serde_json::from_value(json!({
+            "apiVersion": "ci.openshift.io/v1alpha1", "kind": "PromotionRequest", "metadata": {"name": "one"},
+            "spec": {"images": [image]},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn what_the_next_step_relies_on_is_written_before_it_and_the_rest_meanwhile() {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.max_blocking_threads(1).build().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("state.yaml");
+        let (keyring, late) = (Keyring::anonymous(), Duration::from_secs(30));
+        let opened = FileStore::open(vec![request()], &state, keyring, late, late);
+        let (store, _updates) = opened.unwrap();
+        let digest = crate::image::Digest::of(b"x").to_string();
+        let pin = json!({"digest": digest, "pruneTag": "20260101000000_prune_e"});
+        let on_disk = || {
+            let requests = state::read(&state).unwrap().requests;
+            requests
+                .first()
+                .map(|request| request.status.images[0].phase.clone())
+        };
+        let save = |status: Value| {
+            let mut object = store.objects().remove(0);
+            object.status = Some(serde_json::from_value(status).unwrap());
+            runtime.block_on(store.save(&object)).unwrap();
+        };
+        // What is written meanwhile waits until this ends.
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        runtime.spawn_blocking(move || held.recv());
+        for (phase, attempts, known, committed, written) in [
+            ("Pending", 1, false, false, None),
+            ("Pending", 1, true, false, Some("Pending")),
+            ("Incoming", 1, true, false, Some("Pending")),
+            ("Incoming", 2, true, false, Some("Incoming")),
+            ("BackedUp", 1, true, true, Some("BackedUp")),
+            ("Latched", 1, true, true, Some("BackedUp")),
+        ] {
+            let source = known.then(|| json!({"digest": digest}));
+            let image = json!({
+                "float": "a.io/b/d:e", "phase": phase, "attempts": attempts, "source": source, "displaced": [pin],
+                "committed": committed,
+            });
+            save(json!({"images": [image]}));
+            assert_eq!(on_disk().as_deref(), written, "{phase}");
+        }
+        drop(release);
+        while on_disk().is_some_and(|phase| phase != "Latched") {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
