@@ -61,8 +61,14 @@ impl CredentialFiles {
     /// No files: no credentials, and no rules.
     #[must_use]
     pub fn none() -> Self {
+        Self::fixed(Rules::default())
+    }
+
+    /// No files, and no credentials: these rules, for ever.
+    #[must_use]
+    pub fn fixed(rules: Rules) -> Self {
         let credentials = ControllerCredentials {
-            rules: Rules::default(),
+            rules,
             keyring: Keyring::anonymous(),
         };
         Self::of(credentials, None, None)

@@ -16,8 +16,10 @@ pub type Key = (String, String, String);
 
 /// The plural of what is promoted.
 pub const REQUESTS: &str = "promotionrequests";
-/// Where the controller's Lease is.
+/// Where the controller's Lease is, and what the operator says.
 pub const HOME: &str = "promotions";
+/// Where image streams are.
+pub const STREAMS: &str = "streams";
 
 /// One change.
 #[derive(Clone, Debug)]
@@ -117,6 +119,7 @@ impl Target {
             "leases" => "Lease",
             "configmaps" => "ConfigMap",
             "secrets" => "Secret",
+            "imagestreams" => "ImageStream",
             "customresourcedefinitions" => "CustomResourceDefinition",
             _ => "Event",
         }
@@ -289,6 +292,9 @@ impl ApiServer {
 
     /// Answers a request; `lease` is the one that the asking process would take.
     pub fn answer(&mut self, request: &Request<Bytes>, lease: &str, now: Timestamp) -> Answer {
+        if request.uri().path() == "/apis/image.openshift.io/v1" {
+            return Answer::Whole(whole(200, &json!({"kind": "APIResourceList"})));
+        }
         let Some(target) = Target::of(request.uri().path()) else {
             return Answer::Whole(failure(404, "NotFound", "no such path", &Value::Null));
         };

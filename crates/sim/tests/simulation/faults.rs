@@ -19,6 +19,7 @@ pub fn label<B>(server: Server, request: &Request<B>) -> &'static str {
     }
     match tag(request) {
         Some(_) if reads => "look",
+        Some(_) if *method == Method::DELETE => "delete tag",
         Some(tag) => Role::of(tag).0.put(),
         None if path.contains("/manifests/") => "child",
         None if path.contains("/blobs/") => "blob",
@@ -35,6 +36,8 @@ fn api_label(reads: bool, path: &str, query: &str) -> &'static str {
         _ if path.contains("/events") => "event",
         _ if path.contains("/secrets/") => "secret",
         _ if path.contains("/customresourcedefinitions/") => "definition",
+        _ if path.contains("/image.openshift.io/") && reads => "see stream",
+        _ if path.contains("/image.openshift.io/") => "put stream",
         _ if watches => "watch",
         _ if path.ends_with("/promotionrequests") || path.ends_with("/configmaps") => "list",
         _ if reads => "load",
@@ -82,6 +85,17 @@ impl Role {
         }
     }
 
+    /// The tag of a float that has this role, and this stamp where it has one.
+    pub fn tag(self, float: &str, stamp: &str) -> String {
+        match self {
+            Self::Float => float.to_owned(),
+            Self::Incoming => format!("{float}_incoming"),
+            Self::Pre => format!("{float}__pre"),
+            Self::Post1 => format!("{float}__post1"),
+            Self::Prune => format!("{stamp}_prune_{float}"),
+        }
+    }
+
     fn put(self) -> &'static str {
         match self {
             Self::Float => "put float",
@@ -121,6 +135,16 @@ pub enum Act {
     Slow(Duration),
     /// It is answered with this status, and not done.
     Refuse(u16),
+    /// It is answered with what its tag was so long before.
+    Stale(Duration),
+    /// Its registry lets nobody write the float that it is about, for so long.
+    Forbid(Duration),
+    /// Somebody else puts an image to this tag of the float that it is about, or deletes that tag.
+    Meddle(Role, bool),
+    /// The operator freezes the float that it is about, for so long.
+    FreezeFloat(Duration),
+    /// The operator pauses everything, for so long.
+    Pause(Duration),
     /// The request for promotion that it is about is deleted.
     Delete,
     /// Its process does not reach that server for so long.

@@ -3,12 +3,14 @@
 //! `SIM_SEED=7` runs that seed of each hunt alone and prints its log; `SIM_SECONDS=600` hunts for so long instead of over a fixed number
 //! of seeds.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use super::draws::Draws;
-use super::faults::{Act, Fault, Moment};
-use super::scene::{Asked, Ran, Scene};
+use super::faults::{Act, Fault, Moment, Role};
+use super::registries::USERS;
+use super::scene::{Asked, Ran, Replaces, Scene, Wants};
 use super::world::Edit;
 
 /// What may go wrong in a hunt.
@@ -24,10 +26,14 @@ enum Class {
     Clocks,
     /// Users suspend, cancel and delete.
     Users,
+    /// The operator freezes and pauses; the registry refuses a float for good.
+    Operator,
+    /// Somebody else writes floats and what belongs to them.
+    Strangers,
 }
 
 /// Events, and about how many there are of each in a run.
-const EVENTS: [(&str, u64); 14] = [
+const EVENTS: [(&str, u64); 17] = [
     ("save", 30),
     ("load", 40),
     ("renew", 20),
@@ -42,16 +48,24 @@ const EVENTS: [(&str, u64); 14] = [
     ("put pre", 6),
     ("put post1", 6),
     ("put prune", 6),
+    ("delete tag", 3),
+    ("see stream", 4),
+    ("put stream", 3),
 ];
 
 #[test]
 fn whatever_ends_processes_and_whoever_edits_the_promises_hold() {
-    hunt(&[Class::Ends, Class::Users], 8);
+    hunt(&[Class::Ends, Class::Users], 16);
 }
 
 #[test]
 fn whatever_is_lost_late_or_refused_the_promises_hold() {
-    hunt(&[Class::Lost, Class::Ends], 8);
+    hunt(&[Class::Lost, Class::Ends], 16);
+}
+
+#[test]
+fn whoever_else_writes_and_whatever_is_frozen_the_promises_hold() {
+    hunt(&[Class::Strangers, Class::Operator, Class::Ends], 16);
 }
 
 #[test]
@@ -62,8 +76,10 @@ fn with_everything_at_once_the_promises_hold() {
         Class::Outages,
         Class::Clocks,
         Class::Users,
+        Class::Operator,
+        Class::Strangers,
     ];
-    hunt(&all, 8);
+    hunt(&all, 16);
 }
 
 fn hunt(classes: &[Class], seeds: u64) {
@@ -105,6 +121,10 @@ fn drawn(seed: u64, classes: &[Class]) -> Scene {
         let at = 3 + draws.within("asked at", number, (0, 50));
         let mut asked = Asked::new(at, &format!("r{number}"), &of);
         asked.together = draws.percent("together", number, 70);
+        asked.wants = wants(draws, number, asked.together);
+        if draws.percent("another user", number, 20) {
+            asked.user = USERS[1];
+        }
         if classes.contains(&Class::Users) {
             asked.edits = edits(draws, number);
         }
@@ -116,8 +136,32 @@ fn drawn(seed: u64, classes: &[Class]) -> Scene {
         fault(draws, class, number)
     });
     let mut scene = Scene::new(seed, asked, faults.collect());
+    let new = |float: &u64| draws.percent("new", *float, 15);
+    scene.new = (0..floats).filter(new).collect();
+    if draws.percent("limited", 0, 20) {
+        for (_, options) in &mut scene.places {
+            options.namespace_max = 1;
+        }
+    }
     scene.skewed = classes.contains(&Class::Clocks) && draws.percent("skewed", 0, 50);
     scene
+}
+
+fn wants(draws: Draws, number: u64, together: bool) -> Wants {
+    let percent = |name: &str, chance| draws.percent(name, number, chance);
+    let gate = || Duration::from_millis(draws.within("opened", number, (0, 60_000)));
+    let replaces = || {
+        let all = [Replaces::Old, Replaces::Nothing, Replaces::Last];
+        draws.one_of("replaces", number, &all)
+    };
+    Wants {
+        rollback: together && percent("rollback", 50),
+        gate: percent("gate", 20).then(gate),
+        replaces: percent("replaces at all", 15).then(replaces),
+        removes_incoming: percent("removes incoming", 20),
+        streams: percent("streams", 25),
+        sourceless: percent("sourceless", 5),
+    }
 }
 
 fn edits(draws: Draws, number: u64) -> Vec<(Duration, Edit)> {
@@ -160,10 +204,14 @@ fn fault(draws: Draws, class: Class, number: u64) -> Fault {
                 Act::Refuse(status),
                 Act::Slow(seconds(1, 12)),
                 Act::Late(seconds(9, 36)),
+                Act::Stale(seconds(1, 9)),
             ]);
             // Nothing is later than the time that is waited for; of the rest no such promise is made.
-            if matches!(act, Act::Late(_)) && !on.starts_with("put") {
+            if matches!(act, Act::Late(_)) && !on.starts_with("put") && on != "delete tag" {
                 (on, nth) = ("put float", 1 + nth % 4);
+            }
+            if matches!(act, Act::Stale(_)) {
+                on = "look";
             }
             moment = match act {
                 Act::Slow(_) => Moment::Landed,
@@ -178,6 +226,30 @@ fn fault(draws: Draws, class: Class, number: u64) -> Fault {
         ]),
         Class::Clocks => one_of(&[Act::Freeze(seconds(1, 50)), Act::Sleep(seconds(1, 50))]),
         Class::Users => Act::Delete,
+        Class::Operator => {
+            let act = one_of(&[
+                Act::FreezeFloat(seconds(1, 60)),
+                Act::Pause(seconds(1, 60)),
+                Act::Forbid(seconds(1, 60)),
+                Act::Forbid(seconds(1, 60)),
+            ]);
+            if matches!(act, Act::Forbid(_)) {
+                (on, nth, moment) = ("put float", 1 + nth % 6, Moment::Sent);
+            }
+            act
+        }
+        Class::Strangers => {
+            let roles = [
+                Role::Float,
+                Role::Float,
+                Role::Incoming,
+                Role::Pre,
+                Role::Post1,
+                Role::Prune,
+            ];
+            let role = draws.one_of("role", number, &roles);
+            Act::Meddle(role, draws.percent("theirs", number, 75))
+        }
     };
     Fault {
         on,
@@ -192,20 +264,30 @@ fn fault(draws: Draws, class: Class, number: u64) -> Fault {
 struct Totals {
     lasted: Duration,
     calls: u64,
-    kills: u64,
-    stills: u64,
-    faults: u64,
+    /// By what happened.
+    faults: BTreeMap<String, u64>,
     moves: u64,
+    /// Writes of image streams.
+    streams: usize,
+    /// Images, by how they ended.
+    ends: BTreeMap<String, u64>,
 }
 
 impl Totals {
     fn add(&mut self, ran: &Ran) {
         self.lasted += ran.lasted;
         self.calls += ran.counts.calls;
-        self.kills += ran.counts.kills;
-        self.stills += ran.counts.stills;
-        self.faults += ran.counts.faults;
+        for (fault, times) in &ran.counts.faults {
+            *self.faults.entry(fault.clone()).or_default() += times;
+        }
         self.moves += ran.moves;
+        let writes = |line: &&String| line.contains(" put stream ");
+        self.streams += ran.log.iter().filter(writes).count();
+        for end in ran.ends.values() {
+            for reason in end.split_whitespace().skip(1) {
+                *self.ends.entry(reason.to_owned()).or_default() += 1;
+            }
+        }
     }
 }
 
@@ -214,15 +296,16 @@ impl std::fmt::Display for Totals {
         let Self {
             lasted,
             calls,
-            kills,
-            stills,
             faults,
             moves,
+            streams,
+            ends,
         } = self;
+        let all: u64 = faults.values().sum();
         let hours = lasted.as_secs_f64() / 3600.0;
         write!(
             f,
-            "{hours:.2} hours of their time, {calls} requests, {faults} faults ({kills} kills, {stills} standstills), {moves} moves of floats"
+            "{hours:.2} hours of their time, {calls} requests, {all} faults {faults:?}, {moves} moves of floats, {streams} writes of image streams, images that ended {ends:?}"
         )
     }
 }
@@ -248,7 +331,17 @@ fn report(seed: u64, mut scene: Scene, mut ran: Ran) -> String {
     );
     let matters = |line: &&String| {
         let words = [
-            "FAULT", " put ", "has put", " is ", "ended", "starts", "wakes", "killed", "a user",
+            "FAULT",
+            " put ",
+            "has put",
+            " is ",
+            "ended",
+            "starts",
+            "wakes",
+            "killed",
+            "a user",
+            "the operator",
+            "somebody",
         ];
         words.iter().any(|word| line.contains(word))
     };
@@ -280,6 +373,11 @@ fn smaller(scene: &Scene) -> Vec<Scene> {
         let mut less = scene.clone();
         less.asked.remove(index);
         all.push(less);
+        if scene.asked[index].wants != Wants::default() {
+            let mut less = scene.clone();
+            less.asked[index].wants = Wants::default();
+            all.push(less);
+        }
         if !scene.asked[index].edits.is_empty() {
             let mut less = scene.clone();
             less.asked[index].edits.clear();

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use promotion_controller::controller::{Config, Ended, SILENCE, run};
 use promotion_controller::engine;
 use promotion_controller::engine::leadership::write_timeout;
-use promotion_controller::policy::Policy;
+use promotion_controller::policy::{Policy, Rules};
 use promotion_controller::registry::{Proxies, RegistryClient, Sent, Settings, Wire, WireError};
 use promotion_controller::store::credentials::CredentialFiles;
 use promotion_controller::store::streams::StreamSettings;
@@ -29,8 +29,9 @@ use tokio::time::{Instant, advance, sleep_until, timeout};
 use tower::BoxError;
 use tower::retry::Retry;
 
+use super::api_server::STREAMS;
 use super::clock::{self, Clocks};
-use super::registries::{FLOATS, SOURCES};
+use super::registries::{FLOATS, REPOSITORY, SOURCES};
 
 /// When every world begins, by the time of day: 2027-01-01.
 const EPOCH: Duration = Duration::from_hours(499_656);
@@ -158,6 +159,9 @@ impl Process {
         let _inside = self.runtime.enter();
         let hosts = [FLOATS, SOURCES];
         let allowed: Vec<_> = hosts.iter().map(|host| host.parse().unwrap()).collect();
+        let rules = format!(
+            "rules: [{{name: all, namespaces: ['*'], floats: ['{FLOATS}/{REPOSITORY}:*'], imageStreamTags: ['{STREAMS}/*:*']}}]"
+        );
         let settle = self.options.settle;
         let registry = RegistryClient::new(Settings {
             plain_http: hosts.map(str::to_owned).into(),
@@ -181,8 +185,12 @@ impl Process {
             policy: Policy {
                 registries: Some(allowed),
             },
-            credentials: CredentialFiles::none(),
-            streams: StreamSettings::default(),
+            credentials: CredentialFiles::fixed(Rules::parse(&rules).unwrap()),
+            streams: StreamSettings {
+                namespaces: vec![STREAMS.into()],
+                create: true,
+                ..StreamSettings::default()
+            },
             engine: engine::Settings {
                 settle,
                 late: self.options.late,

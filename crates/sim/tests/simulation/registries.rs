@@ -1,6 +1,7 @@
 //! The registries of a world: one with sources, one with floats that collects at once. They answer when the world asks them, and at once.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
@@ -8,8 +9,8 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use http::{Request, Response};
 use quaylike::{
-    Auth, AuthMode, ConnectionCut, Dangling, Digest, ImageSpec, Options, RegistryHandle, Settings,
-    Shape, User, detached,
+    Action, Auth, AuthMode, ConnectionCut, Dangling, Digest, ImageSpec, Matcher, Options,
+    RegistryHandle, Rule, Settings, Shape, User, detached,
 };
 use tower::ServiceExt as _;
 
@@ -63,6 +64,24 @@ impl Registries {
     pub fn begin_at(&self, float: &str) -> Digest {
         let spec = ImageSpec::new(Shape::Oci, &format!("old {float}"));
         self.floats().seed_spec(REPOSITORY, float, &spec).unwrap()
+    }
+
+    /// Somebody else puts an image of theirs to a tag, or deletes it.
+    pub fn meddle(&self, tag: &str, image: Option<&str>) -> Option<Digest> {
+        if let Some(image) = image {
+            let spec = ImageSpec::new(Shape::Oci, image);
+            return self.floats().seed_spec(REPOSITORY, tag, &spec).ok();
+        }
+        // It may not be there.
+        let _ = self.floats().delete_tag(REPOSITORY, tag);
+        None
+    }
+
+    /// The next read of a tag tells what it was so long before.
+    pub fn lag(&self, lag: Duration) {
+        let ms = u64::try_from(lag.as_millis()).unwrap_or_default();
+        let rule = Rule::new(Matcher::default(), Action::StaleRead { ms });
+        self.floats().add_rule(rule.times(1));
     }
 
     pub fn tag(&self, tag: &str) -> Option<Digest> {

@@ -7,12 +7,14 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
+use quaylike::Digest;
 use serde_json::{Value, json};
 
-use super::api_server::{HOME, REQUESTS};
+use super::api_server::{HOME, REQUESTS, STREAMS};
 use super::clock;
 use super::draws::Draws;
 use super::faults::Fault;
+use super::monitors::stream_mark;
 use super::process::Options;
 use super::registries::{FLOATS, PASSWORD, REPOSITORY, USERS};
 use super::world::{Counts, Edit, World};
@@ -30,7 +32,40 @@ pub struct Asked {
     pub together: bool,
     /// Who asks, in a namespace of that name.
     pub user: &'static str,
+    pub wants: Wants,
     pub edits: Vec<(Duration, Edit)>,
+}
+
+/// What else a request for promotion asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a question of its own"
+)]
+pub struct Wants {
+    /// Its floats are taken back where one fails.
+    pub rollback: bool,
+    /// It has a gate, which is removed so much later.
+    pub gate: Option<Duration>,
+    /// What its floats have to be on.
+    pub replaces: Option<Replaces>,
+    /// The tags that its images were staged on are deleted.
+    pub removes_incoming: bool,
+    /// A tag of an image stream follows each float.
+    pub streams: bool,
+    /// Its first image is nowhere.
+    pub sourceless: bool,
+}
+
+/// What a float has to be on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replaces {
+    /// What it is on when a world begins.
+    Old,
+    /// Nothing.
+    Nothing,
+    /// The image of the request before, where that has one for it.
+    Last,
 }
 
 /// Everything that a run follows from.
@@ -41,6 +76,8 @@ pub struct Scene {
     pub places: Vec<(&'static str, Options)>,
     pub asked: Vec<Asked>,
     pub faults: Vec<Fault>,
+    /// Floats that are not there when it begins.
+    pub new: Vec<u64>,
     /// Each definition asked for names the Lease of whoever asks: as if nothing kept two installations apart.
     pub two_installations: bool,
     /// Whether clocks of places differ.
@@ -70,6 +107,7 @@ impl Asked {
             floats: floats.into(),
             together: true,
             user: USERS[0],
+            wants: Wants::default(),
             edits: Vec::new(),
         }
     }
@@ -83,6 +121,7 @@ impl Scene {
             places: vec![("a", Options::default()), ("b", Options::default())],
             asked,
             faults,
+            new: Vec::new(),
             two_installations: false,
             skewed: false,
         }
@@ -124,7 +163,7 @@ impl Scene {
             }
         }
         if world.monitors.wrong.is_empty() {
-            Self::judge(&mut world);
+            self.judge(&mut world);
         }
         let ends = world
             .api
@@ -133,7 +172,7 @@ impl Scene {
         Ran {
             ends: ends.collect(),
             lasted: world.now,
-            counts: world.counts,
+            counts: world.counts.clone(),
             moves: world.monitors.moves,
             left: world.faults_left().to_vec(),
             wrong: std::mem::take(&mut world.monitors.wrong),
@@ -170,11 +209,13 @@ impl Scene {
             .iter()
             .flat_map(|asked| asked.floats.clone())
             .collect();
-        for float in floats {
-            world.registries.begin_at(&format!("f{float}"));
+        let mut at: BTreeMap<u64, Digest> = BTreeMap::new();
+        for float in floats.iter().filter(|float| !self.new.contains(float)) {
+            at.insert(*float, world.registries.begin_at(&format!("f{float}")));
         }
+        let mut last = BTreeMap::new();
         for asked in &self.asked {
-            Self::furnish_request(world, asked);
+            Self::furnish_request(world, asked, &at, &mut last);
         }
         for (number, (place, options)) in (0..).zip(&self.places) {
             let ahead = if self.skewed {
@@ -191,27 +232,67 @@ impl Scene {
         }
     }
 
-    fn furnish_request(world: &mut World, asked: &Asked) {
-        let mut digests = Vec::new();
-        let images = asked.floats.iter().map(|float| {
-            let (digest, source) = world.registries.source(&format!("{}-{float}", asked.name));
+    /// `old` is what floats are on when it begins, `last` the images of the request before.
+    fn furnish_request(
+        world: &mut World,
+        asked: &Asked,
+        old: &BTreeMap<u64, Digest>,
+        last: &mut BTreeMap<u64, Digest>,
+    ) {
+        let wants = asked.wants;
+        let (mut digests, mut images) = (Vec::new(), Vec::new());
+        for (index, float) in asked.floats.iter().enumerate() {
+            let (digest, mut source) = world.registries.source(&format!("{}-{float}", asked.name));
+            if wants.sourceless && index == 0 {
+                source = source.replace("@sha256:", "-gone@sha256:");
+            }
+            let mut image =
+                json!({"source": source, "float": format!("{FLOATS}/{REPOSITORY}:f{float}")});
+            let on = match wants.replaces {
+                None => None,
+                Some(Replaces::Nothing) => Some("None".to_owned()),
+                Some(Replaces::Old) => old.get(float).map(Digest::to_string),
+                Some(Replaces::Last) => last.get(float).map(Digest::to_string),
+            };
+            if let Some(on) = on {
+                image["replaces"] = on.into();
+            }
+            if wants.streams {
+                image["imageStreamTag"] = format!("s:f{float}").into();
+            }
             digests.push(digest);
-            json!({"source": source, "float": format!("{FLOATS}/{REPOSITORY}:f{float}")})
-        });
-        let images: Vec<Value> = images.collect();
+            images.push(image);
+        }
+        *last = asked
+            .floats
+            .iter()
+            .copied()
+            .zip(digests.iter().copied())
+            .collect();
         world.monitors.expect(&asked.name, &digests);
         let latch = if asked.together {
             "Together"
         } else {
             "Independently"
         };
-        let object = json!({
+        let mut object = json!({
             "kind": "PromotionRequest", "apiVersion": "ci.openshift.io/v1alpha1",
             "metadata": {"name": asked.name, "namespace": asked.user},
-            "spec": {"images": images, "latch": latch, "onFailure": "Hold", "mode": "Promote", "attempts": 10,
+            "spec": {"images": images, "latch": latch, "onFailure": if wants.rollback { "Rollback" } else { "Hold" }, "mode": "Promote", "attempts": 10,
                 "deadlineSeconds": 7200, "ttlSecondsAfterFinished": 604_800, "suspend": false, "cancel": false,
                 "pushSecret": {"name": "registries"}, "pullSecret": {"name": "registries"}},
         });
+        let spec = &mut object["spec"];
+        if let Some(after) = wants.gate {
+            spec["gates"] = json!([{"name": "tests"}]);
+            world.edit(asked.at + after, &asked.name, Edit::Open);
+        }
+        if wants.removes_incoming {
+            spec["incoming"] = "Remove".into();
+        }
+        if wants.streams {
+            spec["imageStreamNamespace"] = STREAMS.into();
+        }
         world.ask(asked.at, object);
         for (after, edit) in &asked.edits {
             world.edit(asked.at + *after, &asked.name, *edit);
@@ -219,7 +300,7 @@ impl Scene {
     }
 
     /// How it has to be in the end.
-    fn judge(world: &mut World) {
+    fn judge(&self, world: &mut World) {
         let now = world.now;
         let mut wrong: Vec<String> = unfinished(world)
             .map(|object| format!("every request ends: {} is {}", name(object), end(object)))
@@ -247,8 +328,13 @@ impl Scene {
                 let images = object["spec"]["images"].as_array().into_iter().flatten();
                 let floats = images.filter_map(|image| image["float"].as_str()?.rsplit_once(':'));
                 let mut tags = floats.map(|(_, tag)| tag);
-                let followed = tags.any(|tag| world.monitors.is_followed(tag, order));
-                if !followed && !cancelled {
+                let excused = |tag: &str| {
+                    world.monitors.is_followed(tag, order) || world.monitors.is_troubled(tag)
+                };
+                let wants = self.asked.iter().find(|asked| asked.name == name(object));
+                let may_fail = wants
+                    .is_some_and(|asked| asked.wants.sourceless || asked.wants.replaces.is_some());
+                if !tags.any(excused) && !cancelled && !may_fail {
                     let end = end(object);
                     wrong.push(format!(
                         "the newest wins: {} of {float} has ended as {end}",
@@ -259,17 +345,58 @@ impl Scene {
             }
             let at = world.registries.tag(tag);
             let shown = at.map(|digest| digest.to_string()).unwrap_or_default();
-            if status["source"]["digest"] != shown.as_str() && !followed {
+            let excused = followed || world.monitors.is_troubled(tag);
+            if status["source"]["digest"] != shown.as_str() && !excused {
                 wrong.push(format!(
                     "the newest wins: {float} is at {shown}, not at {}'s",
                     name(object)
                 ));
             }
         }
+        wrong.extend(references(world));
         let at = now.as_secs_f64();
         let wrong = wrong.into_iter().map(|what| format!("{at:.3} {what}"));
         world.monitors.wrong.extend(wrong.collect::<Vec<_>>());
     }
+}
+
+/// What is wrong with image stream tags: each is the newest request's of those that set it.
+fn references(world: &World) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut newest: BTreeMap<&str, (u64, String)> = BTreeMap::new();
+    for object in world.api.all(REQUESTS) {
+        let order = world.monitors.order(&name(object));
+        let images = object["spec"]["images"].as_array().into_iter().flatten();
+        for (index, image) in images.enumerate() {
+            let Some(tag) = image["imageStreamTag"].as_str() else {
+                continue;
+            };
+            let status = &object["status"]["images"][index];
+            match status["reference"]["state"].as_str() {
+                Some("Set") => {
+                    let digest = status["source"]["digest"].as_str().unwrap_or_default();
+                    let set = (order, format!("{FLOATS}/{REPOSITORY}@{digest}"));
+                    let known = newest.entry(tag).or_default();
+                    *known = set.max(known.clone());
+                }
+                Some("Superseded") => {}
+                _ if status["phase"] != "Posted" => {}
+                state => wrong.push(format!(
+                    "every request ends: {tag} of {} is {state:?}",
+                    name(object)
+                )),
+            }
+        }
+    }
+    let stream = world.api.get("imagestreams", STREAMS, "s");
+    for (tag, set) in newest {
+        let shown = stream.and_then(|stream| stream_mark(stream, tag.trim_start_matches("s:")));
+        // Who set it later may have been deleted.
+        if shown.as_ref().is_none_or(|(order, _)| *order <= set.0) && shown != Some(set.clone()) {
+            wrong.push(format!("the newest wins: {tag} is {shown:?}, not {set:?}"));
+        }
+    }
+    wrong
 }
 
 fn unfinished(world: &World) -> impl Iterator<Item = &Value> {

@@ -10,15 +10,15 @@ use bytes::Bytes;
 use http::{Method, Request, Response};
 use jiff::Timestamp;
 use quaylike::Digest;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
-use super::api_server::{Answer, ApiServer, REQUESTS, Watch, failure};
+use super::api_server::{Answer, ApiServer, HOME, REQUESTS, Watch, failure};
 use super::draws::Draws;
 use super::faults::{Act, Fault, Moment, Role, label, tag};
 use super::monitors::{Monitors, TagWrite};
 use super::process::{Options, Outgoing, Process, Reply, Server, show_world_clocks};
-use super::registries::Registries;
+use super::registries::{FLOATS, REPOSITORY, Registries};
 
 /// How far all processes go before the next one's turn, while there is traffic, and while there is none.
 const STEP: Duration = Duration::from_millis(10);
@@ -36,7 +36,24 @@ enum Due {
     Wake(String),
     Ask(Value),
     Edit(String, Edit),
+    /// The operator lets a ConfigMap say something.
+    Say(&'static Map, String),
 }
+
+/// What the operator says in a ConfigMap.
+pub struct Map {
+    pub name: &'static str,
+    key: &'static str,
+}
+
+pub static FREEZES: Map = Map {
+    name: "promotion-controller-freezes",
+    key: "freezes",
+};
+static PAUSED: Map = Map {
+    name: "promotion-controller",
+    key: "paused",
+};
 
 /// What a user does to a request for promotion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +61,8 @@ pub enum Edit {
     Suspend(bool),
     Cancel,
     Delete,
+    /// Its gates are removed.
+    Open,
     /// A newer version has taken it to a phase that this one does not know, or back to the one that it was in.
     Newer(bool),
 }
@@ -60,7 +79,17 @@ struct Call {
     /// The Lease that its process would hold.
     lease: String,
     refused: Option<u16>,
+    /// The answer is so old.
+    stale: Option<Duration>,
     unanswered: bool,
+}
+
+/// Whom and what a request is about, and who sent it.
+struct Subject {
+    process: String,
+    server: Server,
+    request: Option<String>,
+    float: String,
 }
 
 /// A process that stands still.
@@ -80,13 +109,12 @@ struct OpenWatch {
 }
 
 /// What happened how often.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Counts {
     pub steps: u64,
     pub calls: u64,
-    pub kills: u64,
-    pub stills: u64,
-    pub faults: u64,
+    /// Faults, by what happened.
+    pub faults: BTreeMap<String, u64>,
 }
 
 pub struct World {
@@ -107,6 +135,8 @@ pub struct World {
     faults: Vec<Fault>,
     /// Until when a process does not reach a server, or nobody does.
     cut: BTreeMap<(String, bool), Duration>,
+    /// Until when nobody may write a float.
+    forbidden: BTreeMap<String, Duration>,
     /// Whoever waits for an answer that never comes.
     unanswered: Vec<oneshot::Sender<Reply>>,
     seen: u64,
@@ -133,6 +163,7 @@ impl World {
             ordinals: BTreeMap::new(),
             faults,
             cut: BTreeMap::new(),
+            forbidden: BTreeMap::new(),
             unanswered: Vec::new(),
             seen: 0,
             quiet: 0,
@@ -160,7 +191,7 @@ impl World {
     pub fn is_scripted(&self) -> bool {
         let soon = self.now + Duration::from_secs(1);
         let script = |(at, due): (Duration, &Due)| match due {
-            Due::Wake(_) | Due::Ask(_) | Due::Edit(..) => true,
+            Due::Wake(_) | Due::Ask(_) | Due::Edit(..) | Due::Say(..) => true,
             Due::Arrive(_) | Due::Answer(..) => at > soon,
             Due::Start(_) => false,
         };
@@ -244,13 +275,14 @@ impl World {
         let own = self.ordinal(format!("{process} {label}"));
         let way = format!("{process} {label} on its way");
         let way = Duration::from_millis(self.draws.within(&way, own, WAY));
-        let write = (server == Server::Registry && *request.method() == Method::PUT)
+        let writes = [Method::PUT, Method::DELETE].contains(request.method());
+        let write = (server == Server::Registry && writes)
             .then(|| self.tag_write(process, &request))
             .flatten();
         if let Some(write) = &write {
             self.monitors.sent(write, &self.api, self.now);
         }
-        let about = about(&request, write.as_ref());
+        let subject = self.subject(process, server, &request, write.as_ref());
         let mut call = Call {
             process: process.into(),
             label,
@@ -261,6 +293,7 @@ impl World {
             write,
             lease: lease.into(),
             refused: None,
+            stale: None,
             unanswered: false,
         };
         let mut arrives = Some(self.now + way);
@@ -274,6 +307,8 @@ impl World {
                     call.unanswered = true;
                 }
                 Act::Refuse(status) => call.refused = Some(status),
+                // No tag was other before there was one.
+                Act::Stale(lag) => call.stale = Some(lag.min(self.now)),
                 act => acts.push(act),
             }
         }
@@ -290,18 +325,49 @@ impl World {
             self.unanswered.push(call.reply);
         }
         for act in acts {
-            self.act(act, process, server, about.as_deref());
+            self.act(act, &subject);
+        }
+    }
+
+    fn subject(
+        &self,
+        process: &str,
+        server: Server,
+        sent: &Request<Bytes>,
+        write: Option<&TagWrite>,
+    ) -> Subject {
+        let request = about(sent, write);
+        let named = || {
+            let name = request.as_ref()?;
+            let namespace = self.api.namespace_of(REQUESTS, name);
+            let object = self.api.get(REQUESTS, &namespace, name)?;
+            let float = object["spec"]["images"][0]["float"].as_str()?;
+            Some(float.rsplit_once(':')?.1.to_owned())
+        };
+        let float = tag(sent).map(|tag| Role::of(tag).1.to_owned());
+        Subject {
+            process: process.into(),
+            server,
+            float: float.or_else(named).unwrap_or_else(|| "f0".into()),
+            request,
         }
     }
 
     fn tag_write(&self, process: &str, request: &Request<Bytes>) -> Option<TagWrite> {
         let tag = tag(request)?.to_owned();
-        let digest = Digest::of(request.body());
+        let puts = *request.method() == Method::PUT;
+        let digest = puts.then(|| Digest::of(request.body()));
         let (role, float) = Role::of(&tag);
-        // Prune tags and `__pre` hold the image of an earlier one.
-        let owner = match role {
-            Role::Prune | Role::Pre => Monitors::at_work(&self.api, float),
-            _ => self.monitors.owner(digest).map(str::to_owned),
+        let at_work = Monitors::at_work(&self.api, float);
+        // Prune tags and `__pre` hold the image of an earlier one, and so does a float that is taken back.
+        let back = at_work
+            .as_ref()
+            .is_some_and(|name| self.monitors.takes_back(name));
+        let owner = match digest {
+            Some(digest) if !back && !matches!(role, Role::Prune | Role::Pre) => {
+                self.monitors.owner(digest).map(str::to_owned)
+            }
+            _ => at_work,
         };
         Some(TagWrite {
             process: process.into(),
@@ -320,7 +386,9 @@ impl World {
         self.faults = left;
         let due: Vec<Fault> = due;
         for fault in &due {
-            self.counts.faults += 1;
+            let name = format!("{:?}", fault.act);
+            let name = name.split('(').next().unwrap_or_default().to_owned();
+            *self.counts.faults.entry(name).or_default() += 1;
             self.note(&format!("FAULT {fault:?}"));
         }
         due.into_iter().map(|fault| fault.act).collect()
@@ -333,11 +401,12 @@ impl World {
     }
 
     /// Lets something happen to a process, or around it.
-    fn act(&mut self, act: Act, process: &str, server: Server, about: Option<&str>) {
+    fn act(&mut self, act: Act, subject: &Subject) {
+        let (process, float) = (subject.process.as_str(), subject.float.as_str());
         let place = process
             .trim_end_matches(|c: char| c.is_ascii_digit())
             .to_owned();
-        let api = server == Server::Api;
+        let api = subject.server == Server::Api;
         match act {
             Act::Kill(again) => self.kill(process, again),
             Act::Stop => {
@@ -348,7 +417,6 @@ impl World {
             }
             Act::Freeze(_) | Act::Sleep(_) if self.still.contains_key(process) => {}
             Act::Freeze(long) | Act::Sleep(long) => {
-                self.counts.stills += 1;
                 let still = Still {
                     since: self.now,
                     sleeps: matches!(act, Act::Sleep(_)),
@@ -362,7 +430,7 @@ impl World {
                         .as_str()
                         .map(str::to_owned)
                 };
-                if let Some(name) = about.map(str::to_owned).or_else(newest) {
+                if let Some(name) = subject.request.clone().or_else(newest) {
                     self.change(&name, Edit::Delete);
                 }
             }
@@ -376,7 +444,26 @@ impl World {
                 }
             }
             Act::Compact => self.api.compact(),
-            Act::LoseRequest | Act::LoseAnswer | Act::Late(_) | Act::Slow(_) | Act::Refuse(_) => {}
+            Act::Forbid(long) => {
+                self.forbidden.insert(float.into(), self.now + long);
+                self.monitors.trouble(float);
+            }
+            Act::Meddle(role, puts) => self.meddle(role, puts, float),
+            Act::FreezeFloat(long) => {
+                let line = format!("{FLOATS}/{REPOSITORY}:{float} a test\n");
+                self.say(&FREEZES, &line);
+                self.queue(self.now + long, Due::Say(&FREEZES, String::new()));
+            }
+            Act::Pause(long) => {
+                self.say(&PAUSED, "all");
+                self.queue(self.now + long, Due::Say(&PAUSED, String::new()));
+            }
+            Act::LoseRequest
+            | Act::LoseAnswer
+            | Act::Late(_)
+            | Act::Slow(_)
+            | Act::Refuse(_)
+            | Act::Stale(_) => {}
         }
     }
 
@@ -395,7 +482,34 @@ impl World {
                 self.look_at_changes();
             }
             Due::Edit(name, edit) => self.change(&name, edit),
+            Due::Say(map, text) => self.say(map, &text),
         }
+    }
+
+    /// Somebody else puts an image to a tag of a float, or deletes it. Our pins they leave; a name for one they may take first.
+    fn meddle(&mut self, role: Role, puts: bool, float: &str) {
+        let stamp = Timestamp::now().strftime("%Y%m%d%H%M%S").to_string();
+        let tag = role.tag(float, &stamp);
+        if role == Role::Prune && (!puts || self.registries.tag(&tag).is_some()) {
+            return;
+        }
+        self.note(&format!("somebody else writes {tag}"));
+        let image = format!("theirs at {:?}", self.now);
+        let digest = self.registries.meddle(&tag, puts.then_some(image.as_str()));
+        self.monitors.meddled(&tag, digest, self.now);
+    }
+
+    /// The operator lets a ConfigMap say something.
+    fn say(&mut self, map: &Map, text: &str) {
+        self.note(&format!("the operator says in {}: {text}", map.name));
+        if self.api.get("configmaps", HOME, map.name).is_none() {
+            let object = json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": map.name, "namespace": HOME}});
+            self.api.create("configmaps", object, Timestamp::now());
+        }
+        self.api.edit("configmaps", HOME, map.name, |object| {
+            object["data"] = json!({map.key: text});
+        });
+        self.look_at_changes();
     }
 
     fn change(&mut self, name: &str, edit: Edit) {
@@ -420,6 +534,9 @@ impl World {
                         image["was"] = Value::Null;
                     }
                 }
+            }),
+            Edit::Open => self.api.edit(REQUESTS, namespace, name, |object| {
+                object["spec"]["gates"] = json!([]);
             }),
             Edit::Cancel => self.api.edit(REQUESTS, namespace, name, |object| {
                 object["spec"]["cancel"] = true.into();
@@ -460,7 +577,6 @@ impl World {
         else {
             return;
         };
-        self.counts.kills += 1;
         let process = self.processes.remove(index);
         let place = process.place().to_owned();
         process.kill();
@@ -517,10 +633,17 @@ impl World {
             reply,
             write,
             lease,
-            refused,
+            mut refused,
+            stale,
             unanswered,
         } = call;
-        let about = about(&request, write.as_ref());
+        let subject = self.subject(&process, server, &request, write.as_ref());
+        let written = write
+            .as_ref()
+            .and_then(|write| self.forbidden.get(&write.tag));
+        if written.is_some_and(|until| *until > self.now) {
+            refused = Some(403);
+        }
         let answer = match (refused, server) {
             (Some(status), Server::Api) => Some(Answer::Whole(failure(
                 status,
@@ -534,13 +657,20 @@ impl World {
                 let before = write
                     .as_ref()
                     .and_then(|write| self.registries.tag(&write.tag));
+                if let Some(lag) = stale {
+                    self.registries.lag(lag);
+                }
                 let answer = self.registries.answer(request);
-                let done = answer.as_ref().is_some_and(|answer| answer.status() == 201);
+                let done = answer
+                    .as_ref()
+                    .is_some_and(|answer| answer.status().is_success());
                 if let Some(write) = write.filter(|_| done) {
                     self.note(&format!(
                         "{process} has put {} = {}",
                         write.tag,
-                        self.named(write.digest)
+                        write
+                            .digest
+                            .map_or("nothing".into(), |digest| self.named(digest))
                     ));
                     self.monitors
                         .landed(&write, before, &self.registries, self.now);
@@ -554,8 +684,8 @@ impl World {
             Some(Answer::Watch(_)) => 200,
             None => 0,
         };
-        let subject = about.as_deref().unwrap_or_default();
-        self.note(&format!("{process} {label} {nth} {subject} {status}"));
+        let about = subject.request.as_deref().unwrap_or_default();
+        self.note(&format!("{process} {label} {nth} {about} {status}"));
         let own = self.ordinal(format!("{process} {label} answers"));
         let back = self
             .draws
@@ -588,7 +718,7 @@ impl World {
             None => self.queue(at, Due::Answer(reply, Reply::Closed)),
         }
         for act in acts {
-            self.act(act, &process, server, about.as_deref());
+            self.act(act, &subject);
         }
     }
 
@@ -677,10 +807,11 @@ fn shown(status: &Value) -> String {
 fn refusal(status: u16) -> Response<Bytes> {
     let (code, message) = match status {
         400 => ("MANIFEST_INVALID", "manifest references unknown blob"),
+        403 => ("DENIED", "nobody may write this tag"),
         404 => ("MANIFEST_UNKNOWN", "manifest unknown"),
         _ => ("UNKNOWN", "a fault"),
     };
-    let body = serde_json::json!({"errors": [{"code": code, "message": message}]});
+    let body = json!({"errors": [{"code": code, "message": message}]});
     let mut response = Response::new(Bytes::from(body.to_string()));
     *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or_default();
     response
