@@ -10,7 +10,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -26,6 +26,8 @@ const RESERVATIONS: usize = 3;
 const NAMESPACE_MAX: usize = 1;
 /// Large manifests that one operation holds at once: a step's own, what a tag holds, and what it looks at meanwhile.
 const LARGE_AT_ONCE: usize = 4;
+/// How much less urgent than everything else it is to compute something of a large manifest: a tenth of a core is left to it.
+const NICENESS: i32 = 10;
 /// How long whoever holds a reservation waits for a registry at a time, and for one of its own manifests to be dropped.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -33,7 +35,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
 #[derive(Debug)]
 pub(crate) struct Reserve {
     shares: Shares<u64>,
-    /// Half of the cores: the other half serves everybody else.
+    /// Half of the cores, and there whoever else has something to do goes first.
     cores: Arc<Semaphore>,
 }
 
@@ -82,7 +84,8 @@ impl Reserve {
         }
     }
 
-    /// Computes something of a large manifest, which takes long enough to hold up everybody else, outside the runtime and in turn.
+    /// Computes something of a large manifest, which takes long enough to hold up everybody else, outside the runtime, in turn, and less
+    /// urgently than all else.
     pub(crate) async fn compute<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, Error> + Send + 'static,
@@ -93,13 +96,23 @@ impl Reserve {
         let done = AbortOnDropHandle::new(tokio::spawn(async move {
             // Closed by nobody. It goes with the work, which goes on where nobody waits for it any more.
             let core = cores.acquire_owned().await;
-            let work = move || {
+            let (done, result) = oneshot::channel();
+            // A thread of its own, because none becomes as urgent again as it was.
+            let thread = std::thread::Builder::new().name("large-manifest".into());
+            let started = thread.spawn(move || {
                 let _core = core;
-                work()
-            };
-            tokio::task::spawn_blocking(work).await
+                // Where that is refused, it is as urgent as everything else.
+                let _ = rustix::process::nice(NICENESS);
+                // Who waited may have left.
+                let _ = done.send(work());
+            });
+            match started {
+                Ok(_) => result.await.map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            }
         }));
-        done.await.flatten().unwrap_or_else(|error| {
+        let computed = done.await.map_err(|error| error.to_string()).flatten();
+        computed.unwrap_or_else(|error| {
             let message = format!("a manifest could not be looked at: {error}");
             Err(Error::attempt(Reason::RegistryError, message))
         })
@@ -130,7 +143,7 @@ impl Reservation {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::panic, clippy::unwrap_used)]
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
@@ -151,6 +164,17 @@ mod tests {
         });
         futures::future::try_join_all(works).await.unwrap();
         assert_eq!(most.load(Ordering::SeqCst), (cores / 2).max(1));
+    }
+
+    #[tokio::test]
+    async fn what_is_computed_is_less_urgent_than_all_else() {
+        let urgency = || Ok(rustix::process::getpriority_process(None).unwrap());
+        let reserve = Reserve::default();
+        assert!(reserve.compute(urgency).await.unwrap() > urgency().unwrap());
+        let broken = reserve.compute(|| -> Result<(), Error> { panic!("broken") });
+        assert!(broken.await.is_err());
+        // And takes no core along.
+        reserve.compute(|| Ok(())).await.unwrap();
     }
 
     #[tokio::test]
