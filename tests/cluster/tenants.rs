@@ -4,6 +4,7 @@
 //! Each test has a control plane to itself, so that its controller may look at all namespaces.
 
 mod connections;
+mod cores;
 mod manifests;
 mod objects;
 mod registries;
@@ -15,6 +16,7 @@ use quaylike::{ImageSpec, Options, Registry, Shape};
 use serde_json::Value;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use self::cores::Cores;
 use crate::ground::alone;
 use crate::testbed::Turn;
 use crate::testbed::stage::{Controller, EVERYWHERE, Stage, phase, spec};
@@ -35,6 +37,8 @@ struct Tenants {
     registry: Registry,
     /// Where the good namespace's images come from.
     sources: Registry,
+    /// Where the controller has a core to itself.
+    cores: Option<&'static Cores>,
 }
 
 /// Attacks at once: each takes all of a core that it can get.
@@ -43,6 +47,8 @@ static ATTACKS: Semaphore = Semaphore::const_new(2);
 impl Tenants {
     async fn new() -> Self {
         let attack = ATTACKS.acquire().await.unwrap();
+        // Before anything else is started.
+        let cores = Cores::apart();
         let (turn, plane) = alone().await;
         Self {
             _turn: (attack, turn),
@@ -50,6 +56,7 @@ impl Tenants {
             good: Stage::on(plane, "good").await,
             registry: Registry::start(Options::default()).await.unwrap(),
             sources: Registry::start(Options::default()).await.unwrap(),
+            cores,
         }
     }
 
@@ -63,7 +70,11 @@ impl Tenants {
         flags.extend(hosts.iter().map(|host| format!("--plain-http={host}")));
         flags.extend(more.iter().map(|&flag| flag.to_owned()));
         let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-        self.good.controller(&flags)
+        let start = || self.good.controller(&flags);
+        match self.cores {
+            Some(cores) => cores.for_controller(start),
+            None => start(),
+        }
     }
 
     /// A request of existing floats of the good namespace.
@@ -104,11 +115,13 @@ impl Tenants {
         best
     }
 
-    /// That such a request takes no more than three times as long beside the attack.
+    /// That such a request takes no more than three times as long beside the attack: each of some, where the controller has a core to itself,
+    /// and otherwise one of them.
     async fn beside(&self, attack: &str, alone: Duration) {
         let mut times = Vec::new();
         let mut beside = Duration::MAX;
-        while times.len() < TRIES && beside > alone * 3 {
+        let limit = alone * 3;
+        while times.len() < TRIES && (beside > limit || self.cores.is_some()) {
             let took = self.promoted(&format!("beside-{}", times.len())).await;
             beside = beside.min(took);
             times.push(took);
@@ -116,10 +129,11 @@ impl Tenants {
         println!(
             "{attack}: another namespace's request took {beside:.2?} beside it ({times:.2?}), {alone:.2?} alone"
         );
-        assert!(
-            beside <= alone * 3,
-            "{attack}: {beside:?} beside, {alone:?} alone"
-        );
+        let held = match self.cores {
+            Some(_) => times.iter().all(|took| *took <= limit),
+            None => beside <= limit,
+        };
+        assert!(held, "{attack}: {times:?} beside, {alone:?} alone");
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use super::cores::elsewhere;
 use super::{Tenants, within_memory};
 use crate::testbed::scripted::{
     INDEX, Image, OCI, Say, Scripted, answer, descriptor, digest, unknown,
@@ -63,7 +64,7 @@ async fn heavy() -> (Scripted, Vec<String>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn plans_and_copies_of_64_images_with_56_mib_of_manifests_each_stay_within_the_memory() {
     let tenants = Tenants::new().await;
-    let (server, names) = heavy().await;
+    let (server, names) = elsewhere(heavy()).await;
     let (from, to) = (server.host(), tenants.registry.host());
     let controller = tenants.controller(&[&from], &["--registry-qps=0"]);
     let alone = tenants.alone().await;
