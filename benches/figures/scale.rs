@@ -484,6 +484,8 @@ async fn ended(report: &mut Report, ground: &Ground, model: &PromotionRequest) {
     let pages = swept(ground, begun, &controller).await;
     let memory = controller.peak_memory().unwrap();
     controller.kill();
+    // Who comes after it elects nobody.
+    stage::name_lease(ground.plane, Value::Null).await;
 
     let mut table = Table::new(&["finished requests", "measured", "limit"]);
     let within = took <= READY;
