@@ -743,6 +743,34 @@ fn what_comes_between_a_save_and_its_answer_breaks_no_promise() {
     }
 }
 
+/// A process that was frozen until another led goes on beside it: its reads are answered, its saves land or are refused, it launches what
+/// they say, and it hears of ends.
+#[test]
+fn two_leaders_at_once_keep_every_promise() {
+    hold(&[
+        (
+            ONE,
+            &[
+                "replace+awake",
+                "replace+awake+moved",
+                "replace+awake+late",
+                "replace+awake+crash",
+                "replace+awake+suspend",
+                "split+replace+awake",
+            ],
+        ),
+        (NEXT, &["replace+awake"]),
+        (FAILS, &["replace+awake"]),
+    ]);
+    if deep() {
+        hold(&[
+            (NEXT, &["split+replace+awake", "replace+awake+delete"]),
+            (GROUP, &["replace+awake", "split+replace+awake"]),
+            (FAILS, &["replace+awake+overrun", "replace+awake+moved"]),
+        ]);
+    }
+}
+
 /// The older ones are ended one by one, and anything may come between two of them.
 #[test]
 fn a_claim_that_ends_two_older_requests_is_none_before_both_have_ended() {
@@ -887,7 +915,7 @@ fn an_incoming_tag_goes_only_where_the_float_holds_its_image_and_never_after_ano
 }
 
 /// For each guard: where it is missed, and the promise that breaks first.
-const GUARDS: [(Mutation, Scenario, &str, Promise); 51] = {
+const GUARDS: [(Mutation, Scenario, &str, Promise); 52] = {
     use Mutation as M;
     use Promise as P;
     [
@@ -909,7 +937,13 @@ const GUARDS: [(Mutation, Scenario, &str, Promise); 51] = {
         (M::NoQuietStart, NEXT, "late+crash", P::NothingLost),
         (M::AllSpared, FAILS, "late+crash+overrun", P::Together),
         (M::StaleLaunch, BACK, "", P::NothingLost),
-        (M::FormerSaves, ONE, "replace+moved+unknown", P::NothingLost),
+        (
+            M::FormerSaves,
+            ONE,
+            "replace+awake+moved+unknown",
+            P::RecordedBeforeDone,
+        ),
+        (M::FormerWrites, NEXT, "replace+awake", P::NothingLost),
         (M::IncomingSkipped, LENIENT, "expire", P::NeverDangling),
         (M::HeardOutOfOrder, HELD, "", P::ForwardsOnly),
         (M::LaunchBeforeSave, NEXT, "", P::RecordedBeforeDone),
@@ -982,7 +1016,7 @@ fn each_promise_breaks_when_its_guard_is_taken_away_and_holds_with_it() {
     }
     // That nothing breaks there with the guards is what the other tests show, but for these.
     hold(&[
-        (ONE, &["replace+moved+unknown"]),
+        (ONE, &["replace+awake+moved+unknown"]),
         (FIRST, &["handover+stale+stale"]),
         (NEXT, &["handover+stale", "handover+unknown"]),
         (NEXT, &["moved+back"]),

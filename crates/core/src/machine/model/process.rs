@@ -39,6 +39,8 @@ pub struct Process {
     pub sent: BTreeMap<usize, Shared<Sent>>,
     /// It is of an older version, and cannot read the first request.
     pub older: bool,
+    /// Its lease has run out, and it does not know.
+    pub former: bool,
     /// An object as it was when a float of it was latched first; for [`Mutation::StaleLaunch`] only.
     pub stale: BTreeMap<usize, Shared<Request>>,
     /// For [`Mutation::LaunchBeforeSave`] only.
@@ -126,6 +128,7 @@ impl Process {
             running: BTreeMap::new(),
             sent: BTreeMap::new(),
             older: false,
+            former: false,
             stale: BTreeMap::new(),
             unsaved: BTreeMap::new(),
         }
@@ -289,7 +292,8 @@ impl World {
             over: object.is_finished(),
         };
         let there = !self.objects[index].deleted;
-        match Loaded::leads_to(there.then_some(loaded), true) {
+        let trusted = !process.former || self.lacks(Mutation::FormerSaves);
+        match Loaded::leads_to(there.then_some(loaded), trusted) {
             Load::Gone | Load::Over => return self.gone(process, index),
             Load::Landed => {
                 let sent = Sent {
@@ -783,6 +787,9 @@ impl World {
     }
 
     fn serve_write(&mut self, process: &mut Process, who: Who, tag: &Tag, digest: Option<Digest>) {
+        if process.former && !self.lacks(Mutation::FormerWrites) {
+            return self.refuse(process, who, Answer::NotSent);
+        }
         if self.is_refused(who, tag) {
             return self.refuse(process, who, Answer::Refused);
         }

@@ -109,6 +109,7 @@ fn choices() -> impl Strategy<Value = Vec<u16>> {
 
 fn walk(mut setup: Setup, choices: &[u16]) -> World {
     setup.repeats = true;
+    setup.faults.awake = 1;
     let mut world = World::new(setup);
     for &choice in choices {
         let (faults, steps): (Vec<_>, Vec<_>) =

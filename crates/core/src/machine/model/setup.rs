@@ -75,9 +75,10 @@ pub struct Wish {
 pub struct Faults {
     /// The process dies between any two requests, its last tag write on the wire or not; another begins.
     pub crash: u8,
-    /// The lease of a frozen process runs out, and another takes over at once. The first writes no tag any more, and saves
-    /// nothing that it found before (but under [`Mutation::FormerSaves`]).
+    /// The lease of a frozen process runs out, and another takes over at once.
     pub replace: u8,
+    /// The first one wakes up beside the other, with all that it had under way. No fault.
+    pub awake: u8,
     /// The process ends by SIGTERM and releases its lease; another begins.
     pub handover: u8,
     /// A tag write lands, its answer is lost.
@@ -171,6 +172,8 @@ pub enum Mutation {
     /// true no more: "backed up" was said of a digest that has been displaced itself since. The load is fresh and the save is
     /// checked, so nothing but a look at the lease between the two keeps it from that.
     FormerSaves,
+    /// The same sends a tag write, whose look was made while it led.
+    FormerWrites,
     /// An older request is heard of only after a newer one has begun (a watch tells creations in their order).
     HeardOutOfOrder,
     /// Stage reports success and leaves `<float>_incoming` alone.
@@ -252,6 +255,7 @@ impl Faults {
     pub const NONE: Self = Self {
         crash: 0,
         replace: 0,
+        awake: 0,
         handover: 0,
         lost: 0,
         late: 0,
@@ -287,6 +291,7 @@ impl Faults {
         Some(match kind {
             "crash" => &mut self.crash,
             "replace" => &mut self.replace,
+            "awake" => &mut self.awake,
             "handover" => &mut self.handover,
             "lost" => &mut self.lost,
             "late" => &mut self.late,

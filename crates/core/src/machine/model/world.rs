@@ -89,7 +89,7 @@ pub struct World {
     pub paused: BTreeSet<usize>,
     /// The process that leads.
     pub leader: Process,
-    /// One that led and does not know yet that it does no more; for [`Mutation::FormerSaves`] only.
+    /// One that led and goes on where it was frozen.
     pub former: Option<Process>,
     /// The sources are gone.
     pub sources_gone: bool,
@@ -148,7 +148,7 @@ pub enum Action {
     Freeze(usize),
     Crash(Option<Who>),
     Replace,
-    FormerReconcile(usize),
+    Former(Deed),
     Handover,
     Move(usize),
     Back(usize),
@@ -166,6 +166,26 @@ pub enum Action {
     Silence(usize),
     /// A process of an older version takes over, which cannot read the first request.
     Older,
+}
+
+/// What a process does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deed {
+    Reconcile(usize),
+    Serve(Who),
+    Commit(usize),
+    Answer(usize),
+}
+
+impl From<Deed> for Action {
+    fn from(deed: Deed) -> Self {
+        match deed {
+            Deed::Reconcile(index) => Self::Reconcile(index),
+            Deed::Serve(who) => Self::Serve(who),
+            Deed::Commit(index) => Self::Commit(index),
+            Deed::Answer(index) => Self::Answer(index),
+        }
+    }
 }
 
 // === impl World ===
@@ -276,12 +296,17 @@ impl World {
         self.now = to.max(self.now);
         let now = self.now;
         self.replicas.retain(|_, (_, until)| *until > now);
-        self.leader.forget(now, self.is_quiet());
+        let quiet = self.is_quiet();
+        self.leader.forget(now, quiet);
+        self.former.iter_mut().for_each(|f| f.forget(now, quiet));
     }
 
     /// Whether no save is under way.
     fn is_quiet(&self) -> bool {
-        self.leader.sent.is_empty() && self.late_saves.is_empty()
+        let sends = |process: &Process| !process.sent.is_empty();
+        !sends(&self.leader)
+            && !self.former.as_ref().is_some_and(sends)
+            && self.late_saves.is_empty()
     }
 
     /// The next time at which something that waits can go on.
@@ -328,6 +353,9 @@ impl World {
         }
         if quiet != were || !world.leader.coordinator.is(&self.leader.coordinator) {
             world.leader.simplify(world.now, quiet);
+        }
+        if let Some(former) = &mut world.former {
+            former.simplify(world.now, quiet);
         }
         for (number, float) in self.setup.floats.iter().enumerate() {
             world.past.resolved[number] |= world.registry.look(float.tag()).is_some();
@@ -385,13 +413,19 @@ impl World {
                 self.left.replace -= 1;
                 let sent = self.now;
                 self.pass(self.now + 15);
-                let former = self.leader.clone();
+                let mut former = self.leader.clone();
+                former.former = true;
+                if self.left.awake > 0 {
+                    // They are on their way beside it.
+                    self.leader.sent.clear();
+                }
                 self.begin(Some(sent), self.leader.older);
-                self.former = Some(former).filter(|_| self.lacks(Mutation::FormerSaves));
+                self.former = Some(former).filter(|_| self.left.awake > 0);
             }
-            Action::FormerReconcile(index) => {
-                let mut former = self.former.take().expect("a former leader");
-                self.reconcile(&mut former, index);
+            Action::Former(deed) => {
+                self.change_places();
+                self.act(deed.into());
+                self.change_places();
             }
             Action::Handover => {
                 self.left.handover -= 1;
@@ -649,6 +683,12 @@ impl World {
         self.leader = leader;
     }
 
+    /// The former leader is in the place of the leader, or back in its own.
+    fn change_places(&mut self) {
+        let former = self.former.as_mut().expect("a former leader");
+        std::mem::swap(&mut self.leader, former);
+    }
+
     /// The leader releases its lease once nothing of it can land any more, and the next one is told what it wrote a moment ago.
     fn hand_over(&mut self) {
         if let Some(landed) = self.leader.log.landed_at(moment(self.now)) {
@@ -709,10 +749,8 @@ impl World {
         for (&who, op) in &self.leader.running {
             self.actions_of_step(who, op, &mut actions);
         }
-        for (who, op) in self.former.iter().flat_map(|former| &former.running) {
-            if op.run.outcome.is_some() {
-                actions.push(Action::FormerReconcile(who.0));
-            }
+        if let Some(former) = &self.former {
+            self.deeds_of_the_former(former, &mut actions);
         }
         for index in 0..self.wire.len() {
             actions.extend([Action::Land(index), Action::Die(index)]);
@@ -787,6 +825,26 @@ impl World {
             (self.left.delete > 0, Action::Delete(index)),
         ];
         actions.extend(faults.into_iter().filter(|(may, _)| *may).map(|(_, f)| f));
+    }
+
+    fn deeds_of_the_former(&self, former: &Process, actions: &mut Vec<Action>) {
+        let mut deeds = Vec::new();
+        for (&who, op) in &former.running {
+            let seen = op.next.as_ref().and_then(Ask::read_tag);
+            let seen = seen.map(|tag| (tag, self.registry.look(tag)));
+            let waits = seen.is_some_and(|(tag, there)| self.disbelieved(former, tag, there));
+            deeds.extend((op.next.is_some() && !waits).then_some(Deed::Serve(who)));
+        }
+        for (&index, sent) in &former.sent {
+            deeds.extend(match sent.at {
+                SentAt::Way => Some(Deed::Commit(index)),
+                SentAt::Landed => Some(Deed::Answer(index)),
+                SentAt::Unknown => None,
+            });
+        }
+        let objects = (0..self.objects.len()).filter(|&index| former.reconciles(index));
+        deeds.extend(objects.map(Deed::Reconcile));
+        actions.extend(deeds.into_iter().map(Action::Former));
     }
 
     fn actions_of_step(&self, who: Who, op: &Op, actions: &mut Vec<Action>) {
@@ -1040,6 +1098,7 @@ impl Model for World {
                 | Action::Permit(_)
                 | Action::Commit(_)
                 | Action::Answer(_)
+                | Action::Former(_)
                 | Action::Gone(_)
                 | Action::LateSave(_)
                 | Action::NoSave(_)
@@ -1087,10 +1146,10 @@ impl Model for World {
                     .map_or("deletion", |digest| self.setup.name(digest));
                 format!("LATE: {} = {name} lands", write.tag)
             }
-            Action::FormerReconcile(index) => {
-                let gone = Process::new(0, LATE);
-                let what = self.say_reconcile(&gone, &gone, &after);
-                format!("the FORMER leader reconciles r{index}: {what}")
+            Action::Former(deed) => {
+                let mut then = self.clone();
+                then.change_places();
+                format!("the FORMER leader: {}", then.describe(deed.into()))
             }
             Action::Wait => format!("{} s pass", after.now - self.now),
             action => format!("{action:?}"),
