@@ -725,7 +725,17 @@ fn a_group_that_fails_is_taken_back_or_says_what_was_not_under_every_fault() {
 fn what_comes_between_a_save_and_its_answer_breaks_no_promise() {
     hold(&[
         (ONE, &SPLIT),
-        (ONE, &["split+replace+delete"]),
+        (
+            ONE,
+            &[
+                "split+replace+delete",
+                "split+loads+delete",
+                "split+loads+suspend",
+                "split+loads+cancel",
+                "split+loads+silent",
+                "split+loads+crash",
+            ],
+        ),
         (NEXT, &["split", "split+delete", "split+silent", "older"]),
         (GROUP, &["split+immutable"]),
     ]);

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use crate::coordinator::{
     self, Answer as Admitted, Ask as Asked, Decided, Ended, Finished, Key, Launched, Load, Loaded,
-    Object, Recorded, Round, end_rival,
+    Object as Read, Recorded, Round, end_rival,
 };
 use crate::image::{Digest, Float, Reference, Stamp, Tag};
 use crate::log::WriteLog;
@@ -20,8 +20,9 @@ use crate::steps::is_old;
 use crate::steps::replay::{Answer, Ask, Halt, Running, Seen};
 
 use super::promises::Promise;
+use super::search::fingerprint;
 use super::setup::{Deletion, Mutation};
-use super::world::{LATE, SETTLE, Shared, Who, World, Write};
+use super::world::{LATE, Object, SETTLE, Shared, Who, World, Write};
 
 /// Who works on what, as the engine has it.
 pub type Coordinator = coordinator::Coordinator<Duration, (), (), ()>;
@@ -35,6 +36,8 @@ pub struct Process {
     pub coordinator: Shared<Coordinator>,
     /// The steps that run, and those that ended and are not recorded yet.
     pub running: BTreeMap<Who, Shared<Op>>,
+    /// The objects that it has loaded and not looked at yet, where a load is an action of its own.
+    pub loaded: BTreeMap<usize, Object>,
     /// Its saves whose answer is not known, where a save and its answer are actions of their own.
     pub sent: BTreeMap<usize, Shared<Sent>>,
     /// It is of an older version, and cannot read the first request.
@@ -104,8 +107,8 @@ fn shown(moment: Duration) -> Timestamp {
     time(second(moment))
 }
 
-fn saved(key: &Key, version: u64, contender: Contender) -> Object<'_, ()> {
-    Object {
+fn saved(key: &Key, version: u64, contender: Contender) -> Read<'_, ()> {
+    Read {
         key,
         version,
         contender,
@@ -126,6 +129,7 @@ impl Process {
             log: Shared::new(WriteLog::new(moment(SETTLE), moment(late))),
             coordinator: Shared::new(Coordinator::new(quota)),
             running: BTreeMap::new(),
+            loaded: BTreeMap::new(),
             sent: BTreeMap::new(),
             older: false,
             former: false,
@@ -281,27 +285,43 @@ impl World {
 
     // === the reconcile loop ===
 
-    /// Takes one request one step on, in the order that [`coordinator`] gives. The save is sent, where its landing and its answer are
-    /// actions of their own.
+    /// Takes one request one step on, in the order that [`coordinator`] gives. It is sent in the end, where saves are actions of their
+    /// own: what follows is another; and only loaded, where loads are.
     pub fn reconcile(&mut self, process: &mut Process, index: usize) {
-        let object = self.objects[index].request.clone();
+        let object = self.objects[index].clone();
+        let loaded = process.loaded.remove(&index);
+        if loaded.is_none() && self.setup.faults.loads > 0 {
+            let (mut after, mut then) = (self.clone(), process.clone());
+            after.reconcile_loaded(&mut then, index, &object);
+            let quiet = then.sent.is_empty() && self.late_saves.is_empty();
+            then.simplify(self.now, quiet && self.former.is_none());
+            // What comes to nothing is not loaded.
+            if fingerprint(&(&after, &then)) != fingerprint(&(&*self, &*process)) {
+                process.loaded.insert(index, object);
+            }
+            return;
+        }
+        self.reconcile_loaded(process, index, loaded.as_ref().unwrap_or(&object));
+    }
+
+    fn reconcile_loaded(&mut self, process: &mut Process, index: usize, loaded: &Object) {
+        let (object, version) = (&loaded.request, loaded.version);
         let sent = process.sent.remove(&index);
         let landed = sent.filter(|sent| sent.request.status == object.status);
+        let there = !loaded.deleted;
         let loaded = Loaded {
             landed: landed.is_some(),
             over: object.is_finished(),
         };
-        let there = !self.objects[index].deleted;
         let trusted = !process.former || self.lacks(Mutation::FormerSaves);
         match Loaded::leads_to(there.then_some(loaded), trusted) {
             Load::Gone | Load::Over => return self.gone(process, index),
             Load::Landed => {
                 let sent = Sent {
                     // It may have been changed since.
-                    request: (*object).clone(),
+                    request: (**object).clone(),
                     ..(*landed.expect("it has landed")).clone()
                 };
-                let version = self.objects[index].version;
                 return self.answered(process, index, &sent, Some(version));
             }
             Load::Later => return,
@@ -310,12 +330,13 @@ impl World {
         if !process.hears(index) {
             return;
         }
-        let mut request = self.without_what_is_ignored(&object);
+        let mut request = self.without_what_is_ignored(object);
         if let Some(unsaved) = process.unsaved.remove(&index) {
             request.status = unsaved.status;
             self.save(index, &request);
         }
-        let Some(mut me) = self.record(process, index, request) else {
+        let contender = self.contender_of(index, object);
+        let Some(mut me) = self.record(process, index, request, (version, contender)) else {
             return;
         };
         if self.admit(process, index, &mut me) {
@@ -326,11 +347,11 @@ impl World {
         let decided = self.decide(process, index, me);
         let sent = Sent {
             round: decided.round,
-            version: self.objects[index].version,
+            version,
             at: SentAt::Way,
             request: decided.request,
         };
-        if sent.request.status == self.objects[index].request.status {
+        if sent.request.status == object.status {
             self.answered(process, index, &sent, None);
             self.check_repeated(process, index, &sent.request, admission);
         } else if self.lacks(Mutation::LaunchBeforeSave) && !sent.round.launches.is_empty() {
@@ -425,10 +446,14 @@ impl World {
     }
 
     /// Takes a request up, and records what has ended.
-    fn record(&self, process: &mut Process, index: usize, request: Request) -> Option<Recorded> {
+    fn record(
+        &self,
+        process: &mut Process,
+        index: usize,
+        request: Request,
+        (version, contender): (u64, Contender),
+    ) -> Option<Recorded> {
         let before = request.clone();
-        let contender = self.contender(index);
-        let version = self.objects[index].version;
         let key = self.key(index);
         let (coordinator, log) = (&mut process.coordinator, &mut process.log);
         let mut taken = coordinator.change(|c| {

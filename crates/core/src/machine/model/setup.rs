@@ -129,6 +129,8 @@ pub struct Faults {
     pub sources: u8,
     /// A save and its answer, and the answer to whether a request may push, are actions of their own. No fault.
     pub split: u8,
+    /// So is a load, beside these. No fault.
+    pub loads: u8,
     /// The answer to a save is lost; it lands, or has, or never does.
     pub silent: u8,
     /// A process of an older version takes over, which cannot read the first request (its end is free).
@@ -281,6 +283,7 @@ impl Faults {
         expire: 0,
         sources: 0,
         split: 0,
+        loads: 0,
         silent: 0,
         older: 0,
         slow: 0,
@@ -307,6 +310,7 @@ impl Faults {
             "sources" => &mut self.sources,
             "slow" => &mut self.slow,
             "split" => &mut self.split,
+            "loads" => &mut self.loads,
             "silent" => &mut self.silent,
             "older" => &mut self.older,
             "deadline" => &mut self.deadline,

@@ -301,11 +301,11 @@ impl World {
         self.former.iter_mut().for_each(|f| f.forget(now, quiet));
     }
 
-    /// Whether no save is under way.
+    /// Whether no version matters: nothing that was loaded is to be saved.
     fn is_quiet(&self) -> bool {
-        let sends = |process: &Process| !process.sent.is_empty();
-        !sends(&self.leader)
-            && !self.former.as_ref().is_some_and(sends)
+        let works = |process: &Process| !process.sent.is_empty() || !process.loaded.is_empty();
+        !works(&self.leader)
+            && !self.former.as_ref().is_some_and(works)
             && self.late_saves.is_empty()
     }
 
@@ -795,7 +795,8 @@ impl World {
                     Action::Permit(index),
                 ),
                 (
-                    heard_of && (sent.is_some() || leader.older),
+                    heard_of
+                        && (sent.is_some() || leader.loaded.contains_key(&index) || leader.older),
                     Action::Gone(index),
                 ),
                 (sent == Some(SentAt::Way), Action::Commit(index)),
