@@ -29,7 +29,8 @@ const SEAL: &str = "# whole as written: ";
 /// What is recorded is nobody else's to read: messages of registries, and names.
 const PRIVATE: u32 = 0o600;
 const WRITABLE: &str = "make its folder writable, or name another --state";
-/// How often somebody who has just locked the file is given 10 ms to write down who it is.
+/// How often a holder without a name is given 10 ms: to write it down, where it has just locked the file, or to let go of it. Who erased
+/// its name has; a process that it is about to start has the lock as well until then.
 const INTRODUCTIONS: usize = 50;
 
 /// What a state file holds.
@@ -315,18 +316,29 @@ fn lock(state: &Path) -> Result<File, FileError> {
     if found.nlink() != 1 {
         return Err(strange(&path, "is another file too (a hard link)"));
     }
-    match file.try_lock() {
-        Ok(()) => {
-            file.set_len(0).map_err(io)?;
-            let (process, now) = (std::process::id(), Timestamp::now());
-            write!(file, "process {process}, since {now:.0}").map_err(io)?;
-            Ok(file)
+    for _ in 0..INTRODUCTIONS {
+        match file.try_lock() {
+            Ok(()) => {
+                file.set_len(0).map_err(io)?;
+                let (process, now) = (std::process::id(), Timestamp::now());
+                write!(file, "process {process}, since {now:.0}").map_err(io)?;
+                return Ok(file);
+            }
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(source)) => return Err(io(source)),
         }
-        Err(TryLockError::WouldBlock) => Err(FileError::Locked {
-            path: state.into(),
-            holder: holder(&mut file),
-        }),
-        Err(TryLockError::Error(source)) => Err(io(source)),
+        if let Some(holder) = holder(&mut file) {
+            return Err(locked(state, holder));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Err(locked(state, "another process".into()))
+}
+
+fn locked(state: &Path, holder: String) -> FileError {
+    FileError::Locked {
+        path: state.into(),
+        holder,
     }
 }
 
@@ -339,18 +351,12 @@ fn strange(path: &Path, message: &str) -> FileError {
 }
 
 /// Who has locked a file, as that one wrote down.
-fn holder(file: &mut File) -> String {
-    for _ in 0..INTRODUCTIONS {
-        let mut text = String::new();
-        let read = file
-            .rewind()
-            .and_then(|()| file.take(200).read_to_string(&mut text));
-        if read.is_ok_and(|length| length > 0) {
-            return text;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    "another process".into()
+fn holder(file: &mut File) -> Option<String> {
+    let mut text = String::new();
+    let read = file
+        .rewind()
+        .and_then(|()| file.take(200).read_to_string(&mut text));
+    read.is_ok_and(|length| length > 0).then_some(text)
 }
 
 fn folder_of(path: &Path) -> &Path {
@@ -384,6 +390,26 @@ mod tests {
 
     fn seconds_ago(seconds: i64) -> Timestamp {
         Timestamp::now() - jiff::SignedDuration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_lock_whose_holder_has_erased_its_name_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.yaml");
+        let former = StatePath::take(&path).unwrap();
+        // As a process has it that was forked and is not another program yet.
+        let forked = former.lock.try_clone().unwrap();
+        assert!(matches!(
+            StatePath::take(&path),
+            Err(FileError::Locked { .. })
+        ));
+        drop(former);
+        let ends = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            drop(forked);
+        });
+        assert!(StatePath::take(&path).is_ok());
+        ends.join().unwrap();
     }
 
     const SETTLE: Duration = Duration::from_secs(10);
