@@ -26,6 +26,7 @@ mod measure;
 mod peers;
 mod plain;
 mod plot;
+mod profile;
 mod promotion;
 mod rate;
 mod relay;

@@ -20,6 +20,7 @@ use quaylike::{
 use serde_json::{Value, json};
 
 use crate::plain;
+use crate::profile::Profile;
 use crate::promotion;
 use crate::report::{Report, Table, mebibytes, method, seconds};
 use crate::requests::image;
@@ -117,6 +118,7 @@ async fn many(report: &mut Report, ground: &Ground) -> PromotionRequest {
         "all Posted after",
         "of the loop's",
         "limit",
+        "CPU for each",
         "peak memory",
         "limit",
         "status writes, median",
@@ -126,7 +128,7 @@ async fn many(report: &mut Report, ground: &Ground) -> PromotionRequest {
         "most",
         "limit",
     ]);
-    let mut model = None;
+    let (mut model, mut parts) = (None, None);
     let plain = plain_loop(all * FLOATS).await;
     let loads = [
         (Load::Free, all),
@@ -164,8 +166,10 @@ async fn many(report: &mut Report, ground: &Ground) -> PromotionRequest {
             ratio,
             ratio_limit,
         ];
-        let memory = [mebibytes(ran.memory), memory_limit];
+        let each = ran.cpu.as_secs_f64() * 1000.0 / number(requests);
+        let memory = [format!("{each:.0} ms"), mebibytes(ran.memory), memory_limit];
         table.row(cells.into_iter().chain(memory).chain(writes).chain(reads));
+        parts = parts.or(ran.parts);
         eprintln!("{name}: {}", ran.others);
         model = model.or(ran.model);
     }
@@ -175,6 +179,16 @@ async fn many(report: &mut Report, ground: &Ground) -> PromotionRequest {
         all * FLOATS * 16,
         seconds(plain)
     );
+    match parts {
+        Some(parts) => {
+            method(
+                "Without pacing the controller's stacks were sampled meanwhile, 49 times in a second of processor time (`perf`). A sample is of \
+                 the innermost part that one of its frames belongs to; a status save is JSON, HTTP, TLS and the kernel.",
+            );
+            parts.print();
+        }
+        None => println!("Its processor time is not divided: there is no `perf` that may look.\n"),
+    }
     model.unwrap()
 }
 
@@ -189,10 +203,18 @@ async fn plain_loop(floats: usize) -> Duration {
     taken.wall
 }
 
+#[allow(clippy::cast_precision_loss, reason = "a few thousand")]
+fn number(count: usize) -> f64 {
+    count as f64
+}
+
 /// What a load came to.
 struct Ran {
     took: Option<Duration>,
     memory: u64,
+    /// The controller's, in all and by part.
+    cpu: Duration,
+    parts: Option<Table>,
     writes: Counts,
     reads: Counts,
     /// What else the API server was asked.
@@ -239,6 +261,10 @@ impl Ground {
         let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
         let controller = stage.controller_through(&self.kubeconfig, &flags);
         ready(&stage).await;
+        let profile = (load == Load::Free).then(|| {
+            let process = controller.id().unwrap();
+            Profile::begin(process, stage.folder.path())
+        });
         let begun = Timestamp::now();
         let clock = Instant::now();
         let held =
@@ -268,8 +294,9 @@ impl Ground {
         if took.is_some() {
             assert_promoted(&objects, &wanted, &floats);
         }
-        let memory = controller.peak_memory().unwrap();
+        let (memory, cpu) = (controller.peak_memory().unwrap(), controller.cpu().unwrap());
         controller.kill();
+        let parts = profile.flatten().and_then(Profile::end);
         let audited = self.audited(begun);
         let count = |verb: &str, resource: &str| {
             let mut counts = BTreeMap::<&str, u64>::new();
@@ -292,6 +319,8 @@ impl Ground {
         Ran {
             took,
             memory,
+            cpu,
+            parts,
             writes,
             reads,
             others: summary(&audited),

@@ -355,6 +355,16 @@ impl Controller {
         self.process.peak_memory()
     }
 
+    /// Its processor time so far; none once it is gone.
+    pub fn cpu(&self) -> Option<Duration> {
+        self.process.cpu()
+    }
+
+    /// The number of the process; none once it is gone.
+    pub fn id(&self) -> Option<u32> {
+        self.process.id()
+    }
+
     pub fn signal(&mut self, signal: Signal) {
         self.process.signal(signal);
     }

@@ -131,6 +131,23 @@ impl Supervised {
         Some(kib * 1024)
     }
 
+    /// The part's processor time so far; none once it is gone.
+    pub fn cpu(&self) -> Option<Duration> {
+        let stat = std::fs::read_to_string(self.process()?.join("stat")).ok()?;
+        // After the name, which may have spaces in it: user and system time in hundredths of a second.
+        let (_, fields) = stat.rsplit_once(')')?;
+        let times = fields.split_whitespace().skip(11).take(2);
+        let ticks: u64 = times
+            .map(|time| time.parse::<u64>().ok())
+            .sum::<Option<_>>()?;
+        Some(Duration::from_millis(ticks * 10))
+    }
+
+    /// The part's process; none once it is gone.
+    pub fn id(&self) -> Option<u32> {
+        self.process()?.file_name()?.to_str()?.parse().ok()
+    }
+
     /// The part in `/proc`: the child of our shell that runs the program.
     fn process(&self) -> Option<PathBuf> {
         let parent = format!("PPid:\t{}", self.shell.id());
