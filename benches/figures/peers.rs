@@ -94,7 +94,7 @@ pub async fn run(report: &mut Report) {
     method(
         "One registry (embedded, a process of its own, latency added to each request). Existing floats, each with an image of its own in \
          another repository, no blob shared: single-arch, 4 blobs; multi-arch, an index of two, 8 blobs; all mounted. The plain loop \
-         sends the minimal requests and nothing else, 12 + B for a single-arch float and 18 + B for an index of two, 16 in flight, the \
+         sends the minimal requests and nothing else, 12 + B for a single-arch float and 16 + B for an index of two, 16 in flight, the \
          steps of a float one after another, all floats at once. The scripts promote one float after the other, as the original does.",
     );
     method(&format!(

@@ -209,9 +209,6 @@ impl Wire {
     }
 
     async fn child(&self, digest: String) -> (String, Manifest) {
-        let path = format!("{FLOATS}/manifests/{digest}");
-        let head = self.reads.head(self.url(&path)).header(ACCEPT, ACCEPTED);
-        self.send(head, StatusCode::NOT_FOUND).await;
         let child = self.get(SOURCES, &digest).await.unwrap();
         (digest, child)
     }

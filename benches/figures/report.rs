@@ -33,7 +33,8 @@ impl Report {
         };
         println!(
             "# Figures\n\nPrinted by `cargo bench`.{size} {}. Counts of requests, tokens and status writes \
-             do not depend on the machine. Times do: compare them only within one run. A limit with (!) was missed.\n",
+             do not depend on the machine. Times do: compare them only within one run. A limit with (!) was missed. \
+             Many requests at once, hostile namespaces and what tests measure: [capacity](capacity.md).\n",
             machine()
         );
         Self {

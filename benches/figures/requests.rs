@@ -108,6 +108,13 @@ pub async fn run(report: &mut Report) {
          and tokens apart. It behaves as distribution does, in the last two rows as quay does: there the labels of a mounted image, \
          and of the one displaced, are read as well, once for each image.",
     );
+    method(
+        "B blobs mounted from another repository take B requests. A child of an index adds a GET and a PUT, whether it is there \
+         already or not. Each registry gets one ping. Where it grants several scopes at once, a request takes one token from it for each \
+         credential, however many source repositories it has (of 24 at most), until the token expires; those of few repositories share tokens \
+         with later requests. Of an existing float 15 requests come one after another, the first and the token among them: so often a registry's \
+         latency is waited for. `counts.json` of the registry tests fails where one of these counts rises.",
+    );
     let mut table = Table::new(&["one promotion", "requests", "limit", "tokens", "pings"]);
     for case in CASES {
         let counts = case.counts().await;
