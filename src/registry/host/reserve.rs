@@ -27,6 +27,7 @@ const NAMESPACE_MAX: usize = 1;
 /// Large manifests that one operation holds at once: a step's own, what a tag holds, and what it looks at meanwhile.
 const LARGE_AT_ONCE: usize = 4;
 /// How much less urgent than everything else it is to compute something of a large manifest: a tenth of a core is left to it.
+#[cfg(target_os = "linux")]
 const NICENESS: i32 = 10;
 /// How long whoever holds a reservation waits for a registry at a time, and for one of its own manifests to be dropped.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
@@ -101,7 +102,8 @@ impl Reserve {
             let thread = std::thread::Builder::new().name("large-manifest".into());
             let started = thread.spawn(move || {
                 let _core = core;
-                // Where that is refused, it is as urgent as everything else.
+                // Of this thread alone, as only Linux has it. Where that is refused, it is as urgent as everything else.
+                #[cfg(target_os = "linux")]
                 let _ = rustix::process::nice(NICENESS);
                 // Who waited may have left.
                 let _ = done.send(work());
@@ -166,6 +168,7 @@ mod tests {
         assert_eq!(most.load(Ordering::SeqCst), (cores / 2).max(1));
     }
 
+    #[cfg(target_os = "linux")]
     #[tokio::test]
     async fn what_is_computed_is_less_urgent_than_all_else() {
         let urgency = || Ok(rustix::process::getpriority_process(None).unwrap());
