@@ -76,9 +76,7 @@ pub fn record(
 ) -> Result<Request, ReadError> {
     let mut request = read(object)?;
     request.status.references = references;
-    if request.phase().is_finished() {
-        request.status.completed.get_or_insert(now);
-    }
+    request.note_end(now);
     Ok(request)
 }
 

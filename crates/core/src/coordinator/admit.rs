@@ -359,7 +359,8 @@ pub fn end_rival(
     if images.iter().any(begun) {
         return false;
     }
-    request.status.supersede(&images, version, message, now);
+    request.status.supersede(&images, version, message);
+    request.note_end(now);
     true
 }
 

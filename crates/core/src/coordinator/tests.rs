@@ -7,8 +7,8 @@ use jiff::Timestamp;
 use super::*;
 use crate::image::Float;
 use crate::log::WriteLog;
-use crate::machine::claims::{Contender, Share, Standing, Verdict};
-use crate::machine::{Admission, Latch, Phase, Reason, Request, samples};
+use crate::machine::claims::{Contender, Rival, Share, Standing, Verdict};
+use crate::machine::{Admission, Latch, Phase, Reason, References, Request, samples};
 
 type State = Coordinator<Duration, (), (), ()>;
 
@@ -227,5 +227,24 @@ fn asked_last(
             Some(expected) => assert_eq!(ask, expected),
             None => return (me, ask.unwrap()),
         }
+    }
+}
+
+/// Its stream tags are set after the end of its floats, and are part of what it is waited for.
+#[test]
+fn a_superseded_request_has_not_ended_while_a_stream_tag_is_to_be_set() {
+    for references in [References::Open, References::None] {
+        let mut request = samples::request(Latch::Independently, &[Phase::Posted, Phase::Pending]);
+        request.status.references = references.clone();
+        let rival = Rival {
+            uid: "old".into(),
+            name: "ci/old".into(),
+            floats: vec![request.spec.images[1].float.clone()],
+        };
+        let now = Timestamp::UNIX_EPOCH;
+        assert!(end_rival(&mut request, &rival, 1, "by another", now));
+        assert_eq!(request.status.images[1].reason, Some(Reason::Superseded));
+        let open = references == References::Open;
+        assert_eq!(request.status.completed, (!open).then_some(now));
     }
 }

@@ -25,7 +25,7 @@ const QUIET: &str = "waits until an earlier tag write that was not answered, of 
 pub fn decide(request: &mut Request, inputs: &Inputs) -> Decision {
     let mut decision = Decision::default();
     if request.is_finished() {
-        end_request(request, inputs.now);
+        request.note_end(inputs.now);
         return decision;
     }
     note_late(request, inputs);
@@ -46,18 +46,11 @@ pub fn decide(request: &mut Request, inputs: &Inputs) -> Decision {
     }
     decision.waiting = waiting_reason(request, inputs);
     if request.is_finished() {
-        end_request(request, inputs.now);
+        request.note_end(inputs.now);
         decision.wake = None;
         decision.waiting = None;
     }
     decision
-}
-
-/// The floats are at their end, and so is the request, unless tags of image streams are still to be set.
-fn end_request(request: &mut Request, now: Timestamp) {
-    if request.phase().is_finished() {
-        request.status.completed.get_or_insert(now);
-    }
 }
 
 /// The first save records the order; the deadline starts then, and anew after a suspension.

@@ -420,6 +420,13 @@ impl Request {
         }
     }
 
+    /// Notes its end, once its floats are at theirs and no tag of an image stream is still to be set.
+    pub fn note_end(&mut self, now: Timestamp) {
+        if self.phase().is_finished() {
+            self.status.completed.get_or_insert(now);
+        }
+    }
+
     /// Whether a tag of an image stream waits to be set to image `index`, or is being set.
     #[must_use]
     pub fn awaits_reference(&self, index: usize) -> bool {
@@ -452,7 +459,7 @@ impl Status {
     }
 
     /// Ends these images, and the whole if nothing else is left.
-    pub fn supersede(&mut self, images: &[usize], version: u64, message: &str, now: Timestamp) {
+    pub fn supersede(&mut self, images: &[usize], version: u64, message: &str) {
         self.order.get_or_insert(version);
         for &index in images {
             if let Some(image) = self
@@ -465,9 +472,6 @@ impl Status {
                 image.message = message.into();
                 image.next_attempt = None;
             }
-        }
-        if self.images.iter().all(|image| image.phase.is_finished()) {
-            self.completed = Some(now);
         }
     }
 }
