@@ -131,11 +131,11 @@ pub enum Act {
     LoseAnswer,
     /// It is done so much later, and not answered.
     Late(Duration),
-    /// It is done, and answered so much later.
+    /// It is done, or answered, so much later.
     Slow(Duration),
     /// It is answered with this status, and not done.
     Refuse(u16),
-    /// It is answered with what its tag was so long before.
+    /// From now on, twice as long, tags are read as they were so long before.
     Stale(Duration),
     /// Its registry lets nobody write the float that it is about, for so long.
     Forbid(Duration),

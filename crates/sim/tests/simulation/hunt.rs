@@ -159,7 +159,8 @@ fn wants(draws: Draws, number: u64, together: bool) -> Wants {
         gate: percent("gate", 20).then(gate),
         replaces: percent("replaces at all", 15).then(replaces),
         removes_incoming: percent("removes incoming", 20),
-        streams: percent("streams", 25),
+        // Those of one run set the same ones.
+        streams: draws.percent("streams", 0, 30),
         sourceless: percent("sourceless", 5),
     }
 }
@@ -213,10 +214,9 @@ fn fault(draws: Draws, class: Class, number: u64) -> Fault {
             if matches!(act, Act::Stale(_)) {
                 on = "look";
             }
-            moment = match act {
-                Act::Slow(_) => Moment::Landed,
-                _ => Moment::Sent,
-            };
+            if !matches!(act, Act::Slow(_)) {
+                moment = Moment::Sent;
+            }
             act
         }
         Class::Outages => one_of(&[

@@ -53,15 +53,14 @@ pub struct Monitors {
     theirs: BTreeSet<Digest>,
     /// When somebody else last wrote a tag.
     meddled: BTreeMap<String, Duration>,
+    /// Up to when a process has seen a tag.
+    seen: BTreeMap<(String, String), Duration>,
     /// Floats that could not be promoted to at some time, by nobody's fault here.
     troubled: BTreeSet<String>,
     /// Floats that are frozen, since which version, and whether the leader says that it follows that.
     frozen: Option<(String, u64, bool)>,
     dangled: usize,
 }
-
-/// A read may be so old when what relies on it is sent: a stale answer, and the age of the look.
-const UNSEEN: Duration = Duration::from_secs(15);
 
 impl Monitors {
     /// A request for promotion that is going to be: the digests of its images, in order.
@@ -98,10 +97,20 @@ impl Monitors {
         self.troubled.contains(float)
     }
 
-    /// What a tag was last written by somebody else may not have shown when this was sent.
+    /// A process looks at a tag as it was then.
+    pub fn looked(&mut self, process: &str, tag: &str, then: Duration) {
+        self.seen.insert((process.into(), tag.into()), then);
+    }
+
+    /// Whether somebody else wrote a tag since the last look of the process that writes it now. What deletes a tag looks at its float.
     fn is_unseen(&self, write: &TagWrite) -> bool {
-        let at = self.meddled.get(&write.tag);
-        at.is_some_and(|at| *at + UNSEEN >= write.sent)
+        let tag = match write.digest {
+            Some(_) => write.tag.as_str(),
+            None => Role::of(&write.tag).1,
+        };
+        let seen = self.seen.get(&(write.process.clone(), tag.to_owned()));
+        let at = self.meddled.get(tag);
+        at.is_some_and(|at| seen.is_none_or(|seen| at >= seen))
     }
 
     /// A request's place in the order.
@@ -240,6 +249,14 @@ impl Monitors {
         };
         if self.is_unseen(write) {
             return;
+        }
+        let of = |digest: &Digest| self.owner(*digest);
+        if let Some(name) = write.owner.as_deref().filter(|name| self.takes_back(name))
+            && write.digest.as_ref().and_then(of) != Some(name)
+            && of(&before) != Some(name)
+        {
+            let what = format!("never back: {float} is taken back by {name}, which is not on it");
+            self.says(now, &what);
         }
         let tags = registries.floats().tags(REPOSITORY);
         let pinned = |(tag, digest): (&String, &Digest)| {

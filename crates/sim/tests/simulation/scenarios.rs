@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::faults::{Act, Fault};
+use super::faults::{Act, Fault, Role};
 use super::registries::USERS;
 use super::scene::{Asked, Ran, Scene};
 use super::world::Edit;
@@ -165,4 +165,30 @@ fn what_could_not_be_pinned_is_not_overwritten() {
     ];
     let ran = Scene::new(3, two(), faults).run();
     holds(&ran, &[("r2", "Posted Promoted")]);
+}
+
+/// The leader says that it follows a freeze while a save of a decision from before it is on its way.
+#[test]
+fn a_freeze_is_followed_once_no_save_on_its_way_can_let_a_float_move() {
+    for nth in 2..=6 {
+        let faults = vec![
+            Fault::sent("save", nth, Act::Slow(seconds(5))),
+            Fault::sent("save", nth, Act::FreezeFloat(seconds(60))),
+        ];
+        let ran = Scene::new(3, vec![Asked::new(3, "r1", &[0])], faults).run();
+        holds(&ran, &[("r1", "Posted Promoted")]);
+    }
+}
+
+/// Somebody else moves a new float while its promotion ends: what the image was staged on may be its last tag.
+#[test]
+fn what_was_staged_is_deleted_only_once_its_float_was_seen_to_hold_it() {
+    for nth in 3..=7 {
+        let mut asked = Asked::new(3, "r1", &[0]);
+        asked.wants.removes_incoming = true;
+        let theirs = vec![Fault::landed("look", nth, Act::Meddle(Role::Float, true))];
+        let mut scene = Scene::new(3, vec![asked], theirs);
+        scene.new = vec![0];
+        holds(&scene.run(), &[("r1", "Posted Promoted")]);
+    }
 }

@@ -79,8 +79,6 @@ struct Call {
     /// The Lease that its process would hold.
     lease: String,
     refused: Option<u16>,
-    /// The answer is so old.
-    stale: Option<Duration>,
     unanswered: bool,
 }
 
@@ -135,6 +133,8 @@ pub struct World {
     faults: Vec<Fault>,
     /// Until when a process does not reach a server, or nobody does.
     cut: BTreeMap<(String, bool), Duration>,
+    /// Until when tags are read late, and how late.
+    lags: Option<(Duration, Duration)>,
     /// Until when nobody may write a float.
     forbidden: BTreeMap<String, Duration>,
     /// Whoever waits for an answer that never comes.
@@ -163,6 +163,7 @@ impl World {
             ordinals: BTreeMap::new(),
             faults,
             cut: BTreeMap::new(),
+            lags: None,
             forbidden: BTreeMap::new(),
             unanswered: Vec::new(),
             seen: 0,
@@ -293,7 +294,6 @@ impl World {
             write,
             lease: lease.into(),
             refused: None,
-            stale: None,
             unanswered: false,
         };
         let mut arrives = Some(self.now + way);
@@ -307,8 +307,7 @@ impl World {
                     call.unanswered = true;
                 }
                 Act::Refuse(status) => call.refused = Some(status),
-                // No tag was other before there was one.
-                Act::Stale(lag) => call.stale = Some(lag.min(self.now)),
+                Act::Slow(slow) => arrives = arrives.map(|at| at + slow),
                 act => acts.push(act),
             }
         }
@@ -458,12 +457,8 @@ impl World {
                 self.say(&PAUSED, "all");
                 self.queue(self.now + long, Due::Say(&PAUSED, String::new()));
             }
-            Act::LoseRequest
-            | Act::LoseAnswer
-            | Act::Late(_)
-            | Act::Slow(_)
-            | Act::Refuse(_)
-            | Act::Stale(_) => {}
+            Act::Stale(lag) => self.lags = Some((self.now + 2 * lag, lag)),
+            Act::LoseRequest | Act::LoseAnswer | Act::Late(_) | Act::Slow(_) | Act::Refuse(_) => {}
         }
     }
 
@@ -634,7 +629,6 @@ impl World {
             write,
             lease,
             mut refused,
-            stale,
             unanswered,
         } = call;
         let subject = self.subject(&process, server, &request, write.as_ref());
@@ -653,30 +647,7 @@ impl World {
             ))),
             (Some(status), Server::Registry) => Some(Answer::Whole(refusal(status))),
             (None, Server::Api) => Some(self.api.answer(&request, &lease, Timestamp::now())),
-            (None, Server::Registry) => {
-                let before = write
-                    .as_ref()
-                    .and_then(|write| self.registries.tag(&write.tag));
-                if let Some(lag) = stale {
-                    self.registries.lag(lag);
-                }
-                let answer = self.registries.answer(request);
-                let done = answer
-                    .as_ref()
-                    .is_some_and(|answer| answer.status().is_success());
-                if let Some(write) = write.filter(|_| done) {
-                    self.note(&format!(
-                        "{process} has put {} = {}",
-                        write.tag,
-                        write
-                            .digest
-                            .map_or("nothing".into(), |digest| self.named(digest))
-                    ));
-                    self.monitors
-                        .landed(&write, before, &self.registries, self.now);
-                }
-                answer.map(Answer::Whole)
-            }
+            (None, Server::Registry) => self.serve(&process, label, request, write),
         };
         self.look_at_changes();
         let status = match &answer {
@@ -720,6 +691,45 @@ impl World {
         for act in acts {
             self.act(act, &subject);
         }
+    }
+
+    /// A registry answers.
+    fn serve(
+        &mut self,
+        process: &str,
+        label: &str,
+        request: Request<Bytes>,
+        write: Option<TagWrite>,
+    ) -> Option<Answer> {
+        let before = write
+            .as_ref()
+            .and_then(|write| self.registries.tag(&write.tag));
+        if let (None, "look", Some(tag)) = (&write, label, tag(&request)) {
+            let lags = self.lags.filter(|(until, _)| *until > self.now);
+            // No tag was other before there was one.
+            let lag = lags.map_or(Duration::ZERO, |(_, lag)| lag.min(self.now));
+            if !lag.is_zero() {
+                self.registries.lag(lag);
+            }
+            self.monitors
+                .looked(process, tag, self.now.saturating_sub(lag));
+        }
+        let answer = self.registries.answer(request);
+        let done = answer
+            .as_ref()
+            .is_some_and(|answer| answer.status().is_success());
+        if let Some(write) = write.filter(|_| done) {
+            self.note(&format!(
+                "{process} has put {} = {}",
+                write.tag,
+                write
+                    .digest
+                    .map_or("nothing".into(), |digest| self.named(digest))
+            ));
+            self.monitors
+                .landed(&write, before, &self.registries, self.now);
+        }
+        answer.map(Answer::Whole)
     }
 
     /// A digest as the log has it.
