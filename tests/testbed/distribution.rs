@@ -176,6 +176,13 @@ impl Distribution {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// Whether a tag that is listed points to anything. A PUT that a halt cut, and nobody answered, leaves one that does not.
+    pub fn is_put(&self, repository: &str, tag: &str) -> bool {
+        let tags = format!("store/docker/registry/v2/repositories/{repository}/_manifests/tags");
+        let link = self.directory.join(&tags).join(tag).join("current/link");
+        std::fs::metadata(link).is_ok_and(|link| link.len() > 0)
+    }
+
     async fn wait(&self) -> Result<(), Error> {
         let client = match &self.certificates {
             Some(certificates) => https_client(&certificates.ca_der)?,

@@ -37,7 +37,8 @@ impl Sources for Apart {
 async fn pull_all(registry: &Distribution, shown: &[String]) -> BTreeMap<String, String> {
     let client = registry.client().unwrap();
     let mut tags = BTreeMap::new();
-    for tag in client.tags(FLOATS).await.unwrap() {
+    let listed = client.tags(FLOATS).await.unwrap().into_iter();
+    for tag in listed.filter(|tag| registry.is_put(FLOATS, tag)) {
         let pulled = client.pull(FLOATS, &tag).await;
         let pulled = pulled.unwrap_or_else(|error| panic!("{tag} does not pull whole: {error}"));
         tags.insert(tag, pulled[0].clone());
