@@ -102,15 +102,15 @@ impl Monitors {
         self.seen.insert((process.into(), tag.into()), then);
     }
 
-    /// Whether somebody else wrote a tag since the last look of the process that writes it now. What deletes a tag looks at its float.
+    /// Whether somebody else wrote a tag since it was looked at last, or since this write was sent, which may land late. What deletes a
+    /// tag looks at its float as well.
     fn is_unseen(&self, write: &TagWrite) -> bool {
-        let tag = match write.digest {
-            Some(_) => write.tag.as_str(),
-            None => Role::of(&write.tag).1,
+        let unseen = |tag: &str| {
+            let seen = self.seen.get(&(write.process.clone(), tag.to_owned()));
+            let at = self.meddled.get(tag);
+            at.is_some_and(|at| *at >= write.sent || seen.is_none_or(|seen| at >= seen))
         };
-        let seen = self.seen.get(&(write.process.clone(), tag.to_owned()));
-        let at = self.meddled.get(tag);
-        at.is_some_and(|at| seen.is_none_or(|seen| at >= seen))
+        unseen(&write.tag) || (write.digest.is_none() && unseen(Role::of(&write.tag).1))
     }
 
     /// A request's place in the order.
