@@ -202,7 +202,7 @@ impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
     }
 
     /// One of those that a claim ends has ended on the floats, or is not there any more.
-    pub fn rival_ended(&mut self, uid: &str, rival: &str) {
+    pub(crate) fn rival_ended(&mut self, uid: &str, rival: &str) {
         if let Some(known) = self.known.get_mut(uid) {
             known.rivals.retain(|other| other.uid != rival);
         }

@@ -228,7 +228,7 @@ impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
     /// Looks at a request that owned floats when this process took over, once the process before can send nothing more. A float is
     /// passed on only when no write can land there, so what may be on the wire is its owner's; where that has no launch open, and no
     /// write without an answer, there is nothing to wait for.
-    pub fn spare(&mut self, log: &mut WriteLog<T>, uid: &str, request: &Request, now: T) {
+    pub(super) fn spare(&mut self, log: &mut WriteLog<T>, uid: &str, request: &Request, now: T) {
         if self.inherited.is_empty() || !log.may_spare(now) {
             return;
         }

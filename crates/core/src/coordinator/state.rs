@@ -54,7 +54,7 @@ pub struct Known<T, C, R> {
     /// Since when it is known that it may push; time for which work was stopped does not count.
     pub permitted: Option<T>,
     /// Those that its claim has still to end: until then their floats are not its own.
-    pub rivals: Vec<Rival>,
+    pub(crate) rivals: Vec<Rival>,
     /// What is counted of it.
     pub counts: C,
     /// What its driver keeps of it.
