@@ -17,6 +17,7 @@ mod convert;
 mod dialect;
 mod distribution;
 mod files;
+mod instructions;
 mod memory;
 mod packages;
 mod preview;
