@@ -6,6 +6,7 @@ use crate::testbed::PATIENCE;
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use promotion_controller::api::PromotionRequestStatus;
 use quaylike::{Auth, AuthMode, ImageSpec, Options, Registry, Shape, User};
 use serde_json::json;
 
@@ -87,4 +88,52 @@ async fn each_of_many_requests_takes_eight_status_writes_and_ten_reads_at_the_mo
     // Once a minute.
     let minutes = u64::try_from(Timestamp::now().duration_since(begun).as_secs() / 60).unwrap();
     assert!((1..=1 + minutes).contains(&count("get", "secrets", "push")));
+}
+
+/// As many of 250 floats are kept ready to begin, and as many more than that wait behind them, still when those are gone.
+const READY: usize = 20;
+const BEHIND: usize = 3;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_only_waits_is_saved_once_whatever_ends_before_it() {
+    let stage = Stage::new("queue").await;
+    let (user, kubeconfig) = stage.plane.mighty_account("queue").await.unwrap();
+    let _controller = stage.controller_through(&kubeconfig, &[]);
+    let begun = Timestamp::now();
+    let name = |n: usize| format!("r{n}");
+    for n in 0..2 * READY + BEHIND {
+        let image = |m: usize| {
+            let source = format!("localhost:5000/src@sha256:{:064x}", n * 250 + m);
+            json!({"source": source, "float": format!("localhost:5000/ci:f{n}-{m}")})
+        };
+        let images: Vec<_> = (0..250).map(image).collect();
+        let secret = json!({"name": "missing"});
+        stage
+            .create(&name(n), &json!({"images": images, "pushSecret": secret}))
+            .await;
+    }
+    for n in 0..READY {
+        stage.delete(&name(n)).await;
+    }
+    // Those that took their places say what they wait for now.
+    let waits = |wanted: &'static str| {
+        move |status: &PromotionRequestStatus| {
+            let mut conditions = status.conditions.iter();
+            conditions.any(|c| c.type_ == "Progressing" && c.reason == wanted)
+        }
+    };
+    stage
+        .until(&name(2 * READY - 1), PATIENCE, waits("SecretNotFound"))
+        .await;
+    for n in 2 * READY..2 * READY + BEHIND {
+        stage.until(&name(n), PATIENCE, waits("Queued")).await;
+        let audited = stage.plane.audited().unwrap();
+        let writes = audited.iter().filter(|request| {
+            request.user() == user
+                && request.received >= begun
+                && request.resource() == "promotionrequests/status"
+                && request.name() == name(n)
+        });
+        assert_eq!(writes.count(), 1, "{}", name(n));
+    }
 }

@@ -81,10 +81,8 @@ impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
         over_limit: &mut bool,
     ) -> ControlFlow<Admission, Ask> {
         match me.asked.take() {
-            None => match self.shelved_behind(&me.uid) {
-                Some(before) => me.waits(Reason::Queued, beyond(before), None),
-                None => Continue(Ask::Policy),
-            },
+            None if self.backlog.is_beyond(&me.uid) => me.waits(Reason::Queued, beyond(), None),
+            None => Continue(Ask::Policy),
             Some(Ask::Policy) => {
                 if me.request.spec.suspend {
                     // Others still wait for its committed images; with the rest it delays nobody.
@@ -364,10 +362,11 @@ pub fn end_rival(
     true
 }
 
-/// Why a request that is kept small waits.
-fn beyond(before: usize) -> String {
+/// Why a request that is kept small waits. It does not say how many are before it: that changes whenever one of them ends, and each save
+/// that says so is heard of again.
+fn beyond() -> String {
     format!(
-        "{before} requests of this namespace wait before it, with as many floats as are kept ready ({FLOATS_MAX}); \
+        "older requests of this namespace wait before it, with as many floats as are kept ready ({FLOATS_MAX}); \
          it comes as they begin or end, the oldest first"
     )
 }

@@ -32,15 +32,27 @@ pub(super) struct Backlog<C> {
 /// Of one namespace.
 #[derive(Debug, Clone, Default, Hash)]
 struct Rows {
-    /// By order, and the floats of each.
+    /// Those that are ready, and those that were called to be: by order, and the floats of each.
     ready: BTreeMap<(u64, Uid), usize>,
     /// The order of each.
     orders: BTreeMap<Uid, u64>,
     floats: usize,
-    /// Shelved for no other reason than that there are too many.
+    /// Shelved for no other reason than that there are too many, and not called.
     beyond: BTreeSet<(u64, Uid)>,
-    /// How many of these begin with the same digits of their order.
-    ranks: Ranks,
+}
+
+impl Rows {
+    fn add(&mut self, (order, uid): (u64, Uid), weight: usize) {
+        self.floats += weight;
+        self.orders.insert(uid.clone(), order);
+        self.ready.insert((order, uid), weight);
+    }
+
+    fn remove(&mut self, uid: &str) {
+        let order = self.orders.remove(uid);
+        let weight = order.and_then(|order| self.ready.remove(&(order, uid.to_owned())));
+        self.floats -= weight.unwrap_or_default();
+    }
 }
 
 /// A request that may not begin now.
@@ -57,45 +69,6 @@ pub struct Shelved<C> {
     suspended: bool,
     floats: Box<[Mark]>,
     number: u64,
-}
-
-/// Counts numbers, so that how many are smaller than one is known without looking at each: by the digits that they begin with.
-#[derive(Debug, Clone, Default, Hash)]
-struct Ranks(BTreeMap<(u32, u64), usize>);
-
-impl Ranks {
-    /// How many bits each digit has.
-    const DIGIT: u32 = 4;
-
-    fn digits(number: u64) -> impl Iterator<Item = (u32, u64)> {
-        let shifts = (0..u64::BITS).step_by(Self::DIGIT as usize);
-        shifts.map(move |shift| (shift, number >> shift))
-    }
-
-    fn add(&mut self, number: u64) {
-        for digits in Self::digits(number) {
-            *self.0.entry(digits).or_default() += 1;
-        }
-    }
-
-    fn remove(&mut self, number: u64) {
-        for digits in Self::digits(number) {
-            if let Some(count) = self.0.get_mut(&digits) {
-                *count -= 1;
-                if *count == 0 {
-                    self.0.remove(&digits);
-                }
-            }
-        }
-    }
-
-    fn before(&self, number: u64) -> usize {
-        let smaller = Self::digits(number).flat_map(|(shift, digits)| {
-            let first = digits >> Self::DIGIT << Self::DIGIT;
-            self.0.range((shift, first)..(shift, digits))
-        });
-        smaller.map(|(_, count)| count).sum()
-    }
 }
 
 impl<C> Default for Backlog<C> {
@@ -125,9 +98,14 @@ impl<C> Backlog<C> {
         if rows.beyond.first().is_some_and(|first| *first < own) {
             return true;
         }
-        // The newest give way, as many as there have to be.
+        // The newest give way, as many as there have to be. If it was called, room is kept for it.
         let (mut floats, most) = (rows.floats, FLOATS_MAX.saturating_sub(weight(contender)));
-        for (ready, weight) in rows.ready.iter().rev() {
+        if let Some(order) = rows.orders.get(&contender.uid) {
+            let kept = rows.ready.get(&(*order, contender.uid.clone()));
+            floats -= kept.copied().unwrap_or_default();
+        }
+        let others = rows.ready.iter().rev();
+        for (ready, weight) in others.filter(|((_, uid), _)| *uid != contender.uid) {
             if floats <= most {
                 return false;
             }
@@ -147,9 +125,7 @@ impl<C> Backlog<C> {
         }
         let rows = self.namespaces.entry(key.namespace.clone()).or_default();
         let own = (contender.order, contender.uid.clone());
-        rows.floats += weight(contender);
-        rows.orders.insert(contender.uid.clone(), contender.order);
-        rows.ready.insert(own, weight(contender));
+        rows.add(own, weight(contender));
         let (mut over, mut newest) = (rows.floats, Vec::new());
         for ((_, uid), floats) in rows.ready.iter().rev() {
             if over <= FLOATS_MAX || *uid == contender.uid {
@@ -166,10 +142,7 @@ impl<C> Backlog<C> {
         let Some(rows) = self.namespaces.get_mut(&key.namespace) else {
             return;
         };
-        if let Some(order) = rows.orders.remove(uid) {
-            let floats = rows.ready.remove(&(order, uid.to_owned()));
-            rows.floats -= floats.unwrap_or_default();
-        }
+        rows.remove(uid);
         self.tidy(&key.namespace);
     }
 
@@ -190,7 +163,6 @@ impl<C> Backlog<C> {
         if !contender.suspended {
             let rows = self.namespaces.entry(key.namespace.clone()).or_default();
             rows.beyond.insert((contender.order, contender.uid.clone()));
-            rows.ranks.add(contender.order);
         }
         let shelved = Shelved {
             key: key.clone(),
@@ -213,38 +185,39 @@ impl<C> Backlog<C> {
         for mark in &shelved.floats {
             self.floats.remove(&(*mark, shelved.number));
         }
-        if let Some(rows) = self.namespaces.get_mut(&shelved.key.namespace)
-            && rows.beyond.remove(&(shelved.order, uid.to_owned()))
-        {
-            rows.ranks.remove(shelved.order);
+        if let Some(rows) = self.namespaces.get_mut(&shelved.key.namespace) {
+            rows.beyond.remove(&(shelved.order, uid.to_owned()));
+            rows.remove(uid);
         }
         self.tidy(&shelved.key.namespace);
         Some(shelved)
     }
 
-    /// The oldest shelved requests of a namespace that fit now.
-    pub fn call(&self, namespace: &str) -> Vec<Key> {
-        let Some(rows) = self.namespaces.get(namespace) else {
-            return Vec::new();
+    /// Calls the oldest shelved requests of a namespace that fit now. Each is called once: its room is kept until it comes.
+    pub fn call(&mut self, namespace: &str) -> Vec<Key> {
+        let mut called = Vec::new();
+        let Some(rows) = self.namespaces.get_mut(namespace) else {
+            return called;
         };
-        let mut floats = rows.floats;
-        let beyond = rows
-            .beyond
-            .iter()
-            .filter_map(|(_, uid)| self.shelved.get(uid));
-        let called = beyond.take_while(|shelved| {
-            let fits = floats == 0 || floats + shelved.floats.len().max(1) <= FLOATS_MAX;
-            floats += shelved.floats.len().max(1);
-            fits
-        });
-        called.map(|shelved| shelved.key.clone()).collect()
+        while let Some(first) = rows.beyond.pop_first() {
+            let Some(shelved) = self.shelved.get(&first.1) else {
+                continue;
+            };
+            let weight = shelved.floats.len().max(1);
+            if rows.floats > 0 && rows.floats + weight > FLOATS_MAX {
+                rows.beyond.insert(first);
+                break;
+            }
+            rows.add(first, weight);
+            called.push(shelved.key.clone());
+        }
+        called
     }
 
-    /// How many requests of its namespace are ahead of one that is shelved for the limit; none where it is not.
-    pub fn before(&self, uid: &str) -> Option<usize> {
-        let shelved = self.shelved.get(uid).filter(|shelved| !shelved.suspended)?;
-        let rows = self.namespaces.get(&shelved.key.namespace)?;
-        Some(rows.ready.len() + rows.ranks.before(shelved.order))
+    /// Whether a request is shelved for no other reason than that there are too many.
+    pub fn is_beyond(&self, uid: &str) -> bool {
+        let shelved = self.shelved.get(uid);
+        shelved.is_some_and(|shelved| !shelved.suspended)
     }
 
     /// The shelved requests that share a float with `contender`, each with the floats that they share.

@@ -52,7 +52,7 @@ impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
             }
             if contender.started && !before.started {
                 self.backlog.is_not_ready(key, &uid);
-                self.woken.extend(self.backlog.call(&key.namespace));
+                self.call_shelved(&key.namespace);
             }
             // Floats change only where an object becomes readable, or stops being so.
             if before.shares.len() != contender.shares.len() {
@@ -73,7 +73,9 @@ impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
             if shelved.is_none() {
                 self.by_key.entry(key.clone()).or_default().push(uid);
             }
-            return self.backlog.shelve(key, version, &contender, counts);
+            let news = self.backlog.shelve(key, version, &contender, counts);
+            self.call_shelved(&key.namespace);
+            return news;
         }
         if self.backlog.remove(&uid).is_some() {
             self.forget_key(key, &uid);
@@ -114,7 +116,7 @@ impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
             .or_default()
             .push(uid.to_owned());
         self.backlog.shelve(&known.key, version, contender, counts);
-        self.woken.extend(self.backlog.call(&known.key.namespace));
+        self.call_shelved(&known.key.namespace);
     }
 
     /// Shelves one of the newest of a namespace, unless it is about to begin. It is reconciled, so that its status says so.
@@ -129,6 +131,11 @@ impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
         let (version, counts) = (known.version, known.counts.clone());
         self.shelve(uid, version, &contender, counts);
         self.woken.insert(key);
+    }
+
+    /// Wakes the shelved requests of a namespace for which there is room now.
+    fn call_shelved(&mut self, namespace: &str) {
+        self.woken.extend(self.backlog.call(namespace));
     }
 
     fn forget_key(&mut self, key: &Key, uid: &str) {
@@ -146,9 +153,10 @@ impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
         self.bury(uid, now);
         if let Some(shelved) = self.backlog.remove(uid) {
             self.forget_key(&shelved.key, uid);
+            self.call_shelved(&shelved.key.namespace);
         }
         let known = self.unknow(uid)?;
-        self.woken.extend(self.backlog.call(&known.key.namespace));
+        self.call_shelved(&known.key.namespace);
         self.wake_on(known.contender.floats(), uid);
         let quota_key = known.quota_key();
         self.quota.release(&quota_key, uid);

@@ -163,12 +163,6 @@ impl<T, C, R, O> Coordinator<T, C, R, O> {
         self.backlog.all()
     }
 
-    /// How many requests of its namespace are ahead of one that is shelved for the limit; none where it is not.
-    #[must_use]
-    pub fn shelved_behind(&self, uid: &str) -> Option<usize> {
-        self.backlog.before(uid)
-    }
-
     /// What its driver keeps of a request, also for a while after its end.
     pub fn kept(&mut self, uid: &str) -> Option<&mut R> {
         let known = self.known.get_mut(uid).map(|known| &mut known.kept);

@@ -133,11 +133,9 @@ impl Crowd {
         (decided, answered.launched)
     }
 
-    /// A request is heard of again, and asked for how many are before it.
+    /// A request is heard of again.
     pub fn hear_of(&mut self, number: u64) {
-        let one = One::of(number);
-        self.hear(&one);
-        _ = self.coordinator.shelved_behind(&one.uid);
+        self.hear(&One::of(number));
         self.coordinator.take_woken();
     }
 
