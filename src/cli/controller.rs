@@ -15,7 +15,7 @@ use super::telemetry::{self, LogArgs};
 use crate::controller::{Config, Ended, run as run_controller};
 use crate::engine::Settings;
 use crate::image::Repository;
-use crate::registry::RegistryClient;
+use crate::registry::{self, BuildError, RegistryClient};
 use crate::store::credentials::CredentialFiles;
 use crate::store::streams::StreamSettings;
 
@@ -124,7 +124,7 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
         ..registry.engine()
     };
     let policy = registry.listed();
-    let registry = match RegistryClient::new(registry.registry(&policy)) {
+    let registry = match registry_client(registry.registry(&policy)).await {
         Ok(registry) => registry,
         Err(error) => return bad_input(&unusable(&error)),
     };
@@ -163,6 +163,13 @@ pub(super) async fn run(args: ControllerArgs) -> ExitCode {
             }
         }
     }
+}
+
+/// A client that trusts somebody: that no certificate will do is no fault of requests.
+async fn registry_client(settings: registry::Settings) -> Result<RegistryClient, BuildError> {
+    let client = RegistryClient::new(settings)?;
+    client.load_trust().await?;
+    Ok(client)
 }
 
 /// A repository, and the host that it is pulled from.

@@ -4,8 +4,10 @@ use promotion_controller::image::Repository;
 use promotion_controller::machine::Reason;
 use promotion_controller::registry::{Class, Credential, Progress, Proxies, Put, Settings};
 use quaylike::Shape;
+use serde_json::json;
 
 use crate::testbed::client::{client_with, open, repository, seeded, settings, tag};
+use crate::testbed::command::{Ground, ended};
 use crate::testbed::scripted::{Scripted, answer};
 use crate::testbed::{Distribution, DistributionOptions};
 
@@ -150,4 +152,54 @@ async fn a_self_signed_certificate_that_is_given_as_ca_is_explained() {
     assert!(error.message.contains("CaUsedAsEndEntity"), "{error}");
     assert!(error.message.contains("self-signed"), "{error}");
     assert!(error.message.contains("CA:TRUE"), "{error}");
+}
+
+/// Where the system trusts nobody.
+const NOBODY: &str = "/nowhere/certificates.pem";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_system_trusts_is_read_only_for_a_connection_that_needs_it() {
+    let (ground, secured) = (Ground::new().await, secured().await);
+    ground.seed("src/x", "a", "new");
+    let promote = async || {
+        let mut command = ground.command(&["-o", "json"]);
+        command.env("SSL_CERT_FILE", NOBODY);
+        ended(command).await
+    };
+    let request = ground.request("one", &[(":a", "f")], &json!({}));
+    ground.documents(std::slice::from_ref(&request));
+    promote().await.exits(0);
+    let mut beyond = request;
+    beyond["spec"]["images"][0]["source"] = json!(format!("{}/team/a:x", secured.host()));
+    ground.documents_anew(&[beyond]);
+    let run = promote().await.exits(1);
+    let image = &run.items()[0]["status"]["images"][0];
+    assert_eq!(image["reason"], "CertificateUntrusted", "{image}");
+    let message = image["message"].as_str().unwrap();
+    assert!(message.contains("No CA certificates"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_does_not_begin_where_the_system_trusts_nobody() {
+    let ground = Ground::new().await;
+    let config = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "a",
+        "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a", "namespace": "a"}}],
+        "clusters": [{"name": "a", "cluster": {"server": "http://127.0.0.1:9"}}],
+        "users": [{"name": "a", "user": {}}],
+    });
+    ground
+        .folder
+        .write("kubeconfig", &config.to_string())
+        .unwrap();
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_promotion-controller"));
+    command
+        .args(["controller", "--allow-registry=**"])
+        .current_dir(ground.folder.path())
+        .env_clear()
+        .env("KUBECONFIG", "kubeconfig")
+        .env("SSL_CERT_FILE", NOBODY)
+        .kill_on_drop(true);
+    let run = ended(command).await.exits(2);
+    assert!(run.stderr.contains("No CA certificates"), "{}", run.stderr);
 }

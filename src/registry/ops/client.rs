@@ -133,6 +133,14 @@ impl RegistryClient {
         Ok(Self(shared))
     }
 
+    /// Reads what the system trusts now, and not beside the first connection that needs it.
+    ///
+    /// # Errors
+    /// It trusts nobody.
+    pub async fn load_trust(&self) -> Result<(), BuildError> {
+        self.transport().egress.load_trust().await
+    }
+
     /// Forgets a repository's manifests and blobs, so that the next read or copy asks again. Blobs known to be missing stay known: a
     /// HEAD may be answered by a cache.
     pub fn forget(&self, repository: &Repository) {

@@ -14,13 +14,13 @@ use hyper_util::client::proxy::matcher::Matcher;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::redirect::Policy;
 use reqwest::{Client, ClientBuilder, Method, NoProxy, Proxy, Request, Response, Url};
-use rustls::crypto::CryptoProvider;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
-use rustls_platform_verifier::Verifier;
+use url::Position;
 
 use super::cause::{NoReply, describe};
 use super::network::{Networks, Reach};
+use super::trust::Trust;
 use crate::files;
 use crate::registry::endpoint::address;
 use crate::registry::error::BuildError;
@@ -64,6 +64,7 @@ pub(crate) enum Pair {
 /// Clients that differ in patience, and in what becomes of a request that is given up.
 #[derive(Debug)]
 pub(crate) struct NetworkPair {
+    trust: Arc<Trust>,
     /// GET and HEAD: ends a read that stands still.
     reads: Client,
     /// Everything else but tag PUTs: an answer may be long in coming once a body was sent.
@@ -101,8 +102,8 @@ struct Recipe {
 /// What is beyond a client.
 #[derive(Debug)]
 enum Way {
-    /// TLS for whatever has no CA of its own. The system's bundle is read once, not by each client.
-    Network(Box<rustls::ClientConfig>),
+    /// What is trusted of whatever has no CA of its own. The system's bundle is read once, not by each client.
+    Network(Arc<Trust>),
     Wire(Wire),
 }
 
@@ -148,7 +149,7 @@ impl Clients {
             networks: Arc::clone(networks),
             way: match &settings.wire {
                 Some(wire) => Way::Wire(wire.clone()),
-                None => Way::Network(Box::new(trusting(&[])?)),
+                None => Way::Network(Trust::new(Vec::new())?),
             },
         };
         let matcher = match &settings.proxies {
@@ -170,15 +171,16 @@ impl Clients {
                 .filter(|url| url.path() == "/" && url.query().is_none())
                 .ok_or_else(|| fails("what is before the = is not HOST or HOST:PORT".into()))?;
             let roots = read_roots(file).map_err(fails)?;
+            let trust = Trust::new(roots)?;
             let pair = if intercepts(&matcher, &url) {
-                recipe.proxied(&roots)
+                recipe.proxied(Some(&trust))
             } else {
-                recipe.direct(AddressScope::Any, &roots)
+                recipe.direct(AddressScope::Any, Some(&trust))
             };
             private.insert(address(&url), pair?);
         }
         Ok(Self {
-            any: recipe.direct(AddressScope::Any, &[])?,
+            any: recipe.direct(AddressScope::Any, None)?,
             inner: OnceLock::new(),
             public: OnceLock::new(),
             proxied: OnceLock::new(),
@@ -188,6 +190,13 @@ impl Clients {
         })
     }
 
+    pub(crate) async fn load_trust(&self) -> Result<(), BuildError> {
+        match &self.recipe.way {
+            Way::Network(trust) => trust.load().await,
+            Way::Wire(_) => Ok(()),
+        }
+    }
+
     /// Whether requests to `url` go through a proxy.
     pub(crate) fn are_proxied(&self, url: &Url) -> bool {
         intercepts(&self.matcher, url)
@@ -195,7 +204,7 @@ impl Clients {
 
     /// Whether that address has a CA of its own.
     pub(crate) fn trusts_privately(&self, url: &Url) -> bool {
-        self.private.contains_key(&address(url))
+        !self.private.is_empty() && self.private.contains_key(&address(url))
     }
 
     /// The pair for `url` that reaches no further than `scope`; through a proxy where one is configured for `url`.
@@ -207,12 +216,12 @@ impl Clients {
             return Ok(pair);
         }
         if self.are_proxied(url) {
-            return made(&self.proxied, || self.recipe.proxied(&[]));
+            return made(&self.proxied, || self.recipe.proxied(None));
         }
         match scope {
             AddressScope::Any => Ok(&self.any),
-            AddressScope::Inner => made(&self.inner, || self.recipe.direct(scope, &[])),
-            AddressScope::Public => made(&self.public, || self.recipe.direct(scope, &[])),
+            AddressScope::Inner => made(&self.inner, || self.recipe.direct(scope, None)),
+            AddressScope::Public => made(&self.public, || self.recipe.direct(scope, None)),
         }
     }
 }
@@ -224,6 +233,9 @@ impl Pair {
             Self::Network(pair) => pair,
             Self::Wire(wire) => return wire.send(http).await.map_err(NoReply::Wire),
         };
+        if http.url().scheme() == "https" {
+            pair.trust.begin_to_load();
+        }
         let client = match *http.method() {
             Method::GET | Method::HEAD => &pair.reads,
             _ if prompt => &pair.tags,
@@ -239,13 +251,13 @@ impl Recipe {
     fn direct(
         &self,
         scope: AddressScope,
-        roots: &[CertificateDer<'static>],
+        private: Option<&Arc<Trust>>,
     ) -> Result<Pair, BuildError> {
-        self.pair(scope, roots, ClientBuilder::no_proxy)
+        self.pair(scope, private, ClientBuilder::no_proxy)
     }
 
     /// Connects to proxies: it is asked for nothing that does not go through one.
-    fn proxied(&self, roots: &[CertificateDer<'static>]) -> Result<Pair, BuildError> {
+    fn proxied(&self, private: Option<&Arc<Trust>>) -> Result<Pair, BuildError> {
         let proxy = match &self.proxies {
             Proxies::Environment => None,
             Proxies::Given { proxy, except } => {
@@ -254,7 +266,7 @@ impl Recipe {
                 Some(proxy.no_proxy(NoProxy::from_string(except)))
             }
         };
-        self.pair(AddressScope::Any, roots, |builder| match &proxy {
+        self.pair(AddressScope::Any, private, |builder| match &proxy {
             Some(proxy) => builder.proxy(proxy.clone()),
             None => builder,
         })
@@ -267,20 +279,17 @@ impl Recipe {
     fn pair(
         &self,
         scope: AddressScope,
-        roots: &[CertificateDer<'static>],
+        private: Option<&Arc<Trust>>,
         way: impl Fn(ClientBuilder) -> ClientBuilder,
     ) -> Result<Pair, BuildError> {
-        let own = match &self.way {
+        let common = match &self.way {
             Way::Wire(wire) => return Ok(Pair::Wire(wire.clone())),
-            Way::Network(tls) => tls,
+            Way::Network(trust) => trust,
         };
+        let trust = private.unwrap_or(common);
         let fails = |error: reqwest::Error| BuildError::Client(describe(&error.without_url()));
         // Sessions are resumed within a pair, and by no other.
-        let mut tls = match roots {
-            [] => (**own).clone(),
-            roots => trusting(roots)?,
-        };
-        tls.resumption = rustls::client::Resumption::default();
+        let tls = trust.config()?;
         let build = |builder: ClientBuilder, protocols: &[&str]| {
             let mut tls = tls.clone();
             tls.alpn_protocols = protocols.iter().map(|&name| name.into()).collect();
@@ -314,6 +323,7 @@ impl Recipe {
             .http1_only()
             .tcp_user_timeout(self.put_timeout);
         Ok(Pair::Network(Box::new(NetworkPair {
+            trust: Arc::clone(trust),
             reads: build(
                 patient().read_timeout(self.read_timeout),
                 &["h2", "http/1.1"],
@@ -322,22 +332,6 @@ impl Recipe {
             tags: build(tags, &["http/1.1"])?,
         })))
     }
-}
-
-/// TLS that trusts what the system trusts, and these.
-fn trusting(roots: &[CertificateDer<'static>]) -> Result<rustls::ClientConfig, BuildError> {
-    let fails = |error: rustls::Error| BuildError::Client(error.to_string());
-    let provider = CryptoProvider::get_default().cloned();
-    let provider =
-        provider.ok_or_else(|| BuildError::Client("no TLS provider is installed".into()))?;
-    let verifier = Verifier::new_with_extra_roots(roots.iter().cloned(), Arc::clone(&provider));
-    let verifier = Arc::new(verifier.map_err(fails)?);
-    Ok(rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(fails)?
-        .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth())
 }
 
 fn made(
@@ -353,7 +347,8 @@ fn made(
 }
 
 fn intercepts(matcher: &Matcher, url: &Url) -> bool {
-    url.as_str()
+    // Its path plays no part.
+    url[..Position::BeforePath]
         .parse()
         .is_ok_and(|uri: http::Uri| matcher.intercept(&uri).is_some())
 }

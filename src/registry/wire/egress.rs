@@ -107,6 +107,10 @@ impl EgressPolicy {
         })
     }
 
+    pub(crate) async fn load_trust(&self) -> Result<(), BuildError> {
+        self.clients.load_trust().await
+    }
+
     /// Approves `request.url`, as far as possible before it is resolved.
     pub(crate) fn approve(&self, request: &RegistryRequest<'_>) -> Result<Approved<'_>, Error> {
         let registry = request.access.endpoint;

@@ -13,4 +13,5 @@ pub(crate) mod reply;
 pub(crate) mod request;
 pub(crate) mod send;
 pub(crate) mod tokens;
+pub(crate) mod trust;
 pub(crate) mod wide_token;
