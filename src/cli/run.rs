@@ -144,6 +144,8 @@ pub(super) async fn carry_out(
 
 /// Whether this run can do nothing more for a request: it ended, or somebody has to let it go on in the file before its floats may move.
 fn is_over(object: &PromotionRequest) -> bool {
-    let held_back = || read(object).is_ok_and(|request| request.held_back().is_some());
+    // Where nobody can hold it back, it need not be read for that.
+    let may_be = object.spec.suspend || !object.spec.gates.is_empty();
+    let held_back = || may_be && read(object).is_ok_and(|request| request.held_back().is_some());
     object.status.is_some() && (object.is_finished() || held_back())
 }

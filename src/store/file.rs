@@ -3,9 +3,9 @@
 //! The requests are the documents of a YAML file, in their order. The state file is locked by whoever uses it, and replaced atomically and
 //! fsynced at every save that a tag write may rely on, with all saves before it. Those before there is a source wait for the next one, or
 //! for the end: after a crash nothing has happened. Those that record how far a step has come, and nothing that the next one relies on, are
-//! written while that runs: after a crash the step runs again, as after one directly before its save, and finds its work done. An object is
-//! matched to its state by name and by a hash of its spec (without the fields that may change), so that a state never speaks of another
-//! promotion. Whatever is saved or published is also sent to whoever shows it.
+//! written a moment later, while that runs, or with the next: after a crash the step runs again, as after one directly before its save, and
+//! finds its work done. An object is matched to its state by name and by a hash of its spec (without the fields that may change), so that a
+//! state never speaks of another promotion. Whatever is saved or published is also sent to whoever shows it.
 
 mod documents;
 mod error;
@@ -19,6 +19,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::mpsc;
+use tokio::time::sleep;
 
 use super::{Access, AccessError, Event, Key, Store, StoreError};
 use crate::api::status::reset;
@@ -30,11 +31,15 @@ pub use documents::{Document, check_floats, parse_requests, read_documents, read
 pub use error::FileError;
 use state::{SavedRequest, StateFile, StatePath, spec_hash};
 
+/// So long after a save that nothing relies on, the state is written down, with all that was saved since: often that is one that something
+/// relies on.
+const MEANWHILE: Duration = Duration::from_millis(100);
+
 /// What happened to the requests, for the display.
 #[derive(Debug)]
 pub enum Update {
     /// This was saved.
-    Saved(Box<PromotionRequest>),
+    Saved(Arc<PromotionRequest>),
     /// The state could not be saved; nothing continues until it can.
     NotSaved(String),
     /// This is worth telling.
@@ -61,7 +66,7 @@ struct Shared {
 }
 
 struct Inner {
-    objects: BTreeMap<Key, PromotionRequest>,
+    objects: BTreeMap<Key, Arc<PromotionRequest>>,
     /// The documents in their order, among them what the state says of others.
     slots: Vec<Slot>,
     version: u64,
@@ -69,12 +74,14 @@ struct Inner {
     quiet: Duration,
     /// There is more than the file has.
     ahead: bool,
+    /// That will be written soon.
+    pending: bool,
 }
 
 /// A place in the order of requests.
 enum Slot {
-    /// A document of the file.
-    Document(Key),
+    /// A document of the file, and the hash of its spec.
+    Document(Key, String),
     /// A request that the file does not name any more, kept as it is.
     Other(Box<SavedRequest>),
 }
@@ -99,7 +106,7 @@ impl FileStore {
         let mut inner = Inner::of(objects, old, place.path())?;
         inner.quiet = quiet;
         inner.renew(place.path())?;
-        if inner.objects.values().any(is_relied_on) {
+        if inner.objects.values().any(|object| is_relied_on(object)) {
             inner.write(&place)?;
         }
         let (updates, receiver) = mpsc::unbounded_channel();
@@ -141,7 +148,7 @@ impl FileStore {
     #[must_use]
     pub fn quiet(&self) -> Duration {
         let inner = self.lock();
-        if inner.objects.values().all(PromotionRequest::is_finished) {
+        if inner.objects.values().all(|object| object.is_finished()) {
             return Duration::ZERO;
         }
         inner.quiet
@@ -158,12 +165,18 @@ impl FileStore {
     }
 
     /// Writes down what was saved, while what relies on none of it goes on. Where that fails, the next save says so, or the end.
-    fn write_meanwhile(&self) {
+    fn write_meanwhile(&self, inner: &mut Inner) {
+        if std::mem::replace(&mut inner.pending, true) {
+            return;
+        }
         let shared = Arc::downgrade(&self.shared);
-        tokio::task::spawn_blocking(move || {
-            if let Some(Err(error)) = shared.upgrade().map(|shared| shared.catch_up()) {
-                tracing::warn!("{error}");
-            }
+        tokio::spawn(async move {
+            sleep(MEANWHILE).await;
+            tokio::task::spawn_blocking(move || {
+                if let Some(Err(error)) = shared.upgrade().map(|shared| shared.catch_up()) {
+                    tracing::warn!("{error}");
+                }
+            });
         });
     }
 
@@ -177,6 +190,7 @@ impl Shared {
     /// Writes down what the file does not have, if there is any.
     fn catch_up(&self) -> Result<(), FileError> {
         let mut inner = self.inner.lock();
+        inner.pending = false;
         if inner.ahead {
             inner.write(&self.place)?;
         }
@@ -198,6 +212,7 @@ impl Inner {
             saved_at: old.saved_at,
             quiet: Duration::ZERO,
             ahead: true,
+            pending: false,
         };
         inner
             .adopt(objects, old)
@@ -208,10 +223,10 @@ impl Inner {
     /// In the order of the documents.
     fn documents(&self) -> Vec<PromotionRequest> {
         let documents = self.slots.iter().filter_map(|slot| match slot {
-            Slot::Document(key) => self.objects.get(key),
+            Slot::Document(key, _) => self.objects.get(key),
             Slot::Other(_) => None,
         });
-        documents.cloned().collect()
+        documents.map(|object| (**object).clone()).collect()
     }
 
     /// Matches objects with the state of an earlier run.
@@ -234,8 +249,9 @@ impl Inner {
                     self.slots.push(Slot::Other(Box::new(other)));
                 }
             }
+            let hash = spec_hash(&object);
             if let Some(entry) = known.and_then(|at| entries[at].take()) {
-                if entry.spec_hash != spec_hash(&object) {
+                if entry.spec_hash != hash {
                     return Err(format!(
                         "holds the state of another request of the name {key} (its spec differs)"
                     ));
@@ -249,8 +265,8 @@ impl Inner {
             object.metadata.resource_version = Some(self.version.to_string());
             let status = object.status.get_or_insert_default();
             status.order = i64::try_from(index + 1).ok();
-            self.slots.push(Slot::Document(key.clone()));
-            self.objects.insert(key, object);
+            self.slots.push(Slot::Document(key.clone(), hash));
+            self.objects.insert(key, Arc::new(object));
         }
         if !strangers.is_empty() && !matched {
             let strangers = strangers.join(", ");
@@ -268,10 +284,11 @@ impl Inner {
         let mut begun: HashMap<Float, String> = HashMap::new();
         for slot in self.slots.iter().rev() {
             match slot {
-                Slot::Document(key) => {
+                Slot::Document(key, _) => {
                     let Some(object) = self.objects.get_mut(key) else {
                         continue;
                     };
+                    let object = Arc::make_mut(object);
                     reset(object, |float| begun.get(float).cloned(), now)
                         .map_err(|e| odd(path, e.to_string()))?;
                     if object.spec.mode == Mode::Promote {
@@ -293,7 +310,10 @@ impl Inner {
 
     fn state(&self) -> StateFile {
         let entry = |slot: &Slot| match slot {
-            Slot::Document(key) => self.objects.get(key).map(SavedRequest::of),
+            Slot::Document(key, hash) => {
+                let object = self.objects.get(key)?;
+                Some(SavedRequest::of(object, hash.clone()))
+            }
             Slot::Other(entry) => Some(SavedRequest::clone(entry)),
         };
         StateFile::new(self.saved_at, self.slots.iter().filter_map(entry).collect())
@@ -361,7 +381,11 @@ impl Drop for FileStore {
 
 impl Store for FileStore {
     async fn load(&self, key: &Key) -> Result<Option<PromotionRequest>, StoreError> {
-        Ok(self.lock().objects.get(key).cloned())
+        Ok(self
+            .lock()
+            .objects
+            .get(key)
+            .map(|object| (**object).clone()))
     }
 
     async fn save(&self, object: &PromotionRequest) -> Result<PromotionRequest, StoreError> {
@@ -377,15 +401,16 @@ impl Store for FileStore {
         inner.version += 1;
         let mut saved = object.clone();
         saved.metadata.resource_version = Some(inner.version.to_string());
-        let before = inner.objects.insert(key.clone(), saved.clone());
+        let saved = Arc::new(saved);
+        let before = inner.objects.insert(key.clone(), Arc::clone(&saved));
         inner.saved_at = Some(Timestamp::now());
         inner.ahead = true;
         // Under the lock: a few hundred kilobytes, and the order of the files on disk must be that of the saves.
         let relied_on = is_relied_on(&saved);
         let written = if !relied_on {
             Ok(())
-        } else if before.as_ref().map(lasting) == Some(lasting(&saved)) {
-            self.write_meanwhile();
+        } else if before.as_deref().map(lasting) == Some(lasting(&saved)) {
+            self.write_meanwhile(&mut inner);
             Ok(())
         } else {
             inner.write(&self.shared.place)
@@ -401,8 +426,8 @@ impl Store for FileStore {
                 message: error.to_string(),
             });
         }
-        self.publish(Update::Saved(Box::new(saved.clone())));
-        Ok(saved)
+        self.publish(Update::Saved(Arc::clone(&saved)));
+        Ok((*saved).clone())
     }
 
     async fn access(&self, _: &PromotionRequest) -> Result<Access, AccessError> {
@@ -451,7 +476,8 @@ mod tests {
     #[test]
     fn what_the_next_step_relies_on_is_written_before_it_and_the_rest_meanwhile() {
         let mut runtime = tokio::runtime::Builder::new_current_thread();
-        let runtime = runtime.max_blocking_threads(1).build().unwrap();
+        let runtime = runtime.max_blocking_threads(1).enable_time();
+        let runtime = runtime.build().unwrap();
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("state.yaml");
         let (keyring, late) = (Keyring::anonymous(), Duration::from_secs(30));
@@ -491,7 +517,7 @@ mod tests {
         }
         drop(release);
         while on_disk().is_some_and(|phase| phase != "Latched") {
-            std::thread::sleep(Duration::from_millis(1));
+            runtime.block_on(async { sleep(Duration::from_millis(1)).await });
         }
     }
 }

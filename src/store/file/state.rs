@@ -118,12 +118,13 @@ fn may_have_written(image: &ImageStatus) -> bool {
 // === impl SavedRequest ===
 
 impl SavedRequest {
-    pub fn of(object: &PromotionRequest) -> Self {
+    /// `spec_hash`: that of its spec.
+    pub fn of(object: &PromotionRequest, spec_hash: String) -> Self {
         let Key { namespace, name } = Key::from(object);
         Self {
             namespace,
             name,
-            spec_hash: spec_hash(object),
+            spec_hash,
             status: object.status.clone().unwrap_or_default(),
         }
     }
@@ -231,8 +232,7 @@ pub(super) fn read(path: &Path) -> Result<StateFile, FileError> {
 }
 
 fn text_of(state: &StateFile) -> Result<String, String> {
-    let value = serde_json::to_value(state).map_err(|e| e.to_string())?;
-    let text = serde_saphyr::to_string(&value).map_err(|e| e.to_string())?;
+    let text = serde_saphyr::to_string(state).map_err(|e| e.to_string())?;
     Ok(format!("{text}{SEAL}{}\n", Digest::of(text.as_bytes())))
 }
 
