@@ -22,7 +22,8 @@ pub(super) fn fail(message: &str) -> ExitCode {
 
 /// A line on standard error. Nobody has to read it: a pipe that was closed must not end what is being promoted.
 pub(super) fn say(line: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{line}");
+    // Whole: standard error keeps nothing back, and each part would be a call of its own.
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
 /// How objects are printed for programs.

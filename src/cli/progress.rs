@@ -175,8 +175,8 @@ impl Display {
         if let Some(shown) = self.requests.get(&key) {
             shown.draw();
         }
-        for line in lines {
-            self.line(&line);
+        if !lines.is_empty() {
+            self.line(&lines.join("\n"));
         }
     }
 

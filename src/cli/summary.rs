@@ -17,12 +17,9 @@ pub(super) fn summarise(object: &PromotionRequest, display: &Display) {
     if display.is_quiet() && object.phase().is_some_and(Phase::is_complete) {
         return;
     }
-    display.warn(&format!("{}  {phase}, {verdict}", Key::from(object)));
-    for image in &status.images {
-        for line in lines(image, phase) {
-            display.warn(&line);
-        }
-    }
+    let mut said = vec![format!("{}  {phase}, {verdict}", Key::from(object))];
+    said.extend(status.images.iter().flat_map(|image| lines(image, phase)));
+    display.warn(&said.join("\n"));
 }
 
 fn posted(images: &[ImageStatus]) -> String {
