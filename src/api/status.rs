@@ -3,6 +3,9 @@
 //! [`read`] parses what is there, once; [`write`] puts a record back without touching what this version does not know. Read
 //! after write gives the same record.
 
+use std::collections::HashMap;
+use std::fmt;
+
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -53,15 +56,16 @@ pub enum ReadError {
 /// # Errors
 /// [`ReadError::Spec`] names the field that cannot be carried out, [`ReadError::Status`] the one that cannot be understood.
 pub fn read(object: &PromotionRequest) -> Result<Request, ReadError> {
-    let status = object.status.clone().unwrap_or_default();
+    let none = PromotionRequestStatus::default();
+    let status = object.status.as_ref().unwrap_or(&none);
     for (index, image) in status.images.iter().enumerate() {
-        read_phase(&format!("images[{index}].phase"), &image.phase)?;
+        read_phase(format_args!("images[{index}].phase"), &image.phase)?;
     }
     if let Some(phase) = &status.phase {
-        read_phase("phase", phase)?;
+        read_phase(format_args!("phase"), phase)?;
     }
     let spec = read_spec(object)?;
-    let status = read_status(object, &status, &spec.images)?;
+    let status = read_status(object, status, &spec.images)?;
     Ok(Request { spec, status })
 }
 
@@ -94,6 +98,7 @@ fn read_spec(object: &PromotionRequest) -> Result<Spec, ReadError> {
         return Err(invalid("spec.onFailure".into(), message));
     }
     let mut images: Vec<ImageSpec> = Vec::with_capacity(spec.images.len());
+    let mut floats = HashMap::with_capacity(spec.images.len());
     for (index, image) in spec.images.iter().enumerate() {
         let at = |name: &str| format!("spec.images[{index}].{name}");
         let parsed = ImageSpec {
@@ -110,7 +115,7 @@ fn read_spec(object: &PromotionRequest) -> Result<Spec, ReadError> {
             freeze: None,
             remove_incoming: spec.incoming == Incoming::Remove,
         };
-        if let Some(same) = images.iter().position(|i| i.float == parsed.float) {
+        if let Some(same) = floats.insert(parsed.float.clone(), index) {
             let message = format!("is the same float as spec.images[{same}]; name each float once");
             return Err(invalid(at("float"), message));
         }
@@ -238,9 +243,9 @@ fn read_status(
     Ok(record)
 }
 
-fn read_phase(field: &str, name: &str) -> Result<Phase, ReadError> {
+fn read_phase(field: fmt::Arguments<'_>, name: &str) -> Result<Phase, ReadError> {
     Phase::parse(name).ok_or_else(|| ReadError::Status {
-        field: field.into(),
+        field: field.to_string(),
         message: format!("'{}' is a phase of a newer version", cut(name, 64)),
     })
 }

@@ -167,8 +167,9 @@ impl<S: Store> Engine<S> {
                 engine.land(&key, &uid, index, id, Outcome::Dropped);
                 return;
             };
-            // Its own task: a panic in a step becomes an outcome instead of a float that waits forever.
-            let mut work = tokio::spawn(operation.run());
+            // Its own task: a panic in a step becomes an outcome instead of a float that waits forever. Boxed: a task is moved about as
+            // it begins and ends.
+            let mut work = tokio::spawn(Box::pin(operation.run()));
             let outcome = loop {
                 tokio::select! {
                     biased;

@@ -6,17 +6,22 @@
 
 use std::collections::{HashMap, HashSet};
 
+use parking_lot::Mutex;
 use reqwest::Url;
 
 use super::error::BuildError;
 use super::settings::Settings;
 use crate::image::{Repository, host_name};
 
+/// How many names are remembered with their addresses: to parse one takes longer than the rest of what a request is made of.
+const KNOWN_MAX: usize = 1024;
+
 /// Names and the addresses they stand for.
 #[derive(Debug)]
 pub(crate) struct Endpoints {
     plain: HashSet<String>,
     rewrite: HashMap<String, Url>,
+    known: Mutex<HashMap<String, Url>>,
 }
 
 /// Where a registry is spoken to.
@@ -40,7 +45,11 @@ impl Endpoints {
             plain.insert(address(&url));
             rewrite.insert(host_name(name).to_owned(), url);
         }
-        Ok(Self { plain, rewrite })
+        Ok(Self {
+            plain,
+            rewrite,
+            known: Mutex::default(),
+        })
     }
 
     /// The addresses that the configuration names for plain HTTP.
@@ -63,6 +72,19 @@ impl Endpoints {
 
     /// The address that a host's own name says.
     fn own(&self, name: &str) -> Option<Url> {
+        if let Some(url) = self.known.lock().get(name) {
+            return Some(url.clone());
+        }
+        let url = self.parsed(name)?;
+        let mut known = self.known.lock();
+        if known.len() >= KNOWN_MAX {
+            known.clear();
+        }
+        known.insert(name.to_owned(), url.clone());
+        Some(url)
+    }
+
+    fn parsed(&self, name: &str) -> Option<Url> {
         let host = match name {
             "docker.io" | "index.docker.io" => "registry-1.docker.io",
             _ => name,
@@ -105,7 +127,7 @@ impl Endpoint {
 
     /// Whether `url` is at this registry itself, so that its credentials may go there.
     pub(crate) fn is_at(&self, url: &Url) -> bool {
-        url.scheme() == self.base.scheme() && address(url) == address(&self.base)
+        is_same(url, &self.base)
     }
 
     /// Whether a token may be asked for at `realm` at all: TLS, unless the registry has none itself.
@@ -152,6 +174,20 @@ fn domain(host: &str) -> &str {
 pub(crate) fn address(url: &Url) -> String {
     let port = url.port_or_known_default().unwrap_or_default();
     format!("{}:{port}", url.host_str().unwrap_or_default())
+}
+
+/// Whether a URL is at this address.
+pub(crate) fn has_address(url: &Url, address: &str) -> bool {
+    let Some((host, port)) = address.rsplit_once(':') else {
+        return false;
+    };
+    url.host_str() == Some(host) && url.port_or_known_default() == port.parse().ok()
+}
+
+/// Whether two URLs are at one address, and speak to it the same way.
+pub(crate) fn is_same(one: &Url, other: &Url) -> bool {
+    let port = Url::port_or_known_default;
+    (one.scheme(), one.host_str(), port(one)) == (other.scheme(), other.host_str(), port(other))
 }
 
 fn plain_url(host: &str) -> Result<Url, BuildError> {

@@ -34,6 +34,7 @@ const RESERVED_SUFFIXES: [&str; 3] = ["_incoming", "__pre", "__post1"];
 const RESCUED: &str = "__rescued";
 const BROKEN: &str = "__broken";
 const STAGED: &str = "__staged";
+const HEX: &[u8; 16] = b"0123456789abcdef";
 
 /// Why a string is not the name it should be. The text says what to change.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -88,11 +89,13 @@ impl Digest {
     /// The 64 hexadecimal digits, without the algorithm.
     #[must_use]
     pub fn hex(&self) -> String {
-        use fmt::Write as _;
-        self.0.iter().fold(String::with_capacity(64), |mut s, b| {
-            let _ = write!(s, "{b:02x}");
-            s
-        })
+        let mut hex = String::with_capacity(64);
+        for byte in self.0 {
+            for digit in [byte >> 4, byte & 15] {
+                hex.push(char::from(HEX[usize::from(digit)]));
+            }
+        }
+        hex
     }
 
     /// The tag that lists what refers to this digest where the registry has no API for that (the specification's fallback).
@@ -123,7 +126,8 @@ impl Digest {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "sha256:{}", self.hex())
+        f.write_str("sha256:")?;
+        f.write_str(&self.hex())
     }
 }
 
@@ -443,8 +447,15 @@ impl Float {
     /// Whether a tag is a stamped pin of this float, of whatever kind and time.
     #[must_use]
     pub fn is_stamped(&self, tag: &Tag) -> bool {
+        let fits = self.tag.as_str().len() <= FLOAT_TAG_MAX;
+        let kinds = if fits {
+            &["", RESCUED, BROKEN][..]
+        } else {
+            &[""]
+        };
         Stamp::of(tag).is_some_and(|stamp| {
-            [self.prune(stamp), self.rescued(stamp), self.broken(stamp)].contains(tag)
+            let kind = tag.as_str().strip_prefix(self.prune(stamp).as_str());
+            kind.is_some_and(|kind| kinds.contains(&kind))
         })
     }
 

@@ -28,7 +28,7 @@ use super::request::RegistryRequest;
 use crate::machine::Reason;
 use crate::policy::HostPattern;
 use crate::registry::auth::access::Access;
-use crate::registry::endpoint::{Endpoint, Endpoints, address};
+use crate::registry::endpoint::{Endpoint, Endpoints, address, is_same};
 use crate::registry::error::{BuildError, Error};
 use crate::registry::host::limits::Lane;
 use crate::registry::settings::Settings;
@@ -258,7 +258,10 @@ impl EgressPolicy {
             Ok(answer) => {
                 if registry.is_at(&url) {
                     let inner = !approved.proxied && self.is_from_inside(&answer);
-                    self.met.insert(address(&url), inner);
+                    let at = address(&url);
+                    if self.met.get(&at) != Some(inner) {
+                        self.met.insert(at, inner);
+                    }
                 }
                 Ok(answer)
             }
@@ -408,10 +411,6 @@ pub(crate) fn unsigned(mut url: Url) -> Option<Url> {
     url.set_username("").ok()?;
     url.set_password(None).ok()?;
     url.has_host().then_some(url)
-}
-
-fn is_same(one: &Url, other: &Url) -> bool {
-    one.scheme() == other.scheme() && address(one) == address(other)
 }
 
 /// `HOST` or `HOST:PORT`, as the URL has it.

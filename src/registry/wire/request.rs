@@ -141,7 +141,8 @@ impl<'a> RegistryRequest<'a> {
     }
 
     fn mounts(&self) -> bool {
-        self.method == Method::POST && self.url.query_pairs().any(|(name, _)| name == "mount")
+        let named = |pair: &str| pair.split('=').next() == Some("mount");
+        self.method == Method::POST && self.url.query().is_some_and(|q| q.split('&').any(named))
     }
 
     /// Whether it was a stream, which who sent it has to open again.

@@ -25,7 +25,7 @@ use super::request::{Failure, RegistryRequest};
 use super::tokens::Tokens;
 use crate::machine::Reason;
 use crate::metrics::Scrape;
-use crate::registry::endpoint::{Endpoints, address};
+use crate::registry::endpoint::{Endpoints, address, has_address};
 use crate::registry::error::{BuildError, Error, Meaning};
 use crate::registry::host::admission::{Admission, Caller, Host, HostPermit};
 use crate::registry::host::hosts::{Hosts, StreamPlaces};
@@ -196,7 +196,7 @@ impl Transport {
                         continue;
                     }
                     request.progress.pay(permit.answered());
-                    let elsewhere = address(response.url()) != host.name;
+                    let elsewhere = !has_address(response.url(), &host.name);
                     return Ok(Reply {
                         response,
                         kind: request.kind(),
@@ -291,7 +291,7 @@ async fn read(
     let (kind, status) = (request.kind(), response.status());
     let from = if kind == RequestKind::Referrers && is_astray(&response) {
         Origin::Page
-    } else if address(response.url()) != host.name {
+    } else if !has_address(response.url(), &host.name) {
         Origin::Redirect
     } else if request.access.endpoint.is_at(&request.url) {
         Origin::Registry
@@ -413,7 +413,7 @@ fn unreachable(
 
 /// What the host itself speaks.
 fn spoken(response: &Response, host: &Host) -> Option<Protocol> {
-    let own = address(response.url()) == host.name;
+    let own = has_address(response.url(), &host.name);
     own.then(|| match response.version() {
         Version::HTTP_2 => Protocol::Http2,
         _ => Protocol::Http1,
