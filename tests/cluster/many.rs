@@ -59,11 +59,11 @@ async fn each_of_many_requests_takes_eight_status_writes_and_ten_reads_at_the_mo
         let done = stage.finished(&name, PATIENCE).await;
         assert_eq!(phase(&done), "Posted", "{name}");
         let status = done.status.unwrap();
-        let (began, ended) = (
+        let (start, end) = (
             status.start_time.unwrap().0,
             status.completion_time.unwrap().0,
         );
-        lives.insert(name, ended.duration_since(began).as_secs());
+        lives.insert(name, end.duration_since(start).as_secs());
     }
     let mut audited = stage.plane.audited().unwrap();
     audited.retain(|request| request.user() == user && request.received >= begun);
