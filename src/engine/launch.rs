@@ -1,7 +1,6 @@
 //! Operations in flight: launched after a save, landed with an outcome, reported at most once per status interval.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -10,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::operation::Operation;
 use super::operation_queue::QueueKey;
 use super::shared::{Engine, contender, identity};
-use super::state::{OperationHandle, PendingSave, State};
+use super::state::{OperationHandle, PendingSave};
 use super::stats::RequestStats;
 use super::telemetry;
 use crate::api::PromotionRequest;
@@ -23,12 +22,6 @@ use crate::store::{Key, Store};
 /// Operations of one namespace that are launched and have not landed, whether they are at work or wait for their turn: what each keeps is
 /// little, and requests are many. Above this number a request launches nothing new, unless it has to end what it has committed.
 const LAUNCHED_MAX: usize = 2_000;
-
-/// Up to twice as many of them, each request is saved once per status interval.
-const LAUNCHED_FEW: usize = 250;
-
-/// The most that the status interval is stretched.
-const STRETCHED_MAX: u32 = 10;
 
 /// While it lives, an operation counts among those of its namespace.
 struct Launched<S: Store> {
@@ -210,26 +203,18 @@ impl<S: Store> Engine<S> {
         (operation.id == id).then(|| (operation.float.clone(), operation.step, started))
     }
 
-    /// How often a request is saved while its operations run. Of a namespace with many, each waits longer for its turn at the registry:
-    /// saves at the same interval would say little, and fill the API server. Namespaces share what it is asked.
-    pub(super) fn status_interval(&self, state: &State, namespace: &str) -> Duration {
-        let launched = state.launched.get(namespace).copied().unwrap_or_default();
-        let times = launched * state.launched.len() / LAUNCHED_FEW;
-        let times = u32::try_from(times).unwrap_or(u32::MAX);
-        self.inner.settings.status_interval * times.clamp(1, STRETCHED_MAX)
-    }
-
     /// Asks for a reconcile: at once if nothing else of the request runs, else once per status interval.
     pub(super) fn report(&self, key: &Key, uid: &str) {
         let now = Instant::now();
         let due = {
             let mut state = self.lock();
             let idle = state.coordinator.running(uid).next().is_none();
-            let interval = self.status_interval(&state, &key.namespace);
             let Some(known) = state.known(uid) else {
                 return;
             };
-            let due = known.saved_at.map_or(now, |at| at + interval);
+            let due = known
+                .saved_at
+                .map_or(now, |at| at + self.inner.settings.status_interval);
             if idle || due <= now {
                 now
             } else if known.triggered {

@@ -182,8 +182,7 @@ impl<S: Store> Engine<S> {
         let copies = self.copying(uid);
         api::status::show_copies(&mut object, &copies);
         // How far they are is saved again after the interval.
-        let shown =
-            (!copies.is_empty()).then(|| self.status_interval(&self.lock(), &key.namespace));
+        let shown = (!copies.is_empty()).then_some(self.inner.settings.status_interval);
         let again = [decided.again, shown].into_iter().flatten().min();
         let requeue_at = again.map(|after| Instant::now() + after);
         let record = Box::new(PendingSave {
