@@ -3,10 +3,10 @@
 use promotion_controller::image::Repository;
 use promotion_controller::machine::Reason;
 use promotion_controller::registry::{Class, Credential, Progress, Proxies, Put, Settings};
-use quaylike::Shape;
+use quaylike::{ImageSpec, Shape};
 use serde_json::json;
 
-use crate::testbed::client::{client_with, open, repository, seeded, settings, tag};
+use crate::testbed::client::{client_with, fetched, open, repository, seeded, settings, tag};
 use crate::testbed::command::{Ground, ended};
 use crate::testbed::scripted::{Scripted, answer};
 use crate::testbed::{Distribution, DistributionOptions};
@@ -61,6 +61,36 @@ async fn a_private_ca_is_trusted_at_its_host_alone_and_http_2_is_spoken() {
     let remedy = format!("--registry-ca {}=FILE", beside.host());
     assert!(error.message.contains(&remedy), "{error}");
     assert_eq!(progress.waiting(), None);
+}
+
+#[tokio::test]
+async fn large_blobs_have_connections_of_http_1_1_both_ways() {
+    let (from, to) = (open().await, secured().await);
+    let mut settings = settings(&[&from]);
+    settings.registry_ca = vec![(to.host(), to.ca())];
+    let client = client_with(settings);
+    let (none, progress) = (Credential::anonymous(), Progress::default());
+    let mut spec = ImageSpec::new(Shape::Oci, "large");
+    (spec.layers, spec.layer_bytes) = (1, Some(4 << 20));
+    from.seed_spec("src/a", "seed", &spec).unwrap();
+    let manifest = fetched(&from, &client, "src/a", &none).await;
+    let (source, there) = (repository(&from, "src/a"), place(&to.host()));
+    let back = repository(&from, "src/b");
+    for (from, to) in [(&source, &there), (&there, &back)] {
+        let copy = client.copy(none.at(from), &manifest, none.at(to), &progress);
+        copy.await.unwrap();
+    }
+    let requests = to.log().requests().unwrap().into_iter();
+    let bodies = requests.filter(|request| {
+        request.path.contains("/blobs/") && ["GET", "PUT"].contains(&request.method.as_str())
+    });
+    let mut bodies: Vec<_> = bodies.map(|body| (body.method, body.protocol)).collect();
+    bodies.sort();
+    // The layer and the config, each way.
+    let expected = ["GET", "PUT"].map(|method| {
+        ["HTTP/1.1", "HTTP/2.0"].map(|protocol| (method.to_owned(), protocol.to_owned()))
+    });
+    assert_eq!(bodies, expected.concat());
 }
 
 #[tokio::test]

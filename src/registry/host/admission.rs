@@ -88,6 +88,7 @@ impl<'a> Caller<'a> {
             places,
             paced,
             prompt: false,
+            bulk: false,
             puts: 0,
             paid: false,
         }
@@ -103,6 +104,8 @@ pub(crate) struct Needs {
     pub(crate) placed: bool,
     /// Whether it is a tag PUT: it goes first and is paced afterwards.
     pub(crate) prompt: bool,
+    /// Whether it is the content of a large blob, whose caller holds a place.
+    pub(crate) bulk: bool,
     /// How many tag PUTs may follow its answer at once.
     pub(crate) puts: u32,
 }
@@ -212,6 +215,7 @@ impl Host {
         };
         let want = Want {
             prompt: needs.prompt,
+            bulk: needs.bulk,
             puts: needs.puts,
             paid: paid.is_some(),
             ..caller.want(usize::from(!placed), zone)
@@ -253,7 +257,7 @@ impl Host {
         admission: &Admission,
         after: Option<Duration>,
     ) {
-        let Limit { zone, prompt, .. } = limit;
+        let Limit { zone, apart, .. } = limit;
         let bad = |message: String| BadAnswer {
             reason: Reason::RateLimited,
             message,
@@ -262,8 +266,8 @@ impl Host {
         };
         let share = self.share_of(caller.credential);
         // The slower of the two is the one that was kept to.
-        let own = share.queue.rate(zone, prompt);
-        let kept = own.min(self.queue.rate(zone, prompt));
+        let own = share.queue.rate(zone, apart);
+        let kept = own.min(self.queue.rate(zone, apart));
         let slowed = share.queue.limited(limit, &permit.own, kept);
         if self.others_are_limited(caller) {
             let slowed = self.queue.limited(limit, &permit.host, f64::INFINITY);

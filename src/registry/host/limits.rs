@@ -33,8 +33,8 @@ pub(crate) struct Limit {
     pub(crate) zone: Zone,
     /// What was spoken; none where there was no answer of the host's own.
     pub(crate) protocol: Option<Protocol>,
-    /// A tag PUT, which has a connection of its own: that is one of HTTP/1.1 also where the host speaks HTTP/2.
-    pub(crate) prompt: bool,
+    /// It had a connection of its own: that is one of HTTP/1.1 also where the host speaks HTTP/2.
+    pub(crate) apart: bool,
 }
 
 /// How often each bucket was slowed: by zone, and in each by protocol.

@@ -112,9 +112,9 @@ impl HostQueue {
         self.state.lock().is_used()
     }
 
-    /// The rate that a zone is kept to, or its tag PUTs (`prompt`); infinite where it is not paced.
-    pub(crate) fn rate(&self, zone: Zone, prompt: bool) -> f64 {
-        let rate = self.state.lock().rate(zone, prompt, Instant::now());
+    /// The rate that a zone is kept to, or what has connections of its own there (`apart`); infinite where it is not paced.
+    pub(crate) fn rate(&self, zone: Zone, apart: bool) -> f64 {
+        let rate = self.state.lock().rate(zone, apart, Instant::now());
         rate.unwrap_or(f64::INFINITY)
     }
 

@@ -156,13 +156,14 @@ impl World {
             lane: Lane::Manifests,
             placed: false,
             prompt,
+            bulk: false,
             puts: if let Kind::Look(puts) = kind { puts } else { 0 },
         };
         let protocol = if prompt { Protocol::Http1 } else { self.spoken };
         let limit = Limit {
             zone: Zone::Content,
             protocol: Some(protocol),
-            prompt,
+            apart: prompt,
         };
         let deadline = prompt.then(|| Instant::now() + PUT_PATIENCE);
         let before = self.host.served();

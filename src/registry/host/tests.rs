@@ -27,7 +27,7 @@ fn of(zone: Zone) -> Limit {
     Limit {
         zone,
         protocol: None,
-        prompt: false,
+        apart: false,
     }
 }
 
@@ -179,6 +179,7 @@ async fn streams_leave_room_for_a_request() {
         lane: Lane::Manifests,
         placed: false,
         prompt: false,
+        bulk: false,
         puts: 0,
     };
     assert!(
@@ -197,6 +198,7 @@ async fn a_limit_that_one_credential_meets_rests_that_credential_alone() {
         lane: Lane::Manifests,
         placed: false,
         prompt: false,
+        bulk: false,
         puts: 0,
     };
     let met = async |caller: Caller<'_>| {
@@ -241,6 +243,7 @@ async fn a_limit_of_the_token_endpoint_slows_tokens_alone() {
         lane: Lane::Tokens,
         placed: false,
         prompt: false,
+        bulk: false,
         puts: 0,
     };
     let place = host.acquire(needs, caller).await;
@@ -267,6 +270,7 @@ async fn grow(host: &Arc<Host>) {
             lane: Lane::Manifests,
             placed: false,
             prompt: false,
+            bulk: false,
             puts: 0,
         };
         let admission = host

@@ -20,6 +20,8 @@ use crate::registry::host::reserve::{Hold, SMALL_MAX};
 
 /// Manifests below an index.
 pub(crate) const CHILDREN_MAX: usize = 1000;
+/// A blob of this size is worth a connection of its own: so few are sent in a second that the rate of those connections is none.
+const LARGE_BLOB: u64 = 4 * 1024 * 1024;
 /// Layers of one image.
 pub(crate) const LAYERS_MAX: usize = 1000;
 /// Docker's schema 1, signed or not.
@@ -47,6 +49,13 @@ pub(crate) struct Blob {
     pub(crate) size: u64,
     /// It is not to be distributed, and the manifest says where it is fetched from: the source need not have it.
     pub(crate) elsewhere: bool,
+}
+
+impl Blob {
+    /// Whether its content is worth a connection of its own.
+    pub(crate) fn is_large(&self) -> bool {
+        self.size >= LARGE_BLOB
+    }
 }
 
 /// What a manifest references: blobs of its own, or other manifests.

@@ -20,6 +20,7 @@ use url::Position;
 
 use super::cause::{NoReply, describe};
 use super::network::{Networks, Reach};
+use super::request::RegistryRequest;
 use super::trust::Trust;
 use crate::files;
 use crate::registry::endpoint::address;
@@ -73,6 +74,11 @@ pub(crate) struct NetworkPair {
     /// closed with a request that is given up; over HTTP/2 its bytes would stay in a connection that others go on using. And the
     /// kernel drops what nobody has acknowledged when the PUT's time is over, instead of sending it again for many minutes.
     tags: Client,
+    /// GET and PUT of large blobs. HTTP/1.1: each fills a connection anyhow, whose window the kernel sizes by what the way takes. Over
+    /// HTTP/2 all would share one, in pieces of 16 KiB, as much on its way as the receiver allows: an nginx that passes uploads on
+    /// as they come allows 64 KiB.
+    downloads: Client,
+    uploads: Client,
 }
 
 /// All pairs, made when they are first needed.
@@ -227,8 +233,12 @@ impl Clients {
 }
 
 impl Pair {
-    /// Sends a request; `prompt`: whether it is a tag PUT.
-    pub(crate) async fn send(&self, http: Request, prompt: bool) -> Result<Response, NoReply> {
+    /// Sends `http`, which is `request` or what it is redirected to.
+    pub(crate) async fn send(
+        &self,
+        request: &RegistryRequest<'_>,
+        http: Request,
+    ) -> Result<Response, NoReply> {
         let pair = match self {
             Self::Network(pair) => pair,
             Self::Wire(wire) => return wire.send(http).await.map_err(NoReply::Wire),
@@ -237,8 +247,10 @@ impl Pair {
             pair.trust.begin_to_load();
         }
         let client = match *http.method() {
+            Method::GET | Method::HEAD if request.bulk => &pair.downloads,
             Method::GET | Method::HEAD => &pair.reads,
-            _ if prompt => &pair.tags,
+            _ if request.prompt => &pair.tags,
+            _ if request.bulk => &pair.uploads,
             _ => &pair.writes,
         };
         let sent = client.execute(http).await;
@@ -316,6 +328,7 @@ impl Recipe {
                 .map_err(fails)
         };
         let patient = || Client::builder().connect_timeout(self.connect_timeout);
+        let reads = || patient().read_timeout(self.read_timeout);
         // Shorter than the PUT's whole time, so that it shows that nothing was sent.
         let connect_timeout = self.connect_timeout.min(self.put_timeout * 3 / 4);
         let tags = Client::builder()
@@ -324,12 +337,11 @@ impl Recipe {
             .tcp_user_timeout(self.put_timeout);
         Ok(Pair::Network(Box::new(NetworkPair {
             trust: Arc::clone(trust),
-            reads: build(
-                patient().read_timeout(self.read_timeout),
-                &["h2", "http/1.1"],
-            )?,
+            reads: build(reads(), &["h2", "http/1.1"])?,
             writes: build(patient(), &["h2", "http/1.1"])?,
             tags: build(tags, &["http/1.1"])?,
+            downloads: build(reads().http1_only(), &["http/1.1"])?,
+            uploads: build(patient().http1_only(), &["http/1.1"])?,
         })))
     }
 }

@@ -254,7 +254,7 @@ impl EgressPolicy {
     ) -> Result<Response, SendError> {
         let registry = request.access.endpoint;
         let url = http.url().clone();
-        match approved.pair.send(http, request.prompt).await {
+        match approved.pair.send(request, http).await {
             Ok(answer) => {
                 if registry.is_at(&url) {
                     let inner = !approved.proxied && self.is_from_inside(&answer);

@@ -45,6 +45,8 @@ pub(crate) struct RegistryRequest<'a> {
     /// Whether it writes a tag: it goes before others and is paced afterwards, because it rests on a look that must
     /// not grow old, and has a connection of its own.
     pub(crate) prompt: bool,
+    /// Whether it is the content of a large blob, which has a connection of its own as well.
+    pub(crate) bulk: bool,
     /// How many tag PUTs may follow its answer at once: it goes when they may.
     pub(crate) puts: u32,
     /// Whether the caller holds a place on that host already.
@@ -104,6 +106,7 @@ impl<'a> RegistryRequest<'a> {
             timeout: None,
             patience: None,
             prompt: false,
+            bulk: false,
             puts: 0,
             placed: false,
             progress,
@@ -116,6 +119,7 @@ impl<'a> RegistryRequest<'a> {
             lane: self.lane,
             placed: self.placed,
             prompt: self.prompt,
+            bulk: self.bulk,
             puts: self.puts,
         }
     }

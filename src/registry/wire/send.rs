@@ -433,7 +433,7 @@ fn settle(
     let limit = Limit {
         zone: request.lane.zone(),
         protocol,
-        prompt: request.prompt,
+        apart: request.prompt || request.bulk,
     };
     match health {
         Health::NotAsked => {}

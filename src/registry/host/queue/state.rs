@@ -32,6 +32,8 @@ pub(crate) struct Want {
     pub(crate) paced: Option<Zone>,
     /// Whether it goes before all others, paced afterwards: it rests on a look that must not grow old.
     pub(crate) prompt: bool,
+    /// Whether it is the content of a large blob: it has a connection of its own.
+    pub(crate) bulk: bool,
     /// Tag PUTs that may follow its answer at once, whose tokens are taken with its own.
     pub(crate) puts: u32,
     /// A tag PUT whose token was taken with that of the look it rests on.
@@ -51,7 +53,7 @@ pub(super) struct State<P> {
     pub(super) holders: Vec<StreamHolder>,
     /// By zone, and in each by protocol.
     buckets: [[TokenBucket; 2]; 2],
-    /// What is spoken in each zone, tag PUTs apart.
+    /// What is spoken in each zone, connections of their own apart.
     spoken: [Protocol; 2],
     /// By namespace, and in each by promotion request.
     flows: FairQueue<u64, FairQueue<u64, Waiters<P>, 0>, 0>,
@@ -99,9 +101,18 @@ enum WaitClass {
     Stream,
     /// A token alone.
     Token(Zone),
+    /// The same of HTTP/1.1.
+    Bulk,
 }
 
-const CLASSES: usize = 6;
+const CLASSES: usize = 7;
+
+impl Want {
+    /// Whether it has a connection of its own.
+    fn is_apart(&self) -> bool {
+        self.prompt || self.bulk
+    }
+}
 
 impl WaitClass {
     const ALL: [Self; CLASSES] = [
@@ -111,12 +122,14 @@ impl WaitClass {
         Self::Stream,
         Self::Token(Zone::Content),
         Self::Token(Zone::Tokens),
+        Self::Bulk,
     ];
 
     fn of(want: &Want) -> Self {
         match want.paced {
             _ if want.prompt => Self::Prompt,
             None => Self::Stream,
+            Some(_) if want.bulk => Self::Bulk,
             Some(zone) if want.places == 0 => Self::Token(zone),
             Some(_) if want.puts > 0 => Self::Look,
             Some(_) => Self::Request,
@@ -131,20 +144,21 @@ impl WaitClass {
             Self::Stream => 3,
             Self::Token(Zone::Content) => 4,
             Self::Token(Zone::Tokens) => 5,
+            Self::Bulk => 6,
         }
     }
 
     /// The zone whose pacing holds it up.
     fn zone(self) -> Option<Zone> {
         match self {
-            Self::Request | Self::Look => Some(Zone::Content),
+            Self::Request | Self::Look | Self::Bulk => Some(Zone::Content),
             Self::Token(zone) => Some(zone),
             Self::Prompt | Self::Stream => None,
         }
     }
 
     fn needs_places(self) -> bool {
-        !matches!(self, Self::Token(_))
+        !matches!(self, Self::Token(_) | Self::Bulk)
     }
 }
 
@@ -180,15 +194,15 @@ impl<P> State<P> {
     }
 
     /// The rate that a zone is kept to.
-    pub(super) fn rate(&mut self, zone: Zone, prompt: bool, now: Instant) -> Option<f64> {
-        self.bucket(zone, prompt).rate(now)
+    pub(super) fn rate(&mut self, zone: Zone, apart: bool, now: Instant) -> Option<f64> {
+        self.bucket(zone, apart).rate(now)
     }
 
     /// Takes note of what is spoken.
     fn hear(&mut self, limit: Limit) -> Protocol {
         let spoken = &mut self.spoken[limit.zone as usize];
         if let Some(protocol) = limit.protocol
-            && !limit.prompt
+            && !limit.apart
         {
             *spoken = protocol;
         }
@@ -236,11 +250,13 @@ impl<P> State<P> {
         let spoken = self.spoken[zone as usize] == protocol;
         let waiting = |class: &WaitClass| self.waiting[class.index()] > 0;
         let mut classes = WaitClass::ALL.into_iter().filter(waiting);
-        let any = classes.any(|class| class.zone() == Some(zone));
-        let looks = zone == Zone::Content && waiting(&WaitClass::Look);
+        let any = classes.any(|class| class.zone() == Some(zone) && class != WaitClass::Bulk);
+        let apart = zone == Zone::Content && protocol == Protocol::Http1;
+        let looks = apart && waiting(&WaitClass::Look);
+        let bulk = apart && waiting(&WaitClass::Bulk);
         let bucket = &mut self.buckets[zone as usize][protocol as usize];
-        let due = any && spoken && !bucket.due(now).is_zero();
-        due || (looks && protocol == Protocol::Http1 && !bucket.owed(now).is_zero())
+        let due = ((any && spoken) || bulk) && !bucket.due(now).is_zero();
+        due || (looks && !bucket.owed(now).is_zero())
     }
 
     /// The host comes back after a pause.
@@ -316,7 +332,7 @@ impl<P> State<P> {
             }
             if let Some(zone) = want.paced {
                 if !want.paid {
-                    self.bucket(zone, want.prompt).take(now);
+                    self.bucket(zone, want.is_apart()).take(now);
                 }
                 for _ in 0..want.puts {
                     self.bucket(zone, true).take(now);
@@ -500,7 +516,7 @@ impl<P> State<P> {
 
     pub(super) fn refund(&mut self, want: &Want) {
         if let Some(zone) = want.paced {
-            self.bucket(zone, want.prompt).refund();
+            self.bucket(zone, want.is_apart()).refund();
         }
         if let Some(requests) = self.flows.get_mut(&want.flow.namespace) {
             requests.refund(&want.flow.request);
@@ -513,16 +529,16 @@ impl<P> State<P> {
         let Some(zone) = class.zone() else {
             return Duration::ZERO;
         };
-        let own = self.bucket(zone, false).due(now);
+        let own = self.bucket(zone, class == WaitClass::Bulk).due(now);
         match class {
             WaitClass::Look => own.max(self.bucket(zone, true).owed(now)),
             _ => own,
         }
     }
 
-    fn bucket(&mut self, zone: Zone, prompt: bool) -> &mut TokenBucket {
+    fn bucket(&mut self, zone: Zone, apart: bool) -> &mut TokenBucket {
         let spoken = self.spoken[zone as usize];
-        let protocol = if prompt { Protocol::Http1 } else { spoken };
+        let protocol = if apart { Protocol::Http1 } else { spoken };
         &mut self.buckets[zone as usize][protocol as usize]
     }
 

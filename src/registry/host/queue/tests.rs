@@ -19,7 +19,7 @@ fn queue(qps: u32, concurrency: usize) -> Arc<HostQueue> {
 const CONTENT: Limit = Limit {
     zone: Zone::Content,
     protocol: None,
-    prompt: false,
+    apart: false,
 };
 
 fn limit(queue: &Arc<HostQueue>, permit: &Permit) -> bool {
@@ -35,6 +35,7 @@ fn request(flow: u64) -> Want {
         places: 1,
         paced: Some(Zone::Content),
         prompt: false,
+        bulk: false,
         puts: 0,
         paid: false,
     }
@@ -49,6 +50,7 @@ fn stream(flow: u64, places: usize) -> Want {
         places,
         paced: None,
         prompt: false,
+        bulk: false,
         puts: 0,
         paid: false,
     }
@@ -341,6 +343,7 @@ const TAG_PUT: Want = Want {
     places: 1,
     paced: Some(Zone::Content),
     prompt: true,
+    bulk: false,
     puts: 0,
     paid: false,
 };
@@ -354,9 +357,9 @@ async fn waited(queue: &Arc<HostQueue>, want: Want) -> u128 {
 #[tokio::test(start_paused = true)]
 async fn each_protocol_has_a_rate_of_its_own_and_tag_puts_that_are_owed_hold_up_looks() {
     let queue = queue(40, 16);
-    let spoken = |protocol, prompt| Limit {
+    let spoken = |protocol, apart| Limit {
         protocol: Some(protocol),
-        prompt,
+        apart,
         ..CONTENT
     };
     let permit = queue.acquire(request(1)).await;
@@ -375,6 +378,19 @@ async fn each_protocol_has_a_rate_of_its_own_and_tag_puts_that_are_owed_hold_up_
     assert_eq!(waited(&queue, request(1)).await, 0);
     let looked = waited(&queue, leading(1)).await;
     assert!((200..=400).contains(&looked), "{looked}");
+    // The content of a large blob waits with them, and small ones do not.
+    let token = Want {
+        places: 0,
+        ..request(1)
+    };
+    assert_eq!(waited(&queue, token).await, 0);
+    let bulk = Want {
+        bulk: true,
+        ..token
+    };
+    drop(queue.acquire(TAG_PUT).await);
+    let bulk = waited(&queue, bulk).await;
+    assert!((25..=100).contains(&bulk), "{bulk}");
 }
 
 #[tokio::test(start_paused = true)]
