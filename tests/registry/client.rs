@@ -74,6 +74,28 @@ async fn every_shape_is_copied_byte_for_byte_to_another_registry() {
 }
 
 #[tokio::test]
+async fn an_upload_is_opened_while_its_source_is() {
+    const LATENCY: Duration = Duration::from_millis(300);
+    let (from, to) = (open().await, open().await);
+    let client = client_with(settings(&[&from, &to]));
+    let (none, progress) = (Credential::anonymous(), Progress::default());
+    let manifest = seeded(&from, &client, "src/a", Shape::Oci, &none).await;
+    for host in [&from, &to] {
+        host.update(|switches| switches.latency = LATENCY);
+    }
+    let (source, target) = (repository(&from, "src/a"), repository(&to, "team/a"));
+    let copy = client.copy(none.at(&source), &manifest, none.at(&target), &progress);
+    copy.await.unwrap();
+    let first = |host: &Registry, kind| host.requests(&Matcher::kind(kind))[0].time;
+    let (read, opened) = (
+        first(&from, RequestKind::Blob),
+        first(&to, RequestKind::Upload),
+    );
+    let apart = Duration::from_millis(read.abs_diff(opened));
+    assert!(apart < LATENCY, "{apart:?}");
+}
+
+#[tokio::test]
 async fn on_one_registry_blobs_are_mounted_without_a_look_first() {
     let host = guarded(AuthMode::Bearer).await;
     let (client, bot) = (client(&[&host]), credential(&host, "bot"));

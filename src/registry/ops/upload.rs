@@ -115,23 +115,27 @@ impl RegistryClient {
         let what = named(job.to.repository, blob.digest);
         let access = job.target();
         let source = job.source();
-        let open = self.open(&source, blob, 0, job.progress);
-        let opened = tokio::select! {
-            biased;
-            opened = open => opened,
-            () = places.preempted() => Err(gives_way(&what)),
+        let open = async {
+            tokio::select! {
+                biased;
+                opened = self.open(&source, blob, 0, job.progress) => opened,
+                () = places.preempted() => Err(gives_way(&what)),
+            }
         };
-        let response = match (opened, &session) {
-            (Ok(response), _) => response,
-            (Err(failure), session) => {
-                self.cancel(session.as_ref(), &access, &what, job.progress)
+        let session = async {
+            match session {
+                Some(location) => Ok(location),
+                None => self.begin(&access, &what, true, job.progress).await,
+            }
+        };
+        // Side by side: the bytes wait for both, and neither for the other.
+        let (response, location) = match futures::join!(open, session) {
+            (Ok(response), location) => (response, location?),
+            (Err(failure), location) => {
+                self.cancel(location.ok().as_ref(), &access, &what, job.progress)
                     .await;
                 return Err(failure);
             }
-        };
-        let location = match session {
-            Some(location) => location,
-            None => self.begin(&access, &what, true, job.progress).await?,
         };
         let upload = Upload {
             job,
