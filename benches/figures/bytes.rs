@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::measure::{Taken, Task};
 use crate::plain::{Blob, Plan};
-use crate::promotion;
+use crate::promotion::{self, FLOATS, SOURCES};
 use crate::report::{Report, Table, mebibytes, method, seconds};
 use crate::served::Served;
 use crate::testbed::RunDir;
@@ -32,13 +32,13 @@ const SPEED_TOGETHER: f64 = 0.95;
 const MEMORY: u64 = 100 * MIB;
 /// Layers on their way at once.
 const AT_ONCE: usize = 10;
-/// The repository of the sources.
-const LARGE: &str = "src/large";
 
 /// One way to copy.
 #[derive(Clone, Copy, PartialEq)]
 enum Way<'a> {
     Loop,
+    /// The loop that moves the floats as well.
+    MovingLoop,
     Promote,
     Stage,
     Tool(&'a Tool),
@@ -56,6 +56,12 @@ const SHORT: Road = Road {
     latency: 0,
     tls: false,
 };
+
+/// What a copy took, and the bytes of it: from the first GET or HEAD of a blob to the end of the last upload, as the registries saw it.
+struct Copied {
+    taken: Taken,
+    bytes: Duration,
+}
 
 /// The registry that has the layers: an image of one layer for each seed.
 struct Source {
@@ -93,7 +99,7 @@ async fn one(report: &mut Report) {
     ];
     let source = Source::with(1, layer, SHORT).await;
     let medians = in_turn(&ways, &source, SHORT, runs).await;
-    let ours = medians[3].wall.as_secs_f64();
+    let ours = medians[3].taken.wall.as_secs_f64();
     let mut table = Table::new(&[
         "one layer",
         "time",
@@ -103,7 +109,7 @@ async fn one(report: &mut Report) {
         "CPU for each GiB",
         "peak memory",
     ]);
-    for (way, taken) in ways.iter().zip(&medians) {
+    for (way, Copied { taken, .. }) in ways.iter().zip(&medians) {
         let ratio = taken.wall.as_secs_f64() / ours;
         let (shown, limit) = match way {
             Way::Promote | Way::Stage => (String::new(), String::new()),
@@ -135,19 +141,25 @@ async fn together(report: &mut Report) {
     };
     method(&format!(
         "{AT_ONCE} images with one layer of {} MiB each, no two alike, in one request, and {AT_ONCE} plain loops side by side in one \
-         process; latency is added to each request. `promote` also reads and writes the manifests, and moves the floats. Median of {runs} run(s), \
-         taking turns.",
+         process, on HTTP/1.1 also with TLS; latency is added to each request. Bytes: from the first GET or HEAD of a blob to the end of the \
+         last upload, as the registries saw it; of that is the limit. In all: from start to end of the process. Of it `promote` spends the rest on its \
+         start, the manifests and the floats, with a request after another however large the layers are; so does the loop that moves floats, \
+         with as few requests as can be. Median of {runs} run(s), taking turns.",
         layer / MIB
     ));
     let mut table = Table::new(&[
         &format!("{AT_ONCE} layers side by side"),
-        "plain loops",
+        "bytes: loops",
         "promote",
         "speed",
         "of the loops'",
         "limit",
         "CPU for each GiB: loops",
         "promote",
+        "in all: loops",
+        "loops that move floats",
+        "promote",
+        "of it, other than bytes",
     ]);
     for (name, latency, tls) in [
         ("0 ms", 0, false),
@@ -157,26 +169,33 @@ async fn together(report: &mut Report) {
     ] {
         let road = Road { latency, tls };
         let source = Source::with(AT_ONCE, layer, road).await;
-        let medians = in_turn(&[Way::Loop, Way::Promote], &source, road, runs).await;
-        let [plain, ours] = &medians[..] else { return };
+        let ways = [Way::Loop, Way::MovingLoop, Way::Promote];
+        let medians = in_turn(&ways, &source, road, runs).await;
+        let [plain, moving, ours] = &medians[..] else {
+            return;
+        };
         let (all, ratio) = (
             layer * AT_ONCE as u64,
-            plain.wall.as_secs_f64() / ours.wall.as_secs_f64(),
+            plain.bytes.as_secs_f64() / ours.bytes.as_secs_f64(),
         );
         let figure = format!("{name}: {ratio:.2} of the speed of {AT_ONCE} loops");
         table.row([
             name.to_owned(),
-            seconds(plain.wall),
-            seconds(ours.wall),
-            speed(all, ours.wall),
+            seconds(plain.bytes),
+            seconds(ours.bytes),
+            speed(all, ours.bytes),
             format!("{ratio:.2}"),
             report.held(
                 &figure,
                 ratio >= SPEED_TOGETHER,
                 &SPEED_TOGETHER.to_string(),
             ),
-            for_each_gib(plain, all),
-            for_each_gib(ours, all),
+            for_each_gib(&plain.taken, all),
+            for_each_gib(&ours.taken, all),
+            seconds(plain.taken.wall),
+            seconds(moving.taken.wall),
+            seconds(ours.taken.wall),
+            seconds(ours.taken.wall.saturating_sub(ours.bytes)),
         ]);
     }
     table.print();
@@ -196,7 +215,7 @@ async fn memory(report: &mut Report) {
     ]);
     let all = layer * AT_ONCE as u64;
     for way in [Way::Promote, Way::Stage] {
-        let taken = copy(way, &source, SHORT).await;
+        let Copied { taken, .. } = copy(way, &source, SHORT).await;
         let figure = format!("{} resident in {}", mebibytes(taken.peak), way.name());
         let limit = report.held(&figure, taken.peak <= MEMORY, &mebibytes(MEMORY));
         table.row([
@@ -234,21 +253,21 @@ fn hashing(report: &Report) {
 }
 
 /// The median of each way's runs.
-async fn in_turn(ways: &[Way<'_>], source: &Source, road: Road, runs: usize) -> Vec<Taken> {
-    let mut taken: Vec<Vec<Taken>> = vec![Vec::new(); ways.len()];
+async fn in_turn(ways: &[Way<'_>], source: &Source, road: Road, runs: usize) -> Vec<Copied> {
+    let mut copied: Vec<Vec<Copied>> = ways.iter().map(|_| Vec::new()).collect();
     for _ in 0..runs {
-        for (way, taken) in ways.iter().zip(&mut taken) {
-            taken.push(copy(*way, source, road).await);
+        for (way, copied) in ways.iter().zip(&mut copied) {
+            copied.push(copy(*way, source, road).await);
         }
     }
-    taken.into_iter().map(median).collect()
+    copied.into_iter().map(median).collect()
 }
 
 /// Copies all images of the source to a fresh target.
 ///
 /// # Panics
 /// Where it fails, or the target does not end with the same digests.
-async fn copy(way: Way<'_>, source: &Source, road: Road) -> Taken {
+async fn copy(way: Way<'_>, source: &Source, road: Road) -> Copied {
     let target = Served::start(&json!({"discard_blobs": true, "latency_ms": road.latency})).await;
     let folder = RunDir::create("bytes").unwrap();
     let (from, to) = if road.tls {
@@ -260,6 +279,7 @@ async fn copy(way: Way<'_>, source: &Source, road: Road) -> Taken {
     };
     promotion::log_in(folder.path(), &to, None);
     let task = way.task(folder.path(), source, (&from, &to), road).await;
+    source.served.reset().await;
     let taken = task.run(folder.path(), PATIENCE).await;
     assert!(taken.success, "{}: {}", way.name(), taken.stderr);
     // The loop has checked the digests itself, and sets no tag.
@@ -267,13 +287,18 @@ async fn copy(way: Way<'_>, source: &Source, road: Road) -> Taken {
         let tags = target.snapshot().await.unwrap();
         for (tag, digest, _) in &source.images {
             let held = match way {
-                Way::Stage => tags["ci"].values().any(|held| held == digest),
-                _ => tags["ci"].get(tag) == Some(digest),
+                Way::Stage => tags[FLOATS].values().any(|held| held == digest),
+                _ => tags[FLOATS].get(tag) == Some(digest),
             };
             assert!(held, "{}: {tags:?}", way.name());
         }
     }
-    taken
+    let (from, to) = (source.served.blobs().await, target.blobs().await);
+    let (begun, ended) = (from.min(to).unwrap().0, to.unwrap().1);
+    Copied {
+        taken,
+        bytes: Duration::from_micros(u64::try_from(ended - begun).unwrap()),
+    }
 }
 
 impl Source {
@@ -284,8 +309,8 @@ impl Source {
             let mut spec = ImageSpec::new(Shape::Oci, &format!("large {number}"));
             (spec.layers, spec.layer_bytes) = (1, Some(layer));
             let tag = format!("l{number}");
-            let digest = served.seed(LARGE, &tag, &spec).await;
-            let manifest = served.manifest(LARGE, &tag).await;
+            let digest = served.seed(SOURCES, &tag, &spec).await;
+            let manifest = served.manifest(SOURCES, &tag).await;
             let layer = manifest["layers"][0]["digest"].as_str().unwrap().to_owned();
             seeded.push((tag, digest, layer));
         }
@@ -300,6 +325,7 @@ impl Way<'_> {
     fn name(self) -> String {
         match self {
             Self::Loop => "plain loop".into(),
+            Self::MovingLoop => "loop that moves floats".into(),
             Self::Promote => "promote".into(),
             Self::Stage => "stage".into(),
             Self::Tool(tool) => format!("{} copy", tool.label()),
@@ -310,22 +336,38 @@ impl Way<'_> {
     async fn task(self, folder: &Path, source: &Source, hosts: (&str, &str), road: Road) -> Task {
         let (from, to) = hosts;
         match self {
-            Self::Loop => {
+            Self::Loop | Self::MovingLoop => {
                 let scheme = if road.tls { "https" } else { "http" };
-                let blobs = source.images.iter().map(|(_, _, layer)| Blob {
-                    from: format!("{scheme}://{from}/v2/{LARGE}/blobs/{layer}"),
-                    to: format!("{scheme}://{to}/v2/ci/blobs/uploads/"),
-                    digest: layer.clone(),
-                });
+                let (from, to) = (format!("{scheme}://{from}"), format!("{scheme}://{to}"));
                 let ca = road
                     .tls
                     .then(|| std::fs::read_to_string(folder.join("ca.crt")).unwrap());
-                let blobs = blobs.collect();
-                Plan::Copy { blobs, ca }.task(folder)
+                let plan = if self == Self::MovingLoop {
+                    let floats = source.images.iter();
+                    Plan::Promote {
+                        floats: floats.map(|(t, d, _)| (t.clone(), d.clone())).collect(),
+                        account: None,
+                        to,
+                        from,
+                        ca,
+                    }
+                } else {
+                    let blobs = source.images.iter().map(|(_, _, layer)| Blob {
+                        from: format!("{from}/v2/{SOURCES}/blobs/{layer}"),
+                        to: format!("{to}/v2/{FLOATS}/blobs/uploads/"),
+                        digest: layer.clone(),
+                    });
+                    let blobs = blobs.collect();
+                    Plan::Copy { blobs, ca }
+                };
+                plan.task(folder)
             }
             Self::Promote | Self::Stage => {
                 let images = source.images.iter().map(|(tag, digest, _)| {
-                    (format!("{from}/{LARGE}@{digest}"), format!("{to}/ci:{tag}"))
+                    (
+                        format!("{from}/{SOURCES}@{digest}"),
+                        format!("{to}/{FLOATS}:{tag}"),
+                    )
                 });
                 let images: Vec<_> = images.collect();
                 let mut arguments = vec!["--registry-qps=0".to_owned()];
@@ -346,8 +388,10 @@ impl Way<'_> {
             }
             Self::Tool(tool) => {
                 let (tag, digest, _) = &source.images[0];
-                let (source, float) =
-                    (format!("{from}/{LARGE}@{digest}"), format!("{to}/ci:{tag}"));
+                let (source, float) = (
+                    format!("{from}/{SOURCES}@{digest}"),
+                    format!("{to}/{FLOATS}:{tag}"),
+                );
                 let verb: &[&str] = if tool.name == "regctl" {
                     &["image", "copy"]
                 } else {
@@ -360,9 +404,14 @@ impl Way<'_> {
     }
 }
 
-fn median(mut runs: Vec<Taken>) -> Taken {
-    runs.sort_by_key(|taken| taken.wall);
-    runs.swap_remove(runs.len() / 2)
+/// The run of the median time, with the median of the bytes' times.
+fn median(mut runs: Vec<Copied>) -> Copied {
+    let middle = runs.len() / 2;
+    runs.sort_by_key(|copied| copied.bytes);
+    let bytes = runs[middle].bytes;
+    runs.sort_by_key(|copied| copied.taken.wall);
+    let taken = runs.swap_remove(middle).taken;
+    Copied { taken, bytes }
 }
 
 #[allow(clippy::cast_precision_loss, reason = "a figure to be read")]

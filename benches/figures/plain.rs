@@ -2,7 +2,7 @@
 //!
 //! In: a plan in a file. Out: the tags set, or the layer copied. Nothing is recorded, retried, limited in rate, checked against a
 //! policy or seen twice. They run as a process of their own, like everything they are compared with, with the connection
-//! settings of `registry::transport` and the runtime of the command line.
+//! settings of `registry::wire::clients` and the runtime of the command line.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -35,8 +35,13 @@ const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, \
 pub enum Plan {
     /// The steps of a promotion, for each float one after another, for all floats at once.
     Promote {
-        host: String,
+        /// `https://HOST:PORT` of the floats.
+        to: String,
+        /// Of the sources: blobs are mounted if it is the same, and copied otherwise.
+        from: String,
         account: Option<(String, String)>,
+        /// The certificate of whoever signs what the registries show, as PEM.
+        ca: Option<String>,
         /// Tag, new digest.
         floats: Vec<(String, String)>,
     },
@@ -58,13 +63,17 @@ pub struct Blob {
     pub digest: String,
 }
 
-/// The two clients, the budget, and the right to act.
+/// The clients, the budget, and the right to act.
 #[derive(Clone)]
 struct Wire {
     reads: Client,
     writes: Client,
+    /// For large blobs, where they are copied.
+    large: Option<(Client, Client)>,
     in_flight: Arc<Semaphore>,
-    base: String,
+    /// Where the floats are, and their sources.
+    to: String,
+    from: String,
     authorization: Option<String>,
 }
 
@@ -78,8 +87,10 @@ struct Manifest {
 /// A loop over these promotions.
 pub fn promotion(host: &str, account: Option<(&str, &str)>, promotions: &[Promotion]) -> Plan {
     Plan::Promote {
-        host: host.to_owned(),
+        to: format!("http://{host}"),
+        from: format!("http://{host}"),
         account: account.map(|(user, password)| (user.to_owned(), password.to_owned())),
+        ca: None,
         floats: promotions
             .iter()
             .map(|p| (p.tag.clone(), p.new.clone()))
@@ -102,12 +113,17 @@ pub fn main(arguments: &[String]) -> ExitCode {
     crate::runtime().block_on(async {
         match plan {
             Plan::Promote {
-                host,
+                to,
+                from,
                 account,
+                ca,
                 floats,
-            } => promote(&host, account, floats).await,
+            } => {
+                let wire = Wire::new(to, from, account, ca.as_deref()).await;
+                wire.promote_all(floats).await;
+            }
             Plan::Copy { blobs, ca } => {
-                let clients = clients(ca.as_deref());
+                let clients = clients(ca.as_deref(), true);
                 join_all(
                     blobs
                         .into_iter()
@@ -122,13 +138,14 @@ pub fn main(arguments: &[String]) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Reading and writing, set up as `registry::transport` does it.
+/// Reading and writing, set up as `registry::wire::clients` does it: large blobs on HTTP/1.1 alone.
 #[expect(
     clippy::disallowed_methods,
     reason = "the process has installed the provider"
 )]
-fn clients(ca: Option<&str>) -> (Client, Client) {
+fn clients(ca: Option<&str>, large: bool) -> (Client, Client) {
     let build = |builder: reqwest::ClientBuilder| {
+        let builder = if large { builder.http1_only() } else { builder };
         builder
             .user_agent("plain-loop")
             .tls_certs_merge(ca.map(|ca| Certificate::from_pem(ca.as_bytes()).unwrap()))
@@ -145,32 +162,43 @@ fn clients(ca: Option<&str>) -> (Client, Client) {
     (build(reads), build(writes))
 }
 
-async fn promote(host: &str, account: Option<(String, String)>, floats: Vec<(String, String)>) {
-    let (reads, writes) = clients(None);
-    let mut wire = Wire {
-        reads,
-        writes,
-        in_flight: Arc::new(Semaphore::new(IN_FLIGHT)),
-        base: format!("http://{host}/v2"),
-        authorization: None,
-    };
-    if let Some(account) = account {
-        wire.authorization = Some(format!("Bearer {}", wire.token(host, account).await));
-    }
-    let stamp = jiff::Timestamp::now().strftime("%Y%m%d%H%M%S").to_string();
-    let tasks = floats.into_iter().map(|(tag, new)| {
-        let (wire, stamp) = (wire.clone(), stamp.clone());
-        tokio::spawn(async move { wire.promote(&tag, &new, &stamp).await })
-    });
-    for ended in join_all(tasks).await {
-        ended.unwrap();
-    }
-}
-
 impl Wire {
+    async fn new(
+        to: String,
+        from: String,
+        account: Option<(String, String)>,
+        ca: Option<&str>,
+    ) -> Self {
+        let (reads, writes) = clients(ca, false);
+        let mut wire = Self {
+            reads,
+            writes,
+            large: (to != from).then(|| clients(ca, true)),
+            in_flight: Arc::new(Semaphore::new(IN_FLIGHT)),
+            to,
+            from,
+            authorization: None,
+        };
+        if let Some(account) = account {
+            wire.authorization = Some(format!("Bearer {}", wire.token(account).await));
+        }
+        wire
+    }
+
+    async fn promote_all(&self, floats: Vec<(String, String)>) {
+        let stamp = jiff::Timestamp::now().strftime("%Y%m%d%H%M%S").to_string();
+        let tasks = floats.into_iter().map(|(tag, new)| {
+            let (wire, stamp) = (self.clone(), stamp.clone());
+            tokio::spawn(async move { wire.promote(&tag, &new, &stamp).await })
+        });
+        for ended in join_all(tasks).await {
+            ended.unwrap();
+        }
+    }
+
     async fn promote(&self, tag: &str, new: &str, stamp: &str) {
         // Resolve.
-        let old = self.look(tag).await.unwrap();
+        let old = self.look(tag).await;
         // Stage.
         let source = self.get(SOURCES, new).await.unwrap();
         let children: Vec<(String, Manifest)> = join_all(
@@ -183,7 +211,7 @@ impl Wire {
         for (_, child) in &children {
             blobs.extend(descriptors(child, &["config", "layers"]));
         }
-        join_all(blobs.iter().map(|digest| self.mount(digest))).await;
+        join_all(blobs.into_iter().map(|digest| self.bring(digest))).await;
         join_all(
             children
                 .iter()
@@ -194,10 +222,12 @@ impl Wire {
         self.look(&incoming).await;
         self.put(&incoming, &source).await;
         // BackUp.
-        let prune = format!("{stamp}_prune_{tag}");
-        self.look(&prune).await;
-        self.put(&prune, &old).await;
-        self.put(&format!("{tag}__pre"), &old).await;
+        if let Some(old) = old {
+            let prune = format!("{stamp}_prune_{tag}");
+            self.look(&prune).await;
+            self.put(&prune, &old).await;
+            self.put(&format!("{tag}__pre"), &old).await;
+        }
         // Latch.
         self.look(tag).await;
         self.put(tag, &source).await;
@@ -213,10 +243,20 @@ impl Wire {
         (digest, child)
     }
 
-    async fn mount(&self, digest: &str) {
-        let path = format!("{FLOATS}/blobs/uploads/?mount={digest}&from={SOURCES}");
-        let mount = self.writes.post(self.url(&path)).header(CONTENT_LENGTH, 0);
-        self.send(mount, StatusCode::CREATED).await;
+    async fn bring(&self, digest: String) {
+        let uploads = format!("{}/v2/{FLOATS}/blobs/uploads/", self.to);
+        if let Some(large) = &self.large {
+            let blob = Blob {
+                from: format!("{}/v2/{SOURCES}/blobs/{digest}", self.from),
+                to: uploads,
+                digest,
+            };
+            copy(large.clone(), blob).await;
+        } else {
+            let mount = format!("{uploads}?mount={digest}&from={SOURCES}");
+            let mount = self.writes.post(mount).header(CONTENT_LENGTH, 0);
+            self.send(mount, StatusCode::CREATED).await;
+        }
     }
 
     async fn look(&self, tag: &str) -> Option<Manifest> {
@@ -224,14 +264,19 @@ impl Wire {
     }
 
     async fn get(&self, repository: &str, reference: &str) -> Option<Manifest> {
-        let url = self.url(&format!("{repository}/manifests/{reference}"));
+        let at = if repository == SOURCES {
+            &self.from
+        } else {
+            &self.to
+        };
+        let url = format!("{at}/v2/{repository}/manifests/{reference}");
         let get = self.reads.get(url).header(ACCEPT, ACCEPTED);
         let (status, media_type, bytes) = self.exchange(get).await;
         (status == StatusCode::OK).then_some(Manifest { media_type, bytes })
     }
 
     async fn put(&self, reference: &str, manifest: &Manifest) {
-        let url = self.url(&format!("{FLOATS}/manifests/{reference}"));
+        let url = format!("{}/v2/{FLOATS}/manifests/{reference}", self.to);
         let put = self
             .writes
             .put(url)
@@ -261,18 +306,15 @@ impl Wire {
     }
 
     /// One token for everything.
-    async fn token(&self, host: &str, (user, password): (String, String)) -> String {
+    async fn token(&self, (user, password): (String, String)) -> String {
+        let (_, host) = self.to.split_once("://").unwrap();
         let url = format!(
-            "{}/auth?service={host}&scope=repository:{FLOATS}:pull,push&scope=repository:{SOURCES}:pull",
-            self.base
+            "{}/v2/auth?service={host}&scope=repository:{FLOATS}:pull,push&scope=repository:{SOURCES}:pull",
+            self.to
         );
         let request = self.reads.get(url).basic_auth(user, Some(password));
         let answer: Value = request.send().await.unwrap().json().await.unwrap();
         answer["token"].as_str().unwrap().to_owned()
-    }
-
-    fn url(&self, path: &str) -> String {
-        format!("{}/{path}", self.base)
     }
 }
 

@@ -60,6 +60,7 @@ pub struct TagWrite {
 struct Entry {
     seq: u64,
     time: i64,
+    micros: i64,
     method: String,
     kind: String,
     repository: String,
@@ -136,11 +137,25 @@ impl Served {
         self.control(reqwest::Method::DELETE, "log", None).await;
     }
 
+    /// When the first GET or HEAD of a blob arrived since, or else the first upload was begun, and when the last request about one was
+    /// answered, in microseconds since 1970.
+    pub async fn blobs(&self) -> Option<(i64, i64)> {
+        let entries = self.entries(0).await;
+        let blobs = entries
+            .iter()
+            .filter(|entry| ["blob", "upload"].contains(&entry.kind.as_str()));
+        // Before any blob an upload may be tried and cancelled, to see whether that is allowed.
+        let first = blobs
+            .clone()
+            .min_by_key(|entry| (entry.kind == "upload", entry.time))?;
+        let begun = first.time * 1000;
+        let ended = blobs.map(|entry| entry.time * 1000 + entry.micros).max()?;
+        Some((begun, ended))
+    }
+
     /// What was asked since.
     pub async fn asked(&self) -> Asked {
-        let path = format!("log?limit={ENTRIES_MAX}");
-        let entries = self.control(reqwest::Method::GET, &path, None).await;
-        let entries: Vec<Entry> = serde_json::from_value(entries).unwrap();
+        let entries = self.entries(0).await;
         let mut asked = Asked::default();
         for entry in &entries {
             match entry.kind.as_str() {
@@ -174,9 +189,7 @@ impl Served {
 
     /// The tags written after the request of this number, and the number of the newest request.
     pub async fn tag_writes(&self, after: u64) -> (Vec<TagWrite>, u64) {
-        let path = format!("log?after={after}&limit={ENTRIES_MAX}");
-        let entries = self.control(reqwest::Method::GET, &path, None).await;
-        let entries: Vec<Entry> = serde_json::from_value(entries).unwrap();
+        let entries = self.entries(after).await;
         let newest = entries.last().map_or(after, |entry| entry.seq);
         let written = |e: &Entry| {
             e.kind == "manifest" && e.method == "PUT" && !e.reference.starts_with("sha256:")
@@ -202,6 +215,12 @@ impl Served {
     pub async fn audit_trail(&self) -> Vec<Value> {
         let trail = self.control(reqwest::Method::GET, "audit", None).await;
         serde_json::from_value(trail).unwrap()
+    }
+
+    async fn entries(&self, after: u64) -> Vec<Entry> {
+        let path = format!("log?after={after}&limit={ENTRIES_MAX}");
+        let entries = self.control(reqwest::Method::GET, &path, None).await;
+        serde_json::from_value(entries).unwrap()
     }
 
     async fn post(&self, path: &str, body: &Value) -> Value {
