@@ -16,7 +16,7 @@ use crate::registry::host::token_bucket::TokenBucket;
 pub(super) const NEW_FLOW_CREDIT: i64 = 64;
 /// The window is never smaller: a stream within one host takes two places, and one request must pass beside it.
 pub(super) const WINDOW_MIN: usize = 3;
-/// Flows that wait for nothing are forgotten, where that changes nothing, above this number.
+/// Flows that wait for nothing are forgotten, where that changes nothing, above this number, and above twice those left the last time.
 const IDLE_MAX: usize = 64;
 /// How long a stream has its places before it may have to give way, and how often who waits looks for one that may.
 const PREEMPT_AFTER: Duration = Duration::from_secs(3);
@@ -57,6 +57,8 @@ pub(super) struct State<P> {
     spoken: [Protocol; 2],
     /// By namespace, and in each by promotion request.
     flows: FairQueue<u64, FairQueue<u64, Waiters<P>, 0>, 0>,
+    /// With so many flows, those that wait for nothing are forgotten.
+    idle_max: usize,
     /// How many wait in each class, those whose owners have left among them.
     waiting: [usize; CLASSES],
     waiters: u64,
@@ -175,6 +177,7 @@ impl<P> State<P> {
             buckets: Zone::ALL.map(|zone| [(); 2].map(|()| TokenBucket::new(rates, zone, now))),
             spoken: [Protocol::Http1; 2],
             flows: FairQueue::new(NEW_FLOW_CREDIT),
+            idle_max: IDLE_MAX,
             waiting: [0; CLASSES],
             waiters: 0,
             alarm: None,
@@ -279,8 +282,9 @@ impl<P> State<P> {
             owner,
             progress,
         };
-        if self.flows.iter().map(|(_, _, of)| of.len()).sum::<usize>() >= IDLE_MAX {
+        if self.flow_count() >= self.idle_max {
             self.forget_idle();
+            self.idle_max = IDLE_MAX.max(2 * self.flow_count());
         }
         let FlowKey { namespace, request } = want.flow;
         let class = WaitClass::of(&want).index();
@@ -290,6 +294,10 @@ impl<P> State<P> {
             .join(namespace, || FairQueue::new(NEW_FLOW_CREDIT));
         let waiters = namespace.join(request, Waiters::default);
         waiters[class].push_back(waiter);
+    }
+
+    fn flow_count(&self) -> usize {
+        self.flows.iter().map(|(_, _, of)| of.len()).sum()
     }
 
     /// The waiter that is granted what it wants, which is taken for it.
@@ -303,6 +311,10 @@ impl<P> State<P> {
         // Namespaces that have their share of the places for streams.
         let mut full = Vec::new();
         loop {
+            // Most often the rate lets nobody go: then nobody is looked at.
+            if classes == [false; CLASSES] {
+                return None;
+            }
             let (want, class) = self.first(classes, &full)?;
             if class == WaitClass::Stream && self.streams + want.places > self.streams_max() {
                 classes[class.index()] = false;

@@ -438,3 +438,25 @@ async fn the_rate_grows_with_looks_that_nothing_follows() {
     let rate = queue.rate(Zone::Content, false);
     assert!(rate >= 80.0, "{rate}");
 }
+
+/// With every answer, and with everybody who joins, the queue is looked at.
+#[test]
+fn to_join_a_queue_that_lets_nobody_go_costs_no_more_among_many() {
+    let now = Instant::now();
+    let joins = |state: &mut State<()>, flow: u64| {
+        let (owner, waits) = oneshot::channel();
+        state.join(request(flow), owner, None);
+        while state.next(now).is_some() {}
+        waits
+    };
+    let crowd = |count| {
+        let mut state = State::new(16, Rates { qps: 1, qps_max: 1 }, now);
+        let flows = 0..u64::try_from(count).unwrap();
+        let waiting: Vec<_> = flows.map(|flow| joins(&mut state, flow)).collect();
+        (state, waiting)
+    };
+    crate::cost::does_not_grow(crowd, |(state, waiting)| {
+        let flow = u64::try_from(waiting.len()).unwrap();
+        waiting.push(joins(state, flow));
+    });
+}
