@@ -21,7 +21,7 @@ pub mod memory;
 pub mod moment;
 mod observe;
 mod operation;
-mod operation_queue;
+pub(crate) mod operation_queue;
 mod pause;
 mod push_checks;
 mod reconcile;

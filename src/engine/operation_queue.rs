@@ -39,13 +39,13 @@ const NEW_FLOW_CREDIT: i64 = 16;
 
 /// All queues. Clones share them.
 #[derive(Clone)]
-pub(super) struct OperationQueue {
+pub(crate) struct OperationQueue {
     all: Arc<Mutex<All>>,
 }
 
 /// What operations wait in one queue for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct QueueKey {
+pub(crate) struct QueueKey {
     source: String,
     float: String,
     /// Whether blobs are copied.
@@ -53,7 +53,7 @@ pub(super) struct QueueKey {
 }
 
 /// While it lives, an operation runs.
-pub(super) struct Permit {
+pub(crate) struct Permit {
     queues: OperationQueue,
     /// None: it is given back already.
     of: Option<At>,
@@ -125,7 +125,7 @@ struct Request {
 
 impl QueueKey {
     /// Where a step of an image waits.
-    pub(super) fn of(image: &ImageSpec, step: Step) -> Self {
+    pub(crate) fn of(image: &ImageSpec, step: Step) -> Self {
         Self {
             source: image.source.repository.host().to_owned(),
             float: image.float.repository().host().to_owned(),
@@ -138,7 +138,7 @@ impl QueueKey {
 
 impl OperationQueue {
     /// For registries that so many requests may be in flight to.
-    pub(super) fn new(concurrency: usize) -> Self {
+    pub(crate) fn new(concurrency: usize) -> Self {
         Self {
             all: Arc::new(Mutex::new(All {
                 share: concurrency * SHARE,
@@ -152,7 +152,7 @@ impl OperationQueue {
     }
 
     /// Waits until an operation of this request may begin.
-    pub(super) async fn acquire(&self, key: QueueKey, namespace: &str, uid: &str) -> Permit {
+    pub(crate) async fn acquire(&self, key: QueueKey, namespace: &str, uid: &str) -> Permit {
         let (waiter, permit) = oneshot::channel();
         let at = At {
             key,

@@ -1,9 +1,15 @@
-//! A hundred floats promoted at a registry with the buckets of quay's proxy, on virtual time, over the code that paces them.
+//! A hundred floats, and a [`day`] of a million, promoted at a registry with the buckets of quay's proxy, on virtual time, over the code
+//! that queues and paces them.
 //!
 //! The order of requests is that of the steps, which are launched with saves as the engine launches them, and what follows a 429 that of
 //! `wire::send`. Guaranteed: the same run each time, but for the pauses after a 429. Not here: tokens, other credentials, a registry that
 //! is slower the more it is asked.
 
+#![allow(clippy::unwrap_used)]
+
+mod day;
+
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -18,6 +24,8 @@ use super::admission::{Caller, Host, Needs};
 use super::learnt_rate::tests::Bucket;
 use super::limits::{Lane, Limit, Limits, Protocol, Rates, Zone};
 use super::progress::Progress;
+use crate::engine::operation_queue::{OperationQueue, Permit, QueueKey};
+use crate::machine::{FRESH_SECONDS, ImageSpec, Step};
 use crate::registry::auth::credential::Credential;
 
 const FLOATS: usize = 100;
@@ -42,6 +50,9 @@ enum Kind {
 /// The registry, and how it is asked.
 struct World {
     host: Host,
+    operations: OperationQueue,
+    /// Any image: all are at the same registry.
+    image: ImageSpec,
     /// Of the address, and of its connections of HTTP/2: one for reads, one for writes but tag PUTs. None: no limit.
     buckets: Option<[Mutex<Bucket>; 3]>,
     spoken: Protocol,
@@ -50,6 +61,8 @@ struct World {
     /// By protocol.
     sent: [AtomicU32; 2],
     refused: AtomicU32,
+    /// Floats whose pins were so old when all of their request were backed up that they would be looked at again.
+    aged: AtomicU32,
 }
 
 /// What it came to.
@@ -62,24 +75,45 @@ struct Figures {
     refused: f64,
 }
 
-/// When the next steps are launched: with a save, of which there is one every two seconds while other floats are at work.
-struct Saves {
+/// A request for promotion. The next steps of its floats are launched with a save, of which there is one every two seconds while other
+/// floats are at work.
+struct Request {
+    world: Arc<World>,
+    namespace: String,
+    uid: String,
+    /// Whether its floats are there; new ones have nothing to back up.
+    existing: bool,
     at_work: AtomicUsize,
     saved: watch::Sender<Instant>,
+    /// They move once all are backed up.
+    together: Barrier,
 }
 
-impl Saves {
-    const INTERVAL: Duration = Duration::from_secs(2);
+impl Request {
+    const SAVED_EVERY: Duration = Duration::from_secs(2);
 
-    fn new() -> Self {
+    fn new(world: &Arc<World>, namespace: &str, uid: &str, floats: usize, existing: bool) -> Self {
         Self {
-            at_work: AtomicUsize::new(FLOATS),
+            world: Arc::clone(world),
+            namespace: namespace.to_owned(),
+            uid: uid.to_owned(),
+            existing,
+            at_work: AtomicUsize::new(floats),
             saved: watch::Sender::new(Instant::now()),
+            together: Barrier::new(floats),
         }
     }
 
+    /// Waits until a step may run.
+    async fn begin(&self, step: Step) -> Permit {
+        let key = QueueKey::of(&self.world.image, step);
+        let operations = &self.world.operations;
+        operations.acquire(key, &self.namespace, &self.uid).await
+    }
+
     /// A step has ended.
-    fn land(&self) {
+    fn land(&self, permit: Permit) {
+        drop(permit);
         if self.at_work.fetch_sub(1, Relaxed) == 1 {
             self.saved.send_replace(Instant::now());
         }
@@ -91,10 +125,10 @@ impl Saves {
     }
 
     /// A step has ended; the next begins after a save.
-    async fn next(&self) {
+    async fn end(&self, permit: Permit) {
         let mut saved = self.saved.subscribe();
-        let due = *saved.borrow_and_update() + Self::INTERVAL;
-        self.land();
+        let due = *saved.borrow_and_update() + Self::SAVED_EVERY;
+        self.land(permit);
         tokio::select! {
             _ = saved.changed() => {}
             () = sleep_until(due) => {
@@ -102,6 +136,41 @@ impl Saves {
             }
         }
         self.launch();
+    }
+
+    /// Promotes one of its floats.
+    async fn float(&self) {
+        let world = &self.world;
+        let progress = Progress::of(&self.namespace, &self.uid);
+        let none = Credential::anonymous();
+        let caller = Caller::new(&progress, &none);
+        let permit = self.begin(Step::Resolve).await;
+        world.send(Kind::Read, caller).await;
+        world.send(Kind::Read, caller).await;
+        self.end(permit).await;
+        let permit = self.begin(Step::Stage).await;
+        join_all((0..BLOBS).map(|_| world.send(Kind::Mount, caller))).await;
+        world.put(1, caller).await;
+        self.end(permit).await;
+        let permit = self.begin(Step::BackUp).await;
+        if self.existing {
+            world.put(2, caller).await;
+        }
+        let pinned = Instant::now();
+        self.land(permit);
+        self.together.wait().await;
+        let aged = pinned.elapsed() > Duration::from_secs(FRESH_SECONDS.unsigned_abs());
+        world.aged.fetch_add(aged.into(), Relaxed);
+        self.launch();
+        let permit = self.begin(Step::Latch).await;
+        world.put(1, caller).await;
+        self.end(permit).await;
+        let permit = self.begin(Step::Post).await;
+        if self.existing {
+            world.put(1, caller).await;
+        }
+        world.send(Kind::Read, caller).await;
+        self.land(permit);
     }
 }
 
@@ -118,14 +187,24 @@ impl World {
         };
         let [address, connection] = QUAY.map(|(rate, _)| rate);
         let buckets = [address, connection, connection].map(|rate| Mutex::new(Bucket::new(rate)));
+        let image = ImageSpec {
+            source: "h/builds/app:new".parse().unwrap(),
+            float: "h/ci:app".parse().unwrap(),
+            replaces: None,
+            freeze: None,
+            remove_incoming: false,
+        };
         Self {
             host: Host::new("h", "h".into(), limits),
+            operations: OperationQueue::new(limits.concurrency),
+            image,
             buckets: limited.then_some(buckets),
             spoken,
             jitter: Mutex::new(StdRng::seed_from_u64(seed)),
             start: Instant::now(),
             sent: Default::default(),
             refused: AtomicU32::new(0),
+            aged: AtomicU32::new(0),
         }
     }
 
@@ -218,31 +297,10 @@ impl World {
         }
     }
 
-    /// An existing float, which moves once all are backed up.
-    async fn float(&self, together: &Barrier, saves: &Saves) {
-        let (progress, none) = (Progress::of("team", "request"), Credential::anonymous());
-        let caller = Caller::new(&progress, &none);
-        self.send(Kind::Read, caller).await;
-        self.send(Kind::Read, caller).await;
-        saves.next().await;
-        join_all((0..BLOBS).map(|_| self.send(Kind::Mount, caller))).await;
-        self.put(1, caller).await;
-        saves.next().await;
-        self.put(2, caller).await;
-        saves.land();
-        together.wait().await;
-        saves.launch();
-        self.put(1, caller).await;
-        saves.next().await;
-        self.put(1, caller).await;
-        self.send(Kind::Read, caller).await;
-        saves.land();
-    }
-
     async fn play(limited: bool, spoken: Protocol, seed: u64) -> Figures {
-        let (world, together) = (Self::new(limited, spoken, seed), Barrier::new(FLOATS));
-        let saves = Saves::new();
-        join_all((0..FLOATS).map(|_| world.float(&together, &saves))).await;
+        let world = Arc::new(Self::new(limited, spoken, seed));
+        let request = Request::new(&world, "team", "request", FLOATS, true);
+        join_all((0..FLOATS).map(|_| request.float())).await;
         let sent = [0, 1].map(|protocol: usize| f64::from(world.sent[protocol].load(Relaxed)));
         let own = f64::max(sent[0] / QUAY[0].0, sent[1] / QUAY[1].0);
         let seconds = world.start.elapsed().as_secs_f64();
@@ -257,6 +315,7 @@ impl World {
 #[tokio::test(start_paused = true)]
 async fn a_registry_without_a_limit_is_asked_as_fast_as_it_answers() {
     let figures = World::play(false, Protocol::Http1, 0).await;
+    println!("{figures:?}");
     assert!(figures.seconds <= 2.2, "{figures:?}");
 }
 
@@ -272,7 +331,10 @@ async fn behind_quays_buckets_little_time_is_lost_and_few_requests_are_refused()
             all.sort_by(f64::total_cmp);
             all[all.len() / 2]
         };
-        assert!(median(|of| of.ratio) <= 1.15, "{spoken:?}: {all:#?}");
-        assert!(median(|of| of.refused) <= 0.01, "{spoken:?}: {all:#?}");
+        let [seconds, ratio] = [median(|of| of.seconds), median(|of| of.ratio)];
+        let refused = median(|of| of.refused);
+        println!("{spoken:?}: {seconds:.1} s, {ratio:.2}, {refused:.4} refused");
+        assert!(ratio <= 1.15, "{spoken:?}: {all:#?}");
+        assert!(refused <= 0.01, "{spoken:?}: {all:#?}");
     }
 }
