@@ -12,6 +12,8 @@ pub(crate) mod reserve;
 pub(crate) mod token_bucket;
 
 #[cfg(test)]
+mod day;
+#[cfg(test)]
 mod simulated;
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,4 @@
-//! A hundred floats, and a [`day`] of a million, promoted at a registry with the buckets of quay's proxy, on virtual time, over the code
+//! A hundred floats, and a day of a million ([`super::day`]), promoted at a registry with the buckets of quay's proxy, on virtual time, over the code
 //! that queues and paces them.
 //!
 //! The order of requests is that of the steps, which are launched with saves as the engine launches them, and what follows a 429 that of
@@ -6,8 +6,6 @@
 //! is slower the more it is asked.
 
 #![allow(clippy::unwrap_used)]
-
-mod day;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
@@ -48,7 +46,7 @@ enum Kind {
 }
 
 /// The registry, and how it is asked.
-struct World {
+pub(super) struct World {
     host: Host,
     operations: OperationQueue,
     /// Any image: all are at the same registry.
@@ -59,10 +57,10 @@ struct World {
     jitter: Mutex<StdRng>,
     start: Instant,
     /// By protocol.
-    sent: [AtomicU32; 2],
-    refused: AtomicU32,
+    pub(super) sent: [AtomicU32; 2],
+    pub(super) refused: AtomicU32,
     /// Floats whose pins were so old when all of their request were backed up that they would be looked at again.
-    aged: AtomicU32,
+    pub(super) aged: AtomicU32,
 }
 
 /// What it came to.
@@ -77,7 +75,7 @@ struct Figures {
 
 /// A request for promotion. The next steps of its floats are launched with a save, of which there is one every two seconds while other
 /// floats are at work.
-struct Request {
+pub(super) struct Request {
     world: Arc<World>,
     namespace: String,
     uid: String,
@@ -92,7 +90,13 @@ struct Request {
 impl Request {
     const SAVED_EVERY: Duration = Duration::from_secs(2);
 
-    fn new(world: &Arc<World>, namespace: &str, uid: &str, floats: usize, existing: bool) -> Self {
+    pub(super) fn new(
+        world: &Arc<World>,
+        namespace: &str,
+        uid: &str,
+        floats: usize,
+        existing: bool,
+    ) -> Self {
         Self {
             world: Arc::clone(world),
             namespace: namespace.to_owned(),
@@ -139,7 +143,7 @@ impl Request {
     }
 
     /// Promotes one of its floats.
-    async fn float(&self) {
+    pub(super) async fn float(&self) {
         let world = &self.world;
         let progress = Progress::of(&self.namespace, &self.uid);
         let none = Credential::anonymous();
@@ -175,7 +179,7 @@ impl Request {
 }
 
 impl World {
-    fn new(limited: bool, spoken: Protocol, seed: u64) -> Self {
+    pub(super) fn new(limited: bool, spoken: Protocol, seed: u64) -> Self {
         let limits = Limits {
             rates: Rates {
                 qps: 40,

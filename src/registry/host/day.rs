@@ -4,17 +4,25 @@
 //! Requests are created at random within the hours of [`PROFILE`], wait for the limit of their namespace and run. Not here: deadlines, and
 //! what the API server takes.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::HashMap;
 use std::fmt;
 use std::iter::empty;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
+use futures::future::join_all;
+use parking_lot::Mutex;
 use rand::distr::weighted::WeightedIndex;
+use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep_until};
 
-use super::{
-    Arc, Duration, Instant, Mutex, Protocol, Relaxed, Request, StdRng, World, join_all, sleep_until,
-};
+use super::limits::Protocol;
+use super::simulated::{Request, World};
 use crate::machine::claims::Uid;
 use crate::machine::quota::{NamespaceQuota, QuotaKey};
 
