@@ -1,4 +1,4 @@
-//! A hundred floats, and a day of a million ([`super::day`]), promoted at a registry with the buckets of quay's proxy, on virtual time, over the code
+//! A hundred floats, and a day of a million (module `day`), promoted at a registry with the buckets of quay's proxy, on virtual time, over the code
 //! that queues and paces them.
 //!
 //! The order of requests is that of the steps, which are launched with saves as the engine launches them, and what follows a 429 that of
