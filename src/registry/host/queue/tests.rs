@@ -449,7 +449,7 @@ fn to_join_a_queue_that_lets_nobody_go_costs_no_more_among_many() {
         while state.next(now).is_some() {}
         waits
     };
-    let crowd = |count| {
+    let crowd = |count: usize| {
         let mut state = State::new(16, Rates { qps: 1, qps_max: 1 }, now);
         // Idle flows have just been looked for: that comes with every doubling, and not with the joins that are measured.
         let flows = 0..=u64::try_from(count.next_power_of_two()).unwrap();
