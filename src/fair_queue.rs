@@ -15,28 +15,31 @@ use std::hash::Hash;
 const GRANT: i64 = 1 << 20;
 
 /// The flows of one level. What waits in each is the caller's: its permits, or the flows of the next level. The caller also says on which
-/// of `L` lists a flow is, of those that may go under a condition of its own.
+/// of `L` lists a flow is, of those that may go under a condition of its own, and with which number: with the rank of who goes first in
+/// it, where the flows of this level are not told apart by who waits for longest.
 #[derive(Debug)]
-pub(crate) struct FairQueue<K, F, const L: usize> {
-    flows: HashMap<K, Flow<F, L>>,
-    /// By how much they were served, then by the number that each is listed with.
-    lists: [BTreeMap<(i64, u64), K>; L],
+pub(crate) struct FairQueue<K, F, const L: usize, N = u64> {
+    flows: HashMap<K, Flow<F, L, N>>,
+    lists: [BTreeMap<Rank<N>, K>; L],
     /// What the flow that is served now has been granted; at least what each would have been, had all been granted alike.
     virtual_time: i64,
     credit: i64,
 }
 
+/// How much a flow was served, then the number that it is listed with: the least goes first.
+pub(crate) type Rank<N> = (i64, N);
+
 #[derive(Debug)]
-struct Flow<F, const L: usize> {
+struct Flow<F, const L: usize, N> {
     /// Grants, counted from the virtual time at which the flow came.
     service: i64,
     /// Its number on each list that it is on.
-    listed: [Option<u64>; L],
+    listed: [Option<N>; L],
     inner: F,
 }
 
-impl<F, const L: usize> Flow<F, L> {
-    fn serve<K>(&mut self, service: i64, lists: &mut [BTreeMap<(i64, u64), K>; L]) {
+impl<F, const L: usize, N: Ord + Copy> Flow<F, L, N> {
+    fn serve<K>(&mut self, service: i64, lists: &mut [BTreeMap<Rank<N>, K>; L]) {
         for (list, listed) in lists.iter_mut().zip(self.listed) {
             let listed =
                 listed.and_then(|number| Some((number, list.remove(&(self.service, number))?)));
@@ -48,7 +51,7 @@ impl<F, const L: usize> Flow<F, L> {
     }
 }
 
-impl<K: Hash + Eq, F, const L: usize> FairQueue<K, F, L> {
+impl<K: Hash + Eq, F, const L: usize, N: Ord + Copy> FairQueue<K, F, L, N> {
     /// A new flow is ahead of the others by `credit` grants.
     pub(crate) fn new(credit: i64) -> Self {
         Self {
@@ -100,7 +103,7 @@ impl<K: Hash + Eq, F, const L: usize> FairQueue<K, F, L> {
     }
 
     /// Puts a flow on the lists for which it is given a number, which no other flow has there, and takes it off the others.
-    pub(crate) fn list<Q>(&mut self, key: &Q, numbers: [Option<u64>; L])
+    pub(crate) fn list<Q>(&mut self, key: &Q, numbers: [Option<N>; L])
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
@@ -123,22 +126,14 @@ impl<K: Hash + Eq, F, const L: usize> FairQueue<K, F, L> {
         }
     }
 
-    /// The flow of a list that goes first, and its number there: it was served least, and of those served alike it has the least number.
-    pub(crate) fn first(&self, list: usize) -> Option<(u64, &K)> {
-        let (&(_, number), key) = self.lists[list].first_key_value()?;
-        Some((number, key))
+    /// The flow of a list that goes first.
+    pub(crate) fn first(&self, list: usize) -> Option<(Rank<N>, &K)> {
+        self.listed(list).next()
     }
 
-    /// Each flow, and how much it was served.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, i64, &F)> {
-        let flows = self.flows.iter();
-        flows.map(|(key, flow)| (key, flow.service, &flow.inner))
-    }
-
-    /// As [`FairQueue::iter`].
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (&K, i64, &mut F)> {
-        let flows = self.flows.iter_mut();
-        flows.map(|(key, flow)| (key, flow.service, &mut flow.inner))
+    /// The flows of a list, as they go.
+    pub(crate) fn listed(&self, list: usize) -> impl Iterator<Item = (Rank<N>, &K)> {
+        self.lists[list].iter().map(|(rank, key)| (*rank, key))
     }
 
     pub(crate) fn get_mut<Q: Hash + Eq + ?Sized>(&mut self, key: &Q) -> Option<&mut F>
@@ -167,10 +162,10 @@ impl<K: Hash + Eq, F, const L: usize> FairQueue<K, F, L> {
     }
 
     /// Forgets idle flows, which are on no list, that would be served no later had they never been here.
-    pub(crate) fn forget_idle(&mut self, idle: impl Fn(&F) -> bool) {
+    pub(crate) fn forget_idle(&mut self, mut idle: impl FnMut(&mut F) -> bool) {
         let start = self.virtual_time - self.credit;
         self.flows
-            .retain(|_, flow| flow.service > start || !idle(&flow.inner));
+            .retain(|_, flow| !idle(&mut flow.inner) || flow.service > start);
     }
 
     /// Forgets all flows: nobody waits.
@@ -266,19 +261,22 @@ mod tests {
         }
         assert_eq!(
             (queue.first(0), queue.first(1)),
-            (Some((1, &"c")), Some((1, &"c")))
+            (Some(((0, 1), &"c")), Some(((0, 1), &"c")))
         );
         queue.grant("c");
         queue.list(&"c", [Some(4), None]);
         assert_eq!(
             (queue.first(0), queue.first(1)),
-            (Some((2, &"b")), Some((2, &"b")))
+            (Some(((0, 2), &"b")), Some(((0, 2), &"b")))
         );
         queue.remove(&"b");
-        assert_eq!((queue.first(0), queue.first(1)), (Some((3, &"a")), None));
+        assert_eq!(
+            (queue.first(0), queue.first(1)),
+            (Some(((0, 3), &"a")), None)
+        );
         queue.refund(&"c");
         queue.remove(&"a");
-        assert_eq!(queue.first(0), Some((4, &"c")));
+        assert_eq!(queue.first(0), Some(((0, 4), &"c")));
         queue.clear();
         assert_eq!(queue.first(0), None);
     }
@@ -292,18 +290,12 @@ mod tests {
             queue.grant("a");
         }
         queue.forget_idle(|()| true);
-        assert_eq!(
-            queue.iter().map(|(key, ..)| *key).collect::<Vec<_>>(),
-            ["a"]
-        );
+        assert!(queue.get_mut("a").is_some() && queue.get_mut("b").is_none());
         queue.join("b", || ());
         for _ in 0..9 {
             queue.grant("b");
         }
         queue.forget_idle(|()| true);
-        assert_eq!(
-            queue.iter().map(|(key, ..)| *key).collect::<Vec<_>>(),
-            ["b"]
-        );
+        assert!(queue.get_mut("a").is_none() && queue.get_mut("b").is_some());
     }
 }

@@ -499,7 +499,8 @@ impl Namespace {
 
     /// The request that is served next, and the number of its first waiter.
     fn first(&self, share: usize) -> Option<(u64, &Uid)> {
-        self.requests.first(usize::from(self.running >= share))
+        let ((_, number), uid) = self.requests.first(usize::from(self.running >= share))?;
+        Some((number, uid))
     }
 }
 

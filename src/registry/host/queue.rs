@@ -7,7 +7,8 @@
 //! (promotion request) that was served least. A new flow is ahead of the others by [`state::NEW_FLOW_CREDIT`] grants at most, so a small
 //! request passes hundreds of images without delaying them for long. A tag PUT goes before all others, because the look it rests on must
 //! not grow old; its token is taken when that look goes. Whoever stopped waiting takes nothing. Whoever waits for two places is not
-//! overtaken for ever by those who wait for one.
+//! overtaken for ever by those who wait for one. To wait, to be granted and to leave look at that flow and, in O(log n), at who goes first:
+//! never at all who wait.
 //!
 //! A stream lasts as long as its source and target take. So no namespace gets all places for streams: alone it leaves a quarter free, and
 //! of `n` namespaces each has at most one of `n + 1` equal parts. If a waiting stream has less than its part, the slowest of those that
@@ -48,6 +49,14 @@ pub(crate) struct Permit {
     preempted: CancellationToken,
 }
 
+/// While it lives, somebody waits, or was granted what was wanted.
+struct Queued<'a> {
+    queue: &'a Arc<HostQueue>,
+    want: Want,
+    number: u64,
+    granted: oneshot::Receiver<Permit>,
+}
+
 // === impl HostQueue ===
 
 impl HostQueue {
@@ -68,10 +77,10 @@ impl HostQueue {
 
     /// Waits for what is wanted.
     pub(crate) async fn acquire(self: &Arc<Self>, want: Want) -> Permit {
-        let (waiter, granted) = oneshot::channel();
-        self.with(|state| state.join(want, waiter, None));
+        let mut queued = Queued::join(self, want, None);
+        let granted = (&mut queued.granted).await;
         // Nobody drops a waiter whose owner waits.
-        granted.await.unwrap_or_else(|_| Permit::none(want))
+        granted.unwrap_or_else(|_| Permit::none(want))
     }
 
     /// Waits for places of a stream, shows that, and takes them from who has too many. `name`: whose places they are.
@@ -81,13 +90,12 @@ impl HostQueue {
         name: &str,
         progress: &Progress,
     ) -> Permit {
-        let (waiter, mut granted) = oneshot::channel();
-        self.with(|state| state.join(want, waiter, Some(progress.clone())));
+        let mut queued = Queued::join(self, want, Some(progress.clone()));
         let mut shown = None;
         loop {
             tokio::select! {
                 biased;
-                permit = &mut granted => return permit.unwrap_or_else(|_| Permit::none(want)),
+                permit = &mut queued.granted => return permit.unwrap_or_else(|_| Permit::none(want)),
                 () = tokio::time::sleep(SHOWN_AFTER) => {}
             }
             let places = {
@@ -165,13 +173,8 @@ impl HostQueue {
                     preempted: permit.preempted.clone(),
                 });
             }
-            if let Err(mut permit) = waiter.owner.send(permit) {
-                // Its owner left in this instant. The state is locked: what it took is given back by hand.
-                permit.queue = None;
-                state.release(&waiter.want, waiter.number);
-                state.refund_puts(waiter.want.puts);
-                state.refund(&waiter.want);
-            }
+            // It is received: whoever leaves leaves the queue first.
+            let _ = waiter.owner.send(permit);
         }
         let due = state.due(now);
         if let Some(due) = due
@@ -206,6 +209,35 @@ impl HostQueue {
 impl Giver for HostQueue {
     fn take_back(self: Arc<Self>, puts: u32) {
         self.with(|state| state.refund_puts(puts));
+    }
+}
+
+// === impl Queued ===
+
+impl<'a> Queued<'a> {
+    fn join(queue: &'a Arc<HostQueue>, want: Want, progress: Option<Progress>) -> Self {
+        let (owner, granted) = oneshot::channel();
+        let mut number = 0;
+        queue.with(|state| number = state.join(want, owner, progress));
+        Self {
+            queue,
+            want,
+            number,
+            granted,
+        }
+    }
+}
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        if self.granted.is_terminated() {
+            return;
+        }
+        self.queue
+            .with(|state| drop(state.take(&self.want, self.number)));
+        if let Ok(permit) = self.granted.try_recv() {
+            permit.refund();
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::fair_queue::FairQueue;
+use crate::fair_queue::{FairQueue, Rank};
 use crate::registry::host::limits::{FlowKey, Limit, Protocol, Rates, Slowings, Zone};
 use crate::registry::host::progress::Progress;
 use crate::registry::host::token_bucket::TokenBucket;
@@ -55,12 +55,14 @@ pub(super) struct State<P> {
     buckets: [[TokenBucket; 2]; 2],
     /// What is spoken in each zone, connections of their own apart.
     spoken: [Protocol; 2],
-    /// By namespace, and in each by promotion request.
-    flows: FairQueue<u64, FairQueue<u64, Waiters<P>, 0>, 0>,
+    /// By namespace, and in each by promotion request. Listed by class: requests with the number of their first waiter, and namespaces with
+    /// the rank of their first request.
+    flows: FairQueue<u64, FairQueue<u64, Waiters<P>, CLASSES>, CLASSES, Rank<u64>>,
+    flow_count: usize,
     /// With so many flows, those that wait for nothing are forgotten.
     idle_max: usize,
-    /// How many wait in each class, those whose owners have left among them.
-    waiting: [usize; CLASSES],
+    /// How many wait.
+    waiting: usize,
     waiters: u64,
     /// When the queue is looked at again by itself.
     pub(super) alarm: Option<Instant>,
@@ -177,8 +179,9 @@ impl<P> State<P> {
             buckets: Zone::ALL.map(|zone| [(); 2].map(|()| TokenBucket::new(rates, zone, now))),
             spoken: [Protocol::Http1; 2],
             flows: FairQueue::new(NEW_FLOW_CREDIT),
+            flow_count: 0,
             idle_max: IDLE_MAX,
-            waiting: [0; CLASSES],
+            waiting: 0,
             waiters: 0,
             alarm: None,
         }
@@ -186,14 +189,11 @@ impl<P> State<P> {
 
     pub(super) fn is_used(&self) -> bool {
         let lowered = || self.buckets.iter().flatten().any(TokenBucket::is_lowered);
-        self.in_flight > 0
-            || self.waiting != [0; CLASSES]
-            || self.window() < self.nominal
-            || lowered()
+        self.in_flight > 0 || self.waiting > 0 || self.window() < self.nominal || lowered()
     }
 
     pub(super) fn load(&self) -> (usize, usize, usize) {
-        (self.in_flight, self.waiting.iter().sum(), self.window())
+        (self.in_flight, self.waiting, self.window())
     }
 
     /// The rate that a zone is kept to.
@@ -251,7 +251,7 @@ impl<P> State<P> {
     /// Whether a bucket holds up anybody who waits.
     fn is_wanted(&mut self, zone: Zone, protocol: Protocol, now: Instant) -> bool {
         let spoken = self.spoken[zone as usize] == protocol;
-        let waiting = |class: &WaitClass| self.waiting[class.index()] > 0;
+        let waiting = |class: &WaitClass| self.flows.first(class.index()).is_some();
         let mut classes = WaitClass::ALL.into_iter().filter(waiting);
         let any = classes.any(|class| class.zone() == Some(zone) && class != WaitClass::Bulk);
         let apart = zone == Zone::Content && protocol == Protocol::Http1;
@@ -269,12 +269,13 @@ impl<P> State<P> {
         }
     }
 
+    /// The number of the waiter.
     pub(super) fn join(
         &mut self,
         want: Want,
         owner: oneshot::Sender<P>,
         progress: Option<Progress>,
-    ) {
+    ) -> u64 {
         self.waiters += 1;
         let waiter = Waiter {
             number: self.waiters,
@@ -282,22 +283,34 @@ impl<P> State<P> {
             owner,
             progress,
         };
-        if self.flow_count() >= self.idle_max {
+        if self.flow_count >= self.idle_max {
             self.forget_idle();
-            self.idle_max = IDLE_MAX.max(2 * self.flow_count());
+            self.idle_max = IDLE_MAX.max(2 * self.flow_count);
         }
         let FlowKey { namespace, request } = want.flow;
-        let class = WaitClass::of(&want).index();
-        self.waiting[class] += 1;
-        let namespace = self
+        self.waiting += 1;
+        let requests = self
             .flows
             .join(namespace, || FairQueue::new(NEW_FLOW_CREDIT));
-        let waiters = namespace.join(request, Waiters::default);
-        waiters[class].push_back(waiter);
+        self.flow_count -= requests.len();
+        let waiters = requests.join(request, Waiters::default);
+        waiters[WaitClass::of(&want).index()].push_back(waiter);
+        self.flow_count += requests.len();
+        self.list(want.flow);
+        self.waiters
     }
 
-    fn flow_count(&self) -> usize {
-        self.flows.iter().map(|(_, _, of)| of.len()).sum()
+    /// Puts a flow where it belongs: it was served, or others of it wait first.
+    fn list(&mut self, flow: FlowKey) {
+        let Some(requests) = self.flows.get_mut(&flow.namespace) else {
+            return;
+        };
+        if let Some(waiters) = requests.get_mut(&flow.request) {
+            let numbers = waiters.each_ref().map(|of| Some(of.front()?.number));
+            requests.list(&flow.request, numbers);
+        }
+        let ranks = std::array::from_fn(|class| Some(requests.first(class)?.0));
+        self.flows.list(&flow.namespace, ranks);
     }
 
     /// The waiter that is granted what it wants, which is taken for it.
@@ -315,7 +328,8 @@ impl<P> State<P> {
             if classes == [false; CLASSES] {
                 return None;
             }
-            let (want, class) = self.first(classes, &full)?;
+            let (number, want) = self.first(classes, &full)?;
+            let class = WaitClass::of(&want);
             if class == WaitClass::Stream && self.streams + want.places > self.streams_max() {
                 classes[class.index()] = false;
                 continue;
@@ -335,9 +349,8 @@ impl<P> State<P> {
                 }
                 continue;
             }
-            let waiters = self.flows.grant(&namespace)?.grant(&want.flow.request)?;
-            let waiter = waiters[class.index()].pop_front()?;
-            self.waiting[class.index()] -= 1;
+            self.flows.grant(&namespace)?.grant(&want.flow.request)?;
+            let waiter = self.take(&want, number)?;
             self.in_flight += want.places;
             if want.paced.is_none() {
                 self.streams += want.places;
@@ -350,8 +363,9 @@ impl<P> State<P> {
                     self.bucket(zone, true).take(now);
                 }
             }
-            if self.waiting == [0; CLASSES] {
+            if self.waiting == 0 {
                 self.flows.clear();
+                self.flow_count = 0;
             }
             return Some(waiter);
         }
@@ -359,7 +373,7 @@ impl<P> State<P> {
 
     /// Whether those of this class could go, places apart.
     fn is_open(&mut self, class: WaitClass, now: Instant) -> bool {
-        if self.waiting[class.index()] == 0 {
+        if self.flows.first(class.index()).is_none() {
             return false;
         }
         match class {
@@ -368,33 +382,32 @@ impl<P> State<P> {
         }
     }
 
-    /// What is wanted by who goes first among these classes.
-    fn first(&mut self, classes: [bool; CLASSES], full: &[u64]) -> Option<(Want, WaitClass)> {
-        let mut first = None;
-        for (namespace, served, requests) in self.flows.iter_mut() {
-            let is_full = full.contains(namespace);
-            for (_, own_served, waiters) in requests.iter_mut() {
-                for class in WaitClass::ALL {
-                    let waiters = &mut waiters[class.index()];
-                    if !classes[class.index()] || (class == WaitClass::Stream && is_full) {
-                        continue;
-                    }
-                    while waiters.front().is_some_and(|w| w.owner.is_closed()) {
-                        waiters.pop_front();
-                        self.waiting[class.index()] -= 1;
-                    }
-                    let Some(waiter) = waiters.front() else {
-                        continue;
-                    };
-                    let later = class != WaitClass::Prompt;
-                    let rank = (later, served, own_served, waiter.number);
-                    if first.is_none_or(|(best, _, _)| rank < best) {
-                        first = Some((rank, waiter.want, class));
-                    }
-                }
-            }
-        }
-        first.map(|(_, want, class)| (want, class))
+    /// Who goes first among these classes, and wants what.
+    fn first(&mut self, classes: [bool; CLASSES], full: &[u64]) -> Option<(u64, Want)> {
+        let open = WaitClass::ALL.into_iter().filter(|c| classes[c.index()]);
+        let first = open.filter_map(|class| {
+            let mut listed = self.flows.listed(class.index());
+            let may_go = |namespace| class != WaitClass::Stream || !full.contains(namespace);
+            let (rank, namespace) = listed.find(|(_, namespace)| may_go(namespace))?;
+            Some((class != WaitClass::Prompt, rank, *namespace, class.index()))
+        });
+        let (_, _, namespace, class) = first.min_by_key(|(later, rank, ..)| (*later, *rank))?;
+        let requests = self.flows.get_mut(&namespace)?;
+        let request = *requests.first(class)?.1;
+        let waiter = requests.get_mut(&request)?[class].front()?;
+        Some((waiter.number, waiter.want))
+    }
+
+    /// Takes a waiter out of the queue, if it is there.
+    pub(super) fn take(&mut self, want: &Want, number: u64) -> Option<Waiter<P>> {
+        let FlowKey { namespace, request } = want.flow;
+        let waiters = self.flows.get_mut(&namespace)?.get_mut(&request)?;
+        let waiters = &mut waiters[WaitClass::of(want).index()];
+        let place = waiters.binary_search_by_key(&number, |waiter| waiter.number);
+        let waiter = waiters.remove(place.ok()?)?;
+        self.waiting -= 1;
+        self.list(want.flow);
+        Some(waiter)
     }
 
     fn has_room(&self, places: usize) -> bool {
@@ -422,7 +435,7 @@ impl<P> State<P> {
         let full = !self.has_room(1);
         let mut due = None;
         for class in WaitClass::ALL {
-            if self.waiting[class.index()] == 0 || (full && class.needs_places()) {
+            if self.flows.first(class.index()).is_none() || (full && class.needs_places()) {
                 continue;
             }
             let wait = self.due_in(class, now);
@@ -444,10 +457,13 @@ impl<P> State<P> {
 
     /// Forgets flows that wait for nothing, where that changes nothing, and namespaces that have none.
     fn forget_idle(&mut self) {
-        for (_, _, requests) in self.flows.iter_mut() {
+        let mut left = 0;
+        self.flows.forget_idle(|requests| {
             requests.forget_idle(|waiters| waiters.iter().all(VecDeque::is_empty));
-        }
-        self.flows.forget_idle(FairQueue::is_empty);
+            left += requests.len();
+            requests.is_empty()
+        });
+        self.flow_count = left;
     }
 
     /// The places for streams that a namespace has.
@@ -462,12 +478,9 @@ impl<P> State<P> {
     /// How many of them each of those that have or want some may have: at least what one stream takes.
     fn stream_share(&self) -> usize {
         let most = self.streams_max();
-        let stream = WaitClass::Stream.index();
-        let waiting = self.flows.iter().filter(|(_, _, requests)| {
-            let mut waiters = requests.iter();
-            waiters.any(|(_, _, waiters)| !waiters[stream].is_empty())
-        });
-        let waiting = waiting.map(|(namespace, ..)| *namespace);
+        // Of so many each has the least already.
+        let waiting = self.flows.listed(WaitClass::Stream.index()).take(most);
+        let waiting = waiting.map(|(_, namespace)| *namespace);
         let holding = self.holders.iter().map(|holder| holder.want.flow.namespace);
         let namespaces: HashSet<u64> = waiting.chain(holding).collect();
         let share = match namespaces.len() {
@@ -532,6 +545,7 @@ impl<P> State<P> {
         }
         if let Some(requests) = self.flows.get_mut(&want.flow.namespace) {
             requests.refund(&want.flow.request);
+            self.list(want.flow);
         }
     }
 
@@ -557,9 +571,6 @@ impl<P> State<P> {
     /// Whether nothing is held and nothing is remembered.
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        self.load().0 == 0
-            && self.streams == 0
-            && self.flows.is_empty()
-            && self.waiting == [0; CLASSES]
+        self.load().0 == 0 && self.streams == 0 && self.flows.is_empty() && self.waiting == 0
     }
 }

@@ -439,25 +439,70 @@ async fn the_rate_grows_with_looks_that_nothing_follows() {
     assert!(rate >= 80.0, "{rate}");
 }
 
+/// Many who wait, half of them for a stream; half are of one namespace, of the others each has its own.
+struct Crowd {
+    state: State<()>,
+    waiting: Vec<oneshot::Receiver<()>>,
+    now: Instant,
+}
+
+impl Crowd {
+    fn new(count: usize) -> Self {
+        let now = Instant::now();
+        let mut crowd = Self {
+            state: State::new(16, Rates { qps: 1, qps_max: 1 }, now),
+            waiting: Vec::new(),
+            now,
+        };
+        // Idle flows have just been looked for: that comes with every doubling, and not with what is measured.
+        for number in 0..=u64::try_from(count.next_power_of_two()).unwrap() {
+            let want = if number % 4 < 2 {
+                request(number)
+            } else {
+                stream(number, 1)
+            };
+            let namespace = if number % 2 == 0 { 1 } else { number };
+            crowd.join(Want {
+                flow: FlowKey {
+                    namespace,
+                    ..want.flow
+                },
+                ..want
+            });
+        }
+        crowd
+    }
+
+    fn join(&mut self, want: Want) {
+        let (owner, waits) = oneshot::channel();
+        self.state.join(want, owner, None);
+        self.waiting.push(waits);
+    }
+}
+
 /// With every answer, and with everybody who joins, the queue is looked at.
 #[test]
 fn to_join_a_queue_that_lets_nobody_go_costs_no_more_among_many() {
-    let now = Instant::now();
-    let joins = |state: &mut State<()>, flow: u64| {
-        let (owner, waits) = oneshot::channel();
-        state.join(request(flow), owner, None);
-        while state.next(now).is_some() {}
-        waits
+    let crowd = |count| {
+        let mut crowd = Crowd::new(count);
+        while crowd.state.next(crowd.now).is_some() {}
+        crowd
     };
-    let crowd = |count: usize| {
-        let mut state = State::new(16, Rates { qps: 1, qps_max: 1 }, now);
-        // Idle flows have just been looked for: that comes with every doubling, and not with the joins that are measured.
-        let flows = 0..=u64::try_from(count.next_power_of_two()).unwrap();
-        let waiting: Vec<_> = flows.map(|flow| joins(&mut state, flow)).collect();
-        (state, waiting)
-    };
-    crate::cost::does_not_grow(crowd, |(state, waiting)| {
-        let flow = u64::try_from(waiting.len()).unwrap();
-        waiting.push(joins(state, flow));
+    crate::cost::does_not_grow(crowd, |crowd| {
+        crowd.join(request(u64::try_from(crowd.waiting.len()).unwrap()));
+        assert!(crowd.state.next(crowd.now).is_none());
+    });
+}
+
+#[test]
+fn a_grant_costs_no_more_among_many_who_wait() {
+    crate::cost::does_not_grow(Crowd::new, |crowd| {
+        crowd.now += Duration::from_secs(1);
+        // Of a second there is one token, so one of them or both are streams.
+        for _ in 0..2 {
+            let granted = crowd.state.next(crowd.now).unwrap();
+            crowd.state.release(&granted.want, granted.number);
+            crowd.join(granted.want);
+        }
     });
 }
