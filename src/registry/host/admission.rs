@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::breaker::{BadAnswer, Breaker, BreakerPermit};
-use super::limits::{Lane, Limit, Limits, Zone};
+use super::limits::{Connection, Lane, Limit, Limits, Zone};
 use super::paid::PaidPuts;
 use super::progress::Progress;
 use super::queue::{HostQueue, Permit, Want};
@@ -87,8 +87,7 @@ impl<'a> Caller<'a> {
             flow: self.progress.flow(),
             places,
             paced,
-            prompt: false,
-            bulk: false,
+            connection: Connection::Shared,
             puts: 0,
             paid: false,
         }
@@ -102,10 +101,7 @@ pub(crate) struct Needs {
     pub(crate) lane: Lane,
     /// Whether the caller holds a place on the host already.
     pub(crate) placed: bool,
-    /// Whether it is a tag PUT: it goes first and is paced afterwards.
-    pub(crate) prompt: bool,
-    /// Whether it is the content of a large blob, whose caller holds a place.
-    pub(crate) bulk: bool,
+    pub(crate) connection: Connection,
     /// How many tag PUTs may follow its answer at once.
     pub(crate) puts: u32,
 }
@@ -208,14 +204,13 @@ impl Host {
         let placed = needs.placed || token.is_some();
         let zone = Some(needs.lane.zone());
         let own = Arc::clone(&self.share_of(caller.credential).queue);
-        let paid = if needs.prompt {
+        let paid = if needs.connection == Connection::Prompt {
             caller.progress.take_paid([&*own, &*self.queue])
         } else {
             None
         };
         let want = Want {
-            prompt: needs.prompt,
-            bulk: needs.bulk,
+            connection: needs.connection,
             puts: needs.puts,
             paid: paid.is_some(),
             ..caller.want(usize::from(!placed), zone)

@@ -27,6 +27,17 @@ pub(crate) enum Protocol {
     Http2,
 }
 
+/// The connection that a request is sent on, of those to its host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Connection {
+    /// The one of all.
+    Shared,
+    /// One of a tag PUT's own. It rests on a look that must not grow old: it goes before all others, and is paced afterwards.
+    Prompt,
+    /// One of its own for the content of a large blob, whose caller holds a place.
+    Bulk,
+}
+
 /// Which limit a request counts against, as its answer told.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limit {
@@ -55,6 +66,13 @@ impl Lane {
             Self::Manifests | Self::Blobs => Zone::Content,
             Self::Tokens => Zone::Tokens,
         }
+    }
+}
+
+impl Connection {
+    /// Whether it is one of HTTP/1.1, whatever the host speaks.
+    pub(crate) fn is_apart(self) -> bool {
+        self != Self::Shared
     }
 }
 

@@ -1,9 +1,8 @@
-//! A hundred floats, and a day of a million (module `day`), promoted at a registry with the buckets of quay's proxy, on virtual time, over the code
-//! that queues and paces them.
+//! A hundred floats at a registry with the buckets of quay's proxy, on virtual time.
 //!
-//! The order of requests is that of the steps, which are launched with saves as the engine launches them, and what follows a 429 that of
-//! `wire::send`. Guaranteed: the same run each time, but for the pauses after a 429. Not here: tokens, other credentials, a registry that
-//! is slower the more it is asked.
+//! They are promoted over the code that queues and paces them; the module `day` plays a day of a million. The order of requests is that of
+//! the steps, which are launched with saves as the engine launches them, and what follows a 429 that of `wire::send`. Guaranteed: the same
+//! run each time, but for the pauses after a 429. Not here: tokens, other credentials, a registry that is slower the more it is asked.
 
 #![allow(clippy::unwrap_used)]
 
@@ -20,7 +19,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::admission::{Caller, Host, Needs};
 use super::learnt_rate::tests::Bucket;
-use super::limits::{Lane, Limit, Limits, Protocol, Rates, Zone};
+use super::limits::{Connection, Lane, Limit, Limits, Protocol, Rates, Zone};
 use super::progress::Progress;
 use crate::engine::operation_queue::{OperationQueue, Permit, QueueKey};
 use crate::machine::{FRESH_SECONDS, ImageSpec, Step};
@@ -238,8 +237,11 @@ impl World {
         let needs = Needs {
             lane: Lane::Manifests,
             placed: false,
-            prompt,
-            bulk: false,
+            connection: if prompt {
+                Connection::Prompt
+            } else {
+                Connection::Shared
+            },
             puts: if let Kind::Look(puts) = kind { puts } else { 0 },
         };
         let protocol = if prompt { Protocol::Http1 } else { self.spoken };

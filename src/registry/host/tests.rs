@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::admission::{Caller, Host, Needs};
 use super::hosts::{Hosts, StreamPlaces};
-use super::limits::{Lane, Limit, Limits, Rates, Zone};
+use super::limits::{Connection, Lane, Limit, Limits, Rates, Zone};
 use super::progress::Progress;
 use crate::machine::Reason;
 use crate::metrics::Metrics;
@@ -178,8 +178,7 @@ async fn streams_leave_room_for_a_request() {
     let needs = Needs {
         lane: Lane::Manifests,
         placed: false,
-        prompt: false,
-        bulk: false,
+        connection: Connection::Shared,
         puts: 0,
     };
     assert!(
@@ -197,8 +196,7 @@ async fn a_limit_that_one_credential_meets_rests_that_credential_alone() {
     let needs = Needs {
         lane: Lane::Manifests,
         placed: false,
-        prompt: false,
-        bulk: false,
+        connection: Connection::Shared,
         puts: 0,
     };
     let met = async |caller: Caller<'_>| {
@@ -242,8 +240,7 @@ async fn a_limit_of_the_token_endpoint_slows_tokens_alone() {
     let needs = Needs {
         lane: Lane::Tokens,
         placed: false,
-        prompt: false,
-        bulk: false,
+        connection: Connection::Shared,
         puts: 0,
     };
     let place = host.acquire(needs, caller).await;
@@ -269,8 +266,7 @@ async fn grow(host: &Arc<Host>) {
         let needs = Needs {
             lane: Lane::Manifests,
             placed: false,
-            prompt: false,
-            bulk: false,
+            connection: Connection::Shared,
             puts: 0,
         };
         let admission = host

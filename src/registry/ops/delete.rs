@@ -24,6 +24,7 @@ use crate::machine::Reason;
 use crate::registry::auth::access::Access;
 use crate::registry::auth::credential::Credential;
 use crate::registry::error::Error;
+use crate::registry::host::limits::Connection;
 use crate::registry::host::progress::Progress;
 use crate::registry::wire::request::{Content, Failure};
 
@@ -59,7 +60,7 @@ impl RegistryClient {
             self.manifest_request(Method::DELETE, &what, &reference, &access, progress);
         request.timeout = Some(self.put_timeout());
         request.patience = Some(TAG_PUT_MAX_DELAY);
-        request.prompt = true;
+        request.connection = Connection::Prompt;
         let reply = match self.transport().send_gated(&mut request, gate).await {
             Ok(reply) => reply,
             Err(Failure::Refused(error) | Failure::Restart(error)) => return refused(error),

@@ -232,7 +232,7 @@ impl RegistryClient {
         let url = blob_url(access, blob.digest);
         let mut request = self.blob_request(Method::GET, url, &what, access, progress);
         request.placed = true;
-        request.bulk = blob.is_large();
+        request.connection = blob.connection();
         // Nothing is lost yet by giving the places back at once.
         request.patience = Some(Duration::ZERO);
         request.timeout = None;

@@ -16,6 +16,7 @@ use super::media_type::{Shape, is_index, is_supported, media_type, unsupported};
 use crate::image::Digest;
 use crate::machine::Reason;
 use crate::registry::error::{Error, one_line};
+use crate::registry::host::limits::Connection;
 use crate::registry::host::reserve::{Hold, SMALL_MAX};
 
 /// Manifests below an index.
@@ -52,9 +53,13 @@ pub(crate) struct Blob {
 }
 
 impl Blob {
-    /// Whether its content is worth a connection of its own.
-    pub(crate) fn is_large(&self) -> bool {
-        self.size >= LARGE_BLOB
+    /// What its content is sent on.
+    pub(crate) fn connection(&self) -> Connection {
+        if self.size < LARGE_BLOB {
+            Connection::Shared
+        } else {
+            Connection::Bulk
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use crate::machine::Reason;
 use crate::registry::auth::access::Access;
 use crate::registry::auth::credential::Credential;
 use crate::registry::error::{Error, Meaning};
+use crate::registry::host::limits::Connection;
 use crate::registry::host::progress::Progress;
 use crate::registry::wire::reply::Reply;
 use crate::registry::wire::request::{Content, Failure};
@@ -106,7 +107,9 @@ impl RegistryClient {
         request.content = Content::Bytes(manifest.bytes.clone());
         request.timeout = Some(bounds.timeout);
         request.patience = bounds.patience;
-        request.prompt = bounds.patience.is_some();
+        if bounds.patience.is_some() {
+            request.connection = Connection::Prompt;
+        }
         let (put, noted) = match self.transport().send_gated(&mut request, gate).await {
             Ok(reply) => {
                 let noted = reply.header("oci-subject").is_some();

@@ -200,7 +200,7 @@ impl RegistryClient {
         );
         // Also where the location is another host: waiting for a place there could close a circle.
         request.placed = true;
-        request.bulk = blob.is_large();
+        request.connection = blob.connection();
         request.patience = Some(PATIENCE);
         request.timeout = None;
         let meter = Arc::new(Meter::default());

@@ -25,6 +25,7 @@ use super::trust::Trust;
 use crate::files;
 use crate::registry::endpoint::address;
 use crate::registry::error::BuildError;
+use crate::registry::host::limits::Connection;
 use crate::registry::settings::{Proxies, Settings};
 use crate::registry::transport::Wire;
 
@@ -246,12 +247,13 @@ impl Pair {
         if http.url().scheme() == "https" {
             pair.trust.begin_to_load();
         }
-        let client = match *http.method() {
-            Method::GET | Method::HEAD if request.bulk => &pair.downloads,
-            Method::GET | Method::HEAD => &pair.reads,
-            _ if request.prompt => &pair.tags,
-            _ if request.bulk => &pair.uploads,
-            _ => &pair.writes,
+        let reads = matches!(*http.method(), Method::GET | Method::HEAD);
+        let client = match request.connection {
+            Connection::Bulk if reads => &pair.downloads,
+            _ if reads => &pair.reads,
+            Connection::Prompt => &pair.tags,
+            Connection::Bulk => &pair.uploads,
+            Connection::Shared => &pair.writes,
         };
         let sent = client.execute(http).await;
         sent.map_err(|error| NoReply::Network(error.without_url()))

@@ -11,7 +11,7 @@ use crate::machine::Reason;
 use crate::registry::auth::access::Access;
 use crate::registry::error::Error;
 use crate::registry::host::admission::Needs;
-use crate::registry::host::limits::Lane;
+use crate::registry::host::limits::{Connection, Lane};
 use crate::registry::host::progress::Progress;
 
 /// What is sent with a request.
@@ -42,11 +42,7 @@ pub(crate) struct RegistryRequest<'a> {
     pub(crate) timeout: Option<Duration>,
     /// How long a try may wait for the host in all; none: as long as it takes.
     pub(crate) patience: Option<Duration>,
-    /// Whether it writes a tag: it goes before others and is paced afterwards, because it rests on a look that must
-    /// not grow old, and has a connection of its own.
-    pub(crate) prompt: bool,
-    /// Whether it is the content of a large blob, which has a connection of its own as well.
-    pub(crate) bulk: bool,
+    pub(crate) connection: Connection,
     /// How many tag PUTs may follow its answer at once: it goes when they may.
     pub(crate) puts: u32,
     /// Whether the caller holds a place on that host already.
@@ -105,8 +101,7 @@ impl<'a> RegistryRequest<'a> {
             access,
             timeout: None,
             patience: None,
-            prompt: false,
-            bulk: false,
+            connection: Connection::Shared,
             puts: 0,
             placed: false,
             progress,
@@ -118,8 +113,7 @@ impl<'a> RegistryRequest<'a> {
         Needs {
             lane: self.lane,
             placed: self.placed,
-            prompt: self.prompt,
-            bulk: self.bulk,
+            connection: self.connection,
             puts: self.puts,
         }
     }

@@ -433,7 +433,7 @@ fn settle(
     let limit = Limit {
         zone: request.lane.zone(),
         protocol,
-        apart: request.prompt || request.bulk,
+        apart: request.connection.is_apart(),
     };
     match health {
         Health::NotAsked => {}

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::fair_queue::{FairQueue, Rank};
-use crate::registry::host::limits::{FlowKey, Limit, Protocol, Rates, Slowings, Zone};
+use crate::registry::host::limits::{Connection, FlowKey, Limit, Protocol, Rates, Slowings, Zone};
 use crate::registry::host::progress::Progress;
 use crate::registry::host::token_bucket::TokenBucket;
 
@@ -30,10 +30,7 @@ pub(crate) struct Want {
     pub(crate) places: usize,
     /// The zone that it is paced with: none for the places of a stream, whose requests are paced themselves.
     pub(crate) paced: Option<Zone>,
-    /// Whether it goes before all others, paced afterwards: it rests on a look that must not grow old.
-    pub(crate) prompt: bool,
-    /// Whether it is the content of a large blob: it has a connection of its own.
-    pub(crate) bulk: bool,
+    pub(crate) connection: Connection,
     /// Tag PUTs that may follow its answer at once, whose tokens are taken with its own.
     pub(crate) puts: u32,
     /// A tag PUT whose token was taken with that of the look it rests on.
@@ -111,13 +108,6 @@ enum WaitClass {
 
 const CLASSES: usize = 7;
 
-impl Want {
-    /// Whether it has a connection of its own.
-    fn is_apart(&self) -> bool {
-        self.prompt || self.bulk
-    }
-}
-
 impl WaitClass {
     const ALL: [Self; CLASSES] = [
         Self::Prompt,
@@ -130,13 +120,13 @@ impl WaitClass {
     ];
 
     fn of(want: &Want) -> Self {
-        match want.paced {
-            _ if want.prompt => Self::Prompt,
-            None => Self::Stream,
-            Some(_) if want.bulk => Self::Bulk,
-            Some(zone) if want.places == 0 => Self::Token(zone),
-            Some(_) if want.puts > 0 => Self::Look,
-            Some(_) => Self::Request,
+        match (want.paced, want.connection) {
+            (None, _) => Self::Stream,
+            (Some(_), Connection::Prompt) => Self::Prompt,
+            (Some(_), Connection::Bulk) => Self::Bulk,
+            (Some(zone), Connection::Shared) if want.places == 0 => Self::Token(zone),
+            (Some(_), Connection::Shared) if want.puts > 0 => Self::Look,
+            (Some(_), Connection::Shared) => Self::Request,
         }
     }
 
@@ -357,7 +347,7 @@ impl<P> State<P> {
             }
             if let Some(zone) = want.paced {
                 if !want.paid {
-                    self.bucket(zone, want.is_apart()).take(now);
+                    self.bucket(zone, want.connection.is_apart()).take(now);
                 }
                 for _ in 0..want.puts {
                     self.bucket(zone, true).take(now);
@@ -541,7 +531,7 @@ impl<P> State<P> {
 
     pub(super) fn refund(&mut self, want: &Want) {
         if let Some(zone) = want.paced {
-            self.bucket(zone, want.is_apart()).refund();
+            self.bucket(zone, want.connection.is_apart()).refund();
         }
         if let Some(requests) = self.flows.get_mut(&want.flow.namespace) {
             requests.refund(&want.flow.request);

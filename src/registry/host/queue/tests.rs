@@ -5,7 +5,7 @@ use tokio::time::{advance, sleep, timeout};
 
 use super::state::NEW_FLOW_CREDIT;
 use super::*;
-use crate::registry::host::limits::{FlowKey, Protocol};
+use crate::registry::host::limits::{Connection, FlowKey, Protocol};
 
 fn queue(qps: u32, concurrency: usize) -> Arc<HostQueue> {
     HostQueue::new(Limits {
@@ -34,8 +34,7 @@ fn request(flow: u64) -> Want {
         },
         places: 1,
         paced: Some(Zone::Content),
-        prompt: false,
-        bulk: false,
+        connection: Connection::Shared,
         puts: 0,
         paid: false,
     }
@@ -49,8 +48,7 @@ fn stream(flow: u64, places: usize) -> Want {
         },
         places,
         paced: None,
-        prompt: false,
-        bulk: false,
+        connection: Connection::Shared,
         puts: 0,
         paid: false,
     }
@@ -137,7 +135,7 @@ async fn what_rests_on_a_look_goes_first_and_is_paced_afterwards() {
     settle().await;
     let start = Instant::now();
     let prompt = Want {
-        prompt: true,
+        connection: Connection::Prompt,
         ..request(1)
     };
     drop(queue.acquire(prompt).await);
@@ -342,8 +340,7 @@ const TAG_PUT: Want = Want {
     },
     places: 1,
     paced: Some(Zone::Content),
-    prompt: true,
-    bulk: false,
+    connection: Connection::Prompt,
     puts: 0,
     paid: false,
 };
@@ -385,7 +382,7 @@ async fn each_protocol_has_a_rate_of_its_own_and_tag_puts_that_are_owed_hold_up_
     };
     assert_eq!(waited(&queue, token).await, 0);
     let bulk = Want {
-        bulk: true,
+        connection: Connection::Bulk,
         ..token
     };
     drop(queue.acquire(TAG_PUT).await);
