@@ -1,7 +1,7 @@
-//! Who goes next: flows that share something are served alike.
+//! Which namespace goes next: flows that share something are served alike.
 //!
-//! A flow is a namespace, or a promotion request of one; what is shared, and whom its limits let through, the caller knows. In come
-//! flows as they begin to wait, and what each is granted; out comes how much each was served: the one served least goes first.
+//! What is shared, and whom its limits let through, the caller knows. In come flows as they begin to wait, and what each is granted; out
+//! comes how much each was served: the one served least goes first.
 //! This is start-time fair queuing, with a virtual time that rises a little with every grant.
 //!
 //! Guaranteed: a new flow is ahead of those in service by its credit at most; the virtual time rises also while new flows are ahead,
@@ -14,11 +14,10 @@ use std::hash::Hash;
 /// One grant, in the unit of service.
 const GRANT: i64 = 1 << 20;
 
-/// The flows of one level. What waits in each is the caller's: its permits, or the flows of the next level. The caller also says on which
-/// of `L` lists a flow is, of those that may go under a condition of its own, and with which number: with the rank of who goes first in
-/// it, where the flows of this level are not told apart by who waits for longest.
+/// All flows. What waits in each is the caller's, which also says on which of `L` lists a flow is, of those that may go under a condition
+/// of its own, and with which number.
 #[derive(Debug)]
-pub(crate) struct FairQueue<K, F, const L: usize, N = u64> {
+pub(crate) struct FairQueue<K, F, const L: usize, N> {
     flows: HashMap<K, Flow<F, L, N>>,
     lists: [BTreeMap<Rank<N>, K>; L],
     /// What the flow that is served now has been granted; at least what each would have been, had all been granted alike.
@@ -180,7 +179,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    type Queue<K> = FairQueue<K, (), 1>;
+    type Queue<K> = FairQueue<K, (), 1, u64>;
 
     /// A flow that always waits for something.
     fn join<K: Hash + Eq + Clone>(queue: &mut Queue<K>, key: &K, number: u64) {
@@ -250,7 +249,7 @@ mod tests {
 
     #[test]
     fn of_those_served_alike_the_least_number_goes_first_and_who_is_off_a_list_is_not_on_it() {
-        let mut queue: FairQueue<&str, (), 2> = FairQueue::new(0);
+        let mut queue: FairQueue<&str, (), 2, u64> = FairQueue::new(0);
         for (key, numbers) in [
             ("a", [Some(3), None]),
             ("b", [Some(2), Some(2)]),

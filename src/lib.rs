@@ -35,5 +35,6 @@ pub mod policy;
 pub mod registry;
 mod shares;
 pub mod store;
+mod turn;
 
 pub use promotion_core::{coordinator, dry_run, image, log, machine, steps, stream};

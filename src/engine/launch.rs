@@ -27,23 +27,25 @@ const LAUNCHED_MAX: usize = 2_000;
 struct Launched<S: Store> {
     engine: Engine<S>,
     namespace: String,
+    uid: String,
 }
 
 impl<S: Store> Launched<S> {
-    fn new(engine: &Engine<S>, namespace: &str) -> Self {
-        let mut state = engine.lock();
-        *state.launched.entry(namespace.to_owned()).or_default() += 1;
-        drop(state);
+    fn new(engine: &Engine<S>, namespace: &str, uid: &str) -> Self {
+        engine.lock().turns.launch(namespace);
         Self {
             engine: engine.clone(),
             namespace: namespace.to_owned(),
+            uid: uid.to_owned(),
         }
     }
 }
 
 impl<S: Store> Drop for Launched<S> {
     fn drop(&mut self) {
-        let next = self.engine.lock().landed(&self.namespace, LAUNCHED_MAX);
+        let mut state = self.engine.lock();
+        let next = state.landed(&self.namespace, &self.uid, LAUNCHED_MAX);
+        drop(state);
         if let Some(key) = next {
             self.engine.trigger(key);
         }
@@ -52,13 +54,14 @@ impl<S: Store> Drop for Launched<S> {
 
 impl<S: Store> Engine<S> {
     /// Whether a request may launch; one that may not is triggered when it may.
-    pub(super) fn may_launch(&self, key: &Key, request: &Request) -> bool {
+    pub(super) fn may_launch(&self, key: &Key, uid: &str, request: &Request) -> bool {
         let mut state = self.lock();
-        let launched = state.launched.get(&key.namespace);
-        if request.has_open_commit() || launched.is_none_or(|count| *count < LAUNCHED_MAX) {
+        let launched = state.turns.launched(&key.namespace);
+        if request.has_open_commit() || launched < LAUNCHED_MAX {
             return true;
         }
-        state.hold_back(key);
+        let turn = state.turn(key, uid, request);
+        state.turns.hold_back(&key.namespace, key, turn);
         false
     }
 
@@ -82,11 +85,12 @@ impl<S: Store> Engine<S> {
             counts: RequestStats::of(object, request),
         });
         let access = record.access.as_ref();
+        let turn = self.lock().turn(key, uid, request);
         let kept = |_| {
             Some(OperationHandle {
                 access: access?.clone(),
                 cancel: CancellationToken::new(),
-                progress: Arc::new(Progress::of(&key.namespace, uid)),
+                progress: Arc::new(Progress::in_turn(&key.namespace, uid, turn)),
                 started: now,
             })
         };
@@ -144,17 +148,18 @@ impl<S: Store> Engine<S> {
         let (engine, key, uid) = (self.clone(), key.clone(), uid.to_owned());
         // Boxed: thousands may wait, and a task has room for a value wherever it is moved.
         let operation = Box::new(operation);
-        let launched = Launched::new(self, &key.namespace);
+        let launched = Launched::new(self, &key.namespace, &uid);
         tokio::spawn(async move {
             let _launched = launched;
             let (queue, waits_in) = (
                 engine.inner.queue.clone(),
                 QueueKey::of(&operation.spec, operation.step),
             );
+            let turn = progress.turn();
             let permit = tokio::select! {
                 biased;
                 () = operation.cancel.cancelled() => None,
-                permit = queue.acquire(waits_in, &key.namespace, &uid) => Some(permit),
+                permit = queue.acquire(waits_in, &key.namespace, &uid, turn) => Some(permit),
             };
             let Some(_permit) = permit else {
                 engine.land(&key, &uid, index, id, Outcome::Dropped);

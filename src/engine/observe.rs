@@ -110,6 +110,10 @@ impl<S: Store> Engine<S> {
         let known = self.with(|state| {
             let mut known = state.coordinator.forget(uid, Instant::now())?;
             state.cancel(uid);
+            if let Some(turn) = known.kept.turn {
+                let unused = known.kept.steps_left;
+                state.turns.end(&known.key.namespace, turn, unused);
+            }
             let phases = std::mem::take(&mut known.kept.phase_entered_at);
             if let Some(kept) = state.kept(uid) {
                 kept.phase_entered_at = phases;

@@ -7,8 +7,7 @@
 //! There is one queue for each [`QueueKey`], a pair of registries and a kind of work, so that nobody waits behind a registry that is
 //! down, nor a tag behind large layers. Guaranteed for each queue: of one request [`SHARE`] times the requests in flight per registry
 //! run at the most; of one namespace [`SHARES`] times as many, those above the first share of as many different requests; the namespace
-//! that was served least goes first, of it the request that was served least, and a new one is ahead of its namespace's others by
-//! [`NEW_FLOW_CREDIT`] permits; who has left takes nothing.
+//! that was served least goes first, of it the operation whose [`Turn`] is the least; who has left takes nothing.
 //!
 //! Queues are as many as there are names of registries, and names are free. So there is a bound on all queues together, [`QUEUES`] times
 //! what one namespace may have in one queue. Of it, as of a queue, a namespace never takes the last part: each of `n` namespaces that
@@ -17,7 +16,7 @@
 //! To wait, to be granted, to give back and to leave look at the operations of that request and, in O(log n), at who goes first: never at
 //! all who wait.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -26,6 +25,7 @@ use tokio::sync::oneshot;
 use crate::fair_queue::FairQueue;
 use crate::machine::claims::Uid;
 use crate::machine::{ImageSpec, Step};
+use crate::turn::Turn;
 
 /// Operations that run, whomever they belong to, for each request that may be in flight: enough that there is always one to send, also
 /// while others rest.
@@ -34,9 +34,6 @@ const SHARE: usize = 4;
 const SHARES: usize = 4;
 /// So many times that, in all queues.
 const QUEUES: usize = 4;
-/// How many permits a new request is ahead of those of its namespace that are there: the steps of four images.
-const NEW_FLOW_CREDIT: i64 = 16;
-
 /// All queues. Clones share them.
 #[derive(Clone)]
 pub(crate) struct OperationQueue {
@@ -67,11 +64,14 @@ struct At {
     uid: Uid,
 }
 
+/// When an operation's turn comes, within its namespace, and its number among all that wait.
+type Place = (Turn, u64);
+
 /// While it lives, an operation waits, or has its permit.
 struct Waiting<'a> {
     queues: &'a OperationQueue,
     at: At,
-    number: u64,
+    place: Place,
 }
 
 struct All {
@@ -101,16 +101,18 @@ struct Queue {
     most: usize,
     running: usize,
     /// Those that may be served are on the list.
-    namespaces: FairQueue<String, Namespace, 1>,
+    namespaces: FairQueue<String, Namespace, 1, Place>,
     /// All of them, by how many run.
     by_running: BTreeSet<(usize, String)>,
 }
 
 /// The requests of one namespace in a queue.
+#[derive(Default)]
 struct Namespace {
     running: usize,
-    /// Those that wait are on the first list, and on the second if nothing of them runs.
-    requests: FairQueue<Uid, Request, 2>,
+    requests: HashMap<Uid, Request>,
+    /// Those that wait are on the first list, and on the second if nothing of them runs, by the first of their operations.
+    lists: [BTreeMap<Place, Uid>; 2],
     held_up: bool,
 }
 
@@ -118,7 +120,9 @@ struct Namespace {
 #[derive(Default)]
 struct Request {
     running: usize,
-    waiters: VecDeque<(u64, oneshot::Sender<Permit>)>,
+    waiters: BTreeMap<Place, oneshot::Sender<Permit>>,
+    /// Its place on each list that it is on.
+    listed: [Option<Place>; 2],
 }
 
 // === impl QueueKey ===
@@ -152,23 +156,29 @@ impl OperationQueue {
     }
 
     /// Waits until an operation of this request may begin.
-    pub(crate) async fn acquire(&self, key: QueueKey, namespace: &str, uid: &str) -> Permit {
+    pub(crate) async fn acquire(
+        &self,
+        key: QueueKey,
+        namespace: &str,
+        uid: &str,
+        turn: Turn,
+    ) -> Permit {
         let (waiter, permit) = oneshot::channel();
         let at = At {
             key,
             namespace: namespace.to_owned(),
             uid: uid.to_owned(),
         };
-        let number = {
+        let place = {
             let mut queues = self.lock();
-            let number = queues.join(&at, waiter);
+            let place = queues.join(&at, turn, waiter);
             queues.grant(&at.key, self);
-            number
+            place
         };
         let _waiting = Waiting {
             queues: self,
             at,
-            number,
+            place,
         };
         // Nobody drops a waiter whose owner waits.
         permit.await.unwrap_or_else(|_| Permit {
@@ -185,7 +195,7 @@ impl OperationQueue {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let mut queues = self.queues.lock();
-        if queues.leave(&self.at, self.number) {
+        if queues.leave(&self.at, self.place) {
             queues.grant(&self.at.key, self.queues);
             queues.grant_held_up(self.queues);
         }
@@ -211,22 +221,23 @@ impl All {
         self.share * SHARES
     }
 
-    /// The number of the waiter.
-    fn join(&mut self, at: &At, waiter: oneshot::Sender<Permit>) -> u64 {
+    /// The place of the waiter.
+    fn join(&mut self, at: &At, turn: Turn, waiter: oneshot::Sender<Permit>) -> Place {
         self.waiters += 1;
+        let place = (turn, self.waiters);
         let (share, most) = (self.share, self.most());
         let queue = self.queues.entry(at.key.clone());
         let queue = queue.or_insert_with(|| Queue::new(share, 2 * most));
-        if queue.join(&at.namespace, &at.uid, self.waiters, waiter) {
+        if queue.join(&at.namespace, &at.uid, place, waiter) {
             self.change(&at.namespace, |load| load.queues += 1);
         }
-        self.waiters
+        place
     }
 
-    /// Whether the waiter of this number still waited.
-    fn leave(&mut self, at: &At, number: u64) -> bool {
+    /// Whether the waiter of this place still waited.
+    fn leave(&mut self, at: &At, place: Place) -> bool {
         let queue = self.queues.get_mut(&at.key);
-        let left = queue.is_some_and(|queue| queue.leave(&at.namespace, &at.uid, number));
+        let left = queue.is_some_and(|queue| queue.leave(&at.namespace, &at.uid, place));
         if left {
             self.forget(&at.key, &at.namespace);
         }
@@ -359,17 +370,15 @@ impl Queue {
         &mut self,
         namespace: &str,
         uid: &str,
-        number: u64,
+        place: Place,
         waiter: oneshot::Sender<Permit>,
     ) -> bool {
         let before = self.namespaces.len();
-        let of = self.namespaces.join(namespace.to_owned(), || Namespace {
-            running: 0,
-            requests: FairQueue::new(NEW_FLOW_CREDIT),
-            held_up: false,
-        });
-        let request = of.requests.join(uid.to_owned(), Request::default);
-        request.waiters.push_back((number, waiter));
+        let of = self
+            .namespaces
+            .join(namespace.to_owned(), Namespace::default);
+        let request = of.requests.entry(uid.to_owned()).or_default();
+        request.waiters.insert(place, waiter);
         let is_new = self.namespaces.len() > before;
         if is_new {
             self.by_running.insert((0, namespace.to_owned()));
@@ -380,16 +389,12 @@ impl Queue {
     }
 
     /// Whether this waiter was there.
-    fn leave(&mut self, namespace: &str, uid: &str, number: u64) -> bool {
+    fn leave(&mut self, namespace: &str, uid: &str, place: Place) -> bool {
         let of = self.namespaces.get_mut(namespace);
         let request = of.and_then(|of| of.requests.get_mut(uid));
-        let place = request.and_then(|request| {
-            let waiters = &mut request.waiters;
-            let place = waiters.binary_search_by_key(&number, |(number, _)| *number);
-            waiters.remove(place.ok()?)
-        });
+        let left = request.and_then(|request| request.waiters.remove(&place));
         self.changed(namespace, uid);
-        place.is_some()
+        left.is_some()
     }
 
     /// The namespace that is served next.
@@ -402,8 +407,8 @@ impl Queue {
     fn take(&mut self, namespace: &str) -> Option<(Uid, oneshot::Sender<Permit>)> {
         let of = self.namespaces.grant(namespace)?;
         let uid = of.first(self.share)?.1.clone();
-        let request = of.requests.grant(&uid)?;
-        let (_, waiter) = request.waiters.pop_front()?;
+        let request = of.requests.get_mut(&uid)?;
+        let (_, waiter) = request.waiters.pop_first()?;
         request.running += 1;
         self.running += 1;
         self.count(namespace, |running| running + 1);
@@ -462,9 +467,9 @@ impl Queue {
     fn list(&mut self, namespace: &str) {
         let part = self.part(self.namespaces.len());
         if let Some(of) = self.namespaces.get_mut(namespace) {
-            let number = of.first(self.share).map(|(number, _)| number);
-            let number = number.filter(|_| !of.held_up && of.running < part);
-            self.namespaces.list(namespace, [number]);
+            let first = of.first(self.share).map(|(place, _)| *place);
+            let first = first.filter(|_| !of.held_up && of.running < part);
+            self.namespaces.list(namespace, [first]);
         }
     }
 
@@ -488,19 +493,29 @@ impl Namespace {
         let Some(request) = self.requests.get_mut(uid) else {
             return;
         };
-        let number = request.waiters.front().map(|(number, _)| *number);
-        let (idle, over) = (request.running == 0, number.is_none());
-        if idle && over {
+        let first = request.waiters.first_key_value().map(|(place, _)| *place);
+        let idle = request.running == 0;
+        let places = [first, first.filter(|_| idle)];
+        let listed = std::mem::replace(&mut request.listed, places);
+        for ((list, before), place) in self.lists.iter_mut().zip(listed).zip(places) {
+            if before == place {
+                continue;
+            }
+            if let Some(before) = before {
+                list.remove(&before);
+            }
+            if let Some(place) = place {
+                list.insert(place, uid.to_owned());
+            }
+        }
+        if idle && first.is_none() {
             self.requests.remove(uid);
-        } else {
-            self.requests.list(uid, [number, number.filter(|_| idle)]);
         }
     }
 
-    /// The request that is served next, and the number of its first waiter.
-    fn first(&self, share: usize) -> Option<(u64, &Uid)> {
-        let ((_, number), uid) = self.requests.first(usize::from(self.running >= share))?;
-        Some((number, uid))
+    /// The request that is served next, and the place of its first operation.
+    fn first(&self, share: usize) -> Option<(&Place, &Uid)> {
+        self.lists[usize::from(self.running >= share)].first_key_value()
     }
 }
 
@@ -513,6 +528,7 @@ mod tests {
     use futures::{FutureExt as _, StreamExt as _};
 
     use super::*;
+    use crate::turn::Turns;
 
     type Acquiring<'a> = Pin<Box<dyn Future<Output = Permit> + 'a>>;
 
@@ -523,9 +539,21 @@ mod tests {
     }
 
     impl<'a> Operations<'a> {
+        /// Launched at once, before all others by nothing but their number.
         fn launch(queues: &'a OperationQueue, key: &QueueKey, uid: &'a str, count: usize) -> Self {
-            let acquire =
-                || Box::pin(queues.acquire(key.clone(), self::namespace(uid), uid)) as Acquiring;
+            Self::launch_in(queues, key, uid, count, Turn::default())
+        }
+
+        fn launch_in(
+            queues: &'a OperationQueue,
+            key: &QueueKey,
+            uid: &'a str,
+            count: usize,
+            turn: Turn,
+        ) -> Self {
+            let acquire = || {
+                Box::pin(queues.acquire(key.clone(), self::namespace(uid), uid, turn)) as Acquiring
+            };
             let mut launched = Self {
                 waiting: (0..count).map(|_| acquire()).collect(),
                 running: Vec::new(),
@@ -612,10 +640,14 @@ mod tests {
     #[test]
     fn a_small_request_passes_a_large_one() {
         let queues = OperationQueue::new(1);
-        let latch = key("build", Step::Latch);
-        let mut large = Operations::launch(&queues, &latch, "large", 100);
+        let (latch, mut turns) = (key("build", Step::Latch), Turns::<()>::new());
+        let mut launch = |uid, count| {
+            let turn = turns.begin("ci", count);
+            Operations::launch_in(&queues, &latch, uid, count, turn)
+        };
+        let mut large = launch("large", 100);
         assert_eq!(large.running(), 4);
-        let mut small = Operations::launch(&queues, &latch, "small", 3);
+        let mut small = launch("small", 3);
         assert_eq!(small.running(), 1);
         for _ in 0..2 {
             large.running.pop();
@@ -624,40 +656,6 @@ mod tests {
             small.running();
         }
         assert_eq!((large.running(), small.running()), (1, 3));
-    }
-
-    #[test]
-    fn a_large_request_is_served_however_many_small_ones_come() {
-        let queues = OperationQueue::new(1);
-        let latch = key("build", Step::Latch);
-        let names: Vec<String> = (0..200).map(|n| format!("new {n}")).collect();
-        let others: Vec<String> = (0..15).map(|n| format!("long {n}")).collect();
-        let long = others.iter();
-        let long = long.map(|name| Operations::launch(&queues, &latch, name, 1));
-        let long: Vec<_> = long.collect();
-        // One place is left, and what it is ahead by is used up.
-        let mut large = Operations::launch(&queues, &latch, "large", 60);
-        for _ in 0..20 {
-            assert_eq!(large.running(), 1);
-            large.running.clear();
-        }
-        let mut left = Vec::new();
-        let mut older = Operations::launch(&queues, &latch, "first", 10);
-        for name in &names {
-            // There is always a newer one that waits as well.
-            let mut newer = Operations::launch(&queues, &latch, name, 10);
-            while !older.waiting.is_empty() {
-                for operations in [&mut older, &mut newer, &mut large] {
-                    operations.running.clear();
-                }
-                assert_eq!(older.running() + newer.running() + large.running(), 1);
-            }
-            left.push(large.waiting.len());
-            older = newer;
-        }
-        assert_eq!(left[5], left[0]);
-        assert_eq!(left[199], 0);
-        drop((long, older));
     }
 
     #[test]
@@ -754,7 +752,8 @@ mod tests {
         };
         let acquire = async |number: usize| {
             let uid = uid(number);
-            queues.acquire(latch.clone(), namespace(&uid), &uid).await
+            let turn = Turn::default();
+            (queues.acquire(latch.clone(), namespace(&uid), &uid, turn)).await
         };
         let crowd = |count| {
             let waiting: FuturesUnordered<_> = (0..count).map(acquire).collect();

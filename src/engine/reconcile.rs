@@ -170,7 +170,7 @@ impl<S: Store> Engine<S> {
             .await;
         let mut me = (self.memory()).log(|log| taken.record(log, now, rand::random));
         let access = self.admit(key, &object, &mut me).await;
-        let launching = access.is_some() && self.may_launch(key, &me.request);
+        let launching = access.is_some() && self.may_launch(key, uid, &me.request);
         let stepped = self.stepped(uid, &me.request, now);
         let decided = self.with_log(|coordinator, log| {
             coordinator.decide(log, me, now, (version, launching, stepped))

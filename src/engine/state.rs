@@ -2,7 +2,7 @@
 //!
 //! Plain data behind one lock that is never held over an await. Losing all of it loses nothing: status has what matters.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use crate::machine::claims::Uid;
 use crate::machine::{Notice, Reason, Request};
 use crate::registry::Progress;
 use crate::store::{Access, Key};
+use crate::turn::{Turn, Turns};
 
 /// A Secret that is missing is looked for again after this, then less often; one that cannot be used, where what is committed waits
 /// for it, as often.
@@ -45,10 +46,8 @@ pub(super) struct State {
     pub push_checks: PushChecks,
     /// The requests whose Secret is missing, and how often it was by now, by namespace.
     missing: HashMap<String, Missing>,
-    /// How many operations of each namespace were launched and have not landed.
-    pub launched: HashMap<String, usize>,
-    /// Requests that launch nothing until fewer operations of their namespace are left, in order of arrival.
-    held_back: HashMap<String, (VecDeque<Key>, HashSet<Key>)>,
+    /// What is launched of each namespace, and whose turn it is.
+    pub turns: Turns<Key>,
     /// Requests whose image stream tags are being set: they are known here no more.
     pub referencing: HashSet<Uid>,
     /// What the operator has stopped.
@@ -64,6 +63,10 @@ pub(super) struct State {
 pub(super) struct Kept {
     /// Whether it may push, as far as that was checked.
     pub push_check: PushCheck,
+    /// From when it launches something, or would.
+    pub turn: Option<Turn>,
+    /// Steps that were left then, less those that have landed since.
+    pub steps_left: usize,
     /// The resourceVersion of our own last save.
     pub saved: Option<u64>,
     /// A save is on its way, and the newest resourceVersion heard of meanwhile, or 0: our own save coming back, most often.
@@ -201,8 +204,7 @@ impl State {
             coordinator: Coordinator::new(namespace_max),
             push_checks: PushChecks::new(namespace_max),
             missing: HashMap::new(),
-            launched: HashMap::new(),
-            held_back: HashMap::new(),
+            turns: Turns::new(),
             referencing: HashSet::new(),
             pause: Pause::default(),
             freezes: Freezes::default(),
@@ -228,6 +230,26 @@ impl State {
     pub fn known(&mut self, uid: &str) -> Option<&mut Kept> {
         let known = self.coordinator.known_mut(uid)?;
         Some(&mut known.kept)
+    }
+
+    /// The turn of a request that launches something, or would.
+    pub fn turn(&mut self, key: &Key, uid: &str, request: &Request) -> Turn {
+        let Some(known) = self.coordinator.known_mut(uid) else {
+            return Turn::FIRST;
+        };
+        let kept = &mut known.kept;
+        *kept.turn.get_or_insert_with(|| {
+            kept.steps_left = request.steps_left();
+            self.turns.begin(&key.namespace, kept.steps_left)
+        })
+    }
+
+    /// An operation of a request has landed; gives who may launch now, where fewer than `most` of its namespace are left.
+    pub fn landed(&mut self, namespace: &str, uid: &str, most: usize) -> Option<Key> {
+        if let Some(kept) = self.known(uid) {
+            kept.steps_left = kept.steps_left.saturating_sub(1);
+        }
+        self.turns.land(namespace, most)
     }
 
     /// The registry answers: those who share a float with a request that may push, and were to be checked again later, are checked now,
@@ -295,34 +317,6 @@ impl State {
         let next = self.push_checks.next(namespace);
         if let Some(key) = next.and_then(|uid| self.coordinator.key_of(uid)) {
             self.coordinator.wake(key);
-        }
-    }
-
-    /// An operation of a namespace has landed; gives who may launch now, where fewer than `most` are left.
-    pub fn landed(&mut self, namespace: &str, most: usize) -> Option<Key> {
-        let launched = self.launched.get_mut(namespace)?;
-        *launched -= 1;
-        let left = *launched;
-        if left == 0 {
-            self.launched.remove(namespace);
-        }
-        if left >= most {
-            return None;
-        }
-        let (queue, all) = self.held_back.get_mut(namespace)?;
-        let next = queue.pop_front()?;
-        all.remove(&next);
-        if queue.is_empty() {
-            self.held_back.remove(namespace);
-        }
-        Some(next)
-    }
-
-    /// A request launches nothing before fewer operations of its namespace are left.
-    pub fn hold_back(&mut self, key: &Key) {
-        let (queue, all) = self.held_back.entry(key.namespace.clone()).or_default();
-        if all.insert(key.clone()) {
-            queue.push_back(key.clone());
         }
     }
 

@@ -85,6 +85,7 @@ impl<'a> Caller<'a> {
     pub(crate) fn want(&self, places: usize, paced: Option<Zone>) -> Want {
         Want {
             flow: self.progress.flow(),
+            turn: self.progress.turn(),
             places,
             paced,
             connection: Connection::Shared,

@@ -15,6 +15,7 @@ use super::paid::{Giver, PaidPuts};
 use super::reserve::{Hold, Reservation, Reserve};
 use crate::machine::Reason;
 use crate::registry::error::Error;
+use crate::turn::Turn;
 
 /// A wait for our own limits is shown once it has lasted so long.
 pub(crate) const SHOWN_AFTER: Duration = Duration::from_secs(1);
@@ -26,6 +27,7 @@ pub struct Progress(Arc<State>);
 #[derive(Debug, Default)]
 struct State {
     flow: FlowKey,
+    turn: Turn,
     bytes: AtomicU64,
     expected: AtomicU64,
     waited: AtomicU64,
@@ -51,11 +53,17 @@ pub struct Waiting {
 }
 
 impl Progress {
-    /// For an operation of a promotion request: hosts share their places fairly among namespaces, and among the requests of each.
+    /// For what a promotion request does: hosts share their places fairly among namespaces, and within each go by turns. It goes first.
     #[must_use]
     pub fn of(namespace: &str, request: &str) -> Self {
+        Self::in_turn(namespace, request, Turn::FIRST)
+    }
+
+    /// The same for an operation, in its turn.
+    pub(crate) fn in_turn(namespace: &str, request: &str, turn: Turn) -> Self {
         Self(Arc::new(State {
             flow: FlowKey::of(namespace, request),
+            turn,
             ..State::default()
         }))
     }
@@ -63,6 +71,11 @@ impl Progress {
     /// Whom it works for.
     pub(crate) fn flow(&self) -> FlowKey {
         self.0.flow
+    }
+
+    /// When its turn comes within its namespace.
+    pub(crate) fn turn(&self) -> Turn {
+        self.0.turn
     }
 
     /// Waits until one more large manifest may be held: at first for the operation's reservation.

@@ -3,9 +3,8 @@
 //! A [`Want`] says how many places, paced with which zone, for whom; the answer is a [`Permit`]. The window of places halves when the
 //! host limits the rate, and grows again by one for each window of answers.
 //!
-//! Guaranteed: no more places are granted than the window has. The namespace that was served least goes first, within it the flow
-//! (promotion request) that was served least. A new flow is ahead of the others by [`state::NEW_FLOW_CREDIT`] grants at most, so a small
-//! request passes hundreds of images without delaying them for long. A tag PUT goes before all others, because the look it rests on must
+//! Guaranteed: no more places are granted than the window has. The namespace that was served least goes first, within it whoever's
+//! [turn](crate::turn) it is. A tag PUT goes before all others, because the look it rests on must
 //! not grow old; its token is taken when that look goes. Whoever stopped waiting takes nothing. Whoever waits for two places is not
 //! overtaken for ever by those who wait for one. To wait, to be granted and to leave look at that flow and, in O(log n), at who goes first:
 //! never at all who wait.
@@ -15,6 +14,7 @@
 //! have more gives way.
 
 mod state;
+mod waiting;
 
 use std::sync::Arc;
 
@@ -28,8 +28,8 @@ use super::limits::{Limit, Limits, Rates, Slowings, Zone};
 use super::paid::{Given, Giver, PaidPuts};
 use super::progress::{Progress, SHOWN_AFTER, Waiting};
 use crate::machine::Reason;
-pub(crate) use state::Want;
 use state::{State, StreamHolder, WINDOW_MIN};
+pub(crate) use waiting::Want;
 
 /// Places and pacing of one host.
 #[derive(Debug)]
@@ -164,7 +164,7 @@ impl HostQueue {
                 preempted: CancellationToken::new(),
             };
             if let Some(progress) = waiter.progress {
-                state.holders.push(StreamHolder {
+                state.hold(StreamHolder {
                     number: waiter.number,
                     want: waiter.want,
                     since: now,

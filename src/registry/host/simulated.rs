@@ -22,8 +22,9 @@ use super::learnt_rate::tests::Bucket;
 use super::limits::{Connection, Lane, Limit, Limits, Protocol, Rates, Zone};
 use super::progress::Progress;
 use crate::engine::operation_queue::{OperationQueue, Permit, QueueKey};
-use crate::machine::{FRESH_SECONDS, ImageSpec, Step};
+use crate::machine::{FRESH_SECONDS, ImageSpec, Phase, Step};
 use crate::registry::auth::credential::Credential;
+use crate::turn::{Turn, Turns};
 
 const FLOATS: usize = 100;
 /// Blobs of each, which are mounted.
@@ -48,6 +49,7 @@ enum Kind {
 pub(super) struct World {
     host: Host,
     operations: OperationQueue,
+    turns: Mutex<Turns<()>>,
     /// Any image: all are at the same registry.
     image: ImageSpec,
     /// Of the address, and of its connections of HTTP/2: one for reads, one for writes but tag PUTs. None: no limit.
@@ -81,6 +83,7 @@ pub(super) struct Request {
     /// Whether its floats are there; new ones have nothing to back up.
     existing: bool,
     at_work: AtomicUsize,
+    turn: Turn,
     saved: watch::Sender<Instant>,
     /// They move once all are backed up.
     together: Barrier,
@@ -96,27 +99,37 @@ impl Request {
         floats: usize,
         existing: bool,
     ) -> Self {
-        Self {
+        let steps = floats * Phase::Pending.steps_left();
+        let turn = world.turns.lock().begin(namespace, steps);
+        let request = Self {
             world: Arc::clone(world),
             namespace: namespace.to_owned(),
             uid: uid.to_owned(),
             existing,
-            at_work: AtomicUsize::new(floats),
+            at_work: AtomicUsize::new(0),
+            turn,
             saved: watch::Sender::new(Instant::now()),
             together: Barrier::new(floats),
+        };
+        for _ in 0..floats {
+            request.launch();
         }
+        request
     }
 
     /// Waits until a step may run.
     async fn begin(&self, step: Step) -> Permit {
         let key = QueueKey::of(&self.world.image, step);
         let operations = &self.world.operations;
-        operations.acquire(key, &self.namespace, &self.uid).await
+        (operations.acquire(key, &self.namespace, &self.uid, self.turn)).await
     }
 
     /// A step has ended.
     fn land(&self, permit: Permit) {
         drop(permit);
+        let mut turns = self.world.turns.lock();
+        turns.land(&self.namespace, usize::MAX);
+        drop(turns);
         if self.at_work.fetch_sub(1, Relaxed) == 1 {
             self.saved.send_replace(Instant::now());
         }
@@ -125,6 +138,7 @@ impl Request {
     /// Another one begins.
     fn launch(&self) {
         self.at_work.fetch_add(1, Relaxed);
+        (self.world.turns.lock()).launch(&self.namespace);
     }
 
     /// A step has ended; the next begins after a save.
@@ -144,7 +158,7 @@ impl Request {
     /// Promotes one of its floats.
     pub(super) async fn float(&self) {
         let world = &self.world;
-        let progress = Progress::of(&self.namespace, &self.uid);
+        let progress = Progress::in_turn(&self.namespace, &self.uid, self.turn);
         let none = Credential::anonymous();
         let caller = Caller::new(&progress, &none);
         let permit = self.begin(Step::Resolve).await;
@@ -200,6 +214,7 @@ impl World {
         Self {
             host: Host::new("h", "h".into(), limits),
             operations: OperationQueue::new(limits.concurrency),
+            turns: Mutex::new(Turns::new()),
             image,
             buckets: limited.then_some(buckets),
             spoken,

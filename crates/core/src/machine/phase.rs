@@ -93,6 +93,18 @@ impl Phase {
             .unwrap_or(Self::Posted)
     }
 
+    /// How many steps are left before the end, if none is tried again.
+    #[must_use]
+    pub const fn steps_left(self) -> usize {
+        match self {
+            Self::Pending => 5,
+            Self::Incoming => 3,
+            Self::BackedUp => 2,
+            Self::Latched => 1,
+            Self::Referencing | Self::Failed | Self::Cancelled | Self::Planned | Self::Posted => 0,
+        }
+    }
+
     const fn precedence(self) -> u8 {
         match self {
             Self::Pending => 0,

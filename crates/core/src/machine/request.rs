@@ -389,6 +389,13 @@ impl Request {
         (0..self.status.images.len()).any(|index| self.is_open(index) && self.is_committed(index))
     }
 
+    /// How many steps of its images are left, if none is tried again.
+    #[must_use]
+    pub fn steps_left(&self) -> usize {
+        let images = self.status.images.iter();
+        images.map(|image| image.phase.steps_left()).sum()
+    }
+
     /// The float that failed first in the order of the spec, if the images latch together and one failed.
     #[must_use]
     pub fn failed_float(&self) -> Option<&Float> {

@@ -1,41 +1,26 @@
 //! The state of one host's queue, with time as an argument.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::fair_queue::{FairQueue, Rank};
-use crate::registry::host::limits::{Connection, FlowKey, Limit, Protocol, Rates, Slowings, Zone};
+use super::waiting::{CLASSES, Place, WaitClass, Waiter, Waiting, Want};
+use crate::fair_queue::FairQueue;
+use crate::registry::host::limits::{FlowKey, Limit, Protocol, Rates, Slowings, Zone};
 use crate::registry::host::progress::Progress;
 use crate::registry::host::token_bucket::TokenBucket;
 
-/// How many grants a new flow is ahead of those that are there: about the requests of four images.
-pub(super) const NEW_FLOW_CREDIT: i64 = 64;
+/// How many grants a new namespace is ahead of those that are there: about the requests of four images.
+const NEW_NAMESPACE_CREDIT: i64 = 64;
 /// The window is never smaller: a stream within one host takes two places, and one request must pass beside it.
 pub(super) const WINDOW_MIN: usize = 3;
-/// Flows that wait for nothing are forgotten, where that changes nothing, above this number, and above twice those left the last time.
+/// Namespaces that wait for nothing are forgotten, where that changes nothing, above this number, and above twice those left the last time.
 const IDLE_MAX: usize = 64;
 /// How long a stream has its places before it may have to give way, and how often who waits looks for one that may.
 const PREEMPT_AFTER: Duration = Duration::from_secs(3);
-
-/// What is waited for.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Want {
-    /// For whom.
-    pub(crate) flow: FlowKey,
-    /// Requests that will be in flight: none where the caller has its place already.
-    pub(crate) places: usize,
-    /// The zone that it is paced with: none for the places of a stream, whose requests are paced themselves.
-    pub(crate) paced: Option<Zone>,
-    pub(crate) connection: Connection,
-    /// Tag PUTs that may follow its answer at once, whose tokens are taken with its own.
-    pub(crate) puts: u32,
-    /// A tag PUT whose token was taken with that of the look it rests on.
-    pub(crate) paid: bool,
-}
 
 /// Places and pacing, and who waits for them: for a `P`.
 #[derive(Debug)]
@@ -47,16 +32,14 @@ pub(super) struct State<P> {
     in_flight: usize,
     /// Of those in flight, the places of streams.
     streams: usize,
-    pub(super) holders: Vec<StreamHolder>,
+    holders: Vec<StreamHolder>,
     /// By zone, and in each by protocol.
     buckets: [[TokenBucket; 2]; 2],
     /// What is spoken in each zone, connections of their own apart.
     spoken: [Protocol; 2],
-    /// By namespace, and in each by promotion request. Listed by class: requests with the number of their first waiter, and namespaces with
-    /// the rank of their first request.
-    flows: FairQueue<u64, FairQueue<u64, Waiters<P>, CLASSES>, CLASSES, Rank<u64>>,
-    flow_count: usize,
-    /// With so many flows, those that wait for nothing are forgotten.
+    /// By namespace; those of which somebody waits in a class are on its list.
+    namespaces: FairQueue<u64, Waiting<P>, CLASSES, Place>,
+    /// With so many namespaces, those that wait for nothing are forgotten.
     idle_max: usize,
     /// How many wait.
     waiting: usize,
@@ -77,85 +60,6 @@ pub(super) struct StreamHolder {
     pub(super) preempted: CancellationToken,
 }
 
-/// Those of one flow, by class.
-type Waiters<P> = [VecDeque<Waiter<P>>; CLASSES];
-
-#[derive(Debug)]
-pub(super) struct Waiter<P> {
-    pub(super) number: u64,
-    pub(super) want: Want,
-    pub(super) owner: oneshot::Sender<P>,
-    /// Of a stream.
-    pub(super) progress: Option<Progress>,
-}
-
-/// Those who wait for the same things.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum WaitClass {
-    /// A place now, and a token of the pacing that is owed.
-    Prompt,
-    /// A place and a token.
-    Request,
-    /// A place, a token, and that the tag PUTs which may follow are not paced afterwards.
-    Look,
-    /// Places for a stream.
-    Stream,
-    /// A token alone.
-    Token(Zone),
-    /// The same of HTTP/1.1.
-    Bulk,
-}
-
-const CLASSES: usize = 7;
-
-impl WaitClass {
-    const ALL: [Self; CLASSES] = [
-        Self::Prompt,
-        Self::Request,
-        Self::Look,
-        Self::Stream,
-        Self::Token(Zone::Content),
-        Self::Token(Zone::Tokens),
-        Self::Bulk,
-    ];
-
-    fn of(want: &Want) -> Self {
-        match (want.paced, want.connection) {
-            (None, _) => Self::Stream,
-            (Some(_), Connection::Prompt) => Self::Prompt,
-            (Some(_), Connection::Bulk) => Self::Bulk,
-            (Some(zone), Connection::Shared) if want.places == 0 => Self::Token(zone),
-            (Some(_), Connection::Shared) if want.puts > 0 => Self::Look,
-            (Some(_), Connection::Shared) => Self::Request,
-        }
-    }
-
-    fn index(self) -> usize {
-        match self {
-            Self::Prompt => 0,
-            Self::Request => 1,
-            Self::Look => 2,
-            Self::Stream => 3,
-            Self::Token(Zone::Content) => 4,
-            Self::Token(Zone::Tokens) => 5,
-            Self::Bulk => 6,
-        }
-    }
-
-    /// The zone whose pacing holds it up.
-    fn zone(self) -> Option<Zone> {
-        match self {
-            Self::Request | Self::Look | Self::Bulk => Some(Zone::Content),
-            Self::Token(zone) => Some(zone),
-            Self::Prompt | Self::Stream => None,
-        }
-    }
-
-    fn needs_places(self) -> bool {
-        !matches!(self, Self::Token(_) | Self::Bulk)
-    }
-}
-
 impl<P> State<P> {
     pub(super) fn new(nominal: usize, rates: Rates, now: Instant) -> Self {
         Self {
@@ -168,8 +72,7 @@ impl<P> State<P> {
             holders: Vec::new(),
             buckets: Zone::ALL.map(|zone| [(); 2].map(|()| TokenBucket::new(rates, zone, now))),
             spoken: [Protocol::Http1; 2],
-            flows: FairQueue::new(NEW_FLOW_CREDIT),
-            flow_count: 0,
+            namespaces: FairQueue::new(NEW_NAMESPACE_CREDIT),
             idle_max: IDLE_MAX,
             waiting: 0,
             waiters: 0,
@@ -241,7 +144,7 @@ impl<P> State<P> {
     /// Whether a bucket holds up anybody who waits.
     fn is_wanted(&mut self, zone: Zone, protocol: Protocol, now: Instant) -> bool {
         let spoken = self.spoken[zone as usize] == protocol;
-        let waiting = |class: &WaitClass| self.flows.first(class.index()).is_some();
+        let waiting = |class: &WaitClass| self.namespaces.first(class.index()).is_some();
         let mut classes = WaitClass::ALL.into_iter().filter(waiting);
         let any = classes.any(|class| class.zone() == Some(zone) && class != WaitClass::Bulk);
         let apart = zone == Zone::Content && protocol == Protocol::Http1;
@@ -267,40 +170,31 @@ impl<P> State<P> {
         progress: Option<Progress>,
     ) -> u64 {
         self.waiters += 1;
+        self.waiting += 1;
         let waiter = Waiter {
             number: self.waiters,
             want,
             owner,
             progress,
         };
-        if self.flow_count >= self.idle_max {
-            self.forget_idle();
-            self.idle_max = IDLE_MAX.max(2 * self.flow_count);
+        if self.namespaces.len() >= self.idle_max {
+            self.namespaces.forget_idle(|waiting| waiting.is_empty());
+            self.idle_max = IDLE_MAX.max(2 * self.namespaces.len());
         }
-        let FlowKey { namespace, request } = want.flow;
-        self.waiting += 1;
-        let requests = self
-            .flows
-            .join(namespace, || FairQueue::new(NEW_FLOW_CREDIT));
-        self.flow_count -= requests.len();
-        let waiters = requests.join(request, Waiters::default);
-        waiters[WaitClass::of(&want).index()].push_back(waiter);
-        self.flow_count += requests.len();
-        self.list(want.flow);
+        let held = self.places_of_request(want.flow);
+        let namespace = want.flow.namespace;
+        let waiting = self.namespaces.join(namespace, Waiting::default);
+        waiting.join(waiter, held);
+        self.list(namespace);
         self.waiters
     }
 
-    /// Puts a flow where it belongs: it was served, or others of it wait first.
-    fn list(&mut self, flow: FlowKey) {
-        let Some(requests) = self.flows.get_mut(&flow.namespace) else {
-            return;
-        };
-        if let Some(waiters) = requests.get_mut(&flow.request) {
-            let numbers = waiters.each_ref().map(|of| Some(of.front()?.number));
-            requests.list(&flow.request, numbers);
+    /// Puts a namespace where it belongs: others of it wait first.
+    fn list(&mut self, namespace: u64) {
+        if let Some(waiting) = self.namespaces.get_mut(&namespace) {
+            let places = WaitClass::ALL.map(|class| Some(waiting.first(class)?.place()));
+            self.namespaces.list(&namespace, places);
         }
-        let ranks = std::array::from_fn(|class| Some(requests.first(class)?.0));
-        self.flows.list(&flow.namespace, ranks);
     }
 
     /// The waiter that is granted what it wants, which is taken for it.
@@ -339,7 +233,7 @@ impl<P> State<P> {
                 }
                 continue;
             }
-            self.flows.grant(&namespace)?.grant(&want.flow.request)?;
+            self.namespaces.grant(&namespace)?;
             let waiter = self.take(&want, number)?;
             self.in_flight += want.places;
             if want.paced.is_none() {
@@ -354,8 +248,7 @@ impl<P> State<P> {
                 }
             }
             if self.waiting == 0 {
-                self.flows.clear();
-                self.flow_count = 0;
+                self.namespaces.clear();
             }
             return Some(waiter);
         }
@@ -363,7 +256,7 @@ impl<P> State<P> {
 
     /// Whether those of this class could go, places apart.
     fn is_open(&mut self, class: WaitClass, now: Instant) -> bool {
-        if self.flows.first(class.index()).is_none() {
+        if self.namespaces.first(class.index()).is_none() {
             return false;
         }
         match class {
@@ -376,27 +269,22 @@ impl<P> State<P> {
     fn first(&mut self, classes: [bool; CLASSES], full: &[u64]) -> Option<(u64, Want)> {
         let open = WaitClass::ALL.into_iter().filter(|c| classes[c.index()]);
         let first = open.filter_map(|class| {
-            let mut listed = self.flows.listed(class.index());
+            let mut listed = self.namespaces.listed(class.index());
             let may_go = |namespace| class != WaitClass::Stream || !full.contains(namespace);
             let (rank, namespace) = listed.find(|(_, namespace)| may_go(namespace))?;
-            Some((class != WaitClass::Prompt, rank, *namespace, class.index()))
+            Some(((class != WaitClass::Prompt, rank), *namespace, class))
         });
-        let (_, _, namespace, class) = first.min_by_key(|(later, rank, ..)| (*later, *rank))?;
-        let requests = self.flows.get_mut(&namespace)?;
-        let request = *requests.first(class)?.1;
-        let waiter = requests.get_mut(&request)?[class].front()?;
+        let (_, namespace, class) = first.min_by_key(|(rank, ..)| *rank)?;
+        let waiter = self.namespaces.get_mut(&namespace)?.first(class)?;
         Some((waiter.number, waiter.want))
     }
 
     /// Takes a waiter out of the queue, if it is there.
     pub(super) fn take(&mut self, want: &Want, number: u64) -> Option<Waiter<P>> {
-        let FlowKey { namespace, request } = want.flow;
-        let waiters = self.flows.get_mut(&namespace)?.get_mut(&request)?;
-        let waiters = &mut waiters[WaitClass::of(want).index()];
-        let place = waiters.binary_search_by_key(&number, |waiter| waiter.number);
-        let waiter = waiters.remove(place.ok()?)?;
+        let namespace = want.flow.namespace;
+        let waiter = self.namespaces.get_mut(&namespace)?.take(want, number)?;
         self.waiting -= 1;
-        self.list(want.flow);
+        self.list(namespace);
         Some(waiter)
     }
 
@@ -425,7 +313,8 @@ impl<P> State<P> {
         let full = !self.has_room(1);
         let mut due = None;
         for class in WaitClass::ALL {
-            if self.flows.first(class.index()).is_none() || (full && class.needs_places()) {
+            let nobody = self.namespaces.first(class.index()).is_none();
+            if nobody || (full && class.needs_places()) {
                 continue;
             }
             let wait = self.due_in(class, now);
@@ -442,18 +331,30 @@ impl<P> State<P> {
         if want.paced.is_none() {
             self.streams -= want.places;
             self.holders.retain(|holder| holder.number != number);
+            self.count_streams(want.flow);
         }
     }
 
-    /// Forgets flows that wait for nothing, where that changes nothing, and namespaces that have none.
-    fn forget_idle(&mut self) {
-        let mut left = 0;
-        self.flows.forget_idle(|requests| {
-            requests.forget_idle(|waiters| waiters.iter().all(VecDeque::is_empty));
-            left += requests.len();
-            requests.is_empty()
-        });
-        self.flow_count = left;
+    /// A stream has its places.
+    pub(super) fn hold(&mut self, holder: StreamHolder) {
+        let flow = holder.want.flow;
+        self.holders.push(holder);
+        self.count_streams(flow);
+    }
+
+    /// Puts the streams of a request where they belong: it has more places, or fewer.
+    fn count_streams(&mut self, flow: FlowKey) {
+        let held = self.places_of_request(flow);
+        if let Some(waiting) = self.namespaces.get_mut(&flow.namespace) {
+            waiting.holds(flow.request, held);
+            self.list(flow.namespace);
+        }
+    }
+
+    /// The places for streams that a request has.
+    pub(super) fn places_of_request(&self, flow: FlowKey) -> usize {
+        let holders = self.holders.iter().filter(|h| h.want.flow == flow);
+        holders.map(|holder| holder.want.places).sum()
     }
 
     /// The places for streams that a namespace has.
@@ -469,7 +370,7 @@ impl<P> State<P> {
     fn stream_share(&self) -> usize {
         let most = self.streams_max();
         // Of so many each has the least already.
-        let waiting = self.flows.listed(WaitClass::Stream.index()).take(most);
+        let waiting = self.namespaces.listed(WaitClass::Stream.index()).take(most);
         let waiting = waiting.map(|(_, namespace)| *namespace);
         let holding = self.holders.iter().map(|holder| holder.want.flow.namespace);
         let namespaces: HashSet<u64> = waiting.chain(holding).collect();
@@ -533,10 +434,7 @@ impl<P> State<P> {
         if let Some(zone) = want.paced {
             self.bucket(zone, want.connection.is_apart()).refund();
         }
-        if let Some(requests) = self.flows.get_mut(&want.flow.namespace) {
-            requests.refund(&want.flow.request);
-            self.list(want.flow);
-        }
+        self.namespaces.refund(&want.flow.namespace);
     }
 
     /// How long it is until the pacing lets one of a class go. Tag PUTs are not held up, because the looks that they rest on are: these
@@ -561,6 +459,6 @@ impl<P> State<P> {
     /// Whether nothing is held and nothing is remembered.
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        self.load().0 == 0 && self.streams == 0 && self.flows.is_empty() && self.waiting == 0
+        self.load().0 == 0 && self.streams == 0 && self.namespaces.is_empty() && self.waiting == 0
     }
 }

@@ -3,9 +3,9 @@ use std::time::Duration;
 
 use tokio::time::{advance, sleep, timeout};
 
-use super::state::NEW_FLOW_CREDIT;
 use super::*;
 use crate::registry::host::limits::{Connection, FlowKey, Protocol};
+use crate::turn::{Turn, Turns};
 
 fn queue(qps: u32, concurrency: usize) -> Arc<HostQueue> {
     HostQueue::new(Limits {
@@ -26,12 +26,14 @@ fn limit(queue: &Arc<HostQueue>, permit: &Permit) -> bool {
     queue.limited(CONTENT, permit, f64::INFINITY)
 }
 
+/// Of a request whose turn comes before those of greater numbers.
 fn request(flow: u64) -> Want {
     Want {
         flow: FlowKey {
             namespace: 1,
             request: flow,
         },
+        turn: Turns::<()>::new().begin("", usize::try_from(flow).unwrap()),
         places: 1,
         paced: Some(Zone::Content),
         connection: Connection::Shared,
@@ -42,15 +44,9 @@ fn request(flow: u64) -> Want {
 
 fn stream(flow: u64, places: usize) -> Want {
     Want {
-        flow: FlowKey {
-            namespace: 1,
-            request: flow,
-        },
         places,
         paced: None,
-        connection: Connection::Shared,
-        puts: 0,
-        paid: false,
+        ..request(flow)
     }
 }
 
@@ -90,9 +86,9 @@ async fn settle() {
 #[tokio::test(start_paused = true)]
 async fn a_newcomer_passes_hundreds_that_wait_for_places() {
     let (queue, took) = (queue(0, 4), Duration::from_millis(10));
-    let many = load(&queue, 1, 4000, took);
+    let many = load(&queue, 2, 4000, took);
     sleep(took * 20).await;
-    let few = ended(load(&queue, 2, 16, took)).await;
+    let few = ended(load(&queue, 1, 16, took)).await;
     assert!(few <= took * 5, "{few:?}");
     assert_eq!(ended(many).await + few, took * (1004 - 20));
 }
@@ -100,9 +96,9 @@ async fn a_newcomer_passes_hundreds_that_wait_for_places() {
 #[tokio::test(start_paused = true)]
 async fn a_newcomer_passes_hundreds_that_wait_for_the_pacing() {
     let queue = queue(40, 16);
-    let many = load(&queue, 1, 400, Duration::ZERO);
+    let many = load(&queue, 2, 400, Duration::ZERO);
     sleep(Duration::from_millis(2510)).await;
-    let few = ended(load(&queue, 2, 40, Duration::ZERO)).await;
+    let few = ended(load(&queue, 1, 40, Duration::ZERO)).await;
     assert!(few <= Duration::from_millis(1025), "{few:?}");
     let rest = ended(many).await + few;
     let expected = Duration::from_millis(430 * 25 - 2510);
@@ -110,21 +106,6 @@ async fn a_newcomer_passes_hundreds_that_wait_for_the_pacing() {
         rest.abs_diff(expected) < Duration::from_millis(50),
         "{rest:?}"
     );
-}
-
-#[tokio::test(start_paused = true)]
-async fn newcomers_one_after_the_other_do_not_hold_up_the_first_for_ever() {
-    let (queue, took) = (queue(0, 3), Duration::from_millis(10));
-    let first = load(&queue, 0, 300, took);
-    let mut others = Vec::new();
-    for flow in 1..=20 {
-        settle().await;
-        others.extend(load(&queue, flow, 300, took));
-    }
-    // Each of the others is ahead by its credit; beyond that all are served alike.
-    let alike = 21 * 300 + 20 * u32::try_from(NEW_FLOW_CREDIT).unwrap();
-    assert!(ended(first).await <= took * alike / 3);
-    ended(others).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -192,7 +173,7 @@ async fn a_stream_that_needs_two_places_is_not_passed_for_ever() {
     drop(streaming(&queue, stream(1, 2)).await);
     assert!(start.elapsed() >= took * 1000);
     // Ahead of others, it is their places that it waits for.
-    let more = load(&queue, 1, 3000, took);
+    let more = load(&queue, 3, 3000, took);
     settle().await;
     let start = Instant::now();
     drop(streaming(&queue, stream(2, 2)).await);
@@ -328,6 +309,37 @@ async fn slow_streams_give_way_to_a_namespace_that_has_none_and_keep_their_part(
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn of_a_namespace_the_request_with_the_fewest_streams_goes_first_and_has_its_part() {
+    let queue = queue(0, 16);
+    let streams = |flow: u64| {
+        let queue = Arc::clone(&queue);
+        tokio::spawn(async move {
+            loop {
+                let permit = streaming(&queue, stream(flow, 1)).await;
+                tokio::select! {
+                    () = permit.preempted() => {}
+                    () = sleep(Duration::from_mins(10)) => {}
+                }
+            }
+        })
+    };
+    let mut all: Vec<_> = (0..200).map(|_| streams(1)).collect();
+    sleep(Duration::from_mins(1)).await;
+    // It came later, and its turn comes later.
+    all.extend((0..200).map(|_| streams(2)));
+    let places = || {
+        let state = queue.state.lock();
+        [1, 2].map(|flow| state.places_of_request(request(flow).flow))
+    };
+    assert_eq!(places(), [9, 0]);
+    sleep(Duration::from_mins(1)).await;
+    assert_eq!(places(), [5, 4]);
+    for task in all {
+        task.abort();
+    }
+}
+
 /// A look that so many tag PUTs may follow.
 fn leading(puts: u32) -> Want {
     Want { puts, ..request(1) }
@@ -338,6 +350,7 @@ const TAG_PUT: Want = Want {
         namespace: 1,
         request: 1,
     },
+    turn: Turn::FIRST,
     places: 1,
     paced: Some(Zone::Content),
     connection: Connection::Prompt,
