@@ -308,7 +308,6 @@ async fn a_day_in_which_more_is_asked_for_than_one_address_may_send_goes_on_at_i
     assert!(last.sent >= 16 * 2_000 && last.refused * 100 <= last.sent);
 }
 
-/// Two minutes of a release build where the address bears it.
 async fn million(parts: usize, existing: bool) {
     let day = Day {
         floats: 1_000_000 / parts,
@@ -320,19 +319,19 @@ async fn million(parts: usize, existing: bool) {
 }
 
 #[tokio::test(start_paused = true)]
-#[ignore = "takes more than a quarter of an hour"]
+#[ignore = "takes two minutes of a release build"]
 async fn a_day_of_one_controller() {
     million(1, true).await;
 }
 
 #[tokio::test(start_paused = true)]
-#[ignore = "takes minutes"]
+#[ignore = "takes a minute of a release build"]
 async fn a_day_of_one_of_two_controllers() {
     million(2, true).await;
 }
 
 #[tokio::test(start_paused = true)]
-#[ignore = "takes minutes"]
+#[ignore = "takes a minute and a half of a release build"]
 async fn a_day_of_first_promotions() {
     million(1, false).await;
 }
