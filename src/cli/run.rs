@@ -4,7 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::JoinError;
 use tokio::time::{Instant, Interval, interval};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::progress::Display;
 use crate::api::PromotionRequest;
@@ -109,14 +111,18 @@ pub(super) async fn carry_out(
     }
     let names = queue::names_of(&objects);
     let keys = futures::stream::poll_fn(move |context| keys.poll_recv(context));
-    let mut work = Box::pin(queue::drive(engine.clone(), names, keys));
+    // On a worker, where what it launches and what ends is at hand; what is shown meanwhile holds up nothing.
+    let mut work = AbortOnDropHandle::new(tokio::spawn(queue::drive(engine.clone(), names, keys)));
     let mut tick: Interval = interval(TICK);
     let mut draining: Option<Instant> = None;
     while !awaited.over() {
         tokio::select! {
             Some(update) = updates.recv() => awaited.note(&update, display),
             // It ends with the engine, which this function outlives not.
-            () = &mut work => return End::Interrupted,
+            ended = &mut work => match ended.map_err(JoinError::into_panic) {
+                Ok(()) => return End::Interrupted,
+                Err(panic) => std::panic::resume_unwind(panic),
+            },
             () = &mut stop, if draining.is_none() => {
                 display.line("stopping: tag writes that were sent are waited for");
                 engine.drain();
