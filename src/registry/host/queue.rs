@@ -45,8 +45,8 @@ pub(crate) struct Permit {
     /// How often each bucket had been slowed when it was granted.
     slowings: Slowings,
     number: u64,
-    /// Others wait for its places.
-    preempted: CancellationToken,
+    /// Of a stream: others wait for its places.
+    preempted: Option<CancellationToken>,
 }
 
 /// While it lives, somebody waits, or was granted what was wanted.
@@ -77,6 +77,9 @@ impl HostQueue {
 
     /// Waits for what is wanted.
     pub(crate) async fn acquire(self: &Arc<Self>, want: Want) -> Permit {
+        if let Some(slowings) = self.state.lock().take_at_once(&want, Instant::now()) {
+            return self.permit(want, slowings, 0);
+        }
         let mut queued = Queued::join(self, want, None);
         let granted = (&mut queued.granted).await;
         // Nobody drops a waiter whose owner waits.
@@ -154,23 +157,21 @@ impl HostQueue {
     fn with(self: &Arc<Self>, change: impl FnOnce(&mut State<Permit>)) {
         let mut state = self.state.lock();
         change(&mut state);
+        if !state.is_waited_for() {
+            return;
+        }
         let now = Instant::now();
         while let Some(waiter) = state.next(now) {
-            let permit = Permit {
-                queue: Some(Arc::clone(self)),
-                want: waiter.want,
-                slowings: state.slowings,
-                number: waiter.number,
-                preempted: CancellationToken::new(),
-            };
+            let mut permit = self.permit(waiter.want, state.slowings, waiter.number);
             if let Some(progress) = waiter.progress {
+                let preempted = permit.preempted.insert(CancellationToken::new()).clone();
                 state.hold(StreamHolder {
                     number: waiter.number,
                     want: waiter.want,
                     since: now,
                     before: progress.bytes(),
                     progress,
-                    preempted: permit.preempted.clone(),
+                    preempted,
                 });
             }
             // It is received: whoever leaves leaves the queue first.
@@ -183,6 +184,16 @@ impl HostQueue {
             state.alarm = Some(due);
             drop(state);
             self.ring_at(due);
+        }
+    }
+
+    fn permit(self: &Arc<Self>, want: Want, slowings: Slowings, number: u64) -> Permit {
+        Permit {
+            queue: Some(Arc::clone(self)),
+            want,
+            slowings,
+            number,
+            preempted: None,
         }
     }
 
@@ -250,13 +261,16 @@ impl Permit {
             want,
             slowings: Slowings::default(),
             number: 0,
-            preempted: CancellationToken::new(),
+            preempted: None,
         }
     }
 
     /// Resolves when others, who have less, wait for the places of this stream.
     pub(crate) async fn preempted(&self) {
-        self.preempted.cancelled().await;
+        match &self.preempted {
+            Some(preempted) => preempted.cancelled().await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Its token was taken when the buckets had been slowed so often.

@@ -82,7 +82,7 @@ impl<P> State<P> {
 
     pub(super) fn is_used(&self) -> bool {
         let lowered = || self.buckets.iter().flatten().any(TokenBucket::is_lowered);
-        self.in_flight > 0 || self.waiting > 0 || self.window() < self.nominal || lowered()
+        self.in_flight > 0 || self.is_waited_for() || self.window() < self.nominal || lowered()
     }
 
     pub(super) fn load(&self) -> (usize, usize, usize) {
@@ -162,6 +162,37 @@ impl<P> State<P> {
         }
     }
 
+    /// Whether anybody waits.
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.waiting > 0
+    }
+
+    /// Takes what is wanted where nobody waits and nothing holds it up: how often each bucket had been slowed then. Not for a stream.
+    pub(super) fn take_at_once(&mut self, want: &Want, now: Instant) -> Option<Slowings> {
+        let held_up = self.is_waited_for()
+            || !self.due_in(WaitClass::of(want), now).is_zero()
+            || (want.places > 0 && !self.has_room(want.places));
+        (!held_up).then(|| {
+            self.hand_out(want, now);
+            self.slowings
+        })
+    }
+
+    /// Places, and tokens of the pacing, are somebody's now.
+    fn hand_out(&mut self, want: &Want, now: Instant) {
+        self.in_flight += want.places;
+        let Some(zone) = want.paced else {
+            self.streams += want.places;
+            return;
+        };
+        if !want.paid {
+            self.bucket(zone, want.connection.is_apart()).take(now);
+        }
+        for _ in 0..want.puts {
+            self.bucket(zone, true).take(now);
+        }
+    }
+
     /// The number of the waiter.
     pub(super) fn join(
         &mut self,
@@ -235,19 +266,8 @@ impl<P> State<P> {
             }
             self.namespaces.grant(&namespace)?;
             let waiter = self.take(&want, number)?;
-            self.in_flight += want.places;
-            if want.paced.is_none() {
-                self.streams += want.places;
-            }
-            if let Some(zone) = want.paced {
-                if !want.paid {
-                    self.bucket(zone, want.connection.is_apart()).take(now);
-                }
-                for _ in 0..want.puts {
-                    self.bucket(zone, true).take(now);
-                }
-            }
-            if self.waiting == 0 {
+            self.hand_out(&want, now);
+            if !self.is_waited_for() {
                 self.namespaces.clear();
             }
             return Some(waiter);
