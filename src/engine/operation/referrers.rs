@@ -63,7 +63,7 @@ impl Operation {
             for subject in level {
                 let around = Box::pin(self.around(subject, &mut trouble)).await?;
                 if depth == 0 && around.unseen {
-                    let there = self.is_source_there(source).await;
+                    let there = Box::pin(self.is_source_there(source)).await;
                     self.tolerate(there, &mut trouble)?;
                 }
                 let listed = around.listed.iter().map(|referrer| referrer.digest);

@@ -57,9 +57,10 @@ impl RegistryClient {
                 Mount::Declined => job.mounts.store(false, Ordering::Relaxed),
             }
         }
-        let missing = session.is_some() || !self.has_blob(job, blob).await?;
+        // Boxed: most blobs are mounted, and each would be as large as what it takes to send one.
+        let missing = session.is_some() || !Box::pin(self.has_blob(job, blob)).await?;
         if missing {
-            match self.transfer(job, blob, session).await {
+            match Box::pin(self.transfer(job, blob, session)).await {
                 Err(error) if blob.elsewhere && error.reason.is_incomplete() => {
                     return Ok(false);
                 }
@@ -119,7 +120,7 @@ impl RegistryClient {
             let mut request = self.blob_request(Method::POST, url, &what, access, job.progress);
             let reply = match self.transport().send(&mut request).await {
                 Ok(reply) => reply,
-                Err(Failure::OutcomeUnknown(_)) if self.has_blob(job, blob).await? => {
+                Err(Failure::OutcomeUnknown(_)) if Box::pin(self.has_blob(job, blob)).await? => {
                     return Ok(Mount::Mounted);
                 }
                 Err(Failure::OutcomeUnknown(_)) => continue,
@@ -177,4 +178,29 @@ pub(crate) fn uploads_url(access: &Access<'_>) -> Url {
     access
         .endpoint
         .url(&format!("{}/blobs/uploads/", access.repository.path()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::registry::auth::credential::Credential;
+    use crate::registry::settings::Settings;
+
+    #[test]
+    fn a_blob_takes_little_memory_while_it_is_only_mounted() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let registry = RegistryClient::new(Settings::default()).unwrap();
+        let [from, to]: [Repository; 2] =
+            ["quay.io/a/b", "quay.io/a/c"].map(|r| r.parse().unwrap());
+        let (credential, progress) = (Credential::anonymous(), Progress::default());
+        let job = registry.job(credential.at(&from), credential.at(&to), &progress);
+        let blob = Blob {
+            digest: Digest::of(b""),
+            size: 0,
+            elsewhere: false,
+        };
+        let size = size_of_val(&registry.ensure_blob(&job.unwrap(), blob));
+        assert!(size < 5000, "{size}");
+    }
 }

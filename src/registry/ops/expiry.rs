@@ -180,7 +180,8 @@ impl RegistryClient {
         if wanted
             && self.is_quay(&job.target())
             && !self.0.labels.contains_key(&key)
-            && let Ok(bytes) = self.read_config(&job.source(), blob, job.progress).await
+            // Boxed: it is one blob of many.
+            && let Ok(bytes) = Box::pin(self.read_config(&job.source(), blob, job.progress)).await
         {
             self.0.labels.insert(key, written_in(&bytes));
         }

@@ -205,15 +205,21 @@ impl Transport {
 
     /// What `access` will be asked for: as remembered, else as the one ping was.
     async fn guess(&self, context: AuthContext<'_>) -> Result<Challenge, Failure> {
+        match self.tokens.known(context.access) {
+            Some(challenge) => Ok(challenge),
+            // Boxed, as all that a request seldom needs: a step is as large as what it may have to send.
+            None => Box::pin(self.ping(context)).await,
+        }
+    }
+
+    /// What a registry asks for, as its one ping is answered.
+    async fn ping(&self, context: AuthContext<'_>) -> Result<Challenge, Failure> {
         let AuthContext {
             access,
             patience,
             progress,
         } = context;
         let endpoint = access.endpoint;
-        if let Some(challenge) = self.tokens.known(access) {
-            return Ok(challenge);
-        }
         let greeting = self.tokens.greeting(endpoint);
         let _ping = greeting.ping.lock(patience, endpoint, progress).await?;
         if let Some(challenge) = greeting.challenge.get() {
@@ -312,7 +318,7 @@ impl Transport {
         {
             return Err(error.clone().into());
         }
-        match self.fetch_whole_token(wanted).await {
+        match Box::pin(self.fetch_whole_token(wanted)).await {
             Ok(token) => {
                 let token = token.narrowed(access.repositories());
                 let token = Arc::new(token);
@@ -367,10 +373,8 @@ impl Transport {
             None if !wide.covers(access) => return Ok(None),
             None => {
                 let scopes = wide.scopes();
-                match self
-                    .fetch_whole_token(&TokenRequest { scopes, ..*wanted })
-                    .await
-                {
+                let wanted = TokenRequest { scopes, ..*wanted };
+                match Box::pin(self.fetch_whole_token(&wanted)).await {
                     Ok(token) => {
                         let mut token = token.narrowed(wide.repositories());
                         token.wide = true;
