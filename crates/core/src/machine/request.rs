@@ -312,10 +312,11 @@ impl Request {
     pub(super) fn freeze(&self, index: usize) -> Option<&Freeze> {
         let together = self.spec.latch == Latch::Together;
         let images = self.spec.images.iter().zip(&self.status.images);
-        let open = images.enumerate().filter(|(other, (_, image))| {
-            (together || *other == index) && !image.phase.is_finished()
+        // Most often none is: that is told first, as every image of a group asks.
+        let frozen = images.enumerate().filter_map(|(other, (spec, image))| {
+            let freeze = spec.freeze.as_ref()?;
+            ((together || other == index) && !image.phase.is_finished()).then_some(freeze)
         });
-        let frozen = open.filter_map(|(_, (spec, _))| spec.freeze.as_ref());
         frozen.min_by_key(|freeze| freeze.unreadable)
     }
 
