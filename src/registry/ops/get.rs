@@ -162,7 +162,10 @@ impl RegistryClient {
             return;
         }
         let key = manifest_key(repository, manifest.digest, credential);
-        self.0.manifests.insert(key, manifest.clone());
+        // Kept anew is dearer than looked up, and a float's tags show the same few over and over.
+        if self.0.manifests.get(&key).is_none() {
+            self.0.manifests.insert(key, manifest.clone());
+        }
     }
 
     /// GET with a pull token, or one that may push too. Only a typed 404 is absence: a bare one may be a proxy's, or mean a wrong
