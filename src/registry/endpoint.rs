@@ -5,6 +5,8 @@
 //! neighbour in its domain.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt::Display;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use reqwest::Url;
@@ -13,7 +15,7 @@ use super::error::BuildError;
 use super::settings::Settings;
 use crate::image::{Repository, host_name};
 
-/// How many names are remembered with their addresses: to parse one takes longer than the rest of what a request is made of.
+/// How many names are remembered with where they lead: to parse one takes longer than the rest of what a request is made of.
 const KNOWN_MAX: usize = 1024;
 
 /// Names and the addresses they stand for.
@@ -21,16 +23,18 @@ const KNOWN_MAX: usize = 1024;
 pub(crate) struct Endpoints {
     plain: HashSet<String>,
     rewrite: HashMap<String, Url>,
-    known: Mutex<HashMap<String, Url>>,
+    known: Mutex<HashMap<String, Arc<Endpoint>>>,
 }
 
 /// Where a registry is spoken to.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Endpoint {
     /// The host as a repository names it.
     pub(crate) name: String,
     /// Scheme and authority of its API.
     pub(crate) base: Url,
+    /// `HOST:PORT` of it.
+    pub(crate) address: String,
 }
 
 impl Endpoints {
@@ -58,33 +62,23 @@ impl Endpoints {
     }
 
     /// Where `repository`'s registry is spoken to.
-    pub(crate) fn of(&self, repository: &Repository) -> Option<Endpoint> {
+    pub(crate) fn of(&self, repository: &Repository) -> Option<Arc<Endpoint>> {
         let name = repository.host();
-        let base = match self.rewrite.get(name) {
-            Some(url) => url.clone(),
-            None => self.own(name)?,
-        };
-        Some(Endpoint {
-            name: name.to_owned(),
-            base,
-        })
-    }
-
-    /// The address that a host's own name says.
-    fn own(&self, name: &str) -> Option<Url> {
-        if let Some(url) = self.known.lock().get(name) {
-            return Some(url.clone());
+        if let Some(known) = self.known.lock().get(name) {
+            return Some(Arc::clone(known));
         }
-        let url = self.parsed(name)?;
+        let base = self.rewrite.get(name).cloned();
+        let endpoint = Arc::new(Endpoint::new(name, base.or_else(|| self.own(name))?));
         let mut known = self.known.lock();
         if known.len() >= KNOWN_MAX {
             known.clear();
         }
-        known.insert(name.to_owned(), url.clone());
-        Some(url)
+        known.insert(name.to_owned(), Arc::clone(&endpoint));
+        Some(endpoint)
     }
 
-    fn parsed(&self, name: &str) -> Option<Url> {
+    /// The address that a host's own name says.
+    fn own(&self, name: &str) -> Option<Url> {
         let host = match name {
             "docker.io" | "index.docker.io" => "registry-1.docker.io",
             _ => name,
@@ -99,9 +93,9 @@ impl Endpoints {
         Url::parse(&format!("https://{host}/")).ok()
     }
 
-    /// Whether the configuration names this address: plain HTTP is spoken there, or it stands in for a host.
-    pub(crate) fn is_configured(&self, url: &Url) -> bool {
-        self.plain.contains(&address(url))
+    /// Whether the configuration names the address of a registry: plain HTTP is spoken there, or it stands in for a host.
+    pub(crate) fn is_configured(&self, endpoint: &Endpoint) -> bool {
+        self.plain.contains(&endpoint.address)
     }
 
     /// Whether a redirect or an upload location from `from` to `to` keeps TLS where there was TLS.
@@ -118,8 +112,16 @@ impl Endpoints {
 }
 
 impl Endpoint {
+    pub(crate) fn new(name: &str, base: Url) -> Self {
+        Self {
+            name: name.to_owned(),
+            address: address(&base),
+            base,
+        }
+    }
+
     /// The URL of `path` below `/v2/`.
-    pub(crate) fn url(&self, path: &str) -> Url {
+    pub(crate) fn url(&self, path: impl Display) -> Url {
         let mut url = self.base.clone();
         url.set_path(&format!("/v2/{path}"));
         url
@@ -205,7 +207,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn endpoint(host: &str, settings: &Settings) -> Endpoint {
+    fn endpoint(host: &str, settings: &Settings) -> Arc<Endpoint> {
         let repository = format!("{host}/a/b").parse().unwrap();
         Endpoints::new(settings).unwrap().of(&repository).unwrap()
     }
@@ -251,8 +253,8 @@ mod tests {
             rewrite,
             ..Settings::default()
         };
-        let base = endpoint("reg.test", &settings).base;
-        assert_eq!(base.as_str(), "http://127.0.0.1:7000/");
+        let endpoint = endpoint("reg.test", &settings);
+        assert_eq!(endpoint.base.as_str(), "http://127.0.0.1:7000/");
     }
 
     #[test]

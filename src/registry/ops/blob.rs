@@ -171,13 +171,13 @@ pub(crate) fn mismatch(repository: &Repository, digest: Digest) -> Error {
 pub(crate) fn blob_url(access: &Access<'_>, digest: Digest) -> Url {
     access
         .endpoint
-        .url(&format!("{}/blobs/{digest}", access.repository.path()))
+        .url(format_args!("{}/blobs/{digest}", access.repository.path()))
 }
 
 pub(crate) fn uploads_url(access: &Access<'_>) -> Url {
     access
         .endpoint
-        .url(&format!("{}/blobs/uploads/", access.repository.path()))
+        .url(format_args!("{}/blobs/uploads/", access.repository.path()))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use crate::image::Repository;
 use crate::machine::Reason;
 use crate::metrics::Metrics;
 use crate::registry::auth::credential::{CredentialKey, Remote};
-use crate::registry::endpoint::{Endpoint, address};
+use crate::registry::endpoint::Endpoint;
 use crate::registry::error::{BuildError, Error};
 use crate::registry::host::progress::{Progress, Waiting};
 use crate::registry::host::reserve::Reserve;
@@ -184,7 +184,7 @@ impl RegistryClient {
             };
             let key = WideKey {
                 flow: progress.flow(),
-                address: address(&endpoint.base),
+                address: endpoint.address.clone(),
                 credential: remote.credential.key(),
             };
             let repositories = tokens.entry(key).or_default();
@@ -214,7 +214,7 @@ impl RegistryClient {
         &self.0.transport
     }
 
-    pub(super) fn endpoint(&self, repository: &Repository) -> Result<Endpoint, Error> {
+    pub(super) fn endpoint(&self, repository: &Repository) -> Result<Arc<Endpoint>, Error> {
         self.transport().endpoints.of(repository).ok_or_else(|| {
             Error::terminal(
                 Reason::InvalidSpec,

@@ -42,7 +42,7 @@ const TARGET_PATIENCE: u32 = 5;
 pub(crate) struct Download {
     pub(crate) registry: RegistryClient,
     pub(crate) from: Repository,
-    pub(crate) at: Endpoint,
+    pub(crate) at: Arc<Endpoint>,
     /// What the source is counted as.
     pub(crate) counted: metrics::Host,
     pub(crate) pull: Credential,

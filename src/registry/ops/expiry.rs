@@ -4,6 +4,7 @@
 //! registries other than quay are not asked; a config is fetched once, and once more where that failed, and not at all if it was streamed;
 //! no more children are read than needed; what cannot be read is not an error.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -42,7 +43,7 @@ pub(crate) struct ConfigCapture {
 
 /// Where the content of an image is read.
 struct Reading<'a> {
-    endpoint: Endpoint,
+    endpoint: Arc<Endpoint>,
     repository: &'a Repository,
     credential: &'a Credential,
     progress: &'a Progress,

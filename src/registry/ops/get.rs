@@ -294,8 +294,10 @@ impl RegistryClient {
         access: &'a Access<'a>,
         progress: &'a Progress,
     ) -> RegistryRequest<'a> {
-        let path = format!("{}/manifests/{reference}", access.repository.path());
-        let url = access.endpoint.url(&path);
+        let path = access.repository.path();
+        let url = access
+            .endpoint
+            .url(format_args!("{path}/manifests/{reference}"));
         let headers = [(ACCEPT, HeaderValue::from_static(ACCEPTED))];
         RegistryRequest {
             headers: headers.into_iter().collect(),

@@ -1,6 +1,7 @@
 //! One image on its way from one repository to another.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use parking_lot::Mutex;
@@ -17,8 +18,8 @@ use crate::registry::host::progress::Progress;
 pub(crate) struct Job<'a> {
     pub(crate) from: Remote<'a>,
     pub(crate) to: Remote<'a>,
-    pub(crate) from_at: Endpoint,
-    pub(crate) to_at: Endpoint,
+    pub(crate) from_at: Arc<Endpoint>,
+    pub(crate) to_at: Arc<Endpoint>,
     pub(crate) progress: &'a Progress,
     /// Whether the target is written to, or only looked at.
     pub(crate) writes: bool,

@@ -76,7 +76,7 @@ impl RegistryClient {
         let reference = Reference::Digest(subject);
         let what = format!("the referrers of {}", named(repository, &reference));
         let access = Access::new(&endpoint, credential, repository, push);
-        let mut url = endpoint.url(&format!("{}/referrers/{subject}", repository.path()));
+        let mut url = endpoint.url(format_args!("{}/referrers/{subject}", repository.path()));
         let (mut found, mut hold): (Vec<Referrer>, Option<Hold>) = (Vec::new(), None);
         let mut page = 0;
         while page < PAGES_MAX {

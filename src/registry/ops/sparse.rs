@@ -9,7 +9,6 @@ use crate::image::Repository;
 use crate::machine::Reason;
 use crate::registry::auth::access::Access;
 use crate::registry::auth::credential::Credential;
-use crate::registry::endpoint::address;
 use crate::registry::error::Error;
 use crate::registry::host::progress::Progress;
 
@@ -51,7 +50,7 @@ impl RegistryClient {
         if !manifest.is_index() || !self.is_quay(access) {
             return Ok(false);
         }
-        let key = address(&access.endpoint.base);
+        let key = access.endpoint.address.clone();
         if let Some(known) = self.0.sparse.get(&key) {
             return Ok(known);
         }

@@ -215,7 +215,7 @@ impl RegistryClient {
             let download = Download {
                 registry: self.clone(),
                 from: job.from.repository.clone(),
-                at: job.from_at.clone(),
+                at: Arc::clone(&job.from_at),
                 counted: self.transport().host(&job.from_at.base).label.clone(),
                 pull: job.from.credential.clone(),
                 blob,

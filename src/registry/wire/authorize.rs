@@ -295,7 +295,7 @@ impl Transport {
             progress,
         } = wanted.context;
         let key = TokenKey {
-            address: address(&access.endpoint.base),
+            address: access.endpoint.address.clone(),
             realm: wanted.realm.to_owned(),
             service: wanted.service.map(str::to_owned),
             credential: access.credential.key(),

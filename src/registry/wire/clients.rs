@@ -214,15 +214,21 @@ impl Clients {
         !self.private.is_empty() && self.private.contains_key(&address(url))
     }
 
-    /// The pair for `url` that reaches no further than `scope`; through a proxy where one is configured for `url`.
-    pub(crate) fn pair(&self, url: &Url, scope: AddressScope) -> Result<&Pair, BuildError> {
+    /// The pair for `url` that reaches no further than `scope`; through a proxy where one is configured for `url`
+    /// ([`Self::are_proxied`]).
+    pub(crate) fn pair(
+        &self,
+        url: &Url,
+        scope: AddressScope,
+        proxied: bool,
+    ) -> Result<&Pair, BuildError> {
         if scope == AddressScope::Any
             && url.scheme() == "https"
             && let Some(pair) = self.private.get(&address(url))
         {
             return Ok(pair);
         }
-        if self.are_proxied(url) {
+        if proxied {
             return made(&self.proxied, || self.recipe.proxied(None));
         }
         match scope {

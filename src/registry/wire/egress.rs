@@ -258,9 +258,8 @@ impl EgressPolicy {
             Ok(answer) => {
                 if registry.is_at(&url) {
                     let inner = !approved.proxied && self.is_from_inside(&answer);
-                    let at = address(&url);
-                    if self.met.get(&at) != Some(inner) {
-                        self.met.insert(at, inner);
+                    if self.met.get(&registry.address) != Some(inner) {
+                        self.met.insert(registry.address.clone(), inner);
                     }
                 }
                 Ok(answer)
@@ -307,7 +306,7 @@ impl EgressPolicy {
         if let Some(problem) = problem {
             return Err(self.refusal(registry, led_by, url, problem));
         }
-        match self.clients.pair(url, scope) {
+        match self.clients.pair(url, scope, proxied) {
             Ok(pair) => Ok(Approved { pair, proxied }),
             Err(error) => Err(Error::attempt(Reason::RegistryError, error.to_string())),
         }
@@ -318,7 +317,7 @@ impl EgressPolicy {
     fn is_named(&self, registry: &Endpoint, url: &Url) -> bool {
         let own = registry.is_at(url);
         let private = self.clients.trusts_privately(url);
-        if own && (private || self.endpoints.is_configured(url)) {
+        if own && (private || self.endpoints.is_configured(registry)) {
             return true;
         }
         let Some(allowed) = &self.allowed else {
@@ -334,7 +333,7 @@ impl EgressPolicy {
     fn is_inner(&self, registry: &Endpoint) -> bool {
         match literal(&registry.base) {
             Some(address) => self.networks.reach(address) != Reach::Public,
-            None => self.met.get(&address(&registry.base)).unwrap_or(false),
+            None => self.met.get(&registry.address).unwrap_or(false),
         }
     }
 

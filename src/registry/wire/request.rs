@@ -154,7 +154,7 @@ impl<'a> RegistryRequest<'a> {
         authorization: Option<&HeaderValue>,
     ) -> Result<Request, Failure> {
         let mut http = Request::new(self.method.clone(), self.url.clone());
-        http.headers_mut().extend(self.headers.clone());
+        *http.headers_mut() = self.headers.clone();
         if let Some(value) = authorization {
             http.headers_mut().insert(AUTHORIZATION, value.clone());
         }

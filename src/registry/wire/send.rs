@@ -107,8 +107,11 @@ impl Transport {
     /// The state of the host that a request goes to. Only what is asked of a registry itself says anything of it: a request that
     /// another registry leads there does not.
     fn host_of(&self, request: &RegistryRequest<'_>) -> Arc<Host> {
-        let own = request.access.endpoint.is_at(&request.url);
-        let led_by = (!own).then(|| address(&request.access.endpoint.base));
+        let registry = request.access.endpoint;
+        if registry.is_at(&request.url) {
+            return self.hosts.get(&registry.address, None);
+        }
+        let led_by = Some(registry.address.clone());
         self.hosts.get(&address(&request.url), led_by)
     }
 
@@ -137,7 +140,8 @@ impl Transport {
         let approved = self.egress.approve(request)?;
         let host = self.host_of(request);
         let caller = Caller::new(request.progress, request.access.credential);
-        let write = request.kind().is_write();
+        let kind = request.kind();
+        let write = kind.is_write();
         // Who holds memory that others wait for waits for no host without end.
         let reserved = || request.progress.is_reserved().then_some(reserve::PATIENCE);
         let patience = request.patience.or_else(reserved);
@@ -165,18 +169,17 @@ impl Transport {
             // Send. Boxed: every step of every operation holds this future.
             let sent = Instant::now();
             let result = Box::pin(self.egress.send(request, &approved, http)).await;
+            let answer = result.as_ref().ok();
             if !matches!(result, Err(SendError::AddressForbidden { sent: false, .. })) {
-                let status = result.as_ref().ok().map(|answer| answer.status().as_u16());
+                let status = answer.map(|answer| answer.status().as_u16());
                 let (metrics, took) = (&self.settings.metrics, sent.elapsed());
-                metrics.asked(&host.label, request.kind().sent(), status, took);
+                metrics.asked(&host.label, kind.sent(), status, took);
             }
-            let protocol = result
-                .as_ref()
-                .ok()
-                .and_then(|answer| spoken(answer, &host));
+            let protocol = answer.and_then(|answer| spoken(answer, &host));
+            let from = (kind, protocol.is_some());
             // Classify: what it means for the request and for the host.
             let (outcome, health, message) = match result {
-                Ok(response) => read(request, authorization, &host, response).await,
+                Ok(response) => read(request, from, authorization, &host, response).await,
                 Err(error) => unanswered(request, &host, error),
             };
             // Settle: the host's breakers and pacing are told.
@@ -196,11 +199,10 @@ impl Transport {
                         continue;
                     }
                     request.progress.pay(permit.answered());
-                    let elsewhere = !has_address(response.url(), &host.name);
                     return Ok(Reply {
                         response,
-                        kind: request.kind(),
-                        elsewhere,
+                        kind,
+                        elsewhere: protocol.is_none(),
                         authorization: authorization.cloned(),
                         credential: request.access.credential.clone(),
                         _permit: permit,
@@ -231,7 +233,7 @@ impl Transport {
             };
             drop(permit);
             failures += 1;
-            let pause = self.rest(&host, request, before, failures, &error);
+            let pause = self.rest((&host, before), request, write, failures, &error);
             let late = deadline.is_some_and(|deadline| Instant::now() + pause > deadline);
             if late || request.is_spent() {
                 return Err(Failure::Restart(error));
@@ -246,14 +248,14 @@ impl Transport {
     /// How long a request pauses that was answered badly so often, at a host that had served `before` others when it came.
     fn rest(
         &self,
-        host: &Host,
+        (host, before): (&Host, u64),
         request: &RegistryRequest<'_>,
-        before: u64,
+        write: bool,
         failures: u32,
         error: &Error,
     ) -> Duration {
         let caller = Caller::new(request.progress, request.access.credential);
-        let (zone, write) = (request.lane.zone(), request.kind().is_write());
+        let zone = request.lane.zone();
         // A host that is left alone is waited for; but of one that serves others this must not be the one that probes each time.
         if host.is_backing_off_from(zone, write, caller) && host.served() == before {
             Duration::ZERO
@@ -281,53 +283,55 @@ impl Transport {
     }
 }
 
-/// Classifies an answer; what is said of the host, in words as well.
+/// Classifies an answer, which is the host's `own` or of whoever it redirected to; what is said of the host, in words as well.
 async fn read(
     request: &RegistryRequest<'_>,
+    (kind, own): (RequestKind, bool),
     authorization: Option<&HeaderValue>,
     host: &Host,
     mut response: Response,
 ) -> (Settled, Health, String) {
-    let (kind, status) = (request.kind(), response.status());
+    let status = response.status();
     let from = if kind == RequestKind::Referrers && is_astray(&response) {
         Origin::Page
-    } else if !has_address(response.url(), &host.name) {
+    } else if !own {
         Origin::Redirect
     } else if request.access.endpoint.is_at(&request.url) {
         Origin::Registry
     } else {
         Origin::Led
     };
-    let answer = if needs_words(kind, from, status.as_u16()) {
+    let said = if needs_words(kind, from, status.as_u16()) {
         let secrets = secrets(authorization, request.access.credential);
-        read_refusal(&mut response, kind, &secrets).await
+        Some(Box::pin(read_refusal(&mut response, kind, &secrets)).await)
     } else {
-        Answer::read(kind, status, b"")
+        None
     };
     let headers = response.headers();
-    let Verdict { fate, health } = classify(
-        kind,
-        from,
-        status.as_u16(),
-        headers,
-        &answer.code,
-        &answer.words,
-    );
+    let (code, words) = said
+        .as_ref()
+        .map_or(("", ""), |said| (said.code.as_str(), said.words.as_str()));
+    let Verdict { fate, health } = classify(kind, from, status.as_u16(), headers, code, words);
+    // Most often nothing has to be said of it.
+    let answer = || said.unwrap_or_else(|| Answer::read(kind, status, b""));
     let outcome = match fate {
         // Of a host of this registry's, its breaker knows when to come back.
         Fate::TryAgain if from == Origin::Redirect => {
-            let error = answer.error(request.what);
+            let error = answer().error(request.what);
             Settled::TryAgain(error.asking_after(retry_after(headers)))
         }
-        Fate::TryAgain => Settled::TryAgain(answer.error(request.what)),
+        Fate::TryAgain => Settled::TryAgain(answer().error(request.what)),
         Fate::OutcomeUnknown => {
             let verb = format!("{}: {}", request.what, request.method);
-            Settled::OutcomeUnknown(answer.error(&verb))
+            Settled::OutcomeUnknown(answer().error(&verb))
         }
-        Fate::Refused => Settled::Refused(answer.error(request.what)),
+        Fate::Refused => Settled::Refused(answer().error(request.what)),
         Fate::Answered => Settled::Answered(response),
     };
-    let message = format!("{} answered {}", host.name, status.as_u16());
+    let message = match health {
+        Health::Serves => String::new(),
+        _ => format!("{} answered {}", host.name, status.as_u16()),
+    };
     (outcome, health, message)
 }
 

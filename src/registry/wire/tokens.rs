@@ -19,7 +19,7 @@ use crate::registry::auth::access::Access;
 use crate::registry::auth::challenge::Challenge;
 use crate::registry::auth::credential::CredentialKey;
 use crate::registry::auth::token::Token;
-use crate::registry::endpoint::{Endpoint, address};
+use crate::registry::endpoint::Endpoint;
 use crate::registry::error::Error;
 use crate::registry::host::limits::FlowKey;
 use crate::registry::host::progress::{Progress, WaitGuard, Waiting};
@@ -116,8 +116,8 @@ impl Tokens {
     }
 
     pub(crate) fn greeting(&self, endpoint: &Endpoint) -> Arc<Greeting> {
-        let address = address(&endpoint.base);
-        self.greetings.get_with(address, Arc::default)
+        self.greetings
+            .get_with_by_ref(&endpoint.address, Arc::default)
     }
 }
 
@@ -182,10 +182,8 @@ mod tests {
     fn however_many_registries_and_repositories_there_are_few_are_remembered() {
         let (tokens, none) = (Tokens::new(), Credential::anonymous());
         for n in 0..30_000 {
-            let endpoint = Endpoint {
-                name: format!("r{n}.io"),
-                base: Url::parse(&format!("https://r{n}.io/")).unwrap(),
-            };
+            let base = Url::parse(&format!("https://r{n}.io/")).unwrap();
+            let endpoint = Endpoint::new(&format!("r{n}.io"), base);
             let repository = format!("r{n}.io/a/b").parse().unwrap();
             let access = Access::new(&endpoint, &none, &repository, true);
             let greeting = tokens.greeting(&endpoint);

@@ -104,10 +104,7 @@ mod tests {
         let scopes = wide.scopes();
         assert!(scopes.iter().map(String::len).sum::<usize>() < 4 * 1024);
         assert!(scopes.contains(&"repository:z/float:pull,push".to_owned()));
-        let endpoint = Endpoint {
-            name: "r.io".into(),
-            base: Url::parse("https://r.io/").unwrap(),
-        };
+        let endpoint = Endpoint::new("r.io", Url::parse("https://r.io/").unwrap());
         let none = Credential::anonymous();
         let (source, beyond) = (named(0), named(99));
         let access = |repository, push| Access::new(&endpoint, &none, repository, push);

@@ -29,11 +29,10 @@ impl Rules {
             .unwrap();
         let url = Url::parse(url).unwrap();
         let approved = self.egress.check(&registry, LedBy::Redirect, &url, inner)?;
+        let proxied = approved.proxied;
         for scope in [AddressScope::Public, AddressScope::Inner] {
-            if std::ptr::eq(
-                approved.pair,
-                self.egress.clients.pair(&url, scope).unwrap(),
-            ) {
+            let pair = self.egress.clients.pair(&url, scope, proxied).unwrap();
+            if std::ptr::eq(approved.pair, pair) {
                 return Ok(scope);
             }
         }
