@@ -14,8 +14,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use promotion_controller::api::{PromotionRequest, crd_yaml};
 use quaylike::{
-    Action, Auth, AuthMode, Matcher, Options, Registry, RequestKind, Rule, Settings, Shape, User,
-    When,
+    Action, Auth, AuthMode, Dialect, Matcher, Options, Registry, RequestKind, Rule, Settings,
+    Shape, User, When,
 };
 use serde_json::{Value, json};
 
@@ -335,6 +335,8 @@ impl Ground {
 
     pub async fn registry(&self) -> Registry {
         let settings = Settings {
+            // quay's labels would be read as well: two requests more than the loop sends.
+            dialect: Dialect::Distribution,
             latency: Duration::from_millis(10),
             ..Settings::default()
         };
