@@ -94,13 +94,6 @@ impl<K: Hash + Eq, F, const L: usize, N: Ord + Copy> FairQueue<K, F, L, N> {
         Some(&mut flow.inner)
     }
 
-    /// A grant was not used.
-    pub(crate) fn refund(&mut self, key: &K) {
-        if let Some(flow) = self.flows.get_mut(key) {
-            flow.serve(flow.service - GRANT, &mut self.lists);
-        }
-    }
-
     /// Puts a flow on the lists for which it is given a number, which no other flow has there, and takes it off the others.
     pub(crate) fn list<Q>(&mut self, key: &Q, numbers: [Option<N>; L])
     where
@@ -273,7 +266,6 @@ mod tests {
             (queue.first(0), queue.first(1)),
             (Some(((0, 3), &"a")), None)
         );
-        queue.refund(&"c");
         queue.remove(&"a");
         assert_eq!(queue.first(0), Some(((0, 4), &"c")));
         queue.clear();

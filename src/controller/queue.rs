@@ -26,6 +26,8 @@ pub type Named = PartialObjectMeta<PromotionRequest>;
 const CONCURRENCY: usize = 16;
 /// Reconciles of one namespace at once, however many are due: to decode a large object takes as long as several small reconciles.
 const NAMESPACE_MAX: usize = 4;
+/// Of these, of requests that have launched nothing: a thousand that are created at once do not hold up the next steps of those at work.
+const NEWCOMERS_MAX: usize = 2;
 
 /// Which reconciles run, and which are asked for later.
 #[derive(Default)]
@@ -43,9 +45,10 @@ pub async fn drive<S: Store>(
     keys: impl Stream<Item = Key> + Unpin,
 ) {
     let turns = Shares::new(CONCURRENCY, NAMESPACE_MAX);
+    let newcomers = Shares::new(CONCURRENCY, NEWCOMERS_MAX);
     let reconcile = |key: Key| {
         let there = names.get(&object_ref(&key)).is_some();
-        let (engine, turns) = (engine.clone(), turns.clone());
+        let (engine, turns, newcomers) = (engine.clone(), turns.clone(), newcomers.clone());
         async move {
             if !there {
                 // It ended, or was deleted, between the trigger and its turn.
@@ -53,6 +56,11 @@ pub async fn drive<S: Store>(
                 return (key, Next::Triggered);
             }
             // All that are due wait here, each as no more than its name.
+            let _newcomer = if engine.has_launched(&key) {
+                None
+            } else {
+                Some(newcomers.enter(key.namespace.clone()).await)
+            };
             let _turn = turns.enter(key.namespace.clone()).await;
             let reconciled = Box::pin(engine.reconcile(&key)).await;
             let next = reconciled.unwrap_or_else(|error| {

@@ -65,6 +65,14 @@ impl<S: Store> Engine<S> {
         false
     }
 
+    /// Whether a request of this name has launched anything, or would have.
+    #[must_use]
+    pub fn has_launched(&self, key: &Key) -> bool {
+        let mut state = self.lock();
+        let mut named = state.coordinator.named(key).into_iter();
+        named.any(|uid| state.known(&uid).is_some_and(|kept| kept.turn.is_some()))
+    }
+
     /// Forgets, gives up and launches what was just saved. All of it is in flight before any of it runs, so that the first to end does
     /// not count as the last.
     pub(super) fn carry_out(

@@ -454,7 +454,6 @@ impl<P> State<P> {
         if let Some(zone) = want.paced {
             self.bucket(zone, want.connection.is_apart()).refund();
         }
-        self.namespaces.refund(&want.flow.namespace);
     }
 
     /// How long it is until the pacing lets one of a class go. Tag PUTs are not held up, because the looks that they rest on are: these
