@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::api::PromotionRequest;
 use crate::engine::{Engine, Next};
-use crate::shares::Shares;
+use crate::shares::{Share, Shares};
 use crate::store::{Key, Store};
 
 /// What the queue keeps of an object: its name is enough, because a reconcile loads it freshly.
@@ -38,17 +38,29 @@ struct Queue {
     times: HashMap<Key, Instant>,
 }
 
+/// Where reconciles run.
+#[derive(Clone)]
+struct Places {
+    all: Shares<String>,
+    newcomers: Shares<String>,
+}
+
+/// The place of one, given back when dropped.
+struct Place {
+    _of_newcomers: Option<Share<String>>,
+    _of_all: Share<String>,
+}
+
 /// Reconciles every key of `keys` whose object `names` knows, until `keys` ends.
 pub async fn drive<S: Store>(
     engine: Engine<S>,
     names: reflector::Store<Named>,
     keys: impl Stream<Item = Key> + Unpin,
 ) {
-    let turns = Shares::new(CONCURRENCY, NAMESPACE_MAX);
-    let newcomers = Shares::new(CONCURRENCY, NEWCOMERS_MAX);
+    let places = Places::new();
     let reconcile = |key: Key| {
         let there = names.get(&object_ref(&key)).is_some();
-        let (engine, turns, newcomers) = (engine.clone(), turns.clone(), newcomers.clone());
+        let (engine, places) = (engine.clone(), places.clone());
         async move {
             if !there {
                 // It ended, or was deleted, between the trigger and its turn.
@@ -56,12 +68,7 @@ pub async fn drive<S: Store>(
                 return (key, Next::Triggered);
             }
             // All that are due wait here, each as no more than its name.
-            let _newcomer = if engine.has_launched(&key) {
-                None
-            } else {
-                Some(newcomers.enter(key.namespace.clone()).await)
-            };
-            let _turn = turns.enter(key.namespace.clone()).await;
+            let _place = places.enter(&key, !engine.has_launched(&key)).await;
             let reconciled = Box::pin(engine.reconcile(&key)).await;
             let next = reconciled.unwrap_or_else(|error| {
                 tracing::warn!(request = %key, "{error}");
@@ -95,6 +102,29 @@ async fn run<F: Future<Output = (Key, Next)>>(
         work.extend(begins.map(&reconcile));
     }
     while work.next().await.is_some() {}
+}
+
+impl Places {
+    fn new() -> Self {
+        Self {
+            all: Shares::new(CONCURRENCY, NAMESPACE_MAX),
+            newcomers: Shares::new(CONCURRENCY, NEWCOMERS_MAX),
+        }
+    }
+
+    /// Waits for a place. `newcomer`: it has launched nothing yet.
+    async fn enter(&self, key: &Key, newcomer: bool) -> Place {
+        let namespace = || key.namespace.clone();
+        let of_newcomers = if newcomer {
+            Some(self.newcomers.enter(namespace()).await)
+        } else {
+            None
+        };
+        Place {
+            _of_newcomers: of_newcomers,
+            _of_all: self.all.enter(namespace()).await,
+        }
+    }
 }
 
 impl Queue {
@@ -171,6 +201,7 @@ mod tests {
     use std::cell::RefCell;
     use std::rc::Rc;
 
+    use futures::FutureExt as _;
     use tokio::sync::mpsc;
     use tokio::time::sleep;
 
@@ -221,6 +252,29 @@ mod tests {
         let triggers = [(0, "a"), (1, "b"), (1, "a"), (2, "a"), (8, "a")];
         let began = began(SECOND * 3, Next::Triggered, &triggers).await;
         assert_eq!(shown(&began), "a0 b1 a3 a8");
+    }
+
+    #[tokio::test]
+    async fn a_request_at_work_waits_behind_none_of_a_thousand_newcomers() {
+        let (places, key) = (Places::new(), key("a"));
+        let mut newcomers: Vec<_> = (0..1000)
+            .map(|_| Box::pin(places.enter(&key, true)))
+            .collect();
+        let mut at_once = Vec::new();
+        for newcomer in &mut newcomers {
+            at_once.extend(newcomer.now_or_never());
+        }
+        assert_eq!(at_once.len(), NEWCOMERS_MAX);
+        let mut at_work = Vec::new();
+        while let Some(place) = places.enter(&key, false).now_or_never() {
+            at_work.push(place);
+        }
+        assert_eq!(at_work.len(), NAMESPACE_MAX - NEWCOMERS_MAX);
+        // Whoever leaves makes room for whoever waits.
+        let mut next = Box::pin(places.enter(&key, false));
+        assert!(next.as_mut().now_or_never().is_none());
+        at_once.pop();
+        assert!(next.now_or_never().is_some());
     }
 
     #[tokio::test(start_paused = true)]
