@@ -267,7 +267,7 @@ mod tests {
             (Some(((0, 3), &"a")), None)
         );
         queue.remove(&"a");
-        assert_eq!(queue.first(0), Some(((0, 4), &"c")));
+        assert_eq!(queue.first(0), Some(((GRANT, 4), &"c")));
         queue.clear();
         assert_eq!(queue.first(0), None);
     }
