@@ -26,7 +26,8 @@ pub type Named = PartialObjectMeta<PromotionRequest>;
 const CONCURRENCY: usize = 16;
 /// Reconciles of one namespace at once, however many are due: to decode a large object takes as long as several small reconciles.
 const NAMESPACE_MAX: usize = 4;
-/// Of these, of requests that have launched nothing: a thousand that are created at once do not hold up the next steps of those at work.
+/// Of these, of requests that are looked at for the first time: a thousand that are created at once do not hold up the next steps of those
+/// at work.
 const NEWCOMERS_MAX: usize = 2;
 
 /// Which reconciles run, and which are asked for later.
@@ -68,7 +69,7 @@ pub async fn drive<S: Store>(
                 return (key, Next::Triggered);
             }
             // All that are due wait here, each as no more than its name.
-            let _place = places.enter(&key, !engine.has_launched(&key)).await;
+            let _place = places.enter(&key, !engine.has_been_seen(&key)).await;
             let reconciled = Box::pin(engine.reconcile(&key)).await;
             let next = reconciled.unwrap_or_else(|error| {
                 tracing::warn!(request = %key, "{error}");
@@ -112,7 +113,7 @@ impl Places {
         }
     }
 
-    /// Waits for a place. `newcomer`: it has launched nothing yet.
+    /// Waits for a place. `newcomer`: it is looked at for the first time.
     async fn enter(&self, key: &Key, newcomer: bool) -> Place {
         let namespace = || key.namespace.clone();
         let of_newcomers = if newcomer {

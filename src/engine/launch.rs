@@ -65,12 +65,15 @@ impl<S: Store> Engine<S> {
         false
     }
 
-    /// Whether a request of this name has launched anything, or would have.
+    /// Whether a request of this name has begun, or was saved by this process: others are looked at for the first time.
     #[must_use]
-    pub fn has_launched(&self, key: &Key) -> bool {
-        let mut state = self.lock();
+    pub fn has_been_seen(&self, key: &Key) -> bool {
+        let state = self.lock();
         let mut named = state.coordinator.named(key).into_iter();
-        named.any(|uid| state.known(&uid).is_some_and(|kept| kept.turn.is_some()))
+        named.any(|uid| {
+            let known = state.coordinator.known(&uid);
+            known.is_some_and(|known| known.contender.started || known.kept.saved_at.is_some())
+        })
     }
 
     /// Forgets, gives up and launches what was just saved. All of it is in flight before any of it runs, so that the first to end does
