@@ -4,6 +4,7 @@
 
 use crate::testbed::PATIENCE;
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use promotion_controller::api::PromotionRequestStatus;
@@ -130,13 +131,21 @@ async fn a_request_that_only_waits_is_saved_once_whatever_ends_before_it() {
         .await;
     for n in 2 * READY..2 * READY + BEHIND {
         stage.until(&name(n), PATIENCE, waits("Queued")).await;
-        let audited = stage.plane.audited().unwrap();
-        let writes = audited.iter().filter(|request| {
-            request.user() == user
-                && request.received >= begun
-                && request.resource() == "promotionrequests/status"
-                && request.name() == name(n)
-        });
-        assert_eq!(writes.count(), 1, "{}", name(n));
+        let writes = || {
+            let audited = stage.plane.audited().unwrap();
+            let of_it = audited.iter().filter(|request| {
+                request.user() == user
+                    && request.received >= begun
+                    && request.resource() == "promotionrequests/status"
+                    && request.name() == name(n)
+            });
+            of_it.count()
+        };
+        // The log may come a moment after what it tells of.
+        let waited = Instant::now();
+        while writes() == 0 && waited.elapsed() < PATIENCE {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert_eq!(writes(), 1, "{}", name(n));
     }
 }
