@@ -18,6 +18,7 @@ use crate::image::Float;
 use crate::machine::{Fault, FaultClass, Launch, Outcome, Reason, Request, Step};
 use crate::registry::Progress;
 use crate::store::{Key, Store};
+use crate::turn::Turn;
 
 /// Operations of one namespace that are launched and have not landed, whether they are at work or wait for their turn: what each keeps is
 /// little, and requests are many. Above this number a request launches nothing new, unless it has to end what it has committed.
@@ -96,7 +97,12 @@ impl<S: Store> Engine<S> {
             counts: RequestStats::of(object, request),
         });
         let access = record.access.as_ref();
-        let turn = self.lock().turn(key, uid, request);
+        // A request that only waits has no turn yet.
+        let turn = if round.launches.is_empty() {
+            Turn::FIRST
+        } else {
+            self.lock().turn(key, uid, request)
+        };
         let kept = |_| {
             Some(OperationHandle {
                 access: access?.clone(),
