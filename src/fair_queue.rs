@@ -154,10 +154,10 @@ impl<K: Hash + Eq, F, const L: usize, N: Ord + Copy> FairQueue<K, F, L, N> {
     }
 
     /// Forgets idle flows, which are on no list, that would be served no later had they never been here.
-    pub(crate) fn forget_idle(&mut self, mut idle: impl FnMut(&mut F) -> bool) {
+    pub(crate) fn forget_idle(&mut self, idle: impl Fn(&F) -> bool) {
         let start = self.virtual_time - self.credit;
         self.flows
-            .retain(|_, flow| !idle(&mut flow.inner) || flow.service > start);
+            .retain(|_, flow| flow.service > start || !idle(&flow.inner));
     }
 
     /// Forgets all flows: nobody waits.

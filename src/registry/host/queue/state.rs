@@ -209,7 +209,7 @@ impl<P> State<P> {
             progress,
         };
         if self.namespaces.len() >= self.idle_max {
-            self.namespaces.forget_idle(|waiting| waiting.is_empty());
+            self.namespaces.forget_idle(Waiting::is_empty);
             self.idle_max = IDLE_MAX.max(2 * self.namespaces.len());
         }
         let held = self.places_of_request(want.flow);
