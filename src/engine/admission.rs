@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::operation::{credential, fault};
+use super::push_checks::Asked;
 use super::shared::{Engine, identity, left_alone};
 use super::state::{PendingSave, PushCheck, SECRET_AGAIN};
 use crate::api::{self, PromotionRequest};
@@ -18,7 +19,7 @@ use crate::coordinator::{Answer, Ask, Recorded, end_rival, superseded_by};
 use crate::image::Repository;
 use crate::machine::claims::Rival;
 use crate::machine::{Admission, Fault, FaultClass, Phase, Reason, Request};
-use crate::registry::{self, Progress, RegistryClient};
+use crate::registry::{Progress, RegistryClient};
 use crate::store::{Access, AccessError, Key, Store, StoreError};
 
 /// How often a check looks whether its registry is known to be unavailable.
@@ -44,7 +45,7 @@ impl<S: Store> Engine<S> {
         me: &mut Recorded,
     ) -> Option<Access> {
         // If it is checked next it waits again; if not, it holds up nobody.
-        let waited = self.lock().push_checks.withdraw(&key.namespace, &me.uid);
+        let waited = self.lock().push_checks.withdraw(&me.uid);
         let (mut answer, mut access) = (Answer::Yes, None);
         loop {
             let now = Instant::now();
@@ -68,8 +69,8 @@ impl<S: Store> Engine<S> {
                 Some(Ask::End(rival)) => self.supersede(key, &rival).await,
             };
         }
-        if waited {
-            self.with(|state| state.call_push_check(&key.namespace));
+        if let Some(asked) = waited {
+            self.with(|state| state.call_push_check(&asked));
         }
         access
     }
@@ -170,10 +171,8 @@ impl<S: Store> Engine<S> {
                 return refused(*reason, message.clone(), None);
             }
             PushCheck::Running { progress, why, .. } => {
-                let waiting = self
-                    .waits_for(progress, &repositories(request))
-                    .map(|w| (w.reason, next_try(&w.message)));
-                return checking(waiting.as_ref().or(why.as_ref()));
+                let waiting = self.waits_for(progress, &repositories(request));
+                return checking(waiting.or_else(|| why.clone()), CHECKING_PUSH);
             }
             PushCheck::NotNow {
                 reason,
@@ -192,18 +191,21 @@ impl<S: Store> Engine<S> {
             } => (*tries, *refused, Some((*reason, message.clone()))),
             PushCheck::Not | PushCheck::Yes => (0, 0, None),
         };
-        let checking = checking(why.as_ref());
         let left = request.spec.attempts.saturating_sub(refused);
         let cancel = CancellationToken::new();
         let progress = Arc::new(Progress::of(&key.namespace, uid));
         let order = known.contender.order;
-        if !state
-            .push_checks
-            .begin(&key.namespace, uid, order, &progress)
-        {
+        let repositories = repositories(request);
+        let mut hosts: Vec<_> = repositories.iter().map(|r| r.host().to_owned()).collect();
+        hosts.dedup();
+        let namespace = key.namespace.clone();
+        let asked = Arc::new(Asked { namespace, hosts });
+        if !state.push_checks.begin(&asked, uid, order) {
             drop(state);
-            return waits(Reason::Queued, CHECKING_OTHERS, None);
+            let waiting = self.waits_for(&progress, &repositories);
+            return checking(waiting.or(why), CHECKING_OTHERS);
         }
+        let checking = checking(why.clone(), CHECKING_PUSH);
         if let Some(known) = state.known(uid) {
             known.push_check = PushCheck::Running {
                 _stop: cancel.clone().drop_guard(),
@@ -212,9 +214,8 @@ impl<S: Store> Engine<S> {
             };
         }
         drop(state);
-        self.with(|state| state.call_push_check(&key.namespace));
+        self.with(|state| state.call_push_check(&asked));
         self.expect(request, access, &progress);
-        let repositories = repositories(request);
         let (engine, key, uid) = (self.clone(), key.clone(), uid.clone());
         let mut access = access.clone();
         tokio::spawn(async move {
@@ -280,27 +281,24 @@ impl<S: Store> Engine<S> {
             let waiting = self.waits_for(progress, repositories);
             if waiting != shown {
                 shown = waiting;
-                // One that waits for a registry lets another begin.
-                self.with(|state| state.call_push_check(&key.namespace));
                 self.trigger(key.clone());
             }
         }
     }
 
-    /// Why a check has no answer yet: what it waits for itself, or, where it waits for another that asks the same registry, what is
+    /// Why a check has no answer yet: what it waits for itself, or, where it waits for others that ask the same registry, what is
     /// known of that.
     fn waits_for(
         &self,
         progress: &Progress,
         repositories: &[Repository],
-    ) -> Option<registry::Waiting> {
+    ) -> Option<(Reason, String)> {
         let registry = &self.inner.tools.registry;
-        let own = progress.waiting();
-        own.or_else(|| {
-            repositories
-                .iter()
-                .find_map(|repository| registry.unavailable(repository))
-        })
+        let waiting = progress.waiting().or_else(|| {
+            let mut asked = repositories.iter();
+            asked.find_map(|repository| registry.unavailable(repository))
+        })?;
+        Some((waiting.reason, next_try(&waiting.message)))
     }
 
     /// What the request may use now, if that is something else than what was just rejected.
@@ -358,7 +356,7 @@ impl<S: Store> Engine<S> {
             }
         };
         self.with(|state| {
-            state.end_push_check(&key.namespace, uid);
+            state.end_push_check(uid);
             let yes = matches!(push_check, PushCheck::Yes);
             if let Some(known) = state.known(uid) {
                 known.push_check = push_check;
@@ -384,12 +382,10 @@ fn refused(reason: Reason, message: String, again: Option<Duration>) -> Answer {
     Answer::Settled(Admission::Refused(reason, message), again)
 }
 
-/// Push permission is being checked; `why` says what it waits for, if that is known.
-fn checking(why: Option<&(Reason, String)>) -> Answer {
-    match why {
-        Some((reason, message)) => waits(*reason, message.clone(), None),
-        None => waits(Reason::Queued, CHECKING_PUSH, None),
-    }
+/// Push permission is being checked, or will be; `why` says what it waits for, if that is known.
+fn checking(why: Option<(Reason, String)>, unknown: &str) -> Answer {
+    let (reason, message) = why.unwrap_or_else(|| (Reason::Queued, unknown.to_owned()));
+    waits(reason, message, None)
 }
 
 /// Why it is not known yet whether a request may push, and what is done about it. No time: it would change with every try.

@@ -12,7 +12,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::freeze::Freezes;
 use super::pause::Pause;
-use super::push_checks::PushChecks;
+use super::push_checks::{Asked, PushChecks};
 use super::stats::{PhaseTimes, RequestStats};
 use crate::api::PromotionRequest;
 use crate::coordinator::{self, Round};
@@ -216,7 +216,7 @@ impl State {
     pub fn take_woken(&mut self) -> Vec<Key> {
         for (key, uid) in self.coordinator.take_dropped() {
             self.misses_no_more(&key.namespace, &uid);
-            self.end_push_check(&key.namespace, &uid);
+            self.end_push_check(&uid);
         }
         self.coordinator.take_woken()
     }
@@ -307,14 +307,15 @@ impl State {
     }
 
     /// A request was checked, or is gone: who is next is woken.
-    pub fn end_push_check(&mut self, namespace: &str, uid: &str) {
-        self.push_checks.end(namespace, uid);
-        self.call_push_check(namespace);
+    pub fn end_push_check(&mut self, uid: &str) {
+        if let Some(asked) = self.push_checks.end(uid) {
+            self.call_push_check(&asked);
+        }
     }
 
     /// Wakes whoever is checked next.
-    pub fn call_push_check(&mut self, namespace: &str) {
-        let next = self.push_checks.next(namespace);
+    pub fn call_push_check(&mut self, asked: &Asked) {
+        let next = self.push_checks.next(asked);
         if let Some(key) = next.and_then(|uid| self.coordinator.key_of(uid)) {
             self.coordinator.wake(key);
         }

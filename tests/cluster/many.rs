@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use promotion_controller::api::PromotionRequestStatus;
-use quaylike::{Auth, AuthMode, ImageSpec, Options, Registry, Shape, User};
+use quaylike::{
+    Action, Auth, AuthMode, ImageSpec, Matcher, Options, Registry, Rule, Shape, User, When,
+};
 use serde_json::json;
 
 use crate::testbed::stage::{Stage, phase, spec};
@@ -147,5 +149,70 @@ async fn a_request_that_only_waits_is_saved_once_whatever_ends_before_it() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         assert_eq!(writes(), 1, "{}", name(n));
+    }
+}
+
+/// Requests on a registry that is down, of which no more than so many ask it.
+const DOWN: usize = 30;
+const ASKING: usize = 4;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_wait_for_a_registry_that_is_down_ask_the_api_server_nothing() {
+    let stage = Stage::new("down").await;
+    let (user, kubeconfig) = stage.plane.mighty_account("down").await.unwrap();
+    let registry = Registry::start(Options::default()).await.unwrap();
+    let other = Registry::start(Options::default()).await.unwrap();
+    let image = |registry: &Registry, float: &str| {
+        let new = ImageSpec::new(Shape::Oci, float);
+        let new = registry.seed_spec("src", float, &new).unwrap();
+        let host = registry.host();
+        spec(&[(&format!("{host}/src@{new}"), &format!("{host}/ci:{float}"))])
+    };
+    let down = registry.add_rule(Rule {
+        matcher: Matcher::default(),
+        when: When::Always,
+        left: None,
+        action: Action::page(503),
+    });
+    let plain = [&registry, &other].map(|registry| format!("--plain-http={}", registry.host()));
+    let most = format!("--max-active-requests-per-namespace={ASKING}");
+    let _controller = stage.controller_through(&kubeconfig, &[&plain[0], &plain[1], &most]);
+    let name = |n: usize| format!("r{n}");
+    let waits = |status: &PromotionRequestStatus| {
+        let mut conditions = status.conditions.iter();
+        conditions.any(|c| c.type_ == "Progressing" && c.reason == "RegistryUnavailable")
+    };
+    for n in 0..DOWN {
+        stage.create(&name(n), &image(&registry, &name(n))).await;
+        if n == 0 {
+            stage.until(&name(n), PATIENCE, waits).await;
+        }
+    }
+    for n in 0..DOWN {
+        stage.until(&name(n), PATIENCE, waits).await;
+    }
+    // Whoever finds out that it is still down tells nobody what they do not know.
+    let begun = Timestamp::now();
+    let before = registry.count(&Matcher::default());
+    let waited = Instant::now();
+    while registry.count(&Matcher::default()) < before + 2 {
+        assert!(waited.elapsed() < PATIENCE, "nobody asks whether it is up");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    stage.create("newcomer", &image(&other, "f")).await;
+    assert_eq!(phase(&stage.finished("newcomer", PATIENCE).await), "Posted");
+    // The log tells it in order: what they asked before is there.
+    let asked: Vec<_> = stage.plane.audited().unwrap();
+    let asked = asked.iter().filter(|request| {
+        request.user() == user && request.received >= begun && request.name().starts_with('r')
+    });
+    let asked: Vec<_> = asked
+        .map(|r| (r.verb.clone(), r.name().to_owned()))
+        .collect();
+    assert!(asked.is_empty(), "{asked:?}");
+    // It answers again: all go on.
+    registry.remove_rule(down);
+    for n in 0..DOWN {
+        assert_eq!(phase(&stage.finished(&name(n), PATIENCE).await), "Posted");
     }
 }
