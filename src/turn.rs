@@ -10,6 +10,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
+use std::sync::Arc;
+
+use crate::machine::pool::Pool;
 
 /// One step, in the unit of virtual time.
 const STEP: u64 = 1 << 20;
@@ -25,7 +28,7 @@ impl Turn {
     pub(crate) const FIRST: Self = Self(0);
 }
 
-/// What is launched of each namespace. `K`: a request that waits until it may launch.
+/// What is launched of each pool. `K`: a request that waits until it may launch.
 #[derive(Debug)]
 pub(crate) struct Turns<K> {
     namespaces: HashMap<String, Namespace<K>>,
@@ -38,26 +41,40 @@ pub(crate) struct Turns<K> {
 #[derive(Debug)]
 struct Namespace<K> {
     now: u64,
-    /// Operations that were launched and have not landed.
-    launched: usize,
     /// The turns of those that would not have ended yet, and how many have each.
     unended: BTreeMap<Turn, u64>,
     /// How many they are.
     count: u64,
+    /// Those of its pools that have something launched, or held back.
+    pools: HashMap<Arc<Pool>, Launched<K>>,
+}
+
+#[derive(Debug)]
+struct Launched<K> {
+    /// Operations that were launched and have not landed.
+    operations: usize,
     held_back: BTreeSet<(Turn, K)>,
     /// The turn with which each is held back.
     turns: HashMap<K, Turn>,
+}
+
+impl<K> Default for Launched<K> {
+    fn default() -> Self {
+        Self {
+            operations: 0,
+            held_back: BTreeSet::new(),
+            turns: HashMap::new(),
+        }
+    }
 }
 
 impl<K> Namespace<K> {
     fn at(now: u64) -> Self {
         Self {
             now,
-            launched: 0,
             unended: BTreeMap::new(),
             count: 0,
-            held_back: BTreeSet::new(),
-            turns: HashMap::new(),
+            pools: HashMap::new(),
         }
     }
 
@@ -104,9 +121,11 @@ impl<K: Clone + Ord + Hash> Turns<K> {
         }
     }
 
-    /// How many operations of a namespace were launched and have not landed.
-    pub(crate) fn launched(&self, namespace: &str) -> usize {
-        self.namespaces.get(namespace).map_or(0, |of| of.launched)
+    /// How many operations of a pool were launched and have not landed.
+    pub(crate) fn launched(&self, pool: &Pool) -> usize {
+        let of = self.namespaces.get(&pool.namespace);
+        let launched = of.and_then(|of| of.pools.get(pool));
+        launched.map_or(0, |launched| launched.operations)
     }
 
     /// The turn of a request that begins now, and takes so many steps.
@@ -130,11 +149,10 @@ impl<K: Clone + Ord + Hash> Turns<K> {
 
     fn of(&mut self, namespace: &str) -> &mut Namespace<K> {
         if self.namespaces.len() >= self.idle_max && !self.namespaces.contains_key(namespace) {
-            let idle = |of: &Namespace<K>| of.launched == 0 && of.held_back.is_empty();
             let latest = &mut self.latest;
             self.namespaces.retain(|_, of| {
                 *latest = of.now.max(*latest);
-                !idle(of)
+                !of.pools.is_empty()
             });
             self.idle_max = IDLE_MAX.max(2 * self.namespaces.len());
         }
@@ -142,35 +160,44 @@ impl<K: Clone + Ord + Hash> Turns<K> {
         of.or_insert_with(|| Namespace::at(self.latest))
     }
 
-    /// An operation is launched.
-    pub(crate) fn launch(&mut self, namespace: &str) {
-        self.of(namespace).launched += 1;
+    fn launched_of(&mut self, pool: &Arc<Pool>) -> &mut Launched<K> {
+        let of = self.of(&pool.namespace);
+        of.pools.entry(Arc::clone(pool)).or_default()
     }
 
-    /// An operation has landed; gives who of those held back may launch now, where fewer than `most` are left.
-    pub(crate) fn land(&mut self, namespace: &str, most: usize) -> Option<K> {
-        let of = self.namespaces.get_mut(namespace)?;
-        of.launched -= 1;
+    /// An operation is launched.
+    pub(crate) fn launch(&mut self, pool: &Arc<Pool>) {
+        self.launched_of(pool).operations += 1;
+    }
+
+    /// An operation has landed; gives who of those held back may launch now, where fewer than `most` of its pool are left.
+    pub(crate) fn land(&mut self, pool: &Pool, most: usize) -> Option<K> {
+        let of = self.namespaces.get_mut(&pool.namespace)?;
         of.now += STEP / of.count.max(1);
         of.pass();
-        let next = if of.launched < most {
-            of.held_back.pop_first()
+        let launched = of.pools.get_mut(pool)?;
+        launched.operations -= 1;
+        let next = if launched.operations < most {
+            launched.held_back.pop_first()
         } else {
             None
         };
         if let Some((_, key)) = &next {
-            of.turns.remove(key);
+            launched.turns.remove(key);
+        }
+        if launched.operations == 0 && launched.held_back.is_empty() {
+            of.pools.remove(pool);
         }
         next.map(|(_, key)| key)
     }
 
-    /// A request launches nothing before fewer operations of its namespace are left.
-    pub(crate) fn hold_back(&mut self, namespace: &str, key: &K, turn: Turn) {
-        let of = self.of(namespace);
-        if let Some(before) = of.turns.insert(key.clone(), turn) {
-            of.held_back.remove(&(before, key.clone()));
+    /// A request launches nothing before fewer operations of its pool are left.
+    pub(crate) fn hold_back(&mut self, pool: &Arc<Pool>, key: &K, turn: Turn) {
+        let launched = self.launched_of(pool);
+        if let Some(before) = launched.turns.insert(key.clone(), turn) {
+            launched.held_back.remove(&(before, key.clone()));
         }
-        of.held_back.insert((turn, key.clone()));
+        launched.held_back.insert((turn, key.clone()));
     }
 }
 
@@ -186,6 +213,17 @@ mod tests {
     /// Each image takes so many.
     const STEPS: usize = 5;
 
+    fn pool() -> Arc<Pool> {
+        on("quay.io")
+    }
+
+    fn on(registry: &str) -> Arc<Pool> {
+        Arc::new(Pool {
+            namespace: NAMESPACE.into(),
+            registries: registry.into(),
+        })
+    }
+
     /// A request of so many images, each of which takes its steps one after another.
     struct Request {
         turn: Turn,
@@ -199,7 +237,7 @@ mod tests {
         fn launch(&mut self, turns: &mut Turns<()>) {
             self.launched = self.images;
             for _ in 0..self.images {
-                turns.launch(NAMESPACE);
+                turns.launch(&pool());
             }
         }
     }
@@ -231,14 +269,14 @@ mod tests {
             };
             request.steps_left -= 1;
             request.launched -= 1;
-            turns.land(NAMESPACE, usize::MAX);
+            turns.land(&pool(), usize::MAX);
             if request.steps_left == 0 {
                 ends[number] = now;
             } else if request.launched == 0 {
                 request.launch(&mut turns);
             }
         }
-        assert_eq!(turns.launched(NAMESPACE), 0);
+        assert_eq!(turns.launched(&pool()), 0);
         ends
     }
 
@@ -296,8 +334,8 @@ mod tests {
         let mut turns = Turns::<()>::new();
         for _ in 0..1000 {
             let turn = turns.begin(NAMESPACE, 1280);
-            turns.launch(NAMESPACE);
-            turns.land(NAMESPACE, usize::MAX);
+            turns.launch(&pool());
+            turns.land(&pool(), usize::MAX);
             turns.end(NAMESPACE, turn, 1279);
         }
         let of = turns.of(NAMESPACE);
@@ -313,18 +351,23 @@ mod tests {
     #[test]
     fn of_those_held_back_the_least_turn_is_called_first_and_each_once() {
         let mut turns = Turns::new();
-        turns.launch(NAMESPACE);
-        turns.launch(NAMESPACE);
+        turns.launch(&pool());
+        turns.launch(&pool());
         let [large, small] = [5, 1].map(|steps| turns.begin(NAMESPACE, steps));
         for (key, turn) in [("large", large), ("small", small), ("large", large)] {
-            turns.hold_back(NAMESPACE, &key, turn);
+            turns.hold_back(&pool(), &key, turn);
         }
-        assert_eq!(turns.land(NAMESPACE, 1), None);
-        assert_eq!(turns.land(NAMESPACE, 1), Some("small"));
-        turns.launch(NAMESPACE);
-        assert_eq!(turns.land(NAMESPACE, 1), Some("large"));
-        turns.launch(NAMESPACE);
-        assert_eq!(turns.land(NAMESPACE, 1), None);
+        assert_eq!(turns.land(&pool(), 1), None);
+        assert_eq!(turns.land(&pool(), 1), Some("small"));
+        turns.launch(&pool());
+        assert_eq!(turns.land(&pool(), 1), Some("large"));
+        turns.launch(&pool());
+        // Those on another registry are counted apart.
+        turns.launch(&on("other.example"));
+        assert_eq!(turns.launched(&on("other.example")), 1);
+        assert_eq!(turns.land(&on("other.example"), 1), None);
+        assert_eq!(turns.land(&pool(), 1), None);
+        assert!(turns.of(NAMESPACE).pools.is_empty());
     }
 
     #[test]

@@ -11,7 +11,6 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::operation::{credential, fault};
-use super::push_checks::Asked;
 use super::shared::{Engine, identity, left_alone};
 use super::state::{PendingSave, PushCheck, SECRET_AGAIN};
 use crate::api::{self, PromotionRequest};
@@ -69,8 +68,8 @@ impl<S: Store> Engine<S> {
                 Some(Ask::End(rival)) => self.supersede(key, &rival).await,
             };
         }
-        if let Some(asked) = waited {
-            self.with(|state| state.call_push_check(&asked));
+        if let Some(pool) = waited {
+            self.with(|state| state.call_push_check(&pool));
         }
         access
     }
@@ -196,11 +195,8 @@ impl<S: Store> Engine<S> {
         let progress = Arc::new(Progress::of(&key.namespace, uid));
         let order = known.contender.order;
         let repositories = repositories(request);
-        let mut hosts: Vec<_> = repositories.iter().map(|r| r.host().to_owned()).collect();
-        hosts.dedup();
-        let namespace = key.namespace.clone();
-        let asked = Arc::new(Asked { namespace, hosts });
-        if !state.push_checks.begin(&asked, uid, order) {
+        let pool = Arc::clone(&known.pool);
+        if !state.push_checks.begin(&pool, uid, order) {
             drop(state);
             let waiting = self.waits_for(&progress, &repositories);
             return checking(waiting.or(why), CHECKING_OTHERS);
@@ -214,7 +210,7 @@ impl<S: Store> Engine<S> {
             };
         }
         drop(state);
-        self.with(|state| state.call_push_check(&asked));
+        self.with(|state| state.call_push_check(&pool));
         self.expect(request, access, &progress);
         let (engine, key, uid) = (self.clone(), key.clone(), uid.clone());
         let mut access = access.clone();

@@ -15,37 +15,41 @@ use super::telemetry;
 use crate::api::PromotionRequest;
 use crate::coordinator::{Ended, Object};
 use crate::image::Float;
+use crate::machine::pool::Pool;
 use crate::machine::{Fault, FaultClass, Launch, Outcome, Reason, Request, Step};
 use crate::registry::Progress;
 use crate::store::{Key, Store};
 use crate::turn::Turn;
 
-/// Operations of one namespace that are launched and have not landed, whether they are at work or wait for their turn: what each keeps is
+/// Operations of one pool that are launched and have not landed, whether they are at work or wait for their turn: what each keeps is
 /// little, and requests are many. Above this number a request launches nothing new, unless it has to end what it has committed.
 const LAUNCHED_MAX: usize = 2_000;
 
-/// While it lives, an operation counts among those of its namespace.
+/// While it lives, an operation counts among those of its pool.
 struct Launched<S: Store> {
     engine: Engine<S>,
-    namespace: String,
+    pool: Arc<Pool>,
     uid: String,
 }
 
 impl<S: Store> Launched<S> {
-    fn new(engine: &Engine<S>, namespace: &str, uid: &str) -> Self {
-        engine.lock().turns.launch(namespace);
-        Self {
+    /// None where the request is gone.
+    fn new(engine: &Engine<S>, uid: &str) -> Option<Self> {
+        let mut state = engine.lock();
+        let pool = Arc::clone(&state.coordinator.known(uid)?.pool);
+        state.turns.launch(&pool);
+        Some(Self {
             engine: engine.clone(),
-            namespace: namespace.to_owned(),
+            pool,
             uid: uid.to_owned(),
-        }
+        })
     }
 }
 
 impl<S: Store> Drop for Launched<S> {
     fn drop(&mut self) {
         let mut state = self.engine.lock();
-        let next = state.landed(&self.namespace, &self.uid, LAUNCHED_MAX);
+        let next = state.landed(&self.pool, &self.uid, LAUNCHED_MAX);
         drop(state);
         if let Some(key) = next {
             self.engine.trigger(key);
@@ -57,12 +61,15 @@ impl<S: Store> Engine<S> {
     /// Whether a request may launch; one that may not is triggered when it may.
     pub(super) fn may_launch(&self, key: &Key, uid: &str, request: &Request) -> bool {
         let mut state = self.lock();
-        let launched = state.turns.launched(&key.namespace);
-        if request.has_open_commit() || launched < LAUNCHED_MAX {
+        let pool = state.coordinator.known(uid).map(|k| Arc::clone(&k.pool));
+        let Some(pool) = pool.filter(|_| !request.has_open_commit()) else {
+            return true;
+        };
+        if state.turns.launched(&pool) < LAUNCHED_MAX {
             return true;
         }
         let turn = state.turn(key, uid, request);
-        state.turns.hold_back(&key.namespace, key, turn);
+        state.turns.hold_back(&pool, key, turn);
         false
     }
 
@@ -165,7 +172,7 @@ impl<S: Store> Engine<S> {
         let (engine, key, uid) = (self.clone(), key.clone(), uid.to_owned());
         // Boxed: thousands may wait, and a task has room for a value wherever it is moved.
         let operation = Box::new(operation);
-        let launched = Launched::new(self, &key.namespace, &uid);
+        let launched = Launched::new(self, &uid);
         tokio::spawn(async move {
             let _launched = launched;
             let (queue, waits_in) = (

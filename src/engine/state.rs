@@ -12,11 +12,12 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::freeze::Freezes;
 use super::pause::Pause;
-use super::push_checks::{Asked, PushChecks};
+use super::push_checks::PushChecks;
 use super::stats::{PhaseTimes, RequestStats};
 use crate::api::PromotionRequest;
 use crate::coordinator::{self, Round};
 use crate::machine::claims::Uid;
+use crate::machine::pool::Pool;
 use crate::machine::{Notice, Reason, Request};
 use crate::registry::Progress;
 use crate::store::{Access, Key};
@@ -42,11 +43,11 @@ pub(super) type Known = coordinator::Known<Instant, RequestStats, Kept>;
 /// Everything in memory.
 pub(super) struct State {
     pub coordinator: Coordinator,
-    /// Which requests are checked for push permission, up to the limit of each namespace.
+    /// Which requests are checked for push permission, up to the limit of each pool.
     pub push_checks: PushChecks,
     /// The requests whose Secret is missing, and how often it was by now, by namespace.
     missing: HashMap<String, Missing>,
-    /// What is launched of each namespace, and whose turn it is.
+    /// What is launched of each pool, and whose turn it is.
     pub turns: Turns<Key>,
     /// Requests whose image stream tags are being set: they are known here no more.
     pub referencing: HashSet<Uid>,
@@ -244,12 +245,12 @@ impl State {
         })
     }
 
-    /// An operation of a request has landed; gives who may launch now, where fewer than `most` of its namespace are left.
-    pub fn landed(&mut self, namespace: &str, uid: &str, most: usize) -> Option<Key> {
+    /// An operation of a request has landed; gives who may launch now, where fewer than `most` of its pool are left.
+    pub fn landed(&mut self, pool: &Pool, uid: &str, most: usize) -> Option<Key> {
         if let Some(kept) = self.known(uid) {
             kept.steps_left = kept.steps_left.saturating_sub(1);
         }
-        self.turns.land(namespace, most)
+        self.turns.land(pool, most)
     }
 
     /// The registry answers: those who share a float with a request that may push, and were to be checked again later, are checked now,
@@ -308,14 +309,14 @@ impl State {
 
     /// A request was checked, or is gone: who is next is woken.
     pub fn end_push_check(&mut self, uid: &str) {
-        if let Some(asked) = self.push_checks.end(uid) {
-            self.call_push_check(&asked);
+        if let Some(pool) = self.push_checks.end(uid) {
+            self.call_push_check(&pool);
         }
     }
 
     /// Wakes whoever is checked next.
-    pub fn call_push_check(&mut self, asked: &Asked) {
-        let next = self.push_checks.next(asked);
+    pub fn call_push_check(&mut self, pool: &Pool) {
+        let next = self.push_checks.next(pool);
         if let Some(key) = next.and_then(|uid| self.coordinator.key_of(uid)) {
             self.coordinator.wake(key);
         }

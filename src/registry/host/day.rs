@@ -24,6 +24,7 @@ use tokio::time::{Instant, sleep_until};
 use super::limits::Protocol;
 use super::simulated::{Request, World};
 use crate::machine::claims::Uid;
+use crate::machine::pool::Pool;
 use crate::machine::quota::{NamespaceQuota, QuotaKey};
 
 /// What of the day's floats is created in each hour of UTC, in thousandths: most while both Europe and America work.
@@ -147,17 +148,19 @@ impl Played {
             tally.unfinished += asked.floats;
             tally.hours[hour].created += asked.floats;
         });
-        let namespace = asked.namespace.to_string();
         let (key, uid) = (
             QuotaKey {
-                namespace: namespace.clone(),
+                pool: Arc::new(Pool {
+                    namespace: asked.namespace.to_string(),
+                    registries: "quay.io".into(),
+                }),
                 plans: false,
             },
             order.to_string(),
         );
         self.active(&key, &uid, order).await;
         let (world, existing) = (&self.world, self.day.existing);
-        let request = Request::new(world, &namespace, &uid, asked.floats, existing);
+        let request = Request::new(world, &key.pool, &uid, asked.floats, existing);
         let floats = (0..asked.floats).map(|_| async {
             request.float().await;
             self.posted(&asked);

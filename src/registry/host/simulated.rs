@@ -22,6 +22,7 @@ use super::learnt_rate::tests::Bucket;
 use super::limits::{Connection, Lane, Limit, Limits, Protocol, Rates, Zone};
 use super::progress::Progress;
 use crate::engine::operation_queue::{OperationQueue, Permit, QueueKey};
+use crate::machine::pool::Pool;
 use crate::machine::{FRESH_SECONDS, ImageSpec, Phase, Step};
 use crate::registry::auth::credential::Credential;
 use crate::turn::{Turn, Turns};
@@ -78,7 +79,7 @@ struct Figures {
 /// floats are at work.
 pub(super) struct Request {
     world: Arc<World>,
-    namespace: String,
+    pool: Arc<Pool>,
     uid: String,
     /// Whether its floats are there; new ones have nothing to back up.
     existing: bool,
@@ -94,16 +95,16 @@ impl Request {
 
     pub(super) fn new(
         world: &Arc<World>,
-        namespace: &str,
+        pool: &Arc<Pool>,
         uid: &str,
         floats: usize,
         existing: bool,
     ) -> Self {
         let steps = floats * Phase::Pending.steps_left();
-        let turn = world.turns.lock().begin(namespace, steps);
+        let turn = world.turns.lock().begin(&pool.namespace, steps);
         let request = Self {
             world: Arc::clone(world),
-            namespace: namespace.to_owned(),
+            pool: Arc::clone(pool),
             uid: uid.to_owned(),
             existing,
             at_work: AtomicUsize::new(0),
@@ -121,14 +122,14 @@ impl Request {
     async fn begin(&self, step: Step) -> Permit {
         let key = QueueKey::of(&self.world.image, step);
         let operations = &self.world.operations;
-        (operations.acquire(key, &self.namespace, &self.uid, self.turn)).await
+        (operations.acquire(key, &self.pool.namespace, &self.uid, self.turn)).await
     }
 
     /// A step has ended.
     fn land(&self, permit: Permit) {
         drop(permit);
         let mut turns = self.world.turns.lock();
-        turns.land(&self.namespace, usize::MAX);
+        turns.land(&self.pool, usize::MAX);
         drop(turns);
         if self.at_work.fetch_sub(1, Relaxed) == 1 {
             self.saved.send_replace(Instant::now());
@@ -138,7 +139,7 @@ impl Request {
     /// Another one begins.
     fn launch(&self) {
         self.at_work.fetch_add(1, Relaxed);
-        (self.world.turns.lock()).launch(&self.namespace);
+        (self.world.turns.lock()).launch(&self.pool);
     }
 
     /// A step has ended; the next begins after a save.
@@ -158,7 +159,7 @@ impl Request {
     /// Promotes one of its floats.
     pub(super) async fn float(&self) {
         let world = &self.world;
-        let progress = Progress::in_turn(&self.namespace, &self.uid, self.turn);
+        let progress = Progress::in_turn(&self.pool.namespace, &self.uid, self.turn);
         let none = Credential::anonymous();
         let caller = Caller::new(&progress, &none);
         let permit = self.begin(Step::Resolve).await;
@@ -320,7 +321,11 @@ impl World {
 
     async fn play(limited: bool, spoken: Protocol, seed: u64) -> Figures {
         let world = Arc::new(Self::new(limited, spoken, seed));
-        let request = Request::new(&world, "team", "request", FLOATS, true);
+        let pool = Arc::new(Pool {
+            namespace: "team".into(),
+            registries: "quay.io".into(),
+        });
+        let request = Request::new(&world, &pool, "request", FLOATS, true);
         join_all((0..FLOATS).map(|_| request.float())).await;
         let sent = [0, 1].map(|protocol: usize| f64::from(world.sent[protocol].load(Relaxed)));
         let own = f64::max(sent[0] / QUAY[0].0, sent[1] / QUAY[1].0);

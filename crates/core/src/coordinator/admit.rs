@@ -15,6 +15,7 @@ use super::state::{Coordinator, Known};
 use crate::image::Float;
 use crate::log::{Time, WriteLog};
 use crate::machine::claims::{PATIENCE, Rival, Standing, Uid, Verdict};
+use crate::machine::pool::Pool;
 use crate::machine::quota::QuotaKey;
 use crate::machine::{Admission, Mode, Reason, Request};
 
@@ -81,8 +82,10 @@ impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
         over_limit: &mut bool,
     ) -> ControlFlow<Admission, Ask> {
         match me.asked.take() {
-            None if self.backlog.is_beyond(&me.uid) => me.waits(Reason::Queued, beyond(), None),
-            None => Continue(Ask::Policy),
+            None => match self.backlog.beyond(&me.uid) {
+                Some(pool) => me.waits(Reason::Queued, beyond(pool), None),
+                None => Continue(Ask::Policy),
+            },
             Some(Ask::Policy) => {
                 if me.request.spec.suspend {
                     // Others still wait for its committed images; with the rest it delays nobody.
@@ -122,7 +125,7 @@ impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
         if request.spec.mode == Mode::Plan {
             *over_limit = !self.admit_plan(&uid);
             return if *over_limit {
-                self.over_limit(me, "plans")
+                self.over_limit(me)
             } else {
                 holds
             };
@@ -174,7 +177,7 @@ impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
                     // It may not begin, so it must not block other namespaces.
                     self.stands(&uid, before, Standing::Ineligible);
                     *over_limit = true;
-                    return self.over_limit(me, "requests");
+                    return self.over_limit(me);
                 }
                 if !self.claims.take(&uid, &floats) {
                     return me.waits(Reason::Queued, ANOTHER_HOLDS, soon);
@@ -190,11 +193,15 @@ impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
         }
     }
 
-    /// It is over its namespace's limit, and is woken when it may begin.
-    fn over_limit(&self, me: &mut Recorded, what: &str) -> ControlFlow<Admission, Ask> {
-        let limit = self.quota.limit();
+    /// It is over the limit of its pool, and is woken when it may begin.
+    fn over_limit(&self, me: &mut Recorded) -> ControlFlow<Admission, Ask> {
+        let (limit, known) = (self.quota.limit(), self.known.get(&me.uid));
+        let what = known.map_or_else(String::new, |known| {
+            let what = if known.plans() { "plans" } else { "requests" };
+            format!(" {what} of {}", known.pool.place())
+        });
         let message = format!(
-            "over its namespace's limit of {limit} active {what} (--max-active-requests-per-namespace); waits for one of them to end"
+            "over the limit of {limit} active{what} (--max-active-requests-per-namespace); waits for one of them to end"
         );
         me.waits(Reason::Queued, message, None)
     }
@@ -364,10 +371,11 @@ pub fn end_rival(
 
 /// Why a request that is kept small waits. It does not say how many are before it: that changes whenever one of them ends, and each save
 /// that says so is heard of again.
-fn beyond() -> String {
+fn beyond(pool: &Pool) -> String {
     format!(
-        "older requests of this namespace wait before it, with as many floats as are kept ready ({FLOATS_MAX}); \
-         it comes as they begin or end, the oldest first"
+        "older requests of {} wait before it, with as many floats as are kept ready ({FLOATS_MAX}); \
+         it comes as they begin or end, the oldest first",
+        pool.place()
     )
 }
 

@@ -1,19 +1,21 @@
-//! Requests that may not begin now, in any number: suspended ones, and those of a namespace beyond its first [`FLOATS_MAX`] floats.
+//! Requests that may not begin now, in any number: suspended ones, and those of a [`Pool`] beyond its first [`FLOATS_MAX`] floats.
 //!
 //! A request that has not begun is *ready* (in [`State::known`](super::state::State), with all that a claim needs) or *shelved*: only its
 //! name, its order and sixteen bytes per float are kept. Whoever claims a float still finds, and ends, the older requests that are
 //! shelved, so the order of creation holds. A shelved request cannot begin, so it delays nobody.
 //!
-//! Guaranteed: of the requests of a namespace that are not suspended, the oldest are ready; as soon as one of them begins, ends, or is
+//! Guaranteed: of the requests of a pool that are not suspended, the oldest are ready; as soon as one of them begins, ends, or is
 //! suspended, the oldest of the shelved ones is called.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::Key;
 use crate::image::{Digest, Float};
 use crate::machine::claims::{Contender, Share, Standing, Uid};
+use crate::machine::pool::Pool;
 
-/// Floats of requests that wait ready to begin, of one namespace.
+/// Floats of requests that wait ready to begin, of one pool.
 pub const FLOATS_MAX: usize = 5_000;
 
 /// A float by its digest: small, and nobody can choose two that collide.
@@ -26,10 +28,10 @@ pub(super) struct Backlog<C> {
     /// Who names a float.
     floats: BTreeSet<(Mark, u64)>,
     numbers: BTreeMap<u64, Uid>,
-    namespaces: BTreeMap<String, Rows>,
+    pools: BTreeMap<Arc<Pool>, Rows>,
 }
 
-/// Of one namespace.
+/// Of one pool.
 #[derive(Debug, Clone, Default, Hash)]
 struct Rows {
     /// Those that are ready, and those that were called to be: by order, and the floats of each.
@@ -62,6 +64,7 @@ pub struct Shelved<C> {
     pub key: Key,
     /// The resourceVersion this was read at.
     pub version: u64,
+    pub(super) pool: Arc<Pool>,
     /// What is counted of it.
     pub counts: C,
     order: u64,
@@ -77,21 +80,21 @@ impl<C> Default for Backlog<C> {
             shelved: BTreeMap::new(),
             floats: BTreeSet::new(),
             numbers: BTreeMap::new(),
-            namespaces: BTreeMap::new(),
+            pools: BTreeMap::new(),
         }
     }
 }
 
 impl<C> Backlog<C> {
     /// Whether to shelve a request that has not begun. The newest ready ones make room for an older one.
-    pub fn takes(&self, key: &Key, contender: &Contender) -> bool {
+    pub fn takes(&self, pool: &Pool, contender: &Contender) -> bool {
         if contender.started {
             return false;
         }
         if contender.suspended {
             return true;
         }
-        let Some(rows) = self.namespaces.get(&key.namespace) else {
+        let Some(rows) = self.pools.get(pool) else {
             return false;
         };
         let own = (contender.order, contender.uid.clone());
@@ -118,12 +121,12 @@ impl<C> Backlog<C> {
     }
 
     /// Marks a request as ready, or begun. Returns the newest ready ones beyond the limit: they are to be shelved.
-    pub fn is_ready(&mut self, key: &Key, contender: &Contender) -> Vec<Uid> {
-        self.is_not_ready(key, &contender.uid);
+    pub fn is_ready(&mut self, pool: &Arc<Pool>, contender: &Contender) -> Vec<Uid> {
+        self.is_not_ready(pool, &contender.uid);
         if contender.started {
             return Vec::new();
         }
-        let rows = self.namespaces.entry(key.namespace.clone()).or_default();
+        let rows = self.pools.entry(Arc::clone(pool)).or_default();
         let own = (contender.order, contender.uid.clone());
         rows.add(own, weight(contender));
         let (mut over, mut newest) = (rows.floats, Vec::new());
@@ -138,16 +141,22 @@ impl<C> Backlog<C> {
     }
 
     /// A request is not ready any more, if it was.
-    pub fn is_not_ready(&mut self, key: &Key, uid: &str) {
-        let Some(rows) = self.namespaces.get_mut(&key.namespace) else {
+    pub fn is_not_ready(&mut self, pool: &Pool, uid: &str) {
+        let Some(rows) = self.pools.get_mut(pool) else {
             return;
         };
         rows.remove(uid);
-        self.tidy(&key.namespace);
+        self.tidy(pool);
     }
 
     /// Shelves a request as read at `version`. False where it was shelved at that version already.
-    pub fn shelve(&mut self, key: &Key, version: u64, contender: &Contender, counts: C) -> bool {
+    pub fn shelve(
+        &mut self,
+        (key, pool): (&Key, &Arc<Pool>),
+        version: u64,
+        contender: &Contender,
+        counts: C,
+    ) -> bool {
         let known = self.shelved.get(&contender.uid);
         if known.is_some_and(|known| known.version >= version) {
             return false;
@@ -161,12 +170,13 @@ impl<C> Backlog<C> {
         self.floats.extend(marks);
         self.numbers.insert(number, contender.uid.clone());
         if !contender.suspended {
-            let rows = self.namespaces.entry(key.namespace.clone()).or_default();
+            let rows = self.pools.entry(Arc::clone(pool)).or_default();
             rows.beyond.insert((contender.order, contender.uid.clone()));
         }
         let shelved = Shelved {
             key: key.clone(),
             version,
+            pool: Arc::clone(pool),
             counts,
             order: contender.order,
             together: contender.together,
@@ -185,18 +195,18 @@ impl<C> Backlog<C> {
         for mark in &shelved.floats {
             self.floats.remove(&(*mark, shelved.number));
         }
-        if let Some(rows) = self.namespaces.get_mut(&shelved.key.namespace) {
+        if let Some(rows) = self.pools.get_mut(&shelved.pool) {
             rows.beyond.remove(&(shelved.order, uid.to_owned()));
             rows.remove(uid);
         }
-        self.tidy(&shelved.key.namespace);
+        self.tidy(&shelved.pool);
         Some(shelved)
     }
 
-    /// Calls the oldest shelved requests of a namespace that fit now. Each is called once: its room is kept until it comes.
-    pub fn call(&mut self, namespace: &str) -> Vec<Key> {
+    /// Calls the oldest shelved requests of a pool that fit now. Each is called once: its room is kept until it comes.
+    pub fn call(&mut self, pool: &Pool) -> Vec<Key> {
         let mut called = Vec::new();
-        let Some(rows) = self.namespaces.get_mut(namespace) else {
+        let Some(rows) = self.pools.get_mut(pool) else {
             return called;
         };
         while let Some(first) = rows.beyond.pop_first() {
@@ -214,10 +224,10 @@ impl<C> Backlog<C> {
         called
     }
 
-    /// Whether a request is shelved for no other reason than that there are too many.
-    pub fn is_beyond(&self, uid: &str) -> bool {
+    /// The pool of a request that is shelved for no other reason than that there are too many.
+    pub fn beyond(&self, uid: &str) -> Option<&Pool> {
         let shelved = self.shelved.get(uid);
-        shelved.is_some_and(|shelved| !shelved.suspended)
+        Some(&*shelved.filter(|shelved| !shelved.suspended)?.pool)
     }
 
     /// The shelved requests that share a float with `contender`, each with the floats that they share.
@@ -268,10 +278,10 @@ impl<C> Backlog<C> {
         self.shelved.values_mut().for_each(|s| s.version = 0);
     }
 
-    fn tidy(&mut self, namespace: &str) {
+    fn tidy(&mut self, pool: &Pool) {
         let empty = |rows: &Rows| rows.ready.is_empty() && rows.beyond.is_empty();
-        if self.namespaces.get(namespace).is_some_and(empty) {
-            self.namespaces.remove(namespace);
+        if self.pools.get(pool).is_some_and(empty) {
+            self.pools.remove(pool);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What is heard of requests: that they are there, have begun, ended or are gone.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Key;
@@ -9,6 +10,7 @@ use crate::image::Float;
 use crate::log::{Time, WriteLog};
 use crate::machine::Request;
 use crate::machine::claims::{Contender, Share, Standing, Uid};
+use crate::machine::pool::Pool;
 
 /// How long a tombstone is kept: whoever read the request before does not bring it back.
 const TOMBSTONE_LIFE: Duration = Duration::from_mins(1);
@@ -41,6 +43,7 @@ impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
                 contender.standing = known.contender.standing;
             }
             known.version = version;
+            let pool = Arc::clone(&known.pool);
             let before = std::mem::replace(&mut known.contender, contender.clone());
             known.counts = counts;
             let frozen = |share: &&Share| share.frozen;
@@ -51,8 +54,8 @@ impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
                 self.wake_on(floats.map(|share| &share.float), &uid);
             }
             if contender.started && !before.started {
-                self.backlog.is_not_ready(key, &uid);
-                self.call_shelved(&key.namespace);
+                self.backlog.is_not_ready(&pool, &uid);
+                self.call_shelved(&pool);
             }
             // Floats change only where an object becomes readable, or stops being so.
             if before.shares.len() != contender.shares.len() {
@@ -64,23 +67,26 @@ impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
         if self.tombstones.contains_key(&uid) {
             return false;
         }
-        let shelved = self.backlog.get(&uid).map(|shelved| shelved.version);
-        if shelved.is_some_and(|known| known > version) {
+        let shelved = self.backlog.get(&uid);
+        if shelved.is_some_and(|known| known.version > version) {
             return false;
         }
+        let shelved = shelved.map(|shelved| Arc::clone(&shelved.pool));
+        let is_new = shelved.is_none();
+        let pool = shelved.unwrap_or_else(|| self.pools.join(&key.namespace, contender.floats()));
         let readable = contender.standing != Standing::Unreadable;
-        if readable && self.backlog.takes(key, &contender) {
-            if shelved.is_none() {
+        if readable && self.backlog.takes(&pool, &contender) {
+            if is_new {
                 self.by_key.entry(key.clone()).or_default().push(uid);
             }
-            let news = self.backlog.shelve(key, version, &contender, counts);
-            self.call_shelved(&key.namespace);
+            let news = (self.backlog).shelve((key, &pool), version, &contender, counts);
+            self.call_shelved(&pool);
             return news;
         }
         if self.backlog.remove(&uid).is_some() {
             self.forget_key(key, &uid);
         }
-        for newest in self.backlog.is_ready(key, &contender) {
+        for newest in self.backlog.is_ready(&pool, &contender) {
             self.shelve_known(&newest);
         }
         self.by_key
@@ -91,6 +97,7 @@ impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
         let known = Known {
             key: key.clone(),
             version,
+            pool,
             contender,
             permitted: None,
             rivals: Vec::new(),
@@ -115,11 +122,12 @@ impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
             .entry(known.key.clone())
             .or_default()
             .push(uid.to_owned());
-        self.backlog.shelve(&known.key, version, contender, counts);
-        self.call_shelved(&known.key.namespace);
+        let of = (&known.key, &known.pool);
+        self.backlog.shelve(of, version, contender, counts);
+        self.call_shelved(&known.pool);
     }
 
-    /// Shelves one of the newest of a namespace, unless it is about to begin. It is reconciled, so that its status says so.
+    /// Shelves one of the newest of a pool, unless it is about to begin. It is reconciled, so that its status says so.
     fn shelve_known(&mut self, uid: &str) {
         let Some(known) = self.known.get(uid) else {
             return;
@@ -133,9 +141,9 @@ impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
         self.woken.insert(key);
     }
 
-    /// Wakes the shelved requests of a namespace for which there is room now.
-    fn call_shelved(&mut self, namespace: &str) {
-        self.woken.extend(self.backlog.call(namespace));
+    /// Wakes the shelved requests of a pool for which there is room now.
+    fn call_shelved(&mut self, pool: &Pool) {
+        self.woken.extend(self.backlog.call(pool));
     }
 
     fn forget_key(&mut self, key: &Key, uid: &str) {
@@ -153,10 +161,12 @@ impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
         self.bury(uid, now);
         if let Some(shelved) = self.backlog.remove(uid) {
             self.forget_key(&shelved.key, uid);
-            self.call_shelved(&shelved.key.namespace);
+            self.pools.leave(&shelved.pool);
+            self.call_shelved(&shelved.pool);
         }
         let known = self.unknow(uid)?;
-        self.call_shelved(&known.key.namespace);
+        self.pools.leave(&known.pool);
+        self.call_shelved(&known.pool);
         self.wake_on(known.contender.floats(), uid);
         let quota_key = known.quota_key();
         self.quota.release(&quota_key, uid);
@@ -169,7 +179,7 @@ impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
     fn unknow(&mut self, uid: &str) -> Option<Known<T, C, R>> {
         let known = self.known.remove(uid)?;
         self.forget_key(&known.key, uid);
-        self.backlog.is_not_ready(&known.key, uid);
+        self.backlog.is_not_ready(&known.pool, uid);
         self.dropped.push((known.key.clone(), uid.to_owned()));
         self.unindex(&known.contender);
         Some(known)

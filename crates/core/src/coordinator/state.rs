@@ -1,11 +1,13 @@
 //! What a process keeps in memory: requests, their operations, the contenders for each float and its owner.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use super::Key;
 use super::backlog::{Backlog, Shelved};
 use crate::image::Float;
 use crate::machine::claims::{Claims, Contender, Rival, Uid};
+use crate::machine::pool::{Pool, Pools};
 use crate::machine::quota::{NamespaceQuota, QuotaKey};
 use crate::machine::{Outcome, Step};
 
@@ -14,7 +16,9 @@ use crate::machine::{Outcome, Step};
 #[derive(Debug, Clone, Hash)]
 pub struct Coordinator<T, C, R, O> {
     pub(super) claims: Claims,
-    /// How many of a namespace may have begun at once.
+    /// Which requests are counted together: all that are known or shelved.
+    pub(super) pools: Pools,
+    /// How many of a pool may have begun at once.
     pub(super) quota: NamespaceQuota,
     /// The unfinished requests that are known.
     pub(super) known: BTreeMap<Uid, Known<T, C, R>>,
@@ -49,6 +53,8 @@ pub struct Known<T, C, R> {
     pub key: Key,
     /// The resourceVersion this was read at: older readings do not replace it.
     pub version: u64,
+    /// What it is counted with.
+    pub pool: Arc<Pool>,
     /// As it contends for its floats.
     pub contender: Contender,
     /// Since when it is known that it may push; time for which work was stopped does not count.
@@ -91,7 +97,7 @@ impl<T, C, R> Known<T, C, R> {
     /// The quota it counts against.
     pub fn quota_key(&self) -> QuotaKey {
         QuotaKey {
-            namespace: self.key.namespace.clone(),
+            pool: Arc::clone(&self.pool),
             plans: self.plans(),
         }
     }
@@ -116,11 +122,12 @@ impl<O> Default for Operations<O> {
 // === impl Coordinator ===
 
 impl<T, C, R, O> Coordinator<T, C, R, O> {
-    /// Nothing is known yet. At most `namespace_max` requests of a namespace may have begun at once; 0: any number.
+    /// Nothing is known yet. At most `namespace_max` requests of a pool may have begun at once; 0: any number.
     #[must_use]
     pub fn new(namespace_max: usize) -> Self {
         Self {
             claims: Claims::default(),
+            pools: Pools::default(),
             quota: NamespaceQuota::new(namespace_max),
             known: BTreeMap::new(),
             by_key: BTreeMap::new(),

@@ -9,6 +9,7 @@ use super::*;
 use crate::image::Float;
 use crate::log::WriteLog;
 use crate::machine::claims::{Contender, Rival, Share, Standing, Verdict};
+use crate::machine::pool::Pools;
 use crate::machine::{Admission, Latch, Phase, Reason, References, Request, samples};
 
 type State = Coordinator<Duration, (), (), ()>;
@@ -97,7 +98,7 @@ fn of_a_namespace_the_oldest_are_ready_and_the_others_come_in_their_order() {
     };
     let oldest = |count: usize| (0..40).map(|n| n < count).collect::<Vec<_>>();
     assert_eq!(ready(&state), oldest(20));
-    assert!(state.backlog.is_beyond(&requests[39].1.uid));
+    assert!(state.backlog.beyond(&requests[39].1.uid).is_some());
     // Nothing is noted twice.
     assert!(!note(&mut state, &requests[39], 1));
     state.woken.clear();
@@ -126,6 +127,32 @@ fn of_a_namespace_the_oldest_are_ready_and_the_others_come_in_their_order() {
     assert_eq!(state.named(&newest.0), std::slice::from_ref(&newest.1.uid));
     state.forget(&newest.1.uid, NOW);
     assert!(state.named(&newest.0).is_empty());
+}
+
+#[test]
+fn those_on_one_registry_take_no_room_and_no_place_of_those_on_another() {
+    let mut state = State::new(1);
+    let full: Vec<_> = (0..21).map(|n| request("ci", n, 250)).collect();
+    for one in &full {
+        note(&mut state, one, 1);
+    }
+    assert!(state.backlog.beyond(&full[20].1.uid).is_some());
+    let mut apart = request("ci", 100, 250);
+    for (n, share) in apart.1.shares.iter_mut().enumerate() {
+        share.float = format!("other.example/ci:{n}").parse().unwrap();
+    }
+    note(&mut state, &apart, 1);
+    let admitted = |state: &mut State, (_, contender): &(Key, Contender)| {
+        let known = &state.known[&contender.uid];
+        let (key, uid) = (known.quota_key(), &contender.uid);
+        (state.quota).try_admit(&key, uid, contender.order, std::iter::empty())
+    };
+    assert!(admitted(&mut state, &full[0]) && !admitted(&mut state, &full[1]));
+    assert!(admitted(&mut state, &apart));
+    for one in full.iter().chain([&apart]) {
+        state.forget(&one.1.uid, NOW);
+    }
+    assert_eq!(state.pools, Pools::default());
 }
 
 #[test]

@@ -10,7 +10,7 @@
 //! A [`Request`] is a spec and what is durably recorded of its promotion. [`advance`] applies what a finished [`Step`] found, its
 //! [`Outcome`]; [`decide`] says what may run next and records it. Both are functions of their arguments: time, jitter and the state of
 //! the world come in as values. [`claims`] orders the requests that share a float; [`quota`] says how many of one namespace may be
-//! active.
+//! active on the same registries, a [`pool`].
 //!
 //! A committed group that fails can roll its floats back, in `rollback`. A plan ends with a [`Forecast`] of each image.
 //!
@@ -32,6 +32,7 @@ mod expiry;
 mod forecast;
 mod outcome;
 mod phase;
+pub mod pool;
 pub mod quota;
 mod reason;
 mod request;

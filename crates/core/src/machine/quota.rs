@@ -1,4 +1,4 @@
-//! How many requests of one namespace may be active at once.
+//! How many requests of one [`Pool`] may be active at once.
 //!
 //! A request counts from when it begins until it holds nothing any more. Over the limit, the others wait and are called in the order
 //! of their creation. A waiting request may not begin, so it does not block other namespaces: a newer request on its float supersedes
@@ -8,19 +8,21 @@
 //! one may begin, the first in the queue is called.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::claims::Uid;
+use super::pool::Pool;
 
-/// What is counted together: the requests of a namespace that promote, and those that only plan.
+/// What is counted together: the requests of a pool that promote, and those that only plan.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct QuotaKey {
-    /// The namespace.
-    pub namespace: String,
+    /// The pool.
+    pub pool: Arc<Pool>,
     /// Whether they only plan.
     pub plans: bool,
 }
 
-/// Which requests are active, and which wait, by namespace.
+/// Which requests are active, and which wait, by pool.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct NamespaceQuota {
     /// For each key; 0: no limit.
@@ -193,7 +195,10 @@ mod tests {
 
     fn key(namespace: &str) -> QuotaKey {
         QuotaKey {
-            namespace: namespace.into(),
+            pool: Arc::new(Pool {
+                namespace: namespace.into(),
+                registries: "quay.io".into(),
+            }),
             plans: false,
         }
     }
