@@ -128,6 +128,13 @@ impl<K: Hash + Eq, F, const L: usize, N: Ord + Copy> FairQueue<K, F, L, N> {
         self.lists[list].iter().map(|(rank, key)| (*rank, key))
     }
 
+    pub(crate) fn get<Q: Hash + Eq + ?Sized>(&self, key: &Q) -> Option<&F>
+    where
+        K: Borrow<Q>,
+    {
+        self.flows.get(key).map(|flow| &flow.inner)
+    }
+
     pub(crate) fn get_mut<Q: Hash + Eq + ?Sized>(&mut self, key: &Q) -> Option<&mut F>
     where
         K: Borrow<Q>,

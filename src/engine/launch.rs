@@ -172,9 +172,12 @@ impl<S: Store> Engine<S> {
         let (engine, key, uid) = (self.clone(), key.clone(), uid.to_owned());
         // Boxed: thousands may wait, and a task has room for a value wherever it is moved.
         let operation = Box::new(operation);
-        let launched = Launched::new(self, &uid);
+        let Some(launched) = Launched::new(self, &uid) else {
+            // It is gone: nothing of it runs.
+            self.land(&key, &uid, index, id, Outcome::Dropped);
+            return;
+        };
         tokio::spawn(async move {
-            let _launched = launched;
             let (queue, waits_in) = (
                 engine.inner.queue.clone(),
                 QueueKey::of(&operation.spec, operation.step),
@@ -183,7 +186,7 @@ impl<S: Store> Engine<S> {
             let permit = tokio::select! {
                 biased;
                 () = operation.cancel.cancelled() => None,
-                permit = queue.acquire(waits_in, &key.namespace, &uid, turn) => Some(permit),
+                permit = queue.acquire(waits_in, &launched.pool, &uid, turn) => Some(permit),
             };
             let Some(_permit) = permit else {
                 engine.land(&key, &uid, index, id, Outcome::Dropped);

@@ -10,7 +10,7 @@
 //! that was served least goes first, of it the operation whose [`Turn`] is the least; who has left takes nothing.
 //!
 //! Queues are as many as there are names of registries, and names are free. So there is a bound on all queues together, [`QUEUES`] times
-//! what one namespace may have in one queue. Of it, as of a queue, a namespace never takes the last part: each of `n` namespaces that
+//! what one namespace may have in one queue. Of it a [`Pool`] never takes the last part, nor a namespace of a queue: each of `n` that
 //! are there has at most one of `n + 1` equal parts, so that the next to come finds room.
 //!
 //! To wait, to be granted, to give back and to leave look at the operations of that request and, in O(log n), at who goes first: never at
@@ -24,6 +24,7 @@ use tokio::sync::oneshot;
 
 use crate::fair_queue::FairQueue;
 use crate::machine::claims::Uid;
+use crate::machine::pool::Pool;
 use crate::machine::{ImageSpec, Step};
 use crate::turn::Turn;
 
@@ -60,7 +61,7 @@ pub(crate) struct Permit {
 #[derive(Clone)]
 struct At {
     key: QueueKey,
-    namespace: String,
+    pool: Arc<Pool>,
     uid: Uid,
 }
 
@@ -79,18 +80,17 @@ struct All {
     queues: HashMap<QueueKey, Queue>,
     waiters: u64,
     running: usize,
-    namespaces: HashMap<String, Load>,
+    pools: HashMap<Arc<Pool>, Load>,
     /// Those that the bound on all queues holds up, by how many run.
-    held_up: BTreeSet<(usize, String)>,
+    held_up: BTreeSet<(usize, Arc<Pool>)>,
 }
 
-/// What a namespace has in all queues.
+/// What a pool has in all queues.
 #[derive(Default)]
 struct Load {
     running: usize,
-    /// Queues it is in.
-    queues: usize,
-    /// Of these, those in which the bound on all queues holds it up.
+    waiting: usize,
+    /// The queues in which the bound on all queues holds it up.
     held_up: VecDeque<QueueKey>,
 }
 
@@ -117,8 +117,8 @@ struct Namespace {
 }
 
 /// One request in a queue.
-#[derive(Default)]
 struct Request {
+    pool: Arc<Pool>,
     running: usize,
     waiters: BTreeMap<Place, oneshot::Sender<Permit>>,
     /// Its place on each list that it is on.
@@ -149,7 +149,7 @@ impl OperationQueue {
                 queues: HashMap::new(),
                 waiters: 0,
                 running: 0,
-                namespaces: HashMap::new(),
+                pools: HashMap::new(),
                 held_up: BTreeSet::new(),
             })),
         }
@@ -159,14 +159,14 @@ impl OperationQueue {
     pub(crate) async fn acquire(
         &self,
         key: QueueKey,
-        namespace: &str,
+        pool: &Arc<Pool>,
         uid: &str,
         turn: Turn,
     ) -> Permit {
         let (waiter, permit) = oneshot::channel();
         let at = At {
             key,
-            namespace: namespace.to_owned(),
+            pool: Arc::clone(pool),
             uid: uid.to_owned(),
         };
         let place = {
@@ -228,62 +228,65 @@ impl All {
         let (share, most) = (self.share, self.most());
         let queue = self.queues.entry(at.key.clone());
         let queue = queue.or_insert_with(|| Queue::new(share, 2 * most));
-        if queue.join(&at.namespace, &at.uid, place, waiter) {
-            self.change(&at.namespace, |load| load.queues += 1);
-        }
+        queue.join(&at.pool, &at.uid, place, waiter);
+        self.change(&at.pool, |load| load.waiting += 1);
         place
     }
 
     /// Whether the waiter of this place still waited.
     fn leave(&mut self, at: &At, place: Place) -> bool {
         let queue = self.queues.get_mut(&at.key);
-        let left = queue.is_some_and(|queue| queue.leave(&at.namespace, &at.uid, place));
+        let left = queue.is_some_and(|queue| queue.leave(&at.pool.namespace, &at.uid, place));
         if left {
-            self.forget(&at.key, &at.namespace);
+            self.change(&at.pool, |load| load.waiting -= 1);
+            self.forget(&at.key, &at.pool.namespace);
         }
         left
     }
 
     fn release(&mut self, at: &At) {
         self.running -= 1;
-        self.change(&at.namespace, |load| load.running -= 1);
+        self.change(&at.pool, |load| load.running -= 1);
         if let Some(queue) = self.queues.get_mut(&at.key) {
-            queue.release(&at.namespace, &at.uid);
+            queue.release(&at.pool.namespace, &at.uid);
         }
-        self.forget(&at.key, &at.namespace);
+        self.forget(&at.key, &at.pool.namespace);
     }
 
-    /// Whether one more of a namespace may run in all.
-    fn has_room(&self, namespace: &str) -> bool {
+    /// Whether one more of a pool may run in all.
+    fn has_room(&self, pool: &Pool) -> bool {
         let most = self.most() * QUEUES;
-        let part = most / (self.namespaces.len() + 1);
-        let load = self.namespaces.get(namespace);
+        let part = most / (self.pools.len() + 1);
+        let load = self.pools.get(pool);
         self.running < most && load.is_none_or(|load| load.running < part.max(1))
     }
 
     /// Grants what can be granted in a queue.
     fn grant(&mut self, key: &QueueKey, queues: &OperationQueue) {
-        while let Some(namespace) = self.queues.get(key).and_then(Queue::first).cloned() {
-            let room = self.has_room(&namespace);
+        while let Some(pool) = self.queues.get(key).and_then(Queue::first) {
+            let (pool, room) = (Arc::clone(pool), self.has_room(pool));
             let Some(queue) = self.queues.get_mut(key) else {
                 return;
             };
             if !room {
                 // The others of this queue go on.
-                queue.hold_up(&namespace, true);
-                self.change(&namespace, |load| load.held_up.push_back(key.clone()));
+                queue.hold_up(&pool.namespace, true);
+                self.change(&pool, |load| load.held_up.push_back(key.clone()));
                 continue;
             }
-            let Some((uid, waiter)) = queue.take(&namespace) else {
+            let Some((uid, waiter)) = queue.take(&pool.namespace) else {
                 return;
             };
             let at = At {
                 key: key.clone(),
-                namespace,
+                pool,
                 uid,
             };
             self.running += 1;
-            self.change(&at.namespace, |load| load.running += 1);
+            self.change(&at.pool, |load| {
+                load.waiting -= 1;
+                load.running += 1;
+            });
             let permit = Permit {
                 queues: queues.clone(),
                 of: Some(at.clone()),
@@ -296,38 +299,38 @@ impl All {
         }
     }
 
-    /// Grants what can be granted where the bound on all queues held namespaces up: to who has least.
+    /// Grants what can be granted where the bound on all queues held pools up: to who has least.
     fn grant_held_up(&mut self, queues: &OperationQueue) {
-        while let Some((_, namespace)) = self.held_up.first().cloned() {
-            if !self.has_room(&namespace) {
+        while let Some((_, pool)) = self.held_up.first().cloned() {
+            if !self.has_room(&pool) {
                 return;
             }
             let mut key = None;
-            self.change(&namespace, |load| key = load.held_up.pop_front());
+            self.change(&pool, |load| key = load.held_up.pop_front());
             let Some(key) = key else {
                 return;
             };
             if let Some(queue) = self.queues.get_mut(&key) {
-                queue.hold_up(&namespace, false);
+                queue.hold_up(&pool.namespace, false);
             }
-            self.forget(&key, &namespace);
+            self.forget(&key, &pool.namespace);
             self.grant(&key, queues);
         }
     }
 
-    /// Changes what a namespace has in all queues; without a queue it has nothing.
-    fn change(&mut self, namespace: &str, change: impl FnOnce(&mut Load)) {
-        let load = self.namespaces.entry(namespace.to_owned()).or_default();
+    /// Changes what a pool has in all queues.
+    fn change(&mut self, pool: &Arc<Pool>, change: impl FnOnce(&mut Load)) {
+        let load = self.pools.entry(Arc::clone(pool)).or_default();
         let before = (load.running, !load.held_up.is_empty());
         change(load);
         let after = (load.running, !load.held_up.is_empty());
-        if load.queues == 0 {
-            self.namespaces.remove(namespace);
+        if load.waiting + load.running == 0 && !after.1 {
+            self.pools.remove(pool);
         }
         if before != after {
-            self.held_up.remove(&(before.0, namespace.to_owned()));
+            self.held_up.remove(&(before.0, Arc::clone(pool)));
             if after.1 {
-                self.held_up.insert((after.0, namespace.to_owned()));
+                self.held_up.insert((after.0, Arc::clone(pool)));
             }
         }
     }
@@ -337,11 +340,9 @@ impl All {
         let Some(queue) = self.queues.get_mut(key) else {
             return;
         };
-        if queue.forget(namespace) {
-            if queue.namespaces.is_empty() {
-                self.queues.remove(key);
-            }
-            self.change(namespace, |load| load.queues -= 1);
+        queue.forget(namespace);
+        if queue.namespaces.is_empty() {
+            self.queues.remove(key);
         }
     }
 }
@@ -365,27 +366,19 @@ impl Queue {
         (self.most / (namespaces + 1)).max(1)
     }
 
-    /// Whether the namespace is new here.
-    fn join(
-        &mut self,
-        namespace: &str,
-        uid: &str,
-        place: Place,
-        waiter: oneshot::Sender<Permit>,
-    ) -> bool {
-        let before = self.namespaces.len();
+    fn join(&mut self, pool: &Arc<Pool>, uid: &str, place: Place, waiter: oneshot::Sender<Permit>) {
+        let (namespace, before) = (&pool.namespace, self.namespaces.len());
         let of = self
             .namespaces
             .join(namespace.to_owned(), Namespace::default);
-        let request = of.requests.entry(uid.to_owned()).or_default();
+        let request = of.requests.entry(uid.to_owned());
+        let request = request.or_insert_with(|| Request::of(pool));
         request.waiters.insert(place, waiter);
-        let is_new = self.namespaces.len() > before;
-        if is_new {
+        if self.namespaces.len() > before {
             self.by_running.insert((0, namespace.to_owned()));
             self.list_anew(before);
         }
         self.changed(namespace, uid);
-        is_new
     }
 
     /// Whether this waiter was there.
@@ -397,10 +390,12 @@ impl Queue {
         left.is_some()
     }
 
-    /// The namespace that is served next.
-    fn first(&self) -> Option<&String> {
-        let first = self.namespaces.first(0).map(|(_, namespace)| namespace);
-        first.filter(|_| self.running < self.most)
+    /// The pool of the request that is served next.
+    fn first(&self) -> Option<&Arc<Pool>> {
+        let (_, namespace) = (self.namespaces.first(0)).filter(|_| self.running < self.most)?;
+        let of = self.namespaces.get(namespace)?;
+        let (_, uid) = of.first(self.share)?;
+        Some(&of.requests.get(uid)?.pool)
     }
 
     /// The next waiter of a namespace, whose operation runs from now on.
@@ -433,17 +428,16 @@ impl Queue {
         self.list(namespace);
     }
 
-    /// Whether a namespace was forgotten, because nothing of it is here.
-    fn forget(&mut self, namespace: &str) -> bool {
+    /// Forgets a namespace of which nothing is here.
+    fn forget(&mut self, namespace: &str) {
         let of = self.namespaces.get_mut(namespace);
         if of.is_none_or(|of| of.held_up || !of.requests.is_empty()) {
-            return false;
+            return;
         }
         let before = self.namespaces.len();
         self.namespaces.remove(namespace);
         self.by_running.remove(&(0, namespace.to_owned()));
         self.list_anew(before);
-        true
     }
 
     /// Changes how many of a namespace run.
@@ -481,6 +475,19 @@ impl Queue {
         let concerned = self.by_running.range(range).map(|(_, name)| name.clone());
         for namespace in concerned.collect::<Vec<_>>() {
             self.list(&namespace);
+        }
+    }
+}
+
+// === impl Request ===
+
+impl Request {
+    fn of(pool: &Arc<Pool>) -> Self {
+        Self {
+            pool: Arc::clone(pool),
+            running: 0,
+            waiters: BTreeMap::new(),
+            listed: [None; 2],
         }
     }
 }
@@ -552,7 +559,9 @@ mod tests {
             turn: Turn,
         ) -> Self {
             let acquire = || {
-                Box::pin(queues.acquire(key.clone(), self::namespace(uid), uid, turn)) as Acquiring
+                let (key, pool) = (key.clone(), pool(uid, &key.float));
+                let acquiring = async move { queues.acquire(key, &pool, uid, turn).await };
+                Box::pin(acquiring) as Acquiring
             };
             let mut launched = Self {
                 waiting: (0..count).map(|_| acquire()).collect(),
@@ -577,21 +586,29 @@ mod tests {
     }
 
     /// A request is named `NAMESPACE/NAME`, or is of the one that all others are of.
-    fn namespace(uid: &str) -> &str {
-        uid.split_once('/').map_or("ci", |(namespace, _)| namespace)
+    fn pool(uid: &str, registries: &str) -> Arc<Pool> {
+        let namespace = uid.split_once('/').map_or("ci", |(namespace, _)| namespace);
+        Arc::new(Pool {
+            namespace: namespace.to_owned(),
+            registries: registries.to_owned(),
+        })
     }
 
     impl All {
         fn is_empty(&self) -> bool {
             self.queues.is_empty()
-                && self.namespaces.is_empty()
+                && self.pools.is_empty()
                 && self.held_up.is_empty()
                 && self.running == 0
         }
     }
 
     fn key(source: &str, step: Step) -> QueueKey {
-        let float = "quay.io/openshift/ci:f".parse().unwrap();
+        key_to("quay.io", source, step)
+    }
+
+    fn key_to(float: &str, source: &str, step: Step) -> QueueKey {
+        let float = format!("{float}/openshift/ci:f").parse().unwrap();
         let source = format!("{source}.example/a/b:c").parse().unwrap();
         QueueKey::of(
             &ImageSpec {
@@ -669,6 +686,28 @@ mod tests {
     }
 
     #[test]
+    fn a_registry_that_is_down_leaves_room_for_another_whatever_is_sent_to_it() {
+        let queues = OperationQueue::new(1);
+        let names: Vec<String> = (0..40).map(|n| format!("ci/{n}")).collect();
+        let down: Vec<QueueKey> = (0..10)
+            .flat_map(|n| [Step::Stage, Step::BackUp].map(|step| key(&format!("b{n}"), step)))
+            .collect();
+        let down = down
+            .iter()
+            .flat_map(|key| names.iter().map(move |name| (key, name)));
+        let mut down: Vec<_> = down
+            .map(|(key, name)| Operations::launch(&queues, key, name, 1))
+            .collect();
+        let running = down.iter_mut().map(Operations::running).sum::<usize>();
+        assert_eq!(running, 32);
+        let well = key_to("well.example", "b0", Step::Stage);
+        let mut well = Operations::launch(&queues, &well, "ci/well", 10);
+        assert_eq!(well.running(), 4);
+        drop((down, well));
+        assert!(queues.lock().is_empty());
+    }
+
+    #[test]
     fn a_namespace_that_invents_registries_leaves_room_for_others() {
         let queues = OperationQueue::new(1);
         // Sixteen in each key, were there no bound on all.
@@ -741,6 +780,7 @@ mod tests {
         drop((first, last));
         assert!(queues.lock().is_empty());
     }
+
     #[test]
     fn a_grant_costs_no_more_among_many_who_wait() {
         let queues = OperationQueue::new(1);
@@ -752,8 +792,8 @@ mod tests {
         };
         let acquire = async |number: usize| {
             let uid = uid(number);
-            let turn = Turn::default();
-            (queues.acquire(latch.clone(), namespace(&uid), &uid, turn)).await
+            let (pool, turn) = (pool(&uid, "quay.io"), Turn::default());
+            queues.acquire(latch.clone(), &pool, &uid, turn).await
         };
         let crowd = |count| {
             let waiting: FuturesUnordered<_> = (0..count).map(acquire).collect();

@@ -122,7 +122,7 @@ impl Request {
     async fn begin(&self, step: Step) -> Permit {
         let key = QueueKey::of(&self.world.image, step);
         let operations = &self.world.operations;
-        (operations.acquire(key, &self.pool.namespace, &self.uid, self.turn)).await
+        (operations.acquire(key, &self.pool, &self.uid, self.turn)).await
     }
 
     /// A step has ended.
