@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use promotion_controller::api::PromotionRequestStatus;
 use quaylike::{
-    Action, Auth, AuthMode, ImageSpec, Matcher, Options, Registry, Rule, Shape, User, When,
+    Action, Auth, AuthMode, ImageSpec, Matcher, Options, Registry, RequestKind, Rule, Shape, User,
+    When,
 };
 use serde_json::json;
 
-use crate::testbed::stage::{Stage, phase, spec};
+use crate::testbed::stage::{Controller, Stage, phase, spec};
 
 const REQUESTS: usize = 20;
 const FLOATS: usize = 10;
@@ -152,67 +153,132 @@ async fn a_request_that_only_waits_is_saved_once_whatever_ends_before_it() {
     }
 }
 
-/// Requests on a registry that is down, of which no more than so many ask it.
+/// Requests on a registry that is down, and the limit of their namespace.
 const DOWN: usize = 30;
-const ASKING: usize = 4;
+const LIMIT: usize = 4;
+
+/// A registry that answers 503 to some of what it is asked, and one that is well.
+struct Two {
+    stage: Stage,
+    down: Registry,
+    well: Registry,
+    rule: u64,
+    user: String,
+    _controller: Controller,
+}
+
+impl Two {
+    async fn start(name: &str, refused: Matcher) -> Self {
+        let stage = Stage::new(name).await;
+        let (user, kubeconfig) = stage.plane.mighty_account(name).await.unwrap();
+        let down = Registry::start(Options::default()).await.unwrap();
+        let well = Registry::start(Options::default()).await.unwrap();
+        let plain = [&down, &well].map(|registry| format!("--plain-http={}", registry.host()));
+        let limit = format!("--max-active-requests-per-namespace={LIMIT}");
+        let controller = stage.controller_through(&kubeconfig, &[&plain[0], &plain[1], &limit]);
+        let rule = down.add_rule(Rule {
+            matcher: refused,
+            when: When::Always,
+            left: None,
+            action: Action::page(503),
+        });
+        let two = Self {
+            stage,
+            down,
+            well,
+            rule,
+            user,
+            _controller: controller,
+        };
+        for n in 0..DOWN {
+            two.create(&two.down, &name_of(n)).await;
+            if n == 0 {
+                two.waits(&name_of(n), &["RegistryUnavailable"]).await;
+            }
+        }
+        two
+    }
+
+    /// Of one float, which is named after the request.
+    async fn create(&self, registry: &Registry, name: &str) {
+        let new = ImageSpec::new(Shape::Oci, name);
+        let new = registry.seed_spec("src", name, &new).unwrap();
+        let host = registry.host();
+        let images = spec(&[(&format!("{host}/src@{new}"), &format!("{host}/ci:{name}"))]);
+        self.stage.create(name, &images).await;
+    }
+
+    /// Until a request waits for one of these reasons.
+    async fn waits(&self, name: &str, reasons: &[&str]) {
+        let waits = |status: &PromotionRequestStatus| {
+            let mut conditions = status.conditions.iter();
+            conditions.any(|c| c.type_ == "Progressing" && reasons.contains(&&*c.reason))
+        };
+        self.stage.until(name, PATIENCE, waits).await;
+    }
+
+    async fn posted(&self, name: &str) {
+        let done = self.stage.finished(name, PATIENCE).await;
+        assert_eq!(phase(&done), "Posted", "{name}");
+    }
+
+    /// A request on the registry that is well ends; the others end when theirs is.
+    async fn end(self) {
+        self.create(&self.well, "newcomer").await;
+        self.posted("newcomer").await;
+        self.down.remove_rule(self.rule);
+        for n in 0..DOWN {
+            self.posted(&name_of(n)).await;
+        }
+    }
+}
+
+fn name_of(n: usize) -> String {
+    format!("r{n}")
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_that_wait_for_a_registry_that_is_down_ask_the_api_server_nothing() {
-    let stage = Stage::new("down").await;
-    let (user, kubeconfig) = stage.plane.mighty_account("down").await.unwrap();
-    let registry = Registry::start(Options::default()).await.unwrap();
-    let other = Registry::start(Options::default()).await.unwrap();
-    let image = |registry: &Registry, float: &str| {
-        let new = ImageSpec::new(Shape::Oci, float);
-        let new = registry.seed_spec("src", float, &new).unwrap();
-        let host = registry.host();
-        spec(&[(&format!("{host}/src@{new}"), &format!("{host}/ci:{float}"))])
-    };
-    let down = registry.add_rule(Rule {
-        matcher: Matcher::default(),
-        when: When::Always,
-        left: None,
-        action: Action::page(503),
-    });
-    let plain = [&registry, &other].map(|registry| format!("--plain-http={}", registry.host()));
-    let most = format!("--max-active-requests-per-namespace={ASKING}");
-    let _controller = stage.controller_through(&kubeconfig, &[&plain[0], &plain[1], &most]);
-    let name = |n: usize| format!("r{n}");
-    let waits = |status: &PromotionRequestStatus| {
-        let mut conditions = status.conditions.iter();
-        conditions.any(|c| c.type_ == "Progressing" && c.reason == "RegistryUnavailable")
-    };
+    let two = Two::start("down", Matcher::default()).await;
     for n in 0..DOWN {
-        stage.create(&name(n), &image(&registry, &name(n))).await;
-        if n == 0 {
-            stage.until(&name(n), PATIENCE, waits).await;
-        }
-    }
-    for n in 0..DOWN {
-        stage.until(&name(n), PATIENCE, waits).await;
+        two.waits(&name_of(n), &["RegistryUnavailable"]).await;
     }
     // Whoever finds out that it is still down tells nobody what they do not know.
     let begun = Timestamp::now();
-    let before = registry.count(&Matcher::default());
-    let waited = Instant::now();
-    while registry.count(&Matcher::default()) < before + 2 {
+    let asked = || two.down.count(&Matcher::default());
+    let (before, waited) = (asked(), Instant::now());
+    while asked() < before + 2 {
         assert!(waited.elapsed() < PATIENCE, "nobody asks whether it is up");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    stage.create("newcomer", &image(&other, "f")).await;
-    assert_eq!(phase(&stage.finished("newcomer", PATIENCE).await), "Posted");
-    // The log tells it in order: what they asked before is there.
-    let asked: Vec<_> = stage.plane.audited().unwrap();
-    let asked = asked.iter().filter(|request| {
-        request.user() == user && request.received >= begun && request.name().starts_with('r')
+    // The log tells in order: what they asked before this is there.
+    two.create(&two.well, "first").await;
+    two.posted("first").await;
+    let mut audited = two.stage.plane.audited().unwrap();
+    audited.retain(|request| {
+        let waits = request.name().starts_with('r');
+        request.user() == two.user && request.received >= begun && waits
     });
-    let asked: Vec<_> = asked
-        .map(|r| (r.verb.clone(), r.name().to_owned()))
-        .collect();
-    assert!(asked.is_empty(), "{asked:?}");
-    // It answers again: all go on.
-    registry.remove_rule(down);
+    assert!(audited.is_empty(), "{audited:?}");
+    two.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_at_work_on_a_registry_that_is_down_hold_up_none_on_another() {
+    let manifests = Matcher {
+        kind: Some(RequestKind::Manifest),
+        ..Matcher::default()
+    };
+    let two = Two::start("at-work", manifests).await;
     for n in 0..DOWN {
-        assert_eq!(phase(&stage.finished(&name(n), PATIENCE).await), "Posted");
+        two.waits(&name_of(n), &["RegistryUnavailable", "Queued"])
+            .await;
     }
+    let begun = two.stage.list().await;
+    let begun = begun.iter().filter(|object| {
+        let status = object.status.as_ref();
+        status.is_some_and(|status| status.start_time.is_some())
+    });
+    assert_eq!(begun.count(), LIMIT);
+    two.end().await;
 }
