@@ -32,8 +32,7 @@ const SOON: Duration = Duration::from_secs(1);
 /// Why a request waits that is being checked for the first time.
 pub const CHECKING_PUSH: &str = "checking push permission";
 /// Why a request waits that is not checked yet.
-const CHECKING_OTHERS: &str =
-    "older requests of this namespace are checked first (--max-active-requests-per-namespace)";
+const CHECKING_OTHERS: &str = "older requests of this namespace are checked first";
 
 impl<S: Store> Engine<S> {
     /// Finds out whether a request may run, and claims its floats if it may begin. Gives what it acts with, if it may act.

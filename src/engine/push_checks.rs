@@ -9,11 +9,12 @@ use std::sync::Arc;
 use crate::machine::claims::Uid;
 use crate::machine::pool::Pool;
 
+/// At once, of each pool: more than a registry answers at a time.
+const MOST: usize = 64;
+
 /// The checks that run, and who waits for one.
 #[derive(Default)]
 pub(super) struct PushChecks {
-    /// At once, of each pool; 0: any number.
-    most: usize,
     pools: HashMap<Arc<Pool>, Checked>,
     /// Where each request is.
     places: HashMap<Uid, Place>,
@@ -32,21 +33,14 @@ struct Place {
 }
 
 impl PushChecks {
-    pub fn new(most: usize) -> Self {
-        Self {
-            most,
-            ..Self::default()
-        }
-    }
-
     /// Whether the check of a request may begin; if not, it waits from now on.
     pub fn begin(&mut self, pool: &Arc<Pool>, uid: &str, order: u64) -> bool {
         // Before an order is recorded it may change.
         self.end(uid);
         let checked = self.pools.entry(Arc::clone(pool)).or_default();
         let own = (order, uid.to_owned());
-        let before = checked.queue.range(..&own).take(self.most).count();
-        let begins = self.most == 0 || checked.running + before < self.most;
+        let before = checked.queue.range(..&own).take(MOST).count();
+        let begins = checked.running + before < MOST;
         if begins {
             checked.running += 1;
         } else {
@@ -86,7 +80,7 @@ impl PushChecks {
     pub fn next(&self, pool: &Pool) -> Option<&Uid> {
         let checked = self.pools.get(pool)?;
         let first = checked.queue.first().map(|(_, uid)| uid);
-        first.filter(|_| checked.running < self.most)
+        first.filter(|_| checked.running < MOST)
     }
 }
 
@@ -103,34 +97,34 @@ mod tests {
 
     #[test]
     fn so_many_are_checked_at_once_and_the_oldest_first() {
-        let mut push_checks = PushChecks::new(2);
+        let mut push_checks = PushChecks::default();
         let a = pool("a", "down.example");
-        let begin = |push_checks: &mut PushChecks, order: u64| {
-            push_checks.begin(&a, &order.to_string(), order)
+        let begin = |push_checks: &mut PushChecks, order: usize| {
+            push_checks.begin(&a, &order.to_string(), order as u64)
         };
-        assert!(begin(&mut push_checks, 1) && begin(&mut push_checks, 5));
+        let [first, last] = [100, 100 + MOST - 1];
+        assert!((first..=last).all(|order| begin(&mut push_checks, order)));
         assert!(!begin(&mut push_checks, 7) && !begin(&mut push_checks, 6));
-        for (n, apart) in [pool("b", "down.example"), pool("a", "up.example")]
-            .iter()
-            .enumerate()
-        {
-            assert!(push_checks.begin(apart, &format!("apart {n}"), 8));
-            push_checks.end(&format!("apart {n}"));
+        for apart in [pool("b", "down.example"), pool("a", "up.example")] {
+            assert!(push_checks.begin(&apart, "apart", 8));
+            push_checks.end("apart");
         }
         assert_eq!(push_checks.next(&a), None);
-        push_checks.end("1");
+        push_checks.end(&first.to_string());
         assert_eq!(push_checks.next(&a).map(String::as_str), Some("6"));
         assert!(!begin(&mut push_checks, 7), "not before the older one");
-        assert_eq!(push_checks.withdraw("5"), None, "it is being checked");
+        let checked = last.to_string();
+        assert_eq!(push_checks.withdraw(&checked), None, "it is being checked");
         assert!(begin(&mut push_checks, 6));
         assert_eq!(push_checks.next(&a), None);
         // One that withdraws lets the next begin.
         assert!(!begin(&mut push_checks, 9));
         assert_eq!(push_checks.withdraw("7"), Some(Arc::clone(&a)));
-        push_checks.end("5");
+        push_checks.end(&checked);
         assert_eq!(push_checks.next(&a).map(String::as_str), Some("9"));
-        push_checks.end("9");
-        push_checks.end("6");
+        for order in (first..=last).chain([6, 9]) {
+            push_checks.end(&order.to_string());
+        }
         assert!(push_checks.pools.is_empty() && push_checks.places.is_empty());
     }
 }

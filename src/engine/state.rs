@@ -43,7 +43,7 @@ pub(super) type Known = coordinator::Known<Instant, RequestStats, Kept>;
 /// Everything in memory.
 pub(super) struct State {
     pub coordinator: Coordinator,
-    /// Which requests are checked for push permission, up to the limit of each pool.
+    /// Which requests are checked for push permission, some of each pool.
     pub push_checks: PushChecks,
     /// The requests whose Secret is missing, and how often it was by now, by namespace.
     missing: HashMap<String, Missing>,
@@ -203,7 +203,7 @@ impl State {
     pub fn new(namespace_max: usize) -> Self {
         Self {
             coordinator: Coordinator::new(namespace_max),
-            push_checks: PushChecks::new(namespace_max),
+            push_checks: PushChecks::default(),
             missing: HashMap::new(),
             turns: Turns::new(),
             referencing: HashSet::new(),

@@ -153,8 +153,8 @@ async fn a_request_that_only_waits_is_saved_once_whatever_ends_before_it() {
     }
 }
 
-/// Requests on a registry that is down, and the limit of their namespace.
-const DOWN: usize = 30;
+/// Requests on a registry that is down, more than are checked at once, and the limit of their namespace.
+const DOWN: usize = 80;
 const LIMIT: usize = 4;
 
 /// A registry that answers 503 to some of what it is asked, and one that is well.
