@@ -247,7 +247,7 @@ async fn requests_that_wait_for_a_registry_that_is_down_ask_the_api_server_nothi
     let begun = Timestamp::now();
     let asked = || two.down.count(&Matcher::default());
     let (before, waited) = (asked(), Instant::now());
-    while asked() < before + 2 {
+    while asked() == before {
         assert!(waited.elapsed() < PATIENCE, "nobody asks whether it is up");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
