@@ -254,6 +254,7 @@ impl<C> Backlog<C> {
                 name: shelved.key.to_string(),
                 order: shelved.order,
                 shares,
+                registries: shelved.pool.registries.clone(),
                 together: shelved.together,
                 started: false,
                 suspended: shelved.suspended,

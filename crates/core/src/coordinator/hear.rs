@@ -73,7 +73,8 @@ impl<T: Time, C: Clone, R: Default, O> Coordinator<T, C, R, O> {
         }
         let shelved = shelved.map(|shelved| Arc::clone(&shelved.pool));
         let is_new = shelved.is_none();
-        let pool = shelved.unwrap_or_else(|| self.pools.join(&key.namespace, contender.floats()));
+        let pool =
+            shelved.unwrap_or_else(|| self.pools.join(&key.namespace, &contender.registries));
         let readable = contender.standing != Standing::Unreadable;
         if readable && self.backlog.takes(&pool, &contender) {
             if is_new {

@@ -34,6 +34,7 @@ fn a_request_with_a_tombstone_does_not_contend_again_for_who_read_it_before() {
             at_gate: false,
             frozen: false,
         }],
+        registries: "quay.io".into(),
         together: true,
         started: false,
         suspended: false,
@@ -70,6 +71,7 @@ fn request(namespace: &str, order: u64, floats: usize) -> (Key, Contender) {
         name: key.to_string(),
         order,
         shares: (0..floats).map(share).collect(),
+        registries: "quay.io".into(),
         together: true,
         started: false,
         suspended: false,
@@ -138,9 +140,7 @@ fn those_on_one_registry_take_no_room_and_no_place_of_those_on_another() {
     }
     assert!(state.backlog.beyond(&full[20].1.uid).is_some());
     let mut apart = request("ci", 100, 250);
-    for (n, share) in apart.1.shares.iter_mut().enumerate() {
-        share.float = format!("other.example/ci:{n}").parse().unwrap();
-    }
+    apart.1.registries = "other.example".into();
     note(&mut state, &apart, 1);
     let admitted = |state: &mut State, (_, contender): &(Key, Contender)| {
         let known = &state.known[&contender.uid];

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use std::time::Duration;
 
+use super::pool::registries;
 use super::{Latch, Mode, Request};
 use crate::image::Float;
 
@@ -42,6 +43,8 @@ pub struct Contender {
     pub order: u64,
     /// Its images' floats.
     pub shares: Vec<Share>,
+    /// The registries it names, [as a pool has them](registries).
+    pub registries: String,
     /// Whether its floats move together: then it is superseded as a whole.
     pub together: bool,
     /// It claimed its floats once.
@@ -319,6 +322,8 @@ impl Contender {
             frozen: request.is_frozen(index),
         };
         let shares: Vec<Share> = shares.map(share).collect();
+        let repositories = request.spec.images.iter();
+        let repositories = repositories.flat_map(|i| [&i.source.repository, i.float.repository()]);
         let mut open = shares.iter().filter(|share| !share.finished).peekable();
         let frozen = open.peek().is_some() && open.all(|share| share.frozen);
         Self {
@@ -326,6 +331,7 @@ impl Contender {
             name: name.into(),
             order,
             shares,
+            registries: registries(repositories),
             together: request.spec.latch == Latch::Together,
             started: request.status.started.is_some(),
             suspended: request.spec.suspend || frozen,
@@ -352,6 +358,7 @@ impl Contender {
             ),
             order,
             shares: floats.iter().map(share).collect(),
+            registries: registries(floats.iter().map(Float::repository)),
             together: true,
             started,
             suspended: false,
@@ -419,6 +426,7 @@ mod tests {
             name: format!("ci/r{order}"),
             order,
             shares: floats.iter().map(share).collect(),
+            registries: "quay.io".into(),
             together: true,
             started: false,
             suspended: false,

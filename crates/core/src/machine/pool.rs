@@ -1,26 +1,26 @@
-//! Which requests are counted together: those of a namespace whose floats are on the same registries.
+//! Which requests are counted together: those of a namespace that name the same registries, as sources or for their floats.
 //!
 //! A registry that is down keeps what waits for it, and may do so for hours. With one count for a namespace it would fill that, and hold up
 //! what the namespace promotes elsewhere.
 //!
-//! Names of registries are free, and so would be pools. Guaranteed: a namespace has at most [`POOLS_MAX`] pools of its registries, and
-//! one for all others.
+//! Names of registries are free, and so would be pools. Guaranteed: a namespace has at most [`POOLS_MAX`] pools of registries, and one for
+//! all others.
 
 use std::collections::BTreeMap;
 use std::ops::Bound::{Included, Unbounded};
 use std::sync::Arc;
 
-use crate::image::Float;
+use crate::image::Repository;
 
 /// Pools of a namespace, beside the one for all other registries.
-const POOLS_MAX: usize = 4;
+const POOLS_MAX: usize = 8;
 
 /// What is counted together.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pool {
     /// The namespace.
     pub namespace: String,
-    /// The registries, sorted and with commas between them; empty: all that have no pool of their own, and none.
+    /// The registries, as [`registries`] names them; empty: all that have no pool of their own.
     pub registries: String,
 }
 
@@ -28,33 +28,33 @@ pub struct Pool {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Pools(BTreeMap<Arc<Pool>, usize>);
 
+/// The registries of these repositories, sorted and with commas between them.
+pub fn registries<'a>(repositories: impl Iterator<Item = &'a Repository>) -> String {
+    let mut hosts: Vec<_> = repositories.map(Repository::host).collect();
+    hosts.sort_unstable();
+    hosts.dedup();
+    hosts.join(",")
+}
+
 impl Pool {
     /// How messages name it.
     #[must_use]
     pub fn place(&self) -> String {
         match &*self.registries {
             "" => "this namespace".into(),
-            registries => format!("this namespace on {registries}"),
+            registries => format!("this namespace for {registries}"),
         }
     }
 }
 
 impl Pools {
-    /// A request with these floats comes. It stays in its pool until it leaves.
-    pub fn join<'a>(
-        &mut self,
-        namespace: &str,
-        floats: impl Iterator<Item = &'a Float>,
-    ) -> Arc<Pool> {
-        let mut hosts: Vec<_> = floats.map(|float| float.repository().host()).collect();
-        hosts.sort_unstable();
-        hosts.dedup();
-        let pool = |registries| Pool {
+    /// A request that names these registries comes. It stays in its pool until it leaves.
+    pub fn join(&mut self, namespace: &str, registries: &str) -> Arc<Pool> {
+        let pool = |registries: &str| Pool {
             namespace: namespace.to_owned(),
-            registries,
+            registries: registries.to_owned(),
         };
-        let shared = pool(String::new());
-        let own = pool(hosts.join(","));
+        let (shared, own) = (pool(""), pool(registries));
         let all = (Included(&shared), Unbounded);
         let others = self.0.range::<Pool, _>(all).map(|(pool, _)| pool);
         let others = others.take_while(|pool| pool.namespace == namespace);
@@ -87,9 +87,9 @@ mod tests {
     use super::*;
 
     fn join(pools: &mut Pools, hosts: &[&str]) -> Arc<Pool> {
-        let floats = hosts.iter().map(|host| format!("{host}/ci:f").parse());
-        let floats: Vec<Float> = floats.map(Result::unwrap).collect();
-        pools.join("a", floats.iter())
+        let repositories = hosts.iter().map(|host| format!("{host}/ci").parse());
+        let repositories: Vec<Repository> = repositories.map(Result::unwrap).collect();
+        pools.join("a", &registries(repositories.iter()))
     }
 
     #[test]
@@ -100,25 +100,19 @@ mod tests {
         assert_eq!(join(&mut pools, &["b.example", "quay.io"]), both);
         let quay = join(&mut pools, &["quay.io"]);
         assert_ne!(quay, both);
-        join(&mut pools, &["1.example"]);
-        join(&mut pools, &["2.example"]);
-        let shared = ["3.example", "4.example"].map(|host| join(&mut pools, &[host]));
-        assert_eq!(shared[0].registries, "");
-        assert_eq!(shared[1], shared[0]);
+        let hosts: Vec<_> = (0..POOLS_MAX).map(|n| format!("{n}.example")).collect();
+        let all: Vec<_> = hosts.iter().map(|host| join(&mut pools, &[host])).collect();
+        let own = |pool: &&Arc<Pool>| !pool.registries.is_empty();
+        assert_eq!(all.iter().filter(own).count(), POOLS_MAX - 2);
+        assert_eq!(all[POOLS_MAX - 1], all[POOLS_MAX - 2]);
         assert_eq!(join(&mut pools, &["quay.io"]), quay);
         // A pool without members makes room.
         pools.leave(&both);
         pools.leave(&both);
-        let third = join(&mut pools, &["3.example"]);
-        assert_eq!(third.registries, "3.example");
-        let all = [&quay, &quay, &shared[0], &shared[1], &third];
-        for pool in all {
+        let late = join(&mut pools, &["late.example"]);
+        assert_eq!(late.registries, "late.example");
+        for pool in all.iter().chain([&quay, &quay, &late]) {
             pools.leave(pool);
-        }
-        for host in ["1.example", "2.example"] {
-            let pool = join(&mut pools, &[host]);
-            pools.leave(&pool);
-            pools.leave(&pool);
         }
         assert_eq!(pools, Pools::default());
     }
