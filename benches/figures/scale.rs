@@ -47,6 +47,8 @@ const SWEEP_RATE: usize = 4;
 pub const PATIENCE: Duration = Duration::from_mins(20);
 /// Objects created at once.
 pub const AT_ONCE: usize = 32;
+/// How long blobs are slow.
+const SLOW: Duration = Duration::from_mins(1);
 /// How long the controller is watched where it cannot come to an end.
 const WATCHED: Duration = Duration::from_mins(2);
 
@@ -85,8 +87,8 @@ enum Load {
     Free,
     /// The same, watched: `perf` takes most of a core.
     Watched,
-    /// Sources are in another registry, and the floats' registry does not take blobs before as many copies wait for it as begin at
-    /// all, and the others behind them.
+    /// Sources are in another registry, and for a while the floats' registry takes so long for each answer about a blob that as many
+    /// copies wait for it as begin at all, and the others behind them.
     Stalled,
     /// The default pacing, to the end.
     Paced,
@@ -99,7 +101,9 @@ impl Load {
         match self {
             Self::Free => "no pacing",
             Self::Watched => "no pacing, watched",
-            Self::Stalled => "a registry that stands still while all are to be copied to it",
+            Self::Stalled => {
+                "copied to a registry that takes 5 s for each blob request of the first minute"
+            }
             Self::Paced => "the default pacing",
             Self::Waiting => "the default pacing, the first minutes",
         }
@@ -272,20 +276,12 @@ impl Ground {
         });
         let begun = Timestamp::now();
         let clock = Instant::now();
-        let held =
-            (load == Load::Stalled).then(|| sources.add_rule(delayed(RequestKind::Manifest)));
+        if load == Load::Stalled {
+            floats.add_rule(slow_blobs());
+        }
         create(&stage, &wanted).await;
-        if let Some(held) = held {
-            let looked = requests * FLOATS;
-            until(|| asked(&floats, RequestKind::Manifest) >= looked).await;
-            floats.add_rule(delayed(RequestKind::Blob));
-            sources.remove_rule(held);
-            // Until no further copy begins.
-            let mut begun = 0;
-            while asked(&sources, RequestKind::Manifest) > begun {
-                begun = asked(&sources, RequestKind::Manifest);
-                tokio::time::sleep(Duration::from_secs(10)).await;
-            }
+        if load == Load::Stalled {
+            tokio::time::sleep(SLOW).await;
             floats.clear_rules();
         }
         let took = if load == Load::Waiting {
@@ -389,29 +385,15 @@ pub async fn create(stage: &Stage, wanted: &[Wanted]) {
     created.buffer_unordered(AT_ONCE).count().await;
 }
 
-/// Every answer takes so long that none comes before the rule is taken away.
-fn delayed(kind: RequestKind) -> Rule {
+fn slow_blobs() -> Rule {
     Rule {
         matcher: Matcher {
-            kind: Some(kind),
+            kind: Some(RequestKind::Blob),
             ..Matcher::default()
         },
         when: When::Always,
         left: None,
         action: Action::Delay { ms: 5_000 },
-    }
-}
-
-fn asked(registry: &Registry, kind: RequestKind) -> usize {
-    let count = registry.counts().get(&kind).copied().unwrap_or_default();
-    usize::try_from(count).unwrap()
-}
-
-async fn until(mut met: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !met() {
-        assert!(begun.elapsed() < PATIENCE, "it does not come to it");
-        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
