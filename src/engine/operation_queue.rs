@@ -10,8 +10,9 @@
 //! that was served least goes first, of it the operation whose [`Turn`] is the least; who has left takes nothing.
 //!
 //! Queues are as many as there are names of registries, and names are free. So there is a bound on all queues together, [`QUEUES`] times
-//! what one namespace may have in one queue. Of it a [`Pool`] never takes the last part, nor a namespace of a queue: each of `n` that
-//! are there has at most one of `n + 1` equal parts, so that the next to come finds room.
+//! what one namespace may have in one queue. Of it, as of a queue, a namespace never takes the last part: each of `n` namespaces that
+//! are there has at most one of `n + 1` equal parts, so that the next to come finds room. Of its part in turn a [`Pool`] takes no more
+//! than it leaves free.
 //!
 //! To wait, to be granted, to give back and to leave look at the operations of that request and, in O(log n), at who goes first: never at
 //! all who wait.
@@ -80,14 +81,22 @@ struct All {
     queues: HashMap<QueueKey, Queue>,
     waiters: u64,
     running: usize,
-    pools: HashMap<Arc<Pool>, Load>,
-    /// Those that the bound on all queues holds up, by how many run.
+    namespaces: HashMap<String, Load>,
+    /// The pools that the bound on all queues holds up, by how many of each run and how many of its namespace.
     held_up: BTreeSet<(usize, Arc<Pool>)>,
+}
+
+/// What a namespace has in all queues.
+#[derive(Default)]
+struct Load {
+    running: usize,
+    /// A few, however many registries it names.
+    pools: HashMap<Arc<Pool>, PoolLoad>,
 }
 
 /// What a pool has in all queues.
 #[derive(Default)]
-struct Load {
+struct PoolLoad {
     running: usize,
     waiting: usize,
     /// The queues in which the bound on all queues holds it up.
@@ -149,7 +158,7 @@ impl OperationQueue {
                 queues: HashMap::new(),
                 waiters: 0,
                 running: 0,
-                pools: HashMap::new(),
+                namespaces: HashMap::new(),
                 held_up: BTreeSet::new(),
             })),
         }
@@ -256,9 +265,9 @@ impl All {
     /// Whether one more of a pool may run in all.
     fn has_room(&self, pool: &Pool) -> bool {
         let most = self.most() * QUEUES;
-        let part = most / (self.pools.len() + 1);
-        let load = self.pools.get(pool);
-        self.running < most && load.is_none_or(|load| load.running < part.max(1))
+        let part = most / (self.namespaces.len() + 1);
+        let load = self.namespaces.get(&pool.namespace);
+        self.running < most && load.is_none_or(|load| load.running_with(pool) < part.max(1))
     }
 
     /// Grants what can be granted in a queue.
@@ -319,19 +328,21 @@ impl All {
     }
 
     /// Changes what a pool has in all queues.
-    fn change(&mut self, pool: &Arc<Pool>, change: impl FnOnce(&mut Load)) {
-        let load = self.pools.entry(Arc::clone(pool)).or_default();
-        let before = (load.running, !load.held_up.is_empty());
-        change(load);
-        let after = (load.running, !load.held_up.is_empty());
-        if load.waiting + load.running == 0 && !after.1 {
-            self.pools.remove(pool);
+    fn change(&mut self, pool: &Arc<Pool>, change: impl FnOnce(&mut PoolLoad)) {
+        let load = self.namespaces.entry(pool.namespace.clone()).or_default();
+        for held_up in load.held_up() {
+            self.held_up.remove(&held_up);
         }
-        if before != after {
-            self.held_up.remove(&(before.0, Arc::clone(pool)));
-            if after.1 {
-                self.held_up.insert((after.0, Arc::clone(pool)));
-            }
+        let of = load.pools.entry(Arc::clone(pool)).or_default();
+        load.running -= of.running;
+        change(of);
+        load.running += of.running;
+        if of.running + of.waiting == 0 && of.held_up.is_empty() {
+            load.pools.remove(pool);
+        }
+        self.held_up.extend(load.held_up());
+        if load.pools.is_empty() {
+            self.namespaces.remove(&pool.namespace);
         }
     }
 
@@ -344,6 +355,22 @@ impl All {
         if queue.namespaces.is_empty() {
             self.queues.remove(key);
         }
+    }
+}
+
+// === impl Load ===
+
+impl Load {
+    /// How many of a pool run and how many of its namespace: what is compared with the namespace's part.
+    fn running_with(&self, pool: &Pool) -> usize {
+        let of = self.pools.get(pool).map_or(0, |of| of.running);
+        self.running + of
+    }
+
+    /// The pools that the bound on all queues holds up, as they are listed.
+    fn held_up(&self) -> impl Iterator<Item = (usize, Arc<Pool>)> {
+        let held_up = self.pools.iter().filter(|(_, of)| !of.held_up.is_empty());
+        held_up.map(|(pool, of)| (self.running + of.running, Arc::clone(pool)))
     }
 }
 
@@ -597,7 +624,7 @@ mod tests {
     impl All {
         fn is_empty(&self) -> bool {
             self.queues.is_empty()
-                && self.pools.is_empty()
+                && self.namespaces.is_empty()
                 && self.held_up.is_empty()
                 && self.running == 0
         }
@@ -699,7 +726,7 @@ mod tests {
             .map(|(key, name)| Operations::launch(&queues, key, name, 1))
             .collect();
         let running = down.iter_mut().map(Operations::running).sum::<usize>();
-        assert_eq!(running, 32);
+        assert_eq!(running, 16);
         let well = key_to("well.example", "b0", Step::Stage);
         let mut well = Operations::launch(&queues, &well, "ci/well", 10);
         assert_eq!(well.running(), 4);
@@ -712,7 +739,13 @@ mod tests {
         let queues = OperationQueue::new(1);
         // Sixteen in each key, were there no bound on all.
         let keys: Vec<QueueKey> = (0..40)
-            .map(|n| key(&format!("r{n}"), Step::Stage))
+            .map(|n| {
+                key_to(
+                    &format!("f{}.example", n % 9),
+                    &format!("r{n}"),
+                    Step::Stage,
+                )
+            })
             .collect();
         let names: Vec<String> = (0..40).map(|n| format!("evil/{n}")).collect();
         let mut evil: Vec<_> = keys
