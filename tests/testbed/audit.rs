@@ -104,5 +104,7 @@ rules:
     Ok(vec![
         format!("--audit-policy-file={}", policy.display()),
         format!("--audit-log-path={}", directory.join(LOG).display()),
+        // In MB: it is read as one file.
+        "--audit-log-maxsize=100000".into(),
     ])
 }
