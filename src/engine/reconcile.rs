@@ -437,7 +437,11 @@ impl<S: Store> Engine<S> {
     async fn leave_alone(&self, key: &Key, found: &Unreadable) {
         self.observe_unreadable(found);
         let uid = found.metadata.uid.as_deref().unwrap_or_default();
-        self.with(|state| state.coordinator.withdraw(uid));
+        // Those behind it in a queue go on.
+        self.with(|state| {
+            state.coordinator.withdraw(uid);
+            state.end_push_check(uid);
+        });
         let news = {
             let mut state = self.lock();
             let Some(known) = state.known(uid) else {
