@@ -37,12 +37,14 @@ pub fn registries<'a>(repositories: impl Iterator<Item = &'a Repository>) -> Str
 }
 
 impl Pool {
-    /// How messages name it.
+    /// How messages name it: short, also where it has hundreds of registries.
     #[must_use]
     pub fn place(&self) -> String {
-        match &*self.registries {
-            "" => "this namespace".into(),
-            registries => format!("this namespace for {registries}"),
+        let mut hosts = self.registries.split(',');
+        match (hosts.next().unwrap_or_default(), hosts.count()) {
+            ("", _) => "this namespace".into(),
+            (host, 0) => format!("this namespace for {host}"),
+            (host, more) => format!("this namespace for {host} and {more} more"),
         }
     }
 }
@@ -97,6 +99,7 @@ mod tests {
         let mut pools = Pools::default();
         let both = join(&mut pools, &["quay.io", "b.example", "quay.io"]);
         assert_eq!(both.registries, "b.example,quay.io");
+        assert_eq!(both.place(), "this namespace for b.example and 1 more");
         assert_eq!(join(&mut pools, &["b.example", "quay.io"]), both);
         let quay = join(&mut pools, &["quay.io"]);
         assert_ne!(quay, both);
