@@ -218,10 +218,7 @@ mod tests {
     }
 
     fn on(registry: &str) -> Arc<Pool> {
-        Arc::new(Pool {
-            namespace: NAMESPACE.into(),
-            registries: registry.into(),
-        })
+        Arc::new(Pool::new(NAMESPACE, registry))
     }
 
     /// A request of so many images, each of which takes its steps one after another.

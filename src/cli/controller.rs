@@ -47,7 +47,8 @@ pub(super) struct ControllerArgs {
     /// The controller's own credentials, a dockerconfigjson, reloaded when it changes [default: it has none].
     #[arg(long, value_name = "FILE")]
     registry_config: Option<PathBuf>,
-    /// How many requests of a namespace may be active at once for the same registries, and as many plans; the others wait in order. 0: no limit.
+    /// How many requests of a namespace may be active at once for the same registries, and as many plans; the others wait in order. 0: no
+    /// limit.
     #[arg(long, value_name = "N", default_value_t = 200)]
     max_active_requests_per_namespace: u32,
     /// Set tags of image streams in this namespace, where requests name them and a rule of --policy grants them (repeatable).

@@ -615,10 +615,7 @@ mod tests {
     /// A request is named `NAMESPACE/NAME`, or is of the one that all others are of.
     fn pool(uid: &str, registries: &str) -> Arc<Pool> {
         let namespace = uid.split_once('/').map_or("ci", |(namespace, _)| namespace);
-        Arc::new(Pool {
-            namespace: namespace.to_owned(),
-            registries: registries.to_owned(),
-        })
+        Arc::new(Pool::new(namespace, registries))
     }
 
     impl All {

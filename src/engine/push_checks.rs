@@ -89,10 +89,7 @@ mod tests {
     use super::*;
 
     fn pool(namespace: &str, registries: &str) -> Arc<Pool> {
-        Arc::new(Pool {
-            namespace: namespace.to_owned(),
-            registries: registries.to_owned(),
-        })
+        Arc::new(Pool::new(namespace, registries))
     }
 
     #[test]

@@ -150,10 +150,7 @@ impl Played {
         });
         let (key, uid) = (
             QuotaKey {
-                pool: Arc::new(Pool {
-                    namespace: asked.namespace.to_string(),
-                    registries: "quay.io".into(),
-                }),
+                pool: Arc::new(Pool::new(&asked.namespace.to_string(), "quay.io")),
                 plans: false,
             },
             order.to_string(),

@@ -321,10 +321,7 @@ impl World {
 
     async fn play(limited: bool, spoken: Protocol, seed: u64) -> Figures {
         let world = Arc::new(Self::new(limited, spoken, seed));
-        let pool = Arc::new(Pool {
-            namespace: "team".into(),
-            registries: "quay.io".into(),
-        });
+        let pool = Arc::new(Pool::new("team", "quay.io"));
         let request = Request::new(&world, &pool, "request", FLOATS, true);
         join_all((0..FLOATS).map(|_| request.float())).await;
         let sent = [0, 1].map(|protocol: usize| f64::from(world.sent[protocol].load(Relaxed)));

@@ -37,6 +37,15 @@ pub fn registries<'a>(repositories: impl Iterator<Item = &'a Repository>) -> Str
 }
 
 impl Pool {
+    /// Of a namespace, for these registries.
+    #[must_use]
+    pub fn new(namespace: &str, registries: &str) -> Self {
+        Self {
+            namespace: namespace.to_owned(),
+            registries: registries.to_owned(),
+        }
+    }
+
     /// How messages name it: short, also where it has hundreds of registries.
     #[must_use]
     pub fn place(&self) -> String {
@@ -52,11 +61,7 @@ impl Pool {
 impl Pools {
     /// A request that names these registries comes. It stays in its pool until it leaves.
     pub fn join(&mut self, namespace: &str, registries: &str) -> Arc<Pool> {
-        let pool = |registries: &str| Pool {
-            namespace: namespace.to_owned(),
-            registries: registries.to_owned(),
-        };
-        let (shared, own) = (pool(""), pool(registries));
+        let [shared, own] = ["", registries].map(|registries| Pool::new(namespace, registries));
         let all = (Included(&shared), Unbounded);
         let others = self.0.range::<Pool, _>(all).map(|(pool, _)| pool);
         let others = others.take_while(|pool| pool.namespace == namespace);

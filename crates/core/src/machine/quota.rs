@@ -2,7 +2,7 @@
 //!
 //! A request counts from when it begins until it holds nothing any more. Over the limit, the others wait and are called in the order
 //! of their creation. A waiting request may not begin, so it does not block other namespaces: a newer request on its float supersedes
-//! it, as it would a suspended one. Newer requests of its own namespace wait behind it.
+//! it, as it would a suspended one. Newer requests of its own pool wait behind it.
 //!
 //! Guaranteed: at most that many are admitted; a request that was called keeps its place until it is admitted or withdraws; as soon as
 //! one may begin, the first in the queue is called.
@@ -195,10 +195,7 @@ mod tests {
 
     fn key(namespace: &str) -> QuotaKey {
         QuotaKey {
-            pool: Arc::new(Pool {
-                namespace: namespace.into(),
-                registries: "quay.io".into(),
-            }),
+            pool: Arc::new(Pool::new(namespace, "quay.io")),
             plans: false,
         }
     }
